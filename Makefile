@@ -1,0 +1,52 @@
+# make demo: set up and run the main job. make test: set up and run the whole suite. Nothing is done twice.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(abspath $(VENV)/bin)
+NATIVE := $(shell find csrc cmake tests/native -type f) CMakeLists.txt setup.py
+
+.PHONY: demo test bench lint format sanitize setup clean
+.DEFAULT_GOAL := demo
+
+demo: setup
+	$(BIN)/python -m pykernels demo
+
+test: setup
+	cd build/cmake-* && PATH=$(BIN):$$PATH ctest --output-on-failure
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python -m pytest bench --benchmark-only
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/native -name '*.h' -o -name '*.cpp')
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(shell find csrc tests/native -name '*.h' -o -name '*.cpp')
+
+# The kernels and their native tests under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: setup
+	PATH=$(BIN):$$PATH cmake -S . -B build/sanitize -G Ninja -DPK_PYTHON=OFF -DPK_SANITIZE=ON
+	PATH=$(BIN):$$PATH cmake --build build/sanitize
+	cd build/sanitize && PATH=$(BIN):$$PATH ctest --output-on-failure
+
+setup: $(VENV)/native.stamp
+
+# torch first and alone: asked for together with others, pip may take a newer one.
+$(VENV)/packages.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet "setuptools>=77" "cmake>=3.24" ninja "pybind11>=2.13"
+	touch $@
+
+$(VENV)/native.stamp: $(VENV)/packages.stamp $(NATIVE)
+	PATH=$(BIN):$$PATH $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[demo,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info pykernels/_native/*.so

@@ -1,0 +1,124 @@
+// ISA detection and choice. Compiled once, for the baseline.
+#include "pykernels/isa.h"
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+namespace pk {
+namespace {
+
+constexpr const char* kNames[kIsas] = {"scalar", "avx2", "avx512", "avx512_vnni"};
+
+bool detect(Isa isa) {
+#if defined(__x86_64__)
+  // libgcc's test asks cpuid and, for the wide registers, XGETBV: an OS that does not save them counts as no support.
+  switch (isa) {
+    case Isa::scalar:
+      return true;
+    case Isa::avx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    case Isa::avx512:
+      return detect(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    case Isa::avx512_vnni:
+      return detect(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
+  }
+#endif
+  return isa == Isa::scalar;
+}
+
+struct Choice {
+  Isa isa = Isa::scalar;
+  char error[256] = "";
+};
+
+bool parse(const char* name, Isa* isa) {
+  for (int i = 0; i < kIsas; ++i) {
+    if (std::strcmp(name, kNames[i]) == 0) {
+      *isa = static_cast<Isa>(i);
+      return true;
+    }
+  }
+  return false;
+}
+
+// Fills `choice`; `source` names where the request came from in the message.
+void choose(const char* name, const char* source, Choice* choice) {
+  if (name == nullptr || *name == '\0') {
+    for (int i = 0; i < kIsas; ++i) {
+      if (isa_compiled(static_cast<Isa>(i)) && isa_supported(static_cast<Isa>(i))) choice->isa = static_cast<Isa>(i);
+    }
+    return;
+  }
+  const bool known = parse(name, &choice->isa);
+  if (known && isa_compiled(choice->isa) && isa_supported(choice->isa)) return;
+  const char* why = !known                       ? "is no ISA of pykernels"
+                    : !isa_compiled(choice->isa) ? "is not compiled into this build"
+                                                 : "is not supported by this CPU";
+  int n = std::snprintf(choice->error, sizeof choice->error, "%s=%.32s: '%.32s' %s; expected one of", source, name,
+                        name, why);
+  for (int i = 0; i < kIsas; ++i) {
+    const Isa isa = static_cast<Isa>(i);
+    if (isa_compiled(isa) && isa_supported(isa)) {
+      n += std::snprintf(choice->error + n, sizeof choice->error - static_cast<size_t>(n), " %s", kNames[i]);
+    }
+  }
+}
+
+const Choice& from_environment() {
+  static const Choice choice = [] {
+    Choice c;
+    choose(std::getenv("PYKERNELS_ISA"), "PYKERNELS_ISA", &c);
+    return c;
+  }();
+  return choice;
+}
+
+std::atomic<int> forced{-1};
+
+}  // namespace
+
+const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
+
+bool isa_compiled(Isa isa) {
+#if defined(PK_X86_ISAS)
+  return static_cast<int>(isa) < kIsas;
+#else
+  return isa == Isa::scalar;
+#endif
+}
+
+bool isa_supported(Isa isa) {
+  static const bool supported[kIsas] = {detect(Isa::scalar), detect(Isa::avx2), detect(Isa::avx512),
+                                        detect(Isa::avx512_vnni)};
+  return supported[static_cast<int>(isa)];
+}
+
+Status active_isa(Isa* isa) {
+  const int f = forced.load(std::memory_order_relaxed);
+  if (f >= 0) {
+    *isa = static_cast<Isa>(f);
+    return kOk;
+  }
+  const Choice& choice = from_environment();
+  if (choice.error[0] != '\0') return {choice.error};
+  *isa = choice.isa;
+  return kOk;
+}
+
+Status force_isa(const char* name) {
+  if (name == nullptr) {
+    forced.store(-1, std::memory_order_relaxed);
+    return kOk;
+  }
+  thread_local Choice choice;
+  choice = Choice{};
+  choose(*name == '\0' ? "?" : name, "isa", &choice);
+  if (choice.error[0] != '\0') return {choice.error};
+  forced.store(static_cast<int>(choice.isa), std::memory_order_relaxed);
+  return kOk;
+}
+
+}  // namespace pk

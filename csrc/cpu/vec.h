@@ -1,0 +1,122 @@
+// Vectors of the ISA that this object is compiled for: the one file that knows intrinsics.
+//
+// Everything is built on the compiler's vector types (operators, comparisons, `mask ? a : b`), which g++ and clang
+// lower to the instructions one would write by hand: `a * b + c` becomes vfmadd, `a > b ? a : b` vmaxps, a masked
+// choice a blend. Intrinsics are left for the integer dot products, which have no operator. So the same kernels compile
+// for any width, 64 bytes included, without AVX-512: that is how the native tests run the AVX-512 tilings on any
+// machine.
+//
+// Built with -ffp-contract=fast (fused multiply-add) and without -ffast-math: NaN, infinities and -0 keep their
+// meaning. All names have internal linkage: a linker that merged an AVX-512 copy into the baseline would kill older
+// CPUs.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace pk {
+namespace PK_ISA {
+namespace {
+
+// PK_LANES: 32-bit lanes of a vector, set by cmake/isa.cmake. PK_REGISTERS: architectural vector registers.
+inline constexpr int kLanes = PK_LANES;
+inline constexpr int kRegisters = PK_REGISTERS;
+inline constexpr int kVecBytes = 4 * kLanes;
+
+using F32 = float __attribute__((vector_size(kVecBytes)));
+using I32 = int32_t __attribute__((vector_size(kVecBytes)));
+using U32 = uint32_t __attribute__((vector_size(kVecBytes)));
+using I16 = int16_t __attribute__((vector_size(kVecBytes)));           // 2 * kLanes
+using I8 = int8_t __attribute__((vector_size(kVecBytes)));             // 4 * kLanes
+using U16Half = uint16_t __attribute__((vector_size(kVecBytes / 2)));  // kLanes
+
+// Unaligned load and store of any of the types above.
+template <class V>
+inline V load(const void* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class V>
+inline void store(void* p, V v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+// The first `count` lanes; the rest reads as zero, or is not written.
+inline F32 load_partial(const float* p, int64_t count) {
+  F32 v{};
+  std::memcpy(&v, p, static_cast<size_t>(count) * sizeof(float));
+  return v;
+}
+inline void store_partial(float* p, F32 v, int64_t count) {
+  std::memcpy(p, &v, static_cast<size_t>(count) * sizeof(float));
+}
+
+// x - 0 and not 0 + x: it keeps -0.
+inline F32 broadcast(float x) { return x - F32{}; }
+inline I32 broadcast(int32_t x) { return x - I32{}; }
+
+inline F32 fma(F32 a, F32 b, F32 c) { return a * b + c; }
+
+// A NaN in the second argument comes back.
+inline F32 min(F32 a, F32 b) { return a < b ? a : b; }
+inline F32 max(F32 a, F32 b) { return a > b ? a : b; }
+
+template <class To, class From>
+inline To bit_cast(From v) {
+  static_assert(sizeof(To) == sizeof(From));
+  return reinterpret_cast<To>(v);
+}
+
+inline F32 abs(F32 x) { return bit_cast<F32>(bit_cast<I32>(x) & 0x7fffffff); }
+inline F32 to_f32(I32 x) { return __builtin_convertvector(x, F32); }
+inline I32 truncate(F32 x) { return __builtin_convertvector(x, I32); }
+
+// To nearest, ties to even, for |x| <= 2^22: adding 1.5 * 2^23 leaves no bits behind the point.
+inline F32 round(F32 x) {
+  const F32 shifted = x + 12582912.0f;
+  return shifted - 12582912.0f;
+}
+
+// bfloat16: kLanes values to and from float. Narrowing rounds to nearest even and keeps NaN (made quiet).
+inline F32 load_bf16(const uint16_t* p) { return bit_cast<F32>(__builtin_convertvector(load<U16Half>(p), U32) << 16); }
+inline U16Half to_bf16(F32 x) {
+  const U32 bits = bit_cast<U32>(x);
+  const U32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const U32 quiet = (bits >> 16) | 0x40;
+  return __builtin_convertvector(x != x ? quiet : rounded, U16Half);
+}
+inline void store_bf16(uint16_t* p, F32 x) { store(p, to_bf16(x)); }
+
+// acc[i] + a[2i] * b[2i] + a[2i+1] * b[2i+1], exact unless the sum leaves int32.
+inline I32 dot2(I32 acc, I16 a, I16 b) {
+#if defined(__AVX512BW__) && PK_LANES == 16
+  return acc + (I32)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__) && PK_LANES == 8
+  return acc + (I32)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__) && PK_LANES == 4
+  return acc + (I32)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+  const I32 x = bit_cast<I32>(a), y = bit_cast<I32>(b);
+  return acc + (x >> 16) * (y >> 16) + ((x << 16) >> 16) * ((y << 16) >> 16);
+#endif
+}
+
+// acc[i] + sum over j < 4 of a[4i+j] * b[4i+j], a unsigned and b signed bytes, exact (no 16-bit saturation).
+inline I32 dot4_u8i8(I32 acc, I8 a, I8 b) {
+#if defined(__AVX512VNNI__) && PK_LANES == 16
+  return (I32)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+#else
+  const I32 x = bit_cast<I32>(a), y = bit_cast<I32>(b);
+  for (int shift = 0; shift < 32; shift += 8) acc += ((x >> shift) & 255) * ((y << (24 - shift)) >> 24);
+  return acc;
+#endif
+}
+
+}  // namespace
+}  // namespace PK_ISA
+}  // namespace pk

@@ -1,0 +1,30 @@
+// Which instruction set the CPU kernels use: detected, compiled, chosen.
+#pragma once
+
+#include <cstdint>
+
+#include "pykernels/status.h"
+
+#define PK_API __attribute__((visibility("default")))
+
+namespace pk {
+
+// In rising order: each can run whatever the ones before it can.
+enum class Isa : int32_t { scalar, avx2, avx512, avx512_vnni };
+
+inline constexpr int kIsas = 4;
+
+PK_API const char* isa_name(Isa isa);
+
+// Was this library built with kernels for `isa`, and can this CPU and operating system run them?
+PK_API bool isa_compiled(Isa isa);
+PK_API bool isa_supported(Isa isa);
+
+// The ISA in force: the forced one, else PYKERNELS_ISA, else the best that is compiled and supported.
+// Fails if PYKERNELS_ISA names none, or one that cannot run here; the message says which can.
+PK_API Status active_isa(Isa* isa);
+
+// Forces an ISA by name for the whole process; nullptr returns to PYKERNELS_ISA or detection.
+PK_API Status force_isa(const char* name);
+
+}  // namespace pk

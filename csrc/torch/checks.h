@@ -1,0 +1,128 @@
+// Argument checks of the binding: each names the op, the argument, what was expected and what came.
+// They throw std::runtime_error, which torch's dispatcher hands to Python as RuntimeError.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "pykernels/activation.h"
+#include "pykernels/dtype.h"
+#include "pykernels/isa.h"
+#include "pykernels/parallel.h"
+#include "pykernels/status.h"
+
+namespace pk::binding {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class... Parts>
+[[noreturn]] void fail(const char* op, const char* argument, const Parts&... parts) {
+  std::ostringstream message;
+  message << "pykernels." << op << ": " << argument << ": ";
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+template <class... Parts>
+void check(bool good, const char* op, const char* argument, const Parts&... parts) {
+  if (!good) fail(op, argument, parts...);
+}
+
+inline std::string shape_of(const Tensor& t) {
+  std::ostringstream s;
+  s << '(';
+  for (int64_t i = 0; i < t.dim(); ++i) s << (i ? ", " : "") << t.size(i);
+  s << ')';
+  return s.str();
+}
+
+inline const char* dtype_name(ScalarType t) {
+  switch (t) {
+    case ScalarType::Float:
+      return "torch.float32";
+    case ScalarType::BFloat16:
+      return "torch.bfloat16";
+    case ScalarType::Half:
+      return "torch.float16";
+    case ScalarType::Double:
+      return "torch.float64";
+    case ScalarType::Char:
+      return "torch.int8";
+    case ScalarType::Byte:
+      return "torch.uint8";
+    case ScalarType::Int:
+      return "torch.int32";
+    case ScalarType::Long:
+      return "torch.int64";
+    default:
+      return "another dtype";
+  }
+}
+
+inline void check_cpu(const Tensor& t, const char* op, const char* argument) {
+  check(t.is_cpu(), op, argument, "expected a CPU tensor, got one on another device");
+}
+
+inline void check_dtype(const Tensor& t, ScalarType expected, const char* op, const char* argument) {
+  check(t.scalar_type() == expected, op, argument, "expected ", dtype_name(expected), ", got ",
+        dtype_name(t.scalar_type()));
+}
+
+inline void check_shape(const Tensor& t, const std::vector<int64_t>& expected, const char* op, const char* argument) {
+  bool good = t.dim() == static_cast<int64_t>(expected.size());
+  for (size_t i = 0; good && i < expected.size(); ++i) good = t.size(static_cast<int64_t>(i)) == expected[i];
+  if (good) return;
+  std::ostringstream s;
+  s << '(';
+  for (size_t i = 0; i < expected.size(); ++i) s << (i ? ", " : "") << expected[i];
+  s << ')';
+  fail(op, argument, "expected shape ", s.str(), ", got ", shape_of(t));
+}
+
+inline void check_status(Status status, const char* op) {
+  if (!status) throw std::runtime_error(std::string("pykernels.") + op + ": " + status.error);
+}
+
+// Refuses to run at all where PYKERNELS_ISA asks for the impossible.
+inline void check_isa(const char* op) {
+  Isa isa;
+  check_status(active_isa(&isa), op);
+}
+
+inline Activation to_activation(int64_t code, const char* op) {
+  check(code >= 0 && code < kActivations, op, "activation", "expected a code in [0, ", kActivations, "), got ", code);
+  return static_cast<Activation>(code);
+}
+
+inline DType to_dtype(ScalarType t, const char* op, const char* argument) {
+  switch (t) {
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Char:
+      return DType::i8;
+    case ScalarType::Int:
+      return DType::i32;
+    default:
+      fail(op, argument, "the CPU kernels take float32, bfloat16, int8 and int32, got ", dtype_name(t));
+  }
+}
+
+// torch's own pool.
+inline Executor torch_executor() {
+  return {static_cast<int>(torch::stable::get_num_threads()),
+          [](int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context) {
+            torch_parallel_for(begin, end, grain, body, context);
+          }};
+}
+
+}  // namespace pk::binding

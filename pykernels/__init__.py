@@ -1,0 +1,13 @@
+"""pykernels: fused kernels for PyTorch. Keep your ``nn.Module``, get the speed of a serving engine.
+
+>>> import pykernels as pk
+>>> fast = pk.optimize(model)          # same numbers, fused ops inside
+>>> print(fast.report())
+"""
+
+from pykernels import models, nn, ops
+from pykernels._backend import backend
+from pykernels.optimize import optimize
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "backend", "models", "nn", "ops", "optimize"]

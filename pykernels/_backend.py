@@ -1,0 +1,89 @@
+"""Which implementation runs an op: asked for per call or per block, or chosen."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from pykernels import _native
+
+if TYPE_CHECKING:
+    from pykernels.ops._spec import OpSpec
+
+BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
+
+_asked: contextvars.ContextVar[str] = contextvars.ContextVar("pykernels_backend", default="auto")
+_log = logging.getLogger("pykernels")
+_told: set[str] = set()
+
+
+def check_backend(name: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"pykernels: backend: expected one of {', '.join(BACKENDS)}; got {name!r}")
+    return name
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Run every op inside the block on one backend.
+
+    ``"auto"`` takes the kernels of the tensors' device and falls back to the reference, saying so once in the log.
+    Any other name is explicit: an op that cannot run there raises and says why.
+
+    >>> with pk.backend("reference"):
+    ...     y = pk.ops.conv_bn_act(x, weight)
+    """
+    token = _asked.set(check_backend(name))
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+@torch.compiler.assume_constant_result
+def _current() -> str:
+    return _asked.get()
+
+
+def choose(spec: OpSpec, device: torch.device, dtype: torch.dtype, asked: str | None = None) -> str:
+    """The backend that runs ``spec`` for tensors of ``device`` and ``dtype``: ``"cpu"`` or ``"reference"``.
+
+    Raises:
+        ValueError: ``asked`` names no backend.
+        RuntimeError: an explicit backend cannot run; the message says why.
+    """
+    asked = _current() if asked is None else check_backend(asked)
+    if asked == "reference":
+        return asked
+    wanted = device.type if asked == "auto" else asked
+    reason = _why_not(spec, wanted, device, dtype)
+    if reason is None:
+        return wanted
+    if asked == "auto":
+        _tell_once(f"{spec.name}: {reason}; using the reference")
+        return "reference"
+    raise RuntimeError(f"pykernels.{spec.name}: backend={asked!r} cannot run: {reason}")
+
+
+def _why_not(spec: OpSpec, wanted: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    if wanted not in BACKENDS:
+        return f"there are no kernels for device type {wanted!r}"
+    if spec.backends.get(wanted) is not None:
+        return spec.backends[wanted]
+    if device.type != wanted:
+        return f"its tensors are on {device.type!r}"
+    if dtype not in spec.dtypes:
+        return f"its kernels take {', '.join(map(str, spec.dtypes))}, not {dtype}"
+    return _native.error
+
+
+def _tell_once(message: str) -> None:
+    if torch.compiler.is_compiling() or message in _told:
+        return
+    _told.add(message)
+    _log.warning(message)

@@ -1,0 +1,47 @@
+"""Loads the native library once, at import, and remembers why it could not be.
+
+``error`` is None when the kernels are there. Otherwise it is one sentence that says what is missing and how to mend it;
+the reference ops go on working, and whatever needs the kernels raises it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+DIRECTORY = Path(__file__).parent
+MEND = "build it with `pip install -e . --no-build-isolation` in the source tree, or reinstall pykernels"
+
+
+def _torch_is_old() -> bool:
+    major, minor = torch.__version__.split("+")[0].split(".")[:2]
+    return (int(major), int(minor)) < (2, 11)
+
+
+def _load() -> str | None:
+    if _torch_is_old():
+        return f"pykernels needs torch >= 2.11 for its stable ABI, this is torch {torch.__version__}; upgrade torch"
+    library = DIRECTORY / "libpykernels_torch.so"
+    if not library.exists():
+        return f"the native library is not built ({library.name} is missing from {DIRECTORY}); {MEND}"
+    try:
+        torch.ops.load_library(library)
+    except OSError as problem:
+        return f"the native library is broken ({problem}); {MEND}"
+    return None
+
+
+def introspect() -> ModuleType:
+    """The pybind11 module: ISA detected, chosen, compiled; build info. RuntimeError where there is none."""
+    try:
+        return importlib.import_module("pykernels._native._introspect")
+    except ImportError as problem:
+        raise RuntimeError(
+            f"pykernels: {error or problem}; {MEND}" if error is None else f"pykernels: {error}"
+        ) from problem
+
+
+error: str | None = _load()

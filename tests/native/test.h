@@ -1,0 +1,88 @@
+// The native tests' few tools: EXPECT, a seeded generator, the ISAs to run, a pool of std::threads.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "pykernels/isa.h"
+#include "pykernels/parallel.h"
+
+namespace pk::test {
+
+inline int failures = 0;
+inline int checks = 0;
+
+#define EXPECT(condition, ...)                                    \
+  do {                                                            \
+    ++pk::test::checks;                                           \
+    if (!(condition)) {                                           \
+      ++pk::test::failures;                                       \
+      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
+      std::printf("" __VA_ARGS__);                                \
+      std::printf("\n");                                          \
+    }                                                             \
+  } while (false)
+
+// Last line of main: prints the closing line and gives the exit status; no checks at all is a failure.
+inline int finish() {
+  std::printf("%d passed, %d failed\n", checks - failures, failures);
+  return failures == 0 && checks > 0 ? 0 : 1;
+}
+
+inline std::vector<float> normal(size_t n, unsigned seed, float scale = 1.0f) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> distribution(0.0f, scale);
+  std::vector<float> v(n);
+  for (float& x : v) x = distribution(generator);
+  return v;
+}
+
+// |a - b| / |b| over the whole of two arrays, in double.
+template <class A, class B>
+double relative_l2(const std::vector<A>& a, const std::vector<B>& b) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < b.size(); ++i) {
+    const double d = static_cast<double>(a[i]) - static_cast<double>(b[i]);
+    difference += d * d;
+    norm += static_cast<double>(b[i]) * static_cast<double>(b[i]);
+  }
+  return norm > 0 ? std::sqrt(difference / norm) : std::sqrt(difference);
+}
+
+// The ISAs that this build has and this machine runs.
+inline std::vector<Isa> host_isas() {
+  std::vector<Isa> isas;
+  for (int i = 0; i < kIsas; ++i) {
+    const auto isa = static_cast<Isa>(i);
+    if (isa_compiled(isa) && isa_supported(isa))
+      isas.push_back(isa);
+    else
+      std::printf("not run here: %s (not supported by this CPU)\n", isa_name(isa));
+  }
+  return isas;
+}
+
+// Starts its threads anew at each run: slow, but it has true concurrency and no state.
+inline Executor thread_executor(int threads) {
+  thread_local int count = 1;
+  count = threads;
+  return {threads, [](int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context) {
+            const int64_t most = (end - begin + grain - 1) / (grain > 0 ? grain : 1);
+            const int64_t n = most < count ? most : count;
+            if (n <= 0) return;
+            std::vector<std::thread> pool;
+            const int64_t chunk = (end - begin + n - 1) / n;
+            for (int64_t b = begin; b < end; b += chunk) {
+              pool.emplace_back(body, b, b + chunk < end ? b + chunk : end, context);
+            }
+            for (auto& t : pool) t.join();
+          }};
+}
+
+}  // namespace pk::test

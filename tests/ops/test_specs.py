@@ -1,0 +1,32 @@
+"""Every op x backend x ISA x dtype over the spec's samples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pykernels.ops._spec import all_specs
+from tests.harness import check_op, forced_isa, host_isas
+
+CASES = [
+    pytest.param(spec, sample, dtype, isa, id=f"{spec.name}-{sample.name}-{str(dtype)[6:]}-{isa}")
+    for spec in all_specs()
+    for sample in spec.samples
+    if not sample.bench
+    for dtype in spec.dtypes
+    for isa in host_isas()
+]
+
+
+@pytest.mark.parametrize(("spec", "sample", "dtype", "isa"), CASES)
+def test_cpu_kernels(spec, sample, dtype, isa):
+    with forced_isa(isa):
+        check_op(spec, sample, "cpu", dtype)
+
+
+@pytest.mark.parametrize(
+    ("spec", "sample"),
+    [pytest.param(s, x, id=f"{s.name}-{x.name}") for s in all_specs() for x in s.samples if not x.bench],
+)
+def test_reference_in_float64_is_what_float64_input_gets(spec, sample):
+    check_op(spec, sample, "auto", torch.float64)
