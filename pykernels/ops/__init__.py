@@ -1,5 +1,6 @@
 """The ops: public functions. Each family's folder holds its spec, reference, autograd and kernels' launchers."""
 
 from pykernels.ops._activation import ACTIVATIONS
+from pykernels.ops.conv_bn_act import conv_bn_act
 
-__all__ = ["ACTIVATIONS"]
+__all__ = ["ACTIVATIONS", "conv_bn_act"]

@@ -1,1 +1,130 @@
-"""The family is being built."""
+"""conv_bn_act: act(batch_norm(conv2d(x, weight) + bias) + residual) in one pass over memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from pykernels._backend import choose
+from pykernels.ops._activation import activation_code
+from pykernels.ops.conv_bn_act.arguments import OP, check_call, check_channels, with_channels
+from pykernels.ops.conv_bn_act.reference import conv_bn_act_reference
+
+__all__ = ["conv_bn_act", "fold_batch_norm"]
+
+
+def conv_bn_act(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    running_mean: torch.Tensor | None = None,
+    running_var: torch.Tensor | None = None,
+    bn_weight: torch.Tensor | None = None,
+    bn_bias: torch.Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    residual: torch.Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    activation: str = "relu",
+    negative_slope: float = 0.01,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """2-d convolution, inference-mode batch norm, residual add and activation, fused.
+
+    The same as, with the batch norm left out where ``running_mean`` and ``running_var`` are None::
+
+        z = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        z = F.batch_norm(z, running_mean, running_var, bn_weight, bn_bias, training=False, eps=eps)
+        y = act(z + residual)
+
+    Args:
+        x: (N, C, H, W), or (C, H, W) unbatched; contiguous, channels_last or any other strides.
+        weight: (K, C / groups, R, S), of ``x``'s dtype.
+        bias: (K,).
+        running_mean: (K,); the batch norm's mean, with ``running_var``.
+        running_var: (K,); the batch norm's variance.
+        bn_weight: (K,); the batch norm's scale, 1 if None.
+        bn_bias: (K,); the batch norm's shift, 0 if None.
+        eps: Added to the variance.
+        residual: Added before the activation; of the output's shape and ``x``'s dtype.
+        stride: One int or (vertical, horizontal).
+        padding: One int, (vertical, horizontal), ``"valid"``, or ``"same"`` (stride 1 only).
+        dilation: One int or (vertical, horizontal).
+        groups: Divides C and K.
+        activation: "none", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu" or "hardswish".
+        negative_slope: leaky_relu's.
+        backend: "auto", "cpu" or "reference"; None takes that of the surrounding `pykernels.backend` block.
+
+    Returns:
+        (N, K, P, Q), or (K, P, Q) for unbatched input, in ``x``'s dtype and memory format.
+
+    The vectors of length K may be of any floating dtype; they are folded to a float32 scale and shift, computed in
+    float64. The kernels take float32 and bfloat16 and accumulate in float32; float64 and float16 run as plain PyTorch.
+    Every tensor argument is differentiable, twice. Under autocast ``x``, ``weight`` and ``residual`` are cast as
+    ``F.conv2d`` would cast them.
+
+    The relative L2 error is about sqrt(C R S / groups) roundings of float32, plus one of ``x``'s dtype. The same input
+    gives the same bits.
+
+    Raises:
+        TypeError: An argument is no tensor, or of a dtype that does not go with ``x``.
+        ValueError: A shape, a device, the geometry, ``activation`` or ``backend`` is wrong. The message names it.
+        RuntimeError: The backend asked for cannot run.
+    """
+    code = activation_code(OP, activation)
+    g = check_call(x, weight, residual, stride, padding, dilation, groups)
+    check_channels(x, weight.shape[0], bias, running_mean, running_var, bn_weight, bn_bias, eps)
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(dtype), weight.to(dtype)
+        residual = None if residual is None else residual.to(dtype)
+    x, weight = with_channels(x, weight, groups)
+    if choose(CONV_BN_ACT, x.device, x.dtype, backend) == "reference":
+        return conv_bn_act_reference(
+            x, weight, bias, running_mean, running_var, bn_weight, bn_bias, eps=eps, residual=residual, stride=stride,
+            padding=padding, dilation=dilation, groups=groups, activation=activation, negative_slope=negative_slope,
+        )  # fmt: skip
+    scale, shift = fold_batch_norm(bias, running_mean, running_var, bn_weight, bn_bias, eps)
+    unbatched = x.dim() == 3
+    if unbatched:
+        x = x[None]
+        residual = None if residual is None else residual[None]
+    y = torch.ops.pykernels.conv_bn_act(
+        x, weight, scale, shift, residual, g.stride, g.padding, g.dilation, g.groups, code, negative_slope
+    )
+    return y[0] if unbatched else y
+
+
+def fold_batch_norm(
+    bias: torch.Tensor | None,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    bn_weight: torch.Tensor | None,
+    bn_bias: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Float32 (scale, shift) with ``batch_norm(c + bias) = c * scale + shift``, differentiable; None where 1 or 0.
+
+    Computed in float64, and the shift from the scale as rounded: so the rounding of the scale multiplies the normalised
+    value, not the raw sum c, which where the mean is large against the deviation would be far more.
+    """
+    if running_mean is None or running_var is None:
+        return None, None if bias is None else bias.float()
+    exact = torch.rsqrt(running_var.double() + eps)
+    if bn_weight is not None:
+        exact = exact * bn_weight.double()
+    scale = exact.float()
+    offset = -running_mean.double() if bias is None else bias.double() - running_mean.double()
+    shift = offset * scale.double()
+    if bn_bias is not None:
+        shift = shift + bn_bias.double()
+    return scale, shift.float()
+
+
+# Last: the spec names the function above.
+from pykernels.ops.conv_bn_act import autograd as autograd  # noqa: E402
+from pykernels.ops.conv_bn_act.spec import CONV_BN_ACT  # noqa: E402

@@ -1,0 +1,158 @@
+"""What PyTorch needs to know of the native ops: shapes without data, gradients, autocast.
+
+With c = conv2d(x, w), z = c * scale + shift + residual, y = act(z) and the gradient gz of z:
+
+    dshift = sum(gz),  dresidual = gz,  dx = conv2d_input(gz, w * scale)
+    dw = dw0 * scale and dscale = sum(w * dw0),  where dw0 = conv2d_weight(x, gz)
+
+for <c_k, gz_k> = <w_k, dw0_k>: so dscale needs no second convolution, and one `aten.convolution_backward` gives dx and
+dw0. Every step is a differentiable aten op, so the backward can be differentiated again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch._prims_common import suggest_memory_format
+
+from pykernels import _native
+from pykernels.ops._activation import ACTIVATIONS
+from pykernels.ops.conv_bn_act.arguments import Geometry, output_size
+
+aten = torch.ops.aten
+
+
+def _activation_backward(gy: torch.Tensor, activation: str, slope: float, y: torch.Tensor | None, z: Any) -> Any:
+    """The gradient of z, from the output ``y`` where that tells enough, else from ``z()``."""
+    if activation == "none":
+        return gy
+    if y is None:
+        return _backward_from_input(gy, activation, slope, z())
+    if activation == "relu":
+        return aten.threshold_backward(gy, y, 0)
+    if activation == "leaky_relu":
+        return aten.leaky_relu_backward(gy, y, slope, True)
+    if activation == "elu":
+        return aten.elu_backward(gy, 1, 1, 1, True, y)
+    return aten.sigmoid_backward(gy, y) if activation == "sigmoid" else aten.tanh_backward(gy, y)
+
+
+def _backward_from_input(gy: torch.Tensor, activation: str, slope: float, z: torch.Tensor) -> torch.Tensor:
+    if activation == "leaky_relu":
+        return aten.leaky_relu_backward(gy, z, slope, False)
+    if activation == "gelu":
+        return aten.gelu_backward(gy, z)
+    if activation == "hardswish":
+        return aten.hardswish_backward(gy, z)
+    if torch.is_grad_enabled():  # aten.silu_backward has no derivative of its own
+        s = torch.sigmoid(z)
+        return gy * s * (1 + z * (1 - s))
+    return aten.silu_backward(gy, z)
+
+
+def _output_tells(activation: str, slope: float) -> bool:
+    """Can the slope of the activation be read from its output?"""
+    return activation in ("relu", "elu", "sigmoid", "tanh") or (activation == "leaky_relu" and slope > 0)
+
+
+def _convolution_backward(
+    gz: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, g: Geometry, need_x: bool, need_weight: bool
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    top, left, bottom, right = g.padding
+    height, width = x.shape[2:]
+    asymmetric = (top, left) != (bottom, right)
+    if asymmetric:
+        x = F.pad(x, (left, right, top, bottom))
+    padding = (0, 0) if asymmetric else (top, left)
+    dx, dw, _ = aten.convolution_backward(
+        gz, x, weight, None, g.stride, padding, g.dilation, False, (0, 0), g.groups, (need_x, need_weight, False)
+    )
+    if need_x and asymmetric:
+        dx = dx[:, :, top : top + height, left : left + width]
+    return dx if need_x else None, dw if need_weight else None
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    x, weight, scale, shift, residual, stride, padding, dilation, groups, code, slope = inputs
+    ctx.geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
+    ctx.code, ctx.slope = code, slope
+    activation = ACTIVATIONS[code]
+    from_output = _output_tells(activation, slope)
+    again = activation != "none" and not from_output
+    ctx.save_for_backward(
+        x, weight, scale, output if from_output else None, shift if again else None, residual if again else None
+    )
+
+
+def _backward(ctx: Any, gy: torch.Tensor) -> tuple[Any, ...]:
+    x, weight, scale, y, shift, residual = ctx.saved_tensors
+    g: Geometry = ctx.geometry
+    need_x, need_weight, need_scale, need_shift, need_residual = ctx.needs_input_grad[:5]
+
+    def pre_activation() -> torch.Tensor:
+        return torch.ops.pykernels.conv_bn_act(x, weight, scale, shift, residual, *g, 0, 0.0)
+
+    gz = _activation_backward(gy, ACTIVATIONS[ctx.code], ctx.slope, y, pre_activation)
+    dx = dw = dscale = dshift = None
+    if need_x or need_weight or need_scale:
+        scaled = weight if scale is None else (weight * scale[:, None, None, None]).to(weight.dtype)
+        dx, dw = _convolution_backward(gz, x, scaled, g, need_x, need_weight or need_scale)
+        if need_scale:
+            dscale = (weight.float() * dw).sum((1, 2, 3))
+        if scale is not None and dw is not None:
+            dw = (dw * scale[:, None, None, None]).to(weight.dtype)
+    if need_shift:
+        dshift = gz.sum((0, 2, 3), dtype=torch.float32)
+    return (dx, dw if need_weight else None, dscale, dshift, gz if need_residual else None, *[None] * 6)
+
+
+def _fake(x: Any, weight: Any, scale: Any, shift: Any, residual: Any, *geometry: Any) -> torch.Tensor:
+    return _fake_output(x, weight.shape, geometry)
+
+
+def _fake_packed(
+    x: Any, packed: Any, weight_shape: Any, scale: Any, shift: Any, residual: Any, *geometry: Any
+) -> torch.Tensor:
+    return _fake_output(x, weight_shape, geometry)
+
+
+def _fake_output(x: torch.Tensor, weight_shape: Any, geometry: tuple[Any, ...]) -> torch.Tensor:
+    stride, padding, dilation, groups = geometry[:4]
+    g = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
+    p, q = output_size(x.shape[2], x.shape[3], weight_shape[2:], g)
+    return x.new_empty((x.shape[0], weight_shape[0], p, q)).to(memory_format=suggest_memory_format(x))
+
+
+def _fake_pack(weight: torch.Tensor, groups: int, algorithm: int) -> torch.Tensor:
+    # The size is the layout's business, and the layout the instruction set's.
+    return weight.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.uint8)
+
+
+def _autocast(device_type: str, key: torch._C.DispatchKey) -> Any:
+    without = torch._C.DispatchKeySet(key)
+
+    def cast(x: Any, weight: Any, scale: Any, shift: Any, residual: Any, *rest: Any) -> torch.Tensor:
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch._C._ExcludeDispatchKeyGuard(without):
+            if x.dtype != torch.float64:
+                x, weight = x.to(dtype), weight.to(dtype)
+                residual = None if residual is None else residual.to(dtype)
+            return torch.ops.pykernels.conv_bn_act(x, weight, scale, shift, residual, *rest)
+
+    return cast
+
+
+def _register() -> None:
+    torch.library.register_fake("pykernels::conv_bn_act", _fake)
+    torch.library.register_fake("pykernels::conv_bn_act_packed", _fake_packed)
+    torch.library.register_fake("pykernels::conv_pack", _fake_pack)
+    torch.library.register_autograd("pykernels::conv_bn_act", _backward, setup_context=_setup_context)
+    _library.impl("conv_bn_act", _autocast("cpu", torch._C.DispatchKey.AutocastCPU), "AutocastCPU")
+    _library.impl("conv_bn_act", _autocast("cuda", torch._C.DispatchKey.AutocastCUDA), "AutocastCUDA")
+
+
+if _native.error is None and hasattr(torch.ops.pykernels, "conv_bn_act"):
+    _library = torch.library.Library("pykernels", "FRAGMENT")
+    _register()
