@@ -31,7 +31,7 @@ def conv_bn_act_reference(
 ) -> torch.Tensor:
     """`pykernels.ops.conv_bn_act` on any device and floating dtype, differentiable any number of times.
 
-    The geometry is left to `F.conv2d`, but for "same". What follows the convolution is computed in float32 at least, written out
+    The geometry, but for "same", is left to `F.conv2d`. The rest is computed in float32 at least, and written out
     rather than by `F.batch_norm`, so that gradients reach the running statistics too.
     """
     x, weight = with_channels(x, weight, groups)
