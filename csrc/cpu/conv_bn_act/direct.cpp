@@ -1,0 +1,298 @@
+// Direct convolution as an indirect matrix product: output pixels x output channels, summed over taps x channels.
+//
+// For every output pixel and tap a pointer leads to the channels of one pixel of x (float32, channels adjacent), or to
+// zeros for padding; so stride, dilation, padding and any row pitch cost nothing in the inner loop, and nothing is
+// copied that lies well already. Blocking, from the outside in:
+//
+//   threads: pixels x panels       panel: kPanel output channels of one group
+//   block of pixels                its part of x stays in L2; its pointers are worked out once
+//   group of panels                its partial sums stay in L2
+//   slice of input channels        a panel's slice of the weight stays in L1 while all tiles of the block use it
+//   panel, tile                    tile.h
+//
+// Weight: [group][panel][slice][tap][channel][output channel of the panel], the last panel of a group one vector wide
+// where that is enough.
+//
+// Few channels (the stem of a network) make short inner loops. There x is copied once into a padded image, where the
+// taps of one filter row and all their channels are adjacent: a filter row becomes one tap of s * c channels.
+#include "cpu/conv_bn_act/kernels.h"
+#include "cpu/conv_bn_act/nhwc.h"
+#include "cpu/conv_bn_act/tile.h"
+
+namespace pk {
+namespace PK_ISA {
+namespace {
+
+constexpr int64_t kSliceBytes = 20 << 10;   // weight slice: most of L1, x needs little
+constexpr int64_t kBlockBytes = 128 << 10;  // x of a pixel block
+constexpr int64_t kSumBytes = 64 << 10;     // partial sums of a pixel block
+constexpr int64_t kCopyBytes = 4 << 20;     // copied images that are worked on at a time, if that is more than one
+constexpr int64_t kMinRun = 16;
+constexpr int64_t kMergedChannels = 8;
+
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// What shape and ISA alone decide: the form of the packed weight and the order of summation.
+struct Form {
+  int64_t c, k;          // of one group
+  int64_t taps, run;     // run: channels of a slice
+  int64_t slices;        // of input channels
+  int64_t panels;        // of one group
+  int64_t group_floats;  // of the weight
+  bool merged;           // the taps of a filter row are one
+
+  explicit Form(const ConvShape& shape) {
+    c = shape.c / shape.groups;
+    k = shape.k / shape.groups;
+    taps = shape.r * shape.s;
+    const int64_t most = max(kMinRun, kSliceBytes / (taps * kPanel * 4));
+    slices = max(1, ceil_div(c, most));
+    run = max(1, ceil_div(c, slices));
+    slices = ceil_div(c, run);
+    panels = ceil_div(k, kPanel);
+    group_floats = round_up(k, kLanes) * taps * c;
+    merged = shape.groups == 1 && c > 0 && c <= kMergedChannels && shape.s > 1 && shape.dilation_w == 1;
+  }
+
+  int64_t panel_width(int64_t panel) const { return min(kPanel, round_up(k - panel * kPanel, kLanes)); }
+};
+
+// What the layout of x and the number of threads decide besides.
+struct Plan : Form {
+  bool copied;            // x goes through a float32 channels-last copy
+  int64_t images;         // worked on at a time
+  int64_t height, width;  // of the copy
+  int64_t pixels;         // p * q
+  int64_t taps_run;       // taps of the pointer table
+  int64_t block;          // most pixels of a block
+  int64_t panel_group;    // panels whose sums are held at a time
+  int64_t threads;
+  int64_t copy_bytes, zero_bytes, table_bytes, slot_bytes;
+
+  Plan(const ConvArgs& args, int most_threads) : Form(args.shape) {
+    const ConvShape& shape = args.shape;
+    const bool adjacent = args.x.stride[1] == 1 || shape.c == 1;
+    copied = merged || args.dtype != DType::f32 || !adjacent;
+    height = merged ? (shape.p() - 1) * shape.stride_h + (shape.r - 1) * shape.dilation_h + 1 : shape.h;
+    width = merged ? (shape.q() - 1) * shape.stride_w + shape.s : shape.w;
+    pixels = shape.p() * shape.q();
+    taps_run = merged ? shape.r : taps;
+    const int64_t image_bytes = height * width * shape.c * 4;
+    images = copied ? min(max(kCopyBytes / max(image_bytes, 1), 1), shape.n) : shape.n;
+
+    // x pixels that an output pixel brings into the block, halo apart.
+    const int64_t spread = min(shape.stride_h * shape.stride_w, max(taps, 1));
+    const int64_t fitting = kBlockBytes / max(spread * c * 4, 1);
+    block = min(max(round_up(fitting, kTilePixels), 8 * kTilePixels), 512 / kTilePixels * kTilePixels);
+    block = max(min(block, images * pixels), 1);
+    panel_group = slices > 1 ? max(1, kSumBytes / (block * kPanel * 4)) : shape.groups * panels;
+
+    // A thread is worth waking for some ten microseconds of work.
+    const int64_t work = images * pixels * max(taps * c, 1) * round_up(k, kLanes) * shape.groups;
+    threads = max(1, min(most_threads, work / (32768 * kLanes)));
+    copy_bytes = copied ? round_up(images * image_bytes, kConvAlign) : 0;
+    zero_bytes = round_up(max(shape.c, 1) * 4, kConvAlign);
+    table_bytes = round_up(block * taps_run * 8, kConvAlign);
+    const int64_t at_bytes = round_up(block * 8, kConvAlign);
+    const int64_t sum_panels = slices > 1 ? panel_group : 0;
+    slot_bytes = table_bytes + 2 * at_bytes + (sum_panels * block + kTilePixels) * kPanel * 4 + kConvAlign;
+  }
+};
+
+int64_t packed_floats(const ConvShape& shape) { return Form(shape).group_floats * shape.groups; }
+
+template <class Load>
+void pack_as(const ConvShape& shape, const ConvTensor& weight, float* packed, const Executor& executor, Load value) {
+  const Form form(shape);
+  const int64_t jobs = shape.groups * form.panels * form.slices;
+  parallel_for(executor, 0, jobs, 1 + 16384 / (form.taps * form.run * kPanel), [&](int64_t begin, int64_t end) {
+    for (int64_t job = begin; job < end; ++job) {
+      const int64_t slice = job % form.slices, panel = job / form.slices % form.panels;
+      const int64_t group = job / form.slices / form.panels;
+      const int64_t c0 = slice * form.run, run = min(form.run, form.c - c0);
+      const int64_t k0 = panel * kPanel, row = form.panel_width(panel), lanes = min(row, form.k - k0);
+      float* out = packed + group * form.group_floats + k0 * form.taps * form.c + c0 * form.taps * row;
+      for (int64_t lane = 0; lane < row; ++lane) {
+        const int64_t from = (group * form.k + k0 + lane) * weight.stride[0] + c0 * weight.stride[1];
+        for (int64_t c = 0; c < run; ++c) {
+          for (int64_t r = 0; r < shape.r; ++r) {
+            for (int64_t s = 0; s < shape.s; ++s) {
+              const int64_t at = from + c * weight.stride[1] + r * weight.stride[2] + s * weight.stride[3];
+              out[((r * shape.s + s) * run + c) * row + lane] = lane < lanes ? value(at) : 0.0f;
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
+void pack(const ConvShape& shape, DType dtype, const ConvTensor& weight, float* packed, const Executor& executor) {
+  if (dtype == DType::f32) {
+    const auto* p = static_cast<const float*>(weight.data);
+    pack_as(shape, weight, packed, executor, [p](int64_t at) { return p[at]; });
+  } else {
+    const auto* p = static_cast<const bf16_t*>(weight.data);
+    pack_as(shape, weight, packed, executor, [p](int64_t at) { return widen(p[at]); });
+  }
+}
+
+int64_t workspace_bytes(const ConvArgs& args, int threads) {
+  const Plan plan(args, threads);
+  return plan.copy_bytes + plan.zero_bytes + plan.threads * plan.slot_bytes;
+}
+
+// The images in work: pixels [0, images * pixels) of `x`, float32.
+struct Source {
+  const float* x;
+  int64_t stride_n, stride_h, stride_w;  // in floats
+  const float* zeros;
+  int64_t first_image;
+};
+
+// Pointers and offsets of output pixels [begin, begin + count), tile by tile: table: [tile][tap][pixel].
+void point(const ConvArgs& args, const Plan& plan, const Source& source, int64_t begin, int64_t count, int64_t tiles,
+           const float** table, int64_t* y_at, int64_t* residual_at) {
+  const ConvShape& shape = args.shape;
+  const int64_t q_size = shape.q(), p_size = shape.p();
+  int64_t q = begin % q_size, p = begin / q_size % p_size, n = begin / plan.pixels;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t first = tile * count / tiles, size = (tile + 1) * count / tiles - first;
+    const float** rows = table + first * plan.taps_run;
+    for (int64_t i = 0; i < size; ++i) {
+      const int64_t image = source.first_image + n;
+      y_at[first + i] = image * args.y_stride[0] + p * args.y_stride[2] + q * args.y_stride[3];
+      residual_at[first + i] =
+          image * args.residual.stride[0] + p * args.residual.stride[2] + q * args.residual.stride[3];
+      const float* x = source.x + n * source.stride_n;
+      const int64_t h0 = p * shape.stride_h - (plan.merged ? 0 : shape.pad_top);
+      const int64_t w0 = q * shape.stride_w - (plan.merged ? 0 : shape.pad_left);
+      const float** to = rows + i;
+      if (plan.merged) {
+        for (int64_t r = 0; r < shape.r; ++r, to += size) {
+          *to = x + (h0 + r * shape.dilation_h) * source.stride_h + w0 * source.stride_w;
+        }
+      } else {
+        for (int64_t r = 0; r < shape.r; ++r) {
+          const int64_t h = h0 + r * shape.dilation_h;
+          const bool inside = h >= 0 && h < shape.h;
+          for (int64_t s = 0; s < shape.s; ++s, to += size) {
+            const int64_t w = w0 + s * shape.dilation_w;
+            *to = inside && w >= 0 && w < shape.w ? x + h * source.stride_h + w * source.stride_w : source.zeros;
+          }
+        }
+      }
+      if (++q == q_size) {
+        q = 0;
+        if (++p == p_size) p = 0, ++n;
+      }
+    }
+  }
+}
+
+// Output pixels [begin, end) of the images in work x panels [panel_begin, panel_end) of all groups.
+void run_part(const ConvArgs& args, const Plan& plan, const Source& source, const Epilogue& epilogue,
+              const float* weight, int64_t begin, int64_t end, int64_t panel_begin, int64_t panel_end, char* slot) {
+  auto* table = reinterpret_cast<const float**>(slot);
+  auto* y_at = reinterpret_cast<int64_t*>(slot + plan.table_bytes);
+  int64_t* residual_at = y_at + round_up(plan.block, kConvAlign / 8);
+  auto* sums = reinterpret_cast<float*>(residual_at + round_up(plan.block, kConvAlign / 8));
+  const int64_t blocks = ceil_div(end - begin, plan.block);
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t from = begin + b * (end - begin) / blocks, count = begin + (b + 1) * (end - begin) / blocks - from;
+    const int64_t tiles = ceil_div(count, kTilePixels);
+    point(args, plan, source, from, count, tiles, table, y_at, residual_at);
+    for (int64_t g0 = panel_begin; g0 < panel_end; g0 += plan.panel_group) {
+      const int64_t g1 = min(g0 + plan.panel_group, panel_end);
+      for (int64_t slice = 0; slice < max(plan.slices, 1); ++slice) {
+        for (int64_t at = g0; at < g1; ++at) {
+          const int64_t group = at / plan.panels, panel = at % plan.panels;
+          const int64_t k0 = panel * kPanel, row = plan.panel_width(panel);
+          const int64_t c0 = slice * plan.run, run = min(plan.run, plan.c - c0);
+          Tile t;
+          t.taps = plan.taps_run;
+          t.c0 = group * plan.c + c0;
+          t.run = plan.merged ? args.shape.s * plan.c : run;
+          t.weight = weight + group * plan.group_floats + k0 * plan.taps * plan.c + c0 * plan.taps * row;
+          t.first = slice == 0;
+          t.last = slice + 1 >= plan.slices;
+          t.k0 = group * plan.k + k0;
+          t.count = min(row, plan.k - k0);
+          const TileFunction* tile_of = kTiles[row / kLanes - 1];
+          for (int64_t tile = 0; tile < tiles; ++tile) {
+            const int64_t first = tile * count / tiles, size = (tile + 1) * count / tiles - first;
+            t.rows = table + first * plan.taps_run;
+            t.sums = plan.slices > 1 ? sums + ((at - g0) * plan.block + first) * kPanel : sums;
+            t.y_at = y_at + first;
+            t.residual_at = residual_at + first;
+            tile_of[size - 1](t, epilogue);
+          }
+        }
+      }
+    }
+  }
+}
+
+// How `threads` share pixels x panels: `rows` * `columns` parts. The fewest operations for the slowest, then the
+// fewest bytes: each part reads its share of the weight and of x.
+void split(const Plan& plan, int64_t pixels, int64_t panels, int64_t* rows, int64_t* columns) {
+  double best = 0;
+  *rows = *columns = 1;
+  for (int64_t by_panel = 1; by_panel <= min(plan.threads, panels); ++by_panel) {
+    const int64_t by_pixel = max(1, min(plan.threads / by_panel, ceil_div(pixels, kTilePixels)));
+    const double part_pixels = static_cast<double>(ceil_div(pixels, by_pixel));
+    const double part_panels = static_cast<double>(ceil_div(panels, by_panel));
+    const double depth = static_cast<double>(max(plan.taps * plan.c, 1));
+    // In cycles, roughly: a product of vectors every half cycle, 16 bytes of weight or x a cycle.
+    const double cost = part_pixels * part_panels * depth + part_panels * depth * kPanel / 4 +
+                        part_pixels * static_cast<double>(plan.c) / 4;
+    if (best == 0 || cost < best) best = cost, *rows = by_pixel, *columns = by_panel;
+  }
+}
+
+void run(const ConvArgs& args, const float* weight, const Executor& executor) {
+  const ConvShape& shape = args.shape;
+  const Plan plan(args, executor.threads);
+  auto* workspace = static_cast<char*>(args.workspace);
+  auto* copy = reinterpret_cast<float*>(workspace);
+  auto* zeros = reinterpret_cast<float*>(workspace + plan.copy_bytes);
+  char* slots = workspace + plan.copy_bytes + plan.zero_bytes;
+  std::memset(zeros, 0, static_cast<size_t>(plan.zero_bytes));
+  const Epilogue epilogue = make_epilogue(args);
+  const int64_t panels = shape.groups * plan.panels;
+  for (int64_t n = 0; n < shape.n; n += plan.images) {
+    const int64_t images = min(plan.images, shape.n - n);
+    Source source = {static_cast<const float*>(args.x.data) + n * args.x.stride[0],
+                     args.x.stride[0],
+                     args.x.stride[2],
+                     args.x.stride[3],
+                     zeros,
+                     n};
+    if (plan.copied) {
+      const int64_t top = plan.merged ? shape.pad_top : 0, left = plan.merged ? shape.pad_left : 0;
+      to_nhwc(copy, args.x, args.dtype, n, images, shape, 1, plan.height, plan.width, top, left, executor);
+      source = {copy, plan.height * plan.width * shape.c, plan.width * shape.c, shape.c, zeros, n};
+    }
+    const int64_t pixels = images * plan.pixels;
+    int64_t rows, columns;
+    split(plan, pixels, panels, &rows, &columns);
+    parallel_for(executor, 0, rows * columns, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t part = begin; part < end; ++part) {
+        const int64_t row = part / columns, column = part % columns;
+        run_part(args, plan, source, epilogue, weight, row * pixels / rows, (row + 1) * pixels / rows,
+                 column * panels / columns, (column + 1) * panels / columns, slots + part * plan.slot_bytes);
+      }
+    });
+  }
+}
+
+}  // namespace
+
+extern const ConvMethod conv_direct;
+const ConvMethod conv_direct = {packed_floats, pack, workspace_bytes, run};
+
+}  // namespace PK_ISA
+}  // namespace pk

@@ -1,0 +1,13 @@
+// The ISA's table.
+#include "cpu/conv_bn_act/kernels.h"
+
+namespace pk {
+namespace PK_ISA {
+
+extern const ConvMethod conv_direct, conv_depthwise;
+
+extern const ConvKernels conv_kernels;
+const ConvKernels conv_kernels = {PK_LANES, {&conv_direct, &conv_depthwise}};
+
+}  // namespace PK_ISA
+}  // namespace pk

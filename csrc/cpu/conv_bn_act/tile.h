@@ -1,0 +1,94 @@
+// The inner loop of the direct convolution: a tile of `pixels` output pixels x NV vectors of output channels, held in
+// registers over all taps and input channels of a slice.
+//
+//   sum[i][k] += rows[tap][i][c] * weight[tap][c][k]     each x broadcast from memory, each weight vector used MR times
+//
+// Two vectors and as many pixels as leave room for them and a broadcast: 6 x 2 of 16 registers, 14 x 2 of 32.
+#pragma once
+
+#include "cpu/conv_bn_act/epilogue.h"
+
+namespace pk {
+namespace PK_ISA {
+namespace {
+
+inline constexpr int kTilePixels = (kRegisters - 4) / 2;
+inline constexpr int kPanel = 2 * kLanes;  // output channels of a weight panel
+
+struct Tile {
+  const float* const* rows;  // [taps][pixels]: where tap and pixel meet, the channels of x
+  int64_t taps;
+  int64_t c0, run;      // channels [c0, c0 + run) of every row
+  const float* weight;  // [taps][run][NV * kLanes]
+  float* sums;          // [pixels][NV * kLanes]: what the slices before this one left, and this one leaves
+  bool first, last;     // of the slices: begins with zero; finishes
+  const int64_t* y_at;  // [pixels], as in finish()
+  const int64_t* residual_at;
+  int64_t k0, count;  // output channels [k0, k0 + count), count <= NV * kLanes
+};
+
+template <int MR, int NV>
+void run_tile(const Tile& t, const Epilogue& e) {
+  constexpr int64_t kRow = NV * kLanes;
+  F32 acc[MR][NV];
+  if (t.first) {
+    for (int i = 0; i < MR; ++i)
+      for (int v = 0; v < NV; ++v) acc[i][v] = F32{};
+  } else {
+    for (int i = 0; i < MR; ++i)
+      for (int v = 0; v < NV; ++v) acc[i][v] = load<F32>(t.sums + i * kRow + v * kLanes);
+  }
+  const float* w = t.weight;
+  const float* const* rows = t.rows;
+  const int64_t run = t.run;
+  for (int64_t tap = 0; tap < t.taps; ++tap, rows += MR) {
+    const float* x[MR];
+    for (int i = 0; i < MR; ++i) x[i] = rows[i] + t.c0;
+    for (int64_t c = 0; c < run; ++c, w += kRow) {
+      F32 weight[NV];
+      for (int v = 0; v < NV; ++v) weight[v] = load<F32>(w + v * kLanes);
+      for (int i = 0; i < MR; ++i) {
+        const F32 value = broadcast(x[i][c]);
+        for (int v = 0; v < NV; ++v) acc[i][v] = fma(value, weight[v], acc[i][v]);
+      }
+    }
+  }
+  if (t.last && e.plain && t.count == kRow) {
+    auto* y = reinterpret_cast<float*>(e.y) + t.k0;
+    const auto* residual = reinterpret_cast<const float*>(e.residual);
+    for (int v = 0; v < NV; ++v) {
+      const int64_t k = v * kLanes;
+      const F32 scale = e.scale ? load<F32>(e.scale + t.k0 + k) : broadcast(1.0f);
+      const F32 shift = e.shift ? load<F32>(e.shift + t.k0 + k) : F32{};
+      for (int i = 0; i < MR; ++i) {
+        F32 value = fma(acc[i][v], scale, shift);
+        if (e.residual) value += load<F32>(residual + t.residual_at[i] + t.k0 + k);
+        if (e.activation == Activation::relu) value = max(F32{}, value);
+        store(y + t.y_at[i] + k, value);
+      }
+    }
+    return;
+  }
+  for (int i = 0; i < MR; ++i)
+    for (int v = 0; v < NV; ++v) store(t.sums + i * kRow + v * kLanes, acc[i][v]);
+  if (t.last) finish(e, t.sums, kRow, MR, t.y_at, t.residual_at, t.k0, t.count);
+}
+
+using TileFunction = void (*)(const Tile&, const Epilogue&);
+
+// kTiles[vectors - 1][pixels - 1]
+#if PK_REGISTERS == 16
+#define PK_TILES(NV) \
+  {run_tile<1, NV>, run_tile<2, NV>, run_tile<3, NV>, run_tile<4, NV>, run_tile<5, NV>, run_tile<6, NV>}
+#else
+#define PK_TILES(NV)                                                                        \
+  {run_tile<1, NV>,  run_tile<2, NV>,  run_tile<3, NV>,  run_tile<4, NV>, run_tile<5, NV>,  \
+   run_tile<6, NV>,  run_tile<7, NV>,  run_tile<8, NV>,  run_tile<9, NV>, run_tile<10, NV>, \
+   run_tile<11, NV>, run_tile<12, NV>, run_tile<13, NV>, run_tile<14, NV>}
+#endif
+constexpr TileFunction kTiles[2][kTilePixels] = {PK_TILES(1), PK_TILES(2)};
+#undef PK_TILES
+
+}  // namespace
+}  // namespace PK_ISA
+}  // namespace pk
