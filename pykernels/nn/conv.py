@@ -289,8 +289,7 @@ def _make_pack(conv: nn.Conv2d, bn: nn.BatchNorm2d | None, sources: Sources, dty
     """The pack, or None where the kernels don't take these tensors: the plain op then says why, or does without."""
     weight = sources[0]
     assert weight is not None
-    missing = _native.error or CONV_BN_ACT.backends["cpu"]
-    if missing is not None or dtype not in CONV_BN_ACT.dtypes or weight.numel() == 0:
+    if _native.error is not None or dtype not in CONV_BN_ACT.dtypes or weight.numel() == 0:
         return None
     if weight.dtype != dtype and not torch.is_autocast_enabled("cpu"):
         return None
