@@ -1,0 +1,155 @@
+// The entries of pykernels/lstm.h: validates the call, picks the ISA, runs its kernels.
+#include "cpu/lstm/kernels.h"
+#include "cpu/lstm/layout.h"
+
+namespace pk {
+namespace {
+
+Status pick(const LstmKernels** kernels) {
+  Isa isa;
+  const Status status = active_isa(&isa);
+  if (status) *kernels = PK_TABLE_OF(lstm_kernels, isa);
+  return status;
+}
+
+// Keeps every size that follows far from overflow.
+constexpr int64_t kMost = int64_t{1} << 40;
+
+Status check_shape(const LstmShape& s) {
+  if (s.dtype != DType::f32 && s.dtype != DType::bf16) return {"dtype: expected float32 or bfloat16"};
+  if (s.hidden < 1 || s.hidden > 1 << 24) return {"hidden: expected 1 to 2^24 units"};
+  if (s.input < 0 || s.input > 1 << 24) return {"input: expected 0 to 2^24 features"};
+  if (s.layers < 1 || s.layers > 1 << 16) return {"layers: expected 1 to 2^16"};
+  if (s.directions != 1 && s.directions != 2) return {"directions: expected 1 or 2"};
+  return kOk;
+}
+
+Status check_call(const LstmShape& s) {
+  if (const Status status = check_shape(s); !status) return status;
+  if (s.steps < 1) return {"steps: expected at least 1"};
+  if (s.batch < 0) return {"batch: expected at least 0"};
+  if (s.steps > kMost / (s.batch + 1)) return {"steps, batch: too many rows"};
+  if (!s.batch_sizes) return kOk;
+  if (s.batch_sizes[0] != s.batch) return {"batch_sizes: expected the first to be the batch"};
+  for (int64_t t = 0; t < s.steps; ++t) {
+    if (s.batch_sizes[t] < 1) return {"batch_sizes: expected each to be at least 1"};
+    if (t && s.batch_sizes[t] > s.batch_sizes[t - 1]) return {"batch_sizes: expected them not to increase"};
+  }
+  return kOk;
+}
+
+}  // namespace
+
+Status lstm_packed_bytes(const LstmShape& shape, int64_t* bytes) {
+  const LstmKernels* kernels;
+  if (const Status status = pick(&kernels); !status) return status;
+  if (const Status status = check_shape(shape); !status) return status;
+  *bytes = packed_bytes_of(shape, kernels->lanes);
+  return kOk;
+}
+
+Status lstm_pack(const LstmShape& shape, const void* const* weights, void* packed, int64_t bytes,
+                 const Executor& executor) {
+  const LstmKernels* kernels;
+  if (const Status status = pick(&kernels); !status) return status;
+  if (const Status status = check_shape(shape); !status) return status;
+  if (bytes != packed_bytes_of(shape, kernels->lanes)) return {"packed: expected lstm_packed_bytes bytes"};
+  LstmHeader header{};
+  std::memcpy(header.magic, kLstmMagic, sizeof kLstmMagic);
+  header.version = 1;
+  header.lanes = kernels->lanes;
+  header.dtype = static_cast<int32_t>(shape.dtype);
+  header.layers = shape.layers;
+  header.directions = shape.directions;
+  header.bias = shape.bias;
+  header.input = shape.input;
+  header.hidden = shape.hidden;
+  header.bytes = bytes;
+  std::memset(packed, 0, kHeaderBytes);
+  std::memcpy(packed, &header, sizeof header);
+  kernels->pack(shape, weights, packed, executor);
+  return kOk;
+}
+
+Status lstm_check_packed(const LstmShape& shape, const void* packed, int64_t bytes, bool* bias) {
+  const LstmKernels* kernels;
+  if (const Status status = pick(&kernels); !status) return status;
+  if (const Status status = check_shape(shape); !status) return status;
+  LstmHeader h;
+  if (bytes < kHeaderBytes) return {"packed: too short to be a block of packed LSTM weights"};
+  std::memcpy(&h, packed, sizeof h);
+  if (std::memcmp(h.magic, kLstmMagic, sizeof kLstmMagic) != 0) return {"packed: not a block of packed LSTM weights"};
+  if (h.version != 1) return {"packed: packed by another version of pykernels; pack the weights again"};
+  if (h.lanes != kernels->lanes) return {"packed: packed for another instruction set; pack the weights again"};
+  if (h.dtype != static_cast<int32_t>(shape.dtype)) return {"packed: packed from weights of another dtype"};
+  if (h.input != shape.input) return {"packed: packed for another input size"};
+  if (h.hidden != shape.hidden) return {"packed: packed for another hidden size"};
+  if (h.layers != shape.layers) return {"packed: packed for another number of layers"};
+  if (h.directions != shape.directions) return {"packed: packed for another number of directions"};
+  if (h.bytes != bytes || bytes != packed_bytes_of(shape, h.lanes))
+    return {"packed: truncated or overlong block of packed LSTM weights"};
+  *bias = h.bias != 0;
+  return kOk;
+}
+
+Status lstm_reserve_size(const LstmShape& shape, int64_t* floats) {
+  if (const Status status = check_call(shape); !status) return status;
+  *floats =
+      lstm_rows(shape) * shape.directions * (shape.layers * reserve_row(shape) + (shape.layers - 1) * shape.hidden);
+  return kOk;
+}
+
+Status lstm_forward_workspace(const LstmForward& call, int threads, int64_t* bytes) {
+  const LstmKernels* kernels;
+  if (const Status status = pick(&kernels); !status) return status;
+  if (const Status status = check_call(call.shape); !status) return status;
+  *bytes = kernels->forward_workspace(call, threads);
+  return kOk;
+}
+
+Status lstm_forward(const LstmForward& call, const Executor& executor) {
+  const LstmKernels* kernels;
+  if (const Status status = pick(&kernels); !status) return status;
+  if (const Status status = check_call(call.shape); !status) return status;
+  if (call.packed) {
+    bool bias;
+    if (const Status status = lstm_check_packed(call.shape, call.packed, call.packed_bytes, &bias); !status)
+      return status;
+  } else if (!call.weights) {
+    return {"weights: expected weights or packed weights"};
+  }
+  if (call.workspace_bytes < kernels->forward_workspace(call, executor.threads))
+    return {"workspace: expected lstm_forward_workspace bytes"};
+  if (call.shape.batch > 0) kernels->forward(call, executor);
+  return kOk;
+}
+
+Status lstm_backward_workspace(const LstmBackward& call, int threads, int64_t* bytes) {
+  const LstmKernels* kernels;
+  if (const Status status = pick(&kernels); !status) return status;
+  if (const Status status = check_call(call.shape); !status) return status;
+  *bytes = kernels->backward_workspace(call, threads);
+  return kOk;
+}
+
+Status lstm_backward(const LstmBackward& call, const Executor& executor) {
+  const LstmKernels* kernels;
+  if (const Status status = pick(&kernels); !status) return status;
+  if (const Status status = check_call(call.shape); !status) return status;
+  if (call.workspace_bytes < kernels->backward_workspace(call, executor.threads))
+    return {"workspace: expected lstm_backward_workspace bytes"};
+  if (call.shape.batch > 0) {
+    kernels->backward(call, executor);
+    return kOk;
+  }
+  // No sequences: the weights' gradients are zero, everything else is empty.
+  const LstmShape& s = call.shape;
+  for (int i = 0; i < lstm_weights(s); ++i) {
+    const int per_cell = s.bias ? 4 : 2, which = i % per_cell;
+    const int64_t columns = which == 0 ? lstm_input(s, i / per_cell / s.directions) : which == 1 ? s.hidden : 1;
+    std::memset(call.grad_weights[i], 0, static_cast<size_t>(4 * s.hidden * columns) * size_of(s.dtype));
+  }
+  return kOk;
+}
+
+}  // namespace pk

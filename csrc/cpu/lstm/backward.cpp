@@ -1,0 +1,335 @@
+// The backward pass, in float32 whatever the dtype. Layers from the top; within one, both directions side by side:
+//
+//   every step, against the forward order, per share of the hidden units:
+//     dh = d(gates of the step before) W_hh + grad_output,   then the cell's derivative -> d(gates), dc
+//   after the loop: dW_ih = d(gates)^T x, dW_hh = d(gates)^T h_{t-1}, db = column sums, dx = d(gates) W_ih,
+//     each one GEMM over all time steps.
+//
+// A share computes dh for its own units only and needs everybody's d(gates): one barrier a step, as in the forward
+// pass.
+#include "cpu/lstm/gemm.h"
+#include "cpu/lstm/isa.h"
+#include "cpu/lstm/sequence.h"
+#include "cpu/lstm/team.h"
+#include "cpu/vec_math.h"
+
+namespace pk {
+namespace PK_ISA {
+namespace {
+
+// Below this many multiply-adds a second thread costs more than it brings: in a layer, and in each share of a step.
+inline constexpr int64_t kLayerWork = 1 << 18;
+inline constexpr int64_t kShareWork = 1 << 14;
+
+inline int team_size(const LstmShape& s, int threads) {
+  const int64_t step = 4 * s.hidden * s.hidden * s.batch * s.directions;
+  int64_t team = threads;
+  if (step * s.steps < kLayerWork) team = 1;
+  if (team > step / kShareWork) team = step / kShareWork;
+  if (team > panels_of(s.hidden)) team = panels_of(s.hidden);
+  return team < 1 ? 1 : static_cast<int>(team);
+}
+
+struct Direction {
+  const float* w_hh;         // panels (padded/kPanel, 4h, kPanel)
+  const float* reserve;      // (rows, 5, h)
+  const float* c0;           // (b, h)
+  const float* grad_h_n;     // (b, h)
+  float* grad_h0;            // (b, h)
+  float* d_gates;            // (rows, 4h)
+  float *dh, *dc;            // (b, padded)
+  const float* grad_output;  // (rows, d * h) at this direction's columns, or nullptr
+  bool reversed;
+};
+
+struct Layer {
+  LstmShape shape;
+  Rows rows;
+  int64_t padded;
+  Direction direction[2];
+};
+
+// Row of the state before time t of sequence b in the forward order, or -1: the initial state.
+inline int64_t row_before(const Layer& l, const Direction& d, int64_t t, int64_t b) {
+  if (!d.reversed) return t > 0 ? l.rows.first(t - 1) + b : -1;
+  return t + 1 < l.shape.steps && b < l.rows.active(t + 1) ? l.rows.first(t + 1) + b : -1;
+}
+
+inline F32 load_units(const float* p, int64_t valid) { return valid == kLanes ? load<F32>(p) : load_partial(p, valid); }
+inline void store_units(float* p, F32 v, int64_t valid) {
+  if (valid == kLanes)
+    store(p, v);
+  else
+    store_partial(p, v, valid);
+}
+
+// The cell's derivative at `valid` units of sequence b at time t; dh without grad_output.
+inline void cell_backward(const Layer& l, const Direction& d, int64_t t, int64_t b, int64_t unit, int64_t valid,
+                          F32 dh) {
+  const int64_t hidden = l.shape.hidden, row = l.rows.first(t) + b, before = row_before(l, d, t, b);
+  if (d.grad_output) dh += load_units(d.grad_output + row * l.shape.directions * hidden + unit, valid);
+  const float* const saved = d.reserve + row * reserve_row(l.shape) + unit;
+  const F32 i = load_units(saved, valid), f = load_units(saved + hidden, valid),
+            g = load_units(saved + 2 * hidden, valid), o = load_units(saved + 3 * hidden, valid),
+            tc = tanh(load_units(saved + 4 * hidden, valid));
+  const float* const cp =
+      before < 0 ? d.c0 + b * hidden + unit : d.reserve + before * reserve_row(l.shape) + 4 * hidden + unit;
+  float* const dcp = d.dc + b * l.padded + unit;
+  const F32 dc = load<F32>(dcp) + dh * o * (1.0f - tc * tc);
+  store(dcp, dc * f);
+  float* const out = d.d_gates + row * 4 * hidden + unit;
+  store_units(out, dc * g * i * (1.0f - i), valid);
+  store_units(out + hidden, dc * load_units(cp, valid) * f * (1.0f - f), valid);
+  store_units(out + 2 * hidden, dc * i * (1.0f - g * g), valid);
+  store_units(out + 3 * hidden, dh * tc * o * (1.0f - o), valid);
+}
+
+// Step s (0 .. steps) of a direction on the panels [begin, end) of kPanel units. Sequences that were active in step
+// s - 1 get their dh from its d(gates), new ones from grad_h_n; those that end here leave theirs in grad_h0.
+void share_step(const Layer& l, const Direction& d, int64_t s, int64_t begin, int64_t end) {
+  const int64_t steps = l.shape.steps, hidden = l.shape.hidden;
+  const int64_t t = d.reversed ? s : steps - 1 - s, before = d.reversed ? t - 1 : t + 1;
+  const int64_t active = s < steps ? l.rows.active(t) : 0, known = s > 0 ? l.rows.active(before) : 0;
+  for (int64_t p = begin; p < end; ++p) {
+    const int64_t first = p * kPanel;
+    float* const dh = d.dh + first;
+    if (known)
+      panel(known, d.d_gates + l.rows.first(before) * 4 * hidden, 4 * hidden, d.w_hh + p * 4 * hidden * kPanel,
+            4 * hidden, static_cast<const float*>(nullptr), 0, dh, l.padded);
+    for (int64_t unit = first; unit < first + kPanel && unit < hidden; unit += kLanes) {
+      const int64_t valid = hidden - unit < kLanes ? hidden - unit : kLanes;
+      for (int64_t b = 0; b < active || b < known; ++b) {
+        const F32 v =
+            b < known ? load<F32>(d.dh + b * l.padded + unit) : load_units(d.grad_h_n + b * hidden + unit, valid);
+        if (b < active)
+          cell_backward(l, d, t, b, unit, valid, v);
+        else
+          store_units(d.grad_h0 + b * hidden + unit, v, valid);
+      }
+    }
+  }
+}
+
+void run_layer(const Layer& l, Share* shares, const Executor& executor) {
+  const int team = team_size(l.shape, executor.threads), directions = l.shape.directions;
+  const int64_t panels = l.padded / kPanel;
+  Chain chains[2];
+  for (int d = 0; d < directions; ++d) {
+    chains[d] = {shares + d * team, team};
+    chains[d].reset();
+  }
+  const auto member = [&](int64_t m) {
+    walk(chains, directions, static_cast<int>(m), l.shape.steps + 1, [&](int d, int share, int64_t step) {
+      share_step(l, l.direction[d], step, panels * share / team, panels * (share + 1) / team);
+    });
+  };
+  if (team == 1) return member(0);
+  parallel_for(executor, 0, team, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) member(m);
+  });
+}
+
+// db = the column sums of d(gates), for b_ih and b_hh alike.
+void sum_columns(const float* d_gates, int64_t rows, int64_t columns, DType dtype, void* b_ih, void* b_hh,
+                 const Executor& executor) {
+  constexpr int64_t kBlock = 64;
+  parallel_for(executor, 0, (columns + kBlock - 1) / kBlock, 1 + 65536 / (kBlock * (rows + 1)),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t j = begin * kBlock; j < end * kBlock && j < columns; j += kBlock) {
+                   float sum[kBlock] = {};
+                   const int64_t n = columns - j < kBlock ? columns - j : kBlock;
+                   for (int64_t r = 0; r < rows; ++r)
+                     for (int64_t i = 0; i < n; ++i) sum[i] += d_gates[r * columns + j + i];
+                   write_row(b_ih, dtype, j, n, sum);
+                   write_row(b_hh, dtype, j, n, sum);
+                 }
+               });
+}
+
+void write_matrix(const float* from, int64_t rows, int64_t columns, void* to, const Executor& executor) {
+  parallel_for(executor, 0, rows, 1 + 32768 / (columns + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) write_row(to, DType::bf16, r * columns, columns, from + r * columns);
+  });
+}
+
+struct Plan {
+  Rows rows;
+  float *x, *output, *grad_output, *grad_x;  // dense copies, or nullptr
+  float* between[2];                         // gradients of the inner layers' outputs
+  float* states;                             // c0, grad_h_n, grad_h0, h0 of one layer: (d, 4, b, h)
+  float* running;                            // dh, dc: (d, 2, b, padded)
+  float* d_gates;                            // (d, rows, 4h)
+  float* w_hh[2];
+  float* panels;       // W_ih, x or h_{t-1} in panels
+  float* grad_weight;  // bf16: a gradient before it is rounded
+  Share* shares;
+  int64_t bytes;
+};
+
+Plan make_plan(const LstmBackward& call, int threads, char* base) {
+  const LstmShape& s = call.shape;
+  Arena arena{base};
+  Plan p{};
+  const int64_t rows = lstm_rows(s), width = s.directions * s.hidden, padded = round_up(s.hidden, kPanel);
+  const int64_t widest = s.layers > 1 && width > s.input ? width : s.input;
+  if (base) {
+    p.rows = make_rows(s, arena);
+  } else if (s.batch_sizes) {
+    arena.take<int64_t>(s.steps + 1);
+  }
+  if (needs_copy(call.x, s, s.input)) p.x = arena.take<float>(rows * s.input);
+  if (needs_copy(call.output, s, width)) p.output = arena.take<float>(rows * width);
+  if (call.grad_output.data && needs_copy(call.grad_output, s, width)) p.grad_output = arena.take<float>(rows * width);
+  if (needs_copy(call.grad_x, s, s.input)) p.grad_x = arena.take<float>(rows * s.input);
+  for (int i = 0; i < 2; ++i)
+    if (s.layers > 1 + i) p.between[i] = arena.take<float>(rows * width);
+  p.states = arena.take<float>(s.directions * 4 * s.batch * s.hidden);
+  p.running = arena.take<float>(s.directions * 2 * s.batch * padded);
+  p.d_gates = arena.take<float>(s.directions * rows * 4 * s.hidden);
+  for (int d = 0; d < s.directions; ++d) p.w_hh[d] = arena.take<float>(4 * s.hidden * padded);
+  const int64_t k = rows > 4 * s.hidden ? rows : 4 * s.hidden;
+  p.panels = arena.take<float>(k * round_up(widest > s.hidden ? widest : s.hidden, kPanel));
+  if (s.dtype == DType::bf16) p.grad_weight = arena.take<float>(4 * s.hidden * (widest > s.hidden ? widest : s.hidden));
+  p.shares = arena.take<Share>(s.directions * team_size(s, threads));
+  p.bytes = arena.used;
+  return p;
+}
+
+template <class W>
+struct Backward {
+  const LstmBackward& call;
+  const Executor& executor;
+  const LstmShape& s;
+  Plan plan;
+  int64_t rows, width, padded, state;
+
+  const W* weight(int cell, int which) const {
+    return static_cast<const W*>(call.weights[cell * (s.bias ? 4 : 2) + which]);
+  }
+  void* grad_weight(int cell, int which) const { return call.grad_weights[cell * (s.bias ? 4 : 2) + which]; }
+
+  // The states of every sequence, (b, h) of layer and direction `cell`, as float32; zero where there are none.
+  float* read_states(const void* from, int cell, float* to) const {
+    if (from)
+      read_row(from, s.dtype, cell * state, state, to);
+    else
+      std::memset(to, 0, static_cast<size_t>(state) * sizeof(float));
+    return to;
+  }
+
+  // out (4h, n) = d_gates^T B, B given by its rows.
+  template <class Row>
+  void weight_gradient(const float* d_gates, int64_t n, void* out, const Row& row) const {
+    pack_panels(rows, n, plan.panels, executor, row);
+    float* const c = s.dtype == DType::f32 ? static_cast<float*>(out) : plan.grad_weight;
+    gemm({4 * s.hidden, n, rows, d_gates, 1, 4 * s.hidden, plan.panels, c, n, false}, executor);
+    if (s.dtype != DType::f32) write_matrix(c, 4 * s.hidden, n, out, executor);
+  }
+
+  // One layer: its input x and output y (dense), the gradients of both.
+  void layer(int index, const float* x, const float* y, const float* grad_y, float* grad_x) const {
+    Layer l{s, plan.rows, padded, {}};
+    const int64_t input = lstm_input(s, index), hidden = s.hidden, gates = 4 * hidden;
+    const float* h0[2] = {};
+    for (int d = 0; d < s.directions; ++d) {
+      const int cell = cell_of(s, index, d);
+      Direction& to = l.direction[d];
+      pack_panels(gates, hidden, plan.w_hh[d], executor, [&](int64_t j) { return weight(cell, 1) + j * hidden; });
+      float* const states = plan.states + d * 4 * state;
+      to.w_hh = plan.w_hh[d];
+      to.reserve = call.reserve + cell * rows * reserve_row(s);
+      to.c0 = read_states(call.c0, cell, states);
+      to.grad_h_n = read_states(call.grad_h_n, cell, states + state);
+      to.grad_h0 = states + 2 * state;
+      h0[d] = read_states(call.h0, cell, states + 3 * state);
+      to.d_gates = plan.d_gates + d * rows * gates;
+      to.dh = plan.running + d * 2 * s.batch * padded;
+      to.dc = to.dh + s.batch * padded;
+      std::memset(to.dc, 0, static_cast<size_t>(s.batch * padded) * sizeof(float));
+      for (int64_t b = 0; call.grad_c_n && b < s.batch; ++b)
+        read_row(call.grad_c_n, s.dtype, cell * state + b * hidden, hidden, to.dc + b * padded);
+      to.grad_output = grad_y ? grad_y + d * hidden : nullptr;
+      to.reversed = d == 1;
+    }
+    run_layer(l, plan.shares, executor);
+    for (int d = 0; d < s.directions; ++d) {
+      const int cell = cell_of(s, index, d);
+      const Direction& from = l.direction[d];
+      for (int64_t b = 0; b < s.batch; ++b) {
+        write_row(call.grad_h0, s.dtype, cell * state + b * hidden, hidden, from.grad_h0 + b * hidden);
+        write_row(call.grad_c0, s.dtype, cell * state + b * hidden, hidden, from.dc + b * padded);
+      }
+      weight_gradient(from.d_gates, input, grad_weight(cell, 0), [&](int64_t r) { return x + r * input; });
+      // h_{t-1} of row r: found by walking the steps along with the rows.
+      weight_gradient(from.d_gates, hidden, grad_weight(cell, 1), [&](int64_t r) {
+        const int64_t t = time_of_row(r), b = r - plan.rows.first(t), before = row_before(l, from, t, b);
+        return before < 0 ? h0[d] + b * hidden : y + before * width + d * hidden;
+      });
+      if (s.bias) sum_columns(from.d_gates, rows, gates, s.dtype, grad_weight(cell, 2), grad_weight(cell, 3), executor);
+      pack_panels(gates, input, plan.panels, executor, [&](int64_t j) { return weight(cell, 0) + j * input; });
+      gemm({rows, input, gates, from.d_gates, gates, 1, plan.panels, grad_x, input, d > 0}, executor);
+    }
+  }
+
+  int64_t time_of_row(int64_t row) const {
+    if (!plan.rows.sizes) return row / s.batch;
+    int64_t low = 0, high = s.steps;
+    while (high - low > 1) {
+      const int64_t middle = (low + high) / 2;
+      (plan.rows.starts[middle] <= row ? low : high) = middle;
+    }
+    return low;
+  }
+
+  void run() const {
+    const float* const x = dense_rows(call.x, s, plan.rows, s.input, plan.x, executor);
+    const float* y = dense_rows(call.output, s, plan.rows, width, plan.output, executor);
+    const float* grad_y =
+        call.grad_output.data ? dense_rows(call.grad_output, s, plan.rows, width, plan.grad_output, executor) : nullptr;
+    const float* const outputs = call.reserve + s.layers * s.directions * rows * reserve_row(s);
+    for (int i = s.layers - 1; i >= 0; --i) {
+      const float* const input = i ? outputs + (i - 1) * rows * width : x;
+      float* const grad_x = i             ? plan.between[(i - 1) & 1]
+                            : plan.grad_x ? plan.grad_x
+                                          : static_cast<float*>(call.grad_x.data);
+      layer(i, input, y, grad_y, grad_x);
+      y = input;
+      grad_y = grad_x;
+    }
+    if (!plan.grad_x) return;
+    parallel_for(executor, 0, s.steps, 1 + 32768 / (s.batch * s.input + 1), [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t)
+        for (int64_t b = 0; b < plan.rows.active(t); ++b)
+          write_row(call.grad_x.data, s.dtype, offset_of(call.grad_x, plan.rows, t, b), s.input,
+                    plan.grad_x + (plan.rows.first(t) + b) * s.input);
+    });
+  }
+};
+
+template <class W>
+void backward(const LstmBackward& call, const Executor& executor) {
+  const LstmShape& s = call.shape;
+  const Backward<W> pass{call,
+                         executor,
+                         s,
+                         make_plan(call, executor.threads, static_cast<char*>(call.workspace)),
+                         lstm_rows(s),
+                         s.directions * s.hidden,
+                         round_up(s.hidden, kPanel),
+                         s.batch * s.hidden};
+  pass.run();
+}
+
+}  // namespace
+
+int64_t lstm_backward_bytes(const LstmBackward& call, int threads) { return make_plan(call, threads, nullptr).bytes; }
+
+void lstm_backward_pass(const LstmBackward& call, const Executor& executor) {
+  if (call.shape.dtype == DType::bf16)
+    backward<bf16_t>(call, executor);
+  else
+    backward<float>(call, executor);
+}
+
+}  // namespace PK_ISA
+}  // namespace pk

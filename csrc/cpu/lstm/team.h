@@ -1,0 +1,94 @@
+// A team of threads that walks a chain of steps, each step cut into one share per member, with one barrier a step and
+// a progress guarantee: a thread waits only for a share that another running thread has claimed.
+//
+// done(s) counts the steps of share s that are finished, claimed(s) those that somebody has begun. Share s of step t
+// may be claimed once every share has finished step t - 1. A member claims its own share first, so that its slice of
+// the weights stays in its cache. It takes an absent member's share at once, and a present one's after a bounded wait:
+// so the chain is finished even if one thread runs all members one after the other, or the system takes a thread away.
+#pragma once
+
+#include <sched.h>
+
+#include <cstdint>
+
+namespace pk {
+namespace {
+
+struct Share {
+  int64_t claimed, done;
+  int64_t present;
+  char padding[128 - 3 * sizeof(int64_t)];  // two lines: neighbours are fetched in pairs
+};
+
+inline void pause_cpu() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#else
+  __asm__ volatile("" ::: "memory");
+#endif
+}
+
+// About 20 us of waiting before a present member counts as absent, or a claimed share's thread as descheduled.
+inline constexpr int kSpins = 600;
+
+struct Chain {
+  Share* shares;
+  int count;
+
+  void reset() {
+    for (int s = 0; s < count; ++s) shares[s].claimed = shares[s].done = shares[s].present = 0;
+  }
+
+  void arrive(int member) { __atomic_store_n(&shares[member].present, 1, __ATOMIC_RELEASE); }
+
+  // Runs work(share) if nobody has claimed `share` of step t yet; every share must have finished step t - 1.
+  template <class Work>
+  bool claim(int share, int64_t t, const Work& work) {
+    int64_t expected = t;
+    Share& s = shares[share];
+    if (__atomic_load_n(&s.claimed, __ATOMIC_ACQUIRE) != t ||
+        !__atomic_compare_exchange_n(&s.claimed, &expected, t + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+      return false;
+    work(share);
+    __atomic_store_n(&s.done, t + 1, __ATOMIC_RELEASE);
+    return true;
+  }
+
+  // Returns when every share has finished its first t steps; runs those of step t - 1 whose members stay away.
+  template <class Work>
+  void finish(int member, int64_t t, const Work& work) {
+    if (t == 0) return;
+    for (int i = 1; i <= count; ++i) {
+      const int share = (member + i) % count;
+      Share& s = shares[share];
+      for (int spins = 0; __atomic_load_n(&s.done, __ATOMIC_ACQUIRE) < t; ++spins) {
+        const bool waiting = __atomic_load_n(&s.claimed, __ATOMIC_ACQUIRE) < t;
+        if (waiting && (spins > kSpins || !__atomic_load_n(&s.present, __ATOMIC_ACQUIRE))) {
+          __atomic_store_n(&s.present, 0, __ATOMIC_RELEASE);
+          claim(share, t - 1, work);
+        } else if (spins > kSpins) {
+          sched_yield();
+        } else {
+          pause_cpu();
+        }
+      }
+    }
+  }
+};
+
+// Walks `chains` side by side, `steps` steps each: work(chain, share, step). To be called once per member; the same
+// shares give the same bits whoever runs them.
+template <class Work>
+void walk(Chain* chains, int chain_count, int member, int64_t steps, const Work& work) {
+  for (int64_t t = 0; t < steps; ++t) {
+    for (int c = 0; c < chain_count; ++c) {
+      Chain& chain = chains[c];
+      chain.finish(member, t, [&](int share) { work(c, share, t - 1); });
+      chain.arrive(member);
+      chain.claim(member, t, [&](int share) { work(c, share, t); });
+    }
+  }
+}
+
+}  // namespace
+}  // namespace pk

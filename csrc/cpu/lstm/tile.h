@@ -1,0 +1,104 @@
+// The microkernel of the family, C[r][n] = init[r][n] + sum over k of A[r][k] * B[k][n], on R rows and one panel of
+// 4 * kLanes columns: 4 R accumulators, and per k four loads of the panel and R broadcasts for 4 R fused multiply-adds.
+// A's rows are contiguous in k, the panel is (k, 4, kLanes). For the recurrent weights the four vectors are the gates
+// i, f, g, o of kLanes units, so a tile ends with all that the cell needs.
+#pragma once
+
+#include "cpu/lstm/layout.h"
+#include "cpu/vec.h"
+
+namespace pk {
+namespace PK_ISA {
+namespace {
+
+inline constexpr int kPanel = 4 * kLanes;
+// Rows of a tile: with the panel's vectors and the broadcasts it fills the register file.
+inline constexpr int kTileRows = kRegisters >= 32 ? 6 : 3;
+// A panel's chunk of k, 16 KB of float32: stays in L1 while all rows pass.
+inline constexpr int64_t kChunk = 1024 / kLanes;
+
+inline F32 load_weight(const float* p) { return load<F32>(p); }
+inline F32 load_weight(const bf16_t* p) { return load_bf16(p); }
+inline float widen(float x) { return x; }
+inline float widen(bf16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float f;
+  std::memcpy(&f, &bits, sizeof f);
+  return f;
+}
+
+// init: row r at init + r * init_row (0: the same for all rows), or nullptr for zero.
+template <int R, class W>
+inline void tile(const float* a, int64_t a_row, const W* b, int64_t k, const float* init, int64_t init_row, float* c,
+                 int64_t c_row) {
+  F32 sum[R][4];
+  for (int r = 0; r < R; ++r)
+    for (int g = 0; g < 4; ++g) sum[r][g] = init ? load<F32>(init + r * init_row + g * kLanes) : F32{};
+  int64_t j = 0;
+  if constexpr (R == 1) {
+    // One row alone has too few independent sums to hide the latency: even and odd k apart.
+    F32 odd[4] = {};
+    for (; j + 2 <= k; j += 2) {
+      const F32 x = broadcast(a[j]), y = broadcast(a[j + 1]);
+      for (int g = 0; g < 4; ++g) sum[0][g] = fma(x, load_weight(b + j * kPanel + g * kLanes), sum[0][g]);
+      for (int g = 0; g < 4; ++g) odd[g] = fma(y, load_weight(b + (j + 1) * kPanel + g * kLanes), odd[g]);
+    }
+    for (int g = 0; g < 4; ++g) sum[0][g] += odd[g];
+  }
+  for (; j < k; ++j) {
+    F32 w[4];
+    for (int g = 0; g < 4; ++g) w[g] = load_weight(b + j * kPanel + g * kLanes);
+    for (int r = 0; r < R; ++r) {
+      const F32 x = broadcast(a[r * a_row + j]);
+      for (int g = 0; g < 4; ++g) sum[r][g] = fma(x, w[g], sum[r][g]);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int g = 0; g < 4; ++g) store(c + r * c_row + g * kLanes, sum[r][g]);
+}
+
+// The same on any number of rows: as many full tiles as leave no lonely row behind.
+template <class W>
+inline void tiles(int64_t rows, const float* a, int64_t a_row, const W* b, int64_t k, const float* init,
+                  int64_t init_row, float* c, int64_t c_row) {
+  for (int64_t r = 0; r < rows;) {
+    const int64_t left = rows - r;
+    const float* const ar = a + r * a_row;
+    const float* const ir = init ? init + r * init_row : nullptr;
+    float* const cr = c + r * c_row;
+    if (left >= kTileRows && left != kTileRows + 1) {
+      tile<kTileRows>(ar, a_row, b, k, ir, init_row, cr, c_row);
+      r += kTileRows;
+    } else if (left >= 4 && kTileRows > 4) {
+      tile<4>(ar, a_row, b, k, ir, init_row, cr, c_row);
+      r += 4;
+    } else if (left == 3 && kTileRows > 3) {
+      tile<3>(ar, a_row, b, k, ir, init_row, cr, c_row);
+      r += 3;
+    } else if (left >= 2) {
+      tile<2>(ar, a_row, b, k, ir, init_row, cr, c_row);
+      r += 2;
+    } else {
+      tile<1>(ar, a_row, b, k, ir, init_row, cr, c_row);
+      r += 1;
+    }
+  }
+}
+
+// All of k for many rows, chunk by chunk.
+template <class W>
+inline void panel(int64_t rows, const float* a, int64_t a_row, const W* b, int64_t k, const float* init,
+                  int64_t init_row, float* c, int64_t c_row) {
+  const int64_t chunk = rows > kTileRows ? kChunk : k;
+  int64_t j = 0;
+  do {
+    const int64_t n = k - j < chunk ? k - j : chunk;
+    tiles(rows, a + j, a_row, b + j * kPanel, n, init, init_row, c, c_row);
+    init = c, init_row = c_row;
+    j += n;
+  } while (j < k);
+}
+
+}  // namespace
+}  // namespace PK_ISA
+}  // namespace pk
