@@ -132,7 +132,7 @@ class ConvBNAct2d(nn.Module):
     def _assemble(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, activation: str, negative_slope: float) -> None:
         activation_code("ConvBNAct2d", activation)
         self.conv = conv
-        self.bn = bn
+        self.register_module("bn", bn)  # a plain assignment of None would not register it
         self.activation = activation
         self.negative_slope = negative_slope
         self._pack: _Pack | None = None
