@@ -1,5 +1,6 @@
 """Drop-in modules: constructor arguments and state_dict keys of the torch modules they replace."""
 
 from pykernels.nn.conv import ConvBNAct2d
+from pykernels.nn.lstm import LSTM, LSTMCell
 
-__all__ = ["ConvBNAct2d"]
+__all__ = ["LSTM", "ConvBNAct2d", "LSTMCell"]

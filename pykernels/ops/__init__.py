@@ -2,5 +2,6 @@
 
 from pykernels.ops._activation import ACTIVATIONS
 from pykernels.ops.conv_bn_act import conv_bn_act
+from pykernels.ops.lstm import lstm, lstm_cell
 
-__all__ = ["ACTIVATIONS", "conv_bn_act"]
+__all__ = ["ACTIVATIONS", "conv_bn_act", "lstm", "lstm_cell"]

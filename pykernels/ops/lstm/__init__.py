@@ -1,1 +1,207 @@
-"""The family is being built."""
+"""One LSTM step, and whole sequences: layers, both directions, packed data; forward and backward.
+
+i, f, g, o = x W_ih' + b_ih + h W_hh' + b_hh
+c' = sigmoid(f) c + sigmoid(i) tanh(g)
+h' = sigmoid(o) tanh(c')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pykernels._backend import choose
+from pykernels.ops.lstm import autograd, reference
+from pykernels.ops.lstm.arguments import CELL_NAMES, check_cell, check_lstm, for_autocast, tensor, two_states
+
+States = tuple[Tensor, Tensor]
+
+
+def lstm_cell(
+    x: Tensor,
+    states: States,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> States:
+    """One step of an LSTM.
+
+    Args:
+        x: (B, I), or (I,) for one unbatched step. float32 or bfloat16 on the kernels; the reference takes any float.
+        states: (h, c), each (B, H), or (H,) if x is unbatched.
+        w_ih: (4H, I), gates i, f, g, o.
+        w_hh: (4H, H).
+        b_ih: (4H,) or None.
+        b_hh: (4H,) or None.
+        backend: "auto", "cpu" or "reference"; None takes the `pykernels.backend` block's.
+
+    Returns:
+        (h, c), each (B, H) or (H,), contiguous, of x's dtype (autocast's, inside autocast).
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit; the message says which.
+        RuntimeError: an explicit backend cannot run.
+
+    The same as::
+
+        torch.lstm_cell(x, (h, c), w_ih, w_hh, b_ih, b_hh)
+
+    Differentiable twice: the first backward is native, the second goes through the reference. Accumulates in float32
+    and gives the same bits for the same input and thread count. Tolerance: `pykernels.ops.lstm.spec`. The equations
+    are those of Hochreiter and Schmidhuber (1997) with the forget gate of Gers, Schmidhuber and Cummins (2000).
+    """
+    h, c = two_states("lstm_cell", states)
+    tensors, autocast_off = for_autocast((x, h, c, w_ih, w_hh, b_ih, b_hh))
+    x, h, c, w_ih, w_hh = (tensor("lstm_cell", n, t) for n, t in zip(CELL_NAMES, tensors, strict=False))
+    b_ih, b_hh = tensors[5:]
+    check_cell(x, h, c, w_ih, w_hh, b_ih, b_hh)
+    if (b_ih is None) != (b_hh is None):
+        b_ih = torch.zeros_like(w_ih[:, 0]) if b_ih is None else b_ih
+        b_hh = torch.zeros_like(w_ih[:, 0]) if b_hh is None else b_hh
+    with autocast_off:
+        if choose(LSTM_CELL, x.device, x.dtype, backend) == "reference":
+            return reference.lstm_cell(x, (h, c), w_ih, w_hh, b_ih, b_hh)
+        unbatched = x.dim() == 1
+        if unbatched:
+            x, h, c = x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0)
+        save = autograd.wanted(x, h, c, w_ih, w_hh, b_ih, b_hh)
+        h, c, _ = torch.ops.pykernels.lstm_cell.default(x, h, c, w_ih, w_hh, b_ih, b_hh, save)
+        return (h.squeeze(0), c.squeeze(0)) if unbatched else (h, c)
+
+
+def lstm(
+    x: Tensor,
+    states: States,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_sizes: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, States]:
+    """An LSTM over whole sequences.
+
+    Args:
+        x: (T, B, I); (B, T, I) if batch_first; (T, I) for one unbatched sequence; with batch_sizes the data of a
+            PackedSequence, (sum of batch_sizes, I). float32 or bfloat16 on the kernels; the reference takes any float.
+        states: (h0, c0), each (num_layers * D, B, H), without B if x is unbatched; D = 2 if bidirectional, else 1.
+        weights: of every layer and direction in turn w_ih (4H, I or D * H), w_hh (4H, H) and, for an LSTM with biases,
+            b_ih (4H,), b_hh (4H,): nn.LSTM's flat order. Their number tells whether there are biases.
+        num_layers: stacked layers; each takes the output of the one before.
+        bidirectional: run each layer over the reversed sequence too, and concatenate.
+        batch_first: the batch is x's and output's first dimension (ignored for unbatched and packed x).
+        dropout: probability of a zero in every layer's output but the last, with torch's generator: the same seed gives
+            the masks that nn.LSTM draws.
+        training: without it there is no dropout.
+        batch_sizes: (T,) int64 on the CPU, not rising: PackedSequence.batch_sizes.
+        backend: "auto", "cpu" or "reference"; None takes the `pykernels.backend` block's.
+
+    Returns:
+        output: x's shape with D * H in place of I.
+        (h_n, c_n): the states after each sequence's last step, shaped as states.
+
+    Raises:
+        TypeError: something that should be a tensor is none.
+        ValueError: a shape, dtype, device or number of weights does not fit; the message says which.
+        RuntimeError: no time steps (as torch has it), or an explicit backend cannot run.
+
+    The same as::
+
+        torch.lstm(x, (h0, c0), weights, has_biases, num_layers, dropout, training, bidirectional, batch_first)
+        torch.lstm(data, batch_sizes, (h0, c0), weights, has_biases, num_layers, dropout, training, bidirectional)
+
+    Differentiable twice: the first backward is native, the second goes through the reference. Accumulates in float32
+    and gives the same bits for the same input and thread count. Tolerance: `pykernels.ops.lstm.spec`. Method: one
+    product for the inputs of all time steps, then the recurrence (Appleyard, Kocisky, Blunsom, 2016), each thread with
+    its own share of the units (Zhang et al., DeepCPU, ATC 2018).
+    """
+    h0, c0 = two_states("lstm", states)
+    tensors, autocast_off = for_autocast((x, h0, c0, *weights))
+    x, h0, c0 = (tensor("lstm", n, t) for n, t in zip(("x", "h0", "c0"), tensors, strict=False))
+    flat = [tensor("lstm", f"weights[{i}]", w) for i, w in enumerate(tensors[3:])]
+    has_bias = check_lstm(x, h0, c0, flat, num_layers, bidirectional, batch_first, dropout, batch_sizes)
+    drops = training and dropout > 0 and num_layers > 1
+    with autocast_off:
+        if choose(LSTM, x.device, x.dtype, backend) == "reference":
+            return reference.lstm(
+                x,
+                (h0, c0),
+                flat,
+                num_layers=num_layers,
+                bidirectional=bidirectional,
+                batch_first=batch_first,
+                dropout=dropout,
+                training=training,
+                batch_sizes=batch_sizes,
+            )
+        unbatched = x.dim() == 2 and batch_sizes is None
+        if unbatched:
+            x, h0, c0, batch_first = x.unsqueeze(1), h0.unsqueeze(1), c0.unsqueeze(1), False
+        if not drops:
+            output, h_n, c_n = _native(x, h0, c0, flat, batch_sizes, num_layers, bidirectional, batch_first, has_bias)
+        else:
+            output, h_n, c_n = _with_dropout(
+                x, h0, c0, flat, batch_sizes, num_layers, bidirectional, batch_first, has_bias, dropout
+            )
+        if unbatched:
+            return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
+        return output, (h_n, c_n)
+
+
+def _native(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+    has_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    save = autograd.wanted(x, h0, c0, *weights)
+    output, h_n, c_n, _ = torch.ops.pykernels.lstm.default(
+        x, h0, c0, weights, batch_sizes, num_layers, bidirectional, batch_first, has_bias, save
+    )
+    return output, h_n, c_n
+
+
+def _with_dropout(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+    has_bias: bool,
+    dropout: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Layer by layer, time first, as torch does it: then a seed gives torch's masks."""
+    transposed = batch_first and batch_sizes is None
+    if transposed:
+        x = x.transpose(0, 1)
+    directions, each = len(weights) // num_layers // (4 if has_bias else 2), len(weights) // num_layers
+    last_h, last_c = [], []
+    for layer in range(num_layers):
+        if layer > 0:
+            x = F.dropout(x, dropout)
+        rows = slice(layer * directions, (layer + 1) * directions)
+        own = weights[layer * each : (layer + 1) * each]
+        x, h, c = _native(x, h0[rows], c0[rows], own, batch_sizes, 1, bidirectional, False, has_bias)
+        last_h.append(h)
+        last_c.append(c)
+    return (x.transpose(0, 1) if transposed else x), torch.cat(last_h), torch.cat(last_c)
+
+
+from pykernels.ops.lstm.spec import LSTM, LSTM_CELL  # noqa: E402  the specs hold the functions above

@@ -1,0 +1,214 @@
+"""LSTM and LSTMCell: torch's constructors, parameters and state_dicts, on the package's kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.rnn import RNNBase
+from torch.nn.utils.rnn import PackedSequence
+
+from pykernels import _backend
+from pykernels.nn._packed import PacksWeights
+from pykernels.ops import lstm as lstm_op
+from pykernels.ops import lstm_cell as lstm_cell_op
+
+States = tuple[Tensor, Tensor]
+
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def _no_gradient(module: nn.Module, *tensors: Tensor) -> bool:
+    if not torch.is_grad_enabled():
+        return True
+    return not any(t.requires_grad for t in tensors) and not any(p.requires_grad for p in module.parameters())
+
+
+def _packed_dtype(x: Tensor) -> tuple[bool, torch.dtype | None]:
+    """Whether packed weights serve ``x`` here, and the dtype that autocast asks for (None: no autocast)."""
+    if _backend._current() not in ("auto", "cpu") or not x.is_cpu:
+        return False, None
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        return dtype in _KERNEL_DTYPES and x.dtype in _KERNEL_DTYPES, dtype
+    return x.dtype in _KERNEL_DTYPES, None
+
+
+def _check_source(ours: type, theirs: type, module: nn.Module) -> None:
+    if not isinstance(module, theirs):
+        raise TypeError(
+            f"pykernels.{ours.__name__}.from_torch: module: expected torch.nn.{theirs.__name__}, "
+            f"got {type(module).__name__}"
+        )
+    if nn.utils.parametrize.is_parametrized(module):
+        raise ValueError(
+            f"pykernels.{ours.__name__}.from_torch: module: expected plain parameters, got parametrized ones; "
+            "remove_parametrizations first"
+        )
+
+
+class LSTM(PacksWeights, RNNBase):
+    """torch.nn.LSTM on the package's kernels: its arguments, attributes, state_dict and results.
+
+    Training and whatever else wants gradients runs the differentiable op; in eval mode without gradients the weights
+    are packed once, and again when they have changed (`pykernels.nn._packed` says how that is seen). It derives from
+    torch's RNNBase, not from torch.nn.LSTM, for Dynamo refuses every instance of that: this one compiles in one graph.
+
+    With ``proj_size`` > 0 the kernels have nothing to offer: torch's own implementation runs, the same to the bit.
+
+    >>> lstm = pk.nn.LSTM(10, 20, num_layers=2, batch_first=True)
+    >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 10))
+    """
+
+    # torch.nn.LSTM's, which for the projections runs as if this were one.
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__("LSTM", *args, **kwargs)
+
+    @classmethod
+    def from_torch(cls, module: nn.LSTM) -> LSTM:
+        """The same LSTM with the very same parameters: training one trains the other."""
+        _check_source(cls, nn.LSTM, module)
+        ours = cls(
+            module.input_size,
+            module.hidden_size,
+            module.num_layers,
+            module.bias,
+            module.batch_first,
+            module.dropout if module.num_layers > 1 else 0.0,
+            module.bidirectional,
+            module.proj_size,
+            device="meta",
+        )
+        ours.dropout = module.dropout
+        for name in module._flat_weights_names:
+            setattr(ours, name, getattr(module, name))
+        ours._init_flat_weights()
+        return ours.train(module.training)
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: the packed weights are the flat ones."""
+
+    def forward(self, input: Tensor | PackedSequence, hx: States | None = None) -> tuple[Any, States]:
+        """As torch.nn.LSTM's: a tensor or a PackedSequence in, the same out, with (h_n, c_n)."""
+        if self.proj_size:
+            return nn.LSTM.forward(self, input, hx)  # type: ignore[call-overload]
+        if not isinstance(input, PackedSequence):
+            return self._run(input, hx, None)
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        if hx is not None and sorted_indices is not None:
+            hx = hx[0].index_select(1, sorted_indices), hx[1].index_select(1, sorted_indices)
+        output, (h_n, c_n) = self._run(data, hx, batch_sizes)
+        if unsorted_indices is not None:
+            h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
+        return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
+
+    def _run(self, x: Tensor, hx: States | None, batch_sizes: Tensor | None) -> tuple[Tensor, States]:
+        h0, c0 = self._zero_states(x, batch_sizes) if hx is None else hx
+        if not self.training and not torch.compiler.is_compiling() and _no_gradient(self, x, h0, c0):
+            serves, dtype = _packed_dtype(x)
+            packed = self.packed(self._flat_weights_names, self._pack, dtype) if serves else None
+            if packed is not None:
+                return self._run_packed(x, h0, c0, packed, batch_sizes, dtype)
+        return lstm_op(
+            x,
+            (h0, c0),
+            [getattr(self, name) for name in self._flat_weights_names],
+            num_layers=self.num_layers,
+            bidirectional=self.bidirectional,
+            batch_first=self.batch_first,
+            dropout=self.dropout,
+            training=self.training,
+            batch_sizes=batch_sizes,
+        )
+
+    def _zero_states(self, x: Tensor, batch_sizes: Tensor | None) -> States:
+        rows = self.num_layers * (2 if self.bidirectional else 1)
+        if batch_sizes is not None:
+            shape: tuple[Any, ...] = (rows, batch_sizes[0], self.hidden_size)
+        elif x.dim() == 3:
+            shape = (rows, x.shape[0 if self.batch_first else 1], self.hidden_size)
+        else:
+            shape = (rows, self.hidden_size)
+        zeros = x.new_zeros(shape)
+        return zeros, zeros
+
+    def _pack(self, weights: list[Tensor]) -> Tensor:
+        return torch.ops.pykernels.lstm_pack.default(weights, self.num_layers, self.bidirectional, self.bias)
+
+    def _run_packed(
+        self, x: Tensor, h0: Tensor, c0: Tensor, packed: Tensor, batch_sizes: Tensor | None, dtype: torch.dtype | None
+    ) -> tuple[Tensor, States]:
+        if dtype is not None:
+            x, h0, c0 = x.to(dtype), h0.to(dtype), c0.to(dtype)
+        unbatched = batch_sizes is None and x.dim() == 2
+        if unbatched:
+            x, h0, c0 = x.unsqueeze(1), h0.unsqueeze(1), c0.unsqueeze(1)
+        output, h_n, c_n = torch.ops.pykernels.lstm_packed.default(
+            x,
+            h0,
+            c0,
+            packed,
+            self.input_size,
+            self.hidden_size,
+            batch_sizes,
+            self.num_layers,
+            self.bidirectional,
+            self.batch_first and not unbatched,
+        )
+        if unbatched:
+            return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
+        return output, (h_n, c_n)
+
+
+class LSTMCell(PacksWeights, nn.LSTMCell):
+    """torch.nn.LSTMCell on the package's kernels: its arguments, attributes, state_dict and results.
+
+    Packed weights as in `LSTM`.
+
+    >>> cell = pk.nn.LSTMCell(10, 20)
+    >>> h, c = cell(torch.randn(3, 10))
+    """
+
+    @classmethod
+    def from_torch(cls, module: nn.LSTMCell) -> LSTMCell:
+        """The same cell with the very same parameters: training one trains the other."""
+        _check_source(cls, nn.LSTMCell, module)
+        ours = cls(module.input_size, module.hidden_size, module.bias, device="meta")
+        for name in _CELL_WEIGHTS:
+            setattr(ours, name, getattr(module, name))
+        return ours.train(module.training)
+
+    def forward(self, input: Tensor, hx: States | None = None) -> States:
+        """As torch.nn.LSTMCell's: (B, I) or (I,) in, (h, c) out."""
+        if hx is None:
+            h = c = input.new_zeros((*input.shape[:-1], self.hidden_size))
+        else:
+            h, c = hx
+        if not self.training and not torch.compiler.is_compiling() and _no_gradient(self, input, h, c):
+            serves, dtype = _packed_dtype(input)
+            names = _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2]
+            packed = self.packed(names, self._pack, dtype) if serves else None
+            if packed is not None:
+                return self._run_packed(input, h, c, packed, dtype)
+        return lstm_cell_op(input, (h, c), self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+
+    def _pack(self, weights: list[Tensor]) -> Tensor:
+        return torch.ops.pykernels.lstm_pack.default(weights, 1, False, self.bias)
+
+    def _run_packed(self, x: Tensor, h: Tensor, c: Tensor, packed: Tensor, dtype: torch.dtype | None) -> States:
+        if dtype is not None:
+            x, h, c = x.to(dtype), h.to(dtype), c.to(dtype)
+        if x.dim() == 2:
+            return torch.ops.pykernels.lstm_cell_packed.default(x, h, c, packed, self.input_size, self.hidden_size)
+        h, c = torch.ops.pykernels.lstm_cell_packed.default(
+            x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), packed, self.input_size, self.hidden_size
+        )
+        return h.squeeze(0), c.squeeze(0)
+
+
+_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")

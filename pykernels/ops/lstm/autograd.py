@@ -1,0 +1,247 @@
+"""What torch must know of the native ops: their shapes without data, their gradients, their autocast.
+
+The first backward is native. With create_graph (and where no reserve was saved) the reference recomputes the forward,
+and autograd differentiates that: any order, at the reference's speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pykernels import _native
+from pykernels.ops.lstm import reference
+
+
+def wanted(*tensors: Tensor | None) -> bool:
+    """Whether autograd will ask for gradients, and the forward must save for the backward."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def cast(values: Sequence[Any], device_type: str) -> tuple[Any, ...]:
+    """Floating tensors, in lists too, to autocast's dtype; float64 stays, as torch's own autocast has it."""
+    dtype = torch.get_autocast_dtype(device_type)
+
+    def one(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [one(v) for v in value]
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+            return value.to(dtype)
+        return value
+
+    return tuple(one(v) for v in values)
+
+
+def _differentiable(
+    function: Callable[[list[Tensor]], Sequence[Tensor]],
+    inputs: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The gradients of ``function`` at ``inputs`` as a graph of their own, if grad mode is on."""
+    keep = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases, for one input may be computed from another, and its gradient must not run on into that one here.
+        aliases = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs]
+        outputs = function(aliases)
+        pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
+        found = torch.autograd.grad(
+            [o for o, _ in pairs], aliases, [g for _, g in pairs], create_graph=keep, allow_unused=True
+        )
+    return list(found)
+
+
+def _lstm_shapes(
+    x: Tensor, h0: Tensor, batch_sizes: Tensor | None, num_layers: int, directions: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    hidden = h0.shape[-1]
+    return (
+        x.new_empty((*x.shape[:-1], directions * hidden)),
+        x.new_empty(h0.shape),
+        x.new_empty(h0.shape),
+    )
+
+
+def _lstm_fake(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+    has_bias: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    directions = 2 if bidirectional else 1
+    rows, hidden = x.numel() // x.shape[-1], h0.shape[-1]
+    reserve = rows * num_layers * directions * 5 * hidden + (num_layers - 1) * rows * directions * hidden
+    shapes = _lstm_shapes(x, h0, batch_sizes, num_layers, directions)
+    return (*shapes, x.new_empty((reserve if save else 0,), dtype=torch.float32))
+
+
+def _lstm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, h0, c0, weights, batch_sizes, *ctx.options, ctx.saved = inputs
+    ctx.mark_non_differentiable(output[3])
+    ctx.set_materialize_grads(False)
+    ctx.packed = batch_sizes is not None
+    ctx.save_for_backward(x, h0, c0, batch_sizes, output[0], output[3], *weights)
+
+
+def _lstm_backward(ctx: Any, grad_output: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None, _: Any) -> Any:
+    x, h0, c0, batch_sizes, output, reserve, *weights = ctx.saved_tensors
+    num_layers, bidirectional, batch_first, _ = ctx.options
+    if torch.is_grad_enabled() or not ctx.saved:
+
+        def function(inputs: list[Tensor]) -> Sequence[Tensor]:
+            output, (h_n, c_n) = reference.lstm(
+                inputs[0],
+                (inputs[1], inputs[2]),
+                inputs[3:],
+                num_layers=num_layers,
+                bidirectional=bidirectional,
+                batch_first=batch_first,
+                batch_sizes=batch_sizes,
+            )
+            return output, h_n, c_n
+
+        grad_x, grad_h0, grad_c0, *grad_weights = _differentiable(
+            function, [x, h0, c0, *weights], [grad_output, grad_h, grad_c]
+        )
+    else:
+        grad_x, grad_h0, grad_c0, grad_weights = torch.ops.pykernels.lstm_backward.default(
+            grad_output, grad_h, grad_c, x, h0, c0, weights, batch_sizes, output, reserve, *ctx.options
+        )
+    return grad_x, grad_h0, grad_c0, list(grad_weights), *[None] * 6
+
+
+def _lstm_backward_fake(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: list[Tensor],
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    return _like(x), _like(h0), _like(c0), [_like(w) for w in weights]
+
+
+def _like(t: Tensor) -> Tensor:
+    return t.new_empty(t.shape)
+
+
+def _pack_fake(weights: list[Tensor], num_layers: int, bidirectional: bool, has_bias: bool) -> Tensor:
+    size = torch.library.get_ctx().new_dynamic_size()  # the layout is the ISA's
+    return weights[0].new_empty((size,), dtype=torch.uint8)
+
+
+def _lstm_packed_fake(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    packed: Tensor,
+    input_size: int,
+    hidden_size: int,
+    batch_sizes: Tensor | None,
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _lstm_shapes(x, h0, batch_sizes, num_layers, 2 if bidirectional else 1)
+
+
+def _cell_fake(
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    reserve = h.numel() * 5 if save else 0
+    return _like(h), _like(c), x.new_empty((reserve,), dtype=torch.float32)
+
+
+def _cell_packed_fake(
+    x: Tensor, h: Tensor, c: Tensor, packed: Tensor, input_size: int, hidden_size: int
+) -> tuple[Tensor, Tensor]:
+    return _like(h), _like(c)
+
+
+def _cell_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.saved = inputs
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, output[2])
+
+
+def _cell_backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None, _: Any) -> Any:
+    x, h, c, w_ih, w_hh, b_ih, b_hh, reserve = ctx.saved_tensors
+    biases = [] if b_ih is None else [b_ih, b_hh]
+    if torch.is_grad_enabled() or not ctx.saved:
+        found = _differentiable(
+            lambda t: reference.lstm_cell(t[0], (t[1], t[2]), *t[3:]), [x, h, c, w_ih, w_hh, *biases], [grad_h, grad_c]
+        )
+    else:
+        found = torch.ops.pykernels.lstm_cell_backward.default(
+            grad_h, grad_c, x, h, c, w_ih, w_hh, reserve, bool(biases)
+        )
+    found = list(found[: 5 + len(biases)])
+    return *found, *[None] * (8 - len(found))
+
+
+def _cell_backward_fake(
+    grad_h: Tensor | None,
+    grad_c: Tensor | None,
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    reserve: Tensor,
+    has_bias: bool,
+) -> tuple[Tensor, ...]:
+    bias = (w_hh.shape[0] if has_bias else 0,)
+    return _like(x), _like(h), _like(c), _like(w_ih), _like(w_hh), w_hh.new_empty(bias), w_hh.new_empty(bias)
+
+
+def _autocast(library: torch.library.Library, name: str, device_type: str, key: str) -> None:
+    op = getattr(torch.ops.pykernels, name).default
+
+    def cast_and_call(*args: Any) -> Any:
+        with torch.autocast(device_type, enabled=False):
+            return op(*cast(args, device_type))
+
+    library.impl(name, cast_and_call, key)
+
+
+def _register() -> torch.library.Library:
+    fakes: dict[str, Callable[..., Any]] = {
+        "lstm": _lstm_fake,
+        "lstm_backward": _lstm_backward_fake,
+        "lstm_pack": _pack_fake,
+        "lstm_packed": _lstm_packed_fake,
+        "lstm_cell": _cell_fake,
+        "lstm_cell_backward": _cell_backward_fake,
+        "lstm_cell_packed": _cell_packed_fake,
+    }
+    for name, fake in fakes.items():
+        torch.library.register_fake(f"pykernels::{name}", fake)
+    torch.library.register_autograd("pykernels::lstm", _lstm_backward, setup_context=_lstm_setup)
+    torch.library.register_autograd("pykernels::lstm_cell", _cell_backward, setup_context=_cell_setup)
+    library = torch.library.Library("pykernels", "FRAGMENT")
+    for name in ("lstm", "lstm_cell"):
+        _autocast(library, name, "cpu", "AutocastCPU")
+        _autocast(library, name, "cuda", "AutocastCUDA")
+    return library
+
+
+# Torch drops what a Library registered when the Library dies.
+_library = _register() if _native.error is None and hasattr(torch.ops.pykernels, "lstm") else None

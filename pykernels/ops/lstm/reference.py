@@ -1,0 +1,125 @@
+"""LSTM as plain PyTorch: any device, float64, differentiable twice. The oracle, and the last fallback.
+
+    i, f, g, o = x W_ih' + b_ih + h W_hh' + b_hh        gates in nn.LSTM's order, each H wide
+    c' = sigmoid(f) c + sigmoid(i) tanh(g)
+    h' = sigmoid(o) tanh(c')
+
+bfloat16 and float16 compute in float32, and round once, where a layer hands its output on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+States = tuple[Tensor, Tensor]
+
+
+def _computing(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def _step(gates: Tensor, c: Tensor) -> States:
+    """gates: (B, 4H) before the activations; c: (B, H)."""
+    i, f, g, o = gates.chunk(4, dim=-1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def lstm_cell(
+    x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+) -> States:
+    """One step. See `pykernels.ops.lstm_cell`."""
+    wide = _computing(x.dtype)
+    h, c = states
+    gates = x.to(wide) @ w_ih.to(wide).t() + h.to(wide) @ w_hh.to(wide).t()
+    for bias in (b_ih, b_hh):
+        gates = gates if bias is None else gates + bias.to(wide)
+    h, c = _step(gates, c.to(wide))
+    return h.to(x.dtype), c.to(x.dtype)
+
+
+def _direction(
+    rows: Tensor, sizes: Sequence[int], h: Tensor, c: Tensor, weights: Sequence[Tensor], reverse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer in one direction over packed rows.
+
+    rows: (sum(sizes), I), the batch of step t in sizes[t] consecutive rows; h, c: (B, H), B >= every size.
+    A sequence that is not in a step's batch keeps its state: it has ended, or (reverse) has not begun.
+    Returns output (sum(sizes), H), h (B, H), c (B, H).
+    """
+    w_ih, w_hh, *biases = weights
+    projected = rows @ w_ih.t()
+    for bias in biases:
+        projected = projected + bias
+    steps = list(projected.split(list(sizes)))
+    outputs: list[Tensor] = [rows] * len(steps)
+    for t in reversed(range(len(steps))) if reverse else range(len(steps)):
+        b = sizes[t]
+        h_new, c_new = _step(steps[t] + h[:b] @ w_hh.t(), c[:b])
+        outputs[t] = h_new
+        h = h_new if b == h.shape[0] else torch.cat([h_new, h[b:]])
+        c = c_new if b == c.shape[0] else torch.cat([c_new, c[b:]])
+    return torch.cat(outputs), h, c
+
+
+def lstm(
+    x: Tensor,
+    states: States,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, States]:
+    """Whole sequences. See `pykernels.ops.lstm`."""
+    wide = _computing(x.dtype)
+    h0, c0 = states
+    unbatched = batch_sizes is None and x.dim() == 2
+    if unbatched:
+        x, h0, c0, batch_first = x.unsqueeze(1), h0.unsqueeze(1), c0.unsqueeze(1), False
+    if batch_first and batch_sizes is None:
+        x = x.transpose(0, 1)
+    steps, rows = x.shape[:-1], x.reshape(-1, x.shape[-1])
+    sizes = [x.shape[1]] * x.shape[0] if batch_sizes is None else [int(size) for size in batch_sizes]
+    _check_sizes(sizes, rows.shape[0], h0.shape[1])
+
+    directions = 2 if bidirectional else 1
+    each = len(weights) // (num_layers * directions)
+    last_h, last_c = [], []
+    for layer in range(num_layers):
+        outputs = []
+        for direction in range(directions):
+            at = layer * directions + direction
+            own = [w.to(wide) for w in weights[at * each : (at + 1) * each]]
+            output, h, c = _direction(rows.to(wide), sizes, h0[at].to(wide), c0[at].to(wide), own, direction == 1)
+            outputs.append(output.to(x.dtype))
+            last_h.append(h.to(x.dtype))
+            last_c.append(c.to(x.dtype))
+        rows = torch.cat(outputs, dim=-1)
+        if training and dropout > 0 and layer + 1 < num_layers:
+            rows = F.dropout(rows, dropout)
+
+    output = rows.reshape(*steps, rows.shape[-1])
+    h_n, c_n = torch.stack(last_h), torch.stack(last_c)
+    if unbatched:
+        return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
+    if batch_first and batch_sizes is None:
+        output = output.transpose(0, 1)
+    return output, (h_n, c_n)
+
+
+def _check_sizes(sizes: Sequence[int], rows: int, batch: int) -> None:
+    falling = all(a >= b for a, b in pairwise(sizes))
+    if not falling or not sizes or sizes[-1] < 0 or sizes[0] != batch or sum(sizes) != rows:
+        raise ValueError(
+            f"pykernels.lstm: batch_sizes: expected sizes that do not rise, from the batch of h0 ({batch}) on, "
+            f"with the sum {rows} of x's rows; got {list(sizes)}"
+        )
