@@ -9,14 +9,16 @@ from torch import Tensor, nn
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
-from pykernels import _backend
+from pykernels import _backend, _native
 from pykernels.nn._packed import PacksWeights
 from pykernels.ops import lstm as lstm_op
 from pykernels.ops import lstm_cell as lstm_cell_op
+from pykernels.ops.lstm.spec import LSTM as SPEC
 
 States = tuple[Tensor, Tensor]
 
-_KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+_KERNEL_DTYPES = SPEC.dtypes
+_HAS_KERNELS = _native.error is None and SPEC.backends["cpu"] is None
 
 
 def _no_gradient(module: nn.Module, *tensors: Tensor) -> bool:
@@ -27,7 +29,7 @@ def _no_gradient(module: nn.Module, *tensors: Tensor) -> bool:
 
 def _packed_dtype(x: Tensor) -> tuple[bool, torch.dtype | None]:
     """Whether packed weights serve ``x`` here, and the dtype that autocast asks for (None: no autocast)."""
-    if _backend._current() not in ("auto", "cpu") or not x.is_cpu:
+    if not _HAS_KERNELS or not x.is_cpu or _backend._current() not in ("auto", "cpu"):
         return False, None
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")

@@ -20,12 +20,14 @@ def _fail(op: str, argument: str, expected: str, got: object) -> None:
 
 
 def tensor(op: str, argument: str, value: Tensor | None) -> Tensor:
+    """``value``, if it is a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"pykernels.{op}: {argument}: expected a tensor, got {type(value).__name__}")
     return value
 
 
 def two_states(op: str, states: States) -> States:
+    """``states``, if it is a pair."""
     if not isinstance(states, tuple | list) or len(states) != 2:
         got = f"{len(states)} of them" if isinstance(states, tuple | list) else type(states).__name__
         raise TypeError(f"pykernels.{op}: states: expected a pair (h, c) of tensors, got {got}")
@@ -59,6 +61,7 @@ def _check_shape(op: str, argument: str, tensor: Tensor, expected: tuple[int, ..
 def check_cell(
     x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None
 ) -> None:
+    """Raises for what does not fit together in a call of `lstm_cell`."""
     op = "lstm_cell"
     biases = [(n, tensor(op, n, b)) for n, b in (("b_ih", b_ih), ("b_hh", b_hh)) if b is not None]
     _check_alike(op, x, [("h", h), ("c", c), ("w_ih", w_ih), ("w_hh", w_hh), *biases])
