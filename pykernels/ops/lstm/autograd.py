@@ -244,4 +244,4 @@ def _register() -> torch.library.Library:
 
 
 # Torch drops what a Library registered when the Library dies.
-_library = _register() if _native.error is None and hasattr(torch.ops.pykernels, "lstm") else None
+_library = _register() if _native.error is None else None
