@@ -33,6 +33,16 @@ using U32 = uint32_t __attribute__((vector_size(kVecBytes)));
 using I16 = int16_t __attribute__((vector_size(kVecBytes)));           // 2 * kLanes
 using I8 = int8_t __attribute__((vector_size(kVecBytes)));             // 4 * kLanes
 using U16Half = uint16_t __attribute__((vector_size(kVecBytes / 2)));  // kLanes
+using I16Half = int16_t __attribute__((vector_size(kVecBytes / 2)));   // kLanes
+using I8Half = int8_t __attribute__((vector_size(kVecBytes / 2)));     // 2 * kLanes
+using I8Quarter = int8_t __attribute__((vector_size(kVecBytes / 4)));  // kLanes
+
+// Does the ISA multiply bytes in fours (dot4_u8i8), or 16-bit pairs (dot2)? Set in cmake/isa.cmake.
+#if defined(PK_DOT4)
+inline constexpr bool kDot4 = true;
+#else
+inline constexpr bool kDot4 = false;
+#endif
 
 // Unaligned load and store of any of the types above.
 template <class V>
@@ -91,6 +101,11 @@ inline U16Half to_bf16(F32 x) {
   return __builtin_convertvector(x != x ? quiet : rounded, U16Half);
 }
 inline void store_bf16(uint16_t* p, F32 x) { store(p, to_bf16(x)); }
+
+// Bytes to 16-bit words, sign kept; and 32-bit lanes that are in range to 16-bit words and bytes.
+inline I16 widen(I8Half v) { return __builtin_convertvector(v, I16); }
+inline I16Half to_i16(I32 x) { return __builtin_convertvector(x, I16Half); }
+inline I8Quarter to_i8(I32 x) { return __builtin_convertvector(x, I8Quarter); }
 
 // acc[i] + a[2i] * b[2i] + a[2i+1] * b[2i+1], exact unless the sum leaves int32.
 inline I32 dot2(I32 acc, I16 a, I16 b) {
