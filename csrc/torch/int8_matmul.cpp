@@ -72,6 +72,17 @@ void set_int8_a(const char* op, const Tensor& a, Int8Matmul* p) {
   p->a_stride_k = p->k > 1 ? a.stride(1) : 1;
 }
 
+void set_b(const char* op, const Tensor& b, Int8Matmul* p) {
+  check_cpu(b, op, "b");
+  check_dtype(b, ScalarType::Char, op, "b");
+  check_matrix(b, op, "b");
+  check(b.size(0) == p->k, op, "b", "expected ", p->k, " rows, as the left side has columns, got shape ", shape_of(b));
+  p->n = b.size(1);
+  p->b = static_cast<const int8_t*>(b.data_ptr());
+  p->b_stride_k = b.stride(0);
+  p->b_stride_n = b.stride(1);
+}
+
 void set_packed(const char* op, const Tensor& packed, int64_t n, Int8Matmul* p) {
   check_cpu(packed, op, "packed");
   check_dtype(packed, ScalarType::Byte, op, "packed");
@@ -92,14 +103,7 @@ Tensor matmul(const Tensor& a, const Tensor& b, const MaybeTensor& a_scale, cons
   check_isa(op);
   Int8Matmul p;
   set_int8_a(op, a, &p);
-  check_cpu(b, op, "b");
-  check_dtype(b, ScalarType::Char, op, "b");
-  check_matrix(b, op, "b");
-  check(b.size(0) == p.k, op, "b", "expected ", p.k, " rows, as a has columns, got shape ", shape_of(b));
-  p.n = b.size(1);
-  p.b = static_cast<const int8_t*>(b.data_ptr());
-  p.b_stride_k = b.stride(0);
-  p.b_stride_n = b.stride(1);
+  set_b(op, b, &p);
   return run(op, p, {a_scale, b_scale, a_zero_point, bias, activation}, out_dtype);
 }
 
@@ -114,23 +118,37 @@ Tensor matmul_packed(const Tensor& a, const Tensor& packed, int64_t n, const May
   return run(op, p, {a_scale, b_scale, a_zero_point, bias, activation}, out_dtype);
 }
 
-Tensor linear(const Tensor& x, const Tensor& packed, int64_t n, const Tensor& b_scale, const MaybeTensor& bias,
-              int64_t activation) {
-  const char* op = "int8_linear";
-  check_isa(op);
+// x with contiguous rows, and the problem with it as a to be quantised.
+Tensor set_float_a(const char* op, const Tensor& x, Int8Matmul* p) {
   check_cpu(x, op, "x");
   check(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16, op, "x",
         "expected torch.float32 or torch.bfloat16, got ", dtype_name(x.scalar_type()));
   check_matrix(x, op, "x");
-  const bool rows_contiguous = x.size(1) <= 1 || x.stride(1) == 1;
-  const Tensor rows = rows_contiguous ? x : torch::stable::contiguous(x);
+  const Tensor rows = x.size(1) <= 1 || x.stride(1) == 1 ? x : torch::stable::contiguous(x);
+  p->m = rows.size(0);
+  p->k = rows.size(1);
+  p->a_dtype = to_dtype(x.scalar_type(), op, "x");
+  p->a = rows.data_ptr();
+  p->a_stride_m = rows.stride(0);
+  p->a_stride_k = 1;
+  return rows;
+}
+
+Tensor linear(const Tensor& x, const Tensor& b, const Tensor& b_scale, const MaybeTensor& bias, int64_t activation) {
+  const char* op = "int8_linear";
+  check_isa(op);
   Int8Matmul p;
-  p.m = x.size(0);
-  p.k = x.size(1);
-  p.a_dtype = to_dtype(x.scalar_type(), op, "x");
-  p.a = rows.data_ptr();
-  p.a_stride_m = rows.stride(0);
-  p.a_stride_k = 1;
+  const Tensor rows = set_float_a(op, x, &p);
+  set_b(op, b, &p);
+  return run(op, p, {std::nullopt, b_scale, std::nullopt, bias, activation}, x.scalar_type());
+}
+
+Tensor linear_packed(const Tensor& x, const Tensor& packed, int64_t n, const Tensor& b_scale, const MaybeTensor& bias,
+                     int64_t activation) {
+  const char* op = "int8_linear_packed";
+  check_isa(op);
+  Int8Matmul p;
+  const Tensor rows = set_float_a(op, x, &p);
   set_packed(op, packed, n, &p);
   return run(op, p, {std::nullopt, b_scale, std::nullopt, bias, activation}, x.scalar_type());
 }
@@ -190,7 +208,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
   m.def(
       "int8_matmul_packed(Tensor a, Tensor packed, SymInt n, Tensor? a_scale, Tensor? b_scale, Tensor? a_zero_point, "
       "Tensor? bias, int activation, ScalarType out_dtype) -> Tensor");
-  m.def("int8_linear(Tensor x, Tensor packed, SymInt n, Tensor b_scale, Tensor? bias, int activation) -> Tensor");
+  m.def("int8_linear(Tensor x, Tensor b, Tensor b_scale, Tensor? bias, int activation) -> Tensor");
+  m.def(
+      "int8_linear_packed(Tensor x, Tensor packed, SymInt n, Tensor b_scale, Tensor? bias, int activation) -> Tensor");
   m.def("quantize_int8(Tensor x, int axis, bool symmetric) -> (Tensor, Tensor, Tensor)");
 }
 
@@ -199,5 +219,6 @@ STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, m) {
   m.impl("int8_pack", TORCH_BOX(&pk::binding::pack));
   m.impl("int8_matmul_packed", TORCH_BOX(&pk::binding::matmul_packed));
   m.impl("int8_linear", TORCH_BOX(&pk::binding::linear));
+  m.impl("int8_linear_packed", TORCH_BOX(&pk::binding::linear_packed));
   m.impl("quantize_int8", TORCH_BOX(&pk::binding::quantize));
 }
