@@ -1,0 +1,48 @@
+"""A convolution and a batch norm that belong to a model, run as one op."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pykernels.nn import ConvBNAct2d
+from pykernels.ops._activation import apply_activation
+
+
+class Fused:
+    """``act(bn(conv(x)) + residual)`` in one pass, for a ``conv`` and a ``bn`` that another module has registered.
+
+    torchvision's state_dict has ``conv1.weight`` beside ``bn1.weight``; `pykernels.nn.ConvBNAct2d`, whose children are
+    ``conv`` and ``bn``, cannot give these names. Mapping the keys on saving and loading would leave the parameters'
+    names, the attribute ``model.conv1`` and every error of a strict load different from torchvision's. So the model
+    owns plain torch modules, and this object, no `nn.Module` and so registered nowhere, runs a ConvBNAct2d over the
+    same two modules. Nothing is kept twice: moving, loading, freezing and switching modes act on the one pair, and
+    ConvBNAct2d packs anew when it sees that they changed. Copies and pickles keep the sharing, as those of any object
+    that refers to another do.
+
+    The owner passes its current members at each call. A member that was replaced is taken up, and what cannot be fused
+    (hooks that have to run, a batch norm of another kind, a symbolic trace) runs as the plain modules.
+    """
+
+    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, activation: str) -> None:
+        self.activation = activation
+        self.block = ConvBNAct2d.from_torch(conv, bn, activation)
+
+    def __call__(
+        self, x: Tensor, conv: nn.Module, bn: nn.Module | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        """``x``: (N, C, H, W); ``residual``: the shape of the result."""
+        if isinstance(x, torch.fx.Proxy) or not _fusible(conv, bn):
+            y = conv(x) if bn is None else bn(conv(x))
+            return apply_activation(y if residual is None else y + residual, self.activation, 0.01)
+        if self.block.conv is not conv or self.block.bn is not bn:
+            self.block = ConvBNAct2d.from_torch(conv, bn, self.activation)  # type: ignore[arg-type]
+        return self.block(x, residual)
+
+
+def _fusible(conv: nn.Module, bn: nn.Module | None) -> bool:
+    return (
+        isinstance(conv, nn.Conv2d)
+        and not (conv._forward_hooks or conv._forward_pre_hooks)
+        and (bn is None or (isinstance(bn, nn.BatchNorm2d) and not (bn._forward_hooks or bn._forward_pre_hooks)))
+    )
