@@ -1,4 +1,5 @@
 # One table: ISA -> compiler flags, 32-bit lanes of a vector, vector registers.
+# PK_DOT4: int8 products are summed in fours (dot4_u8i8 in vec.h), else in pairs.
 # avx512_vnni differs from avx512 for int8 only, so only the int8 sources are compiled for it.
 set(PK_ISAS scalar)
 set(PK_FLAGS_scalar "")
@@ -20,18 +21,21 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(PK_FLAGS_avx512_vnni ${PK_FLAGS_avx512} -mavx512vnni)
   set(PK_LANES_avx512_vnni 16)
   set(PK_REGISTERS_avx512_vnni 32)
+  set(PK_DOT4_avx512_vnni ON)
 endif()
 
 # For the native tests only: the AVX-512 tilings on plain code, so that they run on every machine.
 set(PK_FLAGS_wide512 "")
 set(PK_LANES_wide512 16)
 set(PK_REGISTERS_wide512 32)
+set(PK_DOT4_wide512 ON)
 
 # pk_add_isa(NAME SOURCES...): the object library pk_NAME with everything in namespace pk::NAME.
 function(pk_add_isa isa)
   add_library(pk_${isa} OBJECT ${ARGN})
   target_include_directories(pk_${isa} PRIVATE ${PROJECT_SOURCE_DIR}/csrc ${PROJECT_SOURCE_DIR}/csrc/include)
   target_compile_definitions(pk_${isa} PRIVATE PK_ISA=${isa} PK_LANES=${PK_LANES_${isa}}
-                                               PK_REGISTERS=${PK_REGISTERS_${isa}} $<$<BOOL:${PK_X86_ISAS}>:PK_X86_ISAS>)
+                                               PK_REGISTERS=${PK_REGISTERS_${isa}} $<$<BOOL:${PK_X86_ISAS}>:PK_X86_ISAS>
+                                               $<$<BOOL:${PK_DOT4_${isa}}>:PK_DOT4>)
   target_compile_options(pk_${isa} PRIVATE ${PK_FLAGS_${isa}} ${PK_KERNEL_FLAGS})
 endfunction()

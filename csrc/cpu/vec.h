@@ -1,10 +1,10 @@
 // Vectors of the ISA that this object is compiled for: the one file that knows intrinsics.
 //
 // Everything is built on the compiler's vector types (operators, comparisons, `mask ? a : b`), which g++ and clang
-// lower to the instructions one would write by hand: `a * b + c` becomes vfmadd, `a > b ? a : b` vmaxps, a masked
-// choice a blend. Intrinsics are left for the integer dot products, which have no operator. So the same kernels compile
-// for any width, 64 bytes included, without AVX-512: that is how the native tests run the AVX-512 tilings on any
-// machine.
+// lower to the instructions one would write by hand: `a > b ? a : b` becomes vmaxps, a masked choice a blend.
+// Intrinsics are left for what has no operator: the fused multiply-add and the integer dot products. So the same
+// kernels compile for any width, 64 bytes included, without AVX-512: that is how the native tests run the AVX-512
+// tilings on any machine.
 //
 // Built with -ffp-contract=fast (fused multiply-add) and without -ffast-math: NaN, infinities and -0 keep their
 // meaning. All names have internal linkage: a linker that merged an AVX-512 copy into the baseline would kill older
@@ -33,6 +33,16 @@ using U32 = uint32_t __attribute__((vector_size(kVecBytes)));
 using I16 = int16_t __attribute__((vector_size(kVecBytes)));           // 2 * kLanes
 using I8 = int8_t __attribute__((vector_size(kVecBytes)));             // 4 * kLanes
 using U16Half = uint16_t __attribute__((vector_size(kVecBytes / 2)));  // kLanes
+using I16Half = int16_t __attribute__((vector_size(kVecBytes / 2)));   // kLanes
+using I8Half = int8_t __attribute__((vector_size(kVecBytes / 2)));     // 2 * kLanes
+using I8Quarter = int8_t __attribute__((vector_size(kVecBytes / 4)));  // kLanes
+
+// Does the ISA multiply bytes in fours (dot4_u8i8), or 16-bit pairs (dot2)? Set in cmake/isa.cmake.
+#if defined(PK_DOT4)
+inline constexpr bool kDot4 = true;
+#else
+inline constexpr bool kDot4 = false;
+#endif
 
 // Unaligned load and store of any of the types above.
 template <class V>
@@ -60,7 +70,17 @@ inline void store_partial(float* p, F32 v, int64_t count) {
 inline F32 broadcast(float x) { return x - F32{}; }
 inline I32 broadcast(int32_t x) { return x - I32{}; }
 
-inline F32 fma(F32 a, F32 b, F32 c) { return a * b + c; }
+// One rounding where the CPU has it. Said outright: the compiler contracts `a * b + c` only where both stand in one
+// basic block, so that whether it rounds once or twice would depend on the code around it.
+inline F32 fma(F32 a, F32 b, F32 c) {
+#if defined(__AVX512F__) && PK_LANES == 16
+  return (F32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__) && PK_LANES == 8
+  return (F32)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
 
 // A NaN in the second argument comes back.
 inline F32 min(F32 a, F32 b) { return a < b ? a : b; }
@@ -91,6 +111,11 @@ inline U16Half to_bf16(F32 x) {
   return __builtin_convertvector(x != x ? quiet : rounded, U16Half);
 }
 inline void store_bf16(uint16_t* p, F32 x) { store(p, to_bf16(x)); }
+
+// Bytes to 16-bit words, sign kept; and 32-bit lanes that are in range to 16-bit words and bytes.
+inline I16 widen(I8Half v) { return __builtin_convertvector(v, I16); }
+inline I16Half to_i16(I32 x) { return __builtin_convertvector(x, I16Half); }
+inline I8Quarter to_i8(I32 x) { return __builtin_convertvector(x, I8Quarter); }
 
 // acc[i] + a[2i] * b[2i] + a[2i+1] * b[2i+1], exact unless the sum leaves int32.
 inline I32 dot2(I32 acc, I16 a, I16 b) {

@@ -2,6 +2,7 @@
 
 from pykernels.ops._activation import ACTIVATIONS
 from pykernels.ops.conv_bn_act import conv_bn_act
+from pykernels.ops.int8_matmul import int8_matmul, quantize_int8
 from pykernels.ops.lstm import lstm, lstm_cell
 
-__all__ = ["ACTIVATIONS", "conv_bn_act", "lstm", "lstm_cell"]
+__all__ = ["ACTIVATIONS", "conv_bn_act", "int8_matmul", "lstm", "lstm_cell", "quantize_int8"]

@@ -27,6 +27,10 @@ inline float widen(bf16_t x) {
   return f;
 }
 
+// How far ahead one row's weights are fetched: they stream from L2 or L3, each used once a step, and the hardware stops
+// at page ends.
+inline constexpr int64_t kAhead = 2048;
+
 // init: row r at init + r * init_row (0: the same for all rows), or nullptr for zero.
 template <int R, class W>
 inline void tile(const float* a, int64_t a_row, const W* b, int64_t k, const float* init, int64_t init_row, float* c,
@@ -39,6 +43,8 @@ inline void tile(const float* a, int64_t a_row, const W* b, int64_t k, const flo
     // One row alone has too few independent sums to hide the latency: even and odd k apart.
     F32 odd[4] = {};
     for (; j + 2 <= k; j += 2) {
+      for (int64_t line = 0; line < 2 * kPanel * static_cast<int64_t>(sizeof(W)); line += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(b + j * kPanel) + kAhead + line);
       const F32 x = broadcast(a[j]), y = broadcast(a[j + 1]);
       for (int g = 0; g < 4; ++g) sum[0][g] = fma(x, load_weight(b + j * kPanel + g * kLanes), sum[0][g]);
       for (int g = 0; g < 4; ++g) odd[g] = fma(y, load_weight(b + (j + 1) * kPanel + g * kLanes), odd[g]);

@@ -1,0 +1,72 @@
+// c[r][0..kNr) (+)= sum over groups of a[r] . b: rows x kNr accumulators in registers over one block of k.
+#pragma once
+
+#include "cpu/int8_matmul/tiling.h"
+
+namespace pk {
+namespace PK_ISA {
+namespace {
+
+// One vector of b at group g, column vector v, of a panel as packed (bytes) or widened before (BValue = int16_t).
+template <class BValue>
+inline auto load_b(const BValue* b, int64_t g, int v) {
+  const BValue* at = b + (g * kNr + v * kLanes) * kGroup;
+  if constexpr (kDot4) {
+    return load<I8>(at);
+  } else if constexpr (sizeof(BValue) == 2) {
+    return load<I16>(at);
+  } else {
+    return widen(load<I8Half>(at));
+  }
+}
+
+inline I32 dot(I32 sum, I32 a, I8 b) { return dot4_u8i8(sum, bit_cast<I8>(a), b); }
+inline I32 dot(I32 sum, I32 a, I16 b) { return dot2(sum, bit_cast<I16>(a), b); }
+
+template <int kRows, class BValue>
+inline void tile(const AValue* a, const BValue* b, int64_t groups, int32_t* c, int64_t c_stride, bool first) {
+  I32 sum[kRows][kNrVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kNrVectors; ++v) sum[r][v] = first ? I32{} : load<I32>(c + r * c_stride + v * kLanes);
+  }
+  for (int64_t g = 0; g < groups; ++g) {
+    const auto b0 = load_b(b, g, 0), b1 = load_b(b, g, 1);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      int32_t group;
+      std::memcpy(&group, a + r * kARow + g * kGroup, sizeof group);
+      const I32 ar = broadcast(group);
+      sum[r][0] = dot(sum[r][0], ar, b0);
+      sum[r][1] = dot(sum[r][1], ar, b1);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kNrVectors; ++v) store(c + r * c_stride + v * kLanes, sum[r][v]);
+  }
+}
+static_assert(kNrVectors == 2);
+static_assert(kGroup * sizeof(AValue) == 4);
+
+// rows in [1, kMr].
+template <class BValue, int kRows = kMr>
+inline void run_tile(int64_t rows, const AValue* a, const BValue* b, int64_t groups, int32_t* c, int64_t c_stride,
+                     bool first) {
+  if (rows == kRows) {
+    tile<kRows>(a, b, groups, c, c_stride, first);
+  } else if constexpr (kRows > 1) {
+    run_tile<BValue, kRows - 1>(rows, a, b, groups, c, c_stride, first);
+  }
+}
+
+// A packed panel to 16 bits, for tiles that read it many times.
+inline void widen_panel(const int8_t* b, int64_t depth, int16_t* to) {
+  for (int64_t i = 0; i < depth * kNr; i += 2 * kLanes) store(to + i, widen(load<I8Half>(b + i)));
+}
+
+}  // namespace
+}  // namespace PK_ISA
+}  // namespace pk

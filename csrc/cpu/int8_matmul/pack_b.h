@@ -1,0 +1,162 @@
+// b (k, n), any strides, to panels [k / kGroup][kNr][kGroup] with the sum of each column.
+#pragma once
+
+#include "cpu/int8_matmul/tiling.h"
+#include "cpu/parallel_for.h"
+
+namespace pk {
+namespace PK_ISA {
+namespace {
+
+// 16 bytes in three disguises: what every target has registers for.
+using Bytes16 = int8_t __attribute__((vector_size(16)));
+using Words8 = int16_t __attribute__((vector_size(16)));
+using Quads4 = int32_t __attribute__((vector_size(16)));
+
+struct SourceB {
+  const int8_t* data;
+  int64_t stride_k, stride_n;
+  int64_t k, n;
+};
+
+// Rows of b that are contiguous along n: bytes of kGroup rows interleave, 16 columns at a time.
+inline void interleave(const int8_t* source, int64_t stride_k, int8_t* to) {
+  if constexpr (kGroup == 2) {
+    const auto x = load<Bytes16>(source), y = load<Bytes16>(source + stride_k);
+    store(to, __builtin_shufflevector(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
+    store(to + 16, __builtin_shufflevector(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
+  } else {
+    const auto r0 = load<Bytes16>(source), r1 = load<Bytes16>(source + stride_k);
+    const auto r2 = load<Bytes16>(source + 2 * stride_k), r3 = load<Bytes16>(source + 3 * stride_k);
+    const auto low = (Words8)__builtin_shufflevector(r0, r1, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const auto high =
+        (Words8)__builtin_shufflevector(r0, r1, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    const auto low2 = (Words8)__builtin_shufflevector(r2, r3, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const auto high2 =
+        (Words8)__builtin_shufflevector(r2, r3, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    store(to, __builtin_shufflevector(low, low2, 0, 8, 1, 9, 2, 10, 3, 11));
+    store(to + 16, __builtin_shufflevector(low, low2, 4, 12, 5, 13, 6, 14, 7, 15));
+    store(to + 32, __builtin_shufflevector(high, high2, 0, 8, 1, 9, 2, 10, 3, 11));
+    store(to + 48, __builtin_shufflevector(high, high2, 4, 12, 5, 13, 6, 14, 7, 15));
+  }
+}
+
+// Columns of b that are contiguous along k (the weight of a Linear, transposed): 16 rows of 16 / kGroup columns, a
+// square of groups, are transposed.
+inline void transpose(const int8_t* source, int64_t stride_n, int8_t* to) {
+  if constexpr (kGroup == 2) {
+    Words8 c[8], t[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) c[i] = load<Words8>(source + i * stride_n);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      t[2 * i] = __builtin_shufflevector(c[i], c[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+      t[2 * i + 1] = __builtin_shufflevector(c[i], c[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      c[2 * i] = __builtin_shufflevector(t[i], t[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+      c[2 * i + 1] = __builtin_shufflevector(t[i], t[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      t[2 * i] = __builtin_shufflevector(c[i], c[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+      t[2 * i + 1] = __builtin_shufflevector(c[i], c[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) store(to + i * kNr * kGroup, t[i]);
+  } else {
+    Quads4 c[4], t[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) c[i] = load<Quads4>(source + i * stride_n);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      t[2 * i] = __builtin_shufflevector(c[i], c[i + 2], 0, 4, 1, 5);
+      t[2 * i + 1] = __builtin_shufflevector(c[i], c[i + 2], 2, 6, 3, 7);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      c[2 * i] = __builtin_shufflevector(t[i], t[i + 2], 0, 4, 1, 5);
+      c[2 * i + 1] = __builtin_shufflevector(t[i], t[i + 2], 2, 6, 3, 7);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) store(to + i * kNr * kGroup, c[i]);
+  }
+}
+
+// Block kb of panel p to `to`, (depth, kNr) bytes, zeros beyond k and n; adds its column sums to sums[kNr].
+inline void pack_panel(const SourceB& b, int64_t kb, int64_t p, int64_t depth, int8_t* to, int32_t* sums) {
+  const int64_t rows = smaller(depth, b.k - kb * kKc), columns = smaller(kNr, b.n - p * kNr);
+  const int8_t* source = b.data + kb * kKc * b.stride_k + p * kNr * b.stride_n;
+  if (rows < depth || columns < kNr) std::memset(to, 0, static_cast<size_t>(depth * kNr));
+
+  int64_t fast_rows = 0, fast_columns = 0;  // what the two vector forms do of it
+  if (b.stride_n == 1 && kNr >= 16) {
+    fast_rows = rows / kGroup * kGroup;
+    fast_columns = columns / 16 * 16;
+    for (int64_t i = 0; i < fast_rows; i += kGroup) {
+      for (int64_t j = 0; j < fast_columns; j += 16) {
+        interleave(source + i * b.stride_k + j, b.stride_k, to + i * kNr + j * kGroup);
+      }
+    }
+  } else if (b.stride_k == 1) {
+    constexpr int64_t width = 16 / kGroup;
+    fast_rows = rows / 16 * 16;
+    fast_columns = columns / width * width;
+    for (int64_t j = 0; j < fast_columns; j += width) {
+      for (int64_t i = 0; i < fast_rows; i += 16) {
+        transpose(source + i + j * b.stride_n, b.stride_n, to + i * kNr + j * kGroup);
+      }
+    }
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    int8_t* row = to + i / kGroup * kGroup * kNr + i % kGroup;
+    for (int64_t j = i < fast_rows ? fast_columns : 0; j < columns; ++j) {
+      row[j * kGroup] = source[i * b.stride_k + j * b.stride_n];
+    }
+  }
+
+  I32 sum[kNrVectors];
+  for (int v = 0; v < kNrVectors; ++v) sum[v] = load<I32>(sums + v * kLanes);
+  for (int64_t i = 0; i < depth; i += kGroup) {
+    for (int v = 0; v < kNrVectors; ++v) {
+      const int8_t* group = to + i * kNr + v * kLanes * kGroup;
+      if constexpr (kDot4) {
+        sum[v] = dot4_u8i8(sum[v], I8{} + 1, load<I8>(group));
+      } else {
+        sum[v] = dot2(sum[v], I16{} + 1, widen(load<I8Half>(group)));
+      }
+    }
+  }
+  for (int v = 0; v < kNrVectors; ++v) store(sums + v * kLanes, sum[v]);
+}
+
+// All of b: 4 * columns() bytes of sums, then the panels.
+inline void pack_all(const SourceB& b, char* body, const Executor& executor) {
+  const PackedB packed{b.k, b.n};
+  const int64_t filled = packed.panels() * kNr;
+  if (filled < packed.columns()) {
+    std::memset(body + 4 * filled, 0, static_cast<size_t>(4 * (packed.columns() - filled)));
+  }
+  char* data = body + 4 * packed.columns();
+  parallel_for(executor, 0, packed.panels(), larger(1, (1 << 18) / (packed.rows() * kNr + 1)),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t p = begin; p < end; ++p) {
+                   int32_t sums[kNr] = {};
+                   for (int64_t kb = 0; kb < packed.blocks(); ++kb) {
+                     auto* to = reinterpret_cast<int8_t*>(data + packed.offset(kb, p));
+                     pack_panel(b, kb, p, packed.depth(kb), to, sums);
+                   }
+                   std::memcpy(body + 4 * p * kNr, sums, sizeof sums);
+                 }
+               });
+  // Panels of columns that the ISA never reads, so that the same b gives the same bytes.
+  for (int64_t kb = 0; kb < packed.blocks(); ++kb) {
+    const int64_t unused = packed.depth(kb) * (packed.columns() - filled);
+    std::memset(data + packed.offset(kb, packed.panels()), 0, static_cast<size_t>(unused));
+  }
+}
+
+}  // namespace
+}  // namespace PK_ISA
+}  // namespace pk

@@ -1,0 +1,74 @@
+// Float to int8 and the quantisation of a row: what quantize.cpp and the matmul's float inputs and int8 output share.
+#pragma once
+
+#include "cpu/vec.h"
+#include "pykernels/dtype.h"
+
+namespace pk {
+namespace PK_ISA {
+namespace {
+
+// To nearest even, saturated to [low, high] (whole numbers within +-512); NaN gives 0.
+inline I32 round_saturated(F32 x, float low, float high) {
+  x = x == x ? x : F32{};
+  return truncate(round(min(broadcast(high), max(broadcast(low), x))));
+}
+
+inline F32 load_as_f32(const float* p) { return load<F32>(p); }
+inline F32 load_as_f32(const bf16_t* p) { return load_bf16(p); }
+inline float as_f32(float x) { return x; }
+inline float as_f32(bf16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float f;
+  std::memcpy(&f, &bits, sizeof f);
+  return f;
+}
+
+// The first count lanes; the rest zero.
+template <class T>
+inline F32 load_some_as_f32(const T* p, int64_t count) {
+  T padded[kLanes] = {};
+  std::memcpy(padded, p, static_cast<size_t>(count) * sizeof(T));
+  return load_as_f32(padded);
+}
+
+inline I32 larger_of(I32 a, I32 b) { return a > b ? a : b; }
+
+// |x| as bits: of the same order as the values, with NaN above infinity above all numbers.
+inline I32 magnitude(F32 x) { return bit_cast<I32>(abs(x)); }
+
+inline int32_t largest_lane(I32 v) {
+  int32_t most = v[0];
+  for (int i = 1; i < kLanes; ++i) most = v[i] > most ? v[i] : most;
+  return most;
+}
+
+// max |x| over n values as bits.
+template <class T>
+inline int32_t largest_magnitude(const T* x, int64_t n) {
+  I32 most[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+    for (int j = 0; j < 4; ++j) most[j] = larger_of(most[j], magnitude(load_as_f32(x + i + j * kLanes)));
+  }
+  for (; i + kLanes <= n; i += kLanes) most[0] = larger_of(most[0], magnitude(load_as_f32(x + i)));
+  if (i < n) most[1] = larger_of(most[1], magnitude(load_some_as_f32(x + i, n - i)));
+  return largest_lane(larger_of(larger_of(most[0], most[1]), larger_of(most[2], most[3])));
+}
+
+inline float float_of_bits(int32_t bits) {
+  float f;
+  std::memcpy(&f, &bits, sizeof f);
+  return f;
+}
+
+inline float symmetric_scale(int32_t largest) {
+  const float scale = float_of_bits(largest) / 127.0f;
+  return scale == 0.0f ? 1.0f : scale;
+}
+
+inline I32 quantized(F32 x, F32 scale) { return round_saturated(x / scale, -127.0f, 127.0f); }
+
+}  // namespace
+}  // namespace PK_ISA
+}  // namespace pk

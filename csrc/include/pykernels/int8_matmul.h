@@ -1,0 +1,81 @@
+// int8 matrix product with an epilogue, its packed weights, and quantisation. Everything here is free of torch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "pykernels/activation.h"
+#include "pykernels/dtype.h"
+#include "pykernels/isa.h"
+#include "pykernels/parallel.h"
+#include "pykernels/status.h"
+
+namespace pk {
+
+// The longest sums that no input can wrap: K * 2^14 < 2^31, and with zero points K * 255 * 128 < 2^31.
+inline constexpr int64_t kInt8MaxK = 131071;
+inline constexpr int64_t kInt8MaxKWithZeroPoint = 65793;
+
+// out[i,j] = activation(a_scale[i] * b_scale[j] * sum_k (a[i,k] - a_zero_point[i]) * b[k,j] + bias[j])
+//
+// The sum is exact. out_dtype i32 is the sum itself: no scales, bias or activation. i8 is the float result rounded to
+// nearest even and saturated, NaN giving 0; bf16 is rounded to nearest even.
+// a may be float: then each row is quantised as quantize_int8 does with axis 0, symmetric, and a_scale is made, not
+// given.
+struct Int8Matmul {
+  int64_t m = 0, n = 0, k = 0;
+
+  DType a_dtype = DType::i8;  // i8, or f32 / bf16 to be quantised row by row
+  const void* a = nullptr;    // (m, k), strides in elements; a float a has a_stride_k == 1
+  int64_t a_stride_m = 0, a_stride_k = 0;
+
+  const int8_t* b = nullptr;  // (k, n), strides in elements; unused where `packed` is given
+  int64_t b_stride_k = 0, b_stride_n = 0;
+  const void* packed = nullptr;  // what int8_pack made of b, on the same ISA
+  int64_t packed_bytes = 0;
+
+  const float* a_scale = nullptr;  // (m) or (1), or none: 1
+  int64_t a_scale_stride = 0;      // 1 or 0
+  const float* b_scale = nullptr;  // (n) or (1), or none: 1
+  int64_t b_scale_stride = 0;
+  const int32_t* a_zero_point = nullptr;  // (m) or (1), in [-128, 127], or none: 0
+  int64_t a_zero_point_stride = 0;
+  const float* bias = nullptr;  // (n), or none
+
+  Activation activation = Activation::none;
+  float negative_slope = 0.01f;  // leaky_relu's
+
+  DType out_dtype = DType::i32;
+  void* out = nullptr;  // (m, n), rows contiguous
+};
+
+// Checks the problem and gives the bytes of the workspace for `threads` threads; any alignment will do.
+PK_API Status int8_matmul_workspace(const Int8Matmul& problem, int threads, size_t* bytes);
+PK_API Status int8_matmul(const Int8Matmul& problem, void* workspace, size_t workspace_bytes, const Executor& executor);
+
+// Packs b (k, n) once for many products. The size is the same for every ISA, the contents are not: a blob says which
+// layout it has, and int8_matmul refuses another's.
+PK_API int64_t int8_packed_bytes(int64_t k, int64_t n);
+PK_API Status int8_pack(const int8_t* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n, void* packed,
+                        const Executor& executor);
+
+// Quantises x, seen as (outer, channels, inner) and contiguous, with one scale a channel (a single channel: one for the
+// tensor):
+//   symmetric   scale = max|x| / 127                          zero_point = 0
+//   asymmetric  scale = max(x, 0) / 255 - min(x, 0) / 255     zero_point = round(-128 - min(x, 0) / scale), saturated
+//   q = saturate(round(x / scale) + zero_point), to nearest even; symmetric q stays within +-127
+// A scale of 0 becomes 1. A channel with a NaN or an infinity has scale NaN or infinity, zero_point 0 and q 0, so that
+// q * scale is NaN.
+struct QuantizeInt8 {
+  DType x_dtype = DType::f32;  // f32 or bf16
+  const void* x = nullptr;     // (outer, channels, inner)
+  int64_t outer = 1, channels = 1, inner = 0;
+  bool symmetric = true;
+  int8_t* q = nullptr;            // as x
+  float* scale = nullptr;         // (channels)
+  int32_t* zero_point = nullptr;  // (channels)
+};
+
+PK_API Status quantize_int8(const QuantizeInt8& problem, const Executor& executor);
+
+}  // namespace pk

@@ -1,0 +1,224 @@
+// The int8 family's schemas and CPU implementations.
+#include "torch/checks.h"
+// checks.h first: it names torch's headers.
+#include "pykernels/int8_matmul.h"
+
+namespace pk::binding {
+namespace {
+
+using MaybeTensor = std::optional<Tensor>;
+
+void check_matrix(const Tensor& t, const char* op, const char* argument) {
+  check(t.dim() == 2, op, argument, "expected a matrix, got shape ", shape_of(t));
+}
+
+// A vector of n, or of one element for all; its stride is 0 then.
+template <class T>
+const T* vector_of(const MaybeTensor& t, int64_t n, ScalarType dtype, const char* op, const char* argument,
+                   int64_t* stride) {
+  if (!t) return nullptr;
+  check_cpu(*t, op, argument);
+  check_dtype(*t, dtype, op, argument);
+  check(t->dim() <= 1 && (t->numel() == 1 || (t->dim() == 1 && t->size(0) == n)), op, argument,
+        "expected one element, or shape (", n, "), got shape ", shape_of(*t));
+  *stride = t->numel() == 1 ? 0 : t->stride(0);
+  return static_cast<const T*>(t->data_ptr());
+}
+
+struct EpilogueArguments {
+  const MaybeTensor &a_scale, &b_scale, &a_zero_point, &bias;
+  int64_t activation;
+};
+
+// Fills in what both forms share, runs, returns the output.
+Tensor run(const char* op, Int8Matmul p, const EpilogueArguments& e, ScalarType out_dtype) {
+  p.out_dtype = to_dtype(out_dtype, op, "out_dtype");
+  p.activation = to_activation(e.activation, op);
+  p.a_scale = vector_of<float>(e.a_scale, p.m, ScalarType::Float, op, "a_scale", &p.a_scale_stride);
+  p.b_scale = vector_of<float>(e.b_scale, p.n, ScalarType::Float, op, "b_scale", &p.b_scale_stride);
+  p.a_zero_point = vector_of<int32_t>(e.a_zero_point, p.m, ScalarType::Int, op, "a_zero_point", &p.a_zero_point_stride);
+  // The kernels read both by vectors of columns.
+  Tensor bias, b_scale;
+  if (e.bias) {
+    check_cpu(*e.bias, op, "bias");
+    check_dtype(*e.bias, ScalarType::Float, op, "bias");
+    check_shape(*e.bias, {p.n}, op, "bias");
+    bias = torch::stable::contiguous(*e.bias);
+    p.bias = static_cast<const float*>(bias.data_ptr());
+  }
+  if (p.b_scale_stride > 1) {
+    b_scale = torch::stable::contiguous(*e.b_scale);
+    p.b_scale = static_cast<const float*>(b_scale.data_ptr());
+  }
+  const Executor executor = torch_executor();
+  size_t bytes = 0;
+  check_status(int8_matmul_workspace(p, executor.threads, &bytes), op);
+  const Tensor out = torch::stable::empty({p.m, p.n}, out_dtype);
+  const Tensor workspace = torch::stable::empty({static_cast<int64_t>(bytes)}, ScalarType::Byte);
+  p.out = out.data_ptr();
+  check_status(int8_matmul(p, workspace.data_ptr(), bytes, executor), op);
+  return out;
+}
+
+void set_int8_a(const char* op, const Tensor& a, Int8Matmul* p) {
+  check_cpu(a, op, "a");
+  check_dtype(a, ScalarType::Char, op, "a");
+  check_matrix(a, op, "a");
+  p->m = a.size(0);
+  p->k = a.size(1);
+  p->a = a.data_ptr();
+  p->a_stride_m = a.stride(0);
+  // A column of one element has no stride worth the name, and rows of stride 1 are the fast ones.
+  p->a_stride_k = p->k > 1 ? a.stride(1) : 1;
+}
+
+void set_b(const char* op, const Tensor& b, Int8Matmul* p) {
+  check_cpu(b, op, "b");
+  check_dtype(b, ScalarType::Char, op, "b");
+  check_matrix(b, op, "b");
+  check(b.size(0) == p->k, op, "b", "expected ", p->k, " rows, as the left side has columns, got shape ", shape_of(b));
+  p->n = b.size(1);
+  p->b = static_cast<const int8_t*>(b.data_ptr());
+  p->b_stride_k = b.stride(0);
+  p->b_stride_n = b.stride(1);
+}
+
+void set_packed(const char* op, const Tensor& packed, int64_t n, Int8Matmul* p) {
+  check_cpu(packed, op, "packed");
+  check_dtype(packed, ScalarType::Byte, op, "packed");
+  check(packed.dim() == 1 && (packed.numel() <= 1 || packed.stride(0) == 1), op, "packed",
+        "expected the contiguous 1-d tensor that int8_pack makes, got shape ", shape_of(packed));
+  check(n >= 0, op, "n", "expected at least 0, got ", n);
+  p->n = n;
+  p->packed = packed.data_ptr();
+  p->packed_bytes = packed.numel();
+  // An empty tensor has no address, and a null one means "not packed".
+  static const char nothing = 0;
+  if (p->packed_bytes == 0) p->packed = &nothing;
+}
+
+Tensor matmul(const Tensor& a, const Tensor& b, const MaybeTensor& a_scale, const MaybeTensor& b_scale,
+              const MaybeTensor& a_zero_point, const MaybeTensor& bias, int64_t activation, ScalarType out_dtype) {
+  const char* op = "int8_matmul";
+  check_isa(op);
+  Int8Matmul p;
+  set_int8_a(op, a, &p);
+  set_b(op, b, &p);
+  return run(op, p, {a_scale, b_scale, a_zero_point, bias, activation}, out_dtype);
+}
+
+Tensor matmul_packed(const Tensor& a, const Tensor& packed, int64_t n, const MaybeTensor& a_scale,
+                     const MaybeTensor& b_scale, const MaybeTensor& a_zero_point, const MaybeTensor& bias,
+                     int64_t activation, ScalarType out_dtype) {
+  const char* op = "int8_matmul_packed";
+  check_isa(op);
+  Int8Matmul p;
+  set_int8_a(op, a, &p);
+  set_packed(op, packed, n, &p);
+  return run(op, p, {a_scale, b_scale, a_zero_point, bias, activation}, out_dtype);
+}
+
+// x with contiguous rows, and the problem with it as a to be quantised.
+Tensor set_float_a(const char* op, const Tensor& x, Int8Matmul* p) {
+  check_cpu(x, op, "x");
+  check(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16, op, "x",
+        "expected torch.float32 or torch.bfloat16, got ", dtype_name(x.scalar_type()));
+  check_matrix(x, op, "x");
+  const Tensor rows = x.size(1) <= 1 || x.stride(1) == 1 ? x : torch::stable::contiguous(x);
+  p->m = rows.size(0);
+  p->k = rows.size(1);
+  p->a_dtype = to_dtype(x.scalar_type(), op, "x");
+  p->a = rows.data_ptr();
+  p->a_stride_m = rows.stride(0);
+  p->a_stride_k = 1;
+  return rows;
+}
+
+Tensor linear(const Tensor& x, const Tensor& b, const Tensor& b_scale, const MaybeTensor& bias, int64_t activation) {
+  const char* op = "int8_linear";
+  check_isa(op);
+  Int8Matmul p;
+  const Tensor rows = set_float_a(op, x, &p);
+  set_b(op, b, &p);
+  return run(op, p, {std::nullopt, b_scale, std::nullopt, bias, activation}, x.scalar_type());
+}
+
+Tensor linear_packed(const Tensor& x, const Tensor& packed, int64_t n, const Tensor& b_scale, const MaybeTensor& bias,
+                     int64_t activation) {
+  const char* op = "int8_linear_packed";
+  check_isa(op);
+  Int8Matmul p;
+  const Tensor rows = set_float_a(op, x, &p);
+  set_packed(op, packed, n, &p);
+  return run(op, p, {std::nullopt, b_scale, std::nullopt, bias, activation}, x.scalar_type());
+}
+
+Tensor pack(const Tensor& b) {
+  const char* op = "int8_pack";
+  check_isa(op);
+  check_cpu(b, op, "b");
+  check_dtype(b, ScalarType::Char, op, "b");
+  check_matrix(b, op, "b");
+  const int64_t k = b.size(0), n = b.size(1);
+  const Tensor packed = torch::stable::empty({int8_packed_bytes(k, n)}, ScalarType::Byte);
+  check_status(int8_pack(static_cast<const int8_t*>(b.data_ptr()), k, n, b.stride(0), b.stride(1), packed.data_ptr(),
+                         torch_executor()),
+               op);
+  return packed;
+}
+
+// axis < 0: one scale for all of x.
+std::tuple<Tensor, Tensor, Tensor> quantize(const Tensor& x, int64_t axis, bool symmetric) {
+  const char* op = "quantize_int8";
+  check_isa(op);
+  check_cpu(x, op, "x");
+  check(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16, op, "x",
+        "expected torch.float32 or torch.bfloat16, got ", dtype_name(x.scalar_type()));
+  check(axis < x.dim(), op, "axis", "expected less than ", x.dim(), " for shape ", shape_of(x), ", got ", axis);
+  const Tensor source = torch::stable::contiguous(x);
+  QuantizeInt8 p;
+  p.x_dtype = to_dtype(x.scalar_type(), op, "x");
+  p.x = source.data_ptr();
+  p.symmetric = symmetric;
+  p.inner = 1;
+  std::vector<int64_t> sizes;
+  for (int64_t i = 0; i < x.dim(); ++i) {
+    sizes.push_back(x.size(i));
+    (i < axis ? p.outer : i == axis ? p.channels : p.inner) *= x.size(i);
+  }
+  const Tensor q = torch::stable::empty(sizes, ScalarType::Char);
+  const std::vector<int64_t> slices = axis < 0 ? std::vector<int64_t>{} : std::vector<int64_t>{p.channels};
+  const Tensor scale = torch::stable::empty(slices, ScalarType::Float);
+  const Tensor zero_point = torch::stable::empty(slices, ScalarType::Int);
+  p.q = static_cast<int8_t*>(q.data_ptr());
+  p.scale = static_cast<float*>(scale.data_ptr());
+  p.zero_point = static_cast<int32_t*>(zero_point.data_ptr());
+  check_status(quantize_int8(p, torch_executor()), op);
+  return {q, scale, zero_point};
+}
+
+}  // namespace
+}  // namespace pk::binding
+
+STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
+  m.def(
+      "int8_matmul(Tensor a, Tensor b, Tensor? a_scale, Tensor? b_scale, Tensor? a_zero_point, Tensor? bias, "
+      "int activation, ScalarType out_dtype) -> Tensor");
+  m.def("int8_pack(Tensor b) -> Tensor");
+  m.def(
+      "int8_matmul_packed(Tensor a, Tensor packed, SymInt n, Tensor? a_scale, Tensor? b_scale, Tensor? a_zero_point, "
+      "Tensor? bias, int activation, ScalarType out_dtype) -> Tensor");
+  m.def("int8_linear(Tensor x, Tensor b, Tensor b_scale, Tensor? bias, int activation) -> Tensor");
+  m.def(
+      "int8_linear_packed(Tensor x, Tensor packed, SymInt n, Tensor b_scale, Tensor? bias, int activation) -> Tensor");
+  m.def("quantize_int8(Tensor x, int axis, bool symmetric) -> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, m) {
+  m.impl("int8_matmul", TORCH_BOX(&pk::binding::matmul));
+  m.impl("int8_pack", TORCH_BOX(&pk::binding::pack));
+  m.impl("int8_matmul_packed", TORCH_BOX(&pk::binding::matmul_packed));
+  m.impl("int8_linear", TORCH_BOX(&pk::binding::linear));
+  m.impl("int8_linear_packed", TORCH_BOX(&pk::binding::linear_packed));
+  m.impl("quantize_int8", TORCH_BOX(&pk::binding::quantize));
+}

@@ -1,0 +1,5 @@
+"""``python -m pykernels.cli.bench``."""
+
+from pykernels.cli.bench import app
+
+app(prog_name="pykernels bench")

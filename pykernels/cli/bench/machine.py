@@ -1,0 +1,120 @@
+"""What a figure needs beside it: the machine, the versions, the commit, the date; and the machine's peaks."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "pykernels", "onnxruntime", "openvino", "ncnn", "pnnx", "onnx", "onnxscript", "numpy")
+
+
+def describe() -> dict[str, Any]:
+    """The machine and the software, as JSON takes it."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "isa": _isa(),
+        "load": round(os.getloadavg()[0], 2),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+    }
+
+
+def cpu_name() -> str:
+    """The CPU's marketing name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _isa() -> str:
+    from pykernels import _native
+
+    return "none: " + _native.error if _native.error is not None else str(_native.introspect().active_isa())
+
+
+def _version(name: str) -> str | None:
+    if name == "torch":
+        return str(torch.__version__)
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Of the source tree, with a plus sign if it has changes; None where this is no source tree."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What the machine reached in a short try: float32 GFLOP/s, and GB/s read + written from memory."""
+
+    gflops: float
+    gbps: float
+    threads: int
+
+
+def measure_peaks(seconds: float = 0.6) -> Peaks:
+    """The roofs of a roofline at torch's current thread count.
+
+    Arithmetic: the best of matrix products and a convolution that run from the caches. Bandwidth: the best copy of
+    a block several times the last cache's size. Both are what a very good program gets, not the data sheet's.
+    """
+    threads = torch.get_num_threads()
+    generator = torch.Generator().manual_seed(0)
+    best = 0.0
+    with torch.no_grad():
+        for n in (256, 512, 1024):
+            a, b = (torch.randn(n, n, generator=generator) for _ in range(2))
+            out = torch.empty(n, n)
+            best = max(best, 2 * n**3 / _best(partial(torch.mm, a, b, out=out), seconds / 5))
+        x = torch.randn(1, 128, 28, 28, generator=generator).contiguous(memory_format=torch.channels_last)
+        w = torch.randn(128, 128, 3, 3, generator=generator).contiguous(memory_format=torch.channels_last)
+        work = 2 * 28 * 28 * 128 * 128 * 9
+        best = max(best, work / _best(lambda: torch.conv2d(x, w, padding=1), seconds / 5))
+        source = torch.ones(64 * 2**20)
+        target = torch.empty_like(source)
+        moved = 2 * source.nbytes / _best(lambda: target.copy_(source), seconds / 5)
+    return Peaks(best / 1e9, moved / 1e9, threads)
+
+
+def _best(call: Callable[[], Any], seconds: float) -> float:
+    call()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while True:
+        start = time.perf_counter()
+        call()
+        stop = time.perf_counter()
+        best = min(best, stop - start)
+        if stop >= end:
+            return best

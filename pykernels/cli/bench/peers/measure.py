@@ -1,0 +1,94 @@
+"""Time, memory and error of one contender in this process. numpy only."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+#: The largest relative L2 error that still counts as the right answer, against the float64 reference.
+#: float32: sums of up to 4608 products over some twenty layers, times Winograd's amplification in ncnn's F(6,3).
+#: bfloat16: its rounding (2^-8) compounded over fifty layers. int8: dynamic quantisation, one scale a tensor.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "int8": 1.5e-1, "exact": 0.0}
+
+
+def relative_l2(got: np.ndarray, expected: np.ndarray) -> float:
+    """|got - expected| / |expected|; infinite for another shape, a NaN or an infinity."""
+    if got.size != expected.size or not np.isfinite(got).all():
+        return float("inf")
+    difference = np.asarray(got, np.float64).ravel() - np.asarray(expected, np.float64).ravel()
+    norm = float(np.linalg.norm(np.asarray(expected, np.float64)))
+    return float(np.linalg.norm(difference)) / (norm or 1.0)
+
+
+def worst_error(got: list[np.ndarray], expected: list[np.ndarray]) -> float:
+    """Over the outputs that both have: some engines drop an LSTM's state."""
+    if not got:
+        return float("inf")
+    return max(relative_l2(g, e) for g, e in zip(got, expected, strict=False))
+
+
+def time_calls(call: Callable[[], Any], seconds: float, least: int = 5, most: int = 5000) -> dict[str, float]:
+    """Calls again and again for about ``seconds``, and for ``least`` calls if those are done in five times that.
+
+    Returns the median and the best in milliseconds, the number of calls, the minor page faults per call (at large
+    batches an allocator that gives its pages back can cost more than the work), and how many CPUs others kept busy
+    meanwhile: with two threads on two CPUs, a compiler that runs beside makes every pool wait at its barriers.
+    """
+    taken: list[float] = []
+    collecting = gc.isenabled()
+    gc.disable()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    busy, began = _busy_elsewhere_s(), time.perf_counter()
+    end = time.perf_counter() + seconds
+    try:
+        while len(taken) < most:
+            start = time.perf_counter()
+            call()
+            stop = time.perf_counter()
+            taken.append(1e3 * (stop - start))
+            if stop >= end and (len(taken) >= least or stop >= end + 4 * seconds):
+                break
+    finally:
+        if collecting:
+            gc.enable()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+    return {
+        "median_ms": statistics.median(taken),
+        "best_ms": min(taken),
+        "calls": len(taken),
+        "faults": faults / len(taken),
+        "others": max(0.0, _busy_elsewhere_s() - busy) / (time.perf_counter() - began),
+    }
+
+
+def _busy_elsewhere_s() -> float:
+    """CPU seconds since boot that went to other processes, other machines on the same host (steal) included."""
+    try:
+        with open("/proc/stat") as stat:
+            ticks = [int(t) for t in stat.readline().split()[1:9]]
+    except (OSError, ValueError):
+        return 0.0
+    idle = ticks[3] + ticks[4]
+    own = os.times()
+    return (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK") - own.user - own.system
+
+
+def memory_mb() -> tuple[float, float]:
+    """This process's resident memory now and at its peak, in MB (10^6 bytes)."""
+    found = {"VmRSS:": 0.0, "VmHWM:": 0.0}
+    try:
+        with open("/proc/self/status") as status:
+            for line in status:
+                name, *rest = line.split()
+                if name in found:
+                    found[name] = int(rest[0]) * 1024 / 1e6
+    except OSError:
+        found["VmRSS:"] = found["VmHWM:"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return found["VmRSS:"], found["VmHWM:"]

@@ -1,0 +1,104 @@
+"""Writes what a row's contenders share: inputs, the float64 answer, and the exported graphs.
+
+``python -m peers.prepare ROW FOLDER [onnx] [pnnx]``. An export that fails leaves its reason in ``NAME.error``, for the
+contender that wanted it to show.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .rows import Row, by_name
+from .subjects import build
+
+
+def flat_tensors(value: Any) -> list[torch.Tensor]:
+    """The tensors inside nested tuples and lists, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [t for part in value for t in flat_tensors(part)] if isinstance(value, tuple | list) else []
+
+
+def as_double(tensor: torch.Tensor) -> torch.Tensor:
+    """float64, except for indices."""
+    return tensor if tensor.dtype == torch.int64 else tensor.double()
+
+
+def write(row: Row, folder: Path, exports: list[str]) -> None:
+    """Fills ``folder``; the float64 answer comes last, from the module converted in place."""
+    module, inputs = build(row)
+    np.savez(folder / "inputs.npz", *[t.numpy() for t in inputs])
+    for name in exports:
+        try:
+            _EXPORTS[name](row, module, inputs, folder)
+        except Exception as problem:
+            reason = str(problem).strip().splitlines() or [""]
+            (folder / f"{name}.error").write_text(f"{type(problem).__name__}: {reason[0][:200]}")
+    module.double()
+    for buffer_name, buffer in module.named_buffers():
+        if buffer.dtype == torch.int8:
+            setattr(module, buffer_name, buffer.double())
+    with torch.no_grad():
+        outputs = flat_tensors(module(*[as_double(t) for t in inputs]))
+    np.savez(folder / "expected.npz", *[t.numpy() for t in outputs])
+
+
+def _onnx(row: Row, module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path) -> None:
+    if row.kind == "gemm":
+        _onnx_product(module, inputs, folder)
+        return
+    program = torch.onnx.export(module, inputs, dynamo=True, verbose=False)
+    assert program is not None
+    program.save(str(folder / "model.onnx"))
+
+
+def _onnx_product(module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path) -> None:
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    weight: Any = module.weight
+    (m, _), (k, n) = inputs[0].shape, weight.shape
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["a", "b"], ["c"])],
+        "product",
+        [helper.make_tensor_value_info("a", TensorProto.INT8, [m, k])],
+        [helper.make_tensor_value_info("c", TensorProto.INT32, [m, n])],
+        [numpy_helper.from_array(weight.numpy(), "b")],
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "model.onnx")
+
+
+def _pnnx(row: Row, module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path) -> None:
+    # ncnn knows no batches: the graph is made for one sample and called for each.
+    torch.jit.trace(module, tuple(t[:1] for t in inputs)).save(str(folder / "model.pt"))
+    tool = Path(sys.executable).with_name("pnnx")
+    done = subprocess.run(
+        [str(tool) if tool.exists() else "pnnx", "model.pt", "fp16=0"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if done.returncode != 0 or not (folder / "model.ncnn.param").exists():
+        raise RuntimeError(f"pnnx exit {done.returncode}: {(done.stderr or done.stdout).strip()[-160:]}")
+
+
+_EXPORTS = {"onnx": _onnx, "pnnx": _pnnx}
+
+
+def main() -> None:
+    """The process that the driver starts for each row."""
+    name, folder, *exports = sys.argv[1:]
+    torch.set_num_threads(os.cpu_count() or 1)
+    write(by_name(name), Path(folder), exports)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""What is measured: each row a subject (a model, a layer, a product) at one size and batch. Data only; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+TABLES = ("models", "conv", "lstm", "int8")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One subject at one size; `subjects.build` turns it into a module and its inputs."""
+
+    name: str
+    table: str
+    #: Which builder of `subjects.py` makes it, and with what.
+    kind: str
+    sizes: dict[str, int | str]
+    batch: int
+    #: Useful work of one call: two per multiply-add, counted on the direct algorithm.
+    flops: int
+    #: What the contenders look at: "conv" (channels_last makes sense), "bn" (can be folded), "rnn", "gemm".
+    traits: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def baseline(self) -> str:
+        """The contender that ratios refer to."""
+        return "int_mm" if "gemm" in self.traits else "eager"
+
+
+# Multiply-adds of one image, by torch.utils.flop_counter on the plain models.
+_RESNETS: dict[str, tuple[dict[str, int | str], int]] = {
+    "resnet18": ({"depth": 18, "stem": "imagenet", "image": 224}, 1_814_073_344),
+    "resnet50": ({"depth": 50, "stem": "imagenet", "image": 224}, 4_089_184_256),
+    "resnet18c": ({"depth": 18, "stem": "cifar", "image": 32}, 555_427_840),
+}
+
+
+def _models() -> list[Row]:
+    rows = []
+    for batch in (1, 16):
+        for name, (sizes, macs) in _RESNETS.items():
+            traits = frozenset({"conv", "bn"})
+            rows.append(Row(f"{name}_b{batch}", "models", "resnet", {**sizes}, batch, 2 * macs * batch, traits))
+        lm = {"vocabulary": 10000, "embedding": 256, "hidden": 512, "layers": 2, "tokens": 64}
+        macs = 64 * (_lstm_macs(256, 512) + _lstm_macs(512, 512)) + 512 * 10000
+        traits = frozenset({"rnn"})
+        rows.append(Row(f"lstmlm_b{batch}", "models", "lstmlm", {**lm}, batch, 2 * macs * batch, traits))
+        cl = {"frames": 200, "features": 80, "hidden": 256, "layers": 2, "classes": 10}
+        macs = 200 * 80 * 32 * 9 + 100 * 40 * 64 * 32 * 9
+        macs += 50 * 2 * (_lstm_macs(64 * 20, 256) + _lstm_macs(512, 256)) + 512 * 10
+        rows.append(
+            Row(f"cnnlstm_b{batch}", "models", "cnnlstm", {**cl}, batch, 2 * macs * batch, frozenset({"conv", "rnn"}))
+        )
+    return rows
+
+
+def _lstm_macs(inputs: int, hidden: int) -> int:
+    """Multiply-adds of one time step of one layer in one direction."""
+    return 4 * hidden * (inputs + hidden)
+
+
+#: ResNet's distinct convolutions: channels in, out, kernel, stride, image side.
+_CONVS = (
+    (3, 64, 7, 2, 224),
+    (64, 64, 3, 1, 56),
+    (64, 128, 3, 2, 56),
+    (128, 128, 3, 1, 28),
+    (128, 256, 3, 2, 28),
+    (256, 256, 3, 1, 14),
+    (256, 512, 3, 2, 14),
+    (512, 512, 3, 1, 7),
+    (64, 128, 1, 2, 56),
+    (128, 256, 1, 2, 28),
+    (256, 512, 1, 2, 14),
+    (128, 128, 3, 2, 56),
+    (256, 256, 3, 2, 28),
+    (512, 512, 3, 2, 14),
+    (64, 64, 1, 1, 56),
+    (64, 256, 1, 1, 56),
+    (256, 64, 1, 1, 56),
+    (256, 128, 1, 1, 56),
+    (128, 512, 1, 1, 28),
+    (256, 512, 1, 2, 56),
+    (512, 128, 1, 1, 28),
+    (512, 256, 1, 1, 28),
+    (256, 1024, 1, 1, 14),
+    (512, 1024, 1, 2, 28),
+    (1024, 256, 1, 1, 14),
+    (1024, 512, 1, 1, 14),
+    (512, 2048, 1, 1, 7),
+    (1024, 2048, 1, 2, 14),
+    (2048, 512, 1, 1, 7),
+)
+
+
+def _convs() -> list[Row]:
+    rows = []
+    for batch in (1, 16):
+        for c, k, r, stride, side in _CONVS:
+            out = -(-side // stride)
+            sizes: dict[str, int | str] = {"c": c, "k": k, "r": r, "stride": stride, "side": side}
+            name = f"conv{c}-{k}_{r}x{r}s{stride}_{side}_b{batch}"
+            flops = 2 * batch * out * out * k * c * r * r
+            rows.append(Row(name, "conv", "conv", sizes, batch, flops, frozenset({"conv", "bn"})))
+    return rows
+
+
+def _lstms() -> list[Row]:
+    rows = []
+    for kind, steps in (("lstm", 100), ("cell", 1)):
+        for hidden in (128, 256, 512, 1024):
+            for batch in (1, 16, 64):
+                sizes: dict[str, int | str] = {"hidden": hidden, "steps": steps}
+                flops = 2 * batch * steps * _lstm_macs(hidden, hidden)
+                rows.append(Row(f"{kind}{hidden}_b{batch}", "lstm", kind, sizes, batch, flops, frozenset({"rnn"})))
+    return rows
+
+
+_GEMMS = (
+    (1, 4096, 4096),
+    (16, 4096, 4096),
+    (256, 1024, 1024),
+    (1024, 1024, 1024),
+    (4096, 4096, 1024),
+    (128, 3072, 768),
+)
+
+
+def _gemms() -> list[Row]:
+    return [
+        Row(f"int8_{m}x{n}x{k}", "int8", "gemm", {"m": m, "n": n, "k": k}, m, 2 * m * n * k, frozenset({"gemm"}))
+        for m, n, k in _GEMMS
+    ]
+
+
+#: The smallest row: what the tests run, and a check that the whole path works.
+SMOKE = Row(
+    "smoke",
+    "smoke",
+    "conv",
+    {"c": 4, "k": 8, "r": 3, "stride": 1, "side": 8},
+    1,
+    2 * 64 * 8 * 36,
+    frozenset({"conv", "bn"}),
+)
+
+ROWS: tuple[Row, ...] = (*_models(), *_convs(), *_lstms(), *_gemms(), SMOKE)
+
+
+def by_name(name: str) -> Row:
+    """The row of that name; `ValueError` where there is none."""
+    for row in ROWS:
+        if row.name == name:
+            return row
+    raise ValueError(f"row: there is none named {name!r}; `bench peers --list` shows them")
+
+
+def select(table: str, patterns: list[str]) -> list[Row]:
+    """The rows of a table that match any of the shell patterns; all where none is given.
+
+    Raises:
+        ValueError: no such table, or a pattern that matches nothing.
+    """
+    rows = [row for row in ROWS if row.table == table]
+    if not rows:
+        raise ValueError(f"table: expected one of {', '.join(TABLES)}; got {table!r}")
+    for pattern in patterns:
+        if not any(fnmatchcase(row.name, pattern) for row in rows):
+            raise ValueError(
+                f"rows: {pattern!r} matches no row of {table!r}; it has {', '.join(row.name for row in rows)}"
+            )
+    return [row for row in rows if not patterns or any(fnmatchcase(row.name, p) for p in patterns)]

@@ -1,0 +1,108 @@
+"""Loads what runs inside PyTorch: eager and its variants, torch.compile, torch.ao's dynamic int8, and ours."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .contenders import Loaded
+from .exported import arrays_of
+from .prepare import flat_tensors
+from .rows import Row
+from .subjects import build
+
+
+def load(
+    row: Row,
+    folder: Path,
+    threads: int,
+    *,
+    channels_last: bool = False,
+    fold: bool = False,
+    compiled: str | None = None,
+    dynamic_int8: bool = False,
+    ours: bool = False,
+    dtype: str = "float32",
+) -> Loaded:
+    """The plain module of the row, changed as the options say; the change is what load_s times."""
+    torch.set_num_threads(threads)
+    module, _ = build(row)
+    inputs = tuple(torch.from_numpy(a) for a in arrays_of(folder / "inputs.npz"))
+    inputs = tuple(_as(t, dtype, channels_last) for t in inputs)
+
+    start = time.perf_counter()
+    model = module
+    if ours:
+        model = _optimize(module, dtype)
+    elif dtype != "float32":
+        model = model.to(getattr(torch, dtype))
+    if fold:
+        from torch.fx.experimental.optimization import fuse
+
+        model = fuse(model)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if dynamic_int8:
+        model = _dynamic_int8(model)
+    forward: Callable[..., Any] = _compile(model, compiled) if compiled else model
+    load_s = time.perf_counter() - start
+
+    def call() -> Any:
+        with torch.no_grad():
+            return forward(*inputs)
+
+    return Loaded(call, _arrays, load_s, extra_bytes(model, module) if ours else None)
+
+
+def _as(tensor: torch.Tensor, dtype: str, channels_last: bool) -> torch.Tensor:
+    if tensor.is_floating_point():
+        tensor = tensor.to(getattr(torch, dtype))
+    return tensor.contiguous(memory_format=torch.channels_last) if channels_last and tensor.dim() == 4 else tensor
+
+
+def _arrays(result: Any) -> list[Any]:
+    return [t.detach().float().numpy() if t.is_floating_point() else t.numpy() for t in flat_tensors(result)]
+
+
+def _compile(model: nn.Module, how: str) -> Callable[..., Any]:
+    """Set once for the whole process: torch compiles lazily and again, under whatever options then stand."""
+    if how == "freezing":
+        from torch._inductor import config
+
+        config.freezing = True
+    return torch.compile(model)
+
+
+def _dynamic_int8(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch.ao.quantization import quantize_dynamic
+
+        return quantize_dynamic(model, {nn.LSTM, nn.LSTMCell, nn.Linear}, dtype=torch.qint8)
+
+
+def _optimize(module: nn.Module, dtype: str) -> nn.Module:
+    import pykernels as pk
+    from pykernels import _native
+
+    if _native.error is not None:
+        raise RuntimeError(_native.error)
+    return pk.optimize(module, dtype=None if dtype == "float32" else getattr(torch, dtype))
+
+
+def extra_bytes(model: nn.Module, original: nn.Module) -> int:
+    """Bytes of the parameters and buffers that ``model`` does not share with ``original``: its packed weights."""
+    storages = {t.untyped_storage().data_ptr() for t in (*original.parameters(), *original.buffers())}
+    extra = 0
+    for tensor in (*model.parameters(), *model.buffers()):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in storages:
+            storages.add(storage.data_ptr())
+            extra += storage.nbytes()
+    return extra

@@ -1,0 +1,126 @@
+"""What PyTorch needs to know of the native int8 ops: shapes without data, gradients, autocast.
+
+Integers have no gradient. Scales and bias do: with the sums S as constants, y = act(a_scale * b_scale * S + bias) is an
+ordinary formula, and the backward differentiates it as plain PyTorch, S being computed again by the exact kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pykernels import _native
+from pykernels.ops._activation import ACTIVATIONS
+from pykernels.ops.int8_matmul.reference import epilogue_reference
+
+
+def _fake_matmul(
+    a: Any, b: Any, a_scale: Any, b_scale: Any, a_zero_point: Any, bias: Any, activation: int, out_dtype: torch.dtype
+) -> torch.Tensor:
+    return a.new_empty((a.shape[0], b.shape[1]), dtype=out_dtype)
+
+
+def _fake_matmul_packed(
+    a: Any, packed: Any, n: Any, a_scale: Any, b_scale: Any, a_zero_point: Any, bias: Any, activation: int,
+    out_dtype: torch.dtype,
+) -> torch.Tensor:  # fmt: skip
+    return a.new_empty((a.shape[0], n), dtype=out_dtype)
+
+
+def _fake_pack(b: torch.Tensor) -> torch.Tensor:
+    # int8_packed_bytes in csrc/include/pykernels/int8_matmul.h: the same for every instruction set.
+    columns = (b.shape[1] + 31) // 32 * 32
+    return b.new_empty((64 + 4 * columns + (b.shape[0] + 3) // 4 * 4 * columns,), dtype=torch.uint8)
+
+
+def _fake_linear(x: Any, b: Any, b_scale: Any, bias: Any, activation: int) -> torch.Tensor:
+    return x.new_empty((x.shape[0], b.shape[1]))
+
+
+def _fake_linear_packed(x: Any, packed: Any, n: Any, b_scale: Any, bias: Any, activation: int) -> torch.Tensor:
+    return x.new_empty((x.shape[0], n))
+
+
+def _fake_quantize(x: torch.Tensor, axis: int, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    slices = () if axis < 0 else (x.shape[axis],)
+    return (
+        x.new_empty(x.shape, dtype=torch.int8),
+        x.new_empty(slices, dtype=torch.float32),
+        x.new_empty(slices, dtype=torch.int32),
+    )
+
+
+def _setup_matmul(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    a, b, a_scale, b_scale, a_zero_point, bias, ctx.activation, ctx.out_dtype = inputs
+    ctx.save_for_backward(a, b, a_scale, b_scale, a_zero_point, bias)
+
+
+def _backward_matmul(ctx: Any, gy: torch.Tensor) -> tuple[Any, ...]:
+    a, b, *given = ctx.saved_tensors
+    a_scale, b_scale, a_zero_point, bias = given
+    needs = ctx.needs_input_grad
+    again = torch.is_grad_enabled()  # the backward is itself to be differentiated
+    none: tuple[Any, ...] = (None,) * 8
+    wanted = [i for i in (2, 3, 5) if needs[i]]
+    if not wanted:
+        return none
+    sums = torch.ops.pykernels.int8_matmul(a, b, None, None, a_zero_point, None, 0, torch.int32)
+    with torch.enable_grad():
+        inputs = {2: a_scale, 3: b_scale, 5: bias}
+        if not again:
+            inputs = {i: None if t is None else t.detach().requires_grad_() for i, t in inputs.items()}
+        y = epilogue_reference(
+            sums, a_scale=inputs[2], b_scale=inputs[3], bias=inputs[5], activation=ACTIVATIONS[ctx.activation],
+            out_dtype=ctx.out_dtype,
+        )  # fmt: skip
+        found = torch.autograd.grad(y, [inputs[i] for i in wanted], gy, create_graph=again)
+    gradients = list(none)
+    for i, g in zip(wanted, found, strict=True):
+        gradients[i] = g
+    return tuple(gradients)
+
+
+def _refuse_backward(op: str) -> Any:
+    def backward(ctx: Any, *gradients: Any) -> None:
+        raise RuntimeError(
+            f"pykernels.{op}: quantisation has no gradient; detach its inputs, or call it under torch.no_grad()"
+        )
+
+    return backward
+
+
+def _autocast_linear(device_type: str, key: torch._C.DispatchKey, op: str) -> Any:
+    without = torch._C.DispatchKeySet(key)
+
+    def cast(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        with torch._C._ExcludeDispatchKeyGuard(without):
+            if x.dtype != torch.float64:
+                x = x.to(torch.get_autocast_dtype(device_type))
+            return getattr(torch.ops.pykernels, op)(x, *rest)
+
+    return cast
+
+
+def _register() -> None:
+    fakes: dict[str, Any] = {
+        "int8_matmul": _fake_matmul,
+        "int8_matmul_packed": _fake_matmul_packed,
+        "int8_pack": _fake_pack,
+        "int8_linear": _fake_linear,
+        "int8_linear_packed": _fake_linear_packed,
+        "quantize_int8": _fake_quantize,
+    }
+    for op, fake in fakes.items():
+        torch.library.register_fake(f"pykernels::{op}", fake)
+    torch.library.register_autograd("pykernels::int8_matmul", _backward_matmul, setup_context=_setup_matmul)
+    for op in ("int8_matmul_packed", "int8_linear", "int8_linear_packed", "quantize_int8"):
+        torch.library.register_autograd(f"pykernels::{op}", _refuse_backward(op))
+    for op in ("int8_linear", "int8_linear_packed"):
+        _library.impl(op, _autocast_linear("cpu", torch._C.DispatchKey.AutocastCPU, op), "AutocastCPU")
+        _library.impl(op, _autocast_linear("cuda", torch._C.DispatchKey.AutocastCUDA, op), "AutocastCUDA")
+
+
+if _native.error is None and hasattr(torch.ops.pykernels, "int8_matmul"):
+    _library = torch.library.Library("pykernels", "FRAGMENT")
+    _register()

@@ -1,0 +1,247 @@
+"""The benches: rows, contenders, the worker and its driver, what a wrong argument gets, and the JSON."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from pykernels.cli.bench import app, commands, driver, machine, report
+from pykernels.cli.bench.eager import eager
+from pykernels.cli.bench.ops import bench_samples
+from pykernels.cli.bench.peers import contenders, measure, rows, torch_side
+from pykernels.cli.bench.peers.prepare import flat_tensors
+from pykernels.ops._check import inputs_of, relative_l2
+from pykernels.ops._spec import all_specs
+
+QUICK = driver.Plan(rounds=1, seconds=0.02)
+
+
+def test_rows_are_well_formed():
+    names = [row.name for row in rows.ROWS]
+    assert len(set(names)) == len(names)
+    for row in rows.ROWS:
+        assert row.flops > 0
+        assert row.batch >= 1
+        takers = [c.name for c in contenders.CONTENDERS if c.takes(row)]
+        assert row.baseline in takers
+        assert any("ours" in name for name in takers)
+    assert {row.table for row in rows.ROWS} == {*rows.TABLES, "smoke"}
+
+
+def test_every_table_of_the_peers_report_has_its_rows():
+    assert {row.name for row in rows.select("models", [])} == {
+        f"{model}_b{b}" for model in ("resnet18", "resnet50", "resnet18c", "lstmlm", "cnnlstm") for b in (1, 16)
+    }
+    assert len(rows.select("conv", ["*_b1"])) == 29
+    assert len(rows.select("lstm", [])) == 24
+    assert {"int8_1x4096x4096", "int8_16x4096x4096", "int8_1024x1024x1024"} <= {r.name for r in rows.select("int8", [])}
+
+
+@pytest.mark.filterwarnings("ignore:TF32")
+@pytest.mark.parametrize("kind", ["conv", "lstm", "cell"])
+def test_flops_of_a_row_are_those_of_its_module(kind):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from pykernels.cli.bench.peers.subjects import build
+
+    row = next(row for row in rows.ROWS if row.kind == kind and row.batch == 1 and row.table != "smoke")
+    module, inputs = build(row)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
+        module(*inputs)
+    assert row.flops == counter.get_total_flops()
+
+
+def test_contenders_of_a_row():
+    def takers(name):
+        return {c.name for c in contenders.CONTENDERS if c.takes(rows.by_name(name))}
+
+    engines = {"ort", "ov", "ncnn"}
+    assert engines | {"eager", "eager_cl", "folded", "compile_frz", "ours", "ours_bf16"} <= takers("resnet50_b1")
+    assert engines | {"eager", "dyn_int8", "ours"} <= takers("lstmlm_b16")
+    assert not {"folded", "eager_cl"} & takers("lstmlm_b1")
+    assert takers("int8_1x4096x4096") == {"int_mm", "int_mm_t", "linear_f32", "ort", "int8_ours", "int8_ours_t"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the smoke row is prepared, by the first test that runs it."""
+    return tmp_path_factory.mktemp("bench")
+
+
+def test_a_missing_contender_is_named_and_skipped(folder):
+    row = rows.SMOKE
+    absent = replace(contenders.by_name("ort"), needs=("no_such_engine",), prepares=())
+    results = driver.measure_row(row, [contenders.by_name("eager"), absent], 1, QUICK, folder)
+    skipped = results[1]
+    assert skipped.status == "skipped"
+    assert skipped.reason == "no_such_engine not installed (pip install 'pykernels[bench]')"
+    shown = _text(report.row_table(results))
+    assert "ort skipped: no_such_engine not installed" in shown
+
+
+def test_a_round_trip_through_the_worker(folder, tmp_path):
+    told = []
+    chosen = [contenders.by_name("eager"), contenders.by_name("folded")]
+    found = driver.measure_row(rows.SMOKE, chosen, 1, driver.Plan(rounds=2, seconds=0.02), folder, told.append)
+    assert [r.status for r in found] == ["ok", "ok"]
+    for result in found:
+        assert len(result.processes_ms) == 2
+        assert 0 < result.best_ms <= result.median_ms
+        assert 0 < result.error < 1e-6
+        assert result.peak_mb > 50
+        assert result.ratio > 0
+    assert found[0].ratio == 1.0
+    assert len(told) == 1 + 2 * 2
+
+    path = tmp_path / "deep" / "results.json"
+    report.write_json(path, machine.describe(), QUICK, found)
+    _check_schema(json.loads(path.read_text()))
+
+
+def test_a_wrong_answer_is_shown_and_not_timed(folder, tmp_path):
+    chosen = [contenders.by_name("eager")]
+    assert driver._prepare(rows.SMOKE, chosen, folder) is None
+    shutil.copytree(folder / "smoke", tmp_path / "smoke")
+    expected = tmp_path / "smoke" / "expected.npz"
+    with np.load(expected) as file:
+        np.savez(expected, file["arr_0"] + 1.0)
+    (result,) = driver.measure_row(rows.SMOKE, chosen, 1, QUICK, tmp_path)
+    assert result.status == "wrong"
+    assert result.median_ms is None
+    assert result.error > 0.1
+    assert "WRONG" in _text(report.row_table([result]))
+
+
+def test_a_process_that_dies_is_a_failure_and_not_the_end(tmp_path, monkeypatch):
+    (tmp_path / "smoke").mkdir()
+    found = driver.run_worker(rows.SMOKE, contenders.by_name("eager"), 1, 0.0, tmp_path / "smoke")
+    assert found["status"] == "failed"
+    assert "inputs.npz" in found["reason"]
+    monkeypatch.setattr(driver, "HERE", tmp_path)
+    found = driver.run_worker(rows.SMOKE, contenders.by_name("eager"), 1, 0.0, tmp_path / "smoke")
+    assert found["status"] == "failed"
+    assert "exit 1" in found["reason"]
+
+
+@pytest.mark.skipif(contenders.why_missing(contenders.by_name("ort")) is not None, reason="no ONNX Runtime here")
+def test_an_engine_runs_without_torch(tmp_path):
+    chosen = [contenders.by_name("ort")]
+    driver.measure_row(rows.SMOKE, chosen, 1, QUICK, tmp_path)
+    found = driver.run_worker(rows.SMOKE, chosen[0], 1, 0.02, tmp_path / "smoke")
+    assert found["status"] == "ok"
+    assert found["torch"] is False
+
+
+def test_packed_bytes_counts_only_what_is_new():
+    plain = torch.nn.Linear(4, 4, bias=False)
+    other = torch.nn.Linear(4, 4, bias=False)
+    other.weight = plain.weight
+    assert torch_side.extra_bytes(other, plain) == 0
+    other.register_buffer("packed", torch.zeros(10))
+    assert torch_side.extra_bytes(other, plain) == 40
+
+
+def test_errors_are_compared_in_float64():
+    one = np.ones(4, np.float32)
+    assert measure.relative_l2(one, one) == 0.0
+    assert measure.relative_l2(one * np.nan, one) == float("inf")
+    assert measure.relative_l2(one[:2], one) == float("inf")
+    assert measure.worst_error([], [one]) == float("inf")
+    assert measure.worst_error([one, one + 1], [one, one]) == pytest.approx(1.0)
+
+
+def test_slow_calls_do_not_take_forever():
+    import time
+
+    found = measure.time_calls(lambda: time.sleep(0.05), seconds=0.01, least=100)
+    assert found["calls"] == 1
+    assert found["best_ms"] >= 50
+
+
+@pytest.mark.parametrize("spec", all_specs(), ids=lambda spec: spec.name)
+def test_the_eager_baseline_computes_the_op(spec):
+    samples = [sample for owner, sample in bench_samples() if owner is spec]
+    if not samples:
+        pytest.skip("no bench samples yet")
+    sample = min(samples, key=lambda s: s.flops)
+    args, kwargs = inputs_of(sample, torch.float32)
+    with torch.no_grad():
+        got = flat_tensors(eager(spec)(*args, **kwargs))
+        expected = flat_tensors(spec.reference(*args, **kwargs))
+    assert len(got) == len(expected)
+    for g, e in zip(got, expected, strict=True):
+        assert relative_l2(g, e) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["peers", "cars"], "table: expected one of models, conv, lstm, int8; got 'cars'"),
+        (["peers", "models", "--rows", "vgg*"], "rows: 'vgg*' matches no row of 'models'"),
+        (["peers", "models", "--contenders", "jax"], "contenders: 'jax' is none of eager"),
+        (["peers", "models", "--threads", "0"], "--threads: expected positive numbers"),
+        (["peers", "models", "--threads", "two"], "--threads: expected positive numbers"),
+        (["peers", "models", "--repeats", "0"], "--repeats"),
+        (["memory", "--rows", "vgg"], "rows: 'vgg' matches no row"),
+        (["startup", "--rows", "vgg"], "rows: 'vgg' matches no row"),
+        (["ops", "softmax"], "op: expected one of conv_bn_act"),
+    ],
+)
+def test_a_wrong_argument_gets_a_readable_error(arguments, says):
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "400", "NO_COLOR": "1", "TERM": "dumb"})
+    assert result.exit_code == 2
+    assert says in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+
+
+def test_listing_measures_nothing():
+    result = CliRunner().invoke(app, ["peers", "conv", "--list", "--rows", "conv64-64*"])
+    assert result.exit_code == 0
+    assert "conv64-64_3x3s1_56_b16" in result.output
+    assert "torch.compile, freezing" in result.output
+
+
+def test_peers_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "select", lambda table, patterns: [rows.SMOKE])
+    path = tmp_path / "out.json"
+    asked = ["peers", "conv", "--contenders", "eager_cl", "--threads", "1", "--repeats", "1", "--seconds", "0.02"]
+    result = CliRunner().invoke(app, [*asked, "--json", str(path)])
+    assert result.exit_code == 0, result.output
+    content = json.loads(path.read_text())
+    _check_schema(content)
+    assert [r["contender"] for r in content["results"]] == ["eager", "eager_cl"]
+    assert "smoke, 1 thread" in result.output
+
+
+def _check_schema(content):
+    assert set(content) == {"schema", "machine", "method", "results"}
+    assert content["schema"] == report.SCHEMA
+    assert {"date", "commit", "cpu", "cores", "isa", "load", "versions", "python", "platform"} == set(
+        content["machine"]
+    )
+    assert content["machine"]["versions"]["torch"] == torch.__version__
+    assert content["machine"]["python"] == sys.version.split()[0]
+    assert set(content["method"]) == {"rounds", "seconds", "alone", "ratio"}
+    for result in content["results"]:
+        assert {"row", "contender", "threads", "batch", "flops", "status"} <= set(result)
+        assert result["status"] in ("ok", "wrong", "failed", "skipped")
+        if result["status"] == "ok":
+            assert {"median_ms", "best_ms", "spread", "error", "peak_mb", "import_s", "load_s", "first_s"} <= set(
+                result
+            )
+        else:
+            assert "reason" in result or "error" in result
+
+
+def _text(table):
+    console = Console(width=250, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table)
+    return console.export_text()

@@ -1,0 +1,442 @@
+// conv_bn_act against a naive double loop: every ISA of this machine through the API, and the AVX-512 tilings through
+// the table of wide512. Then what shapes don't show: threads, memory formats, infinities, bad packed weights.
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/conv_bn_act/kernels.h"
+#include "test.h"
+
+namespace pk::wide512 {
+extern const ConvKernels conv_kernels;
+}
+
+using namespace pk;
+
+namespace {
+
+struct Case {
+  ConvShape shape;
+  bool scale, shift, residual;
+};
+
+// Tails of every kind: pixels, output channels, input channel slices; strides, dilations, asymmetric padding, groups.
+const Case kCases[] = {
+    {{1, 64, 9, 10, 64, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, true, true, true},
+    {{2, 3, 21, 19, 20, 7, 7, 2, 2, 3, 3, 3, 3, 1, 1, 1}, true, true, false},    // merged filter rows
+    {{1, 3, 9, 7, 5, 3, 3, 1, 2, 0, 2, 1, 0, 1, 1, 1}, false, true, true},       // the same, asymmetric
+    {{2, 1, 12, 13, 33, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, false, true, false},   // one channel
+    {{2, 2, 12, 13, 7, 3, 3, 1, 1, 2, 2, 2, 2, 2, 2, 1}, true, false, true},     // dilation, so nothing merged
+    {{3, 17, 5, 11, 33, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, true, true, true},     // 1 x 1
+    {{1, 600, 3, 3, 40, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, true, true, false},    // several slices
+    {{1, 130, 4, 4, 100, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, false, false, true},  // several slices of 9 taps
+    {{2, 40, 9, 11, 24, 3, 2, 2, 1, 2, 1, 0, 3, 1, 2, 1}, true, true, true},     // all different
+    {{1, 16, 11, 9, 24, 1, 1, 2, 3, 0, 0, 0, 0, 1, 1, 1}, true, true, false},    // 1 x 1, strided
+    {{1, 10, 6, 6, 10, 1, 1, 1, 1, 1, 0, 2, 1, 1, 1, 1}, true, true, false},     // 1 x 1, padded
+    {{2, 8, 7, 7, 12, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 2}, true, true, true},       // groups
+    {{1, 36, 7, 5, 99, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 3}, false, true, true},     // groups with panel tails
+    {{2, 19, 9, 17, 19, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 19}, true, true, true},    // depthwise
+    {{1, 32, 17, 33, 32, 5, 3, 2, 1, 2, 0, 1, 3, 1, 3, 32}, true, true, false},  // depthwise, all different
+    {{2, 12, 9, 9, 36, 3, 3, 1, 2, 1, 1, 1, 1, 1, 1, 12}, true, true, true},     // depthwise, three filters each
+    {{1, 4, 3, 3, 6, 3, 3, 1, 1, 4, 4, 4, 4, 1, 1, 1}, false, true, false},      // pixels of padding alone
+    {{1, 70, 25, 26, 48, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, true, true, true},    // several blocks of pixels
+    {{0, 8, 5, 5, 8, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, true, true, true},        // no image
+    {{2, 0, 5, 5, 8, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, true, true, true},        // no channel: the empty sum
+};
+
+double activate(double x, Activation activation, double slope) {
+  switch (activation) {
+    case Activation::none:
+      return x;
+    case Activation::relu:
+      return x < 0 ? 0 : x;
+    case Activation::leaky_relu:
+      return x > 0 ? x : x * slope;
+    case Activation::elu:
+      return x > 0 ? x : std::expm1(x);
+    case Activation::sigmoid:
+      return 1 / (1 + std::exp(-x));
+    case Activation::tanh:
+      return std::tanh(x);
+    case Activation::silu:
+      return x / (1 + std::exp(-x));
+    case Activation::gelu:
+      return x * 0.5 * std::erfc(-x * std::sqrt(0.5));
+    case Activation::hardswish:
+      return x * std::fmin(6, std::fmax(0, x + 3)) / 6;
+  }
+  return x;
+}
+
+float from_bf16(bf16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float y;
+  std::memcpy(&y, &bits, sizeof y);
+  return y;
+}
+bf16_t to_bf16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return static_cast<bf16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+enum class Format { nchw, nhwc, gaps };  // gaps: NHWC with unused channels and pixels between the used ones
+
+// A four-dimensional array in some format, in f32 or bf16; what it does not use is NaN and must stay it.
+struct Array {
+  int64_t size[4], stride[4];
+  DType dtype;
+  std::vector<float> f32;
+  std::vector<bf16_t> bf16;
+
+  Array(std::initializer_list<int64_t> sizes, DType type, Format format) : dtype(type) {
+    std::copy(sizes.begin(), sizes.end(), size);
+    const int64_t c = size[1], h = size[2], w = size[3];
+    int64_t room = 0;
+    if (format == Format::nchw) {
+      stride[3] = 1, stride[2] = w, stride[1] = h * w, stride[0] = c * h * w;
+    } else {
+      const int64_t gap = format == Format::gaps ? 3 : 0;
+      stride[1] = 1, stride[3] = c + gap, stride[2] = (w + gap) * stride[3], stride[0] = (h + gap) * stride[2];
+    }
+    room = size[0] * stride[0] + 1;
+    f32.assign(dtype == DType::f32 ? static_cast<size_t>(room) : 0, NAN);
+    bf16.assign(dtype == DType::bf16 ? static_cast<size_t>(room) : 0, 0x7fc1);
+  }
+
+  void* data() { return dtype == DType::f32 ? static_cast<void*>(f32.data()) : bf16.data(); }
+  ConvTensor tensor() { return {data(), {stride[0], stride[1], stride[2], stride[3]}}; }
+  size_t at(int64_t n, int64_t c, int64_t h, int64_t w) const {
+    return static_cast<size_t>(n * stride[0] + c * stride[1] + h * stride[2] + w * stride[3]);
+  }
+  float get(int64_t n, int64_t c, int64_t h, int64_t w) const {
+    const size_t i = at(n, c, h, w);
+    return dtype == DType::f32 ? f32[i] : from_bf16(bf16[i]);
+  }
+  void set(int64_t n, int64_t c, int64_t h, int64_t w, float value) {
+    const size_t i = at(n, c, h, w);
+    if (dtype == DType::f32) f32[i] = value;
+    if (dtype == DType::bf16) bf16[i] = to_bf16(value);
+  }
+  template <class F>
+  void each(F f) const {
+    for (int64_t n = 0; n < size[0]; ++n)
+      for (int64_t c = 0; c < size[1]; ++c)
+        for (int64_t h = 0; h < size[2]; ++h)
+          for (int64_t w = 0; w < size[3]; ++w) f(n, c, h, w);
+  }
+  void fill(unsigned seed) {
+    const auto values = test::normal(static_cast<size_t>(size[0] * size[1] * size[2] * size[3]), seed);
+    size_t i = 0;
+    each([&](int64_t n, int64_t c, int64_t h, int64_t w) { set(n, c, h, w, values[i++]); });
+  }
+  std::vector<float> values() const {
+    std::vector<float> v;
+    each([&](int64_t n, int64_t c, int64_t h, int64_t w) { v.push_back(get(n, c, h, w)); });
+    return v;
+  }
+  // Elements that belong to the array's memory and not to the array still hold their NaN.
+  bool gaps_untouched() const {
+    std::vector<char> used(dtype == DType::f32 ? f32.size() : bf16.size(), 0);
+    each([&](int64_t n, int64_t c, int64_t h, int64_t w) { used[at(n, c, h, w)] = 1; });
+    for (size_t i = 0; i < used.size(); ++i) {
+      if (!used[i] && !(dtype == DType::f32 ? std::isnan(f32[i]) : bf16[i] == 0x7fc1)) return false;
+    }
+    return true;
+  }
+};
+
+// Packs and runs; `table` null: through the API and the ISA in force.
+std::vector<char> pack(const ConvShape& shape, DType dtype, Array& weight, const ConvKernels* table,
+                       const Executor& executor) {
+  if (table == nullptr) {
+    int64_t bytes = 0;
+    Status status = conv_packed_bytes(shape, ConvAlgorithm::direct, &bytes);
+    EXPECT(status, "%s", status.error);
+    std::vector<char> packed(static_cast<size_t>(bytes));
+    status = conv_pack(shape, ConvAlgorithm::direct, dtype, weight.tensor(), packed.data(), bytes, executor);
+    EXPECT(status, "%s", status.error);
+    return packed;
+  }
+  const bool depthwise = shape.groups == shape.c && shape.groups > 1;
+  const ConvMethod& method = *table->methods[depthwise];
+  std::vector<char> packed(static_cast<size_t>(4 * method.packed_floats(shape)));
+  method.pack(shape, dtype, weight.tensor(), reinterpret_cast<float*>(packed.data()), executor);
+  return packed;
+}
+
+void run(ConvArgs args, const std::vector<char>& packed, const ConvKernels* table, const Executor& executor) {
+  args.packed = packed.data();
+  args.packed_bytes = static_cast<int64_t>(packed.size());
+  if (table == nullptr) {
+    int64_t bytes = 0;
+    Status status = conv_workspace_bytes(args, executor, &bytes);
+    EXPECT(status, "%s", status.error);
+    std::vector<char> workspace(static_cast<size_t>(bytes), char(0xff));  // NaN
+    args.workspace = workspace.data();
+    args.workspace_bytes = bytes;
+    status = conv_bn_act(args, executor);
+    EXPECT(status, "%s", status.error);
+    return;
+  }
+  if (args.shape.n == 0) return;
+  const bool depthwise = args.shape.groups == args.shape.c && args.shape.groups > 1;
+  const ConvMethod& method = *table->methods[depthwise];
+  const int64_t bytes = method.workspace_bytes(args, executor.threads);
+  std::vector<char> workspace(static_cast<size_t>(bytes + kConvAlign), char(0xff));
+  args.workspace = workspace.data() + (kConvAlign - reinterpret_cast<uintptr_t>(workspace.data()) % kConvAlign);
+  args.workspace_bytes = bytes;
+  method.run(args, reinterpret_cast<const float*>(packed.data()), executor);
+}
+
+std::vector<double> naive(const ConvArgs& args, const Array& x, const Array& weight, const Array& residual) {
+  const ConvShape& s = args.shape;
+  std::vector<double> y;
+  const int64_t c_group = s.c / s.groups, k_group = s.k / s.groups;
+  for (int64_t n = 0; n < s.n; ++n)
+    for (int64_t k = 0; k < s.k; ++k)
+      for (int64_t p = 0; p < s.p(); ++p)
+        for (int64_t q = 0; q < s.q(); ++q) {
+          double sum = 0;
+          for (int64_t c = 0; c < c_group; ++c)
+            for (int64_t i = 0; i < s.r; ++i)
+              for (int64_t j = 0; j < s.s; ++j) {
+                const int64_t h = p * s.stride_h - s.pad_top + i * s.dilation_h;
+                const int64_t w = q * s.stride_w - s.pad_left + j * s.dilation_w;
+                if (h < 0 || h >= s.h || w < 0 || w >= s.w) continue;
+                sum += static_cast<double>(x.get(n, k / k_group * c_group + c, h, w)) * weight.get(k, c, i, j);
+              }
+          if (args.scale) sum *= args.scale[k];
+          if (args.shift) sum += args.shift[k];
+          if (args.residual.data) sum += residual.get(n, k, p, q);
+          y.push_back(activate(sum, args.activation, args.negative_slope));
+        }
+  return y;
+}
+
+void check_shapes(const char* name, const ConvKernels* table) {
+  unsigned seed = 1;
+  int activation = 0;
+  for (const Case& c : kCases) {
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      ++seed;
+      const ConvShape& s = c.shape;
+      Array weight({s.k, s.c / s.groups, s.r, s.s}, dtype, seed % 2 ? Format::nchw : Format::nhwc);
+      weight.fill(seed);
+      const auto scale = test::normal(static_cast<size_t>(s.k), seed + 1),
+                 shift = test::normal(static_cast<size_t>(s.k), seed + 2);
+      ConvArgs args{};
+      args.shape = s;
+      args.dtype = dtype;
+      args.scale = c.scale ? scale.data() : nullptr;
+      args.shift = c.shift ? shift.data() : nullptr;
+      args.activation = static_cast<Activation>(activation++ % kActivations);
+      args.negative_slope = 0.2f;
+      std::vector<double> expected;
+      std::vector<float> first;
+      for (const Format format : {Format::nhwc, Format::nchw, Format::gaps}) {
+        Array x({s.n, s.c, s.h, s.w}, dtype, format), residual({s.n, s.k, s.p(), s.q()}, dtype, format);
+        x.fill(seed + 3);
+        residual.fill(seed + 4);
+        args.x = x.tensor();
+        args.residual = c.residual ? residual.tensor() : ConvTensor{};
+        if (format == Format::nhwc) expected = naive(args, x, weight, residual);
+        for (const int threads : {1, 3}) {
+          const Executor executor = threads > 1 ? test::thread_executor(threads) : serial_executor();
+          Array y({s.n, s.k, s.p(), s.q()}, dtype, format);
+          args.y = y.data();
+          std::copy(y.stride, y.stride + 4, args.y_stride);
+          run(args, pack(s, dtype, weight, table, executor), table, executor);
+          const auto values = y.values();
+          if (first.empty()) first = values;
+          // fp32: the error of a sum grows with the root of its length. bf16: half a unit of 8 bits.
+          const double length = static_cast<double>(s.c / s.groups * s.r * s.s) + 4;
+          const double tolerance = dtype == DType::f32 ? 6e-8 * std::sqrt(length) + 3e-7 : 4e-3;
+          const double error = test::relative_l2(values, expected);
+          EXPECT(error < tolerance, "%s, case %d, dtype %d, format %d, %d threads: %g", name,
+                 static_cast<int>(&c - kCases), static_cast<int>(dtype), static_cast<int>(format), threads, error);
+          EXPECT(values == first, "%s, case %d, dtype %d, format %d, %d threads: other bits", name,
+                 static_cast<int>(&c - kCases), static_cast<int>(dtype), static_cast<int>(format), threads);
+          EXPECT(y.gaps_untouched(), "%s, case %d: wrote beside y", name, static_cast<int>(&c - kCases));
+        }
+      }
+    }
+  }
+}
+
+// Every activation on a case with output channel tails, in registers and out of them.
+void check_activations(const char* name, const ConvKernels* table) {
+  const ConvShape s = {1, 20, 6, 7, 41, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  Array weight({s.k, s.c, s.r, s.s}, DType::f32, Format::nchw), x({s.n, s.c, s.h, s.w}, DType::f32, Format::nhwc);
+  weight.fill(1);
+  x.fill(2);
+  const auto packed = pack(s, DType::f32, weight, table, serial_executor());
+  const std::vector<float> scale(static_cast<size_t>(s.k), 0.1f);
+  for (int i = 0; i < kActivations; ++i) {
+    Array y({s.n, s.k, s.p(), s.q()}, DType::f32, Format::nhwc);
+    ConvArgs args{};
+    args.shape = s;
+    args.dtype = DType::f32;
+    args.x = x.tensor();
+    args.scale = scale.data();
+    args.y = y.data();
+    std::copy(y.stride, y.stride + 4, args.y_stride);
+    args.activation = static_cast<Activation>(i);
+    args.negative_slope = -0.5f;
+    run(args, packed, table, serial_executor());
+    const double error = test::relative_l2(y.values(), naive(args, x, weight, x));
+    EXPECT(error < 2e-6, "%s, activation %d: %g", name, i, error);
+  }
+}
+
+// Infinities and NaN stay within the pixels and channels that they touch; padding and padded lanes contribute none.
+void check_special_values(const char* name, const ConvKernels* table) {
+  for (const ConvShape& s : {ConvShape{1, 20, 8, 9, 21, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},
+                             ConvShape{1, 3, 8, 9, 21, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},
+                             ConvShape{1, 21, 8, 9, 21, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 21}}) {
+    Array weight({s.k, s.c / s.groups, s.r, s.s}, DType::f32, Format::nchw);
+    Array x({s.n, s.c, s.h, s.w}, DType::f32, Format::nhwc), y({1, s.k, s.p(), s.q()}, DType::f32, Format::nhwc);
+    weight.fill(1);
+    x.fill(2);
+    x.set(0, 2, 3, 4, INFINITY);
+    x.set(0, 2, 7, 8, NAN);
+    ConvArgs args{};
+    args.shape = s;
+    args.dtype = DType::f32;
+    args.x = x.tensor();
+    args.y = y.data();
+    std::copy(y.stride, y.stride + 4, args.y_stride);
+    run(args, pack(s, DType::f32, weight, table, serial_executor()), table, serial_executor());
+    y.each([&](int64_t n, int64_t k, int64_t p, int64_t q) {
+      const bool of_channel = s.groups == 1 || k == 2;
+      const bool infinite = of_channel && std::abs(p - 3) <= 1 && std::abs(q - 4) <= 1;
+      const bool nan = of_channel && p >= 6 && q >= 7;
+      const float v = y.get(n, k, p, q);
+      EXPECT(infinite ? std::isinf(v)
+             : nan    ? std::isnan(v)
+                      : std::isfinite(v),
+             "%s, groups %d: (%d, %d, %d): %g", name, static_cast<int>(s.groups), static_cast<int>(k),
+             static_cast<int>(p), static_cast<int>(q), v);
+    });
+  }
+}
+
+// An image's bits are those of the image alone.
+void check_batch(const char* name) {
+  const ConvShape s = {5, 24, 6, 7, 40, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  ConvShape one = s;
+  one.n = 1;
+  Array weight({s.k, s.c, s.r, s.s}, DType::f32, Format::nchw), x({s.n, s.c, s.h, s.w}, DType::f32, Format::nhwc);
+  Array y({s.n, s.k, s.p(), s.q()}, DType::f32, Format::nhwc), alone({1, s.k, s.p(), s.q()}, DType::f32, Format::nhwc);
+  weight.fill(1);
+  x.fill(2);
+  const auto packed = pack(s, DType::f32, weight, nullptr, serial_executor());
+  ConvArgs args{};
+  args.shape = s;
+  args.dtype = DType::f32;
+  args.x = x.tensor();
+  args.y = y.data();
+  std::copy(y.stride, y.stride + 4, args.y_stride);
+  run(args, packed, nullptr, serial_executor());
+  args.shape = one;
+  args.x.data = x.f32.data() + 3 * x.stride[0];
+  args.y = alone.data();
+  run(args, packed, nullptr, serial_executor());
+  bool same = true;
+  alone.each([&](int64_t, int64_t c, int64_t h, int64_t w) { same &= alone.get(0, c, h, w) == y.get(3, c, h, w); });
+  EXPECT(same, "%s", name);
+}
+
+bool says(Status status, const char* part) {
+  return !status && std::string(status.error).find(part) != std::string::npos;
+}
+
+void check_refusals() {
+  const ConvShape good = {1, 8, 6, 7, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  const auto refused = [&](int64_t ConvShape::* field, int64_t value, const char* part) {
+    ConvShape bad = good;
+    bad.*field = value;
+    const Status status = conv_check(bad);
+    EXPECT(says(status, part), "%s: %s", part, status.error ? status.error : "accepted");
+  };
+  EXPECT(conv_check(good), "a good shape");
+  refused(&ConvShape::k, 0, "weight");
+  refused(&ConvShape::r, 0, "weight");
+  refused(&ConvShape::r, 9, "larger than the padded input");
+  refused(&ConvShape::stride_h, 0, "stride");
+  refused(&ConvShape::dilation_w, 0, "dilation");
+  refused(&ConvShape::pad_left, -1, "negative");
+  refused(&ConvShape::groups, 0, "groups");
+  refused(&ConvShape::groups, 3, "groups");
+  refused(&ConvShape::h, 0, "height and width");
+  refused(&ConvShape::w, int64_t{1} << 40, "2^31");
+  ConvShape huge = good;
+  huge.n = huge.h = huge.w = huge.c = int64_t{1} << 30;
+  EXPECT(says(conv_check(huge), "too large"), "huge");
+
+  Array weight({good.k, good.c, good.r, good.s}, DType::f32, Format::nchw);
+  weight.fill(1);
+  Array x({good.n, good.c, good.h, good.w}, DType::f32, Format::nhwc);
+  x.fill(2);
+  Array y({good.n, good.k, good.p(), good.q()}, DType::f32, Format::nhwc);
+  const auto packed = pack(good, DType::f32, weight, nullptr, serial_executor());
+  ConvArgs args{};
+  args.shape = good;
+  args.dtype = DType::f32;
+  args.x = x.tensor();
+  args.y = y.data();
+  std::copy(y.stride, y.stride + 4, args.y_stride);
+  const auto opened = [&](const std::vector<char>& blob) {
+    args.packed = blob.data();
+    args.packed_bytes = static_cast<int64_t>(blob.size());
+    int64_t bytes;
+    const Status status = conv_workspace_bytes(args, serial_executor(), &bytes);
+    const Status again = conv_bn_act(args, serial_executor());
+    EXPECT(!again, "ran without a workspace");
+    return status;
+  };
+  const auto altered = [&](auto ConvHeader::* field, auto value) {
+    auto blob = packed;
+    ConvHeader header;
+    std::memcpy(&header, blob.data(), sizeof header);
+    header.*field = value;
+    std::memcpy(blob.data(), &header, sizeof header);
+    return opened(blob);
+  };
+  EXPECT(opened(packed), "the blob as it is");
+  EXPECT(says(opened({packed.begin(), packed.begin() + 100}), "shorter than its header"), "truncated header");
+  EXPECT(says(opened({packed.begin(), packed.end() - 4}), "size"), "truncated");
+  auto longer = packed;
+  longer.resize(packed.size() + 4);
+  EXPECT(says(opened(longer), "size"), "too long");
+  EXPECT(says(opened(std::vector<char>(packed.size(), 0)), "magic"), "zeros");
+  EXPECT(says(altered(&ConvHeader::version, 99u), "version"), "version");
+  EXPECT(says(altered(&ConvHeader::lanes, 3), "another ISA"), "lanes");
+  EXPECT(says(altered(&ConvHeader::layout, 77), "layout"), "layout");
+  EXPECT(says(altered(&ConvHeader::layout, -1), "layout"), "layout");
+  EXPECT(says(altered(&ConvHeader::layout, 1), "does not suit"), "layout of another method");
+  EXPECT(says(altered(&ConvHeader::k, int64_t{48}), "another shape"), "k");
+  EXPECT(says(altered(&ConvHeader::groups, int64_t{2}), "another shape"), "groups");
+  EXPECT(says(altered(&ConvHeader::floats, int64_t{1}), "size"), "floats");
+  args.dtype = DType::i8;
+  EXPECT(says(opened(packed), "float32 or bfloat16"), "dtype");
+  int64_t bytes;
+  EXPECT(says(conv_packed_bytes(good, static_cast<ConvAlgorithm>(9), &bytes), "algorithm"), "algorithm");
+}
+
+}  // namespace
+
+int main() {
+  for (const Isa isa : test::host_isas()) {
+    const Status status = force_isa(isa_name(isa));
+    EXPECT(status, "%s", status.error);
+    check_shapes(isa_name(isa), nullptr);
+    check_activations(isa_name(isa), nullptr);
+    check_special_values(isa_name(isa), nullptr);
+    check_batch(isa_name(isa));
+    check_refusals();
+  }
+  check_shapes("wide512", &wide512::conv_kernels);
+  check_activations("wide512", &wide512::conv_kernels);
+  check_special_values("wide512", &wide512::conv_kernels);
+  return test::finish();
+}

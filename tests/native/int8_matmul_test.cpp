@@ -1,0 +1,300 @@
+// The int8 kernels against plain loops: every ISA of the host, and the 64-byte form with dot4 as plain code.
+#include "pykernels/int8_matmul.h"
+
+#include <cstring>
+#include <limits>
+
+#include "cpu/int8_matmul/kernels.h"
+#include "test.h"
+
+namespace pk::wide512 {
+extern const Int8Kernels int8_kernels;
+extern const QuantizeKernels quantize_kernels;
+}  // namespace pk::wide512
+
+using namespace pk;
+
+namespace {
+
+std::vector<int8_t> bytes(size_t n, unsigned seed, bool extremes) {
+  std::mt19937 generator(seed);
+  std::vector<int8_t> v(n);
+  for (int8_t& x : v) {
+    const auto random = static_cast<int>(generator() % 256) - 128;
+    x = static_cast<int8_t>(extremes ? (random % 2 ? -128 : 127) : random);
+  }
+  return v;
+}
+
+// Runs on the ISA in force, or on wide512's tables.
+bool wide = false;
+
+void run(const Int8Matmul& p, const Executor& executor) {
+  size_t n = 0;
+  Status s = int8_matmul_workspace(p, executor.threads, &n);
+  if (wide && p.m > 0 && p.n > 0) n = wide512::int8_kernels.workspace(p, executor.threads);
+  std::vector<char> workspace(n + 1, 0x55);
+  char* odd = workspace.data() + 1;  // any alignment will do
+  if (wide) {
+    if (p.m > 0 && p.n > 0) wide512::int8_kernels.matmul(p, odd, executor);
+    return;
+  }
+  EXPECT(s, "%s", s.error);
+  s = int8_matmul(p, odd, n, executor);
+  EXPECT(s, "%s", s.error);
+}
+
+std::vector<char> pack(const std::vector<int8_t>& b, int64_t k, int64_t n, int64_t sk, int64_t sn) {
+  std::vector<char> blob(static_cast<size_t>(int8_packed_bytes(k, n)), 0x55);
+  if (wide) {
+    wide512::int8_kernels.pack(b.data(), k, n, sk, sn, blob.data() + sizeof(PackedHeader), serial_executor());
+  } else {
+    const Status s = int8_pack(b.data(), k, n, sk, sn, blob.data(), serial_executor());
+    EXPECT(s, "%s", s.error);
+  }
+  return blob;
+}
+
+void matmul_case(int64_t m, int64_t n, int64_t k, bool extremes, bool zero_point, int form, const Executor& executor) {
+  const auto a = bytes(static_cast<size_t>(m * k), 1, extremes), b = bytes(static_cast<size_t>(n * k), 2, extremes);
+  // 0: rows. 1: both transposed. 2: packed from rows. 3: packed from the transposed.
+  const bool transposed = form % 2 == 1;
+  const int64_t am = transposed && form == 1 ? 1 : k, ak = transposed && form == 1 ? m : 1;
+  const int64_t bk = transposed ? 1 : n, bn = transposed ? k : 1;
+  std::vector<int32_t> zero(static_cast<size_t>(m));
+  for (size_t i = 0; i < zero.size(); ++i) zero[i] = i % 3 == 0 ? -128 : static_cast<int32_t>(i % 256) - 128;
+  std::vector<int32_t> out(static_cast<size_t>(m * n) + 1, 77);
+  Int8Matmul p;
+  p.m = m, p.n = n, p.k = k, p.a = a.data(), p.a_stride_m = am, p.a_stride_k = ak;
+  p.b = b.data(), p.b_stride_k = bk, p.b_stride_n = bn, p.out = out.data();
+  if (zero_point) p.a_zero_point = zero.data(), p.a_zero_point_stride = 1;
+  std::vector<char> blob;
+  if (form >= 2) {
+    blob = pack(b, k, n, bk, bn);
+    p.packed = blob.data(), p.packed_bytes = static_cast<int64_t>(blob.size()), p.b = nullptr;
+  }
+  run(p, executor);
+  int64_t wrong = 0;
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      int64_t sum = 0;
+      for (int64_t x = 0; x < k; ++x) {
+        const int64_t left = a[static_cast<size_t>(i * am + x * ak)] - (zero_point ? zero[static_cast<size_t>(i)] : 0);
+        sum += left * b[static_cast<size_t>(x * bk + j * bn)];
+      }
+      wrong += sum != out[static_cast<size_t>(i * n + j)];
+    }
+  }
+  EXPECT(wrong == 0, "%ld of %ld wrong: m %ld n %ld k %ld extremes %d zero_point %d form %d", wrong, m * n, m, n, k,
+         extremes, zero_point, form);
+  EXPECT(out.back() == 77, "wrote behind the output");
+}
+
+float bf16_value(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+
+// Scales, bias, zero point and each output type, on whole powers of two: exact in float.
+void epilogue_case(DType out_dtype) {
+  const int64_t m = 7, n = 45, k = 33;
+  const auto a = bytes(m * k, 3, false), b = bytes(n * k, 4, false);
+  std::vector<float> as(m), bs(n), bias(n);
+  for (size_t i = 0; i < m; ++i) as[i] = std::ldexp(1.0f, -static_cast<int>(i % 3));
+  for (size_t j = 0; j < n; ++j) bs[j] = std::ldexp(1.0f, -4 - static_cast<int>(j % 5)), bias[j] = 0.25f * j - 3;
+  const int32_t zero = 5;
+  std::vector<float> out(m * n + 1, 77.0f);  // wide enough for every type
+  Int8Matmul p;
+  p.m = m, p.n = n, p.k = k, p.a = a.data(), p.a_stride_m = k, p.a_stride_k = 1;
+  p.b = b.data(), p.b_stride_k = n, p.b_stride_n = 1, p.out = out.data(), p.out_dtype = out_dtype;
+  p.a_scale = as.data(), p.a_scale_stride = 1, p.b_scale = bs.data(), p.b_scale_stride = 1, p.bias = bias.data();
+  p.a_zero_point = &zero, p.activation = Activation::relu;
+  run(p, test::thread_executor(2));
+  for (size_t i = 0; i < m; ++i) {
+    for (size_t j = 0; j < n; ++j) {
+      int32_t sum = 0;
+      for (size_t x = 0; x < k; ++x) sum += (a[i * k + x] - zero) * b[x * n + j];
+      const float y = std::fmax(0.0f, static_cast<float>(sum) * as[i] * bs[j] + bias[j]);
+      const size_t at = i * n + j;
+      float got = 0, expected = y;
+      if (out_dtype == DType::f32) got = out[at];
+      if (out_dtype == DType::bf16) {
+        got = bf16_value(reinterpret_cast<const uint16_t*>(out.data())[at]);
+        EXPECT(std::fabs(got - y) <= std::fabs(y) / 256, "bf16: %g for %g", got, y);
+        continue;
+      }
+      if (out_dtype == DType::i8) {
+        got = reinterpret_cast<const int8_t*>(out.data())[at];
+        expected = std::nearbyint(std::fmin(127.0f, std::fmax(-128.0f, y)));
+      }
+      EXPECT(got == expected, "output type %d: %g for %g", static_cast<int>(out_dtype), got, expected);
+    }
+  }
+}
+
+// A float a: the same as quantising its rows before.
+void dynamic_case(int64_t m, int64_t n, int64_t k) {
+  const auto x = test::normal(static_cast<size_t>(m * k), 5);
+  const auto b = bytes(static_cast<size_t>(n * k), 6, false);
+  const std::vector<float> bs(static_cast<size_t>(n), 0.01f);
+  std::vector<int8_t> q(x.size());
+  std::vector<float> scale(static_cast<size_t>(m)), fused(static_cast<size_t>(m * n)), two_steps = fused;
+  std::vector<int32_t> zero(static_cast<size_t>(m));
+  QuantizeInt8 quantize;
+  quantize.x = x.data(), quantize.channels = m, quantize.inner = k;
+  quantize.q = q.data(), quantize.scale = scale.data(), quantize.zero_point = zero.data();
+  if (wide) {
+    wide512::quantize_kernels.quantize(quantize, serial_executor());
+  } else {
+    const Status s = quantize_int8(quantize, serial_executor());
+    EXPECT(s, "%s", s.error);
+  }
+  Int8Matmul p;
+  p.m = m, p.n = n, p.k = k, p.a = x.data(), p.a_dtype = DType::f32, p.a_stride_m = k, p.a_stride_k = 1;
+  p.b = b.data(), p.b_stride_k = n, p.b_stride_n = 1, p.b_scale = bs.data(), p.b_scale_stride = 1;
+  p.out_dtype = DType::f32, p.out = fused.data();
+  run(p, test::thread_executor(3));
+  p.a = q.data(), p.a_dtype = DType::i8, p.a_scale = scale.data(), p.a_scale_stride = 1, p.out = two_steps.data();
+  run(p, serial_executor());
+  EXPECT(fused == two_steps, "m %ld n %ld k %ld", m, n, k);
+}
+
+void quantize_case(int64_t outer, int64_t channels, int64_t inner, bool symmetric) {
+  const size_t c = static_cast<size_t>(channels), total = static_cast<size_t>(outer * channels * inner);
+  auto x = test::normal(total, 7, 3.0f);
+  for (size_t i = 0; i < total; ++i) {
+    if (i / static_cast<size_t>(inner) % c == 1) x[i] = 0;
+  }
+  std::vector<int8_t> q(total + 1, 77);
+  std::vector<float> scale(c);
+  std::vector<int32_t> zero(c);
+  QuantizeInt8 p;
+  p.x = x.data(), p.outer = outer, p.channels = channels, p.inner = inner, p.symmetric = symmetric;
+  p.q = q.data(), p.scale = scale.data(), p.zero_point = zero.data();
+  if (wide) {
+    wide512::quantize_kernels.quantize(p, test::thread_executor(2));
+  } else {
+    const Status s = quantize_int8(p, test::thread_executor(2));
+    EXPECT(s, "%s", s.error);
+  }
+  EXPECT(q.back() == 77, "wrote behind q");
+  for (size_t ch = 0; ch < c; ++ch) {
+    float low = 0, high = 0;
+    const auto in_channel = [&](size_t i) { return i / static_cast<size_t>(inner) % c == ch; };
+    for (size_t i = 0; i < total; ++i) {
+      if (in_channel(i)) low = std::fmin(low, x[i]), high = std::fmax(high, x[i]);
+    }
+    float s = symmetric ? std::fmax(-low, high) / 127.0f : high / 255.0f - low / 255.0f;
+    float z = symmetric || s == 0 ? 0.0f : std::nearbyint(-128.0f - low / s);
+    if (s == 0) s = 1;
+    z = std::fmin(127.0f, std::fmax(-128.0f, z));
+    EXPECT(scale[ch] == s && static_cast<float>(zero[ch]) == z, "channel %zu: scale %g for %g, zero point %d for %g",
+           ch, scale[ch], s, zero[ch], z);
+    for (size_t i = 0; i < total; ++i) {
+      if (!in_channel(i)) continue;
+      const float lowest = symmetric ? -127.0f : -128.0f;
+      const float e = std::fmin(127.0f, std::fmax(lowest, std::nearbyint(x[i] / s) + z));
+      EXPECT(static_cast<float>(q[i]) == e, "x %g: q %d for %g", x[i], q[i], e);
+    }
+  }
+}
+
+void everything() {
+  const int64_t sizes[][3] = {{0, 3, 5},      {3, 0, 5},     {3, 5, 0},    {1, 1, 1},     {1, 45, 70},
+                              {2, 16, 4},     {5, 17, 3},    {6, 32, 512}, {7, 33, 13},   {13, 40, 515},
+                              {16, 96, 1030}, {25, 300, 64}, {97, 50, 31}, {200, 70, 530}};
+  for (const auto& s : sizes) {
+    for (int form = 0; form < 4; ++form) {
+      for (const bool zero_point : {false, true}) {
+        matmul_case(s[0], s[1], s[2], false, zero_point, form, serial_executor());
+        matmul_case(s[0], s[1], s[2], true, zero_point, form, test::thread_executor(3));
+      }
+    }
+  }
+  for (const DType t : {DType::f32, DType::bf16, DType::i8}) epilogue_case(t);
+  dynamic_case(1, 40, 700);
+  dynamic_case(9, 33, 21);
+  dynamic_case(120, 600, 530);
+  for (const bool symmetric : {true, false}) {
+    quantize_case(1, 1, 100003, symmetric);
+    quantize_case(1, 1, 3, symmetric);
+    quantize_case(1, 5, 77, symmetric);
+    quantize_case(3, 4, 19, symmetric);
+    quantize_case(9, 41, 1, symmetric);
+  }
+}
+
+void limits_case() {
+  // All -128 at the longest k: the sum is 2^31 - 2^14, and with a zero point of 127 it is 65793 * 255 * 128.
+  const int64_t k = kInt8MaxK, kz = kInt8MaxKWithZeroPoint;
+  const std::vector<int8_t> v(static_cast<size_t>(k), -128);
+  int32_t out = 0;
+  Int8Matmul p;
+  p.m = 1, p.n = 1, p.k = k, p.a = v.data(), p.a_stride_m = k, p.a_stride_k = 1;
+  p.b = v.data(), p.b_stride_k = 1, p.b_stride_n = 1, p.out = &out;
+  run(p, serial_executor());
+  EXPECT(out == static_cast<int64_t>(k) << 14, "%d", out);
+  const int32_t zero = 127;
+  p.k = kz, p.a_zero_point = &zero;
+  run(p, serial_executor());
+  EXPECT(out == kz * 255 * 128, "%d", out);
+}
+
+void refusals() {
+  std::vector<int8_t> v(64, 1);
+  std::vector<int32_t> out(64);
+  auto blob = pack(v, 8, 8, 8, 1);
+  Int8Matmul good;
+  good.m = 8, good.n = 8, good.k = 8, good.a = v.data(), good.a_stride_m = 8, good.a_stride_k = 1;
+  good.packed = blob.data(), good.packed_bytes = static_cast<int64_t>(blob.size()), good.out = out.data();
+  size_t n = 0;
+  const auto refuses = [&](const Int8Matmul& p, const char* word) {
+    const Status s = int8_matmul_workspace(p, 1, &n);
+    EXPECT(!s && std::strstr(s.error, word) != nullptr, "expected '%s', got '%s'", word, s ? "success" : s.error);
+  };
+  EXPECT(int8_matmul_workspace(good, 1, &n), "the good one");
+  Status small = int8_matmul(good, v.data(), 1, serial_executor());
+  EXPECT(!small && std::strstr(small.error, "workspace"), "a small workspace");
+  Int8Matmul p = good;
+  p.k = kInt8MaxK + 1, p.packed = nullptr;
+  refuses(p, "131071");
+  p = good, p.packed_bytes = 10;
+  refuses(p, "too short");
+  p = good, p.packed_bytes -= 1;
+  refuses(p, "cut short");
+  p = good, p.n = 9;
+  refuses(p, "columns is not n");
+  p = good, p.k = 7;
+  refuses(p, "rows is not");
+  p = good, p.activation = Activation::relu;
+  refuses(p, "plain sum");
+  const int32_t zero = 128;
+  p = good, p.a_zero_point = &zero;
+  refuses(p, "[-128, 127]");
+  p = good, p.a_dtype = DType::i32;
+  refuses(p, "expected int8");
+  blob[0] = 'X';
+  refuses(good, "first bytes");
+  blob[0] = 'P', blob[8] = 9;
+  refuses(good, "another version");
+  blob[8] = 1, blob[12] = static_cast<char>(blob[12] ^ 1);
+  refuses(good, "another instruction set");
+}
+
+}  // namespace
+
+int main() {
+  for (const Isa isa : test::host_isas()) {
+    const Status s = force_isa(isa_name(isa));
+    EXPECT(s, "%s", s.error);
+    everything();
+    limits_case();
+    refusals();
+  }
+  wide = true;
+  everything();
+  limits_case();
+  return test::finish();
+}

@@ -1,0 +1,544 @@
+// The LSTM against a plain double-precision one, forward and backward: every ISA of this machine and the AVX-512
+// tilings as plain code, ragged sizes, packed sequences, both directions, strides, bf16, any number of threads, hostile
+// executors, malformed packed weights.
+#include "pykernels/lstm.h"
+
+#include <chrono>
+#include <cstring>
+#include <functional>
+
+#include "cpu/lstm/kernels.h"
+#include "test.h"
+
+namespace pk {
+PK_DECLARE_TABLES(LstmKernels, lstm_kernels)
+namespace wide512 {
+extern const LstmKernels lstm_kernels;
+}
+}  // namespace pk
+
+using namespace pk;
+
+namespace {
+
+using Doubles = std::vector<double>;
+
+struct Case {
+  int64_t steps, batch, input, hidden;
+  int layers, directions;
+  bool bias;
+  std::vector<int64_t> sizes;
+};
+
+struct Results {
+  std::vector<float> output, h_n, c_n, reserve, grad_x, grad_h0, grad_c0;
+  std::vector<std::vector<float>> grad_weights;
+};
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+uint16_t narrow(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+float widen(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+
+// A problem with its data in float, whose values are bf16's where dtype says so.
+struct Problem {
+  LstmShape s;
+  std::vector<int64_t> sizes, starts;
+  std::vector<float> x, h0, c0, grad_output, grad_h_n, grad_c_n;
+  std::vector<std::vector<float>> weights;
+  int64_t rows;
+
+  Problem(const Case& c, DType dtype) : sizes(c.sizes) {
+    s = {c.steps,  c.batch,  c.input,
+         c.hidden, c.layers, c.directions,
+         c.bias,   dtype,    sizes.empty() ? nullptr : sizes.data()};
+    rows = lstm_rows(s);
+    starts.push_back(0);
+    for (int64_t t = 0; t < s.steps; ++t) starts.push_back(starts.back() + active(t));
+    unsigned seed = 1;
+    const auto make = [&](int64_t n, float scale) {
+      auto v = test::normal(static_cast<size_t>(n), seed++, scale);
+      if (dtype == DType::bf16)
+        for (float& f : v) f = widen(narrow(f));
+      return v;
+    };
+    const int64_t states = s.layers * s.directions * s.batch * s.hidden, width = s.directions * s.hidden;
+    const float scale = 1 / std::sqrt(static_cast<float>(s.hidden));
+    x = make(rows * s.input, 1), h0 = make(states, 1), c0 = make(states, 1);
+    grad_output = make(rows * width, 1), grad_h_n = make(states, 1), grad_c_n = make(states, 1);
+    for (int cell = 0; cell < s.layers * s.directions; ++cell) {
+      weights.push_back(make(4 * s.hidden * lstm_input(s, cell / s.directions), scale));
+      weights.push_back(make(4 * s.hidden * s.hidden, scale));
+      for (int i = 0; i < 2 && s.bias; ++i) weights.push_back(make(4 * s.hidden, scale));
+    }
+  }
+  int64_t active(int64_t t) const { return sizes.empty() ? s.batch : sizes[static_cast<size_t>(t)]; }
+  int64_t row(int64_t t, int64_t b) const { return starts[static_cast<size_t>(t)] + b; }
+};
+
+// The oracle: one sequence at a time, one unit at a time.
+struct Oracle {
+  Doubles output, h_n, c_n, grad_x, grad_h0, grad_c0;
+  std::vector<Doubles> grad_weights;
+
+  explicit Oracle(const Problem& p) {
+    const LstmShape& s = p.s;
+    const auto H = static_cast<size_t>(s.hidden), B = static_cast<size_t>(s.batch),
+               D = static_cast<size_t>(s.directions);
+    const size_t width = D * H, per_cell = s.bias ? 4 : 2;
+    std::vector<Doubles> inputs = {Doubles(p.x.begin(), p.x.end())};
+    std::vector<Doubles> gates(D * static_cast<size_t>(s.layers)), cells = gates;
+    h_n.resize(p.h0.size()), c_n = h_n, grad_h0 = h_n, grad_c0 = h_n;
+    for (const auto& w : p.weights) grad_weights.emplace_back(w.size());
+    // The times of sequence b in a direction's order.
+    const auto times = [&](size_t d, size_t b) {
+      std::vector<int64_t> ts;
+      for (int64_t t = 0; t < s.steps; ++t)
+        if (static_cast<int64_t>(b) < p.active(t)) ts.insert(d ? ts.begin() : ts.end(), t);
+      return ts;
+    };
+    for (size_t layer = 0; layer < static_cast<size_t>(s.layers); ++layer) {
+      const auto I = static_cast<size_t>(lstm_input(s, static_cast<int>(layer)));
+      Doubles out(static_cast<size_t>(p.rows) * width);
+      for (size_t d = 0; d < D; ++d) {
+        const size_t cell = layer * D + d;
+        const auto* w = &p.weights[cell * per_cell];
+        gates[cell].resize(static_cast<size_t>(p.rows) * 4 * H), cells[cell].resize(static_cast<size_t>(p.rows) * H);
+        for (size_t b = 0; b < B; ++b) {
+          Doubles h(H), c(H);
+          for (size_t u = 0; u < H; ++u) h[u] = p.h0[(cell * B + b) * H + u], c[u] = p.c0[(cell * B + b) * H + u];
+          for (const int64_t t : times(d, b)) {
+            const auto r = static_cast<size_t>(p.row(t, static_cast<int64_t>(b)));
+            double* const g = &gates[cell][r * 4 * H];
+            for (size_t j = 0; j < 4 * H; ++j) {
+              double sum = s.bias ? static_cast<double>(w[2][j]) + w[3][j] : 0;
+              for (size_t k = 0; k < I; ++k) sum += w[0][j * I + k] * inputs[layer][r * I + k];
+              for (size_t k = 0; k < H; ++k) sum += w[1][j * H + k] * h[k];
+              g[j] = j / H == 2 ? std::tanh(sum) : sigmoid(sum);
+            }
+            for (size_t u = 0; u < H; ++u) {
+              c[u] = g[H + u] * c[u] + g[u] * g[2 * H + u];
+              h[u] = g[3 * H + u] * std::tanh(c[u]);
+              cells[cell][r * H + u] = c[u], out[r * width + d * H + u] = h[u];
+            }
+          }
+          for (size_t u = 0; u < H; ++u) h_n[(cell * B + b) * H + u] = h[u], c_n[(cell * B + b) * H + u] = c[u];
+        }
+      }
+      inputs.push_back(out);
+    }
+    output = inputs.back();
+    Doubles grad_y(p.grad_output.begin(), p.grad_output.end());
+    for (size_t layer = static_cast<size_t>(s.layers); layer-- > 0;) {
+      const auto I = static_cast<size_t>(lstm_input(s, static_cast<int>(layer)));
+      Doubles grad_in(static_cast<size_t>(p.rows) * I);
+      for (size_t d = 0; d < D; ++d) {
+        const size_t cell = layer * D + d;
+        const auto* w = &p.weights[cell * per_cell];
+        auto* dw = &grad_weights[cell * per_cell];
+        for (size_t b = 0; b < B; ++b) {
+          const size_t at = (cell * B + b) * H;
+          Doubles dh(p.grad_h_n.begin() + static_cast<long>(at), p.grad_h_n.begin() + static_cast<long>(at + H));
+          Doubles dc(p.grad_c_n.begin() + static_cast<long>(at), p.grad_c_n.begin() + static_cast<long>(at + H));
+          const auto ts = times(d, b);
+          for (size_t n = ts.size(); n-- > 0;) {
+            const auto r = static_cast<size_t>(p.row(ts[n], static_cast<int64_t>(b)));
+            const auto before = n ? static_cast<size_t>(p.row(ts[n - 1], static_cast<int64_t>(b))) : 0;
+            const double* const g = &gates[cell][r * 4 * H];
+            Doubles dg(4 * H);
+            for (size_t u = 0; u < H; ++u) {
+              const double tc = std::tanh(cells[cell][r * H + u]);
+              const double c_before = n ? cells[cell][before * H + u] : p.c0[at + u];
+              dh[u] += grad_y[r * width + d * H + u];
+              dc[u] += dh[u] * g[3 * H + u] * (1 - tc * tc);
+              dg[u] = dc[u] * g[2 * H + u] * g[u] * (1 - g[u]);
+              dg[H + u] = dc[u] * c_before * g[H + u] * (1 - g[H + u]);
+              dg[2 * H + u] = dc[u] * g[u] * (1 - g[2 * H + u] * g[2 * H + u]);
+              dg[3 * H + u] = dh[u] * tc * g[3 * H + u] * (1 - g[3 * H + u]);
+              dc[u] *= g[H + u];
+            }
+            std::fill(dh.begin(), dh.end(), 0.0);
+            for (size_t j = 0; j < 4 * H; ++j) {
+              for (size_t k = 0; k < I; ++k) {
+                dw[0][j * I + k] += dg[j] * inputs[layer][r * I + k];
+                grad_in[r * I + k] += dg[j] * w[0][j * I + k];
+              }
+              for (size_t k = 0; k < H; ++k) {
+                dw[1][j * H + k] += dg[j] * (n ? inputs[layer + 1][before * width + d * H + k] : p.h0[at + k]);
+                dh[k] += dg[j] * w[1][j * H + k];
+              }
+              for (size_t i = 2; i < per_cell; ++i) dw[i][j] += dg[j];
+            }
+          }
+          for (size_t u = 0; u < H; ++u) grad_h0[at + u] = dh[u], grad_c0[at + u] = dc[u];
+        }
+      }
+      grad_y = grad_in;
+    }
+    grad_x = grad_y;
+  }
+};
+
+// Memory of a tensor in the problem's dtype, exactly as large as it has to be.
+struct Buffer {
+  DType dtype;
+  std::vector<float> f;
+  std::vector<uint16_t> h;
+
+  Buffer(DType dtype, size_t n) : dtype(dtype), f(dtype == DType::f32 ? n : 0), h(dtype == DType::f32 ? 0 : n) {}
+  Buffer(DType dtype, const std::vector<float>& from) : Buffer(dtype, from.size()) {
+    if (dtype == DType::f32) f = from;
+    for (size_t i = 0; i < h.size(); ++i) h[i] = narrow(from[i]);
+  }
+  void* data() { return dtype == DType::f32 ? static_cast<void*>(f.data()) : h.data(); }
+  std::vector<float> floats() const {
+    if (dtype == DType::f32) return f;
+    std::vector<float> v(h.size());
+    for (size_t i = 0; i < v.size(); ++i) v[i] = widen(h[i]);
+    return v;
+  }
+};
+
+// A sequence tensor laid out as the case wants it: time first, batch first, or with gaps between its rows.
+enum class Order { time_first, batch_first, gaps };
+
+struct Sequence {
+  const Problem& p;
+  Order order;
+  int64_t features;
+  Buffer buffer;
+
+  Sequence(const Problem& p, Order order, int64_t features)
+      : p(p), order(order), features(features), buffer(p.s.dtype, static_cast<size_t>(p.rows * pitch())) {}
+  int64_t pitch() const { return order == Order::gaps ? features + 3 : features; }
+  LstmSequence view() {
+    if (p.s.batch_sizes) return {buffer.data(), 0, pitch()};
+    if (order == Order::batch_first) return {buffer.data(), pitch(), p.s.steps * pitch()};
+    return {buffer.data(), p.s.batch * pitch(), pitch()};
+  }
+  size_t at(int64_t t, int64_t b) {
+    const LstmSequence v = view();
+    return static_cast<size_t>(p.s.batch_sizes ? p.row(t, b) * v.row : t * v.step + b * v.row);
+  }
+  template <class F>
+  void each(const F& f) {
+    for (int64_t t = 0; t < p.s.steps; ++t)
+      for (int64_t b = 0; b < p.active(t); ++b)
+        for (int64_t i = 0; i < features; ++i)
+          f(at(t, b) + static_cast<size_t>(i), static_cast<size_t>(p.row(t, b) * features + i));
+  }
+  Sequence& set(const std::vector<float>& dense) {
+    each([&](size_t to, size_t from) {
+      if (p.s.dtype == DType::f32)
+        buffer.f[to] = dense[from];
+      else
+        buffer.h[to] = narrow(dense[from]);
+    });
+    return *this;
+  }
+  std::vector<float> dense() {
+    std::vector<float> v(static_cast<size_t>(p.rows * features)), all = buffer.floats();
+    each([&](size_t from, size_t to) { v[to] = all[from]; });
+    return v;
+  }
+};
+
+enum class Weights { raw, packed };
+
+// 64-byte aligned.
+struct Workspace {
+  explicit Workspace(int64_t bytes) : memory(static_cast<size_t>(bytes) + 64) {}
+  void* data() { return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64); }
+  std::vector<char> memory;
+};
+
+// table: nullptr for the public entry points and the ISA in force.
+Results run(const Problem& p, const LstmKernels* table, Weights how, Order order, const Executor& executor,
+            bool backward) {
+  const LstmShape& s = p.s;
+  const int64_t width = s.directions * s.hidden;
+  std::vector<Buffer> weights;
+  std::vector<const void*> pointers;
+  for (const auto& w : p.weights) weights.emplace_back(s.dtype, w);
+  for (auto& w : weights) pointers.push_back(w.data());
+  Sequence x(p, order, s.input), output(p, order, width);
+  x.set(p.x);
+  Buffer h0(s.dtype, p.h0), c0(s.dtype, p.c0), h_n(s.dtype, p.h0.size()), c_n(s.dtype, p.h0.size());
+  Results r;
+  int64_t floats = 0, bytes = 0;
+  if (backward) EXPECT(lstm_reserve_size(s, &floats), "reserve");
+  r.reserve.resize(static_cast<size_t>(floats));
+
+  LstmForward f;
+  f.shape = s;
+  f.x = x.view(), f.output = output.view();
+  f.h0 = h0.data(), f.c0 = c0.data(), f.h_n = h_n.data(), f.c_n = c_n.data();
+  f.reserve = backward ? r.reserve.data() : nullptr;
+  f.weights = pointers.data();
+  std::vector<char> packed;
+  if (how == Weights::packed && !table) {
+    EXPECT(lstm_packed_bytes(s, &bytes), "packed bytes");
+    packed.resize(static_cast<size_t>(bytes));
+    EXPECT(lstm_pack(s, pointers.data(), packed.data(), bytes, executor), "pack");
+    f.packed = packed.data(), f.packed_bytes = bytes;
+  }
+  if (table)
+    f.workspace_bytes = table->forward_workspace(f, executor.threads);
+  else
+    EXPECT(lstm_forward_workspace(f, executor.threads, &f.workspace_bytes), "workspace");
+  Workspace workspace(f.workspace_bytes);
+  f.workspace = workspace.data();
+  if (table) {
+    table->forward(f, executor);
+  } else {
+    const Status status = lstm_forward(f, executor);
+    EXPECT(status, "forward: %s", status.error);
+  }
+  r.output = output.dense(), r.h_n = h_n.floats(), r.c_n = c_n.floats();
+  if (!backward) return r;
+
+  Sequence grad_output(p, order, width), grad_x(p, order, s.input);
+  grad_output.set(p.grad_output);
+  Buffer grad_h_n(s.dtype, p.grad_h_n), grad_c_n(s.dtype, p.grad_c_n), grad_h0(s.dtype, p.h0.size()),
+      grad_c0(s.dtype, p.h0.size());
+  std::vector<Buffer> grads;
+  std::vector<void*> to;
+  for (const auto& w : p.weights) grads.emplace_back(s.dtype, w.size());
+  for (auto& g : grads) to.push_back(g.data());
+  LstmBackward b;
+  b.shape = s;
+  b.grad_output = grad_output.view(), b.grad_h_n = grad_h_n.data(), b.grad_c_n = grad_c_n.data();
+  b.x = f.x, b.h0 = f.h0, b.c0 = f.c0, b.weights = f.weights, b.output = f.output, b.reserve = r.reserve.data();
+  b.grad_x = grad_x.view(), b.grad_h0 = grad_h0.data(), b.grad_c0 = grad_c0.data(), b.grad_weights = to.data();
+  if (table)
+    b.workspace_bytes = table->backward_workspace(b, executor.threads);
+  else
+    EXPECT(lstm_backward_workspace(b, executor.threads, &b.workspace_bytes), "workspace");
+  Workspace other(b.workspace_bytes);
+  b.workspace = other.data();
+  if (table) {
+    table->backward(b, executor);
+  } else {
+    const Status status = lstm_backward(b, executor);
+    EXPECT(status, "backward: %s", status.error);
+  }
+  r.grad_x = grad_x.dense(), r.grad_h0 = grad_h0.floats(), r.grad_c0 = grad_c0.floats();
+  for (const auto& g : grads) r.grad_weights.push_back(g.floats());
+  return r;
+}
+
+bool same(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
+}
+bool same(const Results& a, const Results& b) {
+  bool all = same(a.output, b.output) && same(a.h_n, b.h_n) && same(a.c_n, b.c_n) && same(a.reserve, b.reserve) &&
+             same(a.grad_x, b.grad_x) && same(a.grad_h0, b.grad_h0) && same(a.grad_c0, b.grad_c0);
+  for (size_t i = 0; all && i < a.grad_weights.size(); ++i) all = same(a.grad_weights[i], b.grad_weights[i]);
+  return all;
+}
+
+// Executors that claim four threads and behave as badly as the contract allows.
+Executor one_after_the_other() {
+  return {4, [](int64_t begin, int64_t end, int64_t, RangeBody body, void* context) {
+            for (int64_t i = end; i-- > begin;) body(i, i + 1, context);
+          }};
+}
+Executor all_at_once_on_one() {
+  return {4, [](int64_t begin, int64_t end, int64_t, RangeBody body, void* context) {
+            if (begin < end) body(begin, end, context);
+          }};
+}
+Executor late_starters() {
+  return {4, [](int64_t begin, int64_t end, int64_t, RangeBody body, void* context) {
+            std::vector<std::thread> pool;
+            for (int64_t i = begin; i < end; ++i)
+              pool.emplace_back([=] {
+                std::this_thread::sleep_for(std::chrono::microseconds(150 * (i - begin)));
+                body(i, i + 1, context);
+              });
+            for (auto& t : pool) t.join();
+          }};
+}
+
+const std::vector<Case> kCases = {
+    {1, 9, 1, 1, 1, 1, true, {}},
+    {5, 3, 7, 5, 1, 1, true, {}},
+    {3, 8, 0, 9, 1, 1, true, {}},
+    {6, 2, 33, 40, 2, 2, true, {}},
+    {4, 13, 20, 67, 1, 1, false, {}},
+    {120, 1, 5, 24, 1, 2, true, {}},
+    {70, 3, 9, 17, 2, 1, true, {}},
+    {7, 5, 12, 19, 3, 2, false, {5, 5, 4, 2, 2, 1, 1}},
+    {6, 21, 10, 70, 2, 2, true, {21, 20, 9, 9, 3, 1}},
+    {3, 100, 6, 16, 1, 2, true, {100, 99, 98}},
+};
+
+void check_close(const char* what, const std::vector<float>& got, const Doubles& expected, double tolerance) {
+  const double error = test::relative_l2(got, expected);
+  EXPECT(error <= tolerance, "%s: relative error %g > %g", what, error, tolerance);
+}
+
+// A sum of k products in float32 errs by about 2^-24 sqrt(k); the gates' curves don't enlarge it.
+void compare(const char* isa, const Problem& p, const Oracle& oracle, const Results& r) {
+  const int before = test::failures;
+  const LstmShape& s = p.s;
+  const double k = static_cast<double>(4 * s.hidden + s.input + p.rows);
+  const double tolerance = s.dtype == DType::bf16 ? std::ldexp(1.0, -7) : std::ldexp(4 + std::sqrt(k), -23);
+  check_close("output", r.output, oracle.output, tolerance);
+  check_close("h_n", r.h_n, oracle.h_n, tolerance);
+  check_close("c_n", r.c_n, oracle.c_n, tolerance);
+  if (!r.grad_weights.empty()) {
+    check_close("grad_x", r.grad_x, oracle.grad_x, tolerance);
+    check_close("grad_h0", r.grad_h0, oracle.grad_h0, tolerance);
+    check_close("grad_c0", r.grad_c0, oracle.grad_c0, tolerance);
+    for (size_t i = 0; i < r.grad_weights.size(); ++i)
+      check_close("grad_weights", r.grad_weights[i], oracle.grad_weights[i], tolerance);
+  }
+  if (test::failures > before)
+    std::printf("  in %s: t %ld b %ld i %ld h %ld layers %d directions %d %s\n", isa, static_cast<long>(s.steps),
+                static_cast<long>(s.batch), static_cast<long>(s.input), static_cast<long>(s.hidden), s.layers,
+                s.directions, s.dtype == DType::bf16 ? "bf16" : "f32");
+}
+
+void check_isa(const char* name, const LstmKernels* table) {
+  for (const DType dtype : {DType::f32, DType::bf16})
+    for (const Case& c : kCases) {
+      const Problem p(c, dtype);
+      const Oracle oracle(p);
+      const Results r = run(p, table, Weights::raw, Order::time_first, serial_executor(), true);
+      compare(name, p, oracle, r);
+      for (const Order order : {Order::batch_first, Order::gaps}) {
+        const Results other = run(p, table, Weights::raw, order, test::thread_executor(2), true);
+        EXPECT(same(r, other), "%s: strides change the bits", name);
+      }
+      compare(name, p, oracle, run(p, table, Weights::packed, Order::time_first, serial_executor(), false));
+    }
+}
+
+// Large enough that every thread gets its share.
+void check_threads(const char* name, const LstmKernels* table) {
+  const std::vector<Case> cases = {{40, 3, 16, 130, 1, 2, true, {}},
+                                   {250, 1, 8, 140, 2, 1, true, {}},
+                                   {30, 9, 12, 150, 2, 2, true, {9, 9, 9, 9, 9, 8, 8, 8, 8, 8, 7, 7, 6, 6, 5,
+                                                                 5, 5, 4, 4, 4, 4, 3, 3, 3, 2, 2, 1, 1, 1, 1}}};
+  for (const Case& c : cases)
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      const Problem p(c, dtype);
+      for (const Weights how : {Weights::raw, Weights::packed}) {
+        const Results one = run(p, table, how, Order::time_first, serial_executor(), true);
+        for (const int threads : {2, 3, 4})
+          EXPECT(same(one, run(p, table, how, Order::time_first, test::thread_executor(threads), true)),
+                 "%s: %d threads change the bits", name, threads);
+        const Executor hostile[] = {one_after_the_other(), all_at_once_on_one(), late_starters()};
+        for (const Executor& executor : hostile)
+          EXPECT(same(one, run(p, table, how, Order::time_first, executor, true)), "%s: an executor changes the bits",
+                 name);
+      }
+    }
+}
+
+// A sequence with a NaN or an infinity: its own numbers follow the oracle's, its neighbours don't notice.
+void check_extremes(const char* name) {
+  Problem p({6, 4, 5, 20, 1, 1, true, {}}, DType::f32);
+  const Results clean = run(p, nullptr, Weights::raw, Order::time_first, serial_executor(), false);
+  p.x[static_cast<size_t>((2 * 4 + 1) * 5)] = NAN;
+  p.x[static_cast<size_t>((3 * 4 + 2) * 5 + 1)] = INFINITY;
+  p.x[static_cast<size_t>((3 * 4 + 3) * 5 + 1)] = -3e38f;
+  const Oracle oracle(p);
+  const Results r = run(p, nullptr, Weights::raw, Order::time_first, serial_executor(), false);
+  for (size_t i = 0; i < r.output.size(); ++i) {
+    const size_t b = i / 20 % 4, t = i / 80;
+    const double e = oracle.output[i];
+    if (b == 0 || t < 2) EXPECT(r.output[i] == clean.output[i], "%s: a neighbour noticed at %zu", name, i);
+    EXPECT(std::isnan(e) == std::isnan(r.output[i]), "%s: NaN at %zu", name, i);
+    if (!std::isnan(e)) EXPECT(std::fabs(e - r.output[i]) < 1e-5, "%s: %g for %g", name, r.output[i], e);
+  }
+  for (size_t i = 0; i < 20; ++i) EXPECT(std::isnan(r.h_n[20 + i]), "%s: NaN in h_n", name);
+}
+
+void check_malformed(const char* name) {
+  const Problem p({2, 2, 6, 10, 2, 1, true, {}}, DType::f32);
+  std::vector<const void*> pointers;
+  for (const auto& w : p.weights) pointers.push_back(w.data());
+  int64_t bytes = 0;
+  EXPECT(lstm_packed_bytes(p.s, &bytes), "bytes");
+  std::vector<char> good(static_cast<size_t>(bytes));
+  EXPECT(lstm_pack(p.s, pointers.data(), good.data(), bytes, serial_executor()), "pack");
+  bool bias = false;
+  EXPECT(lstm_check_packed(p.s, good.data(), bytes, &bias) && bias, "%s: a good block", name);
+  EXPECT(!lstm_pack(p.s, pointers.data(), good.data(), bytes - 1, serial_executor()), "pack into too little");
+  for (const int64_t size : {int64_t{0}, int64_t{10}, bytes - 1, bytes / 2, bytes + 64}) {
+    std::vector<char> block(static_cast<size_t>(size));
+    std::memcpy(block.data(), good.data(), static_cast<size_t>(size < bytes ? size : bytes));
+    EXPECT(!lstm_check_packed(p.s, block.data(), size, &bias), "%s: %ld bytes", name, static_cast<long>(size));
+  }
+  // Every field of the header: magic 8, version, lanes, dtype, layers, directions 4 each, bias, input, hidden, bytes.
+  for (const size_t at : {0u, 8u, 12u, 16u, 20u, 24u, 32u, 40u, 48u}) {
+    std::vector<char> block = good;
+    block[at] = static_cast<char>(block[at] ^ 3);
+    EXPECT(!lstm_check_packed(p.s, block.data(), bytes, &bias), "%s: header byte %zu", name, at);
+  }
+  const std::function<void(LstmShape&)> changes[] = {
+      [](LstmShape& s) { s.input = 7; },           [](LstmShape& s) { s.hidden = 11; },
+      [](LstmShape& s) { s.layers = 1; },          [](LstmShape& s) { s.directions = 2; },
+      [](LstmShape& s) { s.dtype = DType::bf16; }, [](LstmShape& s) { s.hidden = int64_t{1} << 60; },
+      [](LstmShape& s) { s.layers = 0; }};
+  for (const auto& change : changes) {
+    LstmShape s = p.s;
+    change(s);
+    EXPECT(!lstm_check_packed(s, good.data(), bytes, &bias), "%s: another shape", name);
+  }
+  LstmForward call;
+  int64_t need;
+  const int64_t rising[] = {1, 2}, wrong[] = {2, 0};
+  const std::function<void(LstmShape&)> bad[] = {[](LstmShape& s) { s.steps = 0; },
+                                                 [](LstmShape& s) { s.batch = -1; },
+                                                 [](LstmShape& s) { s.dtype = DType::i8; },
+                                                 [](LstmShape& s) { s.directions = 3; },
+                                                 [&](LstmShape& s) { s.batch_sizes = rising; },
+                                                 [&](LstmShape& s) { s.batch_sizes = wrong; }};
+  for (const auto& change : bad) {
+    call.shape = p.s;
+    change(call.shape);
+    EXPECT(!lstm_forward_workspace(call, 1, &need), "%s: a bad shape", name);
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (const Isa isa : test::host_isas()) {
+    if (isa == Isa::avx512_vnni) continue;
+    EXPECT(force_isa(isa_name(isa)), "force");
+    check_isa(isa_name(isa), nullptr);
+    check_threads(isa_name(isa), nullptr);
+    check_extremes(isa_name(isa));
+    check_malformed(isa_name(isa));
+    // A block packed for one ISA is refused by another of other width.
+    if (isa == Isa::avx2) {
+      const Problem p(kCases[1], DType::f32);
+      std::vector<const void*> pointers;
+      for (const auto& w : p.weights) pointers.push_back(w.data());
+      int64_t bytes = 0;
+      bool bias;
+      EXPECT(lstm_packed_bytes(p.s, &bytes), "bytes");
+      std::vector<char> block(static_cast<size_t>(bytes));
+      EXPECT(lstm_pack(p.s, pointers.data(), block.data(), bytes, serial_executor()), "pack");
+      EXPECT(force_isa("scalar"), "force");
+      EXPECT(!lstm_check_packed(p.s, block.data(), bytes, &bias), "another ISA's block");
+    }
+  }
+  EXPECT(force_isa(nullptr), "unforce");
+  check_isa("wide512", &wide512::lstm_kernels);
+  check_threads("wide512", &wide512::lstm_kernels);
+  return test::finish();
+}
