@@ -8,8 +8,6 @@ buffers of two models. Copies, pickles and state_dicts are without them.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -27,16 +25,7 @@ torch.fx.wrap("conv_bn_act")  # one node in a symbolic trace
 
 _CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 _DIRECT = 0
-
-#: weight, bias, running_mean, running_var, bn weight, bn bias
-Sources = tuple[
-    torch.Tensor | None,
-    torch.Tensor | None,
-    torch.Tensor | None,
-    torch.Tensor | None,
-    torch.Tensor | None,
-    torch.Tensor | None,
-]
+_PLAIN = frozenset((torch.Tensor, nn.Parameter, type(None)))
 
 
 class ConvBNAct2d(nn.Module):
@@ -108,13 +97,13 @@ class ConvBNAct2d(nn.Module):
         It is in training mode if ``bn``, or without one ``conv``, is.
 
         Raises:
-            TypeError: ``conv`` is no `nn.Conv2d`, or ``bn`` neither an `nn.BatchNorm2d` nor None.
+            TypeError: ``conv`` is no `nn.Conv2d`, or ``bn`` neither an `nn.BatchNorm2d` nor None, or one of them
+                overrides ``forward``.
             ValueError: ``bn`` has other than ``conv``'s output channels, or one of them has hooks, which would not run.
         """
-        if not isinstance(conv, nn.Conv2d):
-            raise TypeError(f"pykernels.ConvBNAct2d: conv: expected a torch.nn.Conv2d, got {type(conv).__name__}")
-        if bn is not None and not isinstance(bn, nn.BatchNorm2d):
-            raise TypeError(f"pykernels.ConvBNAct2d: bn: expected a torch.nn.BatchNorm2d, got {type(bn).__name__}")
+        _check_kind("conv", conv, nn.Conv2d, "forward", "_conv_forward")
+        if bn is not None:
+            _check_kind("bn", bn, nn.BatchNorm2d, "forward")
         if bn is not None and bn.num_features != conv.out_channels:
             raise ValueError(
                 f"pykernels.ConvBNAct2d: bn: expected {conv.out_channels} features (conv's output channels), "
@@ -140,10 +129,14 @@ class ConvBNAct2d(nn.Module):
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """(N, C, H, W) or (C, H, W) to (N, K, P, Q) or (K, P, Q), in ``x``'s dtype and memory format."""
         # A compiled graph holds the plain op: it is never stale, and it runs on any machine.
-        if not torch.compiler.is_compiling() and _plain(x) and (residual is None or _plain(residual)):
-            pack = self._current_pack(x, residual) if _backend._current() in ("auto", "cpu") else None
+        if not torch.compiler.is_compiling() and type(x) in _PLAIN and type(residual) in _PLAIN and not _watched():
+            pack = self._current_pack(x, residual)
             if pack is not None:
-                return self._run(pack, x, residual)
+                try:
+                    return self._run(pack, x, residual)
+                except RuntimeError:
+                    # Another ISA is in force than at packing, or an argument is wrong: the plain op works, or says it.
+                    self._pack = None
         return self._forward(x, residual)
 
     def repack(self) -> None:
@@ -172,8 +165,7 @@ class ConvBNAct2d(nn.Module):
         """Differentiable, from the parameters as they are."""
         conv, bn = self.conv, self.bn
         x, padding = _pad(conv, x)
-        frozen = bn is None or (not bn.training and bn.running_mean is not None)
-        if bn is None or frozen:
+        if bn is None or not (bn.training or bn.running_mean is None):
             folded = () if bn is None else (bn.running_mean, bn.running_var, bn.weight, bn.bias)
             return conv_bn_act(
                 x, conv.weight, conv.bias, *folded, eps=1e-5 if bn is None else bn.eps, residual=residual,
@@ -188,21 +180,20 @@ class ConvBNAct2d(nn.Module):
         return apply_activation(z if residual is None else z + residual, self.activation, self.negative_slope)
 
     def _run(self, pack: _Pack, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        if x.dtype is not pack.dtype:  # autocast
+        if pack.dtype is not x.dtype:  # autocast
             x = x.to(pack.dtype)
-        if residual is not None and residual.dtype is not pack.dtype and torch.is_autocast_enabled("cpu"):
-            residual = residual.to(pack.dtype)
-        if pack.pad:
+        if pack.pads:
             x, _ = _pad(self.conv, x)
         unbatched = x.dim() == 3
         if unbatched:
             x = x[None]
-            residual = None if residual is None else residual[None]
-        g = pack.geometry
-        y = torch.ops.pykernels.conv_bn_act_packed.default(
-            x, pack.packed, pack.weight_shape, pack.scale, pack.shift, residual, g.stride, g.padding, g.dilation,
-            g.groups, _CODES[self.activation], self.negative_slope,
-        )  # fmt: skip
+        if residual is not None:
+            if residual.dtype is not pack.dtype and torch.is_autocast_enabled("cpu"):
+                residual = residual.to(pack.dtype)
+            if unbatched:
+                residual = residual[None]
+        code = _CODES[self.activation]
+        y = pack.op(x, *pack.weights, residual, *pack.geometry, code, self.negative_slope)
         return y[0] if unbatched else y
 
     def _current_pack(self, x: torch.Tensor, residual: torch.Tensor | None) -> _Pack | None:
@@ -210,22 +201,19 @@ class ConvBNAct2d(nn.Module):
         modules = self._modules  # nn.Module's own attribute lookup takes as long as all the rest
         conv: Any = modules["conv"]
         bn: Any = modules["bn"]
-        sources = _sources(conv, bn)
-        if bn is not None and (bn.training or sources[2] is None):
+        if (bn is not None and bn.training) or _backend._current() not in ("auto", "cpu"):
             return None
         if torch.is_grad_enabled() and (
-            x.requires_grad
-            or (residual is not None and residual.requires_grad)
-            or any(t is not None and t.requires_grad for t in sources)
+            x.requires_grad or (residual is not None and residual.requires_grad) or _requires_grad(conv, bn)
         ):
             return None
         dtype = x.dtype
-        if dtype is not torch.float64 and torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled("cpu") and dtype is not torch.float64:
             dtype = torch.get_autocast_dtype("cpu")
         # A pack is immutable and published in one assignment. Threads that meet here may each make one; any will do.
         pack = self._pack
-        if pack is None or not pack.is_of(conv, bn, sources, dtype):
-            pack = _make_pack(conv, bn, sources, dtype)
+        if pack is None or pack.dtype is not dtype or not pack.is_of(conv, bn):
+            pack = _make_pack(conv, bn, dtype)
             self._pack = pack
         return pack
 
@@ -233,99 +221,98 @@ class ConvBNAct2d(nn.Module):
 class _Pack:
     """Packed weights, the tensors and settings they were made from, and the geometry for the kernel."""
 
-    __slots__ = (
-        "dtype",
-        "eps",
-        "geometry",
-        "isa",
-        "packed",
-        "pad",
-        "pointers",
-        "scale",
-        "settings",
-        "shift",
-        "sources",
-        "storages",
-        "versions",
-        "weight_shape",
-    )  # fmt: skip
-
-    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, sources: Sources, dtype: torch.dtype) -> None:
-        # The versions first: if another thread changes a tensor from here on, the next call sees it.
-        self.sources = sources
-        self.versions = tuple(-1 if t is None else t._version for t in sources)
-        self.pointers = tuple(-1 if t is None else t.data_ptr() for t in sources)
-        # Kept alive, so that storage that replaces them (``parameter.data = other``) cannot get their addresses.
-        self.storages = tuple(None if t is None else t.detach() for t in sources)
+    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, dtype: torch.dtype) -> None:
+        self.op = torch.ops.pykernels.conv_bn_act_packed.default
+        self.conv, self.bn, self.dtype = conv, bn, dtype
         self.settings = _settings(conv)
         self.eps = 0.0 if bn is None else bn.eps
-        self.isa = _active_isa()
-        self.dtype = dtype
-        self.pad = conv.padding_mode != "zeros"
-        weight, bias, mean, var, bn_weight, bn_bias = self.storages
+        self.pads = conv.padding_mode != "zeros"
+        # The versions are read before the values: if another thread changes a tensor meanwhile, the next call sees it.
+        slots = _slots(conv, bn)
+        self.absent = tuple((owner, name) for owner, name in slots if owner[name] is None)
+        present = [(owner, name, owner[name]) for owner, name in slots if owner[name] is not None]
+        self.sources = tuple((owner, name, t, t._version, t.data_ptr()) for owner, name, t in present)
+        # Detached twins keep the storage alive, so that what replaces it (``parameter.data = other``) lies elsewhere.
+        self.twins = tuple(None if owner[name] is None else owner[name].detach() for owner, name in slots)
+        weight, bias, mean, var, bn_weight, bn_bias = self.twins + (None,) * (6 - len(slots))
         assert weight is not None
-        padding = 0 if self.pad else conv.padding
+        padding = 0 if self.pads else conv.padding
         self.geometry = geometry(weight.shape[2:], conv.stride, padding, conv.dilation, conv.groups)
-        self.weight_shape = tuple(weight.shape)
-        self.scale, self.shift = fold_batch_norm(bias, mean, var, bn_weight, bn_bias, self.eps)
-        self.packed = torch.ops.pykernels.conv_pack(weight.to(dtype), conv.groups, _DIRECT)
+        scale, shift = fold_batch_norm(bias, mean, var, bn_weight, bn_bias, self.eps)
+        packed = torch.ops.pykernels.conv_pack(weight.to(dtype), conv.groups, _DIRECT)
+        self.weights = (packed, tuple(weight.shape), scale, shift)
 
-    def is_of(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, sources: Sources, dtype: torch.dtype) -> bool:
-        """Would packing these anew give the same?"""
-        for now, then, version, pointer in zip(sources, self.sources, self.versions, self.pointers, strict=True):
-            if now is not then:
-                return False
-            if now is not None and (now._version != version or now.data_ptr() != pointer):
-                return False
-        return (
-            dtype is self.dtype
-            and self.settings == _settings(conv)
-            and (bn is None or bn.eps == self.eps)
-            and self.isa == _active_isa()
-        )
+    def is_of(self, conv: Any, bn: Any) -> bool:
+        """Would packing these two anew, for the same dtype, give the same?"""
+        if conv is not self.conv or bn is not self.bn:
+            return False
+        try:
+            for owner, name, tensor, version, pointer in self.sources:
+                if owner[name] is not tensor or tensor._version != version or tensor.data_ptr() != pointer:
+                    return False
+            for owner, name in self.absent:
+                if owner[name] is not None:
+                    return False
+        except KeyError:  # parametrized since
+            return False
+        return self.settings == _settings(conv) and (bn is None or bn.eps == self.eps)
 
 
-def _make_pack(conv: nn.Conv2d, bn: nn.BatchNorm2d | None, sources: Sources, dtype: torch.dtype) -> _Pack | None:
+def _make_pack(conv: nn.Conv2d, bn: nn.BatchNorm2d | None, dtype: torch.dtype) -> _Pack | None:
     """The pack, or None where the kernels don't take these tensors: the plain op then says why, or does without."""
-    weight = sources[0]
-    assert weight is not None
-    if _native.error is not None or dtype not in CONV_BN_ACT.dtypes or weight.numel() == 0:
+    if _native.error is not None or dtype not in CONV_BN_ACT.dtypes:
         return None
-    if weight.dtype != dtype and not torch.is_autocast_enabled("cpu"):
+    try:
+        tensors = [owner[name] for owner, name in _slots(conv, bn)]
+    except KeyError:  # parametrized: computed anew at every call
+        return None
+    weight = tensors[0]
+    if weight.numel() == 0 or (weight.dtype != dtype and not torch.is_autocast_enabled("cpu")):
+        return None
+    if bn is not None and bn.running_mean is None:  # the statistics of the batch
         return None
     # Tensors made under inference_mode count no versions, so a change of theirs would go unseen.
-    if any(t is not None and (not _plain(t) or t.is_inference()) for t in sources):
+    if torch._C._functorch.peek_interpreter_stack() is not None or any(
+        type(t) not in _PLAIN or (t is not None and (t.is_inference() or not t.is_cpu)) for t in tensors
+    ):
         return None
     with torch.inference_mode(False), torch.no_grad():
-        return _Pack(conv, bn, sources, dtype)
+        return _Pack(conv, bn, dtype)
 
 
-def _sources(conv: Any, bn: Any) -> Sources:
-    try:
-        p = conv._parameters
-        if bn is None:
-            return p["weight"], p["bias"], None, None, None, None
-        q, b = bn._parameters, bn._buffers
-        return p["weight"], p["bias"], b["running_mean"], b["running_var"], q["weight"], q["bias"]
-    except KeyError:  # parametrized: a property computes it
-        if bn is None:
-            return conv.weight, conv.bias, None, None, None, None
-        return conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias
+def _slots(conv: Any, bn: Any) -> list[tuple[dict[str, Any], str]]:
+    """Where the modules keep weight, bias, running_mean, running_var, the batch norm's weight and its bias."""
+    slots = [(conv._parameters, "weight"), (conv._parameters, "bias")]
+    if bn is not None:
+        slots += [(bn._buffers, "running_mean"), (bn._buffers, "running_var")]
+        slots += [(bn._parameters, "weight"), (bn._parameters, "bias")]
+    return slots
+
+
+def _requires_grad(conv: Any, bn: Any) -> bool:
+    modules = [conv] if bn is None else [conv, bn]
+    return any(t.requires_grad for module in modules for t in (*module.parameters(), *module.buffers()))
+
+
+def _check_kind(argument: str, module: Any, kind: type, *methods: str) -> None:
+    same = isinstance(module, kind) and all(getattr(type(module), m) is getattr(kind, m) for m in methods)
+    if not same:
+        raise TypeError(
+            f"pykernels.ConvBNAct2d: {argument}: expected a torch.nn.{kind.__name__} with its own forward, "
+            f"got {type(module).__name__}"
+        )
 
 
 def _settings(conv: nn.Conv2d) -> tuple[Any, ...]:
     return conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
 
 
-def _plain(t: Any) -> bool:
-    """An ordinary CPU tensor, that no tracer, mode or transform looks at?"""
+def _watched() -> bool:
+    """Does a tracer, a mode or forward-mode differentiation look on? None of them should meet packed weights."""
     return (
-        (type(t) is torch.Tensor or type(t) is nn.Parameter)
-        and t.is_cpu
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._get_tracing_state() is None
-        and forward_ad._current_level < 0
+        forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() != 0
+        or torch._C._get_tracing_state() is not None
     )
 
 
@@ -334,12 +321,3 @@ def _pad(conv: nn.Conv2d, x: torch.Tensor) -> tuple[torch.Tensor, Any]:
     if conv.padding_mode == "zeros":
         return x, conv.padding
     return F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
-
-
-@functools.cache
-def _isa_function() -> Callable[[], str]:
-    return _native.introspect().active_isa
-
-
-def _active_isa() -> str:
-    return _isa_function()()

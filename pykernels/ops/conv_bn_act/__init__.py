@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.autograd import forward_ad
 
 from pykernels._backend import choose
 from pykernels.ops._activation import activation_code
-from pykernels.ops.conv_bn_act.arguments import OP, check_call, check_channels, with_channels
+from pykernels.ops.conv_bn_act.arguments import OP, check_call, check_channels, is_autocast, with_channels
 from pykernels.ops.conv_bn_act.reference import conv_bn_act_reference
 
 __all__ = ["conv_bn_act", "fold_batch_norm"]
@@ -65,7 +66,7 @@ def conv_bn_act(
     The vectors of length K may be of any floating dtype; they are folded to a float32 scale and shift, computed in
     float64. The kernels take float32 and bfloat16 and accumulate in float32; float64 and float16 run as plain PyTorch.
     Every tensor argument is differentiable, twice. Under autocast ``x``, ``weight`` and ``residual`` are cast as
-    ``F.conv2d`` would cast them.
+    ``F.conv2d`` would cast them. Under `torch.func` and forward-mode differentiation it runs as plain PyTorch.
 
     The relative L2 error is about sqrt(C R S / groups) roundings of float32, plus one of ``x``'s dtype. The same input
     gives the same bits.
@@ -78,12 +79,12 @@ def conv_bn_act(
     code = activation_code(OP, activation)
     g = check_call(x, weight, residual, stride, padding, dilation, groups)
     check_channels(x, weight.shape[0], bias, running_mean, running_var, bn_weight, bn_bias, eps)
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+    if is_autocast(x.device) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
         residual = None if residual is None else residual.to(dtype)
     x, weight = with_channels(x, weight, groups)
-    if choose(CONV_BN_ACT, x.device, x.dtype, backend) == "reference":
+    if choose(CONV_BN_ACT, x.device, x.dtype, backend) == "reference" or _is_transformed():
         return conv_bn_act_reference(
             x, weight, bias, running_mean, running_var, bn_weight, bn_bias, eps=eps, residual=residual, stride=stride,
             padding=padding, dilation=dilation, groups=groups, activation=activation, negative_slope=negative_slope,
@@ -97,6 +98,13 @@ def conv_bn_act(
         x, weight, scale, shift, residual, g.stride, g.padding, g.dilation, g.groups, code, negative_slope
     )
     return y[0] if unbatched else y
+
+
+def _is_transformed() -> bool:
+    """Inside torch.func's transforms or forward-mode differentiation, which only the reference can follow?"""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def fold_batch_norm(

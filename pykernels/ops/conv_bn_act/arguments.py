@@ -64,6 +64,11 @@ def output_size(height: int, width: int, kernel: Sequence[int], g: Geometry) -> 
     return p // g.stride[0] + 1, q // g.stride[1] + 1
 
 
+def is_autocast(device: torch.device) -> bool:
+    """Is autocast on for ``device``? (Of "meta" PyTorch refuses to say.)"""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 def with_channels(x: torch.Tensor, weight: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
     """``x`` and ``weight``; where they have no channels, one of zeros a group, as an empty sum is zero.
 
@@ -122,7 +127,7 @@ def _check_like(x: torch.Tensor, name: str, tensor: torch.Tensor) -> None:
     if tensor.device != x.device:
         raise ValueError(f"pykernels.{OP}: {name}: expected x's device {x.device}, got {tensor.device}")
     # Autocast makes them one dtype, as it does for F.conv2d.
-    if tensor.dtype != x.dtype and not (torch.is_autocast_enabled(x.device.type) and tensor.is_floating_point()):
+    if tensor.dtype != x.dtype and not (is_autocast(x.device) and tensor.is_floating_point()):
         raise TypeError(f"pykernels.{OP}: {name}: expected x's dtype {x.dtype}, got {tensor.dtype}")
 
 
