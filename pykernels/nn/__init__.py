@@ -1,6 +1,7 @@
 """Drop-in modules: constructor arguments and state_dict keys of the torch modules they replace."""
 
 from pykernels.nn.conv import ConvBNAct2d
+from pykernels.nn.int8 import Int8Linear
 from pykernels.nn.lstm import LSTM, LSTMCell
 
-__all__ = ["LSTM", "ConvBNAct2d", "LSTMCell"]
+__all__ = ["LSTM", "ConvBNAct2d", "Int8Linear", "LSTMCell"]

@@ -4,7 +4,7 @@
 //   run of tasks, row block by row block, so that it packs (and quantises) the rows of a block once.
 //   in a task: for each block of k, for each panel of b, for each tile of rows: kMr x kNr sums in registers.
 //
-// b comes packed; or is packed first, by all threads; or, where there is one row block, panel by panel by the thread
+// b comes packed; or is packed first, by all threads; or, where there is one row block, block by block by the thread
 // that is about to use it, so that b is read from memory once. A panel that many tiles read is widened to 16 bits once,
 // into L1; a few tiles widen it as they load it. Everything is integer up to the epilogue: the order of summing, and so
 // the number of threads, does not change a bit of the result.
@@ -25,7 +25,7 @@ struct Plan {
   int64_t tiles, blocks, chunks, slots;
   int64_t block_rows;  // the most rows of a block
   bool pack_first;     // b is not packed yet, and worth packing as a whole
-  int64_t a_bytes, sums_bytes, panel_bytes, wide_bytes, scale_bytes, column_bytes, slot_bytes, packed_bytes;
+  int64_t a_bytes, sums_bytes, panels_bytes, wide_bytes, scale_bytes, column_bytes, slot_bytes, packed_bytes;
 };
 
 inline int64_t lines(int64_t bytes) { return round_up(bytes, 64); }
@@ -51,12 +51,12 @@ inline Plan make_plan(const Int8Matmul& problem, int threads) {
   const int64_t chunk_panels = ceil_div(b.panels(), plan.chunks);
   plan.a_bytes = lines(plan.block_rows * row_bytes);
   plan.sums_bytes = lines(4 * (b.blocks() > 1 ? plan.block_rows * chunk_panels : kMr) * kNr);
-  plan.panel_bytes = problem.packed == nullptr && !plan.pack_first ? kKc * kNr : 0;
+  plan.panels_bytes = problem.packed == nullptr && !plan.pack_first ? smaller(kKc, b.rows()) * chunk_panels * kNr : 0;
   plan.wide_bytes = kDot4 ? 0 : 2 * kKc * kNr;
   plan.scale_bytes = lines(4 * plan.block_rows);
   plan.column_bytes = lines(4 * chunk_panels * kNr);
   plan.slot_bytes =
-      plan.a_bytes + plan.sums_bytes + plan.panel_bytes + plan.wide_bytes + plan.scale_bytes + plan.column_bytes;
+      plan.a_bytes + plan.sums_bytes + plan.panels_bytes + plan.wide_bytes + plan.scale_bytes + plan.column_bytes;
   plan.packed_bytes = plan.pack_first ? lines(b.bytes()) : 0;
   return plan;
 }
@@ -64,7 +64,7 @@ inline Plan make_plan(const Int8Matmul& problem, int threads) {
 struct Slot {
   AValue* a;
   int32_t* sums;
-  int8_t* panel;
+  int8_t* panels;  // a block of k of the chunk, where b is packed on the way
   int16_t* wide;
   float* scales;
   int32_t* columns;
@@ -74,8 +74,8 @@ inline Slot slot_at(const Plan& plan, char* memory) {
   Slot s;
   s.a = reinterpret_cast<AValue*>(memory);
   s.sums = reinterpret_cast<int32_t*>(memory += plan.a_bytes);
-  s.panel = reinterpret_cast<int8_t*>(memory += plan.sums_bytes);
-  s.wide = reinterpret_cast<int16_t*>(memory += plan.panel_bytes);
+  s.panels = reinterpret_cast<int8_t*>(memory += plan.sums_bytes);
+  s.wide = reinterpret_cast<int16_t*>(memory += plan.panels_bytes);
   s.scales = reinterpret_cast<float*>(memory += plan.wide_bytes);
   s.columns = reinterpret_cast<int32_t*>(memory += plan.scale_bytes);
   return s;
@@ -119,14 +119,13 @@ inline void run_task(const Int8Matmul& p, const Plan& plan, const Slot& s, const
   for (int64_t kb = 0; kb < blocks; ++kb) {
     const int64_t depth = b.depth(kb);
     const AValue* a = s.a + kb * rows * kARow;
+    if (body == nullptr && depth > 0) pack_panels(source, kb, begin, end - begin, depth, s.panels, s.columns);
     for (int64_t j = begin; j < end; ++j) {
-      const int8_t* panel = s.panel;
+      const int8_t* panel = s.panels + (j - begin) * depth * kNr;
       const int32_t* columns = s.columns + (j - begin) * kNr;
       if (body != nullptr) {
         panel = reinterpret_cast<const int8_t*>(body + 4 * b.columns() + b.offset(kb, j));
         if (b.blocks() > 0) columns = reinterpret_cast<const int32_t*>(body) + j * kNr;
-      } else if (depth > 0) {
-        pack_panel(source, kb, j, depth, s.panel, s.columns + (j - begin) * kNr);
       }
       int32_t* sums = s.sums + (b.blocks() > 1 ? (j - begin) * rows * kNr : 0);
       const bool first = kb == 0, last = kb + 1 == blocks;

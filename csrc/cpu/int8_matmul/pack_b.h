@@ -84,43 +84,24 @@ inline void transpose(const int8_t* source, int64_t stride_n, int8_t* to) {
   }
 }
 
-// Block kb of panel p to `to`, (depth, kNr) bytes, zeros beyond k and n; adds its column sums to sums[kNr].
-inline void pack_panel(const SourceB& b, int64_t kb, int64_t p, int64_t depth, int8_t* to, int32_t* sums) {
-  const int64_t rows = smaller(depth, b.k - kb * kKc), columns = smaller(kNr, b.n - p * kNr);
-  const int8_t* source = b.data + kb * kKc * b.stride_k + p * kNr * b.stride_n;
-  if (rows < depth || columns < kNr) std::memset(to, 0, static_cast<size_t>(depth * kNr));
-
-  int64_t fast_rows = 0, fast_columns = 0;  // what the two vector forms do of it
-  if (b.stride_n == 1 && kNr >= 16) {
-    fast_rows = rows / kGroup * kGroup;
-    fast_columns = columns / 16 * 16;
-    for (int64_t i = 0; i < fast_rows; i += kGroup) {
-      for (int64_t j = 0; j < fast_columns; j += 16) {
-        interleave(source + i * b.stride_k + j, b.stride_k, to + i * kNr + j * kGroup);
-      }
-    }
-  } else if (b.stride_k == 1) {
-    constexpr int64_t width = 16 / kGroup;
-    fast_rows = rows / 16 * 16;
-    fast_columns = columns / width * width;
-    for (int64_t j = 0; j < fast_columns; j += width) {
-      for (int64_t i = 0; i < fast_rows; i += 16) {
-        transpose(source + i + j * b.stride_n, b.stride_n, to + i * kNr + j * kGroup);
-      }
-    }
-  }
+// Whatever the vector forms left over of a panel: rows [first_row, rows) whole, of the others columns from
+// first_column.
+inline void pack_rest(const SourceB& b, const int8_t* source, int64_t rows, int64_t columns, int64_t first_row,
+                      int64_t first_column, int8_t* to) {
   for (int64_t i = 0; i < rows; ++i) {
     int8_t* row = to + i / kGroup * kGroup * kNr + i % kGroup;
-    for (int64_t j = i < fast_rows ? fast_columns : 0; j < columns; ++j) {
+    for (int64_t j = i < first_row ? first_column : 0; j < columns; ++j) {
       row[j * kGroup] = source[i * b.stride_k + j * b.stride_n];
     }
   }
+}
 
+inline void add_column_sums(const int8_t* panel, int64_t depth, int32_t* sums) {
   I32 sum[kNrVectors];
   for (int v = 0; v < kNrVectors; ++v) sum[v] = load<I32>(sums + v * kLanes);
   for (int64_t i = 0; i < depth; i += kGroup) {
     for (int v = 0; v < kNrVectors; ++v) {
-      const int8_t* group = to + i * kNr + v * kLanes * kGroup;
+      const int8_t* group = panel + i * kNr + v * kLanes * kGroup;
       if constexpr (kDot4) {
         sum[v] = dot4_u8i8(sum[v], I8{} + 1, load<I8>(group));
       } else {
@@ -131,6 +112,48 @@ inline void pack_panel(const SourceB& b, int64_t kb, int64_t p, int64_t depth, i
   for (int v = 0; v < kNrVectors; ++v) store(sums + v * kLanes, sum[v]);
 }
 
+// Block kb of the panels [first, first + count) to `to`, (count, depth * kNr) bytes, zeros beyond k and n; adds their
+// column sums to sums[count * kNr]. Several panels at once because rows of b are read whole then: a panel alone takes
+// a fraction of each cache line.
+inline void pack_panels(const SourceB& b, int64_t kb, int64_t first, int64_t count, int64_t depth, int8_t* to,
+                        int32_t* sums) {
+  const int64_t rows = smaller(depth, b.k - kb * kKc), columns = smaller(count * kNr, b.n - first * kNr);
+  const int8_t* source = b.data + kb * kKc * b.stride_k + first * kNr * b.stride_n;
+  const int64_t panel_bytes = depth * kNr;
+  if (rows < depth) {
+    std::memset(to, 0, static_cast<size_t>(count * panel_bytes));
+  } else if (columns < count * kNr) {
+    std::memset(to + (count - 1) * panel_bytes, 0, static_cast<size_t>(panel_bytes));
+  }
+
+  int64_t fast_rows = 0, fast_columns = 0;  // what the two vector forms do of it
+  if (b.stride_n == 1 && kNr >= 16) {
+    fast_rows = rows / kGroup * kGroup;
+    fast_columns = columns / 16 * 16;
+    for (int64_t i = 0; i < fast_rows; i += kGroup) {
+      for (int64_t j = 0; j < fast_columns; j += 16) {
+        interleave(source + i * b.stride_k + j, b.stride_k, to + j / kNr * panel_bytes + i * kNr + j % kNr * kGroup);
+      }
+    }
+  } else if (b.stride_k == 1) {
+    constexpr int64_t width = 16 / kGroup;
+    fast_rows = rows / 16 * 16;
+    fast_columns = columns / width * width;
+    for (int64_t j = 0; j < fast_columns; j += width) {
+      int8_t* column = to + j / kNr * panel_bytes + j % kNr * kGroup;
+      for (int64_t i = 0; i < fast_rows; i += 16) {
+        transpose(source + i + j * b.stride_n, b.stride_n, column + i * kNr);
+      }
+    }
+  }
+  for (int64_t p = 0; p < count; ++p) {
+    int8_t* panel = to + p * panel_bytes;
+    const int64_t j = p * kNr, left = smaller(kNr, columns - j);
+    pack_rest(b, source + j * b.stride_n, rows, left, fast_rows, smaller(left, larger(0, fast_columns - j)), panel);
+    add_column_sums(panel, depth, sums + j);
+  }
+}
+
 // All of b: 4 * columns() bytes of sums, then the panels.
 inline void pack_all(const SourceB& b, char* body, const Executor& executor) {
   const PackedB packed{b.k, b.n};
@@ -139,17 +162,20 @@ inline void pack_all(const SourceB& b, char* body, const Executor& executor) {
     std::memset(body + 4 * filled, 0, static_cast<size_t>(4 * (packed.columns() - filled)));
   }
   char* data = body + 4 * packed.columns();
-  parallel_for(executor, 0, packed.panels(), larger(1, (1 << 18) / (packed.rows() * kNr + 1)),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t p = begin; p < end; ++p) {
-                   int32_t sums[kNr] = {};
-                   for (int64_t kb = 0; kb < packed.blocks(); ++kb) {
-                     auto* to = reinterpret_cast<int8_t*>(data + packed.offset(kb, p));
-                     pack_panel(b, kb, p, packed.depth(kb), to, sums);
-                   }
-                   std::memcpy(body + 4 * p * kNr, sums, sizeof sums);
-                 }
-               });
+  constexpr int64_t kTogether = 8;
+  const int64_t parts = ceil_div(packed.panels(), kTogether);
+  const int64_t part_bytes = kTogether * kNr * packed.rows();
+  parallel_for(executor, 0, parts, larger(1, (1 << 18) / (part_bytes + 1)), [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t first = part * kTogether, count = smaller(kTogether, packed.panels() - first);
+      int32_t sums[kTogether * kNr] = {};
+      for (int64_t kb = 0; kb < packed.blocks(); ++kb) {
+        auto* to = reinterpret_cast<int8_t*>(data + packed.offset(kb, first));
+        pack_panels(b, kb, first, count, packed.depth(kb), to, sums);
+      }
+      std::memcpy(body + 4 * first * kNr, sums, static_cast<size_t>(4 * count * kNr));
+    }
+  });
   // Panels of columns that the ISA never reads, so that the same b gives the same bytes.
   for (int64_t kb = 0; kb < packed.blocks(); ++kb) {
     const int64_t unused = packed.depth(kb) * (packed.columns() - filled);

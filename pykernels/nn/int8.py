@@ -1,0 +1,130 @@
+"""Int8Linear: a Linear with int8 weights, one scale an output channel, that quantises its input row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pykernels import _backend, _native
+from pykernels.nn._packed import PacksWeights
+from pykernels.ops._activation import activation_code
+from pykernels.ops.int8_matmul import int8_linear, quantize_int8
+from pykernels.ops.int8_matmul.spec import INT8_MATMUL_SCALED
+
+_HAS_KERNELS = _native.error is None and INT8_MATMUL_SCALED.backends["cpu"] is None
+_KERNEL_DTYPES = INT8_MATMUL_SCALED.dtypes
+
+
+class Int8Linear(PacksWeights, nn.Module):
+    """``activation(x @ (weight * weight_scale).T + bias)`` in int8, for inference.
+
+    Each row of ``x`` is quantised by its own largest magnitude on the way into the kernel (dynamic quantisation), each
+    row of ``weight`` was by its own; the product is summed exactly. The error is that of rounding both to 8 bits: about
+    1 % relative L2 for normally distributed numbers.
+
+    There are no parameters but three buffers: ``weight`` (out_features, in_features) int8, ``weight_scale``
+    (out_features,), which stays float32 whatever the module is cast to, and ``bias`` (out_features,) of ``dtype``, or
+    None. ``load_state_dict`` takes its own state_dict, and that of a `torch.nn.Linear`, which it quantises.
+
+    >>> fast = pk.nn.Int8Linear.from_torch(linear, activation="relu")
+    >>> y = fast(x)                            # x: (*, in_features); y: (*, out_features), in x's dtype
+
+    Quantisation has no gradient: an input that requires one is refused, unless under ``torch.no_grad()``. Under
+    autocast ``x`` is cast as `torch.nn.Linear` casts it. The weight is packed at the first call, and again when it has
+    changed (`pykernels.nn._packed`). The same input gives the same bits.
+
+    Raises:
+        ValueError: The last size of ``x`` is not in_features, or ``activation`` is unknown.
+        RuntimeError: ``x`` requires a gradient.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str = "none",
+    ) -> None:
+        super().__init__()
+        self._assemble(nn.Linear(in_features, out_features, bias, device, dtype), activation)
+
+    @classmethod
+    def from_torch(cls, linear: nn.Linear, activation: str = "none") -> Int8Linear:
+        """The int8 form of ``linear``, followed by ``activation``; ``linear`` is left as it is.
+
+        Raises:
+            TypeError: ``linear`` is no `torch.nn.Linear`.
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(
+                f"pykernels.Int8Linear.from_torch: linear: expected a torch.nn.Linear, got {type(linear).__name__}"
+            )
+        self = cls.__new__(cls)
+        nn.Module.__init__(self)
+        self._assemble(linear, activation)
+        return self.train(linear.training)
+
+    def _assemble(self, linear: nn.Linear, activation: str) -> None:
+        activation_code("Int8Linear", activation)
+        self.in_features, self.out_features, self.activation = linear.in_features, linear.out_features, activation
+        q, scale = _quantize_rows(linear.weight)
+        self.register_buffer("weight", q)
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(*, in_features) to (*, out_features), in ``x``'s dtype, or autocast's."""
+        if x.shape[-1:] != (self.in_features,):
+            raise ValueError(f"pykernels.Int8Linear: x: expected (*, {self.in_features}), got shape {tuple(x.shape)}")
+        rows = x[None] if x.dim() == 1 else x.flatten(0, -2)
+        y = int8_linear(rows, self.weight, self.weight_scale, self.bias, self.activation, packed=self._packed_for(x))
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def _packed_for(self, x: Tensor) -> Tensor | None:
+        """The packed weight; None where the reference runs, or a compiled graph, which is to hold no copies."""
+        if torch.compiler.is_compiling() or not _HAS_KERNELS or not (x.is_cpu and self.weight.is_cpu):
+            return None
+        if _backend._current() not in ("auto", "cpu") or type(x) not in (Tensor, nn.Parameter):
+            return None
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        return self.packed(("weight",), _pack) if dtype in _KERNEL_DTYPES else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        scale = self.weight_scale
+        super()._apply(fn, recurse)
+        if self.weight_scale.dtype != scale.dtype:  # half() and bfloat16() would cost the weight its precision
+            self.weight_scale = scale.to(self.weight_scale.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        weight = state_dict.get(f"{prefix}weight")
+        if isinstance(weight, Tensor) and weight.is_floating_point():
+            q, scale = _quantize_rows(weight)
+            state_dict = {**state_dict, f"{prefix}weight": q, f"{prefix}weight_scale": scale}
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def extra_repr(self) -> str:
+        """As nn.Linear's, and the activation."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"activation={self.activation!r}"
+        )
+
+
+def _pack(weights: list[Tensor]) -> Tensor:
+    return torch.ops.pykernels.int8_pack.default(weights[0].t())
+
+
+def _quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    q, scale, _ = quantize_int8(weight.detach(), axis=0, backend="reference")
+    return q, scale.float()
