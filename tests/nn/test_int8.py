@@ -1,0 +1,165 @@
+"""Int8Linear."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import pykernels as pk
+from pykernels import _native
+from tests.harness import forced_isa, host_isas, relative_l2
+
+native = pytest.mark.skipif(_native.error is not None, reason=f"no native library: {_native.error}")
+
+
+@pytest.fixture(autouse=True)
+def _no_grad():
+    torch.manual_seed(1)
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", [(7, 96), (96,), (2, 3, 5, 96), (0, 96), (3, 0, 96), (1, 96)])
+def test_is_close_to_linear(shape, dtype, bias):
+    linear = nn.Linear(96, 50, bias=bias, dtype=dtype)
+    ours, x = pk.nn.Int8Linear.from_torch(linear, "relu"), torch.randn(shape, dtype=dtype)
+    y, expected = ours(x), torch.relu(linear(x))
+    assert (y.shape, y.dtype) == (expected.shape, expected.dtype)
+    # Rounding to steps of max / 127: uniform errors of 1 / sqrt(12) steps, max about 3.5 deviations, from both sides.
+    assert relative_l2(y, expected) < 2 * 2**0.5 * 3.5 / 127 / 12**0.5
+
+
+def test_the_backends_agree():
+    ours, x = pk.nn.Int8Linear(64, 40, activation="gelu"), torch.randn(9, 64)
+    with pk.backend("reference"):
+        expected = ours(x)
+    torch.testing.assert_close(ours(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_arguments_and_state_are_those_of_linear():
+    ours, linear = pk.nn.Int8Linear(6, 4, bias=False, dtype=torch.bfloat16), nn.Linear(6, 4)
+    assert list(ours.state_dict()) == ["weight", "weight_scale"]
+    assert repr(pk.nn.Int8Linear(6, 4)) == "Int8Linear(in_features=6, out_features=4, bias=True, activation='none')"
+    assert list(pk.nn.Int8Linear(6, 4).parameters()) == []
+    assert pk.nn.Int8Linear(6, 4, device="meta").weight.is_meta
+    assert ours.weight_scale.dtype == torch.float32
+    ours = pk.nn.Int8Linear(6, 4)
+    ours.load_state_dict(linear.state_dict())
+    again = pk.nn.Int8Linear.from_torch(linear)
+    for name, t in again.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], t)
+    assert torch.equal(ours.weight_scale, linear.weight.abs().amax(1) / 127)
+
+
+def test_casting_the_module_keeps_the_scales():
+    ours, x = pk.nn.Int8Linear(32, 16), torch.randn(3, 32)
+    before = ours.weight_scale.clone()
+    ours.bfloat16()
+    assert ours.bias.dtype == torch.bfloat16
+    assert torch.equal(ours.weight_scale, before)
+    assert ours(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_copies_and_pickles():
+    ours, x = pk.nn.Int8Linear(32, 16, activation="silu"), torch.randn(3, 32)
+    y = ours(x)
+    file = io.BytesIO()
+    torch.save(ours, file)
+    file.seek(0)
+    fresh = pk.nn.Int8Linear(32, 16, activation="silu")
+    fresh.load_state_dict(ours.state_dict())
+    loaded = torch.load(file, weights_only=False)
+    for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), loaded, fresh):
+        assert torch.equal(other(x), y)
+    assert set(ours.state_dict()) == {"weight", "weight_scale", "bias"}
+
+
+@native
+def test_a_changed_weight_is_packed_again():
+    ours, x = pk.nn.Int8Linear(32, 16), torch.randn(3, 32)
+    ours(x)
+    other = pk.nn.Int8Linear(32, 16)
+    ours.load_state_dict(other.state_dict())
+    assert torch.equal(ours(x), other(x))
+    ours.weight.zero_()
+    assert torch.equal(ours(x), ours.bias.expand(3, 16))
+    ours.weight = other.weight
+    assert torch.equal(ours(x), other(x))
+
+
+@native
+def test_another_instruction_set_packs_again():
+    ours, x, results = pk.nn.Int8Linear(32, 16), torch.randn(3, 32), []
+    for isa in host_isas():
+        with forced_isa(isa):
+            results.append(ours(x))
+    for y in results[1:]:
+        torch.testing.assert_close(y, results[0], rtol=1e-6, atol=1e-7)
+
+
+@native
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_compiles_whole_and_once_for_all_batches(compiler):
+    torch._dynamo.reset()
+    ours = pk.nn.Int8Linear(32, 16, activation="relu")
+    compiled = torch.compile(ours, fullgraph=True, backend=compiler, dynamic=True)
+    for n in (3, 5, 9):
+        x = torch.randn(2, n, 32)
+        with torch._dynamo.config.patch(error_on_recompile=n > 3):
+            assert torch.equal(compiled(x), ours(x))
+
+
+@native
+def test_exports():
+    ours, x = pk.nn.Int8Linear(32, 16), torch.randn(5, 32)
+    expected = ours(x)
+    program = torch.export.export(ours, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=99)},))
+    assert torch.equal(program.module()(x), expected)
+    assert program.module()(torch.randn(7, 32)).shape == (7, 16)
+
+
+def test_autocast_casts_as_linear_does():
+    ours, x = pk.nn.Int8Linear(32, 16), torch.randn(3, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ours(x)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, ours(x.bfloat16()))
+
+
+@native
+def test_eight_python_threads_at_once():
+    ours, x = pk.nn.Int8Linear(64, 48), torch.randn(20, 64)
+    expected, wrong = copy.deepcopy(ours)(x), []
+
+    def work():
+        with torch.no_grad():
+            wrong.extend(i for i in range(20) if not torch.equal(ours(x), expected))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
+def test_refusals():
+    ours = pk.nn.Int8Linear(6, 4)
+    with pytest.raises(ValueError, match=r"pykernels.Int8Linear: x: expected \(\*, 6\), got shape \(3, 5\)"):
+        ours(torch.ones(3, 5))
+    with pytest.raises(TypeError, match=r"pykernels.int8_linear: x: expected a floating dtype, got torch.int64"):
+        ours(torch.ones(3, 6).long())
+    with pytest.raises(ValueError, match=r"pykernels.Int8Linear: activation: expected one of none"):
+        pk.nn.Int8Linear(6, 4, activation="swish")
+    with pytest.raises(TypeError, match=r"linear: expected a torch.nn.Linear, got Conv2d"):
+        pk.nn.Int8Linear.from_torch(nn.Conv2d(1, 1, 1))
+    with torch.enable_grad(), pytest.raises(RuntimeError, match=r"x: expected a tensor that requires no gradient"):
+        ours(torch.ones(3, 6, requires_grad=True))
