@@ -1,0 +1,44 @@
+"""What `optimize` did and what it left alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """Modules or calls, by their names in the model, and the fused op that does their work now."""
+
+    where: tuple[str, ...]
+    what: str
+    by: str
+
+
+@dataclass(frozen=True)
+class Left:
+    """A module or call that stays as it was, and why."""
+
+    where: str
+    what: str
+    why: str
+
+
+@dataclass
+class Report:
+    """``print`` it, or read `replaced` and `left`."""
+
+    replaced: list[Replaced] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """A line for each kind of replacement with its count, then what was left alone, and why."""
+        lines = [f"replaced {len(self.replaced)}:"]
+        for (what, by), count in Counter((r.what, r.by) for r in self.replaced).items():
+            first = next(r for r in self.replaced if (r.what, r.by) == (what, by))
+            lines.append(f"  {count:3d} x {what} -> {by}  (first: {' + '.join(first.where)})")
+        lines.append(f"left alone {len(self.left)}:")
+        for (what, why), count in Counter((x.what, x.why) for x in self.left).items():
+            first_left = next(x for x in self.left if (x.what, x.why) == (what, why))
+            lines.append(f"  {count:3d} x {what}: {why}  (first: {first_left.where})")
+        return "\n".join(lines)

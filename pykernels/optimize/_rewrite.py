@@ -1,0 +1,263 @@
+"""The rewrite: one graph where the model can be traced, module by module where it can't."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from pykernels.nn import LSTM, ConvBNAct2d, LSTMCell
+from pykernels.optimize._modules import FusedConv, Rewritten, like_input
+from pykernels.optimize._patterns import Activation, GraphReader, changes_in_place
+from pykernels.optimize._report import Left, Replaced, Report
+from pykernels.optimize._trace import Untraceable, has_hooks, trace
+
+#: What has kernels of ours, and so is worth a line in the report where it stays.
+_FAMILY = (nn.Conv2d, nn.BatchNorm2d, nn.LSTM, nn.LSTMCell)
+#: Compute of other kinds that a reader of the report may look for.
+_OTHERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.RNNBase, nn.RNNCellBase, nn.Linear,
+           nn.MultiheadAttention)  # fmt: skip
+
+
+@dataclass
+class _Chain:
+    """A convolution and the nodes after it that one call can do."""
+
+    conv_node: fx.Node
+    conv: nn.Conv2d
+    bn: nn.BatchNorm2d | None = None
+    residual: fx.Node | None = None
+    adds: bool = False
+    activation: Activation | None = None
+    nodes: list[fx.Node] = field(default_factory=list)
+
+    def kinds(self) -> str:
+        parts = [
+            "conv",
+            "bn" if self.bn else "",
+            "add" if self.adds else "",
+            self.activation.name if self.activation else "",
+        ]
+        return "+".join(p for p in parts if p)
+
+
+class Rewriter:
+    """Rewrites the modules of one model; fills `report` on the way."""
+
+    def __init__(self) -> None:
+        self.report = Report()
+        self._done: dict[int, nn.Module] = {}
+
+    def rewrite(self, module: nn.Module, path: str = "") -> nn.Module:
+        """What stands for ``module``, named ``path`` in the model, from now on; maybe itself, changed inside."""
+        if id(module) not in self._done:
+            self._done[id(module)] = self._rewrite(module, path)
+        return self._done[id(module)]
+
+    def _rewrite(self, module: nn.Module, path: str) -> nn.Module:
+        if type(module).__module__.startswith(("torch.nn.modules", "pykernels.nn")) and not isinstance(
+            module, nn.Sequential | nn.ModuleList | nn.ModuleDict
+        ):
+            return self._leaf(module, path)
+        if isinstance(module, nn.ModuleList | nn.ModuleDict) or not any(True for _ in module.children()):
+            return self._children(module, path)
+        if has_hooks(module):
+            self._leave(path, module, "has hooks, which a rewrite would lose; its children are rewritten one by one")
+            return self._children(module, path)
+        keep: set[str] = set()
+        while True:
+            try:
+                graph = trace(module, keep)
+                break
+            except Untraceable as problem:
+                self._leave(
+                    _join(path, problem.path), module.get_submodule(problem.path), f"not traceable: {problem.reason}"
+                )
+                if problem.path in keep or problem.path == "":
+                    return self._children(module, path)
+                keep.add(problem.path)
+        return self._graph(module, graph, path)
+
+    def _children(self, module: nn.Module, path: str) -> nn.Module:
+        for name, child in list(module.named_children()):
+            replacement = self.rewrite(child, _join(path, name))
+            if replacement is not child:
+                setattr(module, name, replacement)
+        return module
+
+    def _leaf(self, module: nn.Module, path: str) -> nn.Module:
+        why = _why_not(module)
+        if type(module) in (nn.LSTM, nn.LSTMCell, nn.Conv2d) and why is None:
+            kind = {nn.LSTM: LSTM, nn.LSTMCell: LSTMCell, nn.Conv2d: ConvBNAct2d}[type(module)]
+            self.report.replaced.append(Replaced((path,), type(module).__name__, f"pk.nn.{kind.__name__}"))
+            return kind.from_torch(module)
+        if type(module) is nn.BatchNorm2d and why is None:
+            why = "no convolution stands before it"
+        if isinstance(module, _FAMILY + _OTHERS):
+            self._leave(path, module, why or "pykernels has no kernel for it")
+        return module
+
+    def _leave(self, path: str, module: nn.Module, why: str) -> None:
+        self.report.left.append(Left(path or "the model", type(module).__name__, why))
+
+    def _graph(self, root: nn.Module, graph: fx.Graph, path: str) -> nn.Module:
+        reader = GraphReader(root, graph)
+        placed: dict[str, Any] = {}
+        taken: set[fx.Node] = set()
+        for node in list(graph.nodes):
+            if node in taken or (conv := reader.conv(node)) is None or _why_not(conv) is not None:
+                continue
+            chain = self._chain(reader, _Chain(node, conv, nodes=[node]), taken)
+            taken.update(chain.nodes)
+            self._fuse(graph, chain, placed, path)
+        may_change_layout = _may_change_layout(reader)
+        for node in list(graph.nodes):
+            if node.op == "call_module" and node.target not in placed:
+                leaf = reader.modules[str(node.target)]
+                replacement = self.rewrite(leaf, _join(path, str(node.target)))
+                if replacement is not leaf:
+                    node.target = _place(placed, str(node.target), replacement)
+        if not placed:
+            return root
+        fused = [m for m in placed.values() if isinstance(m, FusedConv)]
+        if fused and may_change_layout:
+            _use_channels_last(graph, fused)
+        for node in graph.nodes:
+            if node.op == "call_module" and node.target not in placed:
+                placed[node.target] = reader.modules[node.target]
+            if node.op == "get_attr":
+                placed[node.target] = reader.attribute(node)
+        return Rewritten(fx.GraphModule(placed, graph, type(root).__name__), root)
+
+    def _chain(self, reader: GraphReader, chain: _Chain, taken: set[fx.Node]) -> _Chain:
+        """Takes the nodes after the convolution as long as one call can do them and nothing else sees their input."""
+        current = chain.conv_node
+        for following in _only_users(current):
+            if following in taken or _writes_between(reader, chain, following):
+                break
+            first = following.args[0] if following.args else following.kwargs.get("input")
+            if first is current and reader.passes(following):
+                pass
+            elif (
+                first is current
+                and chain.bn is None
+                and not chain.adds
+                and (bn := reader.batch_norm(following)) is not None
+            ):
+                if bn.num_features != chain.conv.out_channels:
+                    break
+                chain.bn = bn
+            elif not chain.adds and isinstance(other := reader.added(following, current), fx.Node):
+                chain.residual, chain.adds = other, True
+            elif first is current and (activation := reader.activation(following)) is not None:
+                chain.activation = activation
+            else:
+                break
+            chain.nodes.append(following)
+            current = following
+            if chain.activation is not None:
+                break
+        return chain
+
+    def _fuse(self, graph: fx.Graph, chain: _Chain, placed: dict[str, Any], path: str) -> None:
+        activation = chain.activation or Activation("none")
+        op = ConvBNAct2d.from_torch(chain.conv, chain.bn, activation.name, activation.negative_slope)
+        plain = ConvBNAct2d.from_torch(chain.conv, chain.bn) if chain.adds else None
+        name = _place(placed, _name_of(chain.conv_node), FusedConv(op, chain.adds, plain))
+        inputs = chain.conv_node.args[:1] or (chain.conv_node.kwargs["input"],)
+        last = chain.nodes[-1]
+        with graph.inserting_before(last):
+            call = graph.call_module(name, (*inputs, chain.residual) if chain.adds else inputs)
+        last.replace_all_uses_with(call)
+        for node in reversed(chain.nodes):
+            graph.erase_node(node)
+        where = tuple(_join(path, _name_of(n)) for n in chain.nodes)
+        self.report.replaced.append(Replaced(where, chain.kinds(), "pk.ops.conv_bn_act"))
+
+
+def _why_not(module: nn.Module) -> str | None:
+    """Why none of our modules can stand for this one."""
+    if has_hooks(module):
+        return "has hooks, which a replacement would lose"
+    if type(module) not in _FAMILY:
+        return None if not isinstance(module, _FAMILY) else "is a subclass, whose forward may be another"
+    devices = {p.device.type for p in module.parameters()} - {"cpu"}
+    if devices:
+        return f"is on {'/'.join(sorted(devices))}, where this release has no kernels"
+    dtypes = {p.dtype for p in module.parameters()} - {torch.float32, torch.bfloat16}
+    if dtypes:
+        return f"is {'/'.join(str(d) for d in dtypes)}; the kernels take float32 and bfloat16"
+    if isinstance(module, nn.LSTM) and module.proj_size:
+        return "has projections (proj_size), which the kernels don't know"
+    return None
+
+
+def _only_users(node: fx.Node) -> Iterator[fx.Node]:
+    while len(node.users) == 1:
+        node = next(iter(node.users))
+        yield node
+
+
+def _writes_between(reader: GraphReader, chain: _Chain, until: fx.Node) -> bool:
+    """Does anything outside the chain write in place between its convolution and ``until``?
+
+    The fused call stands where the chain ends, so a write in between could change what it reads.
+    """
+    node = chain.conv_node.next
+    while node is not until:
+        if node not in chain.nodes and changes_in_place(reader, node):
+            return True
+        node = node.next
+    return False
+
+
+def _may_change_layout(reader: GraphReader) -> bool:
+    """May tensors inside the graph be channels_last where they were contiguous?
+
+    Not where the model looks at strides; nor where a view, which would become a copy, shares memory that is written.
+    """
+    nodes = list(reader.graph.nodes)
+    methods = {str(n.target) for n in nodes if n.op == "call_method"}
+    functions = {n.target for n in nodes if n.op == "call_function"}
+    if methods & {"stride", "is_contiguous", "data_ptr", "as_strided", "storage", "untyped_storage"}:
+        return False
+    if functions & {torch.as_strided}:
+        return False
+    return not (methods & {"view", "view_as"} and any(changes_in_place(reader, n) for n in nodes))
+
+
+def _use_channels_last(graph: fx.Graph, fused: list[FusedConv]) -> None:
+    for module in fused:
+        module.channels_last = True
+    placeholder = next((n for n in graph.nodes if n.op == "placeholder"), None)
+    for node in list(graph.nodes):
+        if node.op == "call_method" and node.target in ("view", "view_as"):
+            by_dtype = len(node.args) > 1 and isinstance(node.args[1], torch.dtype)
+            if not by_dtype and not node.kwargs:
+                node.target = "reshape" if node.target == "view" else "reshape_as"
+        if node.op == "output":
+            value: Any = node.args[0]
+            with graph.inserting_before(node):
+                node.args = (fx.node.map_arg(value, lambda n: graph.call_function(like_input, (n, placeholder))),)
+
+
+def _place(placed: dict[str, Any], path: str, module: nn.Module) -> str:
+    """Notes ``module`` under a name of its own, like that of what it replaces, and returns it."""
+    flat = "fused_" + path.replace(".", "_")
+    name, count = flat, 1
+    while name in placed:
+        count += 1
+        name = f"{flat}_{count}"
+    placed[name] = module
+    return name
+
+
+def _name_of(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else node.name
+
+
+def _join(path: str, name: str) -> str:
+    return ".".join(p for p in (path, name) if p)

@@ -1,0 +1,151 @@
+"""Symbolic tracing that refuses where torch.fx would guess.
+
+``torch.fx.symbolic_trace`` records one path through ``forward``. Where Python code asks a traced value what it is,
+keeps state on the module or makes new tensors, the recorded path may be another one than a call would take, and nothing
+says so. `trace` notices these cases and names the innermost module whose ``forward`` is to blame; the caller then keeps
+that module whole and traces the rest.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+#: Packages whose modules stand in the graph as they are.
+_LEAF_PACKAGES = ("torch.nn.", "torch.ao.nn.", "pykernels.nn.")
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class Untraceable(Exception):
+    """``path`` (a module's name, "" for the root) has a ``forward`` that one graph can't stand for."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path or 'the model'}: {reason}")
+        self.path, self.reason = path, reason
+
+
+class _Guess(Exception):
+    """Raised inside the traced forward where plain torch.fx would go on with a guess."""
+
+
+class _Proxy(fx.Proxy):
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        # isinstance(value, T) comes here when the value's real type, fx.Proxy, is no T. torch's own code may ask (it
+        # knows proxies); the model's code would take the branch for "not a tensor".
+        caller = sys._getframe(1)
+        module = str(caller.f_globals.get("__name__", ""))
+        if caller.f_code.co_name == "is_tensor" or not (
+            module.startswith(("torch.", "_operator")) or module == "torch"
+        ):
+            raise _Guess("asks a value for its type")
+        return _Proxy
+
+
+def _in_place(name: str) -> Callable[[_Proxy, Any], fx.Proxy]:
+    function = getattr(operator, name)
+
+    def record(self: _Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record
+
+
+# Without these, `a += b` is recorded as `a = a + b`, and other names of a's tensor would miss the update.
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "imatmul"):
+    setattr(_Proxy, f"__{_name}__", _in_place(_name))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Has someone registered hooks on ``module``, which a rewrite would lose?"""
+    return any(getattr(module, name) for name in _HOOKS)
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, module: nn.Module, keep: set[str]) -> None:
+        super().__init__()
+        self.keep = keep
+        attributes = (v for m in module.modules() for v in vars(m).values() if isinstance(v, torch.Tensor))
+        self.known = {id(t) for t in (*module.parameters(), *module.buffers(), *attributes)}
+        self.culprit = ""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name in self.keep or has_hooks(m):
+            return True
+        package = type(m).__module__ + "."
+        return package.startswith(_LEAF_PACKAGES) and not isinstance(m, nn.Sequential)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        path = self.path_of_module(m)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            # The innermost frame comes first; the outer ones find it set.
+            self.culprit = self.culprit or path
+            raise
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        is_new = not issubclass(type(a), fx.Proxy) and isinstance(a, torch.Tensor) and id(a) not in self.known
+        if is_new:
+            raise _Guess("makes new tensors that one graph would freeze")
+        return super().create_arg(a)
+
+
+def _optional_arguments(module: nn.Module) -> list[str]:
+    parameters = inspect.signature(module.forward).parameters.values()
+    flexible = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is not p.empty or p.kind in flexible]
+
+
+def _state(module: nn.Module) -> dict[str, dict[str, int]]:
+    return {name: {k: id(v) for k, v in vars(m).items()} for name, m in module.named_modules()}
+
+
+def _keep_state(module: nn.Module) -> Callable[[], None]:
+    saved = [(m, dict(vars(m))) for m in module.modules()]
+
+    def restore() -> None:
+        for m, attributes in saved:
+            vars(m).clear()
+            vars(m).update(attributes)
+
+    return restore
+
+
+def trace(module: nn.Module, keep: set[str]) -> fx.Graph:
+    """The graph of ``module``, with the modules named in ``keep`` left whole.
+
+    Raises:
+        Untraceable: with the innermost module that can't be part of a graph, and the reason.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise Untraceable("", "is TorchScript")
+    optional = _optional_arguments(module)
+    if optional:
+        raise Untraceable("", f"forward has optional arguments ({', '.join(optional)})")
+    tracer = _Tracer(module, keep)
+    restore = _keep_state(module)
+    before = _state(module)
+    try:
+        graph = tracer.trace(module)
+    except Exception as problem:
+        restore()
+        reason = str(problem).strip().split("\n")[0] or type(problem).__name__
+        raise Untraceable(tracer.culprit, reason) from problem
+    after = _state(module)
+    for path in sorted(after, key=len, reverse=True):
+        if before.get(path) != after[path]:
+            restore()
+            raise Untraceable(path, "forward keeps state on the module")
+    graph._tracer_cls = fx.Tracer  # unpickling traces the generated code once more, which needs no guard
+    return graph
