@@ -1,0 +1,104 @@
+"""Without the native library, with a broken one, with an old torch, with an impossible ISA: what a user sees."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pykernels
+
+PACKAGE = Path(pykernels.__file__).parent
+
+USES_THE_REFERENCE = """
+import torch, pykernels as pk
+x, w = torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3)
+y = pk.ops.conv_bn_act(x, w)
+assert torch.allclose(y, torch.relu(torch.nn.functional.conv2d(x, w)), atol=1e-5)
+"""
+ASKS_FOR_THE_KERNELS = USES_THE_REFERENCE.replace("(x, w)\nassert", '(x, w, backend="cpu")\nassert')
+assert ASKS_FOR_THE_KERNELS != USES_THE_REFERENCE
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A copy of the package without its native libraries."""
+    shutil.copytree(PACKAGE, tmp_path / "pykernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    return tmp_path
+
+
+def run(code: str, directory: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
+    env = {**os.environ, **environment}
+    if directory is not None:
+        env["PYTHONPATH"] = str(directory)
+    command = [sys.executable, "-c", code] if "\n" in code or " " in code else [sys.executable, "-m", "pykernels", code]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=env, cwd=directory or PACKAGE.parent, timeout=120, check=False
+    )
+
+
+def test_not_built_imports_and_falls_back_with_one_word(bare):
+    done = run(USES_THE_REFERENCE + "pk.ops.conv_bn_act(x, w)\n", bare)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("the native library is not built") == 1
+    assert "pip install -e ." in done.stderr
+
+
+def test_not_built_and_asked_for_raises(bare):
+    done = run(ASKS_FOR_THE_KERNELS, bare)
+    assert done.returncode == 1
+    assert (
+        "RuntimeError: pykernels.conv_bn_act: backend='cpu' cannot run: the native library is not built" in done.stderr
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"not a library"], ids=["empty", "text"])
+def test_broken_library_says_so(bare, content):
+    (bare / "pykernels/_native/libpykernels_torch.so").write_bytes(content)
+    done = run(ASKS_FOR_THE_KERNELS, bare)
+    assert done.returncode == 1
+    assert "the native library is broken" in done.stderr
+    assert run(USES_THE_REFERENCE, bare).returncode == 0
+
+
+def test_half_an_install_says_so(bare):
+    shutil.copy(PACKAGE / "_native/libpykernels_torch.so", bare / "pykernels/_native")
+    done = run(ASKS_FOR_THE_KERNELS, bare)
+    assert done.returncode == 1
+    assert "the native library is broken (libpykernels.so" in done.stderr
+
+
+def test_old_torch_says_so():
+    done = run("import torch; torch.__version__ = '2.9.1+cpu'\n" + ASKS_FOR_THE_KERNELS)
+    assert done.returncode == 1
+    assert "pykernels needs torch >= 2.11 for its stable ABI, this is torch 2.9.1+cpu; upgrade torch" in done.stderr
+
+
+@pytest.mark.parametrize("when", ["missing", "nonsense"])
+def test_info_explains(bare, when):
+    done = run("info", bare) if when == "missing" else run("info", PYKERNELS_ISA="nonsense")
+    text = " ".join((done.stdout + done.stderr).split())
+    assert ("not built" if when == "missing" else "is no ISA of pykernels") in text
+    assert "Traceback" not in text
+
+
+def test_an_isa_that_is_none():
+    done = run(ASKS_FOR_THE_KERNELS, PYKERNELS_ISA="nonsense")
+    assert done.returncode == 1
+    assert "PYKERNELS_ISA=nonsense: 'nonsense' is no ISA of pykernels; expected one of scalar" in done.stderr
+
+
+def test_an_isa_that_is_forced_runs():
+    code = (
+        "from pykernels import _native\nassert _native.introspect().active_isa() == 'scalar'\n" + ASKS_FOR_THE_KERNELS
+    )
+    assert run(code, PYKERNELS_ISA="scalar").returncode == 0
+
+
+def test_import_brings_no_command_line_and_no_plotting():
+    code = "import sys, pykernels\nprint([m for m in ('rich', 'typer', 'matplotlib', 'sklearn', 'scipy') if m in sys.modules])"
+    assert run(code).stdout.strip() == "[]"

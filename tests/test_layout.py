@@ -1,0 +1,104 @@
+"""The house rules that a machine can check: layers, stems, one home for intrinsics."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pykernels.ops._spec import FAMILIES, all_specs
+
+ROOT = Path(__file__).parent.parent
+CSRC = ROOT / "csrc"
+SOURCES = [p for p in CSRC.rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"}]
+
+pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="the sources are not beside the tests")
+
+
+def includes(path: Path) -> list[str]:
+    return re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(), re.M)
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(CSRC))
+
+
+def test_there_are_sources_to_check():
+    assert len(SOURCES) > 20
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in SOURCES if p.parts[-2] != "torch" and p.name != "introspect.cpp"], ids=name
+)
+def test_kernels_know_no_framework(path):
+    forbidden = [i for i in includes(path) if re.match(r"(torch|ATen|c10|pybind11|Python\.h|csrc/torch)", i)]
+    assert forbidden == []
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.parts[-2] == "torch"], ids=name)
+def test_the_binding_uses_only_the_stable_abi(path):
+    allowed = ("torch/csrc/stable/", "torch/headeronly/", "torch/csrc/inductor/aoti_torch/c/")
+    unstable = [i for i in includes(path) if re.match(r"(torch|ATen|c10)/", i) and not i.startswith(allowed)]
+    assert unstable == []
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.name != "vec.h"], ids=name)
+def test_intrinsics_live_in_vec_h_alone(path):
+    text = path.read_text()
+    assert "immintrin.h" not in text
+    assert not re.search(r"\b_mm\d*_\w+\(", text)
+    assert not re.search(r"__AVX|__SSE", text)
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.name != "ptx.cuh"], ids=name)
+def test_no_inline_assembly(path):
+    assert not re.search(r"\basm\s*(volatile)?\s*\(", path.read_text())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "csrc/include/pykernels/{}.h",
+        "csrc/cpu/{}/api.cpp",
+        "csrc/torch/{}.cpp",
+        "pykernels/ops/{}/__init__.py",
+        "pykernels/ops/{}/spec.py",
+        "pykernels/ops/{}/reference.py",
+        "pykernels/ops/{}/autograd.py",
+        "tests/ops/test_{}.py",
+        "tests/native/{}_test.cpp",
+        "docs/kernels/{}.md",
+    ],
+)
+def test_the_same_stem_everywhere(family, pattern):
+    assert (ROOT / pattern.format(family)).exists()
+
+
+@pytest.mark.parametrize("spec", all_specs(), ids=lambda s: s.name)
+def test_an_empty_slot_is_a_written_reason(spec):
+    families = {
+        s.name: f for f in FAMILIES for s in all_specs() if s.function.__module__.startswith(f"pykernels.ops.{f}")
+    }
+    family = families[spec.name]
+    slots = {"cpu": f"csrc/cpu/{family}", "cuda": f"csrc/cuda/{family}", "triton": f"pykernels/ops/{family}/triton.py"}
+    assert set(slots) <= set(spec.backends)
+    for backend, place in slots.items():
+        if spec.backends[backend] is None:
+            assert (ROOT / place).exists()
+        else:
+            assert len(spec.backends[backend]) > 10
+
+
+def test_no_isa_flag_of_the_builders_machine():
+    for path in [ROOT / "CMakeLists.txt", *(ROOT / "cmake").iterdir()]:
+        assert "-march=native" not in path.read_text()
+
+
+def test_activations_are_in_the_order_of_the_kernel_api():
+    from pykernels.ops import ACTIVATIONS
+
+    header = (CSRC / "include/pykernels/activation.h").read_text()
+    listed = re.search(r"enum class Activation[^{]*\{([^}]*)\}", header).group(1)
+    assert tuple(x.strip() for x in listed.split(",") if x.strip()) == ACTIVATIONS
