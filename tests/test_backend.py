@@ -52,7 +52,7 @@ def test_a_call_overrides_its_block(call):
 
 def test_an_explicit_backend_refuses_a_dtype_it_has_not():
     x, w = torch.randn(1, 3, 6, 6, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
-    with pytest.raises(RuntimeError, match="its kernels take torch.float32, torch.bfloat16, not torch.float64"):
+    with pytest.raises(RuntimeError, match=r"its kernels take torch.float32, torch.bfloat16, not torch.float64"):
         pk.ops.conv_bn_act(x, w, backend="cpu")
 
 

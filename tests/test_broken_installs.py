@@ -100,5 +100,6 @@ def test_an_isa_that_is_forced_runs():
 
 
 def test_import_brings_no_command_line_and_no_plotting():
-    code = "import sys, pykernels\nprint([m for m in ('rich', 'typer', 'matplotlib', 'sklearn', 'scipy') if m in sys.modules])"
+    heavy = ("rich", "typer", "matplotlib", "sklearn", "scipy")
+    code = f"import sys, pykernels\nprint([m for m in {heavy} if m in sys.modules])"
     assert run(code).stdout.strip() == "[]"

@@ -46,7 +46,7 @@ class GraphReader:
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
         self.root = root
         self.graph = graph
-        self.modules = dict(root.named_modules(remove_duplicate=False))
+        self.modules: dict[str, nn.Module] = dict(root.named_modules(remove_duplicate=False))
 
     def module(self, node: fx.Node, kind: type) -> Any:
         """The module that ``node`` calls, if it is of exactly this type and carries no hooks."""
@@ -75,8 +75,10 @@ class GraphReader:
         if not isinstance(weight, nn.Parameter) or not isinstance(bias, nn.Parameter | None) or _has_nodes(rest):
             return None
         groups = rest.get("groups", 1)
-        conv = nn.Conv2d(weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), bias=bias is not None,
-                         device="meta", **rest)  # fmt: skip
+        out_channels, per_group, *size = weight.shape
+        conv = nn.Conv2d(
+            per_group * groups, out_channels, (size[0], size[1]), bias=bias is not None, device="meta", **rest
+        )
         conv.weight, conv.bias = weight, bias
         return conv
 

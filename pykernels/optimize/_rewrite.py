@@ -17,6 +17,8 @@ from pykernels.optimize._trace import Untraceable, has_hooks, trace
 
 #: What has kernels of ours, and so is worth a line in the report where it stays.
 _FAMILY = (nn.Conv2d, nn.BatchNorm2d, nn.LSTM, nn.LSTMCell)
+#: What stands for a module of the family outside any chain.
+_OURS: dict[type, Any] = {nn.Conv2d: ConvBNAct2d, nn.LSTM: LSTM, nn.LSTMCell: LSTMCell}
 #: Compute of other kinds that a reader of the report may look for.
 _OTHERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.RNNBase, nn.RNNCellBase, nn.Linear,
            nn.MultiheadAttention)  # fmt: skip
@@ -90,10 +92,10 @@ class Rewriter:
 
     def _leaf(self, module: nn.Module, path: str) -> nn.Module:
         why = _why_not(module)
-        if type(module) in (nn.LSTM, nn.LSTMCell, nn.Conv2d) and why is None:
-            kind = {nn.LSTM: LSTM, nn.LSTMCell: LSTMCell, nn.Conv2d: ConvBNAct2d}[type(module)]
-            self.report.replaced.append(Replaced((path,), type(module).__name__, f"pk.nn.{kind.__name__}"))
-            return kind.from_torch(module)
+        ours = _OURS.get(type(module))
+        if ours is not None and why is None:
+            self.report.replaced.append(Replaced((path,), type(module).__name__, f"pk.nn.{ours.__name__}"))
+            return ours.from_torch(module)
         if type(module) is nn.BatchNorm2d and why is None:
             why = "no convolution stands before it"
         if isinstance(module, _FAMILY + _OTHERS):

@@ -36,8 +36,8 @@ class _Guess(Exception):
 
 
 class _Proxy(fx.Proxy):
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         # isinstance(value, T) comes here when the value's real type, fx.Proxy, is no T. torch's own code may ask (it
         # knows proxies); the model's code would take the branch for "not a tensor".
         caller = sys._getframe(1)
