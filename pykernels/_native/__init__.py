@@ -30,7 +30,8 @@ def _load() -> str | None:
     try:
         torch.ops.load_library(library)
     except OSError as problem:
-        return f"the native library is broken ({problem}); {MEND}"
+        # torch wraps the loader's own words, which name the missing file or symbol.
+        return f"the native library is broken ({problem.__cause__ or problem}); {MEND}"
     return None
 
 
