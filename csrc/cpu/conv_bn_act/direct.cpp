@@ -27,6 +27,7 @@ constexpr int64_t kSliceBytes = 20 << 10;   // weight slice: most of L1, x needs
 constexpr int64_t kBlockBytes = 128 << 10;  // x of a pixel block
 constexpr int64_t kSumBytes = 64 << 10;     // partial sums of a pixel block
 constexpr int64_t kCopyBytes = 4 << 20;     // copied images that are worked on at a time, if that is more than one
+constexpr int64_t kAheadBytes = 192 << 10;  // weights of at least this many bytes do not stay in L2
 constexpr int64_t kMinRun = 16;
 constexpr int64_t kMergedChannels = 8;
 
@@ -193,6 +194,25 @@ void point(const ConvArgs& args, const Plan& plan, const Source& source, int64_t
   }
 }
 
+const float* weight_at(const Plan& plan, const float* weight, int64_t at, int64_t slice) {
+  const int64_t k0 = at % plan.panels * kPanel, row = plan.panel_width(at % plan.panels);
+  return weight + at / plan.panels * plan.group_floats + k0 * plan.taps * plan.c + slice * plan.run * plan.taps * row;
+}
+
+// The slice of the weight that follows `slice` of panel `at`: the tiles fetch it ahead. The last one names itself.
+const float* next_weight(const Plan& plan, const float* weight, int64_t at, int64_t slice, int64_t g0, int64_t g1,
+                         int64_t end) {
+  if (at + 1 < g1) return weight_at(plan, weight, at + 1, slice);
+  if (slice + 1 < plan.slices) return weight_at(plan, weight, g0, slice + 1);
+  return weight_at(plan, weight, g1 < end ? g1 : at, 0);
+}
+
+// Cache lines that each chunk of each tile fetches, so that all of them fetch a slice.
+int64_t ahead_lines(const Plan& plan, const Tile& t, int64_t tiles, int64_t row) {
+  if (plan.group_floats * 4 < kAheadBytes) return 0;
+  return ceil_div(t.taps * t.run * row, 16 * tiles * t.taps * ceil_div(t.run, kChunk));
+}
+
 // Output pixels [begin, end) of the images in work x panels [panel_begin, panel_end) of all groups.
 void run_part(const ConvArgs& args, const Plan& plan, const Source& source, const Epilogue& epilogue,
               const float* weight, int64_t begin, int64_t end, int64_t panel_begin, int64_t panel_end, char* slot) {
@@ -221,6 +241,8 @@ void run_part(const ConvArgs& args, const Plan& plan, const Source& source, cons
           t.last = slice + 1 >= plan.slices;
           t.k0 = group * plan.k + k0;
           t.count = min(row, plan.k - k0);
+          t.ahead = next_weight(plan, weight, at, slice, g0, g1, panel_end);
+          t.ahead_lines = ahead_lines(plan, t, tiles, row);
           const TileFunction* tile_of = kTiles[row / kLanes - 1];
           for (int64_t tile = 0; tile < tiles; ++tile) {
             const int64_t first = tile * count / tiles, size = (tile + 1) * count / tiles - first;
@@ -229,6 +251,7 @@ void run_part(const ConvArgs& args, const Plan& plan, const Source& source, cons
             t.y_at = y_at + first;
             t.residual_at = residual_at + first;
             tile_of[size - 1](t, epilogue);
+            t.ahead += t.ahead_lines * t.taps * ceil_div(t.run, kChunk) * 16;
           }
         }
       }

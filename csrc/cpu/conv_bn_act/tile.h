@@ -15,6 +15,8 @@ namespace {
 inline constexpr int kTilePixels = (kRegisters - 4) / 2;
 inline constexpr int kPanel = 2 * kLanes;  // output channels of a weight panel
 
+inline constexpr int64_t kChunk = 64;  // channels between two looks at what to fetch
+
 struct Tile {
   const float* const* rows;  // [taps][pixels]: where tap and pixel meet, the channels of x
   int64_t taps;
@@ -24,7 +26,9 @@ struct Tile {
   bool first, last;     // of the slices: begins with zero; finishes
   const int64_t* y_at;  // [pixels], as in finish()
   const int64_t* residual_at;
-  int64_t k0, count;  // output channels [k0, k0 + count), count <= NV * kLanes
+  const float* ahead;   // weights that are needed soon,
+  int64_t ahead_lines;  // and how many cache lines of them to fetch at each chunk of the run
+  int64_t k0, count;    // output channels [k0, k0 + count), count <= NV * kLanes
 };
 
 template <int MR, int NV>
@@ -32,34 +36,49 @@ void run_tile(const Tile& t, const Epilogue& e) {
   constexpr int64_t kRow = NV * kLanes;
   F32 acc[MR][NV];
   if (t.first) {
+#pragma GCC unroll 16
     for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
       for (int v = 0; v < NV; ++v) acc[i][v] = F32{};
   } else {
+#pragma GCC unroll 16
     for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
       for (int v = 0; v < NV; ++v) acc[i][v] = load<F32>(t.sums + i * kRow + v * kLanes);
   }
   const float* w = t.weight;
   const float* const* rows = t.rows;
   const int64_t run = t.run;
+  const float* ahead = t.ahead;
   for (int64_t tap = 0; tap < t.taps; ++tap, rows += MR) {
     const float* x[MR];
+#pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) x[i] = rows[i] + t.c0;
-    for (int64_t c = 0; c < run; ++c, w += kRow) {
-      F32 weight[NV];
-      for (int v = 0; v < NV; ++v) weight[v] = load<F32>(w + v * kLanes);
-      for (int i = 0; i < MR; ++i) {
-        const F32 value = broadcast(x[i][c]);
-        for (int v = 0; v < NV; ++v) acc[i][v] = fma(value, weight[v], acc[i][v]);
+    for (int64_t chunk = 0; chunk < run; chunk += kChunk) {
+      for (int64_t line = 0; line < t.ahead_lines; ++line, ahead += 16) __builtin_prefetch(ahead, 0, 2);
+      const int64_t end = chunk + kChunk < run ? chunk + kChunk : run;
+      for (int64_t c = chunk; c < end; ++c, w += kRow) {
+        F32 weight[NV];
+#pragma GCC unroll 16
+        for (int v = 0; v < NV; ++v) weight[v] = load<F32>(w + v * kLanes);
+#pragma GCC unroll 16
+        for (int i = 0; i < MR; ++i) {
+          const F32 value = broadcast(x[i][c]);
+#pragma GCC unroll 16
+          for (int v = 0; v < NV; ++v) acc[i][v] = fma(value, weight[v], acc[i][v]);
+        }
       }
     }
   }
   if (t.last && e.plain && t.count == kRow) {
     auto* y = reinterpret_cast<float*>(e.y) + t.k0;
     const auto* residual = reinterpret_cast<const float*>(e.residual);
+#pragma GCC unroll 16
     for (int v = 0; v < NV; ++v) {
       const int64_t k = v * kLanes;
       const F32 scale = e.scale ? load<F32>(e.scale + t.k0 + k) : broadcast(1.0f);
       const F32 shift = e.shift ? load<F32>(e.shift + t.k0 + k) : F32{};
+#pragma GCC unroll 16
       for (int i = 0; i < MR; ++i) {
         F32 value = fma(acc[i][v], scale, shift);
         if (e.residual) value += load<F32>(residual + t.residual_at[i] + t.k0 + k);
@@ -69,7 +88,9 @@ void run_tile(const Tile& t, const Epilogue& e) {
     }
     return;
   }
+#pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
     for (int v = 0; v < NV; ++v) store(t.sums + i * kRow + v * kLanes, acc[i][v]);
   if (t.last) finish(e, t.sums, kRow, MR, t.y_at, t.residual_at, t.k0, t.count);
 }
