@@ -105,27 +105,54 @@ struct Plan : Form {
 
 int64_t packed_floats(const ConvShape& shape) { return Form(shape).group_floats * shape.groups; }
 
-template <class Load>
-void pack_as(const ConvShape& shape, const ConvTensor& weight, float* packed, const Executor& executor, Load value) {
+// Output channels [k0, k0 + kLanes) or fewer of a slice, all taps: out[(tap * run + c) * row + lane].
+template <class T>
+void pack_lanes(const ConvShape& shape, const T* from, const ConvTensor& weight, int64_t lanes, int64_t run,
+                int64_t row, float* out) {
+  const int64_t taps = shape.r * shape.s;
+  // Rows of the transposition are output channels; along its columns the weight is adjacent.
+  if (lanes == kLanes && weight.stride[1] == 1) {
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const int64_t at = tap / shape.s * weight.stride[2] + tap % shape.s * weight.stride[3];
+      float* to = out + (tap * run - 1) * row;
+      transpose_rows(from + at, weight.stride[0], run, [&] { return to += row; });
+    }
+    return;
+  }
+  if (lanes == kLanes && weight.stride[3] == 1 && weight.stride[2] == shape.s && weight.stride[1] == taps) {
+    int64_t tap = 0, c = 0;
+    transpose_rows(from, weight.stride[0], taps * run, [&] {
+      float* to = out + (tap * run + c) * row;
+      if (++tap == taps) tap = 0, ++c;
+      return to;
+    });
+    return;
+  }
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    const int64_t at = tap / shape.s * weight.stride[2] + tap % shape.s * weight.stride[3];
+    for (int64_t c = 0; c < run; ++c) {
+      float* to = out + (tap * run + c) * row;
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        to[lane] = lane < lanes ? widen(from[at + c * weight.stride[1] + lane * weight.stride[0]]) : 0.0f;
+      }
+    }
+  }
+}
+
+template <class T>
+void pack_as(const ConvShape& shape, const T* data, const ConvTensor& weight, float* packed, const Executor& executor) {
   const Form form(shape);
   const int64_t jobs = shape.groups * form.panels * form.slices;
-  parallel_for(executor, 0, jobs, 1 + 16384 / (form.taps * form.run * kPanel), [&](int64_t begin, int64_t end) {
+  parallel_for(executor, 0, jobs, 1 + 32768 / (form.taps * form.run * kPanel), [&](int64_t begin, int64_t end) {
     for (int64_t job = begin; job < end; ++job) {
       const int64_t slice = job % form.slices, panel = job / form.slices % form.panels;
       const int64_t group = job / form.slices / form.panels;
       const int64_t c0 = slice * form.run, run = min(form.run, form.c - c0);
-      const int64_t k0 = panel * kPanel, row = form.panel_width(panel), lanes = min(row, form.k - k0);
+      const int64_t k0 = panel * kPanel, row = form.panel_width(panel);
       float* out = packed + group * form.group_floats + k0 * form.taps * form.c + c0 * form.taps * row;
-      for (int64_t lane = 0; lane < row; ++lane) {
+      for (int64_t lane = 0; lane < row; lane += kLanes) {
         const int64_t from = (group * form.k + k0 + lane) * weight.stride[0] + c0 * weight.stride[1];
-        for (int64_t c = 0; c < run; ++c) {
-          for (int64_t r = 0; r < shape.r; ++r) {
-            for (int64_t s = 0; s < shape.s; ++s) {
-              const int64_t at = from + c * weight.stride[1] + r * weight.stride[2] + s * weight.stride[3];
-              out[((r * shape.s + s) * run + c) * row + lane] = lane < lanes ? value(at) : 0.0f;
-            }
-          }
-        }
+        pack_lanes(shape, data + from, weight, min(kLanes, form.k - k0 - lane), run, row, out + lane);
       }
     }
   });
@@ -133,11 +160,9 @@ void pack_as(const ConvShape& shape, const ConvTensor& weight, float* packed, co
 
 void pack(const ConvShape& shape, DType dtype, const ConvTensor& weight, float* packed, const Executor& executor) {
   if (dtype == DType::f32) {
-    const auto* p = static_cast<const float*>(weight.data);
-    pack_as(shape, weight, packed, executor, [p](int64_t at) { return p[at]; });
+    pack_as(shape, static_cast<const float*>(weight.data), weight, packed, executor);
   } else {
-    const auto* p = static_cast<const bf16_t*>(weight.data);
-    pack_as(shape, weight, packed, executor, [p](int64_t at) { return widen(p[at]); });
+    pack_as(shape, static_cast<const bf16_t*>(weight.data), weight, packed, executor);
   }
 }
 

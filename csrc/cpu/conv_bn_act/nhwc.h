@@ -1,8 +1,8 @@
 // x as the kernels want it: float32, channels adjacent, where x itself is not.
 #pragma once
 
+#include "cpu/conv_bn_act/transpose.h"
 #include "cpu/parallel_for.h"
-#include "cpu/vec.h"
 #include "pykernels/conv_bn_act.h"
 
 namespace pk {
@@ -10,28 +10,25 @@ namespace PK_ISA {
 namespace {
 
 // One row of pixels: to[w * c + i] = from[w * stride_w + (i / repeat) * stride_c], i < c.
-template <class Load>
-inline void copy_row(float* to, int64_t w, int64_t c, int64_t stride_w, int64_t stride_c, int64_t repeat, Load value) {
-  constexpr int64_t kBlock = 16;  // channels at a time, so that the lines read by one pixel serve the next ones
-  if (repeat == 1) {
-    for (int64_t c0 = 0; c0 < c; c0 += kBlock) {
-      const int64_t end = c0 + kBlock < c ? c0 + kBlock : c;
-      for (int64_t j = 0; j < w; ++j) {
-        for (int64_t i = c0; i < end; ++i) to[j * c + i] = value(j * stride_w + i * stride_c);
-      }
+template <class T>
+inline void copy_row(float* to, int64_t w, int64_t c, const T* from, int64_t stride_w, int64_t stride_c,
+                     int64_t repeat) {
+  if (repeat == 1 && stride_c == 1) {
+    for (int64_t j = 0; j < w; ++j) {
+      for (int64_t i = 0; i < c; ++i) to[j * c + i] = widen(from[j * stride_w + i]);
     }
     return;
   }
-  for (int64_t j = 0; j < w; ++j) {
-    for (int64_t i = 0; i < c; ++i) to[j * c + i] = value(j * stride_w + i / repeat * stride_c);
+  int64_t done = 0;
+  if (repeat == 1 && stride_w == 1) {
+    for (; done + kLanes <= c; done += kLanes) {
+      float* pixel = to + done - c;
+      transpose_rows(from + done * stride_c, stride_c, w, [&] { return pixel += c; });
+    }
   }
-}
-
-inline float widen(bf16_t x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float y;
-  std::memcpy(&y, &bits, sizeof y);
-  return y;
+  for (int64_t j = 0; j < w; ++j) {
+    for (int64_t i = done; i < c; ++i) to[j * c + i] = widen(from[j * stride_w + i / repeat * stride_c]);
+  }
 }
 
 // to: [images][height][width][c * repeat], zero outside x, which begins at (top, left); channel i is x's i / repeat.
@@ -49,11 +46,10 @@ void to_nhwc(float* to, const ConvTensor& x, DType dtype, int64_t first_image, i
       std::memset(out, 0, static_cast<size_t>(before) * sizeof(float));
       const int64_t from = image * x.stride[0] + h * x.stride[2];
       if (w > 0 && dtype == DType::f32) {
-        const float* p = static_cast<const float*>(x.data) + from;
-        copy_row(out + before, w, channels, x.stride[3], x.stride[1], repeat, [p](int64_t at) { return p[at]; });
+        copy_row(out + before, w, channels, static_cast<const float*>(x.data) + from, x.stride[3], x.stride[1], repeat);
       } else if (w > 0) {
-        const bf16_t* p = static_cast<const bf16_t*>(x.data) + from;
-        copy_row(out + before, w, channels, x.stride[3], x.stride[1], repeat, [p](int64_t at) { return widen(p[at]); });
+        copy_row(out + before, w, channels, static_cast<const bf16_t*>(x.data) + from, x.stride[3], x.stride[1],
+                 repeat);
       }
       const int64_t done = before + w * channels;
       std::memset(out + done, 0, static_cast<size_t>(row - done) * sizeof(float));
