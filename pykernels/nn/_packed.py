@@ -1,121 +1,141 @@
-"""Weights in a kernel's own layout: made once, kept beside the module's parameters, remade when those change.
+"""Weights in a kernel's own layout: made once, kept beside the module's parameters, made again when those change.
 
 A change is: another tensor in a parameter's place, an in-place write (optimizer step, load_state_dict: torch counts a
-version), other memory under the same parameter (``p.data = ...``, ``.to()``), or another ISA in force. A write through
-``p.data`` alone is invisible to torch's version counter and so to this: call ``module.train()`` or `forget` after one.
+version), other memory under the same parameter (``p.data = ...``, ``.to()``), another dtype asked for, or another ISA
+in force. Only a write into ``p.data`` goes unseen, for torch counts no version then: call ``repack`` after one.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
-from pykernels import _native
-
-_BUFFER = "packed_weights"
-_making = threading.Lock()
+from pykernels import _backend, _native
 
 
-class _Source(NamedTuple):
-    #: The module's dict of parameters or of buffers, and the key in it.
-    owner: Mapping[str, Tensor | None]
-    name: str
-    tensor: Tensor
-    version: int
-    pointer: int
-    #: Holds the memory, so that no other weight can come to lie at the same address unseen.
-    alias: Tensor
+def undisturbed() -> bool:
+    """No tracer, dispatch mode or transform is looking."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+        and forward_ad._current_level < 0
+    )
 
 
-class _Packed(NamedTuple):
-    """Replaced as a whole, never changed: a thread sees the old one or the new one."""
-
-    tensor: Tensor
-    isa: str
-    #: The dtype asked for; None is that of the weights.
-    dtype: torch.dtype | None
-    sources: tuple[_Source, ...]
+def plain(t: Any) -> bool:
+    """An ordinary CPU tensor or parameter."""
+    return (type(t) is Tensor or type(t) is nn.Parameter) and t.is_cpu
 
 
-def _no_isa() -> str:
-    raise RuntimeError(f"pykernels: {_native.error}")
+@functools.cache
+def _isa_function() -> Callable[[], str]:
+    return _native.introspect().active_isa
 
 
-_active_isa: Callable[[], str] = _no_isa if _native.error is not None else _native.introspect().active_isa
+def active_isa() -> str:
+    """The ISA in force."""
+    return _isa_function()()
+
+
+class Pack:
+    """Packed weights, and what they were made from. Never changed: a thread sees one or another, not a mixture."""
+
+    __slots__ = ("dtype", "isa", "sources", "storages", "tensor")
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        tensors: Sequence[Tensor],
+        dtype: torch.dtype,
+        make: Callable[[list[Tensor]], Tensor],
+    ) -> None:
+        self.dtype = dtype
+        self.isa = active_isa()
+        # The versions before the packing: if another thread changes a tensor meanwhile, the next call sees it.
+        self.sources = tuple((n, t, t._version, t.data_ptr()) for n, t in zip(names, tensors, strict=True))
+        # Kept alive, so that nothing that replaces them (``p.data = other``) can get their addresses.
+        self.storages = [t.detach() for t in tensors]
+        self.tensor = make([t.to(dtype) for t in self.storages])
+
+    def is_of(self, parameters: dict[str, Any], dtype: torch.dtype) -> bool:
+        """Would packing these parameters anew give the same?"""
+        if dtype is not self.dtype:
+            return False
+        for name, tensor, version, pointer in self.sources:
+            if parameters.get(name) is not tensor or tensor._version != version or tensor.data_ptr() != pointer:
+                return False
+        return self.isa == active_isa()
 
 
 class PacksWeights(nn.Module):
-    """A module that keeps a packed copy of its weights, as a non-persistent buffer; mix it in before torch's class.
+    """A module that keeps its parameters packed; mix it in before torch's class.
 
-    Thread-safe. Copying and pickling leave the packed copy behind; `.to()` and `train()` drop it.
+    Any number of threads may call at once. The packed weights are in a plain attribute, not in a buffer, because
+    buffers that come and go would end in every `torch.export` and shift what pairs the buffers of two models. Copies,
+    pickles and state_dicts are without them; `.to()` and training drop them.
     """
 
-    _packed: _Packed | None = None
+    _pack: Pack | None = None
 
-    def packed(
-        self, names: Sequence[str], make: Callable[[list[Tensor]], Tensor], dtype: torch.dtype | None = None
-    ) -> Tensor | None:
-        """``make([parameters and buffers, in the order of names])``, remade if one has changed since the last call.
+    def repack(self) -> None:
+        """Forget the packed weights; the next call makes them again."""
+        self._pack = None
 
-        With ``dtype`` they are cast to it first. None if they cannot be watched: one is computed (parametrized, pruned,
-        swapped by functional_call) or an inference tensor. Only for where no gradient is wanted.
+    def _current_pack(
+        self,
+        names: Sequence[str],
+        dtypes: Sequence[torch.dtype],
+        make: Callable[[list[Tensor]], Tensor],
+        inputs: Sequence[Tensor],
+    ) -> Pack | None:
+        """The packed parameters ``names`` for ``inputs`` (the first one's dtype counts), made if need be.
+
+        None where the plain op has to run: a gradient is wanted, a tracer looks on, the kernels do not take these
+        tensors, or the parameters cannot be watched (they are computed, or made in inference mode).
         """
-        packed = self._packed
-        if packed is not None and self._is_fresh(packed, dtype):
-            return packed.tensor
-        with _making:
-            packed = self._packed
-            if packed is None or not self._is_fresh(packed, dtype):
-                packed = self._make(names, make, dtype)
-        return None if packed is None else packed.tensor
-
-    def forget(self) -> None:
-        """Drop the packed copy; the next call that wants one makes it again."""
-        self._packed = None
-        if _BUFFER in self._buffers:
-            self._buffers[_BUFFER] = None
-
-    def _is_fresh(self, packed: _Packed, dtype: torch.dtype | None) -> bool:
-        for owner, name, tensor, version, pointer, _ in packed.sources:
-            if owner.get(name) is not tensor or tensor._version != version or tensor.data_ptr() != pointer:
-                return False
-        return packed.dtype is dtype and packed.isa == _active_isa()
-
-    def _make(
-        self, names: Sequence[str], make: Callable[[list[Tensor]], Tensor], dtype: torch.dtype | None
-    ) -> _Packed | None:
-        sources, isa = [], _active_isa()
+        if not undisturbed() or _backend._current() not in ("auto", "cpu"):
+            return None
+        for t in inputs:
+            if not plain(t):
+                return None
+        parameters: dict[str, Any] = self._parameters
+        if torch.is_grad_enabled() and (
+            any(t.requires_grad for t in inputs) or any(p is not None and p.requires_grad for p in parameters.values())
+        ):
+            return None
+        dtype, autocast = inputs[0].dtype, False
+        if torch._C._is_any_autocast_enabled() and dtype is not torch.float64 and torch.is_autocast_enabled("cpu"):
+            dtype, autocast = torch.get_autocast_dtype("cpu"), True
+        # Published in one assignment. Threads that meet here may each make one; any will do.
+        pack = self._pack
+        if pack is not None and pack.is_of(parameters, dtype):
+            return pack
+        tensors: list[Any] = [parameters.get(name) for name in names]
+        if dtype not in dtypes or not all(plain(t) and not t.is_inference() for t in tensors):
+            return None
+        if not autocast and any(t.dtype is not dtype for t in tensors):
+            return None
         with torch.inference_mode(False), torch.no_grad():
-            for name in names:
-                owner, kind = (self._parameters, nn.Parameter) if name in self._parameters else (self._buffers, Tensor)
-                tensor = owner.get(name)
-                if type(tensor) is not kind or tensor.is_inference():
-                    return None
-                sources.append(_Source(owner, name, tensor, tensor._version, tensor.data_ptr(), tensor.detach()))
-            packed = make([source.alias if dtype is None else source.alias.to(dtype) for source in sources])
-        if _BUFFER not in self._buffers:
-            self.register_buffer(_BUFFER, None, persistent=False)
-        self._buffers[_BUFFER] = packed
-        self._packed = _Packed(packed, isa, dtype, tuple(sources))
-        return self._packed
+            self._pack = pack = Pack(names, tensors, dtype, make)
+        return pack
 
     def train(self, mode: bool = True) -> Any:
-        """As nn.Module's; training drops the packed copy, which the first optimizer step would outdate."""
+        """As `nn.Module.train`; training drops the packed weights."""
         if mode:
-            self.forget()
+            self._pack = None
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        self.forget()
+        self._pack = None
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        parent = getattr(super(), "__getstate__", None)
-        state = dict(parent() if callable(parent) else self.__dict__)
-        state["_packed"] = None
-        state["_buffers"] = {**state["_buffers"], **({_BUFFER: None} if _BUFFER in state["_buffers"] else {})}
-        return state
+        above = getattr(super(), "__getstate__", None)  # RNNBase has one; object has one from Python 3.11 on
+        return {**(above() if callable(above) else self.__dict__), "_pack": None}

@@ -9,32 +9,15 @@ from torch import Tensor, nn
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
-from pykernels import _backend, _native
-from pykernels.nn._packed import PacksWeights
+from pykernels import _native
+from pykernels.nn._packed import Pack, PacksWeights
 from pykernels.ops import lstm as lstm_op
 from pykernels.ops import lstm_cell as lstm_cell_op
 from pykernels.ops.lstm.spec import LSTM as SPEC
 
 States = tuple[Tensor, Tensor]
 
-_KERNEL_DTYPES = SPEC.dtypes
-_HAS_KERNELS = _native.error is None and SPEC.backends["cpu"] is None
-
-
-def _no_gradient(module: nn.Module, *tensors: Tensor) -> bool:
-    if not torch.is_grad_enabled():
-        return True
-    return not any(t.requires_grad for t in tensors) and not any(p.requires_grad for p in module.parameters())
-
-
-def _packed_dtype(x: Tensor) -> tuple[bool, torch.dtype | None]:
-    """Whether packed weights serve ``x`` here, and the dtype that autocast asks for (None: no autocast)."""
-    if not _HAS_KERNELS or not x.is_cpu or _backend._current() not in ("auto", "cpu"):
-        return False, None
-    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-        return dtype in _KERNEL_DTYPES and x.dtype in _KERNEL_DTYPES, dtype
-    return x.dtype in _KERNEL_DTYPES, None
+_DTYPES = SPEC.dtypes if _native.error is None else ()
 
 
 def _check_source(ours: type, theirs: type, module: nn.Module) -> None:
@@ -111,11 +94,10 @@ class LSTM(PacksWeights, RNNBase):
 
     def _run(self, x: Tensor, hx: States | None, batch_sizes: Tensor | None) -> tuple[Tensor, States]:
         h0, c0 = self._zero_states(x, batch_sizes) if hx is None else hx
-        if not self.training and not torch.compiler.is_compiling() and _no_gradient(self, x, h0, c0):
-            serves, dtype = _packed_dtype(x)
-            packed = self.packed(self._flat_weights_names, self._pack, dtype) if serves else None
-            if packed is not None:
-                return self._run_packed(x, h0, c0, packed, batch_sizes, dtype)
+        if not (self.training and self.dropout > 0 and self.num_layers > 1):
+            pack = self._current_pack(self._flat_weights_names, _DTYPES, self._make, (x, h0, c0))
+            if pack is not None:
+                return self._run_packed(x, h0, c0, pack, batch_sizes)
         return lstm_op(
             x,
             (h0, c0),
@@ -139,14 +121,14 @@ class LSTM(PacksWeights, RNNBase):
         zeros = x.new_zeros(shape)
         return zeros, zeros
 
-    def _pack(self, weights: list[Tensor]) -> Tensor:
+    def _make(self, weights: list[Tensor]) -> Tensor:
         return torch.ops.pykernels.lstm_pack.default(weights, self.num_layers, self.bidirectional, self.bias)
 
     def _run_packed(
-        self, x: Tensor, h0: Tensor, c0: Tensor, packed: Tensor, batch_sizes: Tensor | None, dtype: torch.dtype | None
+        self, x: Tensor, h0: Tensor, c0: Tensor, pack: Pack, batch_sizes: Tensor | None
     ) -> tuple[Tensor, States]:
-        if dtype is not None:
-            x, h0, c0 = x.to(dtype), h0.to(dtype), c0.to(dtype)
+        if x.dtype is not pack.dtype or torch._C._is_any_autocast_enabled():
+            x, h0, c0 = x.to(pack.dtype), h0.to(pack.dtype), c0.to(pack.dtype)
         unbatched = batch_sizes is None and x.dim() == 2
         if unbatched:
             x, h0, c0 = x.unsqueeze(1), h0.unsqueeze(1), c0.unsqueeze(1)
@@ -154,7 +136,7 @@ class LSTM(PacksWeights, RNNBase):
             x,
             h0,
             c0,
-            packed,
+            pack.tensor,
             self.input_size,
             self.hidden_size,
             batch_sizes,
@@ -191,26 +173,21 @@ class LSTMCell(PacksWeights, nn.LSTMCell):
             h = c = input.new_zeros((*input.shape[:-1], self.hidden_size))
         else:
             h, c = hx
-        if not self.training and not torch.compiler.is_compiling() and _no_gradient(self, input, h, c):
-            serves, dtype = _packed_dtype(input)
-            names = _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2]
-            packed = self.packed(names, self._pack, dtype) if serves else None
-            if packed is not None:
-                return self._run_packed(input, h, c, packed, dtype)
-        return lstm_cell_op(input, (h, c), self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-
-    def _pack(self, weights: list[Tensor]) -> Tensor:
-        return torch.ops.pykernels.lstm_pack.default(weights, 1, False, self.bias)
-
-    def _run_packed(self, x: Tensor, h: Tensor, c: Tensor, packed: Tensor, dtype: torch.dtype | None) -> States:
-        if dtype is not None:
-            x, h, c = x.to(dtype), h.to(dtype), c.to(dtype)
+        pack = self._current_pack(_CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2], _DTYPES, self._make, (input, h, c))
+        if pack is None:
+            return lstm_cell_op(input, (h, c), self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        x = input
+        if x.dtype is not pack.dtype or torch._C._is_any_autocast_enabled():
+            x, h, c = x.to(pack.dtype), h.to(pack.dtype), c.to(pack.dtype)
         if x.dim() == 2:
-            return torch.ops.pykernels.lstm_cell_packed.default(x, h, c, packed, self.input_size, self.hidden_size)
+            return torch.ops.pykernels.lstm_cell_packed.default(x, h, c, pack.tensor, self.input_size, self.hidden_size)
         h, c = torch.ops.pykernels.lstm_cell_packed.default(
-            x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), packed, self.input_size, self.hidden_size
+            x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), pack.tensor, self.input_size, self.hidden_size
         )
         return h.squeeze(0), c.squeeze(0)
+
+    def _make(self, weights: list[Tensor]) -> Tensor:
+        return torch.ops.pykernels.lstm_pack.default(weights, 1, False, self.bias)
 
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
