@@ -6,6 +6,7 @@ and autograd differentiates that: any order, at the reference's speed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,7 +78,7 @@ def _lstm_fake(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     directions = 2 if bidirectional else 1
-    rows, hidden = x.numel() // x.shape[-1], h0.shape[-1]
+    rows, hidden = math.prod(x.shape[:-1]), h0.shape[-1]
     reserve = rows * num_layers * directions * 5 * hidden + (num_layers - 1) * rows * directions * hidden
     shapes = _lstm_shapes(x, h0, batch_sizes, num_layers, directions)
     return (*shapes, x.new_empty((reserve if save else 0,), dtype=torch.float32))
