@@ -52,7 +52,8 @@ def lstm_cell(
 
         torch.lstm_cell(x, (h, c), w_ih, w_hh, b_ih, b_hh)
 
-    Differentiable twice: the first backward is native, the second goes through the reference. Accumulates in float32
+    Differentiable twice: the first backward is native, the second goes through the reference, as does everything inside
+    `torch.func`'s transforms. Accumulates in float32
     and gives the same bits for the same input and thread count. Tolerance: `pykernels.ops.lstm.spec`. The equations
     are those of Hochreiter and Schmidhuber (1997) with the forget gate of Gers, Schmidhuber and Cummins (2000).
     """
@@ -65,7 +66,7 @@ def lstm_cell(
         b_ih = torch.zeros_like(w_ih[:, 0]) if b_ih is None else b_ih
         b_hh = torch.zeros_like(w_ih[:, 0]) if b_hh is None else b_hh
     with autocast_off:
-        if choose(LSTM_CELL, x.device, x.dtype, backend) == "reference":
+        if _transformed() or choose(LSTM_CELL, x.device, x.dtype, backend) == "reference":
             return reference.lstm_cell(x, (h, c), w_ih, w_hh, b_ih, b_hh)
         unbatched = x.dim() == 1
         if unbatched:
@@ -119,7 +120,8 @@ def lstm(
         torch.lstm(x, (h0, c0), weights, has_biases, num_layers, dropout, training, bidirectional, batch_first)
         torch.lstm(data, batch_sizes, (h0, c0), weights, has_biases, num_layers, dropout, training, bidirectional)
 
-    Differentiable twice: the first backward is native, the second goes through the reference. Accumulates in float32
+    Differentiable twice: the first backward is native, the second goes through the reference, as does everything inside
+    `torch.func`'s transforms. Accumulates in float32
     and gives the same bits for the same input and thread count. Tolerance: `pykernels.ops.lstm.spec`. Method: one
     product for the inputs of all time steps, then the recurrence (Appleyard, Kocisky, Blunsom, 2016), each thread with
     its own share of the units (Zhang et al., DeepCPU, ATC 2018).
@@ -131,7 +133,7 @@ def lstm(
     has_bias = check_lstm(x, h0, c0, flat, num_layers, bidirectional, batch_first, dropout, batch_sizes)
     drops = training and dropout > 0 and num_layers > 1
     with autocast_off:
-        if choose(LSTM, x.device, x.dtype, backend) == "reference":
+        if _transformed() or choose(LSTM, x.device, x.dtype, backend) == "reference":
             return reference.lstm(
                 x,
                 (h0, c0),
@@ -155,6 +157,11 @@ def lstm(
         if unbatched:
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
         return output, (h_n, c_n)
+
+
+def _transformed() -> bool:
+    """Inside torch.func's grad, vmap and their like, which take plain PyTorch only."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def _native(

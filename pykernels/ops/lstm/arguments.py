@@ -37,7 +37,9 @@ def two_states(op: str, states: States) -> States:
 def for_autocast(tensors: tuple[Tensor | None, ...]) -> tuple[tuple[Tensor | None, ...], AbstractContextManager[None]]:
     """The tensors in autocast's dtype and a context without autocast, if it is on for x's device."""
     x = tensors[0]
-    if not isinstance(x, Tensor) or not torch.is_autocast_enabled(x.device.type):
+    if not isinstance(x, Tensor) or not torch.amp.is_autocast_available(x.device.type):
+        return tensors, nullcontext()
+    if not torch.is_autocast_enabled(x.device.type):
         return tensors, nullcontext()
     cast = autograd.cast(tensors, x.device.type)
     return cast, torch.autocast(x.device.type, enabled=False)
