@@ -149,6 +149,17 @@ def test_packed_bytes_counts_only_what_is_new():
     assert torch_side.extra_bytes(other, plain) == 40
 
 
+def test_the_peak_of_what_came_before_is_forgotten():
+    if not sys.platform.startswith("linux"):
+        pytest.skip("/proc/self/clear_refs is Linux's")
+    block = np.ones(2 * 10**7)
+    _, before = measure.memory_mb()
+    del block
+    measure.forget_peak()
+    _, after = measure.memory_mb()
+    assert after < before - 100
+
+
 def test_errors_are_compared_in_float64():
     one = np.ones(4, np.float32)
     assert measure.relative_l2(one, one) == 0.0

@@ -55,6 +55,8 @@ class Result:
     load_s: float | None = None
     #: The first process's first call: with torch.compile, the cold compilation.
     first_s: float | None = None
+    #: Resident after the imports, and at the peak of loading and calling.
+    imported_mb: float | None = None
     peak_mb: float | None = None
     packed_mb: float | None = None
     #: Median of each process, in the order of the rounds.
@@ -174,6 +176,7 @@ def _take(result: Result, found: dict[str, Any], *, first: bool) -> None:
         return
     result.error = max(result.error or 0.0, found["error"])
     result.peak_mb = max(result.peak_mb or 0.0, found["peak_mb"])
+    result.imported_mb = found["imported_mb"]
     result.packed_mb = found.get("packed_mb")
     for name in ("import_s", "load_s"):
         before = getattr(result, name)

@@ -19,7 +19,8 @@ class Loaded:
     call: Callable[[], Any]
     arrays: Callable[[Any], list[Any]]
     load_s: float
-    packed_bytes: int | None = None
+    #: Bytes of packed weights; asked after the first call, which may be what packs them.
+    packed_bytes: Callable[[], int] | None = None
     keeps: Any = None
 
 

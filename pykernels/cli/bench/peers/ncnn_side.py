@@ -32,16 +32,16 @@ def load(row: Row, folder: Path, threads: int, *, winograd: bool) -> Loaded:
     feeds = [[np.ascontiguousarray(a[i]) for a in inputs] for i in range(row.batch)]
     feeds = [[a.astype(np.int32) if a.dtype == np.int64 else a for a in feed] for feed in feeds]
     mats = [[ncnn.Mat(a) for a in feed] for feed in feeds]
-    outputs = net.output_names()
 
-    def one(feed: list[Any]) -> list[Any]:
+    def one(feed: list[Any]) -> Any:
         extractor = net.create_extractor()
-        for name, mat in zip(net.input_names(), feed, strict=True):
-            extractor.input(name, mat)
-        return [extractor.extract(name)[1] for name in outputs]
+        for i, mat in enumerate(feed):
+            extractor.input(f"in{i}", mat)
+        # The first output only: an LSTM's state would come without its batch axis.
+        return extractor.extract("out0")[1]
 
-    def arrays(result: list[list[Any]]) -> list[np.ndarray]:
-        return [np.stack([np.array(sample[i]) for sample in result]) for i in range(len(outputs))]
+    def arrays(result: list[Any]) -> list[np.ndarray]:
+        return [np.stack([np.array(sample) for sample in result])]
 
     # ncnn.Mat borrows numpy's memory, so the arrays must outlive this function.
     return Loaded(lambda: [one(feed) for feed in mats], arrays, load_s, keeps=feeds)

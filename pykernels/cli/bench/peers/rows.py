@@ -33,7 +33,7 @@ class Row:
 _RESNETS: dict[str, tuple[dict[str, int | str], int]] = {
     "resnet18": ({"depth": 18, "stem": "imagenet", "image": 224}, 1_814_073_344),
     "resnet50": ({"depth": 50, "stem": "imagenet", "image": 224}, 4_089_184_256),
-    "resnet18c": ({"depth": 18, "stem": "cifar", "image": 32}, 555_427_840),
+    "resnet18c": ({"depth": 18, "stem": "cifar", "image": 32}, 555_422_720),
 }
 
 
