@@ -147,6 +147,8 @@ def test_packed_bytes_counts_only_what_is_new():
     assert torch_side.extra_bytes(other, plain) == 0
     other.register_buffer("packed", torch.zeros(10))
     assert torch_side.extra_bytes(other, plain) == 40
+    other.kept = ({"unregistered": torch.zeros(5)}, other.packed, other.packed[:2])
+    assert torch_side.extra_bytes(other, plain) == 60
 
 
 def test_the_peak_of_what_came_before_is_forgotten():

@@ -100,12 +100,36 @@ def _optimize(module: nn.Module, dtype: str) -> nn.Module:
 
 
 def extra_bytes(model: nn.Module, original: nn.Module) -> int:
-    """Bytes of the parameters and buffers that ``model`` does not share with ``original``: its packed weights."""
-    storages = {t.untyped_storage().data_ptr() for t in (*original.parameters(), *original.buffers())}
+    """Bytes of the tensors that ``model`` holds and ``original`` does not: its packed weights.
+
+    Whatever its modules hold counts, registered as a buffer or not.
+    """
+    known = {t.untyped_storage().data_ptr() for t in (*original.parameters(), *original.buffers())}
     extra = 0
-    for tensor in (*model.parameters(), *model.buffers()):
+    for tensor in _held(model):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in storages:
-            storages.add(storage.data_ptr())
+        if storage.data_ptr() not in known:
+            known.add(storage.data_ptr())
             extra += storage.nbytes()
     return extra
+
+
+def _held(root: Any) -> list[torch.Tensor]:
+    """Every tensor that is reached through modules, containers and pykernels' own objects."""
+    found, seen, waiting = [], set(), [root]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, tuple | list):
+            waiting.extend(value)
+        elif isinstance(value, nn.Module) or type(value).__module__.startswith("pykernels"):
+            waiting.extend(getattr(value, "__dict__", {}).values())
+            slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+            waiting.extend(getattr(value, name, None) for name in slots)
+    return found
