@@ -53,9 +53,9 @@ def lstm_cell(
         torch.lstm_cell(x, (h, c), w_ih, w_hh, b_ih, b_hh)
 
     Differentiable twice: the first backward is native, the second goes through the reference, as does everything inside
-    `torch.func`'s transforms. Accumulates in float32
-    and gives the same bits for the same input and thread count. Tolerance: `pykernels.ops.lstm.spec`. The equations
-    are those of Hochreiter and Schmidhuber (1997) with the forget gate of Gers, Schmidhuber and Cummins (2000).
+    `torch.func`'s transforms. Accumulates in float32 and gives the same bits for the same input and thread count.
+    Tolerance: `pykernels.ops.lstm.spec`. The equations are those of Hochreiter and Schmidhuber (1997) with the forget
+    gate of Gers, Schmidhuber and Cummins (2000).
     """
     h, c = two_states("lstm_cell", states)
     tensors, autocast_off = for_autocast((x, h, c, w_ih, w_hh, b_ih, b_hh))
@@ -121,10 +121,9 @@ def lstm(
         torch.lstm(data, batch_sizes, (h0, c0), weights, has_biases, num_layers, dropout, training, bidirectional)
 
     Differentiable twice: the first backward is native, the second goes through the reference, as does everything inside
-    `torch.func`'s transforms. Accumulates in float32
-    and gives the same bits for the same input and thread count. Tolerance: `pykernels.ops.lstm.spec`. Method: one
-    product for the inputs of all time steps, then the recurrence (Appleyard, Kocisky, Blunsom, 2016), each thread with
-    its own share of the units (Zhang et al., DeepCPU, ATC 2018).
+    `torch.func`'s transforms. Accumulates in float32 and gives the same bits for the same input and thread count.
+    Tolerance: `pykernels.ops.lstm.spec`. Method: one product for the inputs of all time steps, then the recurrence
+    (Appleyard, Kocisky, Blunsom, 2016), each thread with its own share of the units (Zhang et al., DeepCPU, ATC 2018).
     """
     h0, c0 = two_states("lstm", states)
     tensors, autocast_off = for_autocast((x, h0, c0, *weights))
