@@ -1,4 +1,5 @@
-// The int8 kernels against plain loops: every ISA of the host, and the 64-byte form with dot4 as plain code.
+// The int8 kernels against plain loops: every ISA of the host, and as plain code the two 64-byte forms: with dot4
+// (wide512, what avx512_vnni compiles) and with dot2 (wide512_pairs, what avx512 compiles).
 #include "pykernels/int8_matmul.h"
 
 #include <cstring>
@@ -6,6 +7,12 @@
 
 #include "cpu/int8_matmul/kernels.h"
 #include "test.h"
+
+#define PK_ISA wide512_pairs
+#define PK_LANES 16
+#define PK_REGISTERS 32
+#include "cpu/int8_matmul/matmul.cpp"
+#include "cpu/int8_matmul/quantize.cpp"
 
 namespace pk::wide512 {
 extern const Int8Kernels int8_kernels;
@@ -26,17 +33,18 @@ std::vector<int8_t> bytes(size_t n, unsigned seed, bool extremes) {
   return v;
 }
 
-// Runs on the ISA in force, or on wide512's tables.
-bool wide = false;
+// Runs on these tables, or on those of the ISA in force.
+const Int8Kernels* wide = nullptr;
+const QuantizeKernels* wide_quantize = nullptr;
 
 void run(const Int8Matmul& p, const Executor& executor) {
   size_t n = 0;
   Status s = int8_matmul_workspace(p, executor.threads, &n);
-  if (wide && p.m > 0 && p.n > 0) n = wide512::int8_kernels.workspace(p, executor.threads);
+  if (wide && p.m > 0 && p.n > 0) n = wide->workspace(p, executor.threads);
   std::vector<char> workspace(n + 1, 0x55);
   char* odd = workspace.data() + 1;  // any alignment will do
   if (wide) {
-    if (p.m > 0 && p.n > 0) wide512::int8_kernels.matmul(p, odd, executor);
+    if (p.m > 0 && p.n > 0) wide->matmul(p, odd, executor);
     return;
   }
   EXPECT(s, "%s", s.error);
@@ -47,7 +55,7 @@ void run(const Int8Matmul& p, const Executor& executor) {
 std::vector<char> pack(const std::vector<int8_t>& b, int64_t k, int64_t n, int64_t sk, int64_t sn) {
   std::vector<char> blob(static_cast<size_t>(int8_packed_bytes(k, n)), 0x55);
   if (wide) {
-    wide512::int8_kernels.pack(b.data(), k, n, sk, sn, blob.data() + sizeof(PackedHeader), serial_executor());
+    wide->pack(b.data(), k, n, sk, sn, blob.data() + sizeof(PackedHeader), serial_executor());
   } else {
     const Status s = int8_pack(b.data(), k, n, sk, sn, blob.data(), serial_executor());
     EXPECT(s, "%s", s.error);
@@ -146,7 +154,7 @@ void dynamic_case(int64_t m, int64_t n, int64_t k) {
   quantize.x = x.data(), quantize.channels = m, quantize.inner = k;
   quantize.q = q.data(), quantize.scale = scale.data(), quantize.zero_point = zero.data();
   if (wide) {
-    wide512::quantize_kernels.quantize(quantize, serial_executor());
+    wide_quantize->quantize(quantize, serial_executor());
   } else {
     const Status s = quantize_int8(quantize, serial_executor());
     EXPECT(s, "%s", s.error);
@@ -174,7 +182,7 @@ void quantize_case(int64_t outer, int64_t channels, int64_t inner, bool symmetri
   p.x = x.data(), p.outer = outer, p.channels = channels, p.inner = inner, p.symmetric = symmetric;
   p.q = q.data(), p.scale = scale.data(), p.zero_point = zero.data();
   if (wide) {
-    wide512::quantize_kernels.quantize(p, test::thread_executor(2));
+    wide_quantize->quantize(p, test::thread_executor(2));
   } else {
     const Status s = quantize_int8(p, test::thread_executor(2));
     EXPECT(s, "%s", s.error);
@@ -293,7 +301,10 @@ int main() {
     limits_case();
     refusals();
   }
-  wide = true;
+  wide = &wide512::int8_kernels, wide_quantize = &wide512::quantize_kernels;
+  everything();
+  limits_case();
+  wide = &wide512_pairs::int8_kernels, wide_quantize = &wide512_pairs::quantize_kernels;
   everything();
   limits_case();
   return test::finish();

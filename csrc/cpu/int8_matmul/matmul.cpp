@@ -28,6 +28,9 @@ struct Plan {
   int64_t a_bytes, sums_bytes, panels_bytes, wide_bytes, scale_bytes, column_bytes, slot_bytes, packed_bytes;
 };
 
+// Of the panels that a thread packs for itself: a line over, so that they don't meet in one cache set.
+inline int64_t panel_stride(int64_t depth) { return depth * kNr + 64; }
+
 inline int64_t lines(int64_t bytes) { return round_up(bytes, 64); }
 
 inline Plan make_plan(const Int8Matmul& problem, int threads) {
@@ -51,7 +54,7 @@ inline Plan make_plan(const Int8Matmul& problem, int threads) {
   const int64_t chunk_panels = ceil_div(b.panels(), plan.chunks);
   plan.a_bytes = lines(plan.block_rows * row_bytes);
   plan.sums_bytes = lines(4 * (b.blocks() > 1 ? plan.block_rows * chunk_panels : kMr) * kNr);
-  plan.panels_bytes = problem.packed == nullptr && !plan.pack_first ? smaller(kKc, b.rows()) * chunk_panels * kNr : 0;
+  plan.panels_bytes = problem.packed == nullptr && !plan.pack_first ? chunk_panels * panel_stride(b.depth(0)) : 0;
   plan.wide_bytes = kDot4 ? 0 : 2 * kKc * kNr;
   plan.scale_bytes = lines(4 * plan.block_rows);
   plan.column_bytes = lines(4 * chunk_panels * kNr);
@@ -119,9 +122,10 @@ inline void run_task(const Int8Matmul& p, const Plan& plan, const Slot& s, const
   for (int64_t kb = 0; kb < blocks; ++kb) {
     const int64_t depth = b.depth(kb);
     const AValue* a = s.a + kb * rows * kARow;
-    if (body == nullptr && depth > 0) pack_panels(source, kb, begin, end - begin, depth, s.panels, s.columns);
+    if (body == nullptr && depth > 0)
+      pack_panels(source, kb, begin, end - begin, depth, s.panels, panel_stride(depth), s.columns);
     for (int64_t j = begin; j < end; ++j) {
-      const int8_t* panel = s.panels + (j - begin) * depth * kNr;
+      const int8_t* panel = s.panels + (j - begin) * panel_stride(depth);
       const int32_t* columns = s.columns + (j - begin) * kNr;
       if (body != nullptr) {
         panel = reinterpret_cast<const int8_t*>(body + 4 * b.columns() + b.offset(kb, j));

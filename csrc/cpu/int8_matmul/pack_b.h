@@ -112,18 +112,15 @@ inline void add_column_sums(const int8_t* panel, int64_t depth, int32_t* sums) {
   for (int v = 0; v < kNrVectors; ++v) store(sums + v * kLanes, sum[v]);
 }
 
-// Block kb of the panels [first, first + count) to `to`, (count, depth * kNr) bytes, zeros beyond k and n; adds their
-// column sums to sums[count * kNr]. Several panels at once because rows of b are read whole then: a panel alone takes
-// a fraction of each cache line.
+// Block kb of the panels [first, first + count), depth * kNr bytes each, to `to`, `stride` bytes apart, with zeros
+// beyond k and n; adds their column sums to sums[count * kNr]. Several panels at once because rows of b are read whole
+// then: a panel alone takes a fraction of each cache line.
 inline void pack_panels(const SourceB& b, int64_t kb, int64_t first, int64_t count, int64_t depth, int8_t* to,
-                        int32_t* sums) {
+                        int64_t stride, int32_t* sums) {
   const int64_t rows = smaller(depth, b.k - kb * kKc), columns = smaller(count * kNr, b.n - first * kNr);
   const int8_t* source = b.data + kb * kKc * b.stride_k + first * kNr * b.stride_n;
-  const int64_t panel_bytes = depth * kNr;
-  if (rows < depth) {
-    std::memset(to, 0, static_cast<size_t>(count * panel_bytes));
-  } else if (columns < count * kNr) {
-    std::memset(to + (count - 1) * panel_bytes, 0, static_cast<size_t>(panel_bytes));
+  for (int64_t p = rows < depth ? 0 : columns / kNr; p < count; ++p) {  // panels that are not filled
+    std::memset(to + p * stride, 0, static_cast<size_t>(depth * kNr));
   }
 
   int64_t fast_rows = 0, fast_columns = 0;  // what the two vector forms do of it
@@ -132,7 +129,7 @@ inline void pack_panels(const SourceB& b, int64_t kb, int64_t first, int64_t cou
     fast_columns = columns / 16 * 16;
     for (int64_t i = 0; i < fast_rows; i += kGroup) {
       for (int64_t j = 0; j < fast_columns; j += 16) {
-        interleave(source + i * b.stride_k + j, b.stride_k, to + j / kNr * panel_bytes + i * kNr + j % kNr * kGroup);
+        interleave(source + i * b.stride_k + j, b.stride_k, to + j / kNr * stride + i * kNr + j % kNr * kGroup);
       }
     }
   } else if (b.stride_k == 1) {
@@ -140,14 +137,14 @@ inline void pack_panels(const SourceB& b, int64_t kb, int64_t first, int64_t cou
     fast_rows = rows / 16 * 16;
     fast_columns = columns / width * width;
     for (int64_t j = 0; j < fast_columns; j += width) {
-      int8_t* column = to + j / kNr * panel_bytes + j % kNr * kGroup;
+      int8_t* column = to + j / kNr * stride + j % kNr * kGroup;
       for (int64_t i = 0; i < fast_rows; i += 16) {
         transpose(source + i + j * b.stride_n, b.stride_n, column + i * kNr);
       }
     }
   }
   for (int64_t p = 0; p < count; ++p) {
-    int8_t* panel = to + p * panel_bytes;
+    int8_t* panel = to + p * stride;
     const int64_t j = p * kNr, left = smaller(kNr, columns - j);
     pack_rest(b, source + j * b.stride_n, rows, left, fast_rows, smaller(left, larger(0, fast_columns - j)), panel);
     add_column_sums(panel, depth, sums + j);
@@ -162,7 +159,7 @@ inline void pack_all(const SourceB& b, char* body, const Executor& executor) {
     std::memset(body + 4 * filled, 0, static_cast<size_t>(4 * (packed.columns() - filled)));
   }
   char* data = body + 4 * packed.columns();
-  constexpr int64_t kTogether = 8;
+  constexpr int64_t kTogether = 4;  // more would meet in one cache set
   const int64_t parts = ceil_div(packed.panels(), kTogether);
   const int64_t part_bytes = kTogether * kNr * packed.rows();
   parallel_for(executor, 0, parts, larger(1, (1 << 18) / (part_bytes + 1)), [&](int64_t begin, int64_t end) {
@@ -171,7 +168,7 @@ inline void pack_all(const SourceB& b, char* body, const Executor& executor) {
       int32_t sums[kTogether * kNr] = {};
       for (int64_t kb = 0; kb < packed.blocks(); ++kb) {
         auto* to = reinterpret_cast<int8_t*>(data + packed.offset(kb, first));
-        pack_panels(b, kb, first, count, packed.depth(kb), to, sums);
+        pack_panels(b, kb, first, count, packed.depth(kb), to, packed.depth(kb) * kNr, sums);
       }
       std::memcpy(body + 4 * first * kNr, sums, static_cast<size_t>(4 * count * kNr));
     }
