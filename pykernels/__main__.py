@@ -1,0 +1,5 @@
+"""``python -m pykernels``."""
+
+from pykernels.cli import main
+
+main()

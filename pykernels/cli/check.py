@@ -1,0 +1,170 @@
+"""``pykernels check``: every op, backend, instruction set and dtype against the float64 reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from pykernels import _native
+from pykernels.cli.info import BACKENDS, slot
+from pykernels.ops._check import compare, forced_isa, host_isas
+from pykernels.ops._spec import OpSpec, all_specs
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table: an op on a backend, an instruction set (CPU kernels only) and a dtype."""
+
+    spec: OpSpec
+    backend: str
+    isa: str | None
+    dtype: torch.dtype
+
+
+@dataclass
+class Line:
+    """What came of a case: the sample nearest its tolerance, and every failure."""
+
+    case: Case
+    samples: int = 0
+    error: float = 0.0
+    tolerance: float = 0.0
+    sample: str = ""
+    failures: tuple[str, ...] = ()
+
+
+def cases(op: str | None, backend: str | None, isa: str | None, dtype: str | None) -> Iterator[Case]:
+    """The cases that the options leave, in the order of the table.
+
+    Raises:
+        ValueError: An option names nothing that there is.
+    """
+    specs = all_specs()
+    _check("op", op, [s.name for s in specs])
+    _check("backend", backend, list(BACKENDS))
+    isas = host_isas()
+    if isa is not None:
+        if _native.error is not None:
+            raise ValueError(f"isa: {_native.error}")
+        _check("isa", isa, isas)
+    names = list(dict.fromkeys(str(d).removeprefix("torch.") for s in specs for d in s.dtypes))
+    _check("dtype", None if dtype is None else dtype.removeprefix("torch."), names)
+    for spec in specs:
+        for where in BACKENDS:
+            if op not in (None, spec.name) or backend not in (None, where) or why_not(spec, where) is not None:
+                continue
+            if isa is not None and where != "cpu":
+                continue
+            for name in isas if where == "cpu" else [None]:
+                for kind in spec.dtypes:
+                    if isa in (None, name) and dtype in (None, str(kind), str(kind).removeprefix("torch.")):
+                        yield Case(spec, where, name, kind)
+
+
+def why_not(spec: OpSpec, backend: str) -> str | None:
+    """Why the op cannot be checked there; None if it can."""
+    reason = slot(spec, backend)
+    if reason is not None or backend == "reference":
+        return reason
+    if backend == "cpu":
+        return _native.error
+    return None if torch.cuda.is_available() else "torch sees no CUDA device here"
+
+
+def check(case: Case) -> Line:
+    """Every sample of one case; no exception gets out."""
+    line = Line(case)
+    nearest = -1.0
+    with forced_isa(case.isa) if case.isa is not None else nullcontext():
+        for sample in case.spec.samples:
+            if sample.bench:
+                continue
+            line.samples += 1
+            try:
+                outcome = compare(case.spec, sample, case.backend, case.dtype)
+            except Exception as problem:  # whatever it is, the table has to show it and go on
+                line.failures += (f"{sample.name}: {type(problem).__name__}: {problem}",)
+                continue
+            if outcome.problem is not None:
+                line.failures += (f"{sample.name}: {outcome.problem}",)
+            closeness = outcome.error / outcome.tolerance if outcome.tolerance > 0 else outcome.error
+            if closeness > nearest:
+                nearest = closeness
+                line.error, line.tolerance, line.sample = outcome.error, outcome.tolerance, sample.name
+    return line
+
+
+def run(op: str | None, backend: str | None, isa: str | None, dtype: str | None) -> int:
+    """Checks and prints; the exit code: 1 if a case failed, or if there was none."""
+    console = Console()
+    todo = list(cases(op, backend, isa, dtype))
+    lines = []
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("checking", total=len(todo))
+        for case in todo:
+            progress.update(task, description=f"{case.spec.name} {case.isa or case.backend}")
+            lines.append(check(case))
+            progress.advance(task)
+    console.print(_table(lines))
+    bad = [line for line in lines if line.failures]
+    for line in bad:
+        case = line.case
+        for failure in line.failures:
+            where = f"{case.spec.name} {case.backend} {case.isa or ''} {str(case.dtype)[6:]}"
+            console.print(f"{where}: {failure}", style="red", markup=False, highlight=False)
+    for reason, slots in _left_out(op, backend, isa).items():
+        console.print(f"Not checked: {', '.join(slots)}: {reason}", markup=False, highlight=False)
+    if not todo:
+        console.print("Nothing was checked.", style="bold red")
+        return 1
+    total = sum(line.samples for line in lines)
+    if bad:
+        console.print(f"{len(bad)} of {len(lines)} lines failed ({total} samples).", style="bold red")
+        return 1
+    console.print(f"All {len(lines)} lines are within tolerance ({total} samples).", style="bold green")
+    return 0
+
+
+def _table(lines: list[Line]) -> Table:
+    table = Table(title="worst relative L2 error against the float64 reference", title_justify="left")
+    for name in ("op", "backend", "ISA", "dtype"):
+        table.add_column(name)
+    for name in ("samples", "error", "tolerance"):
+        table.add_column(name, justify="right")
+    table.add_column("worst sample", overflow="fold")
+    table.add_column("")
+    for line in lines:
+        exact = line.tolerance == 0
+        table.add_row(
+            line.case.spec.name,
+            line.case.backend,
+            line.case.isa or "",
+            str(line.case.dtype).removeprefix("torch."),
+            str(line.samples),
+            "exact" if exact and line.error == 0 else f"{line.error:.1e}",
+            "exact" if exact else f"{line.tolerance:.1e}",
+            line.sample,
+            "[bold red]FAILED[/]" if line.failures else "[green]ok[/]",
+        )
+    return table
+
+
+def _left_out(op: str | None, backend: str | None, isa: str | None) -> dict[str, list[str]]:
+    reasons: dict[str, list[str]] = {}
+    for spec in all_specs():
+        for where in BACKENDS:
+            reason = why_not(spec, where)
+            if op in (None, spec.name) and backend in (None, where) and isa is None and reason is not None:
+                reasons.setdefault(reason, []).append(f"{spec.name} on {where}")
+    return reasons
+
+
+def _check(option: str, value: str | None, known: list[str]) -> None:
+    if value is not None and value not in known:
+        raise ValueError(f"{option}: expected one of {', '.join(known)}; got {value!r}")

@@ -1,0 +1,91 @@
+"""Answers first, then times: each contender against the float64 reference, then all of them in turn."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+import pykernels as pk
+from pykernels.cli.demo.tasks import Task, logits
+from pykernels.ops._check import relative_l2
+
+#: The worst relative L2 error that is right: of float32 and of bfloat16 models.
+LIMITS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@dataclass
+class Row:
+    """One contender on one task."""
+
+    contender: str
+    dtype: torch.dtype
+    error: float
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def right(self) -> bool:
+        """Within the limit? A NaN is not."""
+        return self.error <= LIMITS[self.dtype]
+
+    @property
+    def ms(self) -> float:
+        """The median latency."""
+        return 1e3 * statistics.median(self.times)
+
+
+@dataclass
+class Result:
+    """All contenders on one task: plain PyTorch first, then ours, then ours in bfloat16."""
+
+    task: Task
+    rows: list[Row]
+    report: str
+
+    def speedup(self, row: Row) -> float:
+        """Plain PyTorch's median over the row's."""
+        return self.rows[0].ms / row.ms
+
+
+@torch.no_grad()
+def measure(task: Task, seconds: float, least: int, step: Callable[[str], None]) -> Result:
+    """Every contender's worst error over the task's inputs, and its times on the first, interleaved.
+
+    Rounds go on for about ``seconds``, at least ``least`` of them. ``step`` is told what comes next.
+    """
+    step("float64 reference")
+    oracle = copy.deepcopy(task.model).double()
+    expected = [logits(oracle(batch.double() if batch.is_floating_point() else batch)) for batch in task.batches]
+    step("pk.optimize")
+    ours = pk.optimize(task.model)
+    narrow = pk.optimize(task.model, dtype=torch.bfloat16)
+    contenders: list[tuple[str, torch.dtype, nn.Module]] = [
+        ("plain PyTorch", torch.float32, task.model),
+        ("pykernels", torch.float32, ours),
+        ("pykernels bf16", torch.bfloat16, narrow),
+    ]
+    step("answers")
+    rows = []
+    for name, dtype, model in contenders:
+        answers = [logits(model(batch)) for batch in task.batches]
+        errors = [relative_l2(a, e) for a, e in zip(answers, expected, strict=True)]
+        rows.append(Row(name, dtype, max(errors, key=_rank)))
+    step("times")
+    first = task.batches[0]
+    calls = [(row, model) for row, (_, _, model) in zip(rows, contenders, strict=True)]
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(rows[0].times) < least:
+        for row, model in calls:
+            start = time.perf_counter()
+            model(first)
+            row.times.append(time.perf_counter() - start)
+    return Result(task, rows, str(ours.report()))  # type: ignore[operator]
+
+
+def _rank(error: float) -> float:
+    return float("inf") if error != error else error  # max() would pass over a NaN

@@ -1,0 +1,147 @@
+"""``pykernels info``: versions, the native library, instruction sets, and the table of ops and backends."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import pykernels
+from pykernels import _native
+from pykernels.cli.bench.machine import cpu_name
+from pykernels.ops._spec import OpSpec, all_specs
+
+BACKENDS = ("cpu", "cuda", "triton", "reference")
+
+
+def slot(spec: OpSpec, backend: str) -> str | None:
+    """None where the op is built for the backend, or the reason why it is not; the reference is always there."""
+    return spec.backends.get(backend, None if backend == "reference" else "it has no kernels there")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that `info` tells."""
+
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    #: None where the kernels are there; else what is missing and how to mend it.
+    native_error: str | None
+    isas_compiled: list[str]
+    isas_supported: list[str]
+    isa: str | None
+    #: Why no instruction set could be chosen: PYKERNELS_ISA names none, or one that does not run here.
+    isa_error: str | None
+    build: dict[str, str]
+    #: op -> backend -> None where it is there, or the reason why not.
+    ops: dict[str, dict[str, str | None]]
+
+    @property
+    def good(self) -> bool:
+        """Nothing to mend?"""
+        return self.native_error is None and self.isa_error is None
+
+
+def collect() -> Facts:
+    """The facts; works without the native library and with an impossible PYKERNELS_ISA."""
+    error, compiled, supported, build = _native.error, [], [], {}
+    isa = isa_error = None
+    if error is None:
+        try:
+            native = _native.introspect()
+        except RuntimeError as problem:
+            error = str(problem)
+        else:
+            compiled, supported, build = native.isas_compiled(), native.isas_supported(), native.build_info()
+            try:
+                isa = native.active_isa()
+            except ValueError as problem:
+                isa_error = str(problem)
+    return Facts(
+        versions={
+            "pykernels": pykernels.__version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        },
+        machine={
+            "cpu": cpu_name(),
+            "cores": os.cpu_count(),
+            "torch threads": torch.get_num_threads(),
+            "cuda device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "system": platform.platform(),
+        },
+        native_error=error,
+        isas_compiled=compiled,
+        isas_supported=supported,
+        isa=isa,
+        isa_error=isa_error,
+        build=build,
+        ops={spec.name: {b: slot(spec, b) for b in BACKENDS} for spec in all_specs()},
+    )
+
+
+def run(as_json: bool) -> int:
+    """Prints the facts; the exit code."""
+    facts = collect()
+    if as_json:
+        print(json.dumps(asdict(facts), indent=2))
+    else:
+        show(facts, Console())
+    return 0 if facts.good else 1
+
+
+def show(facts: Facts, console: Console) -> None:
+    """Three small tables, and whatever has to be mended in plain sight at the end."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, version in facts.versions.items():
+        table.add_row(name, version)
+    for name, value in facts.machine.items():
+        table.add_row(name, "none" if value is None else str(value))
+    table.add_row("native library", "[green]loaded[/]" if facts.native_error is None else "[red]not usable[/]")
+    if facts.native_error is None:
+        table.add_row("built with", ", ".join(f"{name}: {value}" for name, value in facts.build.items()))
+        table.add_row("ISAs compiled", " ".join(facts.isas_compiled))
+        table.add_row("ISAs supported", " ".join(facts.isas_supported))
+        chosen = facts.isa if facts.isa is not None else "[red]none[/]"
+        asked = os.environ.get("PYKERNELS_ISA")
+        table.add_row("ISA in force", f"{chosen} (PYKERNELS_ISA={asked})" if asked and facts.isa else chosen)
+    console.print(table)
+    console.print()
+    _show_ops(facts, console)
+    for what, error in (("The kernels do not run", facts.native_error), ("No kernel can run", facts.isa_error)):
+        if error is not None:
+            console.print()
+            console.print(f"{what}: {error}.", style="bold red", markup=False, highlight=False)
+    if facts.native_error is not None:
+        console.print('Until then every op runs as plain PyTorch (backend "reference").')
+
+
+def _show_ops(facts: Facts, console: Console) -> None:
+    reasons: list[str] = []
+    table = Table(title="ops x backends", title_justify="left")
+    table.add_column("op", style="bold")
+    for backend in BACKENDS:
+        table.add_column(backend, justify="center")
+    for op, slots in facts.ops.items():
+        cells = []
+        for backend, reason in slots.items():
+            if reason is None and backend == "cpu":
+                reason = "the native library is not usable, see below" if facts.native_error else None
+            if reason is None:
+                cells.append("[green]yes[/]")
+                continue
+            if reason not in reasons:
+                reasons.append(reason)
+            cells.append(f"[yellow]no[/] ({reasons.index(reason) + 1})")
+        table.add_row(op, *cells)
+    console.print(table)
+    for number, reason in enumerate(reasons, 1):
+        console.print(f"({number}) {reason}", markup=False, highlight=False)
