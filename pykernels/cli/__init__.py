@@ -16,37 +16,38 @@ app = typer.Typer(
 )
 
 
-@app.command()
-def info(
+@app.command("info")
+def _info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """What is built, what runs here, and why something does not; exit code 1 where something has to be mended."""
-    from pykernels.cli import info as it
+    from pykernels.cli.info import run
 
-    raise typer.Exit(it.run(as_json))
+    raise typer.Exit(run(as_json))
 
 
-@app.command()
-def check(
+@app.command("check")
+def _check(
     op: Annotated[str | None, typer.Option(help="Only this op.")] = None,
     backend: Annotated[str | None, typer.Option(help="Only this backend: cpu, cuda, triton or reference.")] = None,
     isa: Annotated[str | None, typer.Option(help="Only this instruction set of the CPU kernels.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Only this dtype, for example bfloat16.")] = None,
 ) -> None:
     """Every op on every backend and instruction set against the float64 reference; exit code 1 on a failure."""
-    from pykernels.cli import check as it
+    from pykernels.cli.check import run
 
     try:
-        raise typer.Exit(it.run(op, backend, isa, dtype))
+        raise typer.Exit(run(op, backend, isa, dtype))
     except ValueError as problem:
         raise typer.BadParameter(str(problem)) from problem
 
 
 @app.command(
+    "bench",
     add_help_option=False,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
-def bench(context: typer.Context) -> None:
+def _bench(context: typer.Context) -> None:
     """Speed against PyTorch and the peers; see `bench --help`."""
     # A command that hands its arguments on: mounting the sub-application would import it for every other command.
     from pykernels.cli.bench import app as benches
@@ -54,16 +55,16 @@ def bench(context: typer.Context) -> None:
     benches(args=context.args, prog_name="pykernels bench")
 
 
-@app.command()
-def demo(
+@app.command("demo")
+def _demo(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer runs: rougher times, the same checks.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the picture.", file_okay=False)] = Path("build/demo"),
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch's pool; as many as torch takes.")] = None,
 ) -> None:
     """The main job: four models on real input, plain PyTorch against ours in float32 and bfloat16."""
-    from pykernels.cli import demo as it
+    from pykernels.cli.demo import run
 
-    raise typer.Exit(it.run(quick, out, threads))
+    raise typer.Exit(run(quick, out, threads))
 
 
 def main() -> None:

@@ -7,11 +7,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from pykernels import _native
+from pykernels.cli._console import console as make_console
 from pykernels.cli.info import BACKENDS, slot
 from pykernels.ops._check import compare, forced_isa, host_isas
 from pykernels.ops._spec import OpSpec, all_specs
@@ -102,7 +102,7 @@ def check(case: Case) -> Line:
 
 def run(op: str | None, backend: str | None, isa: str | None, dtype: str | None) -> int:
     """Checks and prints; the exit code: 1 if a case failed, or if there was none."""
-    console = Console()
+    console = make_console()
     todo = list(cases(op, backend, isa, dtype))
     lines = []
     with Progress(console=console, transient=True) as progress:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 import pykernels
 from pykernels import _native
+from pykernels.cli._console import console
 from pykernels.cli.bench.machine import cpu_name
 from pykernels.ops._spec import OpSpec, all_specs
 
@@ -92,11 +93,11 @@ def run(as_json: bool) -> int:
     if as_json:
         print(json.dumps(asdict(facts), indent=2))
     else:
-        show(facts, Console())
+        show(facts, console())
     return 0 if facts.good else 1
 
 
-def show(facts: Facts, console: Console) -> None:
+def show(facts: Facts, out: Console) -> None:
     """Three small tables, and whatever has to be mended in plain sight at the end."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
@@ -113,18 +114,18 @@ def show(facts: Facts, console: Console) -> None:
         chosen = facts.isa if facts.isa is not None else "[red]none[/]"
         asked = os.environ.get("PYKERNELS_ISA")
         table.add_row("ISA in force", f"{chosen} (PYKERNELS_ISA={asked})" if asked and facts.isa else chosen)
-    console.print(table)
-    console.print()
-    _show_ops(facts, console)
+    out.print(table)
+    out.print()
+    _show_ops(facts, out)
     for what, error in (("The kernels do not run", facts.native_error), ("No kernel can run", facts.isa_error)):
         if error is not None:
-            console.print()
-            console.print(f"{what}: {error}.", style="bold red", markup=False, highlight=False)
+            out.print()
+            out.print(f"{what}: {error}.", style="bold red", markup=False, highlight=False)
     if facts.native_error is not None:
-        console.print('Until then every op runs as plain PyTorch (backend "reference").')
+        out.print('Until then every op runs as plain PyTorch (backend "reference").')
 
 
-def _show_ops(facts: Facts, console: Console) -> None:
+def _show_ops(facts: Facts, out: Console) -> None:
     reasons: list[str] = []
     table = Table(title="ops x backends", title_justify="left")
     table.add_column("op", style="bold")
@@ -142,6 +143,6 @@ def _show_ops(facts: Facts, console: Console) -> None:
                 reasons.append(reason)
             cells.append(f"[yellow]no[/] ({reasons.index(reason) + 1})")
         table.add_row(op, *cells)
-    console.print(table)
+    out.print(table)
     for number, reason in enumerate(reasons, 1):
-        console.print(f"({number}) {reason}", markup=False, highlight=False)
+        out.print(f"({number}) {reason}", markup=False, highlight=False)

@@ -7,9 +7,10 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pykernels as pk
 from pykernels.cli.demo.tasks import Task, logits
@@ -45,7 +46,8 @@ class Result:
 
     task: Task
     rows: list[Row]
-    report: str
+    #: What `pykernels.optimize` replaced, and what not.
+    report: Any
 
     def speedup(self, row: Row) -> float:
         """Plain PyTorch's median over the row's."""
@@ -62,7 +64,7 @@ def measure(task: Task, seconds: float, least: int, step: Callable[[str], None])
     oracle = copy.deepcopy(task.model).double()
     expected = [logits(oracle(batch.double() if batch.is_floating_point() else batch)) for batch in task.batches]
     step("pk.optimize")
-    ours = pk.optimize(task.model)
+    ours: Any = pk.optimize(task.model)
     narrow = pk.optimize(task.model, dtype=torch.bfloat16)
     contenders: list[tuple[str, torch.dtype, nn.Module]] = [
         ("plain PyTorch", torch.float32, task.model),
@@ -84,7 +86,7 @@ def measure(task: Task, seconds: float, least: int, step: Callable[[str], None])
             start = time.perf_counter()
             model(first)
             row.times.append(time.perf_counter() - start)
-    return Result(task, rows, str(ours.report()))  # type: ignore[operator]
+    return Result(task, rows, ours.report())
 
 
 def _rank(error: float) -> float:

@@ -61,7 +61,7 @@ def _roofline(axes, results: list[Result], peaks: Peaks) -> None:  # type: ignor
     axes.plot([low, knee, high], [low * peaks.gbps, peaks.gflops, peaks.gflops], color=INK, lw=1.6)
     axes.text(high, peaks.gflops * 1.05, f"{peaks.gflops:.0f} GFLOP/s", ha="right", va="bottom", fontsize=9)
     axes.text(
-        low * 1.1, low * 1.3 * peaks.gbps, f"{peaks.gbps:.0f} GB/s from memory", va="bottom", fontsize=9, rotation=0
+        low * 1.1, low * 0.95 * peaks.gbps, f"      {peaks.gbps:.0f} GB/s from memory", va="top", fontsize=9, rotation=0
     )
     for i, j, intensity, speed in points:
         axes.scatter(

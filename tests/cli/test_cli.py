@@ -1,0 +1,169 @@
+"""info, check and demo, as a user sees them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pykernels import _native
+from pykernels.cli import app
+from pykernels.cli import check as checks
+from pykernels.cli import demo as demos
+from pykernels.ops._spec import all_specs
+
+NATIVE = pytest.mark.skipif(_native.error is not None, reason=str(_native.error))
+
+
+def run(*arguments: str, **environment: str):
+    """In this process: importing torch again would take most of the time."""
+    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "160", **environment})
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+@NATIVE
+def test_info_tells_what_there_is():
+    done = run("info")
+    assert done.exit_code == 0, done.output
+    for word in ("torch", torch.__version__, "ISA in force", "avx512_vnni", "native library", "loaded"):
+        assert word in done.output
+    for spec in all_specs():
+        assert spec.name in done.output
+        for reason in spec.backends.values():
+            assert reason is None or reason in words(done.output)
+
+
+@NATIVE
+def test_info_as_json_is_nothing_else():
+    done = run("info", "--json")
+    facts = json.loads(done.output)
+    assert facts["native_error"] is None
+    assert facts["isa"] in facts["isas_compiled"]
+    assert set(facts["ops"]) == {s.name for s in all_specs()}
+    assert facts["ops"]["lstm"]["cpu"] is None
+
+
+@pytest.mark.parametrize("error", ["the native library is not built (x is missing); build it", "pykernels needs torch"])
+def test_info_without_the_native_library(monkeypatch, error):
+    monkeypatch.setattr(_native, "error", error)
+    done = run("info")
+    assert done.exit_code == 1
+    assert error in words(done.output)
+    assert "every op runs as plain PyTorch" in words(done.output)
+    assert json.loads(run("info", "--json").output)["native_error"] == error
+
+
+@NATIVE
+def test_an_isa_that_is_none_through_the_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "pykernels", "info"],
+        env={**os.environ, "PYKERNELS_ISA": "nonsense"},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "PYKERNELS_ISA=nonsense: 'nonsense' is no ISA of pykernels; expected one of scalar" in words(done.stdout)
+    assert "Traceback" not in done.stderr
+
+
+@NATIVE
+def test_check_passes_and_names_what_it_did_not_check():
+    done = run("check", "--op", "lstm_cell")
+    assert done.exit_code == 0, done.output
+    for isa in _native.introspect().isas_supported():
+        assert isa in done.output
+    assert "are within tolerance" in done.output
+    assert "Not checked: lstm_cell on cuda" in done.output
+
+
+@NATIVE
+def test_check_options_leave_what_they_name():
+    lines = list(checks.cases("lstm_cell", "cpu", "scalar", "bfloat16"))
+    assert [(c.spec.name, c.backend, c.isa, c.dtype) for c in lines] == [("lstm_cell", "cpu", "scalar", torch.bfloat16)]
+
+
+def test_check_fails_on_a_wrong_answer_and_on_an_exception(monkeypatch):
+    spec = next(s for s in all_specs() if s.name == "lstm_cell")
+
+    def wrong(*args, **kwargs):
+        h, c = spec.function(*args, **kwargs)
+        if h.shape[0] == 1:
+            raise RuntimeError("no such luck")
+        return h * 1.01, c
+
+    monkeypatch.setattr(checks, "all_specs", lambda: (dataclasses.replace(spec, function=wrong),))
+    done = run("check", "--backend", "reference", "--dtype", "float32")
+    assert done.exit_code == 1
+    assert "FAILED" in done.output
+    assert "error 0.0" in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--op", "lstn"), "op: expected one of conv_bn_act, lstm_cell"),
+        (("--backend", "tpu"), "backend: expected one of cpu, cuda, triton, reference; got 'tpu'"),
+        (("--isa", "sse2"), "isa: expected one of scalar"),
+        (("--dtype", "int4"), "dtype: expected one of float32, bfloat16; got 'int4'"),
+    ],
+)
+@NATIVE
+def test_check_refuses_what_there_is_not(options, message):
+    done = run("check", *options)
+    assert done.exit_code == 2
+    assert message in words(done.output.replace("│", " "))
+
+
+def test_check_of_nothing_is_a_failure():
+    done = run("check", "--op", "lstm", "--backend", "triton")
+    assert done.exit_code == 1
+    assert "Nothing was checked" in done.output
+
+
+def test_demo_without_its_packages_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(demos, "_is_there", lambda name: name != "sklearn")
+    done = run("demo", "--out", str(tmp_path))
+    assert done.exit_code == 1
+    assert "sklearn cannot be imported; pip install pykernels[demo]" in words(done.output)
+
+
+def test_demo_without_kernels_says_why(monkeypatch, tmp_path):
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(_native, "error", "the native library is not built")
+    done = run("demo", "--out", str(tmp_path))
+    assert done.exit_code == 1
+    assert "The demo needs the kernels: the native library is not built" in words(done.output)
+
+
+@NATIVE
+def test_demo_runs_checks_and_draws(tmp_path):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    threads = torch.get_num_threads()
+    try:
+        done = run("demo", "--quick", "--threads", "1", "--out", str(tmp_path))
+    finally:
+        torch.set_num_threads(threads)
+    assert done.exit_code == 0, done.output
+    for word in ("ResNet-18", "china.jpg", "LSTM language model", "CNN-LSTM", "generate:", "conv_bn_act", "random"):
+        assert word in done.output
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_package_does_not_import_the_command_line():
+    code = "import sys, pykernels; sys.exit(any(m in sys.modules for m in ('typer', 'rich', 'matplotlib', 'sklearn')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=300).returncode == 0
+
+
+def test_bench_hands_its_arguments_on():
+    done = run("bench", "--help")
+    assert done.exit_code == 0
+    assert "peers" in done.output
