@@ -17,7 +17,7 @@ from pykernels.cli._console import console as make_console
 
 NEEDED = ("sklearn", "matplotlib", "PIL")
 #: A place in the text where a sentence begins.
-STREAM_FROM = 15
+STREAM_FROM = 376
 
 
 def run(quick: bool, out: Path, threads: int | None) -> int:
