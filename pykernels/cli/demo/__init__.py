@@ -47,7 +47,8 @@ def run(quick: bool, out: Path, threads: int | None) -> int:
     except (RuntimeError, ValueError) as problem:
         console.print(f"The demo needs the kernels: {problem}", style="bold red", markup=False)
         return 1
-    where = f"{machine.cpu_name()}, {isa}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    count = torch.get_num_threads()
+    where = f"{machine.cpu_name()}, {isa}, {count} thread{'s'[: count > 1]}, torch {torch.__version__}"
     console.print(where, style="bold", markup=False, highlight=False)
     console.print(
         "The input is real. The weights are random, from a fixed seed: what counts is that the same arithmetic\n"
