@@ -50,7 +50,7 @@ def _bars(axes, results: list[Result]) -> None:  # type: ignore[no-untyped-def]
     axes.set_xlim(0, 1.4 * max(r.speedup(row) for r in results for row in r.rows))
     axes.set_xlabel("times as fast as plain PyTorch (its latency is under the model's name)")
     axes.set_title("Speed-up, batch 1", loc="left", fontsize=11)
-    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2, fontsize=9)
 
 
 def _roofline(axes, results: list[Result], peaks: Peaks) -> None:  # type: ignore[no-untyped-def]
@@ -60,9 +60,7 @@ def _roofline(axes, results: list[Result], peaks: Peaks) -> None:  # type: ignor
     low, high = min(low, knee / 3), max(high, knee * 3)
     axes.plot([low, knee, high], [low * peaks.gbps, peaks.gflops, peaks.gflops], color=INK, lw=1.6)
     axes.text(high, peaks.gflops * 1.05, f"{peaks.gflops:.0f} GFLOP/s", ha="right", va="bottom", fontsize=9)
-    axes.text(
-        low * 1.1, low * 0.95 * peaks.gbps, f"      {peaks.gbps:.0f} GB/s from memory", va="top", fontsize=9, rotation=0
-    )
+    axes.text(low * 1.05, peaks.gflops * 1.05, f"slope: {peaks.gbps:.0f} GB/s from memory", va="bottom", fontsize=9)
     for i, j, intensity, speed in points:
         axes.scatter(
             intensity, speed, s=52, color=COLOURS[j], marker=MARKERS[i % 4], zorder=3, edgecolor="white", lw=0.6
