@@ -45,9 +45,12 @@ def backend(name: str) -> Iterator[None]:
         _asked.reset(token)
 
 
-@torch.compiler.assume_constant_result
 def _current() -> str:
     return _asked.get()
+
+
+# torch.compiler.assume_constant_result does the same, and imports torch._dynamo for it: ten times what we take.
+_current._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def choose(spec: OpSpec, device: torch.device, dtype: torch.dtype, asked: str | None = None) -> str:

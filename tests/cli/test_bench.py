@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -160,6 +161,15 @@ def test_the_peak_of_what_came_before_is_forgotten():
     measure.forget_peak()
     _, after = measure.memory_mb()
     assert after < before - 100
+
+
+def test_import_leaves_the_compiler_alone():
+    """`torch._dynamo` and what it brings cost more than all of pykernels; 0.3 s is what the import may add."""
+    code = "import sys, torch; had = set(sys.modules); import pykernels; print(*sorted(set(sys.modules) - had))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    added = done.stdout.split()
+    assert "pykernels" in added
+    assert not [name for name in added if name.startswith(("torch._dynamo", "torch._inductor", "sympy", "triton"))]
 
 
 def test_errors_are_compared_in_float64():
