@@ -153,12 +153,12 @@ Tensor run(const char* op, const Tensor& x, const Tensor& packed, const Ints& we
   args.activation = to_activation(activation, op);
   args.negative_slope = static_cast<float>(negative_slope);
 
-  const Executor executor = torch_executor();
-  int64_t bytes = 0;
-  check_status(conv_workspace_bytes(args, executor, &bytes), op);
   Tensor y = empty_output(x, shape);
   args.y = y.mutable_data_ptr();
   for (int64_t i = 0; i < 4; ++i) args.y_stride[i] = y.stride(i);
+  const Executor executor = torch_executor();
+  int64_t bytes = 0;
+  check_status(conv_workspace_bytes(args, executor, &bytes), op);
   const Tensor workspace = empty_bytes(bytes);
   args.workspace = workspace.mutable_data_ptr();
   args.workspace_bytes = bytes;

@@ -64,6 +64,7 @@ struct Form {
 // What the layout of x and the number of threads decide besides.
 struct Plan : Form {
   bool copied;            // x goes through a float32 channels-last copy
+  bool staged;            // y's channels are not adjacent: a panel is finished for a whole block at a time
   int64_t images;         // worked on at a time
   int64_t height, width;  // of the copy
   int64_t pixels;         // p * q
@@ -98,7 +99,8 @@ struct Plan : Form {
     zero_bytes = round_up(max(shape.c, 1) * 4, kConvAlign);
     table_bytes = round_up(block * taps_run * 8, kConvAlign);
     const int64_t at_bytes = round_up(block * 8, kConvAlign);
-    const int64_t sum_panels = slices > 1 ? panel_group : 0;
+    staged = args.y_stride[1] != 1 && shape.k > 1;
+    const int64_t sum_panels = slices > 1 ? panel_group : staged ? 1 : 0;
     slot_bytes = table_bytes + 2 * at_bytes + (sum_panels * block + kTilePixels) * kPanel * 4 + kConvAlign;
   }
 };
@@ -263,7 +265,9 @@ void run_part(const ConvArgs& args, const Plan& plan, const Source& source, cons
           t.run = plan.merged ? args.shape.s * plan.c : run;
           t.weight = weight + group * plan.group_floats + k0 * plan.taps * plan.c + c0 * plan.taps * row;
           t.first = slice == 0;
-          t.last = slice + 1 >= plan.slices;
+          const bool last = slice + 1 >= plan.slices;
+          t.last = last && !plan.staged;
+          float* panel_sums = sums + (plan.slices > 1 ? (at - g0) * plan.block * kPanel : 0);
           t.k0 = group * plan.k + k0;
           t.count = min(row, plan.k - k0);
           t.ahead = next_weight(plan, weight, at, slice, g0, g1, panel_end);
@@ -272,11 +276,14 @@ void run_part(const ConvArgs& args, const Plan& plan, const Source& source, cons
           for (int64_t tile = 0; tile < tiles; ++tile) {
             const int64_t first = tile * count / tiles, size = (tile + 1) * count / tiles - first;
             t.rows = table + first * plan.taps_run;
-            t.sums = plan.slices > 1 ? sums + ((at - g0) * plan.block + first) * kPanel : sums;
+            t.sums = plan.slices > 1 || plan.staged ? panel_sums + first * row : sums;
             t.y_at = y_at + first;
             t.residual_at = residual_at + first;
             tile_of[size - 1](t, epilogue);
             t.ahead += t.ahead_lines * t.taps * ceil_div(t.run, kChunk) * 16;
+          }
+          if (last && plan.staged) {
+            finish(epilogue, panel_sums, row, count, y_at, residual_at, t.k0, t.count);
           }
         }
       }

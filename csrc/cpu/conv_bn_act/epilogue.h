@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/activate.h"
+#include "cpu/conv_bn_act/transpose.h"
 #include "pykernels/conv_bn_act.h"
 
 namespace pk {
@@ -70,8 +71,40 @@ inline void scatter(void* to, DType dtype, int64_t stride, F32 v, int64_t count)
   }
 }
 
+inline bool adjacent(const int64_t* at) {
+  bool yes = true;
+  for (int i = 1; i < kLanes; ++i) yes &= at[i] == at[0] + i;
+  return yes;
+}
+
+// kLanes adjacent pixels x `count` channels of an array whose channels are `stride` apart, by pixel.
+inline void load_planes(const void* from, DType dtype, int64_t stride, int64_t count, F32 (&v)[kLanes]) {
+  for (int i = 0; i < kLanes; ++i) {
+    if (i >= count) {
+      v[i] = F32{};
+    } else if (dtype == DType::f32) {
+      v[i] = load<F32>(static_cast<const float*>(from) + i * stride);
+    } else {
+      v[i] = load_bf16(static_cast<const bf16_t*>(from) + i * stride);
+    }
+  }
+  transpose(v);
+}
+
+inline void store_planes(void* to, DType dtype, int64_t stride, int64_t count, F32 (&v)[kLanes]) {
+  transpose(v);
+  for (int i = 0; i < count; ++i) {
+    if (dtype == DType::f32) {
+      store(static_cast<float*>(to) + i * stride, v[i]);
+    } else {
+      store_bf16(static_cast<bf16_t*>(to) + i * stride, v[i]);
+    }
+  }
+}
+
 // Finishes `count` channels from k0 of `pixels` pixels. sums: [pixels][row]; y_at, residual_at: [pixels], the element
-// offset of each pixel's channel 0 in y and residual.
+// offset of each pixel's channel 0 in y and residual. Where pixels are adjacent and channels are not (NCHW), kLanes
+// pixels at a time turn over in registers.
 __attribute__((noinline)) void finish(const Epilogue& e, const float* sums, int64_t row, int64_t pixels,
                                       const int64_t* y_at, const int64_t* residual_at, int64_t k0, int64_t count) {
   const auto size = static_cast<int64_t>(size_of(e.dtype));
@@ -80,13 +113,30 @@ __attribute__((noinline)) void finish(const Epilogue& e, const float* sums, int6
     const int64_t k = k0 + j;
     const F32 scale = e.scale ? gather(e.scale + k, DType::f32, 1, lanes) : broadcast(1.0f);
     const F32 shift = e.shift ? gather(e.shift + k, DType::f32, 1, lanes) : F32{};
-    for (int64_t i = 0; i < pixels; ++i) {
-      F32 v = fma(load<F32>(sums + i * row + j), scale, shift);
-      if (e.residual) {
-        v += gather(e.residual + (residual_at[i] + k * e.residual_c) * size, e.dtype, e.residual_c, lanes);
+    char* y = e.y + k * e.y_c * size;
+    const char* residual = e.residual ? e.residual + k * e.residual_c * size : nullptr;
+    for (int64_t i = 0; i < pixels;) {
+      const bool many = e.y_c != 1 && i + kLanes <= pixels && adjacent(y_at + i);
+      const int n = many ? kLanes : 1;
+      F32 v[kLanes], r[kLanes];
+      if (residual && many && e.residual_c != 1 && adjacent(residual_at + i)) {
+        load_planes(residual + residual_at[i] * size, e.dtype, e.residual_c, lanes, r);
+      } else if (residual) {
+        for (int m = 0; m < n; ++m) {
+          r[m] = gather(residual + residual_at[i + m] * size, e.dtype, e.residual_c, lanes);
+        }
       }
-      v = activate(v, e.activation, e.negative_slope);
-      scatter(e.y + (y_at[i] + k * e.y_c) * size, e.dtype, e.y_c, v, lanes);
+      for (int m = 0; m < n; ++m) {
+        F32 sum = fma(load<F32>(sums + (i + m) * row + j), scale, shift);
+        if (residual) sum += r[m];
+        v[m] = activate(sum, e.activation, e.negative_slope);
+      }
+      if (many) {
+        store_planes(y + y_at[i] * size, e.dtype, e.y_c, lanes, v);
+      } else {
+        scatter(y + y_at[i] * size, e.dtype, e.y_c, v[0], lanes);
+      }
+      i += n;
     }
   }
 }
