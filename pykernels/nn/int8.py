@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pykernels import _backend, _native
-from pykernels.nn._packed import PacksWeights
+from pykernels.nn._packed import Pack, PacksWeights, plain, undisturbed
 from pykernels.ops._activation import activation_code
 from pykernels.ops.int8_matmul import int8_linear, quantize_int8
 from pykernels.ops.int8_matmul.spec import INT8_MATMUL_SCALED
@@ -92,12 +92,21 @@ class Int8Linear(PacksWeights, nn.Module):
 
     def _packed_for(self, x: Tensor) -> Tensor | None:
         """The packed weight; None where the reference runs, or a compiled graph, which is to hold no copies."""
-        if torch.compiler.is_compiling() or not _HAS_KERNELS or not (x.is_cpu and self.weight.is_cpu):
+        weight = self.weight
+        if not _HAS_KERNELS or not undisturbed() or _backend._current() not in ("auto", "cpu"):
             return None
-        if _backend._current() not in ("auto", "cpu") or type(x) not in (Tensor, nn.Parameter):
+        # Tensors made under inference_mode count no versions, so a change of theirs would go unseen.
+        if not plain(x) or not plain(weight) or weight.is_inference():
             return None
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        return self.packed(("weight",), _pack) if dtype in _KERNEL_DTYPES else None
+        if dtype not in _KERNEL_DTYPES:
+            return None
+        # Published in one assignment. Threads that meet here may each make one; any will do.
+        pack = self._pack
+        if pack is None or not pack.is_of(self._buffers, torch.int8):
+            with torch.inference_mode(False), torch.no_grad():
+                self._pack = pack = Pack(("weight",), (weight,), torch.int8, _pack_weight)
+        return pack.tensor
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         scale = self.weight_scale
@@ -121,7 +130,7 @@ class Int8Linear(PacksWeights, nn.Module):
         )
 
 
-def _pack(weights: list[Tensor]) -> Tensor:
+def _pack_weight(weights: list[Tensor]) -> Tensor:
     return torch.ops.pykernels.int8_pack.default(weights[0].t())
 
 
