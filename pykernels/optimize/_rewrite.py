@@ -98,7 +98,9 @@ class Rewriter:
             return ours.from_torch(module)
         if type(module) is nn.BatchNorm2d and why is None:
             why = "no convolution stands before it"
-        if isinstance(module, _FAMILY + _OTHERS):
+        if type(module).__module__.startswith("pykernels.nn"):
+            self._leave(path, module, "is pykernels' own already")
+        elif isinstance(module, _FAMILY + _OTHERS):
             self._leave(path, module, why or "pykernels has no kernel for it")
         return module
 
