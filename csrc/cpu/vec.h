@@ -103,7 +103,16 @@ inline F32 round(F32 x) {
 }
 
 // bfloat16: kLanes values to and from float. Narrowing rounds to nearest even and keeps NaN (made quiet).
-inline F32 load_bf16(const uint16_t* p) { return bit_cast<F32>(__builtin_convertvector(load<U16Half>(p), U32) << 16); }
+inline F32 load_bf16(const uint16_t* p) {
+  // The compiler would widen in halves.
+#if defined(__AVX512BW__) && PK_LANES == 16
+  return bit_cast<F32>((U32)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)load<U16Half>(p)) << 16);
+#elif defined(__AVX2__) && PK_LANES == 8
+  return bit_cast<F32>((U32)_mm256_cvtepu16_epi32((__m128i)load<U16Half>(p)) << 16);
+#else
+  return bit_cast<F32>(__builtin_convertvector(load<U16Half>(p), U32) << 16);
+#endif
+}
 inline U16Half to_bf16(F32 x) {
   const U32 bits = bit_cast<U32>(x);
   const U32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
