@@ -8,6 +8,14 @@ namespace {
 
 using Tensors = std::vector<Tensor>;
 
+// Asking first costs less than a call of an op that has nothing to do.
+Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+// A contiguous last dimension is all that a sequence needs.
+Tensor last_contiguous(const Tensor& t) {
+  return t.stride(t.dim() - 1) == 1 || t.size(t.dim() - 1) <= 1 ? t : torch::stable::contiguous(t);
+}
+
 // What `op` was called with, checked; the tensors are kept contiguous where the kernels want them so.
 struct Call {
   const char* op;
@@ -18,14 +26,33 @@ struct Call {
   std::vector<const void*> pointers;
   ScalarType dtype;
   bool batch_first;
+  bool cell = false;  // one step, whose tensors have no dimension for it
+
+  // A cell: x (B, I), h and c (B, H).
+  Call(const char* op, const Tensor& x, const Tensor& h, const Tensor& c)
+      : op(op), x(x), h0(h), c0(c), dtype(x.scalar_type()), batch_first(false), cell(true) {
+    check_isa(op);
+    check_cpu(x, op, "x");
+    check_input_dtype();
+    check(x.dim() == 2, op, "x", "expected shape (B, I), got ", shape_of(x));
+    check(h.dim() == 2, op, "h", "expected shape (B, H), got ", shape_of(h));
+    shape.dtype = to_dtype(dtype, op, "x");
+    shape.steps = 1;
+    shape.batch = x.size(0);
+    shape.input = x.size(1);
+    shape.hidden = h.size(1);
+    check(shape.hidden >= 1, op, "h", "expected a hidden size of at least 1, got shape ", shape_of(h));
+    this->x = last_contiguous(x);
+    h0 = state(h, "h");
+    c0 = state(c, "c");
+  }
 
   Call(const char* op, const Tensor& x, const Tensor& h0, const Tensor& c0, std::optional<Tensor> batch_sizes,
        int64_t num_layers, bool bidirectional, bool batch_first)
       : op(op), x(x), h0(h0), c0(c0), dtype(x.scalar_type()), batch_first(batch_first) {
     check_isa(op);
     check_cpu(x, op, "x");
-    check(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, op, "x",
-          "the CPU kernels take float32 and bfloat16, got ", dtype_name(dtype));
+    check_input_dtype();
     check(num_layers >= 1 && num_layers <= 1 << 16, op, "num_layers", "expected 1 to 65536, got ", num_layers);
     shape.dtype = to_dtype(dtype, op, "x");
     shape.layers = static_cast<int>(num_layers);
@@ -40,7 +67,7 @@ struct Call {
       shape.batch = x.size(batch_first ? 0 : 1);
     }
     check(shape.steps > 0, op, "x", "expected sequence length to be larger than 0, got shape ", shape_of(x));
-    if (this->x.stride(dim - 1) != 1 && shape.input > 1) this->x = torch::stable::contiguous(x);
+    this->x = last_contiguous(x);
     check(h0.dim() == 3, op, "h0", "expected 3 dimensions, got shape ", shape_of(h0));
     shape.hidden = h0.size(2);
     check(shape.hidden >= 1, op, "h0", "expected a hidden size of at least 1, got shape ", shape_of(h0));
@@ -48,11 +75,16 @@ struct Call {
     this->c0 = state(c0, "c0");
   }
 
+  void check_input_dtype() const {
+    check(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, op, "x",
+          "the CPU kernels take float32 and bfloat16, got ", dtype_name(dtype));
+  }
+
   void read_batch_sizes(const Tensor& given) {
     check_cpu(given, op, "batch_sizes");
     check_dtype(given, ScalarType::Long, op, "batch_sizes");
     check(given.dim() == 1, op, "batch_sizes", "expected 1 dimension, got shape ", shape_of(given));
-    sizes = torch::stable::contiguous(given);
+    sizes = dense(given);
     shape.steps = sizes->size(0);
     check(shape.steps > 0, op, "batch_sizes", "expected sequence length to be larger than 0, got shape ",
           shape_of(given));
@@ -71,11 +103,12 @@ struct Call {
   }
 
   std::vector<int64_t> state_shape() const {
+    if (cell) return {shape.batch, shape.hidden};
     return {static_cast<int64_t>(shape.layers) * shape.directions, shape.batch, shape.hidden};
   }
 
   std::vector<int64_t> sequence_shape(int64_t features) const {
-    if (sizes) return {x.size(0), features};
+    if (sizes || cell) return {x.size(0), features};
     return batch_first ? std::vector<int64_t>{shape.batch, shape.steps, features}
                        : std::vector<int64_t>{shape.steps, shape.batch, features};
   }
@@ -86,7 +119,7 @@ struct Call {
     check_cpu(t, op, argument);
     check_dtype(t, dtype, op, argument);
     check_shape(t, expected, op, argument);
-    return torch::stable::contiguous(t);
+    return dense(t);
   }
   void check_sequence(const Tensor& t, const char* argument) const {
     check_cpu(t, op, argument);
@@ -103,16 +136,19 @@ struct Call {
     const int per_cell = has_bias ? 4 : 2;
     for (size_t i = 0; i < given.size(); ++i) {
       const int which = static_cast<int>(i) % per_cell, layer = static_cast<int>(i) / per_cell / shape.directions;
-      const std::string argument = "weights[" + std::to_string(i) + "] (" + names[which] + ")";
       std::vector<int64_t> size = {4 * shape.hidden};
       if (which < 2) size.push_back(which == 0 ? lstm_input(shape, layer) : shape.hidden);
-      weights.push_back(checked(given[i], size, argument.c_str()));
+      if (cell)
+        weights.push_back(checked(given[i], size, names[which]));
+      else
+        weights.push_back(
+            checked(given[i], size, ("weights[" + std::to_string(i) + "] (" + names[which] + ")").c_str()));
       pointers.push_back(weights.back().data_ptr());
     }
   }
 
   LstmSequence sequence(const Tensor& t) const {
-    if (sizes) return {t.data_ptr(), 0, t.stride(0)};
+    if (sizes || cell) return {t.data_ptr(), 0, t.stride(0)};
     return {t.data_ptr(), t.stride(batch_first ? 1 : 0), t.stride(batch_first ? 0 : 1)};
   }
 
@@ -122,16 +158,25 @@ struct Call {
   }
 };
 
-// A contiguous last dimension is all that a sequence needs.
-Tensor last_contiguous(const Tensor& t) {
-  return t.stride(t.dim() - 1) == 1 || t.size(t.dim() - 1) <= 1 ? t : torch::stable::contiguous(t);
-}
+// Scratch memory of a call: little of it lies on the stack.
+struct Workspace {
+  Workspace(const Call& c, int64_t bytes) {
+    if (bytes > static_cast<int64_t>(sizeof small)) large = c.empty({bytes}, ScalarType::Byte);
+  }
+  void* data() { return large ? large->data_ptr() : small; }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Call& c, const Tensor* packed, bool save) {
-  Tensor output = c.empty(c.sequence_shape(c.width())), h_n = c.empty(c.state_shape()), c_n = c.empty(c.state_shape());
-  int64_t floats = 0;
-  if (save) check_status(lstm_reserve_size(c.shape, &floats), c.op);
-  Tensor reserve = c.empty({floats}, ScalarType::Float);
+  alignas(64) char small[16384];
+  std::optional<Tensor> large;
+};
+
+// Outputs of a cell: only h_n and c_n are there.
+struct Forward {
+  std::optional<Tensor> output, reserve;
+  Tensor h_n, c_n;
+};
+
+Forward run_forward(const Call& c, const Tensor* packed, bool save) {
+  Forward to{{}, {}, c.empty(c.state_shape()), c.empty(c.state_shape())};
   LstmForward call;
   call.shape = c.shape;
   call.x = c.sequence(c.x);
@@ -142,17 +187,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Call& c, const Tens
     call.packed_bytes = packed->numel();
   } else {
     call.weights = c.pointers.data();
+    int64_t floats = 0;
+    if (save) check_status(lstm_reserve_size(c.shape, &floats), c.op);
+    to.reserve = c.empty({floats}, ScalarType::Float);
+    if (floats) call.reserve = static_cast<float*>(to.reserve->data_ptr());
   }
-  call.output = c.sequence(output);
-  call.h_n = h_n.data_ptr();
-  call.c_n = c_n.data_ptr();
-  if (save && c.shape.batch > 0) call.reserve = static_cast<float*>(reserve.data_ptr());
+  if (!c.cell) {
+    to.output = c.empty(c.sequence_shape(c.width()));
+    call.output = c.sequence(*to.output);
+  }
+  call.h_n = to.h_n.data_ptr();
+  call.c_n = to.c_n.data_ptr();
   const Executor executor = torch_executor();
   check_status(lstm_forward_workspace(call, executor.threads, &call.workspace_bytes), c.op);
-  Tensor workspace = c.empty({call.workspace_bytes}, ScalarType::Byte);
-  call.workspace = workspace.data_ptr();
+  Workspace workspace(c, call.workspace_bytes);
+  call.workspace = workspace.data();
   check_status(lstm_forward(call, executor), c.op);
-  return {output, h_n, c_n, reserve};
+  return to;
 }
 
 // The gradients of x, h0, c0 and the weights.
@@ -167,11 +218,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> run_backward(const Call& c, std::opt
     call.grad_output = c.sequence(*grad_output);
   }
   if (grad_h_n) {
-    grad_h_n = c.state(*grad_h_n, "grad_h_n");
+    grad_h_n = c.state(*grad_h_n, c.cell ? "grad_h" : "grad_h_n");
     call.grad_h_n = grad_h_n->data_ptr();
   }
   if (grad_c_n) {
-    grad_c_n = c.state(*grad_c_n, "grad_c_n");
+    grad_c_n = c.state(*grad_c_n, c.cell ? "grad_c" : "grad_c_n");
     call.grad_c_n = grad_c_n->data_ptr();
   }
   c.check_sequence(output, "output");
@@ -181,7 +232,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> run_backward(const Call& c, std::opt
   check_cpu(given_reserve, c.op, "reserve");
   check_dtype(given_reserve, ScalarType::Float, c.op, "reserve");
   check_shape(given_reserve, {floats}, c.op, "reserve");
-  const Tensor reserve = torch::stable::contiguous(given_reserve);
+  const Tensor reserve = dense(given_reserve);
   Tensor grad_x = c.empty(c.sequence_shape(c.shape.input)), grad_h0 = c.empty(c.state_shape()),
          grad_c0 = c.empty(c.state_shape());
   Tensors grad_weights;
@@ -213,7 +264,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(Tensor x, Tensor h0, Tensor c0, 
                                                 bool bidirectional, bool batch_first, bool has_bias, bool save) {
   Call c("lstm", x, h0, c0, batch_sizes, num_layers, bidirectional, batch_first);
   c.set_weights(weights, has_bias);
-  return run_forward(c, nullptr, save);
+  Forward r = run_forward(c, nullptr, save);
+  return {*r.output, r.h_n, r.c_n, *r.reserve};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensors> lstm_backward(std::optional<Tensor> grad_output,
@@ -248,11 +300,12 @@ Tensor lstm_pack(Tensors weights, int64_t num_layers, bool bidirectional, bool h
 // Contiguous, and valid for the call.
 Tensor checked_packed(const Call& c, const Tensor& given, int64_t input_size, int64_t hidden_size) {
   check(input_size == c.shape.input, c.op, "x", "expected ", input_size, " features, got shape ", shape_of(c.x));
-  check(hidden_size == c.shape.hidden, c.op, "h0", "expected ", hidden_size, " units, got shape ", shape_of(c.h0));
+  check(hidden_size == c.shape.hidden, c.op, c.cell ? "h" : "h0", "expected ", hidden_size, " units, got shape ",
+        shape_of(c.h0));
   check_cpu(given, c.op, "packed");
   check_dtype(given, ScalarType::Byte, c.op, "packed");
   check(given.dim() == 1, c.op, "packed", "expected 1 dimension, got shape ", shape_of(given));
-  Tensor packed = torch::stable::contiguous(given);
+  Tensor packed = dense(given);
   bool bias;
   check_status(lstm_check_packed(c.shape, packed.data_ptr(), packed.numel(), &bias), c.op);
   return packed;
@@ -263,35 +316,20 @@ std::tuple<Tensor, Tensor, Tensor> lstm_packed(Tensor x, Tensor h0, Tensor c0, T
                                                int64_t num_layers, bool bidirectional, bool batch_first) {
   Call c("lstm_packed", x, h0, c0, batch_sizes, num_layers, bidirectional, batch_first);
   const Tensor block = checked_packed(c, packed, input_size, hidden_size);
-  auto [output, h_n, c_n, reserve] = run_forward(c, &block, false);
-  return {output, h_n, c_n};
+  Forward r = run_forward(c, &block, false);
+  return {*r.output, r.h_n, r.c_n};
 }
-
-void check_cell(const char* op, const Tensor& x, const Tensor& h, const Tensor& c) {
-  check(x.dim() == 2, op, "x", "expected shape (B, I), got ", shape_of(x));
-  check(h.dim() == 2, op, "h", "expected shape (B, H), got ", shape_of(h));
-  check(c.dim() == 2, op, "c", "expected shape (B, H), got ", shape_of(c));
-}
-
-// A cell is a sequence of one step.
-Call cell_call(const char* op, const Tensor& x, const Tensor& h, const Tensor& c) {
-  check_cell(op, x, h, c);
-  return Call(op, torch::stable::unsqueeze(x, 0), torch::stable::unsqueeze(h, 0), torch::stable::unsqueeze(c, 0),
-              std::nullopt, 1, false, false);
-}
-
-Tensor first(const Tensor& t) { return torch::stable::squeeze(t, 0); }
 
 std::tuple<Tensor, Tensor, Tensor> lstm_cell(Tensor x, Tensor h, Tensor c, Tensor w_ih, Tensor w_hh,
                                              std::optional<Tensor> b_ih, std::optional<Tensor> b_hh, bool save) {
   static const char* const op = "lstm_cell";
-  Call call = cell_call(op, x, h, c);
+  Call call(op, x, h, c);
   check(b_ih.has_value() == b_hh.has_value(), op, "b_hh", "expected both biases or none, got one");
   Tensors weights = {w_ih, w_hh};
   if (b_ih) weights.insert(weights.end(), {*b_ih, *b_hh});
   call.set_weights(weights, b_ih.has_value());
-  auto [output, h_n, c_n, reserve] = run_forward(call, nullptr, save);
-  return {first(h_n), first(c_n), reserve};
+  Forward r = run_forward(call, nullptr, save);
+  return {r.h_n, r.c_n, *r.reserve};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_cell_backward(std::optional<Tensor> grad_h,
@@ -300,26 +338,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_cell_bac
                                                                                       Tensor w_ih, Tensor w_hh,
                                                                                       Tensor reserve, bool has_bias) {
   static const char* const op = "lstm_cell_backward";
-  Call call = cell_call(op, x, h, c);
+  Call call(op, x, h, c);
   Tensors weights = {w_ih, w_hh};
   // The biases' values are not needed, only the place for their gradients.
   for (int i = 0; has_bias && i < 2; ++i) weights.push_back(call.empty({4 * call.shape.hidden}));
   call.set_weights(weights, has_bias);
-  if (grad_h) grad_h = torch::stable::unsqueeze(*grad_h, 0);
-  if (grad_c) grad_c = torch::stable::unsqueeze(*grad_c, 0);
   // One step reads no output.
   const Tensor output = call.empty(call.sequence_shape(call.shape.hidden));
   auto [grad_x, grad_h0, grad_c0, grads] = run_backward(call, std::nullopt, grad_h, grad_c, output, reserve);
   if (!has_bias) grads.insert(grads.end(), {call.empty({0}), call.empty({0})});
-  return {first(grad_x), first(grad_h0), first(grad_c0), grads[0], grads[1], grads[2], grads[3]};
+  return {grad_x, grad_h0, grad_c0, grads[0], grads[1], grads[2], grads[3]};
 }
 
 std::tuple<Tensor, Tensor> lstm_cell_packed(Tensor x, Tensor h, Tensor c, Tensor packed, int64_t input_size,
                                             int64_t hidden_size) {
-  Call call = cell_call("lstm_cell_packed", x, h, c);
+  Call call("lstm_cell_packed", x, h, c);
   const Tensor block = checked_packed(call, packed, input_size, hidden_size);
-  auto [output, h_n, c_n, reserve] = run_forward(call, &block, false);
-  return {first(h_n), first(c_n)};
+  Forward r = run_forward(call, &block, false);
+  return {r.h_n, r.c_n};
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 // So a share's slice of W_hh stays in its core's cache from step to step, gx stays small enough for the caches however
 // long the sequence is, and the only traffic between cores is h. Unit blocks are summed in the same order whoever
 // computes them: the bits don't depend on the number of threads.
+#include "cpu/lstm/dot.h"
 #include "cpu/lstm/isa.h"
 #include "cpu/lstm/sequence.h"
 #include "cpu/lstm/team.h"
@@ -25,6 +26,12 @@ inline constexpr int64_t kShareWork = 1 << 14;
 
 inline int64_t span_of(const LstmShape& s) { return s.batch >= kSpanRows ? 1 : kSpanRows / (s.batch ? s.batch : 1); }
 
+// Up to so many rows in all, weights that come unpacked are used as they are: packing costs as much as some hundred
+// rows.
+inline constexpr int64_t kUnpackedRows = 512;
+
+inline bool packs(const LstmForward& call) { return !call.packed && lstm_rows(call.shape) > kUnpackedRows; }
+
 inline int team_size(const LstmShape& s, int threads) {
   const int64_t blocks = (s.hidden + kLanes - 1) / kLanes;
   const int64_t step = 4 * s.hidden * s.hidden * s.batch * s.directions;
@@ -38,12 +45,12 @@ inline int team_size(const LstmShape& s, int threads) {
 // One direction of one layer.
 template <class W>
 struct Direction {
-  const W* w_ih;
+  const W* w_ih;  // packed panels, or as nn.LSTM has them: see Layer::packed
   const W* w_hh;
-  const float* bias;
-  float* gx;    // (span rows, 4 * padded)
-  float* h[2];  // (b, padded), step s reads h[s & 1] and writes the other
-  float* c;     // (b, padded)
+  const float* bias;  // (h/kLanes, 4, kLanes)
+  float* gx;          // (span rows, 4 * padded)
+  float* h[2];        // (b, padded), step s reads h[s & 1] and writes the other
+  float* c;           // (b, padded)
   float* reserve;
   void* h_n;
   void* c_n;
@@ -55,6 +62,7 @@ struct Layer {
   LstmShape shape;
   Rows rows;
   int64_t padded, input, span;
+  bool packed;
   const float* x;       // dense (rows, input)
   LstmSequence output;  // with `output_dtype`
   DType output_dtype;
@@ -112,6 +120,16 @@ inline void cell(const Layer<W>& l, const Direction<W>& d, int index, int64_t u,
   }
 }
 
+// Gates of unit block u: gates (rows, 4 * padded) = init + a (rows, k) w^T.
+template <class W>
+inline void multiply(const Layer<W>& l, int64_t rows, const float* a, int64_t a_row, const W* w, int64_t u, int64_t k,
+                     const float* init, int64_t init_row, float* gates) {
+  if (l.packed)
+    panel(rows, a, a_row, w + u * k * kPanel, k, init, init_row, gates, 4 * l.padded);
+  else
+    dots(rows, a, a_row, w, l.shape.hidden, u, k, init, init_row, gates, 4 * l.padded);
+}
+
 // Step s of direction `index` on the unit blocks [begin, end).
 template <class W>
 void share_step(const Layer<W>& l, int index, int64_t s, int64_t begin, int64_t end) {
@@ -125,8 +143,7 @@ void share_step(const Layer<W>& l, int index, int64_t s, int64_t begin, int64_t 
   if (s == first_step) {
     const int64_t rows = l.rows.first(high) + l.rows.active(high) - row0;
     for (int64_t u = begin; u < end; ++u)
-      panel(rows, l.x + row0 * l.input, l.input, d.w_ih + u * l.input * kPanel, l.input, d.bias + u * kPanel, 0,
-            d.gx + u * kPanel, gx_row);
+      multiply(l, rows, l.x + row0 * l.input, l.input, d.w_ih, u, l.input, d.bias + u * kPanel, 0, d.gx + u * kPanel);
   }
   const int64_t active = l.rows.active(t), hidden = l.shape.hidden;
   // A sequence's last step: then its state goes to h_n and c_n.
@@ -135,7 +152,7 @@ void share_step(const Layer<W>& l, int index, int64_t s, int64_t begin, int64_t 
   float* const h_next = d.h[(s & 1) ^ 1];
   for (int64_t u = begin; u < end; ++u) {
     float* const g = gates + u * kPanel;
-    panel(active, d.h[s & 1], l.padded, d.w_hh + u * hidden * kPanel, hidden, g, gx_row, g, gx_row);
+    multiply(l, active, d.h[s & 1], l.padded, d.w_hh, u, hidden, g, gx_row, g);
     for (int64_t b = 0; b < active; ++b) cell(l, d, index, u, t, b, h_next, g + b * gx_row, b >= goes_on);
   }
 }
@@ -148,6 +165,7 @@ struct Plan {
   float *gx, *state;  // of one layer
   Share* shares;
   char* packed;
+  float* bias;  // of one layer, where nothing is packed
   int64_t bytes;
 };
 
@@ -167,7 +185,10 @@ inline Plan make_plan(const LstmForward& call, int threads, char* base) {
   p.gx = arena.take<float>(s.directions * span_of(s) * s.batch * 4 * padded);
   p.state = arena.take<float>(s.directions * 3 * s.batch * padded);
   p.shares = arena.take<Share>(s.directions * team_size(s, threads));
-  if (!call.packed) p.packed = arena.take<char>(packed_bytes_of(s, kLanes));
+  if (packs(call))
+    p.packed = arena.take<char>(packed_bytes_of(s, kLanes));
+  else if (!call.packed)
+    p.bias = arena.take<float>(s.directions * 4 * padded);
   p.bytes = arena.used;
   return p;
 }
@@ -197,7 +218,7 @@ void forward(const LstmForward& call, const Executor& executor) {
   const LstmShape& s = call.shape;
   Plan plan = make_plan(call, executor.threads, static_cast<char*>(call.workspace));
   const char* packed = static_cast<const char*>(call.packed);
-  if (!packed) {
+  if (packs(call)) {
     lstm_pack_weights(s, call.weights, plan.packed, executor);
     packed = plan.packed;
   }
@@ -206,7 +227,7 @@ void forward(const LstmForward& call, const Executor& executor) {
   const float* x = dense_rows(call.x, s, plan.rows, s.input, plan.x, executor);
   for (int layer = 0; layer < s.layers; ++layer) {
     const bool top = layer + 1 == s.layers;
-    Layer<W> l{s, plan.rows, padded, lstm_input(s, layer), span_of(s), x, call.output, s.dtype, {}};
+    Layer<W> l{s, plan.rows, padded, lstm_input(s, layer), span_of(s), packed != nullptr, x, call.output, s.dtype, {}};
     if (!top) {
       float* const between = call.reserve
                                  ? call.reserve + s.layers * s.directions * rows * reserve_row(s) + layer * rows * width
@@ -217,11 +238,21 @@ void forward(const LstmForward& call, const Executor& executor) {
     }
     for (int d = 0; d < s.directions; ++d) {
       const int index = cell_of(s, layer, d);
-      const PackedOffsets o = packed_offsets(s, kLanes, layer, d);
       Direction<W>& to = l.direction[d];
-      to.w_ih = reinterpret_cast<const W*>(packed + o.w_ih);
-      to.w_hh = reinterpret_cast<const W*>(packed + o.w_hh);
-      to.bias = reinterpret_cast<const float*>(packed + o.bias);
+      if (packed) {
+        const PackedOffsets o = packed_offsets(s, kLanes, layer, d);
+        to.w_ih = reinterpret_cast<const W*>(packed + o.w_ih);
+        to.w_hh = reinterpret_cast<const W*>(packed + o.w_hh);
+        to.bias = reinterpret_cast<const float*>(packed + o.bias);
+      } else {
+        const void* const* w = call.weights + index * (s.bias ? 4 : 2);
+        to.w_ih = static_cast<const W*>(w[0]);
+        to.w_hh = static_cast<const W*>(w[1]);
+        float* const bias = plan.bias + d * 4 * padded;
+        pack_bias(static_cast<const W*>(s.bias ? w[2] : nullptr), static_cast<const W*>(s.bias ? w[3] : nullptr),
+                  s.hidden, bias);
+        to.bias = bias;
+      }
       to.gx = plan.gx + d * l.span * s.batch * 4 * padded;
       float* const states = plan.state + d * 3 * s.batch * padded;
       to.h[0] = states, to.h[1] = states + s.batch * padded, to.c = states + 2 * s.batch * padded;

@@ -27,16 +27,6 @@ void pack_matrix(const W* w, int64_t hidden, int64_t k, W* out, int64_t begin, i
 }
 
 template <class W>
-void pack_bias(const W* b_ih, const W* b_hh, int64_t hidden, float* out) {
-  for (int64_t u = 0; u * kLanes < hidden; ++u)
-    for (int g = 0; g < 4; ++g)
-      for (int64_t v = 0; v < kLanes; ++v) {
-        const int64_t unit = u * kLanes + v, i = g * hidden + unit;
-        out[u * kPanel + g * kLanes + v] = b_ih && unit < hidden ? widen(b_ih[i]) + widen(b_hh[i]) : 0.0f;
-      }
-}
-
-template <class W>
 void pack_all(const LstmShape& s, const void* const* weights, char* packed, const Executor& executor) {
   const int64_t blocks = (s.hidden + kLanes - 1) / kLanes;
   const int per_cell = s.bias ? 4 : 2;

@@ -27,9 +27,10 @@ inline float widen(bf16_t x) {
   return f;
 }
 
-// How far ahead one row's weights are fetched: they stream from L2 or L3, each used once a step, and the hardware stops
-// at page ends.
-inline constexpr int64_t kAhead = 2048;
+// One row alone has too few independent sums to hide the latency, and its weights stream from L2 or beyond, each used
+// once a step: k is cut into so many parts, read side by side. Several streams keep more of the caches' prefetchers
+// busy than one (from 16 MB: 24 GB/s instead of 15), and more than explicit prefetches do.
+inline constexpr int kStreams = kRegisters >= 32 ? 4 : 3;
 
 // init: row r at init + r * init_row (0: the same for all rows), or nullptr for zero.
 template <int R, class W>
@@ -40,16 +41,17 @@ inline void tile(const float* a, int64_t a_row, const W* b, int64_t k, const flo
     for (int g = 0; g < 4; ++g) sum[r][g] = init ? load<F32>(init + r * init_row + g * kLanes) : F32{};
   int64_t j = 0;
   if constexpr (R == 1) {
-    // One row alone has too few independent sums to hide the latency: even and odd k apart.
-    F32 odd[4] = {};
-    for (; j + 2 <= k; j += 2) {
-      for (int64_t line = 0; line < 2 * kPanel * static_cast<int64_t>(sizeof(W)); line += 64)
-        __builtin_prefetch(reinterpret_cast<const char*>(b + j * kPanel) + kAhead + line);
-      const F32 x = broadcast(a[j]), y = broadcast(a[j + 1]);
-      for (int g = 0; g < 4; ++g) sum[0][g] = fma(x, load_weight(b + j * kPanel + g * kLanes), sum[0][g]);
-      for (int g = 0; g < 4; ++g) odd[g] = fma(y, load_weight(b + (j + 1) * kPanel + g * kLanes), odd[g]);
-    }
-    for (int g = 0; g < 4; ++g) sum[0][g] += odd[g];
+    const int64_t part = k / kStreams;
+    F32 more[kStreams][4] = {};
+    for (; j < part; ++j)
+      for (int n = 0; n < kStreams; ++n) {
+        const F32 x = broadcast(a[n * part + j]);
+        for (int g = 0; g < 4; ++g)
+          more[n][g] = fma(x, load_weight(b + (n * part + j) * kPanel + g * kLanes), more[n][g]);
+      }
+    for (int n = 0; n < kStreams; ++n)
+      for (int g = 0; g < 4; ++g) sum[0][g] += more[n][g];
+    j = part * kStreams;
   }
   for (; j < k; ++j) {
     F32 w[4];
@@ -103,6 +105,17 @@ inline void panel(int64_t rows, const float* a, int64_t a_row, const W* b, int64
     init = c, init_row = c_row;
     j += n;
   } while (j < k);
+}
+
+// The sum of the two biases (4h) in panels (h/kLanes, 4, kLanes), zero where there are none.
+template <class W>
+void pack_bias(const W* b_ih, const W* b_hh, int64_t hidden, float* out) {
+  for (int64_t u = 0; u * kLanes < hidden; ++u)
+    for (int g = 0; g < 4; ++g)
+      for (int64_t v = 0; v < kLanes; ++v) {
+        const int64_t unit = u * kLanes + v, i = g * hidden + unit;
+        out[u * kPanel + g * kLanes + v] = b_ih && unit < hidden ? widen(b_ih[i]) + widen(b_hh[i]) : 0.0f;
+      }
 }
 
 }  // namespace
