@@ -8,6 +8,7 @@
 #include <functional>
 
 #include "cpu/lstm/kernels.h"
+#include "cpu/lstm/layout.h"
 #include "test.h"
 
 namespace pk {
@@ -285,10 +286,16 @@ Results run(const Problem& p, const LstmKernels* table, Weights how, Order order
   f.reserve = backward ? r.reserve.data() : nullptr;
   f.weights = pointers.data();
   std::vector<char> packed;
-  if (how == Weights::packed && !table) {
-    EXPECT(lstm_packed_bytes(s, &bytes), "packed bytes");
+  if (how == Weights::packed) {
+    if (table)
+      bytes = packed_bytes_of(s, table->lanes);
+    else
+      EXPECT(lstm_packed_bytes(s, &bytes), "packed bytes");
     packed.resize(static_cast<size_t>(bytes));
-    EXPECT(lstm_pack(s, pointers.data(), packed.data(), bytes, executor), "pack");
+    if (table)
+      table->pack(s, pointers.data(), packed.data(), executor);
+    else
+      EXPECT(lstm_pack(s, pointers.data(), packed.data(), bytes, executor), "pack");
     f.packed = packed.data(), f.packed_bytes = bytes;
   }
   if (table)
@@ -380,6 +387,7 @@ const std::vector<Case> kCases = {
     {7, 5, 12, 19, 3, 2, false, {5, 5, 4, 2, 2, 1, 1}},
     {6, 21, 10, 70, 2, 2, true, {21, 20, 9, 9, 3, 1}},
     {3, 100, 6, 16, 1, 2, true, {100, 99, 98}},
+    {6, 100, 5, 11, 1, 1, true, {}},
 };
 
 void check_close(const char* what, const std::vector<float>& got, const Doubles& expected, double tolerance) {
