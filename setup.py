@@ -1,4 +1,4 @@
-"""Builds the native libraries with CMake and ninja. Reads PK_CUDA, PK_CUDA_ARCHS and MAX_JOBS, and nothing else."""
+"""Builds the native libraries with CMake and ninja. Of the environment it reads PK_CUDA, PK_WERROR and MAX_JOBS."""
 
 from __future__ import annotations
 
@@ -42,7 +42,12 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        in_place = bool(self.inplace or self.editable_mode)
+        # A wheel is built afresh in a folder of its own: build isolation puts cmake, ninja and torch at passing places,
+        # which a CMake cache would remember.
+        build = ROOT / "build" / ("cmake" if in_place else "cmake-wheel")
+        if not in_place:
+            shutil.rmtree(build, ignore_errors=True)
         build.mkdir(parents=True, exist_ok=True)
         output.mkdir(parents=True, exist_ok=True)
         torch_spec = importlib.util.find_spec("torch")
@@ -57,8 +62,8 @@ class CMakeBuild(build_ext):
             f"-DPK_TORCH_VERSION={version('torch')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11_directory()}",
-            f"-DPK_WERROR={'ON' if os.environ.get('CI') else 'OFF'}",
-            f"-DPK_TESTS={'ON' if self.inplace or self.editable_mode else 'OFF'}",
+            f"-DPK_WERROR={'ON' if os.environ.get('PK_WERROR', '0') == '1' else 'OFF'}",
+            f"-DPK_TESTS={'ON' if in_place else 'OFF'}",
         ]  # fmt: skip
         jobs = os.environ.get("MAX_JOBS")
         subprocess.run(cmake, check=True)

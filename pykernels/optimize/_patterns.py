@@ -92,11 +92,15 @@ class GraphReader:
         names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
         bound = _bind(node, names)
         mean, var, weight, bias = (self.attribute(bound.get(k)) for k in names[1:5])
-        if bound.get("training", False) is not False or not isinstance(mean, torch.Tensor) or var is None:
+        eps = bound.get("eps", 1e-5)
+        if bound.get("training", False) is not False or not isinstance(eps, float | int):
             return None
-        if (weight is None) != (bias is None) or not isinstance(weight, nn.Parameter | None):
+        if not isinstance(mean, torch.Tensor) or not isinstance(var, torch.Tensor):
             return None
-        bn = nn.BatchNorm2d(mean.numel(), eps=bound.get("eps", 1e-5), affine=weight is not None, device="meta")
+        affine = isinstance(weight, nn.Parameter) and isinstance(bias, nn.Parameter)
+        if not affine and not (weight is None and bias is None):
+            return None
+        bn = nn.BatchNorm2d(mean.numel(), eps=eps, affine=weight is not None, device="meta")
         bn.running_mean, bn.running_var = mean, var
         bn.num_batches_tracked = torch.zeros((), dtype=torch.long)
         if weight is not None:

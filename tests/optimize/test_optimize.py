@@ -100,6 +100,28 @@ def test_activations_that_are_not_ours_stay(activation):
     assert kinds(fast) == ["conv+bn"]
 
 
+class ComputedStatistics(nn.Module):
+    """Statistics that are no constants: nothing to fold."""
+
+    def __init__(self, what: str):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.what = what
+
+    def forward(self, x):
+        y, bn = self.conv(x), self.bn
+        mean = y.mean((0, 2, 3)) if self.what == "mean" else bn.running_mean
+        var = y.var((0, 2, 3)) if self.what == "var" else bn.running_var
+        bias = x.mean() * bn.bias if self.what == "bias" else bn.bias
+        weight = None if self.what == "no weight" else bn.weight
+        return F.batch_norm(y, mean, var, weight, bias, eps=2e-5)
+
+
+@pytest.mark.parametrize("what", ["mean", "var", "bias", "no weight"])
+def test_computed_statistics_are_not_folded(what):
+    assert kinds(same(ComputedStatistics(what), image())) == ["conv"]
+
+
 class Block(nn.Module):
     def __init__(self, form: str):
         super().__init__()
