@@ -52,8 +52,8 @@ class GraphReader:
         """The module that ``node`` calls, if it is of exactly this type and carries no hooks."""
         if node.op != "call_module":
             return None
-        found = self.modules[str(node.target)]
-        return found if type(found) is kind and not has_hooks(found) else None
+        found = self.modules.get(str(node.target))  # None: put in by the rewrite
+        return found if found is not None and type(found) is kind and not has_hooks(found) else None
 
     def attribute(self, value: Any) -> Any:
         """The tensor that a ``get_attr`` node reads; other values as they are."""
@@ -110,8 +110,8 @@ class GraphReader:
     def activation(self, node: fx.Node) -> Activation | None:
         """The activation that ``node`` applies, if it is one of ours."""
         if node.op == "call_module":
-            m = self.modules[str(node.target)]
-            if has_hooks(m):
+            m = self.modules.get(str(node.target))
+            if m is None or has_hooks(m):
                 return None
             if type(m) in _ACTIVATION_MODULES:
                 return Activation(_ACTIVATION_MODULES[type(m)])

@@ -10,18 +10,18 @@ import torch
 from torch import fx, nn
 
 from pykernels.nn import LSTM, ConvBNAct2d, LSTMCell
-from pykernels.optimize._modules import FusedConv, Rewritten, like_input
+from pykernels.optimize._modules import FusedConv, FusedLinear, Rewritten, like_input
 from pykernels.optimize._patterns import Activation, GraphReader, changes_in_place
 from pykernels.optimize._report import Left, Replaced, Report
 from pykernels.optimize._trace import Untraceable, has_hooks, trace
 
 #: What has kernels of ours, and so is worth a line in the report where it stays.
-_FAMILY = (nn.Conv2d, nn.BatchNorm2d, nn.LSTM, nn.LSTMCell)
+_FAMILY = (nn.Conv2d, nn.BatchNorm2d, nn.LSTM, nn.LSTMCell, nn.Linear)
 #: What stands for a module of the family outside any chain.
 _OURS: dict[type, Any] = {nn.Conv2d: ConvBNAct2d, nn.LSTM: LSTM, nn.LSTMCell: LSTMCell}
+_LINEAR = "pk.ops.conv_bn_act, 1 x 1 (from two rows on)"
 #: Compute of other kinds that a reader of the report may look for.
-_OTHERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.RNNBase, nn.RNNCellBase, nn.Linear,
-           nn.MultiheadAttention)  # fmt: skip
+_OTHERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 
 
 @dataclass
@@ -92,6 +92,9 @@ class Rewriter:
 
     def _leaf(self, module: nn.Module, path: str) -> nn.Module:
         why = _why_not(module)
+        if type(module) is nn.Linear and why is None:
+            self.report.replaced.append(Replaced((path,), "linear", _LINEAR))
+            return FusedLinear(module)
         ours = _OURS.get(type(module))
         if ours is not None and why is None:
             self.report.replaced.append(Replaced((path,), type(module).__name__, f"pk.nn.{ours.__name__}"))
@@ -117,6 +120,9 @@ class Rewriter:
             chain = self._chain(reader, _Chain(node, conv, nodes=[node]), taken)
             taken.update(chain.nodes)
             self._fuse(graph, chain, placed, path)
+        for node in list(graph.nodes):
+            if (linear := reader.module(node, nn.Linear)) is not None and _why_not(linear) is None:
+                self._fuse_linear(reader, node, linear, placed, path)
         may_change_layout = _may_change_layout(reader)
         for node in list(graph.nodes):
             if node.op == "call_module" and node.target not in placed:
@@ -181,6 +187,23 @@ class Rewriter:
         where = tuple(_join(path, _name_of(n)) for n in chain.nodes)
         self.report.replaced.append(Replaced(where, chain.kinds(), "pk.ops.conv_bn_act"))
 
+    def _fuse_linear(
+        self, reader: GraphReader, node: fx.Node, linear: nn.Linear, placed: dict[str, Any], path: str
+    ) -> None:
+        """Puts a linear layer, with the activation that follows if nothing else reads in between, into one module."""
+        following = next(_only_users(node), None)
+        activation = None
+        if following is not None and (following.args[:1] or (following.kwargs.get("input"),))[0] is node:
+            activation = reader.activation(following)
+        nodes = [node] if activation is None or following is None else [node, following]
+        chosen = activation or Activation("none")
+        where = tuple(_join(path, _name_of(n)) for n in nodes)
+        node.target = _place(placed, _name_of(node), FusedLinear(linear, chosen.name, chosen.negative_slope))
+        if len(nodes) == 2:
+            nodes[1].replace_all_uses_with(node)
+            reader.graph.erase_node(nodes[1])
+        self.report.replaced.append(Replaced(where, "+".join(["linear", chosen.name][: len(nodes)]), _LINEAR))
+
 
 def _why_not(module: nn.Module) -> str | None:
     """Why none of our modules can stand for this one."""
@@ -194,6 +217,8 @@ def _why_not(module: nn.Module) -> str | None:
     dtypes = {p.dtype for p in module.parameters()} - {torch.float32, torch.bfloat16}
     if dtypes:
         return f"is {'/'.join(str(d) for d in dtypes)}; the kernels take float32 and bfloat16"
+    if isinstance(module, nn.Linear) and module.weight.dtype != torch.float32:
+        return "is not float32; torch's own is as fast"
     if isinstance(module, nn.LSTM) and module.proj_size:
         return "has projections (proj_size), which the kernels don't know"
     return None

@@ -348,6 +348,28 @@ def test_lstm_and_cell_are_replaced():
     assert [x.what for x in fast.report().left] == ["GRU"]
 
 
+@pytest.mark.parametrize("shape", [(1, 6), (2, 6), (3, 5, 6), (6,), (0, 6)], ids=str)
+@pytest.mark.parametrize("activation", [nn.GELU(), nn.ReLU(inplace=True), nn.Softmax(-1)], ids=lambda m: repr(m))
+def test_linear_and_its_activation_are_folded(shape, activation):
+    model = nn.Sequential(nn.Linear(6, 9), activation, nn.Linear(9, 4, bias=False))
+    fast = same(model, image(*shape) if shape[0] else torch.empty(shape))
+    assert kinds(fast) == ["linear" if isinstance(activation, nn.Softmax) else f"linear+{kinds(fast)[0][7:]}", "linear"]
+
+
+def test_linear_sees_updates_of_its_weight():
+    model = nn.Sequential(nn.Linear(6, 9)).eval()
+    fast = pk.optimize(model)
+    with torch.no_grad():
+        fast(image(3, 6))
+        model[0].weight.mul_(3)
+        assert relative_l2(fast(image(3, 6)), model(image(3, 6))) < TOLERANCE
+
+
+def test_linear_of_the_wrong_width_says_what_torch_says():
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        pk.optimize(nn.Sequential(nn.Linear(6, 9)))(image(4, 3))
+
+
 def test_projections_are_left_alone():
     class Projected(nn.Module):
         def __init__(self):
