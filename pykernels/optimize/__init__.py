@@ -23,8 +23,9 @@ def optimize(model: nn.Module, dtype: torch.dtype | None = None) -> Optimized:
     """An evaluation-mode copy of ``model`` that computes the same with fused kernels.
 
     Folds Conv2d + BatchNorm2d (+ addition) + activation wherever they stand, as modules, functions, methods, in place
-    or not; replaces LSTM, LSTMCell and Linear (+ activation); leaves everything else alone. A model whose ``forward`` can't be traced safely
-    is rewritten module by module. ``.report()`` of the result says what was replaced by what, and what was not and why.
+    or not; replaces LSTM, LSTMCell and Linear (+ activation); leaves everything else alone. A model whose ``forward``
+    can't be traced safely is rewritten module by module. ``.report()`` of the result says what was replaced by what,
+    and what was not and why.
 
     The original is untouched. Parameters and buffers are shared with it, not copied: an update of the original's
     weights (an optimizer step, ``load_state_dict``) is seen by the optimised model at its next call.
