@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import pykernels
+from pykernels import _native
 
 PACKAGE = Path(pykernels.__file__).parent
 
@@ -70,6 +73,31 @@ def test_half_an_install_says_so(bare):
     done = run(ASKS_FOR_THE_KERNELS, bare)
     assert done.returncode == 1
     assert "the native library is broken (libpykernels.so: cannot open" in done.stderr
+
+
+@pytest.mark.parametrize("what", ["foreign", "older"])
+def test_a_stale_library_says_so(bare, what):
+    for library in (PACKAGE / "_native").glob("*.so"):
+        shutil.copy(library, bare / "pykernels/_native")
+    if what == "foreign":  # loads, and defines no op at all
+        shutil.copy(bare / "pykernels/_native/libpykernels.so", bare / "pykernels/_native/libpykernels_torch.so")
+        missing = "conv_bn_act, "
+    else:
+        source = bare / "pykernels/_native/__init__.py"
+        source.write_text(source.read_text().replace("OPS = (", 'OPS = (\n    "op_of_tomorrow",'))
+        missing = r"op_of_tomorrow\)"
+    assert run(USES_THE_REFERENCE, bare).returncode == 0
+    done = run(ASKS_FOR_THE_KERNELS, bare)
+    assert done.returncode == 1
+    assert re.search(rf"native library is stale, of another version of pykernels \(it has no {missing}", done.stderr)
+    assert "the native library is stale" in " ".join(run("info", bare).stdout.split())
+
+
+@pytest.mark.skipif(_native.error is not None, reason=str(_native.error))
+def test_the_list_of_ops_is_that_of_the_library():
+    schemas = [s.name for s in torch._C._jit_get_all_schemas()]
+    defined = {name.removeprefix("pykernels::") for name in schemas if name.startswith("pykernels::")}
+    assert defined == set(_native.OPS)
 
 
 def test_old_torch_says_so():

@@ -15,6 +15,13 @@ import torch
 DIRECTORY = Path(__file__).parent
 MEND = "build it with `pip install -e . --no-build-isolation` in the source tree, or reinstall pykernels"
 
+#: Every op that the library has to define, for the package registers shapes and gradients for them.
+OPS = (
+    *("conv_bn_act", "conv_pack", "conv_bn_act_packed"),
+    *("lstm", "lstm_backward", "lstm_pack", "lstm_packed", "lstm_cell", "lstm_cell_backward", "lstm_cell_packed"),
+    *("int8_matmul", "int8_pack", "int8_matmul_packed", "int8_linear", "int8_linear_packed", "quantize_int8"),
+)
+
 
 def _torch_is_old() -> bool:
     major, minor = torch.__version__.split("+")[0].split(".")[:2]
@@ -32,6 +39,9 @@ def _load() -> str | None:
     except OSError as problem:
         # torch wraps the loader's own words, which name the missing file or symbol.
         return f"the native library is broken ({problem.__cause__ or problem}); {MEND}"
+    missing = [name for name in OPS if not hasattr(torch.ops.pykernels, name)]
+    if missing:
+        return f"the native library is stale, of another version of pykernels (it has no {', '.join(missing)}); {MEND}"
     return None
 
 
@@ -40,9 +50,7 @@ def introspect() -> ModuleType:
     try:
         return importlib.import_module("pykernels._native._introspect")
     except ImportError as problem:
-        raise RuntimeError(
-            f"pykernels: {error or problem}; {MEND}" if error is None else f"pykernels: {error}"
-        ) from problem
+        raise RuntimeError(f"pykernels: {error or f'{problem}; {MEND}'}") from problem
 
 
 error: str | None = _load()
