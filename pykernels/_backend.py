@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from torch.autograd import forward_ad
 
 from pykernels import _native
 
@@ -34,6 +35,9 @@ def backend(name: str) -> Iterator[None]:
 
     ``"auto"`` takes the kernels of the tensors' device and falls back to the reference, saying so once in the log.
     Any other name is explicit: an op that cannot run there raises and says why.
+
+    A compiled function keeps the backend that was in force when it was traced. The block is of the thread (and task)
+    that entered it: threads started inside begin with ``"auto"``, unless they are run in a copy of its context.
 
     >>> with pk.backend("reference"):
     ...     y = pk.ops.conv_bn_act(x, weight)
@@ -82,7 +86,16 @@ def _why_not(spec: OpSpec, wanted: str, device: torch.device, dtype: torch.dtype
         return f"its tensors are on {device.type!r}"
     if dtype not in spec.dtypes:
         return f"its kernels take {', '.join(map(str, spec.dtypes))}, not {dtype}"
+    if is_transformed():
+        return "torch.func's transforms and forward-mode differentiation can follow plain PyTorch only"
     return _native.error
+
+
+def is_transformed() -> bool:
+    """Inside torch.func's grad, vmap and their like, or forward-mode differentiation?"""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def _tell_once(message: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
+import functools
 import logging
+import threading
 
 import pytest
 import torch
@@ -70,3 +73,67 @@ def test_auto_falls_back_and_tells_it_once(call, monkeypatch, caplog):
     assert [r.getMessage() for r in caplog.records] == [
         "conv_bn_act: the native library is not built; using the reference"
     ]
+
+
+def _specs_calls():
+    x, w = torch.randn(1, 3, 6, 6), torch.randn(4, 3, 3, 3)
+    yield "conv_bn_act", lambda x, **k: pk.ops.conv_bn_act(x, w, **k), x
+    h, weights = torch.zeros(1, 2, 4), [torch.randn(16, 3), torch.randn(16, 4)]
+    yield "lstm", lambda x, **k: pk.ops.lstm(x, (h, h), weights, **k)[0], torch.randn(5, 2, 3)
+    yield "lstm_cell", lambda x, **k: pk.ops.lstm_cell(x, (h[0], h[0]), *weights, **k)[0], torch.randn(2, 3)
+    a, b = torch.ones(2, 3, dtype=torch.int8), torch.ones(3, 4, dtype=torch.int8)
+    scaled = {"b_scale": torch.ones(4), "out_dtype": torch.float32}
+    yield "int8_matmul_scaled", lambda x, **k: pk.ops.int8_matmul(a, b, a_scale=x, **scaled, **k), torch.rand(2)
+
+
+TRANSFORMED = pytest.mark.parametrize(("op", "f", "x"), [pytest.param(*c, id=c[0]) for c in _specs_calls()])
+
+
+def _grad(f, x):
+    return torch.func.grad(lambda x: f(x).sum())(x)
+
+
+def _vmap(f, x):
+    return torch.vmap(f)(x[None])
+
+
+def _forward_mode(f, x):
+    with torch.autograd.forward_ad.dual_level():
+        return torch.autograd.forward_ad.unpack_dual(f(torch.autograd.forward_ad.make_dual(x, x))).tangent
+
+
+@TRANSFORMED
+@pytest.mark.parametrize("transform", [_grad, _vmap, _forward_mode])
+def test_transforms_take_the_reference_in_auto_and_refuse_an_explicit_backend(transform, op, f, x):
+    why = rf"pykernels.{op}: backend='cpu' cannot run: torch.func's transforms and forward-mode differentiation"
+    with pytest.raises(RuntimeError, match=why):
+        transform(functools.partial(f, backend="cpu"), x)
+    with pk.backend("cpu"), pytest.raises(RuntimeError, match=why):
+        transform(f, x)
+    with pytest.raises(ValueError, match="got 'gpu'"):
+        transform(functools.partial(f, backend="gpu"), x)
+    assert torch.equal(transform(f, x), transform(functools.partial(f, backend="reference"), x))
+
+
+def test_a_compiled_function_keeps_the_backend_it_was_traced_with(call):
+    torch._dynamo.reset()
+    compiled = torch.compile(call, backend="eager", fullgraph=True)
+    with pk.backend("reference"):
+        expected = compiled()
+    with pk.backend("cuda"):
+        assert torch.equal(compiled(), expected)
+        with pytest.raises(RuntimeError, match="cannot run"):
+            call()
+
+
+def test_a_block_is_its_own_threads():
+    found = []
+    with pk.backend("reference"):
+        plain = threading.Thread(target=lambda: found.append(_backend._current()))
+        copied = threading.Thread(
+            target=contextvars.copy_context().run, args=(lambda: found.append(_backend._current()),)
+        )
+        for thread in (plain, copied):
+            thread.start()
+            thread.join()
+    assert found == ["auto", "reference"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.autograd import forward_ad
 
 from pykernels._backend import choose
 from pykernels.ops._activation import activation_code
@@ -66,7 +65,8 @@ def conv_bn_act(
     The vectors of length K may be of any floating dtype; they are folded to a float32 scale and shift, computed in
     float64. The kernels take float32 and bfloat16 and accumulate in float32; float64 and float16 run as plain PyTorch.
     Every tensor argument is differentiable, twice. Under autocast ``x``, ``weight`` and ``residual`` are cast as
-    ``F.conv2d`` would cast them. Under `torch.func` and forward-mode differentiation it runs as plain PyTorch.
+    ``F.conv2d`` would cast them. Under `torch.func` and forward-mode differentiation it runs as plain PyTorch, and
+    refuses an explicit other backend.
 
     The relative L2 error is about sqrt(C R S / groups) roundings of float32, plus one of ``x``'s dtype. The same input
     gives the same bits.
@@ -84,7 +84,7 @@ def conv_bn_act(
         x, weight = x.to(dtype), weight.to(dtype)
         residual = None if residual is None else residual.to(dtype)
     x, weight = with_channels(x, weight, groups)
-    if choose(CONV_BN_ACT, x.device, x.dtype, backend) == "reference" or _is_transformed():
+    if choose(CONV_BN_ACT, x.device, x.dtype, backend) == "reference":
         return conv_bn_act_reference(
             x, weight, bias, running_mean, running_var, bn_weight, bn_bias, eps=eps, residual=residual, stride=stride,
             padding=padding, dilation=dilation, groups=groups, activation=activation, negative_slope=negative_slope,
@@ -98,13 +98,6 @@ def conv_bn_act(
         x, weight, scale, shift, residual, g.stride, g.padding, g.dilation, g.groups, code, negative_slope
     )
     return y[0] if unbatched else y
-
-
-def _is_transformed() -> bool:
-    """Inside torch.func's transforms or forward-mode differentiation, which only the reference can follow?"""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def fold_batch_norm(

@@ -53,7 +53,8 @@ def lstm_cell(
         torch.lstm_cell(x, (h, c), w_ih, w_hh, b_ih, b_hh)
 
     Differentiable twice: the first backward is native, the second goes through the reference, as does everything inside
-    `torch.func`'s transforms. Accumulates in float32 and gives the same bits for the same input and thread count.
+    `torch.func`'s transforms and forward-mode differentiation, where an explicit other backend is refused. Accumulates
+    in float32 and gives the same bits for the same input and thread count.
     Tolerance: `pykernels.ops.lstm.spec`. The equations are those of Hochreiter and Schmidhuber (1997) with the forget
     gate of Gers, Schmidhuber and Cummins (2000).
     """
@@ -66,7 +67,7 @@ def lstm_cell(
         b_ih = torch.zeros_like(w_ih[:, 0]) if b_ih is None else b_ih
         b_hh = torch.zeros_like(w_ih[:, 0]) if b_hh is None else b_hh
     with autocast_off:
-        if _transformed() or choose(LSTM_CELL, x.device, x.dtype, backend) == "reference":
+        if choose(LSTM_CELL, x.device, x.dtype, backend) == "reference":
             return reference.lstm_cell(x, (h, c), w_ih, w_hh, b_ih, b_hh)
         unbatched = x.dim() == 1
         if unbatched:
@@ -121,7 +122,8 @@ def lstm(
         torch.lstm(data, batch_sizes, (h0, c0), weights, has_biases, num_layers, dropout, training, bidirectional)
 
     Differentiable twice: the first backward is native, the second goes through the reference, as does everything inside
-    `torch.func`'s transforms. Accumulates in float32 and gives the same bits for the same input and thread count.
+    `torch.func`'s transforms and forward-mode differentiation, where an explicit other backend is refused. Accumulates
+    in float32 and gives the same bits for the same input and thread count.
     Tolerance: `pykernels.ops.lstm.spec`. Method: one product for the inputs of all time steps, then the recurrence
     (Appleyard, Kocisky, Blunsom, 2016), each thread with its own share of the units (Zhang et al., DeepCPU, ATC 2018).
     """
@@ -132,7 +134,7 @@ def lstm(
     has_bias = check_lstm(x, h0, c0, flat, num_layers, bidirectional, batch_first, dropout, batch_sizes)
     drops = training and dropout > 0 and num_layers > 1
     with autocast_off:
-        if _transformed() or choose(LSTM, x.device, x.dtype, backend) == "reference":
+        if choose(LSTM, x.device, x.dtype, backend) == "reference":
             return reference.lstm(
                 x,
                 (h0, c0),
@@ -148,7 +150,9 @@ def lstm(
         if unbatched:
             x, h0, c0, batch_first = x.unsqueeze(1), h0.unsqueeze(1), c0.unsqueeze(1), False
         if not drops:
-            output, h_n, c_n = _native(x, h0, c0, flat, batch_sizes, num_layers, bidirectional, batch_first, has_bias)
+            output, h_n, c_n = _call_kernels(
+                x, h0, c0, flat, batch_sizes, num_layers, bidirectional, batch_first, has_bias
+            )
         else:
             output, h_n, c_n = _with_dropout(
                 x, h0, c0, flat, batch_sizes, num_layers, bidirectional, batch_first, has_bias, dropout
@@ -158,12 +162,7 @@ def lstm(
         return output, (h_n, c_n)
 
 
-def _transformed() -> bool:
-    """Inside torch.func's grad, vmap and their like, which take plain PyTorch only."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-
-
-def _native(
+def _call_kernels(
     x: Tensor,
     h0: Tensor,
     c0: Tensor,
@@ -204,7 +203,7 @@ def _with_dropout(
             x = F.dropout(x, dropout)
         rows = slice(layer * directions, (layer + 1) * directions)
         own = weights[layer * each : (layer + 1) * each]
-        x, h, c = _native(x, h0[rows], c0[rows], own, batch_sizes, 1, bidirectional, False, has_bias)
+        x, h, c = _call_kernels(x, h0[rows], c0[rows], own, batch_sizes, 1, bidirectional, False, has_bias)
         last_h.append(h)
         last_c.append(c)
     return (x.transpose(0, 1) if transposed else x), torch.cat(last_h), torch.cat(last_c)

@@ -54,9 +54,7 @@ def _differentiable(
     return list(found)
 
 
-def _lstm_shapes(
-    x: Tensor, h0: Tensor, batch_sizes: Tensor | None, num_layers: int, directions: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _lstm_shapes(x: Tensor, h0: Tensor, directions: int) -> tuple[Tensor, Tensor, Tensor]:
     hidden = h0.shape[-1]
     return (
         x.new_empty((*x.shape[:-1], directions * hidden)),
@@ -80,7 +78,7 @@ def _lstm_fake(
     directions = 2 if bidirectional else 1
     rows, hidden = math.prod(x.shape[:-1]), h0.shape[-1]
     reserve = rows * num_layers * directions * 5 * hidden + (num_layers - 1) * rows * directions * hidden
-    shapes = _lstm_shapes(x, h0, batch_sizes, num_layers, directions)
+    shapes = _lstm_shapes(x, h0, directions)
     return (*shapes, x.new_empty((reserve if save else 0,), dtype=torch.float32))
 
 
@@ -88,7 +86,6 @@ def _lstm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
     x, h0, c0, weights, batch_sizes, *ctx.options, ctx.saved = inputs
     ctx.mark_non_differentiable(output[3])
     ctx.set_materialize_grads(False)
-    ctx.packed = batch_sizes is not None
     ctx.save_for_backward(x, h0, c0, batch_sizes, output[0], output[3], *weights)
 
 
@@ -153,7 +150,7 @@ def _lstm_packed_fake(
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _lstm_shapes(x, h0, batch_sizes, num_layers, 2 if bidirectional else 1)
+    return _lstm_shapes(x, h0, 2 if bidirectional else 1)
 
 
 def _cell_fake(
