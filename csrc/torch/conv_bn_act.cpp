@@ -61,7 +61,8 @@ const float* per_channel(const MaybeTensor& t, int64_t k, const char* op, const 
 }
 
 ConvAlgorithm to_algorithm(int64_t code, const char* op) {
-  check(code == 0 || code == 1, op, "algorithm", "expected 0 (direct) or 1 (winograd), got ", code);
+  check(code >= 0 && code < kConvAlgorithms, op, "algorithm",
+        "expected 0 (direct), 1 (winograd4) or 2 (winograd2), got ", code);
   return static_cast<ConvAlgorithm>(code);
 }
 
@@ -99,10 +100,8 @@ Tensor pack(const Tensor& weight, int64_t groups, int64_t algorithm, const char*
   return packed;
 }
 
-Tensor run(const char* op, const Tensor& x, const Tensor& packed, const Ints& weight_shape, const MaybeTensor& scale,
-           const MaybeTensor& shift, const MaybeTensor& residual, const Ints& stride, const Ints& padding,
-           const Ints& dilation, int64_t groups, int64_t activation, double negative_slope) {
-  check_isa(op);
+ConvShape shape_of_call(const char* op, const Tensor& x, const Ints& weight_shape, const Ints& stride,
+                        const Ints& padding, const Ints& dilation, int64_t groups) {
   check_cpu(x, op, "x");
   check_dim(x, 4, op, "x");
   check(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16, op, "x",
@@ -115,9 +114,7 @@ Tensor run(const char* op, const Tensor& x, const Tensor& packed, const Ints& we
   check(dilation[0] >= 1 && dilation[1] >= 1, op, "dilation", "expected at least 1, got (", dilation[0], ", ",
         dilation[1], ")");
 
-  ConvArgs args;
-  ConvShape& shape = args.shape;
-  shape = weight_shape_of(weight_shape, groups, op, "weight");
+  ConvShape shape = weight_shape_of(weight_shape, groups, op, "weight");
   check(x.size(1) == shape.c, op, "x", "expected ", shape.c, " channels (weight's ", weight_shape[1], " x ", groups,
         " groups), got shape ", shape_of(x));
   shape.n = x.size(0);
@@ -132,6 +129,16 @@ Tensor run(const char* op, const Tensor& x, const Tensor& packed, const Ints& we
   shape.dilation_h = dilation[0];
   shape.dilation_w = dilation[1];
   check_status(conv_check(shape), op);
+  return shape;
+}
+
+Tensor run(const char* op, const Tensor& x, const Tensor& packed, const Ints& weight_shape, const MaybeTensor& scale,
+           const MaybeTensor& shift, const MaybeTensor& residual, const Ints& stride, const Ints& padding,
+           const Ints& dilation, int64_t groups, int64_t activation, double negative_slope) {
+  check_isa(op);
+  ConvArgs args;
+  args.shape = shape_of_call(op, x, weight_shape, stride, padding, dilation, groups);
+  const ConvShape& shape = args.shape;
 
   MaybeTensor kept_scale, kept_shift;
   args.scale = per_channel(scale, shape.k, op, "scale", &kept_scale);
@@ -173,9 +180,14 @@ Tensor conv_pack_op(Tensor weight, int64_t groups, int64_t algorithm) {
 Tensor conv_bn_act_op(Tensor x, Tensor weight, MaybeTensor scale, MaybeTensor shift, MaybeTensor residual, Ints stride,
                       Ints padding, Ints dilation, int64_t groups, int64_t activation, double negative_slope) {
   const char* op = "conv_bn_act";
+  check_isa(op);
   check_dtype(weight, x.scalar_type(), op, "weight");
-  const Tensor packed = pack(weight, groups, 0, op);
+  check_dim(weight, 4, op, "weight");
   const Ints weight_shape = {weight.size(0), weight.size(1), weight.size(2), weight.size(3)};
+  ConvAlgorithm algorithm;
+  check_status(conv_choose(shape_of_call(op, x, weight_shape, stride, padding, dilation, groups), true, &algorithm),
+               op);
+  const Tensor packed = pack(weight, groups, static_cast<int64_t>(algorithm), op);
   return run(op, x, packed, weight_shape, scale, shift, residual, stride, padding, dilation, groups, activation,
              negative_slope);
 }

@@ -1,5 +1,6 @@
 // conv_bn_act against a naive double loop: every ISA of this machine through the API, and the AVX-512 tilings through
-// the table of wide512. Then what shapes don't show: threads, memory formats, infinities, bad packed weights.
+// the table of wide512; with each algorithm, on the shapes that it suits. Then what shapes don't show: threads, memory
+// formats, infinities, overflow, bad packed weights, and which algorithm is chosen.
 #include <algorithm>
 #include <cstring>
 
@@ -13,6 +14,21 @@ extern const ConvKernels conv_kernels;
 using namespace pk;
 
 namespace {
+
+// Of all packing below.
+ConvAlgorithm algorithm = ConvAlgorithm::direct;
+
+bool suits(const ConvShape& s) {
+  return algorithm == ConvAlgorithm::direct || (s.r == 3 && s.s == 3 && s.stride_h == 1 && s.stride_w == 1 &&
+                                                s.dilation_h == 1 && s.dilation_w == 1 && s.groups == 1 && s.c > 0);
+}
+
+ConvLayout layout_of(const ConvShape& s) {
+  return algorithm == ConvAlgorithm::winograd4   ? ConvLayout::winograd4
+         : algorithm == ConvAlgorithm::winograd2 ? ConvLayout::winograd2
+         : s.groups == s.c && s.groups > 1       ? ConvLayout::depthwise
+                                                 : ConvLayout::direct;
+}
 
 struct Case {
   ConvShape shape;
@@ -39,6 +55,10 @@ const Case kCases[] = {
     {{2, 12, 9, 9, 36, 3, 3, 1, 2, 1, 1, 1, 1, 1, 1, 12}, true, true, true},     // depthwise, three filters each
     {{1, 4, 3, 3, 6, 3, 3, 1, 1, 4, 4, 4, 4, 1, 1, 1}, false, true, false},      // pixels of padding alone
     {{1, 70, 25, 26, 48, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, true, true, true},    // several blocks of pixels
+    {{1, 8, 1, 2, 9, 3, 3, 1, 1, 1, 2, 1, 0, 1, 1, 1}, true, true, true},        // less than a tile, asymmetric
+    {{2, 40, 11, 9, 72, 3, 3, 1, 1, 0, 0, 0, 0, 1, 1, 1}, true, false, true},    // no padding, five panels
+    {{3, 33, 8, 12, 17, 3, 3, 1, 1, 2, 0, 1, 2, 1, 1, 1}, true, true, true},     // asymmetric, whole tiles
+    {{2, 256, 46, 46, 1, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, true, true, false},   // images too large to copy at once
     {{0, 8, 5, 5, 8, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, true, true, true},        // no image
     {{2, 0, 5, 5, 8, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, true, true, true},        // no channel: the empty sum
 };
@@ -150,15 +170,14 @@ std::vector<char> pack(const ConvShape& shape, DType dtype, Array& weight, const
                        const Executor& executor) {
   if (table == nullptr) {
     int64_t bytes = 0;
-    Status status = conv_packed_bytes(shape, ConvAlgorithm::direct, &bytes);
+    Status status = conv_packed_bytes(shape, algorithm, &bytes);
     EXPECT(status, "%s", status.error);
     std::vector<char> packed(static_cast<size_t>(bytes));
-    status = conv_pack(shape, ConvAlgorithm::direct, dtype, weight.tensor(), packed.data(), bytes, executor);
+    status = conv_pack(shape, algorithm, dtype, weight.tensor(), packed.data(), bytes, executor);
     EXPECT(status, "%s", status.error);
     return packed;
   }
-  const bool depthwise = shape.groups == shape.c && shape.groups > 1;
-  const ConvMethod& method = *table->methods[depthwise];
+  const ConvMethod& method = *table->methods[static_cast<int>(layout_of(shape))];
   std::vector<char> packed(static_cast<size_t>(4 * method.packed_floats(shape)));
   method.pack(shape, dtype, weight.tensor(), reinterpret_cast<float*>(packed.data()), executor);
   return packed;
@@ -179,8 +198,7 @@ void run(ConvArgs args, const std::vector<char>& packed, const ConvKernels* tabl
     return;
   }
   if (args.shape.n == 0) return;
-  const bool depthwise = args.shape.groups == args.shape.c && args.shape.groups > 1;
-  const ConvMethod& method = *table->methods[depthwise];
+  const ConvMethod& method = *table->methods[static_cast<int>(layout_of(args.shape))];
   const int64_t bytes = method.workspace_bytes(args, executor.threads);
   std::vector<char> workspace(static_cast<size_t>(bytes + kConvAlign), char(0xff));
   args.workspace = workspace.data() + (kConvAlign - reinterpret_cast<uintptr_t>(workspace.data()) % kConvAlign);
@@ -217,6 +235,7 @@ void check_shapes(const char* name, const ConvKernels* table) {
   unsigned seed = 1;
   int activation = 0;
   for (const Case& c : kCases) {
+    if (!suits(c.shape)) continue;
     for (const DType dtype : {DType::f32, DType::bf16}) {
       ++seed;
       const ConvShape& s = c.shape;
@@ -248,9 +267,11 @@ void check_shapes(const char* name, const ConvKernels* table) {
           run(args, pack(s, dtype, weight, table, executor), table, executor);
           const auto values = y.values();
           if (first.empty()) first = values;
-          // fp32: the error of a sum grows with the root of its length. bf16: half a unit of 8 bits.
+          // fp32: the error of a sum grows with the root of its length; the transforms of F(4, 3) add some ten
+          // roundings, see check_accuracy. bf16: half a unit of 8 bits.
           const double length = static_cast<double>(s.c / s.groups * s.r * s.s) + 4;
-          const double tolerance = dtype == DType::f32 ? 6e-8 * std::sqrt(length) + 3e-7 : 4e-3;
+          const double transforms = algorithm == ConvAlgorithm::winograd4 ? 6e-7 : 0;
+          const double tolerance = dtype == DType::f32 ? 6e-8 * std::sqrt(length) + 3e-7 + transforms : 4e-3;
           const double error = test::relative_l2(values, expected);
           EXPECT(error < tolerance, "%s, case %d, dtype %d, format %d, %d threads: %g", name,
                  static_cast<int>(&c - kCases), static_cast<int>(dtype), static_cast<int>(format), threads, error);
@@ -293,6 +314,7 @@ void check_special_values(const char* name, const ConvKernels* table) {
   for (const ConvShape& s : {ConvShape{1, 20, 8, 9, 21, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},
                              ConvShape{1, 3, 8, 9, 21, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},
                              ConvShape{1, 21, 8, 9, 21, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 21}}) {
+    if (!suits(s)) continue;
     Array weight({s.k, s.c / s.groups, s.r, s.s}, DType::f32, Format::nchw);
     Array x({s.n, s.c, s.h, s.w}, DType::f32, Format::nhwc), y({1, s.k, s.p(), s.q()}, DType::f32, Format::nhwc);
     weight.fill(1);
@@ -317,6 +339,114 @@ void check_special_values(const char* name, const ConvKernels* table) {
              "%s, groups %d: (%d, %d, %d): %g", name, static_cast<int>(s.groups), static_cast<int>(k),
              static_cast<int>(p), static_cast<int>(q), v);
     });
+  }
+}
+
+// The error on data of unit variance, whatever the number of channels. u = 6e-8: an output of F(4, 3) is a combination
+// of 36 products whose coefficients and whose transformed factors are larger than itself; its relative error is 9 u
+// from the transforms and, for sums cut into slices of 32, sqrt((32 + c / 32) / 6) * 3 u from the products: in all less
+// than 1e-6 up to 512 channels. F(2, 3) has a third of that.
+void check_accuracy(const char* name, const ConvKernels* table) {
+  for (const int64_t c : {64, 512}) {
+    const ConvShape s = {1, c, 10, 9, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    Array weight({s.k, s.c, s.r, s.s}, DType::f32, Format::nchw), x({s.n, s.c, s.h, s.w}, DType::f32, Format::nhwc);
+    Array y({s.n, s.k, s.p(), s.q()}, DType::f32, Format::nhwc);
+    weight.fill(1);
+    x.fill(2);
+    ConvArgs args{};
+    args.shape = s;
+    args.dtype = DType::f32;
+    args.x = x.tensor();
+    args.y = y.data();
+    std::copy(y.stride, y.stride + 4, args.y_stride);
+    run(args, pack(s, DType::f32, weight, table, serial_executor()), table, serial_executor());
+    const double error = test::relative_l2(y.values(), naive(args, x, weight, x));
+    EXPECT(error < (algorithm == ConvAlgorithm::winograd4 ? 1e-6 : 4e-7), "%s, %d channels: %g", name,
+           static_cast<int>(c), error);
+  }
+}
+
+// Finite sums stay finite, and exact, where only the transforms overflow.
+void check_overflow(const char* name, const ConvKernels* table) {
+  const ConvShape s = {1, 20, 8, 9, 21, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  Array weight({s.k, s.c, s.r, s.s}, DType::f32, Format::nchw), x({s.n, s.c, s.h, s.w}, DType::f32, Format::nhwc);
+  Array y({s.n, s.k, s.p(), s.q()}, DType::f32, Format::nhwc);
+  weight.fill(1);
+  x.fill(2);
+  for (float& v : weight.f32) v *= 0.03f;
+  for (float& v : x.f32) v *= 3e37f;
+  ConvArgs args{};
+  args.shape = s;
+  args.dtype = DType::f32;
+  args.x = x.tensor();
+  args.y = y.data();
+  std::copy(y.stride, y.stride + 4, args.y_stride);
+  run(args, pack(s, DType::f32, weight, table, serial_executor()), table, serial_executor());
+  const double error = test::relative_l2(y.values(), naive(args, x, weight, x));
+  EXPECT(error < 2e-6, "%s: %g", name, error);
+}
+
+// The choice: never what does not suit, direct where little is to be gained, and what was measured to win.
+void check_choice() {
+  const auto choice = [](ConvShape s, bool packs) {
+    ConvAlgorithm chosen;
+    const Status status = conv_choose(s, packs, &chosen);
+    EXPECT(status, "%s", status.error);
+    return chosen;
+  };
+  const auto square = [](int64_t n, int64_t c, int64_t size, int64_t k) {
+    return ConvShape{n, c, size, size, k, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  };
+  const auto direct = ConvAlgorithm::direct, four = ConvAlgorithm::winograd4, two = ConvAlgorithm::winograd2;
+  EXPECT(choice(square(1, 64, 56, 64), false) == four, "large map");
+  EXPECT(choice(square(1, 128, 28, 128), false) == four, "28");
+  EXPECT(choice(square(1, 256, 14, 256), false) == four, "14");
+  EXPECT(choice(square(1, 512, 7, 512), false) == two, "7: the weight of F(4, 3) costs too much");
+  EXPECT(choice(square(16, 512, 7, 512), false) == four, "7, but a batch that shares the weight");
+  EXPECT(choice(square(1, 512, 4, 512), false) == direct, "4: the weight of both costs too much");
+  EXPECT(choice(square(1, 3, 224, 64), false) == direct, "few channels");
+  EXPECT(choice(square(1, 64, 56, 64), true) == four, "a large map pays for packing");
+  EXPECT(choice(square(1, 512, 7, 512), true) == direct, "a small one does not");
+  EXPECT(choice(square(0, 64, 56, 64), false) == direct, "no image");
+  for (auto field : {&ConvShape::stride_h, &ConvShape::stride_w, &ConvShape::dilation_h, &ConvShape::dilation_w,
+                     &ConvShape::groups}) {
+    ConvShape s = square(1, 64, 56, 64);
+    s.*field = 2;
+    EXPECT(choice(s, false) == direct, "does not suit");
+  }
+  for (auto field : {&ConvShape::r, &ConvShape::s}) {
+    ConvShape s = square(1, 64, 56, 64);
+    s.*field = 5;
+    EXPECT(choice(s, false) == direct, "does not suit");
+  }
+  ConvAlgorithm chosen;
+  ConvShape bad = square(1, 64, 56, 64);
+  bad.k = 0;
+  EXPECT(!conv_choose(bad, false, &chosen), "a bad shape");
+}
+
+// Packed for Winograd: refused where it does not suit, at packing or at the call.
+void check_winograd_refusals() {
+  int64_t bytes;
+  for (const ConvShape& s : {ConvShape{1, 8, 6, 7, 24, 5, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},
+                             ConvShape{1, 8, 6, 7, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 2},
+                             ConvShape{1, 0, 6, 7, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}}) {
+    const Status status = conv_packed_bytes(s, ConvAlgorithm::winograd4, &bytes);
+    EXPECT(!status && std::string(status.error).find("algorithm") == 0, "packed what does not suit");
+  }
+  const ConvShape good = {1, 8, 9, 9, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  Array weight({good.k, good.c, good.r, good.s}, DType::f32, Format::nchw);
+  weight.fill(1);
+  const auto packed = pack(good, DType::f32, weight, nullptr, serial_executor());
+  ConvArgs args{};
+  args.dtype = DType::f32;
+  args.packed = packed.data();
+  args.packed_bytes = static_cast<int64_t>(packed.size());
+  for (auto field : {&ConvShape::stride_h, &ConvShape::stride_w, &ConvShape::dilation_h, &ConvShape::dilation_w}) {
+    args.shape = good;
+    args.shape.*field = 2;
+    const Status status = conv_workspace_bytes(args, serial_executor(), &bytes);
+    EXPECT(!status && std::string(status.error).find("stride 1") != std::string::npos, "ran what does not suit");
   }
 }
 
@@ -438,5 +568,26 @@ int main() {
   check_shapes("wide512", &wide512::conv_kernels);
   check_activations("wide512", &wide512::conv_kernels);
   check_special_values("wide512", &wide512::conv_kernels);
+  check_choice();
+
+  for (const auto winograd : {ConvAlgorithm::winograd4, ConvAlgorithm::winograd2}) {
+    algorithm = winograd;
+    const std::string f = winograd == ConvAlgorithm::winograd4 ? "F(4, 3)" : "F(2, 3)";
+    const auto check_all = [&](const std::string& name, const ConvKernels* table) {
+      check_shapes(name.c_str(), table);
+      check_activations(name.c_str(), table);
+      check_special_values(name.c_str(), table);
+      check_accuracy(name.c_str(), table);
+      check_overflow(name.c_str(), table);
+    };
+    for (const Isa isa : test::host_isas()) {
+      const Status status = force_isa(isa_name(isa));
+      EXPECT(status, "%s", status.error);
+      check_all(isa_name(isa) + (" " + f), nullptr);
+      check_batch(isa_name(isa));
+      check_winograd_refusals();
+    }
+    check_all("wide512 " + f, &wide512::conv_kernels);
+  }
   return test::finish();
 }

@@ -25,8 +25,27 @@ Status pick(const ConvKernels** table) {
   return kOk;
 }
 
-ConvLayout choose_layout(const ConvShape& shape) {
-  return shape.groups == shape.c && shape.groups > 1 ? ConvLayout::depthwise : ConvLayout::direct;
+// The layout of a packed weight, of which all but stride and dilation is known.
+Status choose_layout(const ConvShape& shape, ConvAlgorithm algorithm, ConvLayout* layout) {
+  switch (algorithm) {
+    case ConvAlgorithm::direct:
+      *layout = shape.groups == shape.c && shape.groups > 1 ? ConvLayout::depthwise : ConvLayout::direct;
+      return kOk;
+    case ConvAlgorithm::winograd4:
+    case ConvAlgorithm::winograd2:
+      if (shape.r != 3 || shape.s != 3 || shape.groups != 1 || shape.c < 1) {
+        return {"algorithm: Winograd is for 3 x 3 filters in one group"};
+      }
+      *layout = algorithm == ConvAlgorithm::winograd4 ? ConvLayout::winograd4 : ConvLayout::winograd2;
+      return kOk;
+  }
+  return {"algorithm: expected 0 (direct), 1 (winograd4) or 2 (winograd2)"};
+}
+
+ConvAlgorithm algorithm_of(ConvLayout layout) {
+  return layout == ConvLayout::winograd4   ? ConvAlgorithm::winograd4
+         : layout == ConvLayout::winograd2 ? ConvAlgorithm::winograd2
+                                           : ConvAlgorithm::direct;
 }
 
 // Checks the header and finds the method.
@@ -53,7 +72,15 @@ Status open(const ConvArgs& args, const ConvKernels& table, const ConvMethod** m
   }
   // Every method takes the shapes that its layout is chosen for, and no others.
   const auto layout = static_cast<ConvLayout>(header.layout);
-  if (layout != choose_layout(shape)) return {"packed: the blob has a layout that does not suit its own shape"};
+  const ConvAlgorithm algorithm = algorithm_of(layout);
+  ConvLayout expected;
+  if (!choose_layout(shape, algorithm, &expected) || layout != expected) {
+    return {"packed: the blob has a layout that does not suit its own shape"};
+  }
+  if (algorithm != ConvAlgorithm::direct &&
+      (shape.stride_h != 1 || shape.stride_w != 1 || shape.dilation_h != 1 || shape.dilation_w != 1)) {
+    return {"packed: the blob was packed for Winograd, which needs stride 1 and dilation 1"};
+  }
   *method = table.methods[header.layout];
   if (header.floats != (*method)->packed_floats(shape) ||
       args.packed_bytes != static_cast<int64_t>(sizeof header) + 4 * header.floats) {
@@ -104,12 +131,40 @@ Status conv_check(const ConvShape& shape) {
   return kOk;
 }
 
+Status conv_choose(const ConvShape& shape, bool packs, ConvAlgorithm* algorithm) {
+  if (Status status = conv_check(shape); !status) return status;
+  *algorithm = ConvAlgorithm::direct;
+  // Of few channels neither the transforms come to pay, nor is the error below that of direct.
+  const bool suits = shape.r == 3 && shape.s == 3 && shape.stride_h == 1 && shape.stride_w == 1 &&
+                     shape.dilation_h == 1 && shape.dilation_w == 1 && shape.groups == 1 && shape.c >= 32 &&
+                     shape.k >= 16 && shape.n > 0;
+  if (!suits) return kOk;
+  const auto c = static_cast<double>(shape.c), k = static_cast<double>(shape.k), filters = c * k;
+  const auto tiles = [&](int64_t m) {
+    return static_cast<double>(shape.n) * static_cast<double>((shape.p() + m - 1) / m) *
+           static_cast<double>((shape.q() + m - 1) / m);
+  };
+  // In multiplications of a matrix product in cache. Measured (docs/kernels/conv_bn_act.md): a float of weight costs 10
+  // to bring in, where it comes from memory; transforms cost 350 a tile and input channel and 650 a tile and output
+  // channel for F(4, 3), about half for F(2, 3); packing a filter costs 2000, 1200, 700.
+  constexpr double kFloat = 10, kMargin = 1.2;
+  const double winograd4 = tiles(4) * (36 * filters + 350 * c + 650 * k) + filters * (36 * kFloat + (packs ? 2000 : 0));
+  const double winograd2 = tiles(2) * (16 * filters + 180 * c + 340 * k) + filters * (16 * kFloat + (packs ? 1200 : 0));
+  const double direct = tiles(1) * 9 * filters * 1.16 + filters * (9 * kFloat + (packs ? 700 : 0));
+  const bool four = winograd4 <= winograd2;
+  if (kMargin * (four ? winograd4 : winograd2) < direct) {
+    *algorithm = four ? ConvAlgorithm::winograd4 : ConvAlgorithm::winograd2;
+  }
+  return kOk;
+}
+
 Status conv_packed_bytes(const ConvShape& shape, ConvAlgorithm algorithm, int64_t* bytes) {
   if (Status status = conv_check(shape); !status) return status;
-  if (algorithm != ConvAlgorithm::direct) return {"algorithm: expected 0 (direct)"};
+  ConvLayout layout;
+  if (Status status = choose_layout(shape, algorithm, &layout); !status) return status;
   const ConvKernels* table;
   if (Status status = pick(&table); !status) return status;
-  const ConvMethod& method = *table->methods[static_cast<int>(choose_layout(shape))];
+  const ConvMethod& method = *table->methods[static_cast<int>(layout)];
   *bytes = static_cast<int64_t>(sizeof(ConvHeader)) + 4 * method.packed_floats(shape);
   return kOk;
 }
@@ -117,11 +172,11 @@ Status conv_packed_bytes(const ConvShape& shape, ConvAlgorithm algorithm, int64_
 Status conv_pack(const ConvShape& shape, ConvAlgorithm algorithm, DType dtype, const ConvTensor& weight, void* packed,
                  int64_t packed_bytes, const Executor& executor) {
   if (Status status = conv_check(shape); !status) return status;
-  if (algorithm != ConvAlgorithm::direct) return {"algorithm: expected 0 (direct)"};
+  ConvLayout layout;
+  if (Status status = choose_layout(shape, algorithm, &layout); !status) return status;
   if (dtype != DType::f32 && dtype != DType::bf16) return {"weight: expected float32 or bfloat16"};
   const ConvKernels* table;
   if (Status status = pick(&table); !status) return status;
-  const ConvLayout layout = choose_layout(shape);
   const ConvMethod& method = *table->methods[static_cast<int>(layout)];
   const int64_t floats = method.packed_floats(shape);
   if (packed == nullptr || packed_bytes != static_cast<int64_t>(sizeof(ConvHeader)) + 4 * floats) {

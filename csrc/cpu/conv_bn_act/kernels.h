@@ -8,9 +8,9 @@
 
 namespace pk {
 
-enum class ConvLayout : int32_t { direct, depthwise };
+enum class ConvLayout : int32_t { direct, depthwise, winograd4, winograd2 };
 
-inline constexpr int kConvLayouts = 2;
+inline constexpr int kConvLayouts = 4;
 
 // Sizes that method functions work out are of a shape that conv_check has passed; pointers are checked by api.cpp.
 struct ConvMethod {
