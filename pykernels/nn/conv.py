@@ -25,6 +25,7 @@ torch.fx.wrap("conv_bn_act")  # one node in a symbolic trace
 
 _CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 _DIRECT = 0
+_MOST_SHAPES = 256
 _PLAIN = frozenset((torch.Tensor, nn.Parameter, type(None)))
 
 
@@ -39,8 +40,9 @@ class ConvBNAct2d(nn.Module):
     so it does in eval mode with ``track_running_stats=False``. Everything is differentiable. Where no gradient is to be
     recorded (``torch.no_grad()``, ``torch.inference_mode()``, or nothing requires one), the weights are packed once and
     packed again when a source tensor is changed in place or replaced, or when the dtype, the instruction set or the
-    geometry changes. Only a change behind autograd's back goes unseen, that is one through ``tensor.data`` in place;
-    call `repack` after it. Any number of threads may call at once.
+    geometry changes; and once more for each algorithm that the shapes of the inputs ask for. Only a change behind
+    autograd's back goes unseen, that is one through ``tensor.data`` in place; call `repack` after it. Any number of
+    threads may call at once.
 
     >>> block = pk.nn.ConvBNAct2d(64, 128, 3, padding=1, activation="relu").eval()
     >>> with torch.no_grad():
@@ -193,7 +195,8 @@ class ConvBNAct2d(nn.Module):
             if unbatched:
                 residual = residual[None]
         code = _CODES[self.activation]
-        y = pack.op(x, *pack.weights, residual, *pack.geometry, code, self.negative_slope)
+        weights = pack.by_shape.get(x.shape) or pack.weights_for(x.shape)
+        y = pack.op(x, *weights, residual, *pack.geometry, code, self.negative_slope)
         return y[0] if unbatched else y
 
     def _current_pack(self, x: torch.Tensor, residual: torch.Tensor | None) -> _Pack | None:
@@ -218,8 +221,16 @@ class ConvBNAct2d(nn.Module):
         return pack
 
 
+#: The packed weight, the shape of the plain one, scale and shift.
+_Weights = tuple[torch.Tensor, tuple[int, ...], torch.Tensor | None, torch.Tensor | None]
+
+
 class _Pack:
-    """Packed weights, the tensors and settings they were made from, and the geometry for the kernel."""
+    """Packed weights, the tensors and settings they were made from, and the geometry for the kernel.
+
+    The weight is packed for an algorithm, and which one is fastest depends on the input's shape: so it is packed when
+    the first input comes that wants it so.
+    """
 
     def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, dtype: torch.dtype) -> None:
         self.op = torch.ops.pykernels.conv_bn_act_packed.default
@@ -238,9 +249,25 @@ class _Pack:
         assert weight is not None
         padding = 0 if self.pads else conv.padding
         self.geometry = geometry(weight.shape[2:], conv.stride, padding, conv.dilation, conv.groups)
-        scale, shift = fold_batch_norm(bias, mean, var, bn_weight, bn_bias, self.eps)
-        packed = torch.ops.pykernels.conv_pack(weight.to(dtype), conv.groups, _DIRECT)
-        self.weights = (packed, tuple(weight.shape), scale, shift)
+        self.weight = weight
+        self.scale, self.shift = fold_batch_norm(bias, mean, var, bn_weight, bn_bias, self.eps)
+        self.by_algorithm: dict[int, _Weights] = {}
+        self.by_shape: dict[torch.Size, _Weights] = {}
+
+    def weights_for(self, x: torch.Size) -> _Weights:
+        """The kernel's weight arguments for an input of shape ``x``."""
+        algorithm, shape, geometry = _DIRECT, tuple(self.weight.shape), self.geometry
+        if len(x) == 4:
+            algorithm = _native.introspect().conv_algorithm(tuple(x), shape, *geometry)
+        weights = self.by_algorithm.get(algorithm)
+        if weights is None:
+            with torch.inference_mode(False), torch.no_grad():
+                packed = torch.ops.pykernels.conv_pack(self.weight.to(self.dtype), geometry.groups, algorithm)
+            weights = self.by_algorithm[algorithm] = packed, shape, self.scale, self.shift
+        if len(self.by_shape) >= _MOST_SHAPES:
+            self.by_shape.clear()
+        self.by_shape[x] = weights
+        return weights
 
     def is_of(self, conv: Any, bn: Any) -> bool:
         """Would packing these two anew, for the same dtype, give the same?"""

@@ -69,7 +69,8 @@ def conv_bn_act(
     refuses an explicit other backend.
 
     The relative L2 error is about sqrt(C R S / groups) roundings of float32, plus one of ``x``'s dtype. The same input
-    gives the same bits.
+    gives the same bits. On a CPU, 3x3 filters at stride 1 go by Winograd's method where the shapes of ``x``, the batch
+    included, and of ``weight`` make it faster: its error is below 1e-6, and NaN and infinity reach the same outputs.
 
     Raises:
         TypeError: An argument is no tensor, or of a dtype that does not go with ``x``.
