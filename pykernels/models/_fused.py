@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pykernels.nn import ConvBNAct2d
+from pykernels.nn._replaceable import has_hooks, is_torchs
 from pykernels.ops._activation import apply_activation
 
 
@@ -21,7 +22,8 @@ class Fused:
     that refers to another do.
 
     The owner passes its current members at each call. A member that was replaced is taken up, and what cannot be fused
-    (hooks that have to run, a batch norm of another kind, a symbolic trace) runs as the plain modules.
+    (hooks that have to run, a module of another kind or with a forward of its own, a symbolic trace) runs as the plain
+    modules.
     """
 
     def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, activation: str) -> None:
@@ -41,8 +43,6 @@ class Fused:
 
 
 def _fusible(conv: nn.Module, bn: nn.Module | None) -> bool:
-    return (
-        isinstance(conv, nn.Conv2d)
-        and not (conv._forward_hooks or conv._forward_pre_hooks)
-        and (bn is None or (isinstance(bn, nn.BatchNorm2d) and not (bn._forward_hooks or bn._forward_pre_hooks)))
-    )
+    if not is_torchs(conv, nn.Conv2d, "forward", "_conv_forward") or has_hooks(conv):
+        return False
+    return bn is None or (is_torchs(bn, nn.BatchNorm2d, "forward") and not has_hooks(bn))

@@ -100,7 +100,7 @@ class PacksWeights(nn.Module):
         None where the plain op has to run: a gradient is wanted, a tracer looks on, the kernels do not take these
         tensors, or the parameters cannot be watched (they are computed, or made in inference mode).
         """
-        if not undisturbed() or _backend._current() not in ("auto", "cpu"):
+        if _native.error is not None or not undisturbed() or _backend._current() not in ("auto", "cpu"):
             return None
         for t in inputs:
             if not plain(t):

@@ -13,12 +13,13 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd import forward_ad
 
 from pykernels import _backend, _native
+from pykernels.nn._packed import active_isa, undisturbed
+from pykernels.nn._replaceable import check_replaceable
 from pykernels.ops._activation import ACTIVATIONS, activation_code, apply_activation
 from pykernels.ops.conv_bn_act import conv_bn_act, fold_batch_norm
-from pykernels.ops.conv_bn_act.arguments import geometry
+from pykernels.ops.conv_bn_act.arguments import check_call, geometry
 from pykernels.ops.conv_bn_act.spec import CONV_BN_ACT
 
 torch.fx.wrap("conv_bn_act")  # one node in a symbolic trace
@@ -48,7 +49,7 @@ class ConvBNAct2d(nn.Module):
     >>> with torch.no_grad():
     ...     y = block(x, residual)             # x: (N, 64, H, W) or (64, H, W); residual: y's shape, or None
 
-    Hooks of ``conv`` and ``bn`` do not run in eval mode, because neither does their ``forward``.
+    Hooks of ``conv`` never run, those of ``bn`` in training only, because so it is with their ``forward``.
 
     Raises:
         ValueError: An argument is wrong; those of torch's modules are named by torch.
@@ -103,17 +104,14 @@ class ConvBNAct2d(nn.Module):
                 overrides ``forward``.
             ValueError: ``bn`` has other than ``conv``'s output channels, or one of them has hooks, which would not run.
         """
-        _check_kind("conv", conv, nn.Conv2d, "forward", "_conv_forward")
+        check_replaceable("ConvBNAct2d", "conv", conv, nn.Conv2d, "forward", "_conv_forward")
         if bn is not None:
-            _check_kind("bn", bn, nn.BatchNorm2d, "forward")
+            check_replaceable("ConvBNAct2d", "bn", bn, nn.BatchNorm2d)
         if bn is not None and bn.num_features != conv.out_channels:
             raise ValueError(
                 f"pykernels.ConvBNAct2d: bn: expected {conv.out_channels} features (conv's output channels), "
                 f"got {bn.num_features}"
             )
-        for name, module in (("conv", conv), ("bn", bn)):
-            if module is not None and (module._forward_hooks or module._forward_pre_hooks):
-                raise ValueError(f"pykernels.ConvBNAct2d: {name}: expected a module without forward hooks, got some")
         self = cls.__new__(cls)
         nn.Module.__init__(self)
         self._assemble(conv, bn, activation, negative_slope)
@@ -131,13 +129,15 @@ class ConvBNAct2d(nn.Module):
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """(N, C, H, W) or (C, H, W) to (N, K, P, Q) or (K, P, Q), in ``x``'s dtype and memory format."""
         # A compiled graph holds the plain op: it is never stale, and it runs on any machine.
-        if not torch.compiler.is_compiling() and type(x) in _PLAIN and type(residual) in _PLAIN and not _watched():
+        if undisturbed() and type(x) in _PLAIN and type(residual) in _PLAIN:
             pack = self._current_pack(x, residual)
             if pack is not None:
                 try:
                     return self._run(pack, x, residual)
                 except RuntimeError:
-                    # Another ISA is in force than at packing, or an argument is wrong: the plain op works, or says it.
+                    if pack.isa == active_isa():
+                        self._check(x, residual)
+                        raise
                     self._pack = None
         return self._forward(x, residual)
 
@@ -180,6 +180,12 @@ class ConvBNAct2d(nn.Module):
         )  # fmt: skip
         z = bn(z)
         return apply_activation(z if residual is None else z + residual, self.activation, self.negative_slope)
+
+    def _check(self, x: torch.Tensor, residual: torch.Tensor | None) -> None:
+        """Raises where an argument is wrong, in the words of the plain op."""
+        conv = self.conv
+        x, padding = _pad(conv, x)
+        check_call(x, conv.weight, residual, conv.stride, padding, conv.dilation, conv.groups)
 
     def _run(self, pack: _Pack, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         if pack.dtype is not x.dtype:  # autocast
@@ -235,6 +241,7 @@ class _Pack:
     def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, dtype: torch.dtype) -> None:
         self.op = torch.ops.pykernels.conv_bn_act_packed.default
         self.conv, self.bn, self.dtype = conv, bn, dtype
+        self.isa = active_isa()
         self.settings = _settings(conv)
         self.eps = 0.0 if bn is None else bn.eps
         self.pads = conv.padding_mode != "zeros"
@@ -299,9 +306,7 @@ def _make_pack(conv: nn.Conv2d, bn: nn.BatchNorm2d | None, dtype: torch.dtype) -
     if bn is not None and bn.running_mean is None:  # the statistics of the batch
         return None
     # Tensors made under inference_mode count no versions, so a change of theirs would go unseen.
-    if torch._C._functorch.peek_interpreter_stack() is not None or any(
-        type(t) not in _PLAIN or (t is not None and (t.is_inference() or not t.is_cpu)) for t in tensors
-    ):
+    if any(type(t) not in _PLAIN or (t is not None and (t.is_inference() or not t.is_cpu)) for t in tensors):
         return None
     with torch.inference_mode(False), torch.no_grad():
         return _Pack(conv, bn, dtype)
@@ -321,26 +326,8 @@ def _requires_grad(conv: Any, bn: Any) -> bool:
     return any(t.requires_grad for module in modules for t in (*module.parameters(), *module.buffers()))
 
 
-def _check_kind(argument: str, module: Any, kind: type, *methods: str) -> None:
-    same = isinstance(module, kind) and all(getattr(type(module), m) is getattr(kind, m) for m in methods)
-    if not same:
-        raise TypeError(
-            f"pykernels.ConvBNAct2d: {argument}: expected a torch.nn.{kind.__name__} with its own forward, "
-            f"got {type(module).__name__}"
-        )
-
-
 def _settings(conv: nn.Conv2d) -> tuple[Any, ...]:
     return conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
-
-
-def _watched() -> bool:
-    """Does a tracer, a mode or forward-mode differentiation look on? None of them should meet packed weights."""
-    return (
-        forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack() != 0
-        or torch._C._get_tracing_state() is not None
-    )
 
 
 def _pad(conv: nn.Conv2d, x: torch.Tensor) -> tuple[torch.Tensor, Any]:

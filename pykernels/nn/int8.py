@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from pykernels import _backend, _native
 from pykernels.nn._packed import Pack, PacksWeights, plain, undisturbed
+from pykernels.nn._replaceable import check_replaceable
 from pykernels.ops._activation import activation_code
 from pykernels.ops.int8_matmul import int8_linear, quantize_int8
 from pykernels.ops.int8_matmul.spec import INT8_MATMUL_SCALED
 
-_HAS_KERNELS = _native.error is None and INT8_MATMUL_SCALED.backends["cpu"] is None
 _KERNEL_DTYPES = INT8_MATMUL_SCALED.dtypes
 
 
@@ -63,12 +63,10 @@ class Int8Linear(PacksWeights, nn.Module):
         """The int8 form of ``linear``, followed by ``activation``; ``linear`` is left as it is.
 
         Raises:
-            TypeError: ``linear`` is no `torch.nn.Linear`.
+            TypeError: ``linear`` is no `torch.nn.Linear`, or overrides ``forward``.
+            ValueError: ``linear`` has hooks, which would not run.
         """
-        if not isinstance(linear, nn.Linear):
-            raise TypeError(
-                f"pykernels.Int8Linear.from_torch: linear: expected a torch.nn.Linear, got {type(linear).__name__}"
-            )
+        check_replaceable("Int8Linear.from_torch", "linear", linear, nn.Linear)
         self = cls.__new__(cls)
         nn.Module.__init__(self)
         self._assemble(linear, activation)
@@ -93,7 +91,7 @@ class Int8Linear(PacksWeights, nn.Module):
     def _packed_for(self, x: Tensor) -> Tensor | None:
         """The packed weight; None where the reference runs, or a compiled graph, which is to hold no copies."""
         weight = self.weight
-        if not _HAS_KERNELS or not undisturbed() or _backend._current() not in ("auto", "cpu"):
+        if _native.error is not None or not undisturbed() or _backend._current() not in ("auto", "cpu"):
             return None
         # Tensors made under inference_mode count no versions, so a change of theirs would go unseen.
         if not plain(x) or not plain(weight) or weight.is_inference():

@@ -9,23 +9,17 @@ from torch import Tensor, nn
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
-from pykernels import _native
 from pykernels.nn._packed import Pack, PacksWeights
+from pykernels.nn._replaceable import check_replaceable
 from pykernels.ops import lstm as lstm_op
 from pykernels.ops import lstm_cell as lstm_cell_op
 from pykernels.ops.lstm.spec import LSTM as SPEC
 
 States = tuple[Tensor, Tensor]
 
-_DTYPES = SPEC.dtypes if _native.error is None else ()
-
 
 def _check_source(ours: type, theirs: type, module: nn.Module) -> None:
-    if not isinstance(module, theirs):
-        raise TypeError(
-            f"pykernels.{ours.__name__}.from_torch: module: expected torch.nn.{theirs.__name__}, "
-            f"got {type(module).__name__}"
-        )
+    check_replaceable(f"{ours.__name__}.from_torch", "module", module, theirs)
     if nn.utils.parametrize.is_parametrized(module):
         raise ValueError(
             f"pykernels.{ours.__name__}.from_torch: module: expected plain parameters, got parametrized ones; "
@@ -56,7 +50,12 @@ class LSTM(PacksWeights, RNNBase):
 
     @classmethod
     def from_torch(cls, module: nn.LSTM) -> LSTM:
-        """The same LSTM with the very same parameters: training one trains the other."""
+        """The same LSTM with the very same parameters: training one trains the other.
+
+        Raises:
+            TypeError: ``module`` is no `torch.nn.LSTM`, or overrides ``forward``.
+            ValueError: it has hooks, which would not run, or parametrized weights.
+        """
         _check_source(cls, nn.LSTM, module)
         ours = cls(
             module.input_size,
@@ -95,7 +94,7 @@ class LSTM(PacksWeights, RNNBase):
     def _run(self, x: Tensor, hx: States | None, batch_sizes: Tensor | None) -> tuple[Tensor, States]:
         h0, c0 = self._zero_states(x, batch_sizes) if hx is None else hx
         if not (self.training and self.dropout > 0 and self.num_layers > 1):
-            pack = self._current_pack(self._flat_weights_names, _DTYPES, self._make, (x, h0, c0))
+            pack = self._current_pack(self._flat_weights_names, SPEC.dtypes, self._make, (x, h0, c0))
             if pack is not None:
                 return self._run_packed(x, h0, c0, pack, batch_sizes)
         return lstm_op(
@@ -160,7 +159,12 @@ class LSTMCell(PacksWeights, nn.LSTMCell):
 
     @classmethod
     def from_torch(cls, module: nn.LSTMCell) -> LSTMCell:
-        """The same cell with the very same parameters: training one trains the other."""
+        """The same cell with the very same parameters: training one trains the other.
+
+        Raises:
+            TypeError: ``module`` is no `torch.nn.LSTMCell`, or overrides ``forward``.
+            ValueError: it has hooks, which would not run, or parametrized weights.
+        """
         _check_source(cls, nn.LSTMCell, module)
         ours = cls(module.input_size, module.hidden_size, module.bias, device="meta")
         for name in _CELL_WEIGHTS:
@@ -173,7 +177,9 @@ class LSTMCell(PacksWeights, nn.LSTMCell):
             h = c = input.new_zeros((*input.shape[:-1], self.hidden_size))
         else:
             h, c = hx
-        pack = self._current_pack(_CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2], _DTYPES, self._make, (input, h, c))
+        pack = self._current_pack(
+            _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2], SPEC.dtypes, self._make, (input, h, c)
+        )
         if pack is None:
             return lstm_cell_op(input, (h, c), self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         x = input

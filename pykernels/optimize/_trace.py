@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from pykernels.nn._replaceable import has_hooks as has_hooks
+
 #: Packages whose modules stand in the graph as they are.
 _LEAF_PACKAGES = ("torch.nn.", "torch.ao.nn.", "pykernels.nn.")
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Untraceable(Exception):
@@ -61,11 +61,6 @@ def _in_place(name: str) -> Callable[[_Proxy, Any], fx.Proxy]:
 # Without these, `a += b` is recorded as `a = a + b`, and other names of a's tensor would miss the update.
 for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "imatmul"):
     setattr(_Proxy, f"__{_name}__", _in_place(_name))
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Has someone registered hooks on ``module``, which a rewrite would lose?"""
-    return any(getattr(module, name) for name in _HOOKS)
 
 
 class _Tracer(fx.Tracer):

@@ -224,6 +224,28 @@ def test_hooks_run():
         assert torch.equal(model(x), expected)
 
 
+def test_backward_hooks_run():
+    model, x = CASES["cifar"]()
+    seen = []
+    model.layer3[0].bn2.register_full_backward_hook(lambda _m, _i, grads: seen.append(grads[0].shape))
+    model(x).sum().backward()
+    assert seen == [(2, 256, 8, 8)]
+
+
+class DoublingConv(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_member_with_a_forward_of_its_own_runs_as_it_is():
+    model, x = CASES["cifar"]()
+    doubling = DoublingConv(256, 256, 3, padding=1, bias=False)
+    doubling.weight = model.layer3[0].conv2.weight
+    model.layer3[0].conv2 = doubling
+    with torch.no_grad():
+        assert relative_l2(model(x), plain(model, x)) <= 1e-5
+
+
 def test_symbolic_trace_gives_the_plain_graph():
     model, x = CASES["cifar"]()
     traced = torch.fx.symbolic_trace(model)

@@ -374,11 +374,28 @@ def test_from_torch_refuses(arguments, error, message):
         pk.nn.ConvBNAct2d.from_torch(*arguments)
 
 
-def test_from_torch_refuses_hooks():
-    conv = nn.Conv2d(1, 1, 1)
-    conv.register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match="conv: expected a module without forward hooks"):
+@pytest.mark.parametrize("hook", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"])
+def test_from_torch_refuses_hooks(hook):
+    conv, bn = nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)
+    getattr(bn, f"register_{hook}")(lambda *_: None)
+    with pytest.raises(ValueError, match="bn: expected a module without hooks"):
+        pk.nn.ConvBNAct2d.from_torch(conv, bn)
+    getattr(conv, f"register_{hook}")(lambda *_: None)
+    with pytest.raises(ValueError, match="conv: expected a module without hooks"):
         pk.nn.ConvBNAct2d.from_torch(conv)
+
+
+@native
+def test_an_error_of_the_kernels_is_not_hidden(x, monkeypatch):
+    def out_of_memory(*_):
+        raise RuntimeError("not enough memory")
+
+    block = make()
+    with torch.no_grad():
+        block(x)
+        monkeypatch.setattr(block._pack, "op", out_of_memory)
+        with pytest.raises(RuntimeError, match="not enough memory"):
+            block(x)
 
 
 def test_constructor_refuses():

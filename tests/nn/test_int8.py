@@ -83,6 +83,18 @@ def test_copies_and_pickles():
 
 
 @native
+@pytest.mark.parametrize("make", [lambda: pk.nn.Int8Linear(6, 4), lambda: pk.nn.LSTMCell(6, 4).eval()])
+def test_kernels_are_asked_for_at_each_call(make, monkeypatch):
+    module, x = make(), torch.randn(3, 6)
+    monkeypatch.setattr(_native, "error", "gone")
+    module(x)
+    assert module._pack is None
+    monkeypatch.undo()
+    module(x)
+    assert module._pack is not None
+
+
+@native
 def test_a_changed_weight_is_packed_again():
     ours, x = pk.nn.Int8Linear(32, 16), torch.randn(3, 32)
     ours(x)
@@ -159,7 +171,13 @@ def test_refusals():
         ours(torch.ones(3, 6).long())
     with pytest.raises(ValueError, match=r"pykernels.Int8Linear: activation: expected one of none"):
         pk.nn.Int8Linear(6, 4, activation="swish")
-    with pytest.raises(TypeError, match=r"linear: expected a torch.nn.Linear, got Conv2d"):
+    with pytest.raises(TypeError, match=r"linear: expected a torch.nn.Linear with its own forward, got Conv2d"):
         pk.nn.Int8Linear.from_torch(nn.Conv2d(1, 1, 1))
+    with pytest.raises(TypeError, match=r"with its own forward, got Other"):
+        pk.nn.Int8Linear.from_torch(type("Other", (nn.Linear,), {"forward": lambda self, x: x})(6, 4))
+    hooked = nn.Linear(6, 4)
+    hooked.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"linear: expected a module without hooks"):
+        pk.nn.Int8Linear.from_torch(hooked)
     with torch.enable_grad(), pytest.raises(RuntimeError, match=r"x: expected a tensor that requires no gradient"):
         ours(torch.ones(3, 6, requires_grad=True))

@@ -142,9 +142,21 @@ def test_from_torch_shares_parameters_and_mode():
 @pytest.mark.parametrize("ours", [pk.nn.LSTM, pk.nn.LSTMCell])
 def test_from_torch_refuses_what_is_none(ours):
     with pytest.raises(
-        TypeError, match=rf"{ours.__name__}.from_torch: module: expected torch.nn.{ours.__name__}, got GRU"
+        TypeError, match=rf"{ours.__name__}.from_torch: module: expected a torch.nn.{ours.__name__} .*, got GRU"
     ):
         ours.from_torch(torch.nn.GRU(3, 4))
+
+
+@pytest.mark.parametrize("ours", [pk.nn.LSTM, pk.nn.LSTMCell])
+def test_from_torch_refuses_another_forward_and_hooks(ours):
+    theirs = getattr(torch.nn, ours.__name__)
+    other = type("Other", (theirs,), {"forward": lambda self, x: x})
+    with pytest.raises(TypeError, match="with its own forward, got Other"):
+        ours.from_torch(other(3, 4))
+    hooked = theirs(3, 4)
+    hooked.register_full_backward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="module: expected a module without hooks"):
+        ours.from_torch(hooked)
 
 
 def test_from_torch_refuses_parametrized_weights():
