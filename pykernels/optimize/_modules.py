@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -85,6 +87,48 @@ class FusedLinear(nn.Module):
         return f"activation={self.op.activation!r}"
 
 
+class _StandIn(nn.Module):
+    """Computes by ``_op``; type, attributes and children are those of the torch module that it was made of.
+
+    For models that can't be traced: their code may look a layer's weight up, or its type.
+    """
+
+    _op: nn.Module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._op(*args, **kwargs)
+
+
+class _Conv2d(_StandIn, nn.Conv2d):
+    pass
+
+
+class _Linear(_StandIn, nn.Linear):
+    pass
+
+
+class _LSTM(_StandIn, nn.LSTM):
+    pass
+
+
+class _LSTMCell(_StandIn, nn.LSTMCell):
+    pass
+
+
+_STAND_INS: dict[type, type[_StandIn]] = {
+    nn.Conv2d: _Conv2d, nn.Linear: _Linear, nn.LSTM: _LSTM, nn.LSTMCell: _LSTMCell
+}  # fmt: skip
+
+
+def stand_in(module: nn.Module, op: nn.Module) -> nn.Module:
+    """``module`` to look at, ``op`` to call."""
+    kind = _STAND_INS[type(module)]
+    new = kind.__new__(kind)
+    new.__dict__.update(module.__dict__)
+    new.__dict__["_modules"] = {**module._modules, "_op": op}
+    return new
+
+
 def like_input(y: Any, x: Any) -> Any:
     """``y`` contiguous again unless ``x`` came in channels_last: the layout inside a graph is the graph's business."""
     if isinstance(y, torch.Tensor):
@@ -97,8 +141,16 @@ def like_input(y: Any, x: Any) -> Any:
     if isinstance(y, tuple | list):
         return type(y)(like_input(v, x) for v in y)
     if isinstance(y, dict):
-        return {k: like_input(v, x) for k, v in y.items()}
+        return _mapped(y, lambda v: like_input(v, x))
     return y
+
+
+def _mapped(source: dict, function: Callable[[Any], Any]) -> dict:
+    """A dict of the same class with ``function`` on its values."""
+    new = copy.copy(source)
+    for key, value in source.items():
+        new[key] = function(value)
+    return new
 
 
 def _cast(value: Any, source: torch.dtype, target: torch.dtype) -> Any:
@@ -111,7 +163,7 @@ def _cast(value: Any, source: torch.dtype, target: torch.dtype) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(_cast(v, source, target) for v in value)
     if isinstance(value, dict):
-        return {k: _cast(v, source, target) for k, v in value.items()}
+        return _mapped(value, lambda v: _cast(v, source, target))
     return value
 
 
@@ -130,6 +182,9 @@ class Rewritten(nn.Module):
         self._original = (original,)  # in a tuple: not a child, its tensors would be counted twice
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        # The graph was recorded with tensors in mind: None or a number may take another branch of the original.
+        if any(a is None or isinstance(a, bool | int | float | str) for a in (*args, *kwargs.values())):
+            return self._original[0](*args, **kwargs)
         return self.graph(*args, **kwargs)
 
     def __getitem__(self, index: Any) -> Any:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from pykernels.nn import LSTM, ConvBNAct2d, LSTMCell
-from pykernels.optimize._modules import FusedConv, FusedLinear, Rewritten, like_input
+from pykernels.optimize._modules import FusedConv, FusedLinear, Rewritten, like_input, stand_in
 from pykernels.optimize._patterns import Activation, GraphReader, changes_in_place
 from pykernels.optimize._report import Left, Replaced, Report
 from pykernels.optimize._trace import Untraceable, has_hooks, trace
@@ -64,7 +66,7 @@ class Rewriter:
             module, nn.Sequential | nn.ModuleList | nn.ModuleDict
         ):
             return self._leaf(module, path)
-        if isinstance(module, nn.ModuleList | nn.ModuleDict) or not any(True for _ in module.children()):
+        if isinstance(module, nn.ModuleList | nn.ModuleDict):
             return self._children(module, path)
         if has_hooks(module):
             self._leave(path, module, "has hooks, which a rewrite would lose; its children are rewritten one by one")
@@ -94,11 +96,11 @@ class Rewriter:
         why = _why_not(module)
         if type(module) is nn.Linear and why is None:
             self.report.replaced.append(Replaced((path,), "linear", _LINEAR))
-            return FusedLinear(module)
+            return stand_in(module, FusedLinear(module))
         ours = _OURS.get(type(module))
         if ours is not None and why is None:
             self.report.replaced.append(Replaced((path,), type(module).__name__, f"pk.nn.{ours.__name__}"))
-            return ours.from_torch(module)
+            return stand_in(module, ours.from_torch(module))
         if type(module) is nn.BatchNorm2d and why is None:
             why = "no convolution stands before it"
         if type(module).__module__.startswith("pykernels.nn"):
@@ -243,19 +245,57 @@ def _writes_between(reader: GraphReader, chain: _Chain, until: fx.Node) -> bool:
     return False
 
 
+#: What may stand in a graph whose tensors go from contiguous to channels_last: its values don't depend on strides.
+_LAYOUT_FREE_METHODS = {
+    "add", "chunk", "dim", "div", "flatten", "mean", "mul", "numel", "permute", "relu", "reshape", "sigmoid", "size",
+    "softmax", "split", "squeeze", "sub", "sum", "tanh", "transpose", "unsqueeze", "view",
+}  # fmt: skip
+_LAYOUT_FREE_FUNCTIONS = {
+    F.adaptive_avg_pool2d, F.avg_pool2d, F.dropout, F.gelu, F.hardswish, F.interpolate, F.leaky_relu, F.log_softmax,
+    F.max_pool2d, F.pad, F.relu, F.sigmoid, F.silu, F.softmax, getattr, operator.add, operator.floordiv,
+    operator.getitem, operator.mul, operator.sub, operator.truediv, torch.add, torch.cat, torch.flatten, torch.mul,
+    torch.relu, torch.sigmoid, torch.softmax, torch.tanh,
+}  # fmt: skip
+_LAYOUT_FREE_MODULES = (
+    nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.BatchNorm2d, nn.Conv2d, nn.ConvTranspose2d, nn.Dropout,
+    nn.Dropout2d, nn.Flatten, nn.GELU, nn.GroupNorm, nn.Hardswish, nn.Hardtanh, nn.Identity, nn.LeakyReLU, nn.Linear,
+    nn.LSTM, nn.MaxPool2d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Sigmoid, nn.Softmax, nn.Tanh, nn.Upsample, nn.ELU,
+)  # fmt: skip
+
+
 def _may_change_layout(reader: GraphReader) -> bool:
     """May tensors inside the graph be channels_last where they were contiguous?
 
-    Not where the model looks at strides; nor where a view, which would become a copy, shares memory that is written.
+    Only where everything in it is known not to care: a reshape that copies would lose an alias that is written to, and
+    other code may look at strides. Activations in place are fine where what they overwrite is read by nothing else.
     """
-    nodes = list(reader.graph.nodes)
-    methods = {str(n.target) for n in nodes if n.op == "call_method"}
-    functions = {n.target for n in nodes if n.op == "call_function"}
-    if methods & {"stride", "is_contiguous", "data_ptr", "as_strided", "storage", "untyped_storage"}:
+    for node in reader.graph.nodes:
+        if node.op == "call_module" and str(node.target) in reader.modules:
+            module = reader.modules[str(node.target)]
+            if type(module) not in _LAYOUT_FREE_MODULES and not type(module).__module__.startswith("pykernels.nn"):
+                return False
+        if node.op == "call_method" and node.target not in _LAYOUT_FREE_METHODS:
+            return False
+        if node.op == "call_method" and node.target == "view" and not _reshapes(node):
+            return False
+        if node.op == "call_function" and node.target not in _LAYOUT_FREE_FUNCTIONS:
+            return False
+        if changes_in_place(reader, node) and not _overwrites_its_own(reader, node):
+            return False
+    return True
+
+
+def _reshapes(view: fx.Node) -> bool:
+    """Is this ``x.view(sizes)``, and not the view as another dtype?"""
+    return not view.kwargs and len(view.args) > 1 and not isinstance(view.args[1], torch.dtype)
+
+
+def _overwrites_its_own(reader: GraphReader, node: fx.Node) -> bool:
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
         return False
-    if functions & {torch.as_strided}:
-        return False
-    return not (methods & {"view", "view_as"} and any(changes_in_place(reader, n) for n in nodes))
+    aliases = (nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d)
+    return not isinstance(reader.modules.get(str(source.target)), aliases)
 
 
 def _use_channels_last(graph: fx.Graph, fused: list[FusedConv]) -> None:
@@ -263,10 +303,8 @@ def _use_channels_last(graph: fx.Graph, fused: list[FusedConv]) -> None:
         module.channels_last = True
     placeholder = next((n for n in graph.nodes if n.op == "placeholder"), None)
     for node in list(graph.nodes):
-        if node.op == "call_method" and node.target in ("view", "view_as"):
-            by_dtype = len(node.args) > 1 and isinstance(node.args[1], torch.dtype)
-            if not by_dtype and not node.kwargs:
-                node.target = "reshape" if node.target == "view" else "reshape_as"
+        if node.op == "call_method" and node.target == "view":
+            node.target = "reshape"
         if node.op == "output":
             value: Any = node.args[0]
             with graph.inserting_before(node):

@@ -11,7 +11,8 @@ from __future__ import annotations
 import inspect
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,6 +49,12 @@ class _Proxy(fx.Proxy):
             raise _Guess("asks a value for its type")
         return _Proxy
 
+    def __getattr__(self, k: str) -> fx.proxy.Attribute:
+        # fx.Proxy has every attribute; the tensor that it stands for hasn't, and hasattr or except may ask.
+        if not hasattr(torch.Tensor, k):
+            raise AttributeError(f"'Tensor' object has no attribute {k!r}")
+        return super().__getattr__(k)
+
 
 def _in_place(name: str) -> Callable[[_Proxy, Any], fx.Proxy]:
     function = getattr(operator, name)
@@ -63,12 +70,33 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "
     setattr(_Proxy, f"__{_name}__", _in_place(_name))
 
 
+@contextmanager
+def _ambient_state_refused() -> Iterator[None]:
+    """While tracing, asking for or changing what lies outside the model's arguments is an error."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise _Guess("asks for or changes torch's global state")
+
+    targets = [(torch, "is_grad_enabled"), (torch, "is_inference_mode_enabled"), (torch, "is_autocast_enabled"),
+               (torch, "manual_seed"), (torch.autocast, "__enter__")]  # fmt: skip
+    saved = [getattr(owner, name) for owner, name in targets]
+    for owner, name in targets:
+        setattr(owner, name, refuse)
+    try:
+        yield
+    finally:
+        for (owner, name), value in zip(targets, saved, strict=True):
+            setattr(owner, name, value)
+
+
 class _Tracer(fx.Tracer):
+    #: A buffer that forward reads is a value of the graph, not a constant; one that it writes can't be traced.
+    proxy_buffer_attributes = True
+
     def __init__(self, module: nn.Module, keep: set[str]) -> None:
         super().__init__()
         self.keep = keep
-        attributes = (v for m in module.modules() for v in vars(m).values() if isinstance(v, torch.Tensor))
-        self.known = {id(t) for t in (*module.parameters(), *module.buffers(), *attributes)}
+        self.known = {id(t) for t in (*module.parameters(), *module.buffers())}
         self.culprit = ""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -92,7 +120,7 @@ class _Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         is_new = not issubclass(type(a), fx.Proxy) and isinstance(a, torch.Tensor) and id(a) not in self.known
         if is_new:
-            raise _Guess("makes new tensors that one graph would freeze")
+            raise _Guess("uses tensors that are neither arguments, parameters nor buffers")
         return super().create_arg(a)
 
 
@@ -102,19 +130,44 @@ def _optional_arguments(module: nn.Module) -> list[str]:
     return [p.name for p in parameters if p.default is not p.empty or p.kind in flexible]
 
 
-def _state(module: nn.Module) -> dict[str, dict[str, int]]:
-    return {name: {k: id(v) for k, v in vars(m).items()} for name, m in module.named_modules()}
+def _fingerprint(value: Any) -> Any:
+    """Changes when ``value`` is replaced, a tensor written to, or a plain container filled or emptied."""
+    if issubclass(type(value), fx.Proxy):
+        return id(value)
+    if isinstance(value, torch.Tensor):
+        return id(value), None if value.is_inference() else value._version
+    if isinstance(value, dict):
+        return id(value), tuple(value), tuple(map(id, value.values()))
+    if isinstance(value, list | set | tuple):
+        return id(value), tuple(map(id, value))
+    return id(value)
+
+
+def _state(module: nn.Module) -> dict[str, dict[str, Any]]:
+    tensors = {name: {f"_{k}": _fingerprint(t) for k, t in m._buffers.items()} for name, m in module.named_modules()}
+    return {
+        name: {**tensors[name], **{k: _fingerprint(v) for k, v in vars(m).items()}}
+        for name, m in module.named_modules()
+    }
 
 
 def _keep_state(module: nn.Module) -> Callable[[], None]:
-    saved = [(m, dict(vars(m))) for m in module.modules()]
+    saved = [(m, {k: (v, _contents(v)) for k, v in vars(m).items()}) for m in module.modules()]
 
     def restore() -> None:
         for m, attributes in saved:
             vars(m).clear()
-            vars(m).update(attributes)
+            for k, (value, contents) in attributes.items():
+                if contents is not None:
+                    value.clear()
+                    value.extend(contents) if isinstance(value, list) else value.update(contents)
+                vars(m)[k] = value
 
     return restore
+
+
+def _contents(value: Any) -> Any:
+    return value.copy() if type(value) in (list, dict, set) else None
 
 
 def trace(module: nn.Module, keep: set[str]) -> fx.Graph:
@@ -132,7 +185,8 @@ def trace(module: nn.Module, keep: set[str]) -> fx.Graph:
     restore = _keep_state(module)
     before = _state(module)
     try:
-        graph = tracer.trace(module)
+        with _ambient_state_refused():
+            graph = tracer.trace(module)
     except Exception as problem:
         restore()
         reason = str(problem).strip().split("\n")[0] or type(problem).__name__
