@@ -268,6 +268,8 @@ class _Pack:
             algorithm = _native.introspect().conv_algorithm(tuple(x), shape, *geometry)
         weights = self.by_algorithm.get(algorithm)
         if weights is None:
+            if self.isa != active_isa():
+                raise RuntimeError("another ISA is in force than at packing")  # all of a pack is of one
             with torch.inference_mode(False), torch.no_grad():
                 packed = torch.ops.pykernels.conv_pack(self.weight.to(self.dtype), geometry.groups, algorithm)
             weights = self.by_algorithm[algorithm] = packed, shape, self.scale, self.shift

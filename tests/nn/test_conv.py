@@ -224,6 +224,20 @@ def test_another_isa_packs_again(x):
                 assert block._pack is not None
 
 
+@native
+def test_no_pack_mixes_isas(x):
+    first, *others = host_isas()
+    block, other_shape = make(), torch.randn(1, 8, 64, 64)
+    with torch.no_grad():
+        for isa in (first, *others):
+            with forced_isa(first):
+                assert_same(block, x)
+            with forced_isa(isa):
+                assert_same(block, other_shape)
+            with forced_isa(first):
+                assert_same(block, other_shape)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_dtypes(dtype, x):
     tolerance = {torch.float32: 2e-6, torch.float64: 1e-14}.get(dtype, 2e-2)
