@@ -1,4 +1,4 @@
-"""Every model at the sizes of the peers table: eager, ours, ours in bfloat16. The answer is checked first."""
+"""Every model at the sizes of the peers table: eager, ours, ours in bfloat16. Our answers are checked first."""
 
 from __future__ import annotations
 

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 import pykernels
-from pykernels import _native
+from pykernels import _backend, _native
 from pykernels.cli._console import console
 from pykernels.cli.bench.machine import cpu_name
 from pykernels.ops._spec import OpSpec, all_specs
 
-BACKENDS = ("cpu", "cuda", "triton", "reference")
+BACKENDS = _backend.BACKENDS[1:]  # all but "auto"
 
 
 def slot(spec: OpSpec, backend: str) -> str | None:

@@ -213,6 +213,7 @@ def test_the_eager_baseline_computes_the_op(spec):
         (["peers", "models", "--threads", "0"], "--threads: expected positive numbers"),
         (["peers", "models", "--threads", "two"], "--threads: expected positive numbers"),
         (["peers", "models", "--repeats", "0"], "--repeats"),
+        (["memory", "--threads", "1,2"], "--threads: expected one number here; got '1,2'"),
         (["memory", "--rows", "vgg"], "rows: 'vgg' matches no row"),
         (["startup", "--rows", "vgg"], "rows: 'vgg' matches no row"),
         (["ops", "softmax"], "op: expected one of conv_bn_act"),

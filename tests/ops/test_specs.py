@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pykernels.ops._spec import all_specs
-from tests.harness import check_op, forced_isa, host_isas
+from tests.harness import check_op, forced_isa, host_isas, inputs_of, tensors_of
 
 CASES = [
     pytest.param(spec, sample, dtype, isa, id=f"{spec.name}-{sample.name}-{str(dtype)[6:]}-{isa}")
@@ -29,5 +29,9 @@ def test_cpu_kernels(spec, sample, dtype, isa):
     ("spec", "sample"),
     [pytest.param(s, x, id=f"{s.name}-{x.name}") for s in all_specs() for x in s.samples if not x.bench],
 )
-def test_reference_in_float64_is_what_float64_input_gets(spec, sample):
+def test_float64_gets_the_reference_in_auto_and_no_kernel(spec, sample):
     check_op(spec, sample, "auto", torch.float64)
+    args, kwargs = inputs_of(sample, torch.float64)
+    if any(t.dtype == torch.float64 for t in tensors_of((args, kwargs))):
+        with torch.no_grad(), pytest.raises(RuntimeError, match=rf"{spec.name}: backend='cpu' cannot run: its kernels"):
+            spec.function(*args, **kwargs, backend="cpu")

@@ -15,6 +15,7 @@ app = typer.Typer(no_args_is_help=True, help=__doc__, rich_markup_mode=None)
 
 Rounds = Annotated[int, typer.Option("--repeats", min=1, help="Processes for each contender; the median counts.")]
 Threads = Annotated[str, typer.Option(help="Thread counts, separated by commas.")]
+OneThreadCount = Annotated[str, typer.Option("--threads", help="One thread count.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write everything to this file too.", dir_okay=False)]
 
 
@@ -27,6 +28,14 @@ def thread_counts(text: str) -> list[int]:
     if min(counts) < 1:
         raise typer.BadParameter(f"--threads: expected positive numbers separated by commas; got {text!r}")
     return counts
+
+
+def one_thread_count(text: str) -> int:
+    """ "2" -> 2."""
+    count, *more = thread_counts(text)
+    if more:
+        raise typer.BadParameter(f"--threads: expected one number here; got {text!r}")
+    return count
 
 
 def _words(text: str) -> list[str]:
@@ -61,18 +70,19 @@ def peers(
 @app.command()
 def memory(
     rows: Annotated[str, typer.Option(help="Only models that match.")] = "*_b1",
-    threads: Threads = "1",
+    threads: OneThreadCount = "1",
     repeats: Rounds = 3,
     json: Json = None,
 ) -> None:
     """Peak memory of each optimised model, against eager's plus the packed weights."""
     from pykernels.cli.bench import commands
 
+    count = one_thread_count(threads)
     try:
         chosen = commands.choose("models", _words(rows), ["ours"])
     except ValueError as problem:
         raise typer.BadParameter(str(problem)) from problem
-    commands.run_memory(chosen, thread_counts(threads)[0], repeats, json)
+    commands.run_memory(chosen, count, repeats, json)
 
 
 @app.command()
@@ -93,7 +103,7 @@ def startup(
 @app.command()
 def ops(
     op: Annotated[str | None, typer.Argument(help="One op; all where none is named.")] = None,
-    threads: Threads = "1",
+    threads: OneThreadCount = "1",
     seconds: Annotated[float, typer.Option(min=0.01, help="Of timing for each sample.")] = 0.3,
 ) -> None:
     """A quick table of every op's bench samples in this process: eager against ours, and the share of the roofs."""

@@ -16,8 +16,8 @@ from pykernels.ops._spec import OpSpec
 
 
 def eager(spec: OpSpec) -> Callable[..., Any]:
-    """PyTorch's own way; the reference where torch has no function for it."""
-    return _EAGER.get(spec.name, spec.reference)
+    """PyTorch's own way."""
+    return _EAGER[spec.name]
 
 
 def _conv_bn_act(
@@ -82,23 +82,41 @@ def _int8_matmul(
     a: torch.Tensor,
     b: torch.Tensor,
     *,
-    a_scale: torch.Tensor | float | None = None,
-    b_scale: torch.Tensor | float | None = None,
-    a_zero_point: Any = None,
+    a_scale: torch.Tensor | None = None,
+    b_scale: torch.Tensor | None = None,
+    a_zero_point: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     activation: str = "none",
     out_dtype: torch.dtype = torch.int32,
 ) -> torch.Tensor:
     sums = torch._int_mm(a, b)
     if a_zero_point is not None:
-        sums = sums - a_zero_point * b.sum(0, dtype=torch.int32)
-    if a_scale is None and b_scale is None:
+        sums = sums - a_zero_point.reshape(-1, 1) * b.sum(0, dtype=torch.int32)
+    if out_dtype == torch.int32:
         return sums
     z = sums.float()
-    for scale in (a_scale, b_scale):
-        z = z if scale is None else z * scale
-    z = z if bias is None else z + bias
-    return apply_activation(z, activation, 0.01).to(out_dtype)
+    if a_scale is not None:
+        z *= a_scale.reshape(-1, 1)
+    if b_scale is not None:
+        z *= b_scale
+    if bias is not None:
+        z += bias
+    z = z.relu_() if activation == "relu" else apply_activation(z, activation, 0.01)
+    return z.round_().clamp_(-128, 127).to(torch.int8) if out_dtype == torch.int8 else z.to(out_dtype)
+
+
+def _quantize_int8(x: torch.Tensor, *, axis: int | None = None, symmetric: bool = True) -> Any:
+    slices = () if axis is None else (x.shape[axis],)
+    dims = [d for d in range(x.dim()) if axis is None or d != axis % x.dim()]
+    if symmetric:
+        scale = x.abs().amax(dims, keepdim=True) / 127
+        q = (x / scale).round_().to(torch.int8)
+        return q, scale.reshape(slices), scale.new_zeros(slices, dtype=torch.int32)
+    low, high = x.amin(dims, keepdim=True).clamp_(max=0), x.amax(dims, keepdim=True).clamp_(min=0)
+    scale = (high - low) / 255
+    zero_point = (-128 - low / scale).round_()
+    q = (x / scale).round_().add_(zero_point).clamp_(-128, 127).to(torch.int8)
+    return q, scale.reshape(slices), zero_point.reshape(slices).int()
 
 
 _EAGER: dict[str, Callable[..., Any]] = {
@@ -106,4 +124,6 @@ _EAGER: dict[str, Callable[..., Any]] = {
     "lstm_cell": _lstm_cell,
     "lstm": _lstm,
     "int8_matmul": _int8_matmul,
+    "int8_matmul_scaled": _int8_matmul,
+    "quantize_int8": _quantize_int8,
 }
