@@ -36,12 +36,15 @@ void check(bool good, const char* op, const char* argument, const Parts&... part
   if (!good) fail(op, argument, parts...);
 }
 
-inline std::string shape_of(const Tensor& t) {
-  std::ostringstream s;
-  s << '(';
-  for (int64_t i = 0; i < t.dim(); ++i) s << (i ? ", " : "") << t.size(i);
-  s << ')';
-  return s.str();
+// A tensor's shape, for a message: put into words only where the check fails, for checks run at every call.
+struct ShapeOf {
+  const Tensor& tensor;
+};
+inline ShapeOf shape_of(const Tensor& t) { return {t}; }
+inline std::ostream& operator<<(std::ostream& to, ShapeOf shape) {
+  to << '(';
+  for (int64_t i = 0; i < shape.tensor.dim(); ++i) to << (i ? ", " : "") << shape.tensor.size(i);
+  return to << ')';
 }
 
 inline const char* dtype_name(ScalarType t) {
@@ -117,11 +120,13 @@ inline DType to_dtype(ScalarType t, const char* op, const char* argument) {
   }
 }
 
-// torch's own pool.
+// torch's own pool. Where it fails, some ranges have not run and the output is not written: that throws, in the thread
+// that called the kernel and outside of every body.
 inline Executor torch_executor() {
   return {static_cast<int>(torch::stable::get_num_threads()),
           [](int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context) {
-            torch_parallel_for(begin, end, grain, body, context);
+            if (torch_parallel_for(begin, end, grain, body, context) != AOTI_TORCH_SUCCESS)
+              throw std::runtime_error("pykernels: torch's thread pool failed to run the kernel");
           }};
 }
 

@@ -22,7 +22,7 @@ const T* vector_of(const MaybeTensor& t, int64_t n, ScalarType dtype, const char
   check(t->dim() <= 1 && (t->numel() == 1 || (t->dim() == 1 && t->size(0) == n)), op, argument,
         "expected one element, or shape (", n, "), got shape ", shape_of(*t));
   *stride = t->numel() == 1 ? 0 : t->stride(0);
-  return static_cast<const T*>(t->data_ptr());
+  return static_cast<const T*>(t->const_data_ptr());
 }
 
 struct EpilogueArguments {
@@ -44,19 +44,19 @@ Tensor run(const char* op, Int8Matmul p, const EpilogueArguments& e, ScalarType 
     check_dtype(*e.bias, ScalarType::Float, op, "bias");
     check_shape(*e.bias, {p.n}, op, "bias");
     bias = torch::stable::contiguous(*e.bias);
-    p.bias = static_cast<const float*>(bias.data_ptr());
+    p.bias = static_cast<const float*>(bias.const_data_ptr());
   }
   if (p.b_scale_stride > 1) {
     b_scale = torch::stable::contiguous(*e.b_scale);
-    p.b_scale = static_cast<const float*>(b_scale.data_ptr());
+    p.b_scale = static_cast<const float*>(b_scale.const_data_ptr());
   }
   const Executor executor = torch_executor();
   size_t bytes = 0;
   check_status(int8_matmul_workspace(p, executor.threads, &bytes), op);
   const Tensor out = torch::stable::empty({p.m, p.n}, out_dtype);
   const Tensor workspace = torch::stable::empty({static_cast<int64_t>(bytes)}, ScalarType::Byte);
-  p.out = out.data_ptr();
-  check_status(int8_matmul(p, workspace.data_ptr(), bytes, executor), op);
+  p.out = out.mutable_data_ptr();
+  check_status(int8_matmul(p, workspace.mutable_data_ptr(), bytes, executor), op);
   return out;
 }
 
@@ -66,7 +66,7 @@ void set_int8_a(const char* op, const Tensor& a, Int8Matmul* p) {
   check_matrix(a, op, "a");
   p->m = a.size(0);
   p->k = a.size(1);
-  p->a = a.data_ptr();
+  p->a = a.const_data_ptr();
   p->a_stride_m = a.stride(0);
   // A column of one element has no stride worth the name, and rows of stride 1 are the fast ones.
   p->a_stride_k = p->k > 1 ? a.stride(1) : 1;
@@ -78,7 +78,7 @@ void set_b(const char* op, const Tensor& b, Int8Matmul* p) {
   check_matrix(b, op, "b");
   check(b.size(0) == p->k, op, "b", "expected ", p->k, " rows, as the left side has columns, got shape ", shape_of(b));
   p->n = b.size(1);
-  p->b = static_cast<const int8_t*>(b.data_ptr());
+  p->b = static_cast<const int8_t*>(b.const_data_ptr());
   p->b_stride_k = b.stride(0);
   p->b_stride_n = b.stride(1);
 }
@@ -90,7 +90,7 @@ void set_packed(const char* op, const Tensor& packed, int64_t n, Int8Matmul* p) 
         "expected the contiguous 1-d tensor that int8_pack makes, got shape ", shape_of(packed));
   check(n >= 0, op, "n", "expected at least 0, got ", n);
   p->n = n;
-  p->packed = packed.data_ptr();
+  p->packed = packed.const_data_ptr();
   p->packed_bytes = packed.numel();
   // An empty tensor has no address, and a null one means "not packed".
   static const char nothing = 0;
@@ -128,7 +128,7 @@ Tensor set_float_a(const char* op, const Tensor& x, Int8Matmul* p) {
   p->m = rows.size(0);
   p->k = rows.size(1);
   p->a_dtype = to_dtype(x.scalar_type(), op, "x");
-  p->a = rows.data_ptr();
+  p->a = rows.const_data_ptr();
   p->a_stride_m = rows.stride(0);
   p->a_stride_k = 1;
   return rows;
@@ -161,8 +161,8 @@ Tensor pack(const Tensor& b) {
   check_matrix(b, op, "b");
   const int64_t k = b.size(0), n = b.size(1);
   const Tensor packed = torch::stable::empty({int8_packed_bytes(k, n)}, ScalarType::Byte);
-  check_status(int8_pack(static_cast<const int8_t*>(b.data_ptr()), k, n, b.stride(0), b.stride(1), packed.data_ptr(),
-                         torch_executor()),
+  check_status(int8_pack(static_cast<const int8_t*>(b.const_data_ptr()), k, n, b.stride(0), b.stride(1),
+                         packed.mutable_data_ptr(), torch_executor()),
                op);
   return packed;
 }
@@ -178,7 +178,7 @@ std::tuple<Tensor, Tensor, Tensor> quantize(const Tensor& x, int64_t axis, bool 
   const Tensor source = torch::stable::contiguous(x);
   QuantizeInt8 p;
   p.x_dtype = to_dtype(x.scalar_type(), op, "x");
-  p.x = source.data_ptr();
+  p.x = source.const_data_ptr();
   p.symmetric = symmetric;
   p.inner = 1;
   std::vector<int64_t> sizes;
@@ -190,9 +190,9 @@ std::tuple<Tensor, Tensor, Tensor> quantize(const Tensor& x, int64_t axis, bool 
   const std::vector<int64_t> slices = axis < 0 ? std::vector<int64_t>{} : std::vector<int64_t>{p.channels};
   const Tensor scale = torch::stable::empty(slices, ScalarType::Float);
   const Tensor zero_point = torch::stable::empty(slices, ScalarType::Int);
-  p.q = static_cast<int8_t*>(q.data_ptr());
-  p.scale = static_cast<float*>(scale.data_ptr());
-  p.zero_point = static_cast<int32_t*>(zero_point.data_ptr());
+  p.q = static_cast<int8_t*>(q.mutable_data_ptr());
+  p.scale = static_cast<float*>(scale.mutable_data_ptr());
+  p.zero_point = static_cast<int32_t*>(zero_point.mutable_data_ptr());
   check_status(quantize_int8(p, torch_executor()), op);
   return {q, scale, zero_point};
 }

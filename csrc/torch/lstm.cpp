@@ -88,12 +88,12 @@ struct Call {
     shape.steps = sizes->size(0);
     check(shape.steps > 0, op, "batch_sizes", "expected sequence length to be larger than 0, got shape ",
           shape_of(given));
-    const int64_t* const p = static_cast<const int64_t*>(sizes->data_ptr());
+    const int64_t* const p = static_cast<const int64_t*>(sizes->const_data_ptr());
     int64_t sum = 0;
     for (int64_t t = 0; t < shape.steps; ++t) {
-      check(p[t] >= 1 && (t == 0 || p[t] <= p[t - 1]), op, "batch_sizes",
-            "expected positive sizes that don't increase, got ", p[t], t ? " after " : " first",
-            t ? std::to_string(p[t - 1]) : "");
+      if (p[t] < 1 || (t > 0 && p[t] > p[t - 1]))
+        fail(op, "batch_sizes", "expected positive sizes that don't increase, got ", p[t], t ? " after " : " first",
+             t ? std::to_string(p[t - 1]) : "");
       check(p[t] <= x.size(0) - sum, op, "batch_sizes", "expected a sum of x's ", x.size(0), " rows, got more");
       sum += p[t];
     }
@@ -143,13 +143,16 @@ struct Call {
       else
         weights.push_back(
             checked(given[i], size, ("weights[" + std::to_string(i) + "] (" + names[which] + ")").c_str()));
-      pointers.push_back(weights.back().data_ptr());
+      pointers.push_back(weights.back().const_data_ptr());
     }
   }
 
-  LstmSequence sequence(const Tensor& t) const {
-    if (sizes || cell) return {t.data_ptr(), 0, t.stride(0)};
-    return {t.data_ptr(), t.stride(batch_first ? 1 : 0), t.stride(batch_first ? 0 : 1)};
+  // The kernels read an input's data and write an output's; the struct is the same.
+  LstmSequence input(const Tensor& t) const { return sequence(t, const_cast<void*>(t.const_data_ptr())); }
+  LstmSequence output(const Tensor& t) const { return sequence(t, t.mutable_data_ptr()); }
+  LstmSequence sequence(const Tensor& t, void* data) const {
+    if (sizes || cell) return {data, 0, t.stride(0)};
+    return {data, t.stride(batch_first ? 1 : 0), t.stride(batch_first ? 0 : 1)};
   }
 
   Tensor empty(const std::vector<int64_t>& size) const { return torch::stable::new_empty(x, size); }
@@ -163,7 +166,7 @@ struct Workspace {
   Workspace(const Call& c, int64_t bytes) {
     if (bytes > static_cast<int64_t>(sizeof small)) large = c.empty({bytes}, ScalarType::Byte);
   }
-  void* data() { return large ? large->data_ptr() : small; }
+  void* data() { return large ? large->mutable_data_ptr() : small; }
 
   alignas(64) char small[16384];
   std::optional<Tensor> large;
@@ -179,25 +182,25 @@ Forward run_forward(const Call& c, const Tensor* packed, bool save) {
   Forward to{{}, {}, c.empty(c.state_shape()), c.empty(c.state_shape())};
   LstmForward call;
   call.shape = c.shape;
-  call.x = c.sequence(c.x);
-  call.h0 = c.h0.data_ptr();
-  call.c0 = c.c0.data_ptr();
+  call.x = c.input(c.x);
+  call.h0 = c.h0.const_data_ptr();
+  call.c0 = c.c0.const_data_ptr();
   if (packed) {
-    call.packed = packed->data_ptr();
+    call.packed = packed->const_data_ptr();
     call.packed_bytes = packed->numel();
   } else {
     call.weights = c.pointers.data();
     int64_t floats = 0;
     if (save) check_status(lstm_reserve_size(c.shape, &floats), c.op);
     to.reserve = c.empty({floats}, ScalarType::Float);
-    if (floats) call.reserve = static_cast<float*>(to.reserve->data_ptr());
+    if (floats) call.reserve = static_cast<float*>(to.reserve->mutable_data_ptr());
   }
   if (!c.cell) {
     to.output = c.empty(c.sequence_shape(c.width()));
-    call.output = c.sequence(*to.output);
+    call.output = c.output(*to.output);
   }
-  call.h_n = to.h_n.data_ptr();
-  call.c_n = to.c_n.data_ptr();
+  call.h_n = to.h_n.mutable_data_ptr();
+  call.c_n = to.c_n.mutable_data_ptr();
   const Executor executor = torch_executor();
   check_status(lstm_forward_workspace(call, executor.threads, &call.workspace_bytes), c.op);
   Workspace workspace(c, call.workspace_bytes);
@@ -215,15 +218,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> run_backward(const Call& c, std::opt
   if (grad_output) {
     c.check_sequence(*grad_output, "grad_output");
     grad_output = last_contiguous(*grad_output);
-    call.grad_output = c.sequence(*grad_output);
+    call.grad_output = c.input(*grad_output);
   }
   if (grad_h_n) {
     grad_h_n = c.state(*grad_h_n, c.cell ? "grad_h" : "grad_h_n");
-    call.grad_h_n = grad_h_n->data_ptr();
+    call.grad_h_n = grad_h_n->const_data_ptr();
   }
   if (grad_c_n) {
     grad_c_n = c.state(*grad_c_n, c.cell ? "grad_c" : "grad_c_n");
-    call.grad_c_n = grad_c_n->data_ptr();
+    call.grad_c_n = grad_c_n->const_data_ptr();
   }
   c.check_sequence(output, "output");
   const Tensor y = last_contiguous(output);
@@ -239,22 +242,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> run_backward(const Call& c, std::opt
   std::vector<void*> pointers;
   for (const Tensor& w : c.weights) {
     grad_weights.push_back(torch::stable::empty_like(w));
-    pointers.push_back(grad_weights.back().data_ptr());
+    pointers.push_back(grad_weights.back().mutable_data_ptr());
   }
-  call.x = c.sequence(c.x);
-  call.h0 = c.h0.data_ptr();
-  call.c0 = c.c0.data_ptr();
+  call.x = c.input(c.x);
+  call.h0 = c.h0.const_data_ptr();
+  call.c0 = c.c0.const_data_ptr();
   call.weights = c.pointers.data();
-  call.output = c.sequence(y);
-  call.reserve = static_cast<const float*>(reserve.data_ptr());
-  call.grad_x = c.sequence(grad_x);
-  call.grad_h0 = grad_h0.data_ptr();
-  call.grad_c0 = grad_c0.data_ptr();
+  call.output = c.input(y);
+  call.reserve = static_cast<const float*>(reserve.const_data_ptr());
+  call.grad_x = c.output(grad_x);
+  call.grad_h0 = grad_h0.mutable_data_ptr();
+  call.grad_c0 = grad_c0.mutable_data_ptr();
   call.grad_weights = pointers.data();
   const Executor executor = torch_executor();
   check_status(lstm_backward_workspace(call, executor.threads, &call.workspace_bytes), c.op);
   Tensor workspace = c.empty({call.workspace_bytes}, ScalarType::Byte);
-  call.workspace = workspace.data_ptr();
+  call.workspace = workspace.mutable_data_ptr();
   check_status(lstm_backward(call, executor), c.op);
   return {grad_x, grad_h0, grad_c0, grad_weights};
 }
@@ -293,7 +296,7 @@ Tensor lstm_pack(Tensors weights, int64_t num_layers, bool bidirectional, bool h
   int64_t bytes;
   check_status(lstm_packed_bytes(c.shape, &bytes), op);
   Tensor packed = c.empty({bytes}, ScalarType::Byte);
-  check_status(pk::lstm_pack(c.shape, c.pointers.data(), packed.data_ptr(), bytes, torch_executor()), op);
+  check_status(pk::lstm_pack(c.shape, c.pointers.data(), packed.mutable_data_ptr(), bytes, torch_executor()), op);
   return packed;
 }
 
@@ -307,7 +310,7 @@ Tensor checked_packed(const Call& c, const Tensor& given, int64_t input_size, in
   check(given.dim() == 1, c.op, "packed", "expected 1 dimension, got shape ", shape_of(given));
   Tensor packed = dense(given);
   bool bias;
-  check_status(lstm_check_packed(c.shape, packed.data_ptr(), packed.numel(), &bias), c.op);
+  check_status(lstm_check_packed(c.shape, packed.const_data_ptr(), packed.numel(), &bias), c.op);
   return packed;
 }
 
