@@ -160,7 +160,9 @@ Tensor pack(const Tensor& b) {
   check_dtype(b, ScalarType::Char, op, "b");
   check_matrix(b, op, "b");
   const int64_t k = b.size(0), n = b.size(1);
-  const Tensor packed = torch::stable::empty({int8_packed_bytes(k, n)}, ScalarType::Byte);
+  int64_t bytes = 0;
+  check_status(int8_packed_bytes(k, n, &bytes), op);
+  const Tensor packed = torch::stable::empty({bytes}, ScalarType::Byte);
   check_status(int8_pack(static_cast<const int8_t*>(b.const_data_ptr()), k, n, b.stride(0), b.stride(1),
                          packed.mutable_data_ptr(), torch_executor()),
                op);
@@ -184,7 +186,9 @@ std::tuple<Tensor, Tensor, Tensor> quantize(const Tensor& x, int64_t axis, bool 
   std::vector<int64_t> sizes;
   for (int64_t i = 0; i < x.dim(); ++i) {
     sizes.push_back(x.size(i));
-    (i < axis ? p.outer : i == axis ? p.channels : p.inner) *= x.size(i);
+    // An empty tensor's other sizes may be of any size.
+    int64_t& size = i < axis ? p.outer : i == axis ? p.channels : p.inner;
+    check(!__builtin_mul_overflow(size, x.size(i), &size), op, "x", "expected a smaller shape, got ", shape_of(x));
   }
   const Tensor q = torch::stable::empty(sizes, ScalarType::Char);
   const std::vector<int64_t> slices = axis < 0 ? std::vector<int64_t>{} : std::vector<int64_t>{p.channels};

@@ -287,6 +287,7 @@ Tensor lstm_pack(Tensors weights, int64_t num_layers, bool bidirectional, bool h
   check(weights.size() >= 2, op, "weights", "expected w_ih, w_hh and so on, got ", weights.size(), " tensors");
   check(weights[0].dim() == 2 && weights[1].dim() == 2, op, "weights", "expected w_ih (4H, I) and w_hh (4H, H), got ",
         shape_of(weights[0]), " and ", shape_of(weights[1]));
+  check(num_layers >= 1 && num_layers <= 1 << 16, op, "num_layers", "expected 1 to 65536, got ", num_layers);
   // An empty call of the right sizes: the same checks as at the call itself.
   const int64_t states = num_layers * (bidirectional ? 2 : 1);
   const Tensor x = torch::stable::new_empty(weights[0], {1, 0, weights[0].size(1)});

@@ -502,6 +502,10 @@ void check_refusals() {
   ConvShape huge = good;
   huge.n = huge.h = huge.w = huge.c = int64_t{1} << 30;
   EXPECT(says(conv_check(huge), "too large"), "huge");
+  // Every tensor fits, the multiply-adds don't; depthwise, the copy of x doesn't.
+  const int64_t k = 1 << 20;
+  EXPECT(says(conv_check({1, k, 1024, 1024, k, 9, 9, 1, 1, 4, 4, 4, 4, 1, 1, 1}), "too large"), "work");
+  EXPECT(says(conv_check({1, 2, k, k, k << 10, 1, 1, k, k, 0, 0, 0, 0, 1, 1, 2}), "too large"), "depthwise copy");
 
   Array weight({good.k, good.c, good.r, good.s}, DType::f32, Format::nchw);
   weight.fill(1);

@@ -53,7 +53,9 @@ void run(const Int8Matmul& p, const Executor& executor) {
 }
 
 std::vector<char> pack(const std::vector<int8_t>& b, int64_t k, int64_t n, int64_t sk, int64_t sn) {
-  std::vector<char> blob(static_cast<size_t>(int8_packed_bytes(k, n)), 0x55);
+  int64_t bytes = 0;
+  EXPECT(int8_packed_bytes(k, n, &bytes), "packed bytes");
+  std::vector<char> blob(static_cast<size_t>(bytes), 0x55);
   if (wide) {
     wide->pack(b.data(), k, n, sk, sn, blob.data() + sizeof(PackedHeader), serial_executor());
   } else {
@@ -268,6 +270,23 @@ void refusals() {
   Int8Matmul p = good;
   p.k = kInt8MaxK + 1, p.packed = nullptr;
   refuses(p, "131071");
+  // Sizes whose arithmetic would wrap.
+  int64_t bytes = 0;
+  const int64_t huge[] = {int64_t{1} << 61, INT64_MAX, kInt8MaxN + 1};
+  for (const int64_t size : huge) {
+    EXPECT(!int8_packed_bytes(4, size, &bytes), "%lld columns", static_cast<long long>(size));
+    EXPECT(!int8_pack(nullptr, 0, size, 1, 1, blob.data(), serial_executor()), "packs %lld columns",
+           static_cast<long long>(size));
+    p = good, p.n = size;
+    refuses(p, "2^36 columns");
+    p = good, p.m = size << 20 >> 20 == size ? size << 20 : size;
+    refuses(p, "too large");
+    QuantizeInt8 q;
+    q.outer = size, q.channels = int64_t{1} << 21, q.inner = 0;
+    EXPECT(!quantize_int8(q, serial_executor()), "quantises %lld slices", static_cast<long long>(size));
+  }
+  EXPECT(int8_packed_bytes(kInt8MaxK, kInt8MaxN, &bytes) && bytes > kInt8MaxK * kInt8MaxN, "the largest");
+  EXPECT(!int8_packed_bytes(-1, 4, &bytes) && !int8_packed_bytes(4, -1, &bytes), "negative");
   p = good, p.packed_bytes = 10;
   refuses(p, "too short");
   p = good, p.packed_bytes -= 1;

@@ -505,8 +505,34 @@ void check_malformed(const char* name) {
     change(s);
     EXPECT(!lstm_check_packed(s, good.data(), bytes, &bias), "%s: another shape", name);
   }
+  // Each size within its own limit, their products not: refused wherever a size is made of them.
+  const std::function<void(LstmShape&)> large[] = {
+      [](LstmShape& s) { s.hidden = 1 << 24, s.layers = 1 << 16, s.directions = 2, s.batch = 0; },
+      [](LstmShape& s) { s.hidden = 1 << 24, s.layers = 1 << 10; },
+      [](LstmShape& s) { s.hidden = s.input = 1 << 24, s.layers = 1 << 6, s.dtype = DType::bf16; }};
+  for (const auto& change : large) {
+    LstmShape s = p.s;
+    change(s);
+    int64_t size;
+    EXPECT(!lstm_packed_bytes(s, &size), "%s: packed bytes of too large a shape", name);
+    EXPECT(!lstm_check_packed(s, good.data(), bytes, &bias), "%s: a block for too large a shape", name);
+    EXPECT(!lstm_reserve_size(s, &size), "%s: reserve of too large a shape", name);
+  }
   LstmForward call;
+  LstmBackward backward;
   int64_t need;
+  const std::function<void(LstmShape&)> long_ones[] = {
+      [](LstmShape& s) { s.batch = INT64_MAX; }, [](LstmShape& s) { s.steps = INT64_MAX; },
+      [](LstmShape& s) { s.steps = s.batch = int64_t{1} << 32; },
+      [](LstmShape& s) { s.steps = s.batch = 1 << 20, s.hidden = 1 << 20; }};
+  for (const auto& change : long_ones) {
+    call.shape = p.s;
+    change(call.shape);
+    backward.shape = call.shape;
+    EXPECT(!lstm_reserve_size(call.shape, &need), "%s: reserve of too long a sequence", name);
+    EXPECT(!lstm_forward_workspace(call, 2, &need), "%s: too long a sequence", name);
+    EXPECT(!lstm_backward_workspace(backward, 2, &need), "%s: too long a sequence, backward", name);
+  }
   const int64_t rising[] = {1, 2}, wrong[] = {2, 0};
   const std::function<void(LstmShape&)> bad[] = {[](LstmShape& s) { s.steps = 0; },
                                                  [](LstmShape& s) { s.batch = -1; },

@@ -1,22 +1,14 @@
 // The entry points: check the problem, pick the ISA's table, check the packed weight's header, call the method.
 #include <cstring>
-#include <initializer_list>
 
 #include "cpu/conv_bn_act/kernels.h"
+#include "cpu/sizes.h"
 
 namespace pk {
 namespace {
 
 // Sizes are kept small enough that no product of them below leaves int64.
 constexpr int64_t kLargest = int64_t{1} << 31;
-
-bool product_fits(std::initializer_list<int64_t> sizes) {
-  int64_t product = 1;
-  for (int64_t size : sizes) {
-    if (__builtin_mul_overflow(product, size, &product) || product > (int64_t{1} << 56)) return false;
-  }
-  return true;
-}
 
 Status pick(const ConvKernels** table) {
   Isa isa;
@@ -125,7 +117,11 @@ Status conv_check(const ConvShape& shape) {
   if (!product_fits({shape.n + 1, shape.c + 64, padded_h, padded_w, 4}) ||
       !product_fits({shape.k + 64, shape.c + 64, shape.r, shape.s, 4}) ||
       !product_fits({shape.n + 1, shape.k + 64, shape.p(), shape.q(), 4}) ||
-      !product_fits({shape.r, shape.s, shape.p(), shape.q(), 8})) {
+      !product_fits({shape.r, shape.s, shape.p(), shape.q(), 8}) ||
+      // Depthwise with a multiplier copies x once per output channel; then the multiply-adds of the whole.
+      !product_fits({shape.n + 1, shape.k + 64, padded_h, padded_w, 4}) ||
+      !product_fits({shape.n + 1, shape.k + 64 * shape.groups, shape.c / shape.groups + 1, shape.r, shape.s, shape.p(),
+                     shape.q()})) {
     return {"the sizes are too large"};
   }
   return kOk;

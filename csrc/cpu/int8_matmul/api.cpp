@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "cpu/int8_matmul/kernels.h"
+#include "cpu/sizes.h"
 
 namespace pk {
 namespace {
@@ -10,6 +11,19 @@ Status kernels_in_force(const Int8Kernels** kernels) {
   Isa isa;
   if (Status s = active_isa(&isa); !s) return s;
   *kernels = PK_VNNI_TABLE_OF(int8_kernels, isa);
+  return kOk;
+}
+
+// The packed form's size, of k and n that have been checked.
+int64_t packed_size(int64_t k, int64_t n) {
+  const int64_t columns = round_up(n, kPackedColumns);
+  return static_cast<int64_t>(sizeof(PackedHeader)) + 4 * columns + round_up(k, kPackedRows) * columns;
+}
+
+Status check_b(int64_t k, int64_t n) {
+  if (k < 0 || n < 0) return {"b: expected sizes of at least 0"};
+  if (k > kInt8MaxK) return {"b: expected at most 131071 rows, beyond which int32 sums may wrap"};
+  if (n > kInt8MaxN) return {"b: expected at most 2^36 columns"};
   return kOk;
 }
 
@@ -24,7 +38,7 @@ Status check_packed(const Int8Kernels& kernels, const Int8Matmul& p) {
   if (header.layout != kernels.layout) return {"packed: made for another instruction set; pack again on this one"};
   if (header.k != p.k) return {"packed: its number of rows is not a's number of columns"};
   if (header.n != p.n) return {"packed: its number of columns is not n"};
-  if (p.packed_bytes != int8_packed_bytes(p.k, p.n)) return {"packed: cut short or extended: its size is wrong"};
+  if (p.packed_bytes != packed_size(p.k, p.n)) return {"packed: cut short or extended: its size is wrong"};
   return kOk;
 }
 
@@ -33,6 +47,9 @@ bool is_float(DType t) { return t == DType::f32 || t == DType::bf16; }
 Status check(const Int8Kernels& kernels, const Int8Matmul& p) {
   if (p.m < 0 || p.n < 0 || p.k < 0) return {"m, n, k: expected sizes of at least 0"};
   if (p.k > kInt8MaxK) return {"k: expected at most 131071 = 2^31 / 2^14 - 1, beyond which int32 sums may wrap"};
+  if (p.n > kInt8MaxN) return {"n: expected at most 2^36 columns"};
+  if (p.m > int64_t{1} << 48 || !product_fits({p.m + 64, p.n + 64, 4}) || !product_fits({p.m + 64, p.k + 4096, 2}))
+    return {"m, n, k: the sizes are too large"};
   if (p.a_dtype == DType::i32) return {"a: expected int8, float32 or bfloat16"};
   if (is_float(p.a_dtype) && p.a_stride_k != 1 && p.k > 1) return {"a: expected contiguous rows of floats"};
   if (is_float(p.a_dtype) && (p.a_scale != nullptr || p.a_zero_point != nullptr)) {
@@ -57,9 +74,10 @@ Status check(const Int8Kernels& kernels, const Int8Matmul& p) {
 
 }  // namespace
 
-int64_t int8_packed_bytes(int64_t k, int64_t n) {
-  const int64_t columns = round_up(n, kPackedColumns);
-  return static_cast<int64_t>(sizeof(PackedHeader)) + 4 * columns + round_up(k, kPackedRows) * columns;
+Status int8_packed_bytes(int64_t k, int64_t n, int64_t* bytes) {
+  if (Status s = check_b(k, n); !s) return s;
+  *bytes = packed_size(k, n);
+  return kOk;
 }
 
 Status int8_matmul_workspace(const Int8Matmul& problem, int threads, size_t* bytes) {
@@ -87,8 +105,7 @@ Status int8_pack(const int8_t* b, int64_t k, int64_t n, int64_t stride_k, int64_
                  const Executor& executor) {
   const Int8Kernels* kernels;
   if (Status s = kernels_in_force(&kernels); !s) return s;
-  if (k < 0 || n < 0) return {"b: expected sizes of at least 0"};
-  if (k > kInt8MaxK) return {"b: expected at most 131071 rows, beyond which int32 sums may wrap"};
+  if (Status s = check_b(k, n); !s) return s;
   PackedHeader header{{}, kPackedVersion, kernels->layout, k, n, {}};
   std::memcpy(header.magic, kPackedMagic, sizeof header.magic);
   std::memcpy(packed, &header, sizeof header);
@@ -101,6 +118,7 @@ Status quantize_int8(const QuantizeInt8& problem, const Executor& executor) {
   if (Status s = active_isa(&isa); !s) return s;
   if (!is_float(problem.x_dtype)) return {"x: expected float32 or bfloat16"};
   if (problem.outer < 0 || problem.channels < 0 || problem.inner < 0) return {"x: expected sizes of at least 0"};
+  if (!product_fits({problem.outer, problem.channels, problem.inner, 4})) return {"x: the sizes are too large"};
   PK_VNNI_TABLE_OF(quantize_kernels, isa)->quantize(problem, executor);
   return kOk;
 }

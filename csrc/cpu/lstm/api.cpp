@@ -1,6 +1,7 @@
 // The entries of pykernels/lstm.h: validates the call, picks the ISA, runs its kernels.
 #include "cpu/lstm/kernels.h"
 #include "cpu/lstm/layout.h"
+#include "cpu/sizes.h"
 
 namespace pk {
 namespace {
@@ -12,8 +13,12 @@ Status pick(const LstmKernels** kernels) {
   return status;
 }
 
-// Keeps every size that follows far from overflow.
-constexpr int64_t kMost = int64_t{1} << 40;
+// Hidden units rounded up to any ISA's vectors and panels, and the features of the widest layer's input.
+int64_t padded_units(const LstmShape& s) { return s.hidden + 64; }
+int64_t widest_input(const LstmShape& s) {
+  const int64_t above = s.directions * s.hidden;
+  return (s.input > above ? s.input : above) + 64;
+}
 
 Status check_shape(const LstmShape& s) {
   if (s.dtype != DType::f32 && s.dtype != DType::bf16) return {"dtype: expected float32 or bfloat16"};
@@ -21,6 +26,8 @@ Status check_shape(const LstmShape& s) {
   if (s.input < 0 || s.input > 1 << 24) return {"input: expected 0 to 2^24 features"};
   if (s.layers < 1 || s.layers > 1 << 16) return {"layers: expected 1 to 2^16"};
   if (s.directions != 1 && s.directions != 2) return {"directions: expected 1 or 2"};
+  if (!product_fits({s.layers, s.directions, 4, padded_units(s), widest_input(s) + padded_units(s), 4}))
+    return {"layers, input, hidden: the weights are too large"};
   return kOk;
 }
 
@@ -28,7 +35,12 @@ Status check_call(const LstmShape& s) {
   if (const Status status = check_shape(s); !status) return status;
   if (s.steps < 1) return {"steps: expected at least 1"};
   if (s.batch < 0) return {"batch: expected at least 0"};
-  if (s.steps > kMost / (s.batch + 1)) return {"steps, batch: too many rows"};
+  if (s.batch > int64_t{1} << 40 || !product_fits({s.steps, s.batch + 1, 1 << 16}))
+    return {"steps, batch: too many rows"};
+  // The bytes of gates, reserve and copies of the sequences; the multiply-adds of a layer.
+  if (!product_fits({s.steps, s.batch + 1, s.directions, s.layers, 6, padded_units(s), 4}) ||
+      !product_fits({s.steps, s.batch + 1, s.directions, 4, padded_units(s), widest_input(s)}))
+    return {"steps, batch, hidden: the sequences are too large"};
   if (!s.batch_sizes) return kOk;
   if (s.batch_sizes[0] != s.batch) return {"batch_sizes: expected the first to be the batch"};
   for (int64_t t = 0; t < s.steps; ++t) {

@@ -15,6 +15,8 @@ namespace pk {
 // The longest sums that no input can wrap: K * 2^14 < 2^31, and with zero points K * 255 * 128 < 2^31.
 inline constexpr int64_t kInt8MaxK = 131071;
 inline constexpr int64_t kInt8MaxKWithZeroPoint = 65793;
+// Columns enough for any memory; sizes made of it stay far from overflow.
+inline constexpr int64_t kInt8MaxN = int64_t{1} << 36;
 
 // out[i,j] = activation(a_scale[i] * b_scale[j] * sum_k (a[i,k] - a_zero_point[i]) * b[k,j] + bias[j])
 //
@@ -55,7 +57,7 @@ PK_API Status int8_matmul(const Int8Matmul& problem, void* workspace, size_t wor
 
 // Packs b (k, n) once for many products. The size is the same for every ISA, the contents are not: a blob says which
 // layout it has, and int8_matmul refuses another's.
-PK_API int64_t int8_packed_bytes(int64_t k, int64_t n);
+PK_API Status int8_packed_bytes(int64_t k, int64_t n, int64_t* bytes);
 PK_API Status int8_pack(const int8_t* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n, void* packed,
                         const Executor& executor);
 
