@@ -2,7 +2,8 @@
 
 A change is: another tensor in a parameter's place, an in-place write (optimizer step, load_state_dict: torch counts a
 version), other memory under the same parameter (``p.data = ...``, ``.to()``), another dtype asked for, or another ISA
-in force. Only a write into ``p.data`` goes unseen, for torch counts no version then: call ``repack`` after one.
+in force, a step of any optimizer (the fused ones count no version). A write behind autograd's back goes unseen, that is
+through ``p.data``, a NumPy view or another process: call ``repack`` after one.
 """
 
 from __future__ import annotations
@@ -14,8 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pykernels import _backend, _native
+
+_steps = 0
+
+
+def _count_step(*_: Any) -> None:
+    global _steps
+    _steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)
+
+
+def optimizer_steps() -> int:
+    """How many steps all optimizers of this process have made."""
+    return _steps
 
 
 def undisturbed() -> bool:
@@ -47,7 +64,7 @@ def active_isa() -> str:
 class Pack:
     """Packed weights, and what they were made from. Never changed: a thread sees one or another, not a mixture."""
 
-    __slots__ = ("dtype", "isa", "sources", "storages", "tensor")
+    __slots__ = ("dtype", "isa", "sources", "steps", "storages", "tensor")
 
     def __init__(
         self,
@@ -58,6 +75,7 @@ class Pack:
     ) -> None:
         self.dtype = dtype
         self.isa = active_isa()
+        self.steps = _steps
         # The versions before the packing: if another thread changes a tensor meanwhile, the next call sees it.
         self.sources = tuple((n, t, t._version, t.data_ptr()) for n, t in zip(names, tensors, strict=True))
         # Kept alive, so that nothing that replaces them (``p.data = other``) can get their addresses.
@@ -66,7 +84,7 @@ class Pack:
 
     def is_of(self, parameters: dict[str, Any], dtype: torch.dtype) -> bool:
         """Would packing these parameters anew give the same?"""
-        if dtype is not self.dtype:
+        if dtype is not self.dtype or self.steps != _steps:
             return False
         for name, tensor, version, pointer in self.sources:
             if parameters.get(name) is not tensor or tensor._version != version or tensor.data_ptr() != pointer:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pykernels import _backend, _native
-from pykernels.nn._packed import active_isa, undisturbed
+from pykernels.nn._packed import active_isa, optimizer_steps, undisturbed
 from pykernels.nn._replaceable import check_replaceable
 from pykernels.ops._activation import ACTIVATIONS, activation_code, apply_activation
 from pykernels.ops.conv_bn_act import conv_bn_act, fold_batch_norm
@@ -242,6 +242,7 @@ class _Pack:
         self.op = torch.ops.pykernels.conv_bn_act_packed.default
         self.conv, self.bn, self.dtype = conv, bn, dtype
         self.isa = active_isa()
+        self.steps = optimizer_steps()
         self.settings = _settings(conv)
         self.eps = 0.0 if bn is None else bn.eps
         self.pads = conv.padding_mode != "zeros"
@@ -280,7 +281,7 @@ class _Pack:
 
     def is_of(self, conv: Any, bn: Any) -> bool:
         """Would packing these two anew, for the same dtype, give the same?"""
-        if conv is not self.conv or bn is not self.bn:
+        if conv is not self.conv or bn is not self.bn or self.steps != optimizer_steps():
             return False
         try:
             for owner, name, tensor, version, pointer in self.sources:

@@ -15,6 +15,7 @@ import torch
 import pykernels as pk
 from pykernels import _native
 from pykernels.ops._spec import ROUNDOFF
+from pykernels.ops.lstm.spec import LSTM
 from tests.harness import forced_isa, host_isas, relative_l2, tensors_of
 
 pytestmark = pytest.mark.skipif(_native.error is not None, reason="the native library is not built")
@@ -149,14 +150,20 @@ def test_with_gradients_wanted_nothing_is_packed(make):
     assert tensors_of(module(X.clone().requires_grad_()))[0].requires_grad
 
 
+def agree(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Packed and plain weights are summed in another order: each may be off by the spec's bound for its longest sum, 2 H + H."""
+    rounding = LSTM.growth * (3 * 9) ** 0.5 * ROUNDOFF[torch.float32]
+    return relative_l2(a, b.detach()) <= 2 * rounding
+
+
 @make_any
-def test_packed_and_plain_agree_to_the_bit(make):
+def test_packed_and_plain_agree(make):
     module = make().eval()
     for x in (X, X[0] if isinstance(module, pk.nn.LSTMCell) else X[:, None]):
         with torch.no_grad():
             packed = tensors_of(module(x))
         for a, b in zip(packed, tensors_of(module(x)), strict=True):
-            assert torch.equal(a, b)
+            assert agree(a, b)
 
 
 @make_any
@@ -293,7 +300,7 @@ def test_compiles_in_one_graph(make, backend):
     with torch.no_grad():
         expected = tensors_of(module(x))
         got = tensors_of(torch.compile(module, fullgraph=True, backend=backend)(x))
-    assert all(torch.equal(g, e) for g, e in zip(got, expected, strict=True))
+    assert all(agree(g, e) for g, e in zip(got, expected, strict=True))
     compiled = torch.compile(module.train(), fullgraph=True, backend=backend)
     sum(t.sum() for t in tensors_of(compiled(x))).backward()
     assert all(p.grad is not None for p in module.parameters())
@@ -313,7 +320,7 @@ def test_exports_with_a_dynamic_batch(make, strict):
     assert not exported.graph_signature.buffers
     with torch.no_grad():
         for g, e in zip(tensors_of(exported.module()(more)), tensors_of(module(more)), strict=True):
-            assert torch.equal(g, e)
+            assert agree(g, e)
 
 
 @pytest.mark.parametrize("enforce_sorted", [False, True])

@@ -1,0 +1,48 @@
+"""Packed weights follow every optimizer; the fused ones write without counting a version."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import pykernels as pk
+
+MODULES = {
+    "ConvBNAct2d": (lambda: pk.nn.ConvBNAct2d(3, 4, 3), lambda: torch.randn(2, 3, 8, 8)),
+    "LSTM": (lambda: pk.nn.LSTM(5, 7), lambda: torch.randn(3, 2, 5)),
+    "LSTMCell": (lambda: pk.nn.LSTMCell(5, 7), lambda: torch.randn(2, 5)),
+}
+
+
+def first(y):
+    return first(y[0]) if isinstance(y, tuple) else y
+
+
+@pytest.mark.parametrize("optimised", [False, True], ids=["module", "optimised"])
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda p: torch.optim.Adam(p, lr=0.1, fused=True),
+        lambda p: torch.optim.SGD(p, lr=0.1, fused=True),
+        lambda p: torch.optim.AdamW(p, lr=0.1),
+    ],
+    ids=["fused Adam", "fused SGD", "AdamW"],
+)
+def test_a_step_is_seen(name, optimizer, optimised):
+    make, data = MODULES[name]
+    torch.manual_seed(0)
+    module, x = make().eval(), data()
+    caller = pk.optimize(nn.Sequential(module)) if optimised else module
+    stepper = optimizer(module.parameters())
+    with torch.no_grad():
+        before = first(caller(x)).clone()
+    first(module(x)).square().sum().backward()
+    stepper.step()
+    with torch.no_grad():
+        after = first(caller(x))
+        with pk.backend("reference"):
+            expected = first(module(x))
+    assert not torch.allclose(before, after, atol=1e-3)
+    assert torch.allclose(after, expected, atol=1e-5)
