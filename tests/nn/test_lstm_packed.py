@@ -151,7 +151,7 @@ def test_with_gradients_wanted_nothing_is_packed(make):
 
 
 def agree(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Packed and plain weights are summed in another order: each may be off by the spec's bound for its longest sum, 2 H + H."""
+    """Packed and plain weights are summed in another order: each may be off by the bound for the longest sum, 3 H."""
     rounding = LSTM.growth * (3 * 9) ** 0.5 * ROUNDOFF[torch.float32]
     return relative_l2(a, b.detach()) <= 2 * rounding
 
