@@ -10,7 +10,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(PK_X86_ISAS ON)
   list(APPEND PK_ISAS avx2 avx512 avx512_vnni)
 
-  set(PK_FLAGS_avx2 -mavx2 -mfma -mf16c)
+  set(PK_FLAGS_avx2 -mavx2 -mfma)
   set(PK_LANES_avx2 8)
   set(PK_REGISTERS_avx2 16)
 

@@ -1,8 +1,8 @@
 // One table of functions per op family and ISA; the entry points of the API look theirs up here.
 //
 // A family declares its table with PK_DECLARE_TABLES(ConvKernels, conv_kernels), defines it once in an ISA source as
-// `extern const ConvKernels conv_kernels` inside namespace pk::PK_ISA, and picks it with PK_PICK(conv_kernels, &table).
-// Choosing costs an atomic load and a switch, so it is done at every call and a forced ISA takes effect at once.
+// `extern const ConvKernels conv_kernels` inside namespace pk::PK_ISA, and picks it with PK_TABLE_OF(conv_kernels,
+// isa). Choosing costs an atomic load and a switch, so it is done at every call and a forced ISA takes effect at once.
 #pragma once
 
 #include "pykernels/isa.h"

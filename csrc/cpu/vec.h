@@ -44,6 +44,13 @@ inline constexpr bool kDot4 = true;
 inline constexpr bool kDot4 = false;
 #endif
 
+// For loops that wait for another thread: leaves the core to its sibling for a moment.
+inline void pause() {
+#if defined(__SSE2__)
+  _mm_pause();
+#endif
+}
+
 // Unaligned load and store of any of the types above.
 template <class V>
 inline V load(const void* p) {

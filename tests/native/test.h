@@ -68,13 +68,13 @@ inline std::vector<Isa> host_isas() {
   return isas;
 }
 
-// Starts its threads anew at each run: slow, but it has true concurrency and no state.
-inline Executor thread_executor(int threads) {
-  thread_local int count = 1;
-  count = threads;
+// Starts its threads anew at each run: slow, but it has true concurrency and no state. A function pointer carries no
+// count, so each count has a function of its own.
+template <int threads>
+Executor executor_of() {
   return {threads, [](int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context) {
             const int64_t most = (end - begin + grain - 1) / (grain > 0 ? grain : 1);
-            const int64_t n = most < count ? most : count;
+            const int64_t n = most < threads ? most : threads;
             if (n <= 0) return;
             std::vector<std::thread> pool;
             const int64_t chunk = (end - begin + n - 1) / n;
@@ -83,6 +83,12 @@ inline Executor thread_executor(int threads) {
             }
             for (auto& t : pool) t.join();
           }};
+}
+inline Executor thread_executor(int threads) {
+  static const Executor executors[] = {executor_of<1>(), executor_of<2>(), executor_of<3>(), executor_of<4>(),
+                                       executor_of<5>(), executor_of<6>(), executor_of<7>(), executor_of<8>()};
+  if (threads < 1 || threads > 8) std::abort();
+  return executors[threads - 1];
 }
 
 }  // namespace pk::test

@@ -33,7 +33,6 @@ struct Plan {
     copied = multiplier > 1 || args.dtype != DType::f32 || args.x.stride[1] != 1;
     images = copied ? min(max(kCopyBytes / max(4 * image_floats, 1), 1), shape.n) : shape.n;
   }
-  // The last vector of a pixel's channels may reach past the copy's end.
   int64_t copy_floats() const { return copied ? images * image_floats : 0; }
 };
 

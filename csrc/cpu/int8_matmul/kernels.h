@@ -22,7 +22,7 @@ inline constexpr uint32_t kPackedVersion = 1;
 // Rounding that suits every ISA, so that the size of a blob depends on k and n alone.
 inline constexpr int64_t kPackedColumns = 32, kPackedRows = 4;
 
-inline constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+static constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 // The functions get a checked problem with m, n > 0. `body` is a packed blob behind its header.
 struct Int8Kernels {

@@ -260,7 +260,7 @@ struct Backward {
         write_row(call.grad_c0, s.dtype, cell * state + b * hidden, hidden, from.dc + b * padded);
       }
       weight_gradient(from.d_gates, input, grad_weight(cell, 0), [&](int64_t r) { return x + r * input; });
-      // h_{t-1} of row r: found by walking the steps along with the rows.
+      // h_{t-1} of row r: its step is found by division, or by bisection among packed sequences.
       weight_gradient(from.d_gates, hidden, grad_weight(cell, 1), [&](int64_t r) {
         const int64_t t = time_of_row(r), b = r - plan.rows.first(t), before = row_before(l, from, t, b);
         return before < 0 ? h0[d] + b * hidden : y + before * width + d * hidden;

@@ -69,7 +69,7 @@ struct Layer {
   Direction<W> direction[2];
 };
 
-// Time of a direction's step s, and the span of times whose gx is computed together.
+// Time of a direction's step s.
 template <class W>
 inline int64_t time_of(const Layer<W>& l, const Direction<W>& d, int64_t s) {
   return d.reversed ? l.shape.steps - 1 - s : s;

@@ -90,7 +90,7 @@ inline bool is_dense(const LstmSequence& q, const LstmShape& s, int64_t features
   return row && step;
 }
 
-// The flat index of a layer and direction, and of its first weight.
+// The flat index of a layer and direction.
 inline int cell_of(const LstmShape& s, int layer, int direction) { return layer * s.directions + direction; }
 
 // Floats of a reserve row: gates i, f, g, o and c, (5, h).

@@ -7,7 +7,7 @@ namespace pk {
 namespace PK_ISA {
 namespace {
 
-// w: (4h, k). A panel's rows of w are read kLanes at a time, eight k each: whole cache lines on both sides.
+// w: (4h, k). A panel's rows of w are read kLanes at a time, kStrip k each: whole cache lines on both sides.
 template <class W>
 void pack_matrix(const W* w, int64_t hidden, int64_t k, W* out, int64_t begin, int64_t end) {
   for (int64_t u = begin; u < end; ++u) {

@@ -39,10 +39,11 @@ inline void write_row(void* data, DType dtype, int64_t offset, int64_t n, const 
   }
 }
 
-// The sequence as dense float32 rows: itself where it is that already, else copied to `copy`.
+// Is it anything but dense float32 rows?
 inline bool needs_copy(const LstmSequence& q, const LstmShape& s, int64_t features) {
   return s.dtype != DType::f32 || !is_dense(q, s, features);
 }
+// The sequence as dense float32 rows: itself where it is that already, else copied to `copy`.
 inline const float* dense_rows(const LstmSequence& q, const LstmShape& s, const Rows& rows, int64_t features,
                                float* copy, const Executor& executor) {
   if (!needs_copy(q, s, features)) return static_cast<const float*>(q.data);

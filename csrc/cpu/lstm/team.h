@@ -1,15 +1,19 @@
 // A team of threads that walks a chain of steps, each step cut into one share per member, with one barrier a step and
-// a progress guarantee: a thread waits only for a share that another running thread has claimed.
+// a progress guarantee: a thread waits only for a share that another thread has claimed and is working on, never for
+// one that nobody has begun. The system may take that thread away in the middle; the others then wait until it runs
+// again. So the walk ends as long as every thread that has claimed a share is scheduled eventually.
 //
 // done(s) counts the steps of share s that are finished, claimed(s) those that somebody has begun. Share s of step t
 // may be claimed once every share has finished step t - 1. A member claims its own share first, so that its slice of
 // the weights stays in its cache. It takes an absent member's share at once, and a present one's after a bounded wait:
-// so the chain is finished even if one thread runs all members one after the other, or the system takes a thread away.
+// so the chain is finished even if one thread runs all members one after the other.
 #pragma once
 
 #include <sched.h>
 
 #include <cstdint>
+
+#include "cpu/vec.h"
 
 namespace pk {
 namespace {
@@ -19,14 +23,6 @@ struct Share {
   int64_t present;
   char padding[128 - 3 * sizeof(int64_t)];  // two lines: neighbours are fetched in pairs
 };
-
-inline void pause_cpu() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#else
-  __asm__ volatile("" ::: "memory");
-#endif
-}
 
 // About 20 us of waiting before a present member counts as absent, or a claimed share's thread as descheduled.
 inline constexpr int kSpins = 600;
@@ -69,7 +65,7 @@ struct Chain {
         } else if (spins > kSpins) {
           sched_yield();
         } else {
-          pause_cpu();
+          PK_ISA::pause();
         }
       }
     }

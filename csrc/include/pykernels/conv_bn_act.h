@@ -25,8 +25,12 @@ struct ConvShape {
   int64_t dilation_h, dilation_w;
   int64_t groups;
 
-  int64_t p() const { return (h + pad_top + pad_bottom - dilation_h * (r - 1) - 1) / stride_h + 1; }
-  int64_t q() const { return (w + pad_left + pad_right - dilation_w * (s - 1) - 1) / stride_w + 1; }
+  __attribute__((always_inline)) int64_t p() const {
+    return (h + pad_top + pad_bottom - dilation_h * (r - 1) - 1) / stride_h + 1;
+  }
+  __attribute__((always_inline)) int64_t q() const {
+    return (w + pad_left + pad_right - dilation_w * (s - 1) - 1) / stride_w + 1;
+  }
 };
 
 // What the caller of conv_pack asks for. Direct suits every shape. Winograd, F(4, 3) and F(2, 3), suits 3 x 3 filters

@@ -10,6 +10,6 @@ enum class DType : int32_t { f32, bf16, i8, i32 };
 
 using bf16_t = uint16_t;
 
-constexpr size_t size_of(DType t) { return t == DType::f32 || t == DType::i32 ? 4 : t == DType::bf16 ? 2 : 1; }
+static constexpr size_t size_of(DType t) { return t == DType::f32 || t == DType::i32 ? 4 : t == DType::bf16 ? 2 : 1; }
 
 }  // namespace pk

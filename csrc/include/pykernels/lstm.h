@@ -31,14 +31,14 @@ struct LstmShape {
 };
 
 // Time steps of all sequences together; the weights of layer `layer`'s input; weight tensors in nn.LSTM's flat order.
-inline int64_t lstm_rows(const LstmShape& s) {
+static inline int64_t lstm_rows(const LstmShape& s) {
   if (!s.batch_sizes) return s.steps * s.batch;
   int64_t rows = 0;
   for (int64_t t = 0; t < s.steps; ++t) rows += s.batch_sizes[t];
   return rows;
 }
-inline int64_t lstm_input(const LstmShape& s, int layer) { return layer ? s.directions * s.hidden : s.input; }
-inline int lstm_weights(const LstmShape& s) { return s.layers * s.directions * (s.bias ? 4 : 2); }
+static inline int64_t lstm_input(const LstmShape& s, int layer) { return layer ? s.directions * s.hidden : s.input; }
+static inline int lstm_weights(const LstmShape& s) { return s.layers * s.directions * (s.bias ? 4 : 2); }
 
 // A sequence tensor: element (t, b, f) at data + t * step + b * row + f; packed data is one row per time step, and
 // `step` is not read.

@@ -16,7 +16,7 @@ struct Executor {
 };
 
 // The executor that runs everything on the calling thread.
-inline Executor serial_executor() {
+static inline Executor serial_executor() {
   return {1, [](int64_t begin, int64_t end, int64_t, RangeBody body, void* context) {
             if (begin < end) body(begin, end, context);
           }};

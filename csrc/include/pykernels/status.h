@@ -1,10 +1,11 @@
 // What every kernel entry returns. Kernels never throw: the binding turns a failed status into an exception.
+// The text is static, but for force_isa's: that one is valid until the thread's next call of it.
 #pragma once
 
 namespace pk {
 
 struct [[nodiscard]] Status {
-  const char* error = nullptr;  // nullptr: success. Otherwise a static string: argument, what was expected.
+  const char* error = nullptr;  // nullptr: success. Otherwise: argument, what was expected.
 
   explicit operator bool() const { return error == nullptr; }
 };
