@@ -92,6 +92,8 @@ def check_call(
     for name, tensor in (("x", x), ("weight", weight), ("residual", residual)):
         if not isinstance(tensor, torch.Tensor) and not (name == "residual" and tensor is None):
             raise TypeError(f"pykernels.{OP}: {name}: expected a tensor, got {type(tensor).__name__}")
+        if tensor is not None and tensor.layout != torch.strided:
+            raise ValueError(f"pykernels.{OP}: {name}: expected a dense tensor, got layout {tensor.layout}")
     if not x.is_floating_point():
         raise TypeError(f"pykernels.{OP}: x: expected a floating dtype, got {x.dtype}")
     if x.dim() not in (3, 4):

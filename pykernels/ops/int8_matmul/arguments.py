@@ -12,9 +12,11 @@ OUT_DTYPES = (torch.int32, torch.float32, torch.bfloat16, torch.int8)
 
 
 def check_tensor(op: str, name: str, value: object) -> None:
-    """TypeError if ``value`` is no tensor."""
+    """TypeError if ``value`` is no tensor, ValueError if it is a sparse one."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"pykernels.{op}: {name}: expected a tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise ValueError(f"pykernels.{op}: {name}: expected a dense tensor, got layout {value.layout}")
 
 
 def check_product(op: str, a: torch.Tensor, b: torch.Tensor, zero_point: bool) -> None:

@@ -48,7 +48,9 @@ def for_autocast(tensors: tuple[Tensor | None, ...]) -> tuple[tuple[Tensor | Non
 def _check_alike(op: str, x: Tensor, named: Sequence[tuple[str, Tensor]]) -> None:
     if not x.is_floating_point():
         _fail(op, "x", "a floating dtype", x.dtype)
-    for name, tensor in named:
+    for name, tensor in (("x", x), *named):
+        if tensor.layout != torch.strided:
+            _fail(op, name, "a dense tensor", f"layout {tensor.layout}")
         if tensor.dtype != x.dtype:
             _fail(op, name, f"x's dtype {x.dtype}", tensor.dtype)
         if tensor.device != x.device:
