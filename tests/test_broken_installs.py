@@ -75,6 +75,21 @@ def test_half_an_install_says_so(bare):
     assert "the native library is broken (libpykernels.so: cannot open" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["libpykernels.so", "libpykernels_torch.so", "_introspect"])
+@pytest.mark.parametrize("how", ["cut short", "missing"])
+def test_a_part_that_is_cut_short_or_missing(bare, name, how):
+    for part in (PACKAGE / "_native").glob("*.so"):
+        if part.name.startswith(name + ".") or part.name == name:
+            if how == "cut short":
+                (bare / "pykernels/_native" / part.name).write_bytes(part.read_bytes()[: part.stat().st_size // 2])
+        else:
+            shutil.copy(part, bare / "pykernels/_native")
+    done = run(ASKS_FOR_THE_KERNELS, bare)
+    assert done.returncode == 1
+    assert "the native library is " in done.stderr
+    assert name in done.stderr.split("the native library is ")[1]
+
+
 @pytest.mark.parametrize("what", ["foreign", "older"])
 def test_a_stale_library_says_so(bare, what):
     for library in (PACKAGE / "_native").glob("*.so"):

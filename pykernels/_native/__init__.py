@@ -28,12 +28,25 @@ def _torch_is_old() -> bool:
     return (int(major), int(minor)) < (2, 11)
 
 
+def _is_cut_short(library: Path) -> bool:
+    """Does the file end before the section table that its ELF header announces? To load it would be a SIGBUS."""
+    with library.open("rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or not header.startswith(b"\x7fELF"):
+        return False  # the loader has words for that
+    offset, entry, entries = (int.from_bytes(header[a:b], "little") for a, b in ((40, 48), (58, 60), (60, 62)))
+    return library.stat().st_size < offset + entry * entries
+
+
 def _load() -> str | None:
     if _torch_is_old():
         return f"pykernels needs torch >= 2.11 for its stable ABI, this is torch {torch.__version__}; upgrade torch"
     library = DIRECTORY / "libpykernels_torch.so"
     if not library.exists():
         return f"the native library is not built ({library.name} is missing from {DIRECTORY}); {MEND}"
+    for part in sorted(DIRECTORY.glob("*.so")):
+        if _is_cut_short(part):
+            return f"the native library is broken ({part.name} is cut short); {MEND}"
     try:
         torch.ops.load_library(library)
     except OSError as problem:
@@ -42,6 +55,8 @@ def _load() -> str | None:
     missing = [name for name in OPS if not hasattr(torch.ops.pykernels, name)]
     if missing:
         return f"the native library is stale, of another version of pykernels (it has no {', '.join(missing)}); {MEND}"
+    if not any(DIRECTORY.glob("_introspect*.so")):
+        return f"the native library is broken (_introspect is missing from {DIRECTORY}); {MEND}"
     return None
 
 
