@@ -53,8 +53,8 @@ def run(quick: bool, out: Path, threads: int | None) -> int:
     console.print(
         "The input is real. The weights are random, from a fixed seed: what counts is that the same arithmetic\n"
         "is fast and exact, not what the models say. Batch norms are calibrated on crops of the photographs,\n"
-        "and the last one of each residual block is scaled down to 1/4, so that bfloat16 errors do not pile up as they\n"
-        "would not in a trained network.\n"
+        "and the last one of each residual block is scaled down to 1/4: a random network lets bfloat16's\n"
+        "errors pile up as a trained one would not.\n"
     )
     results = []
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
