@@ -18,15 +18,15 @@ namespace pk::test {
 inline int failures = 0;
 inline int checks = 0;
 
-#define EXPECT(condition, ...)                                    \
-  do {                                                            \
-    ++pk::test::checks;                                           \
-    if (!(condition)) {                                           \
-      ++pk::test::failures;                                       \
-      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
-      std::printf("" __VA_ARGS__);                                \
-      std::printf("\n");                                          \
-    }                                                             \
+#define EXPECT(condition, ...)                                   \
+  do {                                                           \
+    ++pk::test::checks;                                          \
+    if (!(condition)) {                                          \
+      ++pk::test::failures;                                      \
+      std::printf("%s:%d: %s:", __FILE__, __LINE__, #condition); \
+      std::printf(" " __VA_ARGS__);                              \
+      std::printf("\n");                                         \
+    }                                                            \
   } while (false)
 
 // Last line of main: prints the closing line and gives the exit status; no checks at all is a failure.
