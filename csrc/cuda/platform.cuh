@@ -17,6 +17,14 @@
 #define PK_DEVICE __device__ __forceinline__
 #define PK_HOST_DEVICE __host__ __device__ __forceinline__
 
+// Before a loop whose index selects registers: it must be unrolled, or the array goes to local memory. (g++ knows no
+// such pragma.)
+#ifdef __CUDACC__
+#define PK_UNROLL _Pragma("unroll")
+#else
+#define PK_UNROLL
+#endif
+
 // Kernels for Hopper (wgmma, setmaxnreg) have bodies only where the target has them; files named *_sm90.cu are compiled
 // for sm_90a alone.
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
