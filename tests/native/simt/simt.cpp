@@ -215,6 +215,16 @@ void* take_stack() {
   return stack;
 }
 
+// Not inlined, for getcontext counts as a function that returns twice.
+__attribute__((noinline)) void prepare(Fiber* f) {
+  f->stack = take_stack();
+  getcontext(&f->start);
+  f->start.uc_stack.ss_sp = f->stack;
+  f->start.uc_stack.ss_size = kStack;
+  f->start.uc_link = nullptr;
+  makecontext(&f->start, fiber_main, 0);
+}
+
 bool is_victim(const Schedule& s, const Thread& t, unsigned block, unsigned warps, unsigned blocks) {
   switch (s.starve) {
     case Starve::nobody:
@@ -257,12 +267,7 @@ void start_cluster(const Grid& grid, unsigned first_block) {
       f->thread.lane = t % kWarp;
       f->thread.warp = t / kWarp;
       f->victim = is_victim(m.schedule, f->thread, number, warps, blocks);
-      f->stack = take_stack();
-      getcontext(&f->start);
-      f->start.uc_stack.ss_sp = f->stack;
-      f->start.uc_stack.ss_size = kStack;
-      f->start.uc_link = nullptr;
-      makecontext(&f->start, fiber_main, 0);
+      prepare(f);
       f->state = State::waiting;
       block->fibers.push_back(f);
     }
