@@ -1,0 +1,112 @@
+// What the CUDA half of the binding adds to checks.h: tensors on one CUDA device, that device made current, torch's
+// current stream on it, and outputs and workspace from torch's allocator (which a captured graph keeps alive).
+//
+// It compiles against a CPU-only torch, with USE_CUDA defined.
+#pragma once
+
+#ifndef USE_CUDA
+#error "compile the CUDA binding with -DUSE_CUDA: torch declares its stream functions only then"
+#endif
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "torch/checks.h"
+
+namespace pk::binding {
+
+using torch::headeronly::MemoryFormat;
+
+// A tensor's device, for a message.
+struct DeviceOf {
+  const Tensor& tensor;
+};
+inline DeviceOf device_of(const Tensor& t) { return {t}; }
+inline std::ostream& operator<<(std::ostream& to, DeviceOf device) {
+  if (device.tensor.is_cuda()) return to << "cuda:" << device.tensor.get_device_index();
+  return to << (device.tensor.is_cpu() ? "the CPU" : "another device");
+}
+
+inline void check_cuda(const Tensor& t, const char* op, const char* argument) {
+  check(t.is_cuda(), op, argument, "expected a CUDA tensor, got one on ", device_of(t));
+}
+
+// The element type of a CUDA kernel's argument; int32 and int8 too, as to_dtype.
+inline DType to_cuda_dtype(ScalarType t, const char* op, const char* argument) {
+  switch (t) {
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Half:
+      return DType::f16;
+    case ScalarType::Char:
+      return DType::i8;
+    case ScalarType::Int:
+      return DType::i32;
+    default:
+      fail(op, argument, "the CUDA kernels take float32, bfloat16, float16, int8 and int32, got ", dtype_name(t));
+  }
+}
+
+// float32, bfloat16 or float16.
+inline DType to_cuda_float(ScalarType t, const char* op, const char* argument) {
+  check(t == ScalarType::Float || t == ScalarType::BFloat16 || t == ScalarType::Half, op, argument,
+        "expected torch.float32, torch.bfloat16 or torch.float16, got ", dtype_name(t));
+  return to_cuda_dtype(t, op, argument);
+}
+
+// The device of an op's first tensor, current for as long as this lives. Make one at the start of every op:
+//
+//   const OnDevice on(op, x, "x");
+//   on.check(weight, "weight");
+//   const Tensor out = on.empty({m, n}, x.scalar_type());
+//   const Tensor workspace = on.workspace(bytes);
+//   check_status(cuda::kernel(problem, workspace.mutable_data_ptr(), bytes, on.stream()), op);
+//
+// Nothing here waits for the device. Tensors that die at the op's end may be used by its kernels still: torch's
+// allocator gives their memory only to later work of the same stream.
+class OnDevice {
+ public:
+  OnDevice(const char* op, const Tensor& first, const char* argument)
+      : op_(op), first_(argument), index_(checked_index(op, first, argument)), guard_(index_) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream_));
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+  // A cudaStream_t.
+  void* stream() const { return stream_; }
+  int32_t index() const { return index_; }
+
+  void check(const Tensor& t, const char* argument) const {
+    if (t.is_cuda() && t.get_device_index() == index_) return;
+    fail(op_, argument, "expected a tensor on cuda:", index_, ", as ", first_, " is, got one on ", device_of(t));
+  }
+  void check(const std::optional<Tensor>& t, const char* argument) const {
+    if (t) check(*t, argument);
+  }
+
+  Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype,
+               MemoryFormat format = MemoryFormat::Contiguous) const {
+    return torch::stable::empty(sizes, dtype, std::nullopt, device(), std::nullopt, format);
+  }
+
+  // Uninitialised, aligned to 256 bytes at least (512 with torch's own allocator).
+  Tensor workspace(size_t bytes) const { return empty({static_cast<int64_t>(bytes)}, ScalarType::Byte); }
+
+ private:
+  static int32_t checked_index(const char* op, const Tensor& t, const char* argument) {
+    check_cuda(t, op, argument);
+    return t.get_device_index();
+  }
+  torch::stable::Device device() const { return {torch::headeronly::DeviceType::CUDA, index_}; }
+
+  const char* op_;
+  const char* first_;
+  int32_t index_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  void* stream_ = nullptr;
+};
+
+}  // namespace pk::binding
