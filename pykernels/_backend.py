@@ -58,7 +58,7 @@ _current._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def choose(spec: OpSpec, device: torch.device, dtype: torch.dtype, asked: str | None = None) -> str:
-    """The backend that runs ``spec`` for tensors of ``device`` and ``dtype``: ``"cpu"`` or ``"reference"``.
+    """The backend that runs ``spec`` for tensors of ``device`` and ``dtype``: ``"cpu"``, ``"cuda"`` or ``"reference"``.
 
     Raises:
         ValueError: ``asked`` names no backend.
@@ -84,11 +84,11 @@ def _why_not(spec: OpSpec, wanted: str, device: torch.device, dtype: torch.dtype
         return spec.backends[wanted]
     if device.type != wanted:
         return f"its tensors are on {device.type!r}"
-    if dtype not in spec.dtypes:
-        return f"its kernels take {', '.join(map(str, spec.dtypes))}, not {dtype}"
+    if dtype not in spec.takes(wanted):
+        return f"its kernels take {', '.join(map(str, spec.takes(wanted)))}, not {dtype}"
     if is_transformed():
         return "torch.func's transforms and forward-mode differentiation can follow plain PyTorch only"
-    return _native.error
+    return _native.why_not(wanted, device)
 
 
 def is_transformed() -> bool:

@@ -1,7 +1,8 @@
-"""Loads the native library once, at import, and remembers why it could not be.
+"""Loads the native libraries once, at import, and remembers why one could not be.
 
-``error`` is None when the kernels are there. Otherwise it is one sentence that says what is missing and how to mend it;
-the reference ops go on working, and whatever needs the kernels raises it.
+``error`` is None when the CPU kernels are there. Otherwise it is one sentence that says what is missing and how to mend
+it; the reference ops go on working, and whatever needs the kernels raises it. ``cuda_error`` is the same for the CUDA
+kernels, which are loaded only where torch is a CUDA build, and whose failure leaves the CPU ones alone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+
+from pykernels._native import _cuda
 
 DIRECTORY = Path(__file__).parent
 MEND = "build it with `pip install -e . --no-build-isolation` in the source tree, or reinstall pykernels"
@@ -38,15 +41,20 @@ def _is_cut_short(library: Path) -> bool:
     return library.stat().st_size < offset + entry * entries
 
 
+def _first_cut_short(*, cuda: bool) -> str | None:
+    ours = [p for p in sorted(DIRECTORY.glob("*.so")) if (p in (_cuda.KERNELS, _cuda.BINDING)) == cuda]
+    return next((part.name for part in ours if _is_cut_short(part)), None)
+
+
 def _load() -> str | None:
     if _torch_is_old():
         return f"pykernels needs torch >= 2.11 for its stable ABI, this is torch {torch.__version__}; upgrade torch"
     library = DIRECTORY / "libpykernels_torch.so"
     if not library.exists():
         return f"the native library is not built ({library.name} is missing from {DIRECTORY}); {MEND}"
-    for part in sorted(DIRECTORY.glob("*.so")):
-        if _is_cut_short(part):
-            return f"the native library is broken ({part.name} is cut short); {MEND}"
+    cut_short = _first_cut_short(cuda=False)
+    if cut_short is not None:
+        return f"the native library is broken ({cut_short} is cut short); {MEND}"
     try:
         torch.ops.load_library(library)
     except OSError as problem:
@@ -68,4 +76,14 @@ def introspect() -> ModuleType:
         raise RuntimeError(f"pykernels: {error or f'{problem}; {MEND}'}") from problem
 
 
+def why_not(backend: str, device: torch.device) -> str | None:
+    """Why the kernels of ``backend`` cannot run on ``device``; None if they can."""
+    if backend != "cuda":
+        return error
+    if cuda_error is not None or torch.compiler.is_compiling():
+        return cuda_error
+    return _cuda.device_error(device.index)
+
+
 error: str | None = _load()
+cuda_error: str | None = error if error is not None else _cuda.load(_first_cut_short(cuda=True))

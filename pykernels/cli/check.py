@@ -53,7 +53,7 @@ def cases(op: str | None, backend: str | None, isa: str | None, dtype: str | Non
         if _native.error is not None:
             raise ValueError(f"isa: {_native.error}")
         _check("isa", isa, isas)
-    names = list(dict.fromkeys(str(d).removeprefix("torch.") for s in specs for d in s.dtypes))
+    names = list(dict.fromkeys(str(d).removeprefix("torch.") for s in specs for d in s.takes("reference")))
     _check("dtype", None if dtype is None else dtype.removeprefix("torch."), names)
     for spec in specs:
         for where in BACKENDS:
@@ -62,7 +62,7 @@ def cases(op: str | None, backend: str | None, isa: str | None, dtype: str | Non
             if isa is not None and where != "cpu":
                 continue
             for name in isas if where == "cpu" else [None]:
-                for kind in spec.dtypes:
+                for kind in spec.takes(where):
                     if isa in (None, name) and dtype in (None, str(kind), str(kind).removeprefix("torch.")):
                         yield Case(spec, where, name, kind)
 
@@ -74,6 +74,8 @@ def why_not(spec: OpSpec, backend: str) -> str | None:
         return reason
     if backend == "cpu":
         return _native.error
+    if backend == "cuda":
+        return _native.why_not(backend, torch.device("cuda"))
     return None if torch.cuda.is_available() else "torch sees no CUDA device here"
 
 

@@ -297,7 +297,7 @@ class _Pack:
 
 def _make_pack(conv: nn.Conv2d, bn: nn.BatchNorm2d | None, dtype: torch.dtype) -> _Pack | None:
     """The pack, or None where the kernels don't take these tensors: the plain op then says why, or does without."""
-    if _native.error is not None or dtype not in CONV_BN_ACT.dtypes:
+    if _native.error is not None or dtype not in CONV_BN_ACT.takes("cpu"):
         return None
     try:
         tensors = [owner[name] for owner, name in _slots(conv, bn)]

@@ -15,7 +15,7 @@ from pykernels.ops._activation import activation_code
 from pykernels.ops.int8_matmul import int8_linear, quantize_int8
 from pykernels.ops.int8_matmul.spec import INT8_MATMUL_SCALED
 
-_KERNEL_DTYPES = INT8_MATMUL_SCALED.dtypes
+_KERNEL_DTYPES = INT8_MATMUL_SCALED.takes("cpu")
 
 
 class Int8Linear(PacksWeights, nn.Module):

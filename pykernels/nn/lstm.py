@@ -94,7 +94,7 @@ class LSTM(PacksWeights, RNNBase):
     def _run(self, x: Tensor, hx: States | None, batch_sizes: Tensor | None) -> tuple[Tensor, States]:
         h0, c0 = self._zero_states(x, batch_sizes) if hx is None else hx
         if not (self.training and self.dropout > 0 and self.num_layers > 1):
-            pack = self._current_pack(self._flat_weights_names, SPEC.dtypes, self._make, (x, h0, c0))
+            pack = self._current_pack(self._flat_weights_names, SPEC.takes("cpu"), self._make, (x, h0, c0))
             if pack is not None:
                 return self._run_packed(x, h0, c0, pack, batch_sizes)
         return lstm_op(
@@ -178,7 +178,7 @@ class LSTMCell(PacksWeights, nn.LSTMCell):
         else:
             h, c = hx
         pack = self._current_pack(
-            _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2], SPEC.dtypes, self._make, (input, h, c)
+            _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2], SPEC.takes("cpu"), self._make, (input, h, c)
         )
         if pack is None:
             return lstm_cell_op(input, (h, c), self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)

@@ -12,6 +12,13 @@ import torch
 #: Unit roundoff: half the distance from 1 to the next number.
 ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
+#: What the kernels of a backend take, where an op has no reason for less. The CPU ones have no float16.
+FLOATS: dict[str, tuple[torch.dtype, ...]] = {
+    "cpu": (torch.float32, torch.bfloat16),
+    "cuda": (torch.float32, torch.bfloat16, torch.float16),
+    "triton": (torch.float32, torch.bfloat16, torch.float16),
+}
+
 #: The op families, in the order of every table.
 FAMILIES = ("conv_bn_act", "lstm", "int8_matmul")
 
@@ -43,12 +50,18 @@ class OpSpec:
     samples: tuple[Sample, ...]
     #: Backend -> None where it is built, or the reason why it is not.
     backends: dict[str, str | None]
-    #: The dtypes of the kernels; the reference takes whatever torch takes.
-    dtypes: tuple[torch.dtype, ...]
+    #: Backend -> the dtypes of its kernels. Use `takes`, which knows the reference too.
+    dtypes: dict[str, tuple[torch.dtype, ...]]
     #: True: equal to the bit, no tolerance.
     exact: bool = False
     #: Factor on the rounding bound for what comes on top of one sum (a recurrence, an activation's slope).
     growth: float = 1.0
+
+    def takes(self, backend: str) -> tuple[torch.dtype, ...]:
+        """The dtypes to run on a backend: those of its kernels; the reference, which takes any, has all of them."""
+        if backend == "reference":
+            return tuple(dict.fromkeys(dtype for dtypes in self.dtypes.values() for dtype in dtypes))
+        return self.dtypes.get(backend, ())
 
     def tolerance(self, dtype: torch.dtype, sample: Sample) -> float:
         """The largest relative L2 error against the float64 reference on the same (rounded) inputs.

@@ -14,7 +14,7 @@ CASES = [
     if spec.backends["cpu"] is None
     for sample in spec.samples
     if not sample.bench
-    for dtype in spec.dtypes
+    for dtype in spec.takes("cpu")
     for isa in host_isas()
 ]
 

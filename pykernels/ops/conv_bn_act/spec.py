@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pykernels.ops._activation import ACTIVATIONS
-from pykernels.ops._spec import OpSpec, Sample
+from pykernels.ops._spec import FLOATS, OpSpec, Sample
 from pykernels.ops.conv_bn_act import conv_bn_act
 from pykernels.ops.conv_bn_act.arguments import geometry, output_size
 from pykernels.ops.conv_bn_act.reference import conv_bn_act_reference
@@ -184,7 +184,7 @@ CONV_BN_ACT = OpSpec(
         "cuda": "its CUDA kernels are not written yet",
         "triton": "its Triton kernels are not written yet",
     },
-    dtypes=(torch.float32, torch.bfloat16),
+    dtypes=FLOATS,
 )
 
 SPECS: tuple[OpSpec, ...] = (CONV_BN_ACT,)

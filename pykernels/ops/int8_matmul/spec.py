@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pykernels.ops._activation import ACTIVATIONS
-from pykernels.ops._spec import OpSpec, Sample
+from pykernels.ops._spec import FLOATS, OpSpec, Sample
 from pykernels.ops.int8_matmul import int8_matmul, quantize_int8
 from pykernels.ops.int8_matmul.reference import int8_matmul_reference, quantize_int8_reference
 
@@ -135,7 +135,7 @@ INT8_MATMUL = OpSpec(
         _product("1x4096x4096", 1, 4096, 4096, b="transposed", bench=True),
     ),
     backends=_BACKENDS,
-    dtypes=(torch.float32,),  # what counts for the choice; there is no floating tensor
+    dtypes=dict.fromkeys(FLOATS, (torch.float32,)),  # what counts for the choice; there is no floating tensor
     exact=True,
 )
 
@@ -164,7 +164,7 @@ INT8_MATMUL_SCALED = OpSpec(
         _scaled("16x4096x4096-f32-out", 16, 4096, 4096, bench=True),
     ),
     backends=_BACKENDS,
-    dtypes=(torch.float32, torch.bfloat16),
+    dtypes=FLOATS,
 )
 
 QUANTIZE_INT8 = OpSpec(
@@ -198,7 +198,7 @@ QUANTIZE_INT8 = OpSpec(
         _quantized("4096x4096", (4096, 4096), bench=True),
     ),
     backends=_BACKENDS,
-    dtypes=(torch.float32, torch.bfloat16),
+    dtypes=FLOATS,
 )
 
 SPECS: tuple[OpSpec, ...] = (INT8_MATMUL, INT8_MATMUL_SCALED, QUANTIZE_INT8)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pykernels.ops._spec import OpSpec, Sample
+from pykernels.ops._spec import FLOATS, OpSpec, Sample
 from pykernels.ops.lstm import lstm, lstm_cell, reference
 
 #: Relative error of h against that of one sum: c' = f c + i g and h = o tanh(c) each multiply two gates of equal
@@ -20,7 +20,6 @@ _BACKENDS = {
     "triton": "its Triton kernels are not written yet",
     "reference": None,
 }
-_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def _uniform(shape: Sequence[int], bound: float, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
@@ -131,7 +130,7 @@ LSTM_CELL = OpSpec(
         _cell("b64-h512", 64, 512, 512, bench=True),
     ),
     backends=_BACKENDS,
-    dtypes=_DTYPES,
+    dtypes=FLOATS,
     growth=GROWTH,
 )
 
@@ -162,7 +161,7 @@ LSTM = OpSpec(
         _sequence("b1-t50-h128-both", 50, 1, 1280, 128, bidirectional=True, zero_states=True, bench=True),
     ),
     backends=_BACKENDS,
-    dtypes=_DTYPES,
+    dtypes=FLOATS,
     growth=GROWTH,
 )
 
