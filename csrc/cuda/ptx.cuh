@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cuda/platform.cuh"
+#include "cuda/tensor_map.h"
 
 #ifndef __CUDACC__
 #include "simt/ptx.h"
@@ -181,6 +182,342 @@ PK_DEVICE float reciprocal_approx(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+// ======== Hopper (sm_90; wgmma and setmaxnreg: sm_90a) ========
+//
+// ---- mbarriers: 8 bytes of shared memory, 8-byte aligned ----
+// A phase ends when all its `count` arrivals are in and its transaction count (bytes expected less bytes that came) is
+// zero; the next phase starts by itself with `count` arrivals pending. The first phase has parity 0, the next 1, and so
+// on: wait(parity) returns once the phase of that parity has ended. So a fresh barrier waited for with parity 1 does
+// not block: that is how a producer finds empty buffers in its first round.
+// One thread initialises, then fence_mbarrier_init, then __syncthreads (or a cluster barrier, if others arrive too).
+PK_DEVICE void mbarrier_init(uint64_t* barrier, uint32_t count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
+}
+// Makes the initialisation visible to TMA and to the cluster.
+PK_DEVICE void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+PK_DEVICE void mbarrier_arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+// Expects so many bytes more in this phase, then arrives.
+PK_DEVICE void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
+// Arrives once this thread's earlier cp_async copies have landed; the arrival is one of the barrier's count.
+PK_DEVICE void mbarrier_arrive_cp_async(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+// One try, which may suspend the thread for a while. Acquires: what was written before the arrivals is seen.
+PK_DEVICE bool mbarrier_try_wait(uint64_t* barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+               : "=r"(done)
+               : "r"(shared_address(barrier)), "r"(parity)
+               : "memory");
+  return done != 0;
+}
+PK_DEVICE void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
+  while (!mbarrier_try_wait(barrier, parity)) {
+  }
+}
+// The same where other blocks of the cluster arrive, or write with st_async: acquires at cluster scope.
+PK_DEVICE void mbarrier_wait_cluster(uint64_t* barrier, uint32_t parity) {
+  uint32_t done;
+  do {
+    asm volatile(
+        "{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+        : "=r"(done)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+  } while (done == 0);
+}
+
+// ---- Proxies ----
+// TMA and wgmma reach memory through the async proxy. Whoever wrote shared memory by ordinary stores, for TMA to store
+// or wgmma to read, calls this before the barrier after which that is issued. Not needed to refill a buffer that was
+// only read.
+PK_DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// The same for global memory that the kernel itself wrote by ordinary stores and TMA will read.
+PK_DEVICE void fence_proxy_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+
+// ---- TMA: one thread asks, the copy engine does it ----
+// `shared` is 128-byte aligned (1024 with the 128-byte swizzle). Loads count their bytes, out-of-range zeros included,
+// on `barrier`, whose phase expects box bytes each. Coordinates are in elements, innermost dimension first, and may be
+// negative or past the end: such elements are zeros. The box lies dense in shared memory, innermost dimension first;
+// under the 128-byte swizzle (rows of 128 bytes) bits 4-6 of each byte's address are xored with its bits 7-9.
+PK_DEVICE void tma_prefetch_map(const TensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+PK_DEVICE void tma_load_2d(void* shared, const TensorMap* map, uint64_t* barrier, int x0, int x1) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::
+          "r"(shared_address(shared)),
+      "l"(map), "r"(shared_address(barrier)), "r"(x0), "r"(x1)
+      : "memory");
+}
+PK_DEVICE void tma_load_3d(void* shared, const TensorMap* map, uint64_t* barrier, int x0, int x1, int x2) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
+      "[%2];" ::"r"(shared_address(shared)),
+      "l"(map), "r"(shared_address(barrier)), "r"(x0), "r"(x1), "r"(x2)
+      : "memory");
+}
+PK_DEVICE void tma_load_4d(void* shared, const TensorMap* map, uint64_t* barrier, int x0, int x1, int x2, int x3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
+      "[%2];" ::"r"(shared_address(shared)),
+      "l"(map), "r"(shared_address(barrier)), "r"(x0), "r"(x1), "r"(x2), "r"(x3)
+      : "memory");
+}
+PK_DEVICE void tma_load_5d(void* shared, const TensorMap* map, uint64_t* barrier, int x0, int x1, int x2, int x3,
+                           int x4) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, "
+      "%7}], [%2];" ::"r"(shared_address(shared)),
+      "l"(map), "r"(shared_address(barrier)), "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(x4)
+      : "memory");
+}
+// The box goes to the same offset of every block of the cluster whose bit is set in `blocks`, and counts on the barrier
+// of the same offset there.
+PK_DEVICE void tma_load_2d_multicast(void* shared, const TensorMap* map, uint64_t* barrier, int x0, int x1,
+                                     uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, "
+      "{%3, %4}], [%2], %5;" ::"r"(shared_address(shared)),
+      "l"(map), "r"(shared_address(barrier)), "r"(x0), "r"(x1), "h"(blocks)
+      : "memory");
+}
+// im2col, on a map of im2col_tensor_map: a matrix of pixels_per_column rows and channels_per_pixel columns. Rows are
+// the filter's base pixels, starting at (n, h, w) and going on along w, h and n by the traversal strides within the
+// bounding box; row i holds channels c.. of the pixel that lies (offset_h, offset_w) from its base pixel (0 to 255;
+// the filter's tap times the dilation), zeros outside of the image.
+PK_DEVICE void tma_load_im2col_4d(void* shared, const TensorMap* map, uint64_t* barrier, int c, int w, int h, int n,
+                                  uint16_t offset_w, uint16_t offset_h) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
+      "%6}], [%2], {%7, %8};" ::"r"(shared_address(shared)),
+      "l"(map), "r"(shared_address(barrier)), "r"(c), "r"(w), "r"(h), "r"(n), "h"(offset_w), "h"(offset_h)
+      : "memory");
+}
+PK_DEVICE void tma_load_im2col_4d_multicast(void* shared, const TensorMap* map, uint64_t* barrier, int c, int w, int h,
+                                            int n, uint16_t offset_w, uint16_t offset_h, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1, {%3, %4, %5, %6}], [%2], {%7, %8}, %9;" ::"r"(shared_address(shared)),
+      "l"(map), "r"(shared_address(barrier)), "r"(c), "r"(w), "r"(h), "r"(n), "h"(offset_w), "h"(offset_h), "h"(blocks)
+      : "memory");
+}
+// Stores what of the box lies inside the matrix. A thread's stores since its last bulk_commit form a group. Before:
+// fence_proxy_async by the writers of `shared`, then a barrier.
+PK_DEVICE void tma_store_2d(const TensorMap* map, const void* shared, int x0, int x1) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
+               "r"(shared_address(shared)), "r"(x0), "r"(x1)
+               : "memory");
+}
+PK_DEVICE void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Returns when at most kPending of the thread's latest groups have shared memory left to read (which may then be
+// reused), or (bulk_wait) have anything left to do.
+template <int kPending>
+PK_DEVICE void bulk_wait_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
+}
+template <int kPending>
+PK_DEVICE void bulk_wait() {
+  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
+}
+// Contiguous bytes, global to shared; addresses and size are multiples of 16. Counts its bytes on `barrier`.
+PK_DEVICE void bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(shared)),
+               "l"(global), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
+
+// ---- wgmma: d (64 x n) (+)= a (64 x k) b (k x n), by the 128 threads of a warpgroup, asynchronously ----
+// k is 16 for 16-bit elements, 32 for int8: 32 bytes. n follows from d: n / 2 registers, n = 8, 16, 32, 64, 128, 256.
+// accumulate false: d = a b. All 128 threads (four warps, the first one's index a multiple of 4) call each together.
+//
+// Lane map of d: warp w of the warpgroup has rows 16w..16w+15 and d[4j], d[4j + 1] = (row 16w + g, columns 8j + 2t,
+// 8j + 2t + 1), d[4j + 2], d[4j + 3] = (row 16w + g + 8, the same columns).
+// a from registers: warp w has rows 16w..16w+15 as in mma_m16n8k16: a[0] = (g, 2t..2t+1), a[1] = (g + 8, 2t..), a[2] =
+// (g, 2t + 8..), a[3] = (g + 8, 2t + 8..).
+//
+// Use: wgmma_fence (before the first product, and wherever registers of d or a were touched since), products,
+// wgmma_commit, wgmma_wait<pending>(d...). Between product and wait nothing touches d, a's registers or the shared
+// operands.
+PK_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+PK_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Tells the compiler that registers change here, so that it moves no use of them across.
+template <int registers>
+PK_DEVICE void touch(float (&d)[registers]) {
+#pragma unroll
+  for (int i = 0; i < registers; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+template <int registers>
+PK_DEVICE void touch(int32_t (&d)[registers]) {
+#pragma unroll
+  for (int i = 0; i < registers; ++i) asm volatile("" : "+r"(d[i])::"memory");
+}
+// Waits until at most kPending of the latest groups are unfinished; d: all accumulators that are complete then.
+template <int kPending, class... D>
+PK_DEVICE void wgmma_wait(D&... d) {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+  (touch(d), ...);
+}
+
+// The descriptor of a matrix in shared memory, K-major with the 128-byte swizzle: row r's 128 bytes of K start at
+// 128 r, bits 4-6 of each byte's address xored with its bits 7-9, as TMA writes it. `tile` is 1024-byte aligned, plus
+// 1024 for each 8 rows to skip, plus 32 j to take the j-th 32 bytes of K (j < 4).
+//   bits 0-13   start address / 16       bits 16-29  leading offset / 16 (unused in this layout: 1)
+//   bits 32-45  stride offset / 16: from 8 rows to the next 8, 1024 bytes
+//   bits 49-51  base offset: 0, since the swizzle's pattern starts at multiples of 1024
+//   bits 62-63  swizzle: 1 = 128 bytes (0 none, 2 = 64, 3 = 32)
+PK_DEVICE uint64_t wgmma_descriptor(const void* tile) {
+  return static_cast<uint64_t>((shared_address(tile) & 0x3FFFF) >> 4) | uint64_t{1} << 16 |
+         static_cast<uint64_t>(1024 >> 4) << 32 | uint64_t{1} << 62;
+}
+
+// Register lists of n / 2 names, and their constraints.
+#define PK_LIST_8 "%0, %1, %2, %3"
+#define PK_LIST_16 PK_LIST_8 ", %4, %5, %6, %7"
+#define PK_LIST_32 PK_LIST_16 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define PK_LIST_64 PK_LIST_32 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define PK_LIST_128                                                                                             \
+  PK_LIST_64                                                                                                    \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, " \
+  "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define PK_LIST_256                                                                                                  \
+  PK_LIST_128                                                                                                        \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, " \
+  "%86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, " \
+  "%107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, "     \
+  "%125, %126, %127"
+#define PK_TIE_8(type, i) type(d[i]), type(d[i + 1]), type(d[i + 2]), type(d[i + 3])
+#define PK_TIE_16(type, i) PK_TIE_8(type, i), PK_TIE_8(type, i + 4)
+#define PK_TIE_32(type, i) PK_TIE_16(type, i), PK_TIE_16(type, i + 8)
+#define PK_TIE_64(type, i) PK_TIE_32(type, i), PK_TIE_32(type, i + 16)
+#define PK_TIE_128(type, i) PK_TIE_64(type, i), PK_TIE_64(type, i + 32)
+#define PK_TIE_256(type, i) PK_TIE_128(type, i), PK_TIE_128(type, i + 64)
+
+// wgmma_f16, wgmma_bf16 (a from shared memory or registers) and wgmma_s8, for one n; o0.. are the numbers of the
+// operands that follow the n / 2 of d.
+#define PK_WGMMA_SHARED(name, element, scales, n, k, type, o0, o1, o2)                                               \
+  PK_DEVICE void name(element(&d)[n / 2], uint64_t a, uint64_t b, bool accumulate) {                                 \
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, " o2 ", 0; wgmma.mma_async.sync.aligned.m64n" #n k " {" PK_LIST_##n \
+                 "}, " o0 ", " o1 ", p" scales "; }"                                                                 \
+                 : PK_TIE_##n(type, 0)                                                                               \
+                 : "l"(a), "l"(b), "r"(static_cast<uint32_t>(accumulate))                                            \
+                 : "memory");                                                                                        \
+  }
+#define PK_WGMMA_REGISTERS(name, n, k, o0, o1, o2, o3, o4, o5)                                                       \
+  PK_DEVICE void name(float (&d)[n / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate) {                      \
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, " o5 ", 0; wgmma.mma_async.sync.aligned.m64n" #n k " {" PK_LIST_##n \
+                 "}, {" o0 ", " o1 ", " o2 ", " o3 "}, " o4 ", p, 1, 1, 0; }"                                        \
+                 : PK_TIE_##n("+f", 0)                                                                               \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<uint32_t>(accumulate))        \
+                 : "memory");                                                                                        \
+  }
+#define PK_WGMMA(n, o0, o1, o2, o3, o4, o5)                                                    \
+  PK_WGMMA_SHARED(wgmma_f16, float, ", 1, 1, 0, 0", n, "k16.f32.f16.f16", "+f", o0, o1, o2)    \
+  PK_WGMMA_SHARED(wgmma_bf16, float, ", 1, 1, 0, 0", n, "k16.f32.bf16.bf16", "+f", o0, o1, o2) \
+  PK_WGMMA_SHARED(wgmma_s8, int32_t, "", n, "k32.s32.s8.s8", "+r", o0, o1, o2)                 \
+  PK_WGMMA_REGISTERS(wgmma_f16, n, "k16.f32.f16.f16", o0, o1, o2, o3, o4, o5)                  \
+  PK_WGMMA_REGISTERS(wgmma_bf16, n, "k16.f32.bf16.bf16", o0, o1, o2, o3, o4, o5)
+PK_WGMMA(8, "%4", "%5", "%6", "%7", "%8", "%9")
+PK_WGMMA(16, "%8", "%9", "%10", "%11", "%12", "%13")
+PK_WGMMA(32, "%16", "%17", "%18", "%19", "%20", "%21")
+PK_WGMMA(64, "%32", "%33", "%34", "%35", "%36", "%37")
+PK_WGMMA(128, "%64", "%65", "%66", "%67", "%68", "%69")
+PK_WGMMA(256, "%128", "%129", "%130", "%131", "%132", "%133")
+#undef PK_WGMMA
+#undef PK_WGMMA_SHARED
+#undef PK_WGMMA_REGISTERS
+
+// Takes registers from, or gives them to, the block's pool: each warp of a warpgroup calls it; registers a thread, a
+// multiple of 8 from 24 to 256. increase waits until other warpgroups have given enough back.
+template <int registers>
+PK_DEVICE void registers_increase() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
+}
+template <int registers>
+PK_DEVICE void registers_decrease() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
+}
+
+// ---- Clusters: blocks that reach each other's shared memory ----
+// A block's shared memory may be touched only after all blocks have started, and until the last access is over: so a
+// cluster barrier goes first and another goes last.
+PK_DEVICE uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+PK_DEVICE uint32_t cluster_blocks() {
+  uint32_t blocks;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
+  return blocks;
+}
+// A barrier of all threads of all blocks: arrive releases, wait acquires. Each thread arrives, then waits.
+PK_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+PK_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+// The cluster-wide address of what lies at `shared` in the block of that rank.
+PK_DEVICE uint32_t cluster_address(const void* shared, uint32_t rank) {
+  uint32_t address;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(shared)), "r"(rank));
+  return address;
+}
+// Ordinary accesses at cluster addresses.
+PK_DEVICE uint32_t cluster_load(uint32_t address) {
+  uint32_t value;
+  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+PK_DEVICE uint4 cluster_load_16(uint32_t address) {
+  uint4 v;
+  asm volatile("ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
+PK_DEVICE void cluster_store(uint32_t address, uint32_t value) {
+  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+PK_DEVICE void cluster_store_16(uint32_t address, uint4 v) {
+  asm volatile("st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
+               : "memory");
+}
+// Arrives at a barrier of any block of the cluster, given by its cluster address; releases at cluster scope.
+PK_DEVICE void mbarrier_arrive_cluster(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// Stores whose bytes count on an mbarrier of the same block as the destination (both cluster addresses): the waiter
+// (mbarrier_wait_cluster) sees the data without any fence. 4-, 8- and 16-byte aligned.
+PK_DEVICE void st_async(uint32_t address, uint32_t value, uint32_t barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(address), "r"(value),
+               "r"(barrier)
+               : "memory");
+}
+PK_DEVICE void st_async_8(uint32_t address, uint2 v, uint32_t barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.u32 [%0], {%1, %2}, [%3];" ::"r"(address),
+               "r"(v.x), "r"(v.y), "r"(barrier)
+               : "memory");
+}
+PK_DEVICE void st_async_16(uint32_t address, uint4 v, uint32_t barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),
+      "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier)
+      : "memory");
+}
+// Contiguous bytes from this block's shared memory to another's; multiples of 16. Counts on that block's barrier.
+PK_DEVICE void bulk_copy_cluster(uint32_t address, const void* shared, uint32_t bytes, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(address),
+      "r"(shared_address(shared)), "r"(bytes), "r"(barrier)
+      : "memory");
 }
 
 }  // namespace pk::cuda::ptx
