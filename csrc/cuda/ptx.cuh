@@ -352,12 +352,12 @@ PK_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" 
 // Tells the compiler that registers change here, so that it moves no use of them across.
 template <int registers>
 PK_DEVICE void touch(float (&d)[registers]) {
-#pragma unroll
+  PK_UNROLL
   for (int i = 0; i < registers; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 template <int registers>
 PK_DEVICE void touch(int32_t (&d)[registers]) {
-#pragma unroll
+  PK_UNROLL
   for (int i = 0; i < registers; ++i) asm volatile("" : "+r"(d[i])::"memory");
 }
 // Waits until at most kPending of the latest groups are unfinished; d: all accumulators that are complete then.
