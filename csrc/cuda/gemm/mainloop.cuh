@@ -82,7 +82,7 @@ struct Tile {
   };
 };
 
-// Where a loader finds some elements. Not valid: they are zeros and the address is never read.
+// Where a loader finds some elements. Not valid: they are zeros, and the address, aligned all the same, is never read.
 struct Source {
   const void* address;
   bool valid;
