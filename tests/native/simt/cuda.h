@@ -147,27 +147,26 @@ template <class T>
 T __ldg(const T* p) {
   return *p;
 }
+template <class T, class F>
+T read_modify_write(T* p, F f) {
+  T before;
+  simt::begin_atomic(p, &before, sizeof(T));
+  const T after = f(before);
+  simt::end_atomic(p, &after, sizeof(T));
+  return before;
+}
 template <class T>
 T atomicAdd(T* p, T value) {
   static_assert(!std::is_floating_point_v<T>, "sums of floats in no fixed order are not repeatable");
-  simt::yield();
-  const T before = *p;
-  *p = before + value;
-  return before;
+  return read_modify_write(p, [=](T before) { return static_cast<T>(before + value); });
 }
 template <class T>
 T atomicMax(T* p, T value) {
-  simt::yield();
-  const T before = *p;
-  *p = std::max(before, value);
-  return before;
+  return read_modify_write(p, [=](T before) { return std::max(before, value); });
 }
 template <class T>
 T atomicExch(T* p, T value) {
-  simt::yield();
-  const T before = *p;
-  *p = value;
-  return before;
+  return read_modify_write(p, [=](T) { return value; });
 }
 
 // ---- Arithmetic ----

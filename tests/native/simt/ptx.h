@@ -16,37 +16,16 @@ inline uint32_t shared_address(const void* p) {
 }
 
 // ---- cp.async ----
-inline void perform(const simt::AsyncCopy& copy) {
-  std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.valid_bytes));
-  std::memset(static_cast<char*>(copy.to) + copy.valid_bytes, 0, static_cast<size_t>(copy.bytes - copy.valid_bytes));
-}
-inline void cp_async(void* shared, const void* global, int bytes, bool valid) {
-  if (shared_address(shared) % bytes) simt::fail("cp.async: the shared address is not aligned to the copy's size");
-  if (reinterpret_cast<uintptr_t>(global) % bytes) {
-    simt::fail("cp.async: the global address is not aligned to the copy's size");
-  }
-  const simt::AsyncCopy copy = {shared, global, bytes, valid ? bytes : 0};
-  const bool now = simt::copies() == simt::Copies::eager || (simt::copies() == simt::Copies::random && simt::coin());
-  if (now) {
-    perform(copy);
-  } else {
-    simt::current->open_copies.push_back(copy);
-  }
-}
+// In ptx.cpp, as what they keep is the harness's, not the kernel's.
+void cp_async(void* shared, const void* global, int bytes, bool valid);
 inline void cp_async_16(void* shared, const void* global, bool valid = true) { cp_async(shared, global, 16, valid); }
 inline void cp_async_8(void* shared, const void* global, bool valid = true) { cp_async(shared, global, 8, valid); }
 inline void cp_async_4(void* shared, const void* global, bool valid = true) { cp_async(shared, global, 4, valid); }
-inline void cp_async_commit() {
-  simt::current->copy_groups.push_back(std::move(simt::current->open_copies));
-  simt::current->open_copies.clear();
-}
+void cp_async_commit();
+void cp_async_wait(size_t pending);
 template <int kPending>
 void cp_async_wait() {
-  auto& groups = simt::current->copy_groups;
-  while (groups.size() > kPending) {
-    for (const auto& copy : groups.front()) perform(copy);
-    groups.erase(groups.begin());
-  }
+  cp_async_wait(size_t{kPending});
 }
 
 // ---- ldmatrix ----
@@ -152,28 +131,15 @@ inline uint32_t to_tf32(float x) {
 
 // ---- Memory that other blocks write and read ----
 // Loads don't let others run: they stand in polling loops, and those have backoff().
-inline uint32_t load_acquire(const uint32_t* p) { return *p; }
-inline uint32_t load_relaxed(const uint32_t* p) { return *p; }
-inline uint4 load_relaxed_16(const void* p) { return *static_cast<const uint4*>(p); }
-inline void store_release(uint32_t* p, uint32_t value) {
-  simt::yield();
-  *p = value;
-}
-inline void store_relaxed(uint32_t* p, uint32_t value) {
-  simt::yield();
-  *p = value;
-}
+uint32_t load_acquire(const uint32_t* p);
+uint32_t load_relaxed(const uint32_t* p);
+uint4 load_relaxed_16(const void* p);
+void store_release(uint32_t* p, uint32_t value);
+void store_relaxed(uint32_t* p, uint32_t value);
 // Only the four words are whole: another thread may see some of them new and some old.
-inline void store_relaxed_16(void* p, uint4 v) {
-  const uint32_t words[4] = {v.x, v.y, v.z, v.w};
-  const unsigned first = simt::coin() ? 0 : 3;
-  for (unsigned i = 0; i < 4; ++i) {
-    simt::yield();
-    static_cast<uint32_t*>(p)[i ^ first] = words[i ^ first];
-  }
-}
-inline uint32_t add_acquire_release(uint32_t* p, uint32_t value) { return atomicAdd(p, value); }
-inline void add_release(uint32_t* p, uint32_t value) { atomicAdd(p, value); }
+void store_relaxed_16(void* p, uint4 v);
+uint32_t add_acquire_release(uint32_t* p, uint32_t value);
+void add_release(uint32_t* p, uint32_t value);
 inline void backoff() { simt::spin(); }
 
 inline void barrier_sync(int id, int threads) { simt::barrier_sync(id, static_cast<unsigned>(threads)); }

@@ -19,6 +19,8 @@
 #include <random>
 #include <stdexcept>
 
+#include "simt/race.h"
+
 namespace simt {
 
 Thread* current = nullptr;
@@ -28,6 +30,7 @@ namespace {
 
 constexpr size_t kStack = 256 << 10;
 constexpr unsigned kResident = 2048;  // threads of a grid that is not cooperative that run side by side
+constexpr size_t kMostStacks = 1 << 16;
 constexpr int64_t kMostSwitches = int64_t{2000} * 1000 * 1000;
 
 enum class State { ready, spinning, waiting, done };
@@ -40,6 +43,7 @@ struct Fiber {
   bool started = false;
   State state = State::ready;
   bool victim = false;
+  unsigned number = 0;  // of the launch's threads
   const char* waits_for = "";
   size_t place = 0;  // in its list
 };
@@ -98,8 +102,10 @@ struct Machine {
   std::vector<Fiber*> ready, victims, spinning;
   std::deque<Operation> operations;
   std::vector<std::unique_ptr<LiveCluster>> clusters;
-  std::vector<void*> stacks;  // free ones
-  size_t failed_polls = 0;    // since something else has happened
+  unsigned char* stacks = nullptr;  // all in one piece, so that an address tells whether it is on one
+  size_t stacks_made = 0;
+  std::vector<void*> free_stacks;
+  size_t failed_polls = 0;  // since something else has happened
   size_t turn = 0;
   bool failing = false;
   std::string error;
@@ -159,7 +165,10 @@ void release(Barrier* barrier) {
   barrier->expected = 0;
   std::vector<Fiber*> waiting;
   waiting.swap(barrier->waiting);
-  for (Fiber* f : waiting) wake(f);
+  for (Fiber* f : waiting) {
+    race::acquire_for(f->number, barrier);
+    wake(f);
+  }
 }
 
 void finish_cluster_phase(LiveCluster& cluster) {
@@ -180,7 +189,10 @@ void fiber_main() {
   --block.alive;
   // Threads that have returned are not waited for.
   Barrier& barrier = block.barriers[0];
-  if (barrier.expected == 0 && barrier.arrived > 0 && barrier.arrived >= block.alive) release(&barrier);
+  if (barrier.expected == 0 && barrier.arrived > 0 && barrier.arrived >= block.alive) {
+    release(&barrier);
+    race::forget(&barrier);
+  }
   --block.live_cluster->alive;
   finish_cluster_phase(*block.live_cluster);
   _longjmp(m.scheduler, 1);
@@ -191,28 +203,38 @@ __attribute__((noinline)) void switch_to(Fiber* f) {
   Machine& m = machine();
   m.running = f;
   current = &f->thread;
+  race::run(f->number);
   if (_setjmp(m.scheduler) == 0) {
     if (f->started) _longjmp(f->context, 1);
     f->started = true;
     setcontext(&f->start);
   }
+  race::run(race::kNobody);
   m.running = nullptr;
   current = nullptr;
 }
 
 void* take_stack() {
   Machine& m = machine();
-  if (!m.stacks.empty()) {
-    void* stack = m.stacks.back();
-    m.stacks.pop_back();
+  if (!m.free_stacks.empty()) {
+    void* stack = m.free_stacks.back();
+    m.free_stacks.pop_back();
     return stack;
   }
-  void* stack = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (stack == MAP_FAILED) {
-    std::perror("simt: mmap of a stack");
+  if (!m.stacks) {
+    void* all =
+        mmap(nullptr, kMostStacks * kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (all == MAP_FAILED) {
+      std::perror("simt: mmap of the stacks");
+      std::abort();
+    }
+    m.stacks = static_cast<unsigned char*>(all);
+  }
+  if (m.stacks_made == kMostStacks) {
+    std::fprintf(stderr, "simt: more than %zu threads at once\n", kMostStacks);
     std::abort();
   }
-  return stack;
+  return m.stacks + kStack * m.stacks_made++;
 }
 
 // Not inlined, for getcontext counts as a function that returns twice.
@@ -257,6 +279,7 @@ void start_cluster(const Grid& grid, unsigned first_block) {
     const size_t padded = (static_cast<size_t>(grid.shared_bytes) + 1023) / 1024 * 1024;
     block->shared = static_cast<unsigned char*>(guarded_allocate(padded, false));
     std::memset(block->shared, 0xff, padded);
+    race::fresh(block->shared, padded);
     block->alive = threads;
     block->rendezvous.resize(warps);
     block->group_rendezvous.resize((warps + 3) / 4);
@@ -268,6 +291,7 @@ void start_cluster(const Grid& grid, unsigned first_block) {
       f->thread.warp = t / kWarp;
       f->victim = is_victim(m.schedule, f->thread, number, warps, blocks);
       prepare(f);
+      f->number = number * threads + t;
       f->state = State::waiting;
       block->fibers.push_back(f);
     }
@@ -286,7 +310,7 @@ void end_cluster(LiveCluster& cluster) {
   for (auto& block : cluster.live) {
     for (Fiber* f : block->fibers) {
       set_state(f, State::done);
-      m.stacks.push_back(f->stack);
+      m.free_stacks.push_back(f->stack);
       delete f;
     }
     guarded_free(block->shared);
@@ -395,6 +419,13 @@ void run_until_a_cluster_ends() {
 }  // namespace
 
 const std::vector<Schedule>& schedules() {
+#ifdef PK_SIMT_RACE
+  // A race is found whatever the order.
+  static const std::vector<Schedule> all = {
+      {"in order, late copies", false, Starve::nobody, 0, Copies::lazy, 1},
+      {"random, early copies", true, Starve::nobody, 0, Copies::eager, 2},
+  };
+#else
   static const std::vector<Schedule> all = {
       {"in order, late copies", false, Starve::nobody, 0, Copies::lazy, 1},
       {"random, early copies", true, Starve::nobody, 0, Copies::eager, 2},
@@ -405,6 +436,7 @@ const std::vector<Schedule>& schedules() {
       {"starves block 0, late copies", true, Starve::block, 0, Copies::lazy, 7},
       {"starves block 1, early copies", false, Starve::block, 1, Copies::eager, 8},
   };
+#endif
   return all;
 }
 
@@ -464,6 +496,9 @@ void launch(const Grid& grid, const std::function<void()>& kernel) {
   m.kernel = &kernel;
   m.failing = false;
   m.failed_polls = 0;
+  if (int64_t{blocks} * threads >= race::kNobody) return set_error("more threads than can be told apart");
+  if (!m.stacks) m.free_stacks.push_back(take_stack());
+  race::begin(blocks * threads, m.stacks, m.stacks + kMostStacks * kStack);
   block_dim = grid.block;
   grid_dim = grid.grid;
   const unsigned clusters = blocks / cluster;
@@ -483,6 +518,7 @@ void launch(const Grid& grid, const std::function<void()>& kernel) {
   m.ready.clear();
   m.victims.clear();
   m.spinning.clear();
+  race::end();
 }
 
 void* dynamic_shared() { return current->block->shared; }
@@ -511,6 +547,7 @@ void collective(uint32_t mask, const char* tag, void* argument, void (*body)(voi
   }
   r->arguments[lane] = argument;
   r->arrived |= 1u << lane;
+  if (std::strcmp(tag, "__syncwarp") == 0) race::release(&pending);
   if (r->arrived != mask) {
     for (unsigned l = 0; l < kWarp; ++l) {
       if ((mask >> l & 1) && block.fibers[first + l]->state == State::done) {
@@ -519,11 +556,14 @@ void collective(uint32_t mask, const char* tag, void* argument, void (*body)(voi
     }
     return wait_here(tag);
   }
+  const bool orders = std::strcmp(tag, "__syncwarp") == 0;  // the others promise nothing about memory
   Rendezvous all = *r;
   pending.erase(pending.begin() + (r - pending.data()));
   body(all.arguments, mask);
   for (unsigned l = 0; l < kWarp; ++l) {
-    if ((mask >> l & 1) && l != lane) wake(block.fibers[first + l]);
+    if (!(mask >> l & 1)) continue;
+    if (orders) race::acquire_for(block.fibers[first + l]->number, &pending);
+    if (l != lane) wake(block.fibers[first + l]);
   }
 }
 
@@ -561,7 +601,12 @@ static void barrier_join(int id, unsigned threads, bool waits) {
   ++barrier.arrived;
   const unsigned wanted = threads ? threads : block.alive;
   if (barrier.arrived > wanted) fail("barrier " + std::to_string(id) + ": more threads arrived than take part");
-  if (barrier.arrived == wanted) return release(&barrier);
+  race::release(&barrier);
+  if (barrier.arrived == wanted) {
+    if (waits) race::acquire(&barrier);
+    release(&barrier);
+    return race::forget(&barrier);
+  }
   if (waits) {
     barrier.waiting.push_back(f);
     wait_here("a barrier of the block");
@@ -578,6 +623,7 @@ void cluster_arrive() {
     fail("cluster barrier: a thread arrived twice without waiting");
   }
   cluster.arrival_phase[f] = cluster.phase + 1;
+  race::release(&cluster);
   ++cluster.arrived;
   finish_cluster_phase(cluster);
 }
@@ -590,6 +636,7 @@ void cluster_wait() {
     cluster.waiting.push_back(f);
     wait_here("the cluster's barrier");
   }
+  race::acquire(&cluster);
 }
 
 void yield() { leave(); }
@@ -597,6 +644,13 @@ void spin() {
   set_state(machine().running, State::spinning);
   leave();
 }
+
+void begin_atomic(const void* p, void* value, size_t bytes) {
+  yield();
+  race::write_atomic(p, bytes);
+  std::memcpy(value, p, bytes);
+}
+void end_atomic(void* p, const void* value, size_t bytes) { std::memcpy(p, value, bytes); }
 
 void asynchronously(std::function<void()> operation, const void* order) {
   Machine& m = machine();

@@ -150,6 +150,10 @@ void cluster_wait();
 void yield();
 void spin();
 
+// A read and a write of a few bytes that nothing comes between. They are relaxed: they order nothing else.
+void begin_atomic(const void* p, void* value, size_t bytes);
+void end_atomic(void* p, const void* value, size_t bytes);
+
 // Something that happens by itself (a bulk copy): at once, at random or when all threads wait, as the schedule says. Of
 // the operations with the same `order` key that are pending, the oldest goes first (nullptr: no order).
 void asynchronously(std::function<void()> operation, const void* order = nullptr);
