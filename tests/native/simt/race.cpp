@@ -1,6 +1,8 @@
 // Vector clocks of threads and of what they synchronise on, and for each 8 bytes of memory the latest accesses.
 #include "simt/race.h"
 
+#ifdef PK_SIMT_RACE
+
 #include <algorithm>
 #include <array>
 #include <string>
@@ -165,3 +167,4 @@ void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
 }
+#endif  // PK_SIMT_RACE
