@@ -15,11 +15,10 @@ struct Executor {
   void (*run)(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context) = nullptr;
 };
 
-// The executor that runs everything on the calling thread.
-static inline Executor serial_executor() {
-  return {1, [](int64_t begin, int64_t end, int64_t, RangeBody body, void* context) {
-            if (begin < end) body(begin, end, context);
-          }};
+// The executor that runs everything on the calling thread. (A named function: nvcc's host pass breaks a lambda here.)
+static inline void run_serially(int64_t begin, int64_t end, int64_t, RangeBody body, void* context) {
+  if (begin < end) body(begin, end, context);
 }
+static inline Executor serial_executor() { return {1, run_serially}; }
 
 }  // namespace pk
