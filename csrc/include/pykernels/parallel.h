@@ -15,7 +15,7 @@ struct Executor {
   void (*run)(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context) = nullptr;
 };
 
-// The executor that runs everything on the calling thread. (A named function: nvcc's host pass breaks a lambda here.)
+// The executor that runs everything on the calling thread. A named function: nvcc 13.0 garbles a lambda here.
 static inline void run_serially(int64_t begin, int64_t end, int64_t, RangeBody body, void* context) {
   if (begin < end) body(begin, end, context);
 }
