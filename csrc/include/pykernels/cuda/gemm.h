@@ -51,6 +51,6 @@ struct Gemm {
 // Checks the problem and gives the bytes of its workspace, which is aligned to 16; pointers need not be set yet, but
 // their alignment may decide how they are read, not what this says.
 PK_API Status gemm_workspace(const Gemm& problem, size_t* bytes);
-PK_API Status gemm(const Gemm& problem, void* workspace, size_t workspace_bytes, void* stream);
+PK_API Status gemm_launch(const Gemm& problem, void* workspace, size_t workspace_bytes, void* stream);
 
 }  // namespace pk::cuda
