@@ -1,5 +1,5 @@
 // Every PTX instruction that the kernels use by name, and nothing else contains asm. Each wrapper says what its lanes
-// hold; tests/native/simt/ptx.h has a body of the same signature that does exactly that on a CPU.
+// hold; tests/native/simt/ptx*.h have bodies of the same signatures that do exactly that on a CPU.
 //
 // Lane maps: `lane` is threadIdx % 32, g = lane / 4 (the "group"), t = lane % 4. Registers that hold several narrow
 // elements hold the lowest index in the lowest bits.
@@ -10,6 +10,7 @@
 
 #ifndef __CUDACC__
 #include "simt/ptx.h"
+#include "simt/ptx_hopper.h"
 #else
 
 namespace pk::cuda::ptx {

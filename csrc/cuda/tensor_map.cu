@@ -26,8 +26,8 @@ Status check_stride(int64_t stride, int64_t element) {
 
 Status check_inner(int64_t inner_bytes, Swizzle swizzle) {
   if (inner_bytes % 16 != 0) return {"tensor map: the box's inner dimension must be a multiple of 16 bytes"};
-  if (swizzle == Swizzle::b128 && inner_bytes > 128) {
-    return {"tensor map: with the 128-byte swizzle the box's inner dimension must be at most 128 bytes"};
+  if (swizzle == Swizzle::b128 && inner_bytes != 128) {
+    return {"tensor map: with the 128-byte swizzle the box's inner dimension must be 128 bytes"};
   }
   return kOk;
 }

@@ -25,8 +25,8 @@ struct alignas(128) TensorMap {
 using TensorMap = simt::TensorMap;
 #endif
 
-// b128: the box's innermost dimension is at most 128 bytes (for wgmma: exactly), and its 16-byte chunks are permuted as
-// ptx.cuh says, so that neither wgmma nor ldmatrix meets bank conflicts. none: the box lies as it is.
+// b128: the box's innermost dimension is 128 bytes, and its 16-byte chunks are permuted as ptx.cuh says, so that
+// neither wgmma nor ldmatrix meets bank conflicts. none: the box lies as it is.
 enum class Swizzle : int32_t { none, b128 };
 
 // A tensor of `rank` dimensions (1 to 5), innermost first, and the box of one copy.

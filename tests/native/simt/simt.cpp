@@ -43,7 +43,6 @@ struct Fiber {
   bool started = false;
   State state = State::ready;
   bool victim = false;
-  unsigned number = 0;  // of the launch's threads
   const char* waits_for = "";
   size_t place = 0;  // in its list
 };
@@ -166,7 +165,7 @@ void release(Barrier* barrier) {
   std::vector<Fiber*> waiting;
   waiting.swap(barrier->waiting);
   for (Fiber* f : waiting) {
-    race::acquire_for(f->number, barrier);
+    race::acquire_for(f->thread.number, barrier);
     wake(f);
   }
 }
@@ -203,7 +202,7 @@ __attribute__((noinline)) void switch_to(Fiber* f) {
   Machine& m = machine();
   m.running = f;
   current = &f->thread;
-  race::run(f->number);
+  race::run(f->thread.number);
   if (_setjmp(m.scheduler) == 0) {
     if (f->started) _longjmp(f->context, 1);
     f->started = true;
@@ -291,7 +290,7 @@ void start_cluster(const Grid& grid, unsigned first_block) {
       f->thread.warp = t / kWarp;
       f->victim = is_victim(m.schedule, f->thread, number, warps, blocks);
       prepare(f);
-      f->number = number * threads + t;
+      f->thread.number = number * threads + t;
       f->state = State::waiting;
       block->fibers.push_back(f);
     }
@@ -351,11 +350,9 @@ std::string who_waits() {
   for (auto& cluster : machine().clusters) {
     for (auto& block : cluster->live) {
       for (Fiber* f : block->fibers) {
-        if (f->state == State::waiting) {
-          ++count[std::string(f->waits_for) + " (block " + std::to_string(block->index.x) + "," +
-                  std::to_string(block->index.y) + "," + std::to_string(block->index.z) + ")"];
-        }
-        if (f->state == State::spinning) ++count["a poll of memory"];
+        if (f->state != State::waiting && f->state != State::spinning) continue;
+        ++count[std::string(f->waits_for) + " (block " + std::to_string(block->index.x) + "," +
+                std::to_string(block->index.y) + "," + std::to_string(block->index.z) + ")"];
       }
     }
   }
@@ -562,7 +559,7 @@ void collective(uint32_t mask, const char* tag, void* argument, void (*body)(voi
   body(all.arguments, mask);
   for (unsigned l = 0; l < kWarp; ++l) {
     if (!(mask >> l & 1)) continue;
-    if (orders) race::acquire_for(block.fibers[first + l]->number, &pending);
+    if (orders) race::acquire_for(block.fibers[first + l]->thread.number, &pending);
     if (l != lane) wake(block.fibers[first + l]);
   }
 }
@@ -640,10 +637,13 @@ void cluster_wait() {
 }
 
 void yield() { leave(); }
-void spin() {
+void spin(const char* for_what) {
+  machine().running->waits_for = for_what;
   set_state(machine().running, State::spinning);
   leave();
 }
+
+bool has_ended(const Block& block) { return static_cast<const LiveBlock&>(block).alive == 0; }
 
 void begin_atomic(const void* p, void* value, size_t bytes) {
   yield();

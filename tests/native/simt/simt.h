@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <functional>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -98,6 +99,8 @@ void launch(const Grid& grid, const std::function<void()>& kernel);
 // ---- What the bodies of instructions use ----
 
 struct Cluster;
+struct HopperBlock;  // of ptx_hopper.cpp
+struct BulkStores;
 
 // A block of the running grid.
 struct Block {
@@ -106,6 +109,7 @@ struct Block {
   unsigned char* shared = nullptr;  // dynamic shared memory, poisoned with 0xff at the start
   size_t shared_bytes = 0;
   Cluster* cluster = nullptr;
+  std::shared_ptr<HopperBlock> hopper;
 };
 
 // Blocks of one cluster; a cluster of one where there is none.
@@ -124,8 +128,10 @@ struct Thread {
   dim3 index;
   Block* block = nullptr;
   unsigned lane = 0, warp = 0;  // of the block
+  unsigned number = 0;          // of the launch's threads
   std::vector<AsyncCopy> open_copies;
   std::vector<std::vector<AsyncCopy>> copy_groups;  // committed and unfinished, oldest first
+  std::shared_ptr<BulkStores> bulk;
 };
 
 extern Thread* current;  // the running thread
@@ -148,7 +154,10 @@ void cluster_wait();
 
 // Lets others run. `spin`: a poll has failed, so don't come back before something else has run.
 void yield();
-void spin();
+void spin(const char* for_what = "a poll of memory");
+
+// All its threads have returned.
+bool has_ended(const Block& block);
 
 // A read and a write of a few bytes that nothing comes between. They are relaxed: they order nothing else.
 void begin_atomic(const void* p, void* value, size_t bytes);

@@ -1,0 +1,644 @@
+// The harness' Hopper half: small kernels through every wrapper against naive results, and faults that must be caught:
+// a missing mbarrier wait, a missing wgmma wait, a wrong swizzle, a swapped lane, a buffer filled again before it is
+// empty, a missing proxy fence, a store that nobody waits for, counts that are wrong (a deadlock, reported).
+#include "cuda/launch.cuh"
+#include "cuda/numeric.cuh"
+#include "cuda/ptx.cuh"
+#include "cuda/tensor_map.h"
+#include "simt/simt.h"
+#include "test.h"
+
+using namespace pk::cuda;
+using pk::DType;
+
+namespace {
+
+enum class Fault {
+  none,
+  no_full_wait,
+  no_empty_wait,
+  no_wgmma_wait,
+  no_wgmma_fence,
+  swapped_lane,
+  wrong_swizzle,
+  wrong_parity,
+  too_few_bytes,
+  too_many_arrivals,
+  no_init,
+  no_proxy_fence,
+  no_store_wait,
+  no_barrier,
+};
+
+// How many of the first `count` schedules catch what `is_right` runs.
+template <class F>
+int catches(F is_right, size_t count = simt::schedules().size()) {
+  int caught = 0;
+  for (size_t i = 0; i < count; ++i) {
+    simt::Use use(simt::schedules()[i]);
+    const bool right = is_right();
+    const bool failed = !simt::take_error().empty();
+    caught += !right || failed;
+  }
+  return caught;
+}
+// What the first schedule says of it.
+template <class F>
+std::string first_error(F run) {
+  simt::Use use(simt::schedules()[0]);
+  (void)run();
+  return simt::take_error();
+}
+bool contains(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
+
+// ---- Products: TMA, mbarriers, wgmma ----
+
+template <class T>
+using Sum = std::conditional_t<std::is_same_v<T, int8_t>, int32_t, float>;
+
+template <int kRegisters>
+PK_DEVICE void product(f16, float (&d)[kRegisters], uint64_t a, uint64_t b, bool more) {
+  ptx::wgmma_f16(d, a, b, more);
+}
+template <int kRegisters>
+PK_DEVICE void product(bf16, float (&d)[kRegisters], uint64_t a, uint64_t b, bool more) {
+  ptx::wgmma_bf16(d, a, b, more);
+}
+template <int kRegisters>
+PK_DEVICE void product(int8_t, int32_t (&d)[kRegisters], uint64_t a, uint64_t b, bool more) {
+  ptx::wgmma_s8(d, a, b, more);
+}
+
+// d (64 x n) = a (64 x k) b (n x k)^T: a warpgroup multiplies what one thread of another fetches, in two buffers.
+template <class T, int kN, Fault kFault>
+__global__ void pipeline(const __grid_constant__ TensorMap map_a, const __grid_constant__ TensorMap map_b, Sum<T>* d,
+                         int k) {
+  constexpr int kRow = 128 / sizeof(T), kStageBytes = (64 + kN) * 128;
+  unsigned char* const shared = dynamic_shared<unsigned char>();
+  auto* const full = reinterpret_cast<uint64_t*>(shared + 2 * kStageBytes);
+  uint64_t* const empty = full + 2;
+  const int tiles = ceil_div(k, kRow);
+  if (threadIdx.x == 0 && kFault != Fault::no_init) {
+    for (int i = 0; i < 2; ++i) {
+      ptx::mbarrier_init(full + i, 1);
+      ptx::mbarrier_init(empty + i, 4);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  if (threadIdx.x >= 128) {
+    if (threadIdx.x != 128) return;
+    for (int tile = 0; tile < tiles; ++tile) {
+      unsigned char* const stage = shared + tile % 2 * kStageBytes;
+      if (kFault != Fault::no_empty_wait) ptx::mbarrier_wait(empty + tile % 2, (tile / 2 & 1) ^ 1);
+      ptx::mbarrier_arrive_expect_tx(full + tile % 2, kStageBytes - (kFault == Fault::too_few_bytes ? 16 : 0));
+      if (kFault == Fault::too_many_arrivals && tile == 0) ptx::mbarrier_arrive(full);
+      ptx::tma_load_2d(stage, &map_a, full + tile % 2, tile * kRow, 0);
+      ptx::tma_load_2d(stage + 64 * 128, &map_b, full + tile % 2, tile * kRow, 0);
+    }
+    return;
+  }
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  Sum<T> sum[kN / 2];
+  for (int tile = 0; tile < tiles; ++tile) {
+    unsigned char* const stage = shared + tile % 2 * kStageBytes;
+    if (kFault != Fault::no_full_wait) {
+      ptx::mbarrier_wait(full + tile % 2, (tile / 2 & 1) ^ (kFault == Fault::wrong_parity));
+    }
+    if (kFault != Fault::no_wgmma_fence) ptx::wgmma_fence();
+    for (int j = 0; j < 4; ++j) {
+      product(T{}, sum, ptx::wgmma_descriptor(stage + 32 * j), ptx::wgmma_descriptor(stage + 64 * 128 + 32 * j),
+              tile + j > 0);
+    }
+    ptx::wgmma_commit();
+    if (kFault != Fault::no_wgmma_wait) ptx::wgmma_wait<0>(sum);
+    if (lane == 0) ptx::mbarrier_arrive(empty + tile % 2);
+  }
+  if (kFault == Fault::swapped_lane) {
+    sum[1] = __shfl_sync(0xffffffff, sum[1], lane == 6 ? 7 : lane == 7 ? 6 : lane);
+  }
+  for (int i = 0; i < kN / 2; ++i) {
+    const int row = warp * 16 + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    d[row * kN + column] = sum[i];
+  }
+}
+
+template <class T>
+std::vector<T> operand(size_t n, unsigned seed) {
+  const auto values = pk::test::normal(n, seed, std::is_same_v<T, int8_t> ? 60.0f : 1.0f);
+  std::vector<T> v(n);
+  for (size_t i = 0; i < n; ++i) v[i] = from_float<T>(values[i]);
+  return v;
+}
+
+// |x - sum| for float sums of `k` products of about 1; integers are equal or not.
+template <class S>
+bool near(S x, double sum, int k) {
+  return std::fabs(static_cast<double>(x) - sum) <= (std::is_integral_v<S> ? 0.0 : 1e-6 * k);
+}
+
+template <class T>
+double value(T x) {
+  return static_cast<double>(to_float(x));
+}
+double value(int8_t x) { return x; }
+
+template <class T, int kN, Fault kFault>
+bool pipeline_is_right() {
+  // Three tiles and a bit: the buffers are used twice, and the last tile has a tail that TMA fills with zeros.
+  const int k = 3 * 128 / static_cast<int>(sizeof(T)) + 16;
+  const auto a = operand<T>(static_cast<size_t>(64 * k), 1), b = operand<T>(static_cast<size_t>(kN * k), 2);
+  std::vector<Sum<T>> d(64 * kN);
+  TensorMap map_a, map_b;
+  const int row = 128 / sizeof(T);
+  bool right = bool(make_tensor_map(matrix_view(a.data(), kDType<T>, 64, k, k, 64, row), &map_a)) &&
+               bool(make_tensor_map(matrix_view(b.data(), kDType<T>, kN, k, k, kN, row,
+                                                kFault == Fault::wrong_swizzle ? Swizzle::none : Swizzle::b128),
+                                    &map_b));
+  right = right && bool(launch(pipeline<T, kN, kFault>, {.block = dim3(256), .shared_bytes = 2 * (64 + kN) * 128 + 32},
+                               nullptr, map_a, map_b, d.data(), k));
+  for (int i = 0; i < 64; ++i) {
+    for (int j = 0; j < kN; ++j) {
+      double sum = 0;
+      for (int l = 0; l < k; ++l) {
+        sum += value(a[static_cast<size_t>(i * k + l)]) * value(b[static_cast<size_t>(j * k + l)]);
+      }
+      right = right && near(d[static_cast<size_t>(i * kN + j)], sum, k);
+    }
+  }
+  return right;
+}
+
+// One step with a in registers.
+template <class T>
+__global__ void register_product(const uint32_t* a, const __grid_constant__ TensorMap map_b, float* d) {
+  unsigned char* const shared = dynamic_shared<unsigned char>();
+  auto* const full = reinterpret_cast<uint64_t*>(shared + 16 * 128);
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(full, 1);
+    ptx::fence_mbarrier_init();
+    ptx::tma_prefetch_map(&map_b);
+    ptx::mbarrier_arrive_expect_tx(full, 16 * 128);
+    ptx::tma_load_2d(shared, &map_b, full, 0, 0);
+  }
+  __syncthreads();
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  uint32_t fragments[4][4];
+  for (int j = 0; j < 4; ++j) {
+    for (int i = 0; i < 4; ++i) {
+      // Two elements each: 32 to a row of 64.
+      fragments[j][i] = a[(warp * 16 + lane / 4 + i % 2 * 8) * 32 + j * 8 + lane % 4 + i / 2 * 4];
+    }
+  }
+  ptx::mbarrier_wait(full, 0);
+  float sum[8];
+  ptx::wgmma_fence();
+  for (int j = 0; j < 4; ++j) {
+    if constexpr (std::is_same_v<T, f16>) {
+      ptx::wgmma_f16(sum, fragments[j], ptx::wgmma_descriptor(shared + 32 * j), j > 0);
+    } else {
+      ptx::wgmma_bf16(sum, fragments[j], ptx::wgmma_descriptor(shared + 32 * j), j > 0);
+    }
+  }
+  ptx::wgmma_commit();
+  ptx::wgmma_wait<0>(sum);
+  for (int i = 0; i < 8; ++i) {
+    const int row = warp * 16 + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    d[row * 16 + column] = sum[i];
+  }
+}
+
+template <class T>
+bool register_product_is_right() {
+  const auto a = operand<T>(64 * 64, 3), b = operand<T>(16 * 64, 4);
+  std::vector<float> d(64 * 16);
+  std::vector<uint32_t> words(a.size() / 2);
+  std::memcpy(words.data(), a.data(), a.size() * 2);
+  TensorMap map_b;
+  bool right = bool(make_tensor_map(matrix_view(b.data(), kDType<T>, 16, 64, 64, 16, 64), &map_b)) &&
+               bool(launch(register_product<T>, {.block = dim3(128), .shared_bytes = 16 * 128 + 8}, nullptr,
+                           words.data(), map_b, d.data()));
+  for (size_t i = 0; i < 64; ++i) {
+    for (size_t j = 0; j < 16; ++j) {
+      double sum = 0;
+      for (size_t l = 0; l < 64; ++l) sum += value(a[i * 64 + l]) * value(b[j * 64 + l]);
+      right = right && near(d[i * 16 + j], sum, 64);
+    }
+  }
+  return right;
+}
+
+// ---- TMA ----
+
+// Copies what one load brings to `out`. kRank 0: a plain bulk copy; 6: im2col.
+template <int kRank>
+__global__ void load(const __grid_constant__ TensorMap map, const unsigned char* plain, int4 at, int last, int2 offset,
+                     unsigned char* out, int bytes) {
+  unsigned char* const shared = dynamic_shared<unsigned char>();
+  auto* const full = reinterpret_cast<uint64_t*>(shared + ceil_div(bytes, 8) * 8);
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(full, 1);
+    ptx::fence_mbarrier_init();
+    ptx::mbarrier_arrive_expect_tx(full, static_cast<uint32_t>(bytes));
+    if (kRank == 0) ptx::bulk_load(shared, plain, static_cast<uint32_t>(bytes), full);
+    if (kRank == 2) ptx::tma_load_2d(shared, &map, full, at.x, at.y);
+    if (kRank == 3) ptx::tma_load_3d(shared, &map, full, at.x, at.y, at.z);
+    if (kRank == 4) ptx::tma_load_4d(shared, &map, full, at.x, at.y, at.z, at.w);
+    if (kRank == 5) ptx::tma_load_5d(shared, &map, full, at.x, at.y, at.z, at.w, last);
+    if (kRank == 6) {
+      ptx::tma_load_im2col_4d(shared, &map, full, at.x, at.y, at.z, at.w, static_cast<uint16_t>(offset.x),
+                              static_cast<uint16_t>(offset.y));
+    }
+  }
+  __syncthreads();
+  ptx::mbarrier_wait(full, 0);
+  for (int i = static_cast<int>(threadIdx.x); i < bytes; i += 32) out[i] = shared[i];
+}
+
+// The byte of a swizzled box where byte i of the dense one lies.
+size_t swizzled(size_t i) { return i ^ (i / 128 % 8) * 16; }
+
+// Tensors of float whose elements are their own index, in boxes that reach out at every side.
+template <int kRank>
+bool tile_is_right(bool swizzle) {
+  const int64_t size[5] = {36, 5, 4, 3, 3};
+  const int box[5] = {swizzle ? 32 : 8, 4, 3, 2, 2}, at[5] = {swizzle ? 12 : -4, -1, 2, -1, 2};
+  TiledView view;
+  view.rank = kRank;
+  view.swizzle = swizzle ? Swizzle::b128 : Swizzle::none;
+  int64_t elements = 1, box_elements = 1;
+  for (int d = 0; d < kRank; ++d) {
+    view.size[d] = size[d];
+    view.stride[d] = elements;
+    view.box[d] = box[d];
+    elements *= size[d] + (d == 0 ? 4 : 0);
+    box_elements *= box[d];
+  }
+  simt::Guarded<float> x(static_cast<size_t>(elements));
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i) + 1;
+  view.data = x.data();
+  TensorMap map;
+  const auto bytes = static_cast<int>(box_elements * 4);
+  std::vector<float> out(static_cast<size_t>(box_elements), -1.0f);
+  auto* const raw = reinterpret_cast<unsigned char*>(out.data());
+  bool right =
+      bool(make_tensor_map(view, &map)) && bool(launch(load<kRank>, {.block = dim3(32), .shared_bytes = bytes + 8},
+                                                       nullptr, map, static_cast<const unsigned char*>(nullptr),
+                                                       int4{at[0], at[1], at[2], at[3]}, at[4], int2{}, raw, bytes));
+  for (int64_t i = 0; i < box_elements; ++i) {
+    int64_t rest = i, offset = 0;
+    bool inside = true;
+    for (int d = 0; d < kRank; ++d) {
+      const int64_t position = at[d] + rest % box[d];
+      rest /= box[d];
+      inside = inside && position >= 0 && position < size[d];
+      offset += position * view.stride[d];
+    }
+    const size_t place = swizzle ? swizzled(static_cast<size_t>(i) * 4) / 4 : static_cast<size_t>(i);
+    right = right && out[place] == (inside ? static_cast<float>(offset) + 1 : 0.0f);
+  }
+  return right;
+}
+
+bool bulk_load_is_right() {
+  alignas(16) unsigned char x[96], y[96] = {}, *const out = y;
+  for (int i = 0; i < 96; ++i) x[i] = static_cast<unsigned char>(i * 3 + 1);
+  const bool right = bool(launch(load<0>, {.block = dim3(32), .shared_bytes = 104}, nullptr, TensorMap{},
+                                 static_cast<const unsigned char*>(x), int4{}, 0, int2{}, out, 96));
+  return right && std::memcmp(x, y, 96) == 0;
+}
+
+// Each tap of a convolution, from pixel `first` of the output, against the definition.
+bool im2col_is_right(int stride, int dilation, int pad, int first, bool swizzle) {
+  const int n = 3, h = 6, w = 7, c = swizzle ? 64 : 24, taps = 3, pixels = 32, channels = swizzle ? 64 : 16;
+  const int reach = dilation * (taps - 1) + 1, p = (h + 2 * pad - reach) / stride + 1,
+            q = (w + 2 * pad - reach) / stride + 1;
+  simt::Guarded<f16> x(static_cast<size_t>(n * h * w * c));
+  for (size_t i = 0; i < x.size(); ++i) x[i].bits = static_cast<uint16_t>(i + 1);
+  TensorMap map;
+  const Im2colView view = {.data = x.data(),
+                           .dtype = DType::f16,
+                           .n = n,
+                           .h = h,
+                           .w = w,
+                           .c = c,
+                           .stride_n = h * w * c,
+                           .stride_h = w * c,
+                           .stride_w = c,
+                           .p = p,
+                           .q = q,
+                           .pad_top = pad,
+                           .pad_left = pad,
+                           .step_h = stride,
+                           .step_w = stride,
+                           .pixels = pixels,
+                           .channels = channels,
+                           .swizzle = swizzle ? Swizzle::b128 : Swizzle::none};
+  bool right = bool(make_tensor_map(view, &map));
+  const int from = swizzle ? 0 : 8;  // a tail of channels, or all
+  for (int r = 0; r < taps; ++r) {
+    for (int s = 0; s < taps; ++s) {
+      std::vector<f16> out(static_cast<size_t>(pixels * channels));
+      const int bytes = pixels * channels * 2;
+      const int4 at = {from, first % q * stride - pad, first / q % p * stride - pad, first / q / p};
+      right = right && bool(launch(load<6>, {.block = dim3(32), .shared_bytes = bytes + 8}, nullptr, map,
+                                   static_cast<const unsigned char*>(nullptr), at, 0, int2{s * dilation, r * dilation},
+                                   reinterpret_cast<unsigned char*>(out.data()), bytes));
+      for (int i = 0; i < pixels; ++i) {
+        const int pixel = first + i, image = pixel / q / p;
+        const int y = pixel / q % p * stride - pad + r * dilation, z = pixel % q * stride - pad + s * dilation;
+        for (int j = 0; j < channels; ++j) {
+          const bool inside = image < n && y >= 0 && y < h && z >= 0 && z < w && from + j < c;
+          const uint16_t expected =
+              inside ? static_cast<uint16_t>(((image * h + y) * w + z) * c + from + j + 1) : uint16_t{0};
+          const size_t dense = static_cast<size_t>(i * channels + j);
+          right = right && out[swizzle ? swizzled(dense * 2) / 2 : dense].bits == expected;
+        }
+      }
+    }
+  }
+  return right;
+}
+
+// y = x + 1 by rows of 32 floats, 8 rows a block, through shared memory; rows and columns of y have tails.
+template <Fault kFault>
+__global__ void store(const float* x, const __grid_constant__ TensorMap map) {
+  float* const shared = dynamic_shared<float>();
+  for (int round = 0; round < 2; ++round) {
+    const int tile = static_cast<int>(blockIdx.x) * 2 + round;
+    for (int i = static_cast<int>(threadIdx.x); i < 256; i += 64) shared[i] = x[tile * 256 + i] + 1;
+    if (kFault != Fault::no_proxy_fence) ptx::fence_proxy_async();
+    if (kFault != Fault::no_barrier) __syncthreads();
+    if (threadIdx.x == 0) {
+      ptx::tma_store_2d(&map, shared, 0, tile * 8);
+      ptx::bulk_commit();
+      if (kFault != Fault::no_store_wait) ptx::bulk_wait_read<0>();
+    }
+    __syncthreads();
+  }
+  if (kFault != Fault::no_store_wait && threadIdx.x == 0) ptx::bulk_wait<0>();
+}
+
+template <Fault kFault>
+bool store_is_right() {
+  const int rows = 30, columns = 28;
+  std::vector<float> x(4 * 256);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i);
+  simt::Guarded<float> y(static_cast<size_t>(rows * columns));
+  TensorMap map;
+  bool right =
+      bool(make_tensor_map(matrix_view(y.data(), DType::f32, rows, columns, columns, 8, 32, Swizzle::none), &map)) &&
+      bool(launch(store<kFault>, {.grid = dim3(2), .block = dim3(64), .shared_bytes = 1024}, nullptr, x.data(), map));
+  for (int i = 0; i < rows; ++i) {
+    for (int j = 0; j < columns; ++j) {
+      right = right && y[static_cast<size_t>(i * columns + j)] == static_cast<float>(i * 32 + j + 1);
+    }
+  }
+  return right;
+}
+
+// ---- Clusters ----
+
+// Each block of a cluster of 4 passes numbers to the next, round by round, with st.async, bulk copies, plain stores and
+// loads; block 0's box goes to all by multicast.
+template <Fault kFault>
+__global__ void ring(const __grid_constant__ TensorMap map, uint32_t* out) {
+  struct Shared {
+    alignas(128) uint32_t box[32];
+    alignas(16) uint32_t inbox[2][32];
+    alignas(16) uint32_t outbox[32];
+    alignas(16) uint32_t bulk[32];
+    alignas(16) uint32_t plain[32];
+    uint64_t full[2], empty[2], bulk_full, box_full;
+  };
+  Shared* const s = dynamic_shared<Shared>();
+  const uint32_t rank = ptx::cluster_rank(), blocks = ptx::cluster_blocks(), next = (rank + 1) % blocks,
+                 last = (rank + blocks - 1) % blocks, i = threadIdx.x;
+  if (i == 0) {
+    for (int b = 0; b < 2; ++b) {
+      ptx::mbarrier_init(&s->full[b], 1);
+      ptx::mbarrier_init(&s->empty[b], 32);
+    }
+    ptx::mbarrier_init(&s->bulk_full, 1);
+    ptx::mbarrier_init(&s->box_full, 1);
+    ptx::fence_mbarrier_init();
+  }
+  if (kFault != Fault::no_barrier) {
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+  } else {
+    __syncthreads();
+  }
+  if (i == 0) {
+    ptx::mbarrier_arrive_expect_tx(&s->box_full, 128);
+    if (rank == 0)
+      ptx::tma_load_2d_multicast(s->box, &map, &s->box_full, 0, 0, static_cast<uint16_t>((1u << blocks) - 1));
+    ptx::mbarrier_arrive_expect_tx(&s->bulk_full, 128);
+  }
+  s->outbox[i] = rank * 100 + i;
+  ptx::fence_proxy_async();
+  __syncwarp();
+  if (i == 0) {
+    ptx::bulk_copy_cluster(ptx::cluster_address(s->bulk, next), s->outbox, 128,
+                           ptx::cluster_address(&s->bulk_full, next));
+  }
+  ptx::cluster_store(ptx::cluster_address(&s->plain[i], next), rank * 1000 + i);
+  uint32_t held = rank * 32 + i;
+  for (int round = 0; round < 5; ++round) {
+    const int b = round % 2;
+    if (i == 0) ptx::mbarrier_arrive_expect_tx(&s->full[b], 32 * 4);
+    // The next block's buffer is free: it told us so by its arrivals here.
+    if (round >= 2 && kFault != Fault::no_empty_wait) {
+      ptx::mbarrier_wait_cluster(&s->empty[b], static_cast<uint32_t>(round / 2 - 1) & 1);
+    }
+    const uint32_t to = ptx::cluster_address(&s->inbox[b][i], next), counts = ptx::cluster_address(&s->full[b], next);
+    // Pairs and quadruples of lanes, in two of the rounds.
+    const uint32_t v1 = __shfl_down_sync(0xffffffff, held, 1), v2 = __shfl_down_sync(0xffffffff, held, 2),
+                   v3 = __shfl_down_sync(0xffffffff, held, 3);
+    if (round == 1) {
+      if (i % 2 == 0) ptx::st_async_8(to, uint2{held, v1}, counts);
+    } else if (round == 2) {
+      if (i % 4 == 0) ptx::st_async_16(to, uint4{held, v1, v2, v3}, counts);
+    } else {
+      ptx::st_async(to, held, counts);
+    }
+    if (kFault != Fault::no_full_wait) ptx::mbarrier_wait_cluster(&s->full[b], static_cast<uint32_t>(round / 2) & 1);
+    held = s->inbox[b][i] + 1;
+    ptx::mbarrier_arrive_cluster(ptx::cluster_address(&s->empty[b], last));
+  }
+  ptx::mbarrier_wait(&s->box_full, 0);
+  ptx::mbarrier_wait_cluster(&s->bulk_full, 0);
+  ptx::cluster_arrive();
+  ptx::cluster_wait();
+  const uint32_t address = ptx::cluster_address(&s->plain[i / 4 * 4], next);
+  const uint4 four = ptx::cluster_load_16(address);
+  const uint32_t words[4] = {four.x, four.y, four.z, four.w};
+  uint32_t* const mine = out + (blockIdx.x * 32 + i) * 5;
+  mine[0] = held;
+  mine[1] = s->bulk[i];
+  mine[2] = words[i % 4];
+  mine[3] = s->box[i];
+  mine[4] = ptx::cluster_load(ptx::cluster_address(&s->plain[i], rank));
+  ptx::cluster_arrive();
+  ptx::cluster_wait();
+}
+
+template <Fault kFault>
+bool ring_is_right() {
+  std::vector<int32_t> x(32);
+  for (int i = 0; i < 32; ++i) x[static_cast<size_t>(i)] = 7 * i;
+  std::vector<uint32_t> out(2 * 4 * 32 * 5);
+  TensorMap map;
+  bool right = bool(make_tensor_map(matrix_view(x.data(), DType::i32, 1, 32, 32, 1, 32, Swizzle::none), &map)) &&
+               bool(launch(ring<kFault>, {.grid = dim3(8), .block = dim3(32), .shared_bytes = 1024, .cluster = 4},
+                           nullptr, map, out.data()));
+  for (uint32_t block = 0; block < 8; ++block) {
+    for (uint32_t i = 0; i < 32; ++i) {
+      const uint32_t rank = block % 4, last = (rank + 3) % 4, *const mine = &out[(block * 32 + i) * 5];
+      right = right && mine[0] == last * 32 + i + 5;  // 5 rounds backwards is one
+      right = right && mine[1] == last * 100 + i && mine[2] == rank * 1000 + i && mine[3] == 7 * i;
+      right = right && mine[4] == last * 1000 + i;
+    }
+  }
+  return right;
+}
+
+// ---- The rest ----
+
+// cp.async into wgmma's operands: arrivals of copies on an mbarrier, and the proxy fence that this path needs.
+template <Fault kFault>
+__global__ void copied_operands(const f16* a, const f16* b, float* d) {
+  unsigned char* const shared = dynamic_shared<unsigned char>();
+  auto* const full = reinterpret_cast<uint64_t*>(shared + (64 + 8) * 128);
+  if (threadIdx.x == 0) ptx::mbarrier_init(full, 128);
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < (64 + 8) * 8; i += 128) {
+    const int row = i / 8, chunk = i % 8;
+    const f16* const from = row < 64 ? a + row * 64 : b + (row - 64) * 64;
+    ptx::cp_async_16(shared + row * 128 + (chunk ^ row % 8) * 16, from + chunk * 8);
+  }
+  ptx::mbarrier_arrive_cp_async(full);
+  if (kFault != Fault::no_full_wait) ptx::mbarrier_wait(full, 0);
+  if (kFault != Fault::no_proxy_fence) ptx::fence_proxy_async();
+  if (kFault != Fault::no_barrier) __syncthreads();
+  float sum[4];
+  ptx::wgmma_fence();
+  for (int j = 0; j < 4; ++j) {
+    ptx::wgmma_f16(sum, ptx::wgmma_descriptor(shared + 32 * j), ptx::wgmma_descriptor(shared + 64 * 128 + 32 * j),
+                   j > 0);
+  }
+  ptx::wgmma_commit();
+  ptx::wgmma_wait<0>(sum);
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  for (int i = 0; i < 4; ++i) d[(warp * 16 + lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = sum[i];
+}
+
+template <Fault kFault>
+bool copied_operands_is_right() {
+  const auto a = operand<f16>(64 * 64, 5), b = operand<f16>(8 * 64, 6);
+  std::vector<float> d(64 * 8);
+  bool right = bool(launch(copied_operands<kFault>, {.block = dim3(128), .shared_bytes = 72 * 128 + 8}, nullptr,
+                           a.data(), b.data(), d.data()));
+  for (size_t i = 0; i < 64; ++i) {
+    for (size_t j = 0; j < 8; ++j) {
+      double sum = 0;
+      for (size_t l = 0; l < 64; ++l) sum += value(a[i * 64 + l]) * value(b[j * 64 + l]);
+      right = right && near(d[i * 8 + j], sum, 64);
+    }
+  }
+  return right;
+}
+
+void test_tensor_maps() {
+  alignas(16) static float x[64];
+  TensorMap map;
+  const auto made = [&](const TiledView& view) { return bool(make_tensor_map(view, &map)); };
+  EXPECT(made(matrix_view(x, DType::f32, 2, 32, 32, 2, 32)));
+  EXPECT(!made(matrix_view(x + 1, DType::f32, 2, 28, 28, 2, 32)));  // the address
+  EXPECT(!made(matrix_view(x, DType::f32, 2, 30, 30, 2, 32)));      // the stride
+  EXPECT(!made(matrix_view(x, DType::f32, 2, 32, 32, 257, 32)));    // the box
+  EXPECT(!made(matrix_view(x, DType::f32, 2, 32, 32, 2, 16)));      // the swizzle's 128 bytes
+  EXPECT(made(matrix_view(x, DType::f32, 2, 32, 32, 2, 16, Swizzle::none)));
+  EXPECT(!made(matrix_view(x, DType::f32, 2, 32, 32, 2, 6, Swizzle::none)));
+  EXPECT(!made(matrix_view(x, DType::f32, 0, 32, 32, 2, 32)));
+  EXPECT(!made(matrix_view(x, DType::f32, 2, 32, int64_t{1} << 60, 2, 32)));
+  Im2colView view = {.data = x,
+                     .dtype = DType::f16,
+                     .n = 1,
+                     .h = 1,
+                     .w = 2,
+                     .c = 64,
+                     .stride_n = 128,
+                     .stride_h = 128,
+                     .stride_w = 64,
+                     .p = 1,
+                     .q = 2,
+                     .pixels = 8,
+                     .channels = 64};
+  EXPECT(bool(make_tensor_map(view, &map)));
+  view.pad_left = 129;
+  EXPECT(!bool(make_tensor_map(view, &map)));
+  view.pad_left = 0;
+  view.step_h = 9;
+  EXPECT(!bool(make_tensor_map(view, &map)));
+  view.step_h = 1;
+  view.q = 200;
+  EXPECT(!bool(make_tensor_map(view, &map)));
+}
+
+}  // namespace
+
+int main() {
+  test_tensor_maps();
+
+  EXPECT((catches(pipeline_is_right<f16, 16, Fault::none>) == 0));
+  EXPECT((catches(pipeline_is_right<bf16, 8, Fault::none>) == 0));
+  EXPECT((catches(pipeline_is_right<int8_t, 32, Fault::none>) == 0));
+  EXPECT((catches(pipeline_is_right<f16, 64, Fault::none>, 1) == 0));
+  EXPECT((catches(pipeline_is_right<bf16, 128, Fault::none>, 1) == 0));
+  EXPECT((catches(pipeline_is_right<int8_t, 256, Fault::none>, 1) == 0));
+  EXPECT((catches(pipeline_is_right<f16, 16, Fault::no_full_wait>) > 0));
+  EXPECT((catches(pipeline_is_right<f16, 16, Fault::no_empty_wait>) > 0));
+  EXPECT((catches(pipeline_is_right<f16, 16, Fault::no_wgmma_wait>) > 0));
+  EXPECT((catches(pipeline_is_right<f16, 16, Fault::wrong_parity>) > 0));
+  const int all = static_cast<int>(simt::schedules().size());
+  EXPECT((catches(pipeline_is_right<f16, 16, Fault::swapped_lane>) == all));
+  EXPECT((catches(pipeline_is_right<f16, 16, Fault::wrong_swizzle>) == all));
+  EXPECT((catches(pipeline_is_right<f16, 16, Fault::too_few_bytes>) == all));
+  EXPECT((contains(first_error(pipeline_is_right<f16, 16, Fault::too_few_bytes>), "deadlock")));
+  EXPECT((contains(first_error(pipeline_is_right<f16, 16, Fault::too_few_bytes>), "an mbarrier")));
+  EXPECT((contains(first_error(pipeline_is_right<f16, 16, Fault::too_many_arrivals>), "more threads arrived")));
+  EXPECT((contains(first_error(pipeline_is_right<f16, 16, Fault::no_init>), "not initialised")));
+  EXPECT((contains(first_error(pipeline_is_right<f16, 16, Fault::no_wgmma_fence>), "wgmma_fence")));
+  EXPECT(catches(register_product_is_right<f16>) == 0);
+  EXPECT(catches(register_product_is_right<bf16>) == 0);
+
+  EXPECT(catches([] { return tile_is_right<2>(false); }) == 0);
+  EXPECT(catches([] { return tile_is_right<2>(true); }) == 0);
+  EXPECT(catches([] { return tile_is_right<3>(false); }) == 0);
+  EXPECT(catches([] { return tile_is_right<4>(true); }) == 0);
+  EXPECT(catches([] { return tile_is_right<5>(false); }) == 0);
+  EXPECT(catches(bulk_load_is_right) == 0);
+  for (const bool swizzle : {false, true}) {
+    EXPECT(catches([=] { return im2col_is_right(1, 1, 1, 0, swizzle); }) == 0);
+    EXPECT(catches([=] { return im2col_is_right(1, 1, 1, 37, swizzle); }) == 0);
+    EXPECT(catches([=] { return im2col_is_right(2, 1, 1, 5, swizzle); }) == 0);
+    EXPECT(catches([=] { return im2col_is_right(1, 2, 2, 40, swizzle); }) == 0);
+    EXPECT(catches([=] { return im2col_is_right(3, 1, 0, 3, swizzle); }) == 0);
+  }
+
+  EXPECT(catches(store_is_right<Fault::none>) == 0);
+  EXPECT(catches(store_is_right<Fault::no_proxy_fence>) == all);
+  EXPECT(catches(store_is_right<Fault::no_store_wait>) > 0);
+  EXPECT(catches(store_is_right<Fault::no_barrier>) > 0);
+
+  EXPECT(catches(ring_is_right<Fault::none>) == 0);
+  EXPECT(catches(ring_is_right<Fault::no_barrier>) > 0);
+  EXPECT(catches(ring_is_right<Fault::no_full_wait>) > 0);
+  EXPECT(catches(ring_is_right<Fault::no_empty_wait>) > 0);
+
+  EXPECT(catches(copied_operands_is_right<Fault::none>) == 0);
+  EXPECT(catches(copied_operands_is_right<Fault::no_full_wait>) > 0);
+  EXPECT(catches(copied_operands_is_right<Fault::no_proxy_fence>) == all);
+  return pk::test::finish();
+}
