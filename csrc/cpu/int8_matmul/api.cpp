@@ -50,7 +50,8 @@ Status check(const Int8Kernels& kernels, const Int8Matmul& p) {
   if (p.n > kInt8MaxN) return {"n: expected at most 2^36 columns"};
   if (p.m > int64_t{1} << 48 || !product_fits({p.m + 64, p.n + 64, 4}) || !product_fits({p.m + 64, p.k + 4096, 2}))
     return {"m, n, k: the sizes are too large"};
-  if (p.a_dtype == DType::i32) return {"a: expected int8, float32 or bfloat16"};
+  if (p.a_dtype == DType::i32 || p.a_dtype == DType::f16) return {"a: expected int8, float32 or bfloat16"};
+  if (p.out_dtype == DType::f16) return {"out_dtype: the CPU kernels have no float16"};
   if (is_float(p.a_dtype) && p.a_stride_k != 1 && p.k > 1) return {"a: expected contiguous rows of floats"};
   if (is_float(p.a_dtype) && (p.a_scale != nullptr || p.a_zero_point != nullptr)) {
     return {"a_scale, a_zero_point: expected none for a float a, which is quantised here"};

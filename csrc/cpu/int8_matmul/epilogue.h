@@ -55,6 +55,7 @@ inline void store_output(const Int8Matmul& p, int64_t row, int64_t column, F32 y
       store_vector(static_cast<int8_t*>(p.out) + at, round_saturated(y, -128.0f, 127.0f), count);
       return;
     case DType::i32:
+    case DType::f16:  // refused in api.cpp
       return;
   }
 }
