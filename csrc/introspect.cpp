@@ -69,8 +69,7 @@ PYBIND11_MODULE(_introspect, m) {
       [] {
         return std::map<std::string, std::string>{{"compiler", PK_COMPILER},
                                                   {"torch", PK_TORCH_VERSION},
-                                                  {"build type", PK_BUILD_TYPE},
-                                                  {"cuda", "not built"}};
+                                                  {"build type", PK_BUILD_TYPE}};
       },
       "Compiler, the torch that it was built against, build type.");
 }

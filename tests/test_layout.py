@@ -32,9 +32,7 @@ def test_there_are_sources_to_check():
     assert len(SOURCES) > 20
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in SOURCES if not is_binding(p) and p.name != "introspect.cpp"], ids=name
-)
+@pytest.mark.parametrize("path", [p for p in SOURCES if not is_binding(p) and p.name != "introspect.cpp"], ids=name)
 def test_kernels_know_no_framework(path):
     forbidden = [i for i in includes(path) if re.match(r"(torch|ATen|c10|pybind11|Python\.h|csrc/torch)", i)]
     assert forbidden == []
@@ -42,7 +40,13 @@ def test_kernels_know_no_framework(path):
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if is_binding(p)], ids=name)
 def test_the_binding_uses_only_the_stable_abi(path):
-    allowed = ("torch/checks.h", "torch/cuda/checks.h", "torch/csrc/stable/", "torch/headeronly/", "torch/csrc/inductor/aoti_torch/c/")
+    allowed = (
+        "torch/checks.h",
+        "torch/cuda/checks.h",
+        "torch/csrc/stable/",
+        "torch/headeronly/",
+        "torch/csrc/inductor/aoti_torch/c/",
+    )
     unstable = [i for i in includes(path) if re.match(r"(torch|ATen|c10)/", i) and not i.startswith(allowed)]
     assert unstable == []
 

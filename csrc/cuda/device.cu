@@ -34,6 +34,10 @@ Status current_device(Device* device) {
     return {cudaGetErrorString(error)};
   }
   device->capability = 10 * major + minor;
+#if !PK_BUILT_SM90A
+  // The kernels for Hopper have no bodies in this build: those for Ampere run there.
+  if (device->capability == 90) device->capability = 89;
+#endif
   device->l2_bytes = l2;
   // Two threads that ask at once write the same numbers; the flag is set once they are whole.
   if (index < kDevices) {

@@ -85,5 +85,10 @@ def why_not(backend: str, device: torch.device) -> str | None:
     return _cuda.device_error(device.index)
 
 
+def cuda_build() -> dict[str, str] | None:
+    """What the CUDA kernels were built for and with; None where they are not there. Works without CUDA."""
+    return _cuda.build()
+
+
 error: str | None = _load()
 cuda_error: str | None = error if error is not None else _cuda.load(_first_cut_short(cuda=True))

@@ -34,6 +34,10 @@ class Facts:
     machine: dict[str, Any]
     #: None where the kernels are there; else what is missing and how to mend it.
     native_error: str | None
+    #: The same for the CUDA kernels. Nothing to mend where torch has no CUDA either.
+    cuda_error: str | None
+    #: What the CUDA kernels on disk were built for and with; None where there are none.
+    cuda_build: dict[str, str] | None
     isas_compiled: list[str]
     isas_supported: list[str]
     isa: str | None
@@ -45,8 +49,9 @@ class Facts:
 
     @property
     def good(self) -> bool:
-        """Nothing to mend?"""
-        return self.native_error is None and self.isa_error is None
+        """Nothing to mend? CUDA kernels have to run where there is a GPU that torch can use."""
+        cuda = self.cuda_error is None or self.machine["cuda device"] is None
+        return self.native_error is None and self.isa_error is None and cuda
 
 
 def collect() -> Facts:
@@ -78,6 +83,8 @@ def collect() -> Facts:
             "system": platform.platform(),
         },
         native_error=error,
+        cuda_error=_native.why_not("cuda", torch.device("cuda")),
+        cuda_build=_native.cuda_build(),
         isas_compiled=compiled,
         isas_supported=supported,
         isa=isa,
@@ -114,9 +121,16 @@ def show(facts: Facts, out: Console) -> None:
         chosen = facts.isa if facts.isa is not None else "[red]none[/]"
         asked = os.environ.get("PYKERNELS_ISA")
         table.add_row("ISA in force", f"{chosen} (PYKERNELS_ISA={asked})" if asked and facts.isa else chosen)
+    built = facts.cuda_build
+    told = "not built" if built is None else f"built for {built['archs']}, with nvcc {built['nvcc']}"
+    table.add_row("CUDA kernels", f"{told}; {'[green]usable[/]' if facts.cuda_error is None else 'not usable'}")
     out.print(table)
     out.print()
     _show_ops(facts, out)
+    if facts.cuda_error is not None and facts.native_error is None:
+        out.print()
+        style = None if facts.machine["cuda device"] is None else "bold red"
+        out.print(f"No CUDA kernels: {facts.cuda_error}.", style=style, markup=False, highlight=False)
     for what, error in (("The kernels do not run", facts.native_error), ("No kernel can run", facts.isa_error)):
         if error is not None:
             out.print()
@@ -136,6 +150,8 @@ def _show_ops(facts: Facts, out: Console) -> None:
         for backend, reason in slots.items():
             if reason is None and backend == "cpu":
                 reason = "the native library is not usable, see below" if facts.native_error else None
+            if reason is None and backend == "cuda":
+                reason = "the CUDA kernels are not usable, see below" if facts.cuda_error else None
             if reason is None:
                 cells.append("[green]yes[/]")
                 continue
