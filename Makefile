@@ -1,11 +1,16 @@
-# make demo: set up and run the main job. make test: set up and run the whole suite. Nothing is done twice.
+# make demo: set up and run the main job. make test: set up and run the whole suite. make cuda: compile the CUDA kernels
+# and look at the machine code. Nothing is done twice.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(abspath $(VENV)/bin)
+# nvcc from PyPI, for where there is none; and the readers of machine code, which have no wheels of 13.0.
+NVCC_WHEELS := nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 \
+               nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
+CUDA_TOOLS := nvidia-cuda-cuobjdump==13.2.86 nvidia-cuda-nvdisasm==13.2.86
 NATIVE := $(shell find csrc cmake tests/native -type f) CMakeLists.txt setup.py
 
-.PHONY: demo test bench lint format sanitize setup clean
+.PHONY: demo test bench lint format sanitize cuda cuda-table setup clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -35,6 +40,14 @@ sanitize: setup
 	PATH=$(BIN):$$PATH cmake --build build/sanitize
 	PATH=$(BIN):$$PATH ctest --test-dir build/sanitize --no-tests=error --output-on-failure
 
+# No GPU is needed: the kernels are compiled for sm_80 and sm_90a, and the machine code is read. The second one writes
+# docs/kernels/cuda-resources.md anew.
+cuda: $(VENV)/cuda.stamp
+	PATH=$(BIN):$$PATH $(BIN)/python tools/cuda_gate.py
+
+cuda-table: $(VENV)/cuda.stamp
+	PATH=$(BIN):$$PATH $(BIN)/python tools/cuda_gate.py --write
+
 setup: $(VENV)/native.stamp
 
 # torch first and alone: asked for together with others, pip may take a newer one.
@@ -42,6 +55,11 @@ $(VENV)/packages.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet "setuptools>=77" "cmake>=3.24" ninja "pybind11>=2.13"
+	touch $@
+
+$(VENV)/cuda.stamp: $(VENV)/packages.stamp
+	command -v nvcc || $(BIN)/python -m pip install --quiet $(NVCC_WHEELS)
+	$(BIN)/python -m pip install --quiet $(CUDA_TOOLS)
 	touch $@
 
 $(VENV)/native.stamp: $(VENV)/packages.stamp $(NATIVE)

@@ -1,0 +1,276 @@
+"""The compile gate: what nvcc made of every CUDA kernel, read from the machine code itself.
+
+    python tools/cuda_gate.py             # build, then compare with docs/kernels/cuda-resources.md
+    python tools/cuda_gate.py --write     # build, then write it
+
+It builds the CUDA libraries for sm_80 and sm_90a in build/cuda, against whatever torch is installed; a CPU build of it
+will do. Then, per kernel and target: registers, stack, loads and stores of local memory (spilled registers, arrays that
+found no registers), and the instructions that the kernel was written for. It fails if
+
+- nvcc, or g++ on the binding, has a warning;
+- a kernel uses local memory, and `ALLOWED` has no reason for it;
+- a target lacks an instruction that its kernels are there for (`EXPECTED`);
+- the committed table names other kernels, other instructions, other local memory, or registers that are far off.
+
+No GPU is needed, and nothing here says how fast a kernel is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build/cuda"
+TABLE = ROOT / "docs/kernels/cuda-resources.md"
+
+#: In the table: matrix products (IGMMA, HGMMA: wgmma; IMMA, HMMA: mma.sync), asynchronous copies (UTMALDG: TMA;
+#: UBLKCP: bulk; LDGSTS: cp.async), mbarriers.
+SHOWN = ("IGMMA", "HGMMA", "IMMA", "HMMA", "UTMALDG", "UBLKCP", "LDGSTS", "LDSM", "SYNCS", "UCGABAR")
+
+#: Folder under csrc/cuda -> target -> what some kernel there has to contain. "" is the whole library.
+EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
+    "": {"sm_80": ("IMMA", "HMMA", "LDGSTS"), "sm_90a": ("IGMMA", "HGMMA", "UTMALDG")},
+}
+
+#: Part of a kernel's name -> why it may use local memory. Anything else that does fails.
+ALLOWED: dict[str, str] = {}
+
+#: Registers may differ this much from the table, for nvcc's patch releases differ.
+SLACK = 8
+
+
+@dataclass
+class Kernel:
+    """One kernel for one target."""
+
+    source: str  # under csrc/cuda
+    name: str
+    target: str
+    registers: int = 0
+    stack: int = 0
+    local: int = 0  # LDL and STL instructions
+    found: set[str] = field(default_factory=set)
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What names a line of the table."""
+        return self.source, self.name, self.target
+
+    @property
+    def instructions(self) -> str:
+        """Those of `SHOWN` that it has."""
+        return " ".join(i for i in SHOWN if i in self.found)
+
+
+def find_tool(name: str) -> str:
+    """Cuobjdump or nvdisasm: on PATH, in NVIDIA's PyPI wheels, or in Triton's."""
+    site = Path(sysconfig.get_paths()["purelib"])
+    places = [*sorted(site.glob("nvidia/cu*/bin"), reverse=True), site / "triton/backends/nvidia/bin"]
+    for place in (None, *map(str, places), "/usr/local/cuda/bin"):
+        if (found := shutil.which(name, path=place)) is not None:
+            return found
+    sys.exit(f"{name} is missing: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
+
+
+def build() -> str:
+    """Builds both CUDA libraries with warnings as errors; nvcc's version."""
+    import pybind11
+
+    setup = runpy.run_path(str(ROOT / "setup.py"))
+    nvcc, what = setup["choose_nvcc"]("1", setup["find_nvcc"](), None)
+    print(f"pykernels: {what}", flush=True)
+    cmake = [
+        "cmake", "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja",
+        "-DPK_CUDA=ON", "-DPK_CUDA_ARCHS=80;90a", "-DPK_WERROR=ON", "-DPK_TESTS=OFF",
+        f"-DCMAKE_CUDA_COMPILER={nvcc}",
+        f"-DPK_TORCH_DIR={setup['torch_directory']()}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+    ]  # fmt: skip
+    jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+    targets = ["--target", "pykernels_cuda", "pykernels_torch_cuda"]
+    for command in (cmake, ["cmake", "--build", str(BUILD), *jobs, *targets]):
+        if subprocess.run(command, check=False).returncode != 0:
+            sys.exit("FAILED: the CUDA libraries do not build")
+    text = "".join(file.read_text() for file in BUILD.glob("CMakeFiles/*/CMakeCUDACompiler.cmake"))
+    match = re.search(r'set\(CMAKE_CUDA_COMPILER_VERSION "([\d.]+)"\)', text)
+    assert match is not None
+    return match[1]
+
+
+def objects() -> dict[str, Path]:
+    """Source (under csrc/cuda) -> object file."""
+    found = {}
+    for path in sorted(BUILD.glob("CMakeFiles/pk_cuda_*.dir/csrc/cuda/**/*.cu.o")):
+        source = str(path).split("/csrc/cuda/", 1)[1].removesuffix(".o")
+        if (ROOT / "csrc/cuda" / source).exists():  # not one left over from a source that is gone
+            found[source] = path
+    return found
+
+
+def demangle(names: list[str]) -> list[str]:
+    """Readable names, without namespaces and parameters."""
+    text = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
+    return [_short(line) for line in text.splitlines()]
+
+
+def _short(name: str) -> str:
+    name = re.sub(r"\(anonymous namespace\)::|_(GLOBAL|INTERNAL)__\w+?::|\bpk::(cuda::)?", "", name)
+    depth, end = 0, len(name)
+    for i, c in enumerate(name):  # the parameter list begins at the first parenthesis outside of < >
+        depth += (c == "<") - (c == ">")
+        if c == "(" and depth == 0:
+            end = i
+            break
+    name = name[:end].removeprefix("void ")
+    return re.sub(r"\((?:\w+::)*\w+\)(\d+)", r"\1", name)  # (DType)1 -> 1
+
+
+def read(source: str, obj: Path, cuobjdump: str) -> list[Kernel]:
+    """The kernels of one object file."""
+    kernels: dict[tuple[str, str], Kernel] = {}
+
+    def of(name: str, target: str) -> Kernel:
+        return kernels.setdefault((name, target), Kernel(source, name, target))
+
+    target = name = ""
+    for line in _lines(cuobjdump, "-res-usage", str(obj)):
+        if line.startswith("arch = "):
+            target = line.removeprefix("arch = ").strip()
+        elif match := re.match(r"\s*Function (\S+):", line):
+            name = match[1]
+        elif match := re.match(r"\s*REG:(\d+) STACK:(\d+)", line):
+            kernel = of(name, target)
+            kernel.registers, kernel.stack = int(match[1]), int(match[2])
+    kernel = None
+    for line in _lines(cuobjdump, "-sass", str(obj)):
+        if match := re.match(r"\s*code for (\S+)", line):
+            target = match[1]
+        elif match := re.match(r"\s*Function : (\S+)", line):
+            kernel = of(match[1], target)
+        elif kernel is not None and (match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", line)):
+            kernel.found.add(match[1])
+            kernel.local += match[1] in ("LDL", "STL")
+    found = list(kernels.values())
+    for kernel, readable in zip(found, demangle([k.name for k in found]), strict=True):
+        kernel.name = readable
+    return sorted(found, key=lambda k: k.key)
+
+
+def _lines(*command: str) -> Iterator[str]:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield from process.stdout
+    if process.returncode != 0:
+        sys.exit(f"{' '.join(command)}: exit code {process.returncode}")
+
+
+def problems(kernels: list[Kernel]) -> list[str]:
+    """What is wrong with the code, in words."""
+    found = []
+    for k in kernels:
+        if (k.stack or k.local) and not any(part in k.name for part in ALLOWED):
+            found.append(
+                f"{k.source}: {k.name} for {k.target} uses local memory: {k.stack} bytes of stack, {k.local} loads and "
+                "stores"
+            )
+    for folder, targets in EXPECTED.items():
+        for target, wanted in targets.items():
+            there = {i for k in kernels if k.target == target and k.source.startswith(folder) for i in k.found}
+            if missing := [i for i in wanted if i not in there]:
+                found.append(f"{folder or 'the library'}: no kernel for {target} contains {', '.join(missing)}")
+    return found
+
+
+HEADER = """# What nvcc makes of the CUDA kernels
+
+Generated by `make cuda-table` (tools/cuda_gate.py) with nvcc {nvcc}; `make cuda` fails where the code no longer agrees.
+Machine code was read, not run: nothing here is a speed. Local: loads and stores of local memory, that is spilled
+registers. Shared memory is all dynamic; the pages of the families say how much. HMMA, IMMA: `mma.sync`; HGMMA, IGMMA:
+`wgmma`; LDGSTS: `cp.async`; UTMALDG: TMA; LDSM: `ldmatrix`; SYNCS: mbarriers; UCGABAR: cluster barriers.
+"""
+COLUMNS = ("kernel", "target", "registers", "stack", "local", "instructions")
+
+
+def table(kernels: list[Kernel], nvcc: str) -> str:
+    """The page, one table per source file."""
+    lines = [HEADER.format(nvcc=nvcc)]
+    for source in dict.fromkeys(k.source for k in kernels):
+        lines += [f"## {source}", "", f"| {' | '.join(COLUMNS)} |", "|---|---|--:|--:|--:|---|"]
+        for k in kernels:
+            if k.source == source:
+                cells = (f"`{k.name}`", k.target, k.registers, k.stack, k.local, k.instructions)
+                lines.append(f"| {' | '.join(map(str, cells))} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def parse(text: str) -> list[Kernel]:
+    """The kernels of a written page."""
+    kernels, source = [], ""
+    for line in text.splitlines():
+        if line.startswith("## "):
+            source = line[3:]
+        elif line.startswith("| `"):
+            name, target, registers, stack, local, found = (c.strip() for c in line.strip("|").split(" | "))
+            kernels.append(
+                Kernel(source, name.strip("`"), target, int(registers), int(stack), int(local), set(found.split()))
+            )
+    return kernels
+
+
+def stale(written: list[Kernel], now: list[Kernel]) -> list[str]:
+    """In what the written page no longer agrees with the code."""
+    old, new = {k.key: k for k in written}, {k.key: k for k in now}
+    found = [f"{' '.join(key)}: no such kernel any more" for key in old.keys() - new.keys()]
+    found += [f"{' '.join(key)}: a new kernel" for key in new.keys() - old.keys()]
+    for key in old.keys() & new.keys():
+        was, is_ = old[key], new[key]
+        if was.instructions != is_.instructions:
+            found.append(f"{' '.join(key)}: instructions were {was.instructions!r}, are {is_.instructions!r}")
+        if bool(was.local or was.stack) != bool(is_.local or is_.stack):
+            found.append(f"{' '.join(key)}: stack was {was.stack}, is {is_.stack}")
+        if abs(was.registers - is_.registers) > SLACK:
+            found.append(f"{' '.join(key)}: registers were {was.registers}, are {is_.registers}")
+    return sorted(found)
+
+
+def main() -> int:
+    """The gate; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help=f"write {TABLE.relative_to(ROOT)}")
+    options = parser.parse_args()
+    cuobjdump = find_tool("cuobjdump")
+    nvcc = build()
+    kernels = [k for source, obj in objects().items() for k in read(source, obj, cuobjdump)]
+    page = table(kernels, nvcc)
+    print(page)
+    bad = problems(kernels)
+    if options.write:
+        TABLE.write_text(page)
+    else:
+        written = TABLE.read_text()
+        if f"nvcc {nvcc.rsplit('.', 1)[0]}." not in written:
+            print(f"The committed table is of another nvcc than {nvcc}: not compared.")
+        else:
+            outdated = stale(parse(written), kernels)
+            bad += [f"{TABLE.name} is stale (`make cuda-table` writes it anew): {line}" for line in outdated]
+    for line in bad:
+        print(f"FAILED: {line}")
+    spilled = sum(1 for k in kernels if k.stack or k.local)
+    print(f"{len(kernels)} kernels read, {spilled} with local memory, {len(bad)} problems; none of them was run.")
+    return 1 if bad or not kernels else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
