@@ -18,11 +18,13 @@
 #define PK_HOST_DEVICE __host__ __device__ __forceinline__
 
 // Before a loop whose index selects registers: it must be unrolled, or the array goes to local memory. (g++ knows no
-// such pragma.)
+// such pragma.) PK_ROLLED: before one that must not be, or its code would be too long.
 #ifdef __CUDACC__
 #define PK_UNROLL _Pragma("unroll")
+#define PK_ROLLED _Pragma("unroll 1")
 #else
 #define PK_UNROLL
+#define PK_ROLLED
 #endif
 
 // Kernels for Hopper (wgmma, setmaxnreg) have bodies only where the target has them; files named *_sm90.cu are compiled

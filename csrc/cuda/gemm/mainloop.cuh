@@ -169,6 +169,37 @@ struct ColumnsLoader {
   }
 };
 
+// Elements of a plain matrix of any strides, one by one: element (row, k) at data[row * stride + k * stride_k].
+template <class T>
+struct StridedLoader {
+  static constexpr int kCopyBytes = sizeof(T);
+  static constexpr bool kTransposed = false;
+  const T* data;
+  int64_t stride, stride_k;  // in elements
+  int first_row, rows, k;
+
+  struct Row {
+    const T* data;
+    bool valid;
+  };
+  struct Position {
+    int k;
+    int64_t offset;
+  };
+  PK_DEVICE Row row(int tile_row) const {
+    const int r = first_row + tile_row;
+    return {data + r * stride, r < rows};
+  }
+  PK_DEVICE Position start(int at) const { return {at, at * stride_k}; }
+  PK_DEVICE void advance(Position& position, int step) const {
+    position.k += step;
+    position.offset += step * stride_k;
+  }
+  PK_DEVICE Source source(const Row& row, const Position& position) const {
+    return {row.data + position.offset, row.valid && position.k < k};
+  }
+};
+
 // ---- The loop ----
 
 template <class Tile>
@@ -188,7 +219,7 @@ PK_DEVICE void clear(typename Tile::Accumulator& acc) {
 // of the banks. kWords: lines are read word by word (float, transposed), four neighbouring lines of eight words each.
 template <int kChunks, bool kWords = false>
 PK_DEVICE int swizzled(int line, int chunk) {
-  static_assert(kChunks == 2 || kChunks == 4 || kChunks % 8 == 0);
+  static_assert(kChunks % 8 == 0 || (!kWords && (kChunks == 2 || kChunks == 4)));
   constexpr int kMask = kChunks < 8 ? kChunks - 1 : 7;
   const int twist = kWords ? line << 1 : kChunks == 2 ? line >> 2 : kChunks == 4 ? line >> 1 : line;
   return (line * kChunks + (chunk ^ (twist & kMask))) * 16;
@@ -339,17 +370,20 @@ struct Fragments {
     }
   }
 
-  // float, K-strided in shared memory: no instruction transposes 32-bit matrices.
+  // float, K-strided in shared memory: no instruction transposes 32-bit matrices. The swizzle (see swizzled) moves
+  // whole groups of eight rows within 32, by t; said so that the lane's few addresses are constants of the loop.
   PK_DEVICE void load_words(const char* from, int first, int step, int lane) {
+    constexpr int kPitch = Copy::kChunks * 16;
+    constexpr bool kWholeGroups = kBlocks * (kIsA ? 16 : 8) % 32 == 0;  // then first is a multiple of 32
     const int g = lane / 4, t = lane % 4;
+    from += t * kPitch + g * 4 + (kWholeGroups ? first * 4 : 0);
     PK_UNROLL
     for (int block = 0; block < kBlocks; ++block) {
       PK_UNROLL
       for (int i = 0; i < kRegisters; ++i) {
-        const int row = first + block * (kIsA ? 16 : 8) + (kIsA ? i % 2 * 8 : 0) + g;
-        const int k = step * kStepK + (kIsA ? i / 2 : i) * 4 + t;
-        v[block][i] =
-            *reinterpret_cast<const uint32_t*>(from + swizzled<Copy::kChunks, true>(k, row / 4) + row % 4 * 4);
+        const int group = (kIsA ? block * 2 + i % 2 : block) + (kWholeGroups ? 0 : first / 8);
+        const int k = step * kStepK + (kIsA ? i / 2 : i) * 4;  // and t
+        v[block][i] = *reinterpret_cast<const uint32_t*>(from + k * kPitch + group / 4 * 128 + ((group % 4) ^ t) * 32);
       }
     }
   }
@@ -523,7 +557,7 @@ PK_DEVICE void for_each_staged(const typename Tile::Accumulator& acc, char* shar
       }
     }
     __syncwarp();
-    PK_UNROLL
+    PK_ROLLED
     for (int first = 0; first < 16; first += kRowsAtOnce) {
       const int row = first + lane / kLanes;
       if (row < 16) {

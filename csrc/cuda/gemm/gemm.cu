@@ -1,0 +1,141 @@
+// The dense product: checks, the way its operands are read, the choice of tile and slices, and the sum of the slices.
+#include "cuda/gemm/dense.cuh"
+#include "pykernels/cuda/gemm.h"
+
+namespace pk::cuda {
+namespace {
+
+// out = the slices' sums, added in order, then finished as a single slice would be. A thread finishes eight columns.
+template <class T>
+__global__ void __launch_bounds__(256) add_slices(const float* partial, int split, const DenseOut to) {
+  const int64_t columns = partial_columns(to.n), groups = columns / kDenseColumns;
+  const int64_t group = static_cast<int64_t>(blockIdx.x) * 256 + static_cast<int64_t>(threadIdx.x);
+  if (group >= groups * to.m) return;
+  float v[kDenseColumns] = {};
+  for (int slice = 0; slice < split; ++slice) {
+    const float4* from = reinterpret_cast<const float4*>(partial + slice * to.m * columns + group * kDenseColumns);
+    PK_UNROLL
+    for (int i = 0; i < kDenseColumns / 4; ++i) {
+      const float4 four = from[i];
+      v[4 * i] += four.x, v[4 * i + 1] += four.y, v[4 * i + 2] += four.z, v[4 * i + 3] += four.w;
+    }
+  }
+  finish_row<T>(to, static_cast<int>(group / groups), static_cast<int>(group % groups) * kDenseColumns, v);
+}
+
+Status launch_add_slices(const Gemm& g, const Dense& p, void* stream) {
+  const int64_t groups = partial_columns(p.n) / kDenseColumns * p.m;
+  const Launch how = {.grid = dim3(static_cast<unsigned>(ceil_div<int64_t>(groups, 256))), .block = dim3(256)};
+  const float* const partial = p.partial;
+  switch (g.dtype) {
+    case DType::f16:
+      return launch(add_slices<f16>, how, stream, partial, p.split, p.out);
+    case DType::bf16:
+      return launch(add_slices<bf16>, how, stream, partial, p.split, p.out);
+    default:
+      return launch(add_slices<float>, how, stream, partial, p.split, p.out);
+  }
+}
+
+Status check(const Gemm& g) {
+  constexpr int64_t kMost = (int64_t{1} << 31) - 256;
+  if (g.m < 0 || g.n < 0 || g.k < 0 || g.m >= kMost || g.n >= kMost || g.k >= kMost) {
+    return {"gemm: m, n, k: expected 0 or more and less than 2^31 - 256"};
+  }
+  if (g.dtype != DType::f32 && g.dtype != DType::bf16 && g.dtype != DType::f16) {
+    return {"gemm: dtype: expected f32, bf16 or f16"};
+  }
+  if (g.out_dtype != g.dtype && g.out_dtype != DType::f32) return {"gemm: out_dtype: expected dtype or f32"};
+  if (g.plan.tile < 0 || g.plan.tile > 2) return {"gemm: plan.tile: expected 0, 1 or 2"};
+  if (g.plan.split < 0 || g.plan.split > 65535) return {"gemm: plan.split: expected 0 to 65535"};
+  return kOk;
+}
+
+struct Plan {
+  int tile, split, k_tiles_of_slice;
+};
+
+Status make_plan(const Gemm& g, Plan* plan) {
+  Device device;
+  if (const Status s = current_device(&device); !s) return s;
+  const GemmChoice choice = choose_gemm(g.m, g.n, g.k, g.dtype, g.tf32, device);
+  plan->tile = g.plan.tile ? g.plan.tile : choice.tile;
+  // All tiles take 64 bytes of K at a time. Slices of whole k tiles, none of them empty.
+  const int k_tiles = static_cast<int>(ceil_div<int64_t>(g.k, 64 / static_cast<int64_t>(size_of(g.dtype))));
+  const int wanted = std::clamp(g.plan.split ? g.plan.split : choice.split, 1, std::max(k_tiles, 1));
+  plan->k_tiles_of_slice = ceil_div(k_tiles, wanted);
+  plan->split = k_tiles ? ceil_div(k_tiles, plan->k_tiles_of_slice) : 1;
+  return kOk;
+}
+
+size_t partial_bytes(const Gemm& g, const Plan& plan) {
+  if (plan.split == 1) return 0;
+  return sizeof(float) * static_cast<size_t>(plan.split) * static_cast<size_t>(g.m) *
+         static_cast<size_t>(partial_columns(static_cast<int>(g.n)));
+}
+
+// Whether lines `stride` apart at p can be copied in 16 bytes, each line having `length` elements.
+bool wide(const void* p, int64_t stride, int64_t length, int64_t size) {
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride * size % 16 == 0 && length * size % 16 == 0;
+}
+
+// Lines along K must be whole copies long, since both operands' copies end together there.
+Reading reading(const Gemm& g) {
+  const auto size = static_cast<int64_t>(size_of(g.dtype));
+  const bool a_rows = g.a_stride_k == 1 && wide(g.a, g.a_stride_m, g.k, size);
+  const bool b_rows = g.b_stride_k == 1 && wide(g.b, g.b_stride_n, g.k, size);
+  const bool a_columns = g.a_stride_m == 1 && wide(g.a, g.a_stride_k, g.m, size);
+  const bool b_columns = g.b_stride_n == 1 && wide(g.b, g.b_stride_k, g.n, size);
+  if (a_rows && b_rows) return Reading::rows;
+  if (a_rows && b_columns) return Reading::mixed;
+  if (a_columns && b_columns) return Reading::columns;
+  return Reading::strided;
+}
+
+}  // namespace
+
+Status gemm_workspace(const Gemm& g, size_t* bytes) {
+  if (const Status s = check(g); !s) return s;
+  Plan plan;
+  if (const Status s = make_plan(g, &plan); !s) return s;
+  *bytes = partial_bytes(g, plan);
+  return kOk;
+}
+
+Status gemm_launch(const Gemm& g, void* workspace, size_t workspace_bytes, void* stream) {
+  if (const Status s = check(g); !s) return s;
+  if (g.m == 0 || g.n == 0) return kOk;
+  if (!g.out || (g.k > 0 && (!g.a || !g.b))) return {"gemm: a, b and out must be given"};
+  Plan plan;
+  if (const Status s = make_plan(g, &plan); !s) return s;
+  if (workspace_bytes < partial_bytes(g, plan)) return {"gemm: the workspace is smaller than gemm_workspace says"};
+
+  const Reading how = reading(g);
+  Dense p = {};
+  p.a = g.a, p.a_stride = g.a_stride_m, p.a_stride_k = g.a_stride_k;
+  p.b = g.b, p.b_stride = g.b_stride_n, p.b_stride_k = g.b_stride_k;
+  if (how == Reading::columns) p.a_stride = g.a_stride_k;
+  if (how == Reading::columns || how == Reading::mixed) p.b_stride = g.b_stride_k;
+  p.m = static_cast<int>(g.m), p.n = static_cast<int>(g.n), p.k = static_cast<int>(g.k);
+  p.split = plan.split, p.k_tiles_of_slice = plan.k_tiles_of_slice;
+  p.partial = static_cast<float*>(workspace);
+  const bool is_float = g.out_dtype == DType::f32;
+  const auto out_size = static_cast<int64_t>(size_of(g.out_dtype));
+  p.out = {
+      g.bias, g.bias2, g.out, g.out_stride, p.m, p.n, is_float, g.accumulate, wide(g.out, g.out_stride, 0, out_size)};
+
+  Status status = kOk;
+  if (g.dtype == DType::f16) {
+    status = dense_f16(p, how, plan.tile, stream);
+  } else if (g.dtype == DType::bf16) {
+    status = dense_bf16(p, how, plan.tile, stream);
+  } else if (g.tf32) {
+    status = dense_tf32(p, how, plan.tile, stream);
+  } else {
+    status = dense_f32(p, how, plan.tile, stream);
+  }
+  if (!status || p.split == 1) return status;
+  return launch_add_slices(g, p, stream);
+}
+
+}  // namespace pk::cuda

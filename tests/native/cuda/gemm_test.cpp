@@ -1,0 +1,219 @@
+// csrc/cuda/gemm against a product in double: every element and output type, every way operands may lie, tails, biases,
+// accumulation and slices of K, under all schedules; and the choice of tile and slices.
+#include "pykernels/cuda/gemm.h"
+
+#include "cuda/gemm/choose.h"
+#include "cuda/numeric.cuh"
+#include "cuda/ptx.cuh"
+#include "simt/simt.h"
+#include "test.h"
+
+using namespace pk::cuda;
+using pk::DType;
+using pk::Status;
+
+namespace {
+
+// Bits of elements of any type, whose end touches an unmapped page.
+class Array {
+ public:
+  Array(DType dtype, size_t n) : dtype_(dtype), bytes_(n * pk::size_of(dtype)) {}
+  Array(DType dtype, const std::vector<float>& v) : Array(dtype, v.size()) {
+    for (size_t i = 0; i < v.size(); ++i) {
+      if (dtype == DType::f32) {
+        std::memcpy(&bytes_[4 * i], &v[i], 4);
+      } else {
+        const uint16_t bits = dtype == DType::f16 ? simt::float_to_half(v[i]) : simt::float_to_bfloat(v[i]);
+        std::memcpy(&bytes_[2 * i], &bits, 2);
+      }
+    }
+  }
+  void* data() { return bytes_.data(); }
+  double operator[](size_t i) const {
+    if (dtype_ == DType::f32) {
+      float x;
+      std::memcpy(&x, &bytes_[4 * i], 4);
+      return x;
+    }
+    uint16_t bits;
+    std::memcpy(&bits, &bytes_[2 * i], 2);
+    return dtype_ == DType::f16 ? to_float(f16{bits}) : to_float(bf16{bits});
+  }
+
+ private:
+  DType dtype_;
+  simt::Guarded<unsigned char> bytes_;
+};
+
+struct Case {
+  const char* name;
+  int m, n, k;
+  bool a_columns, b_columns;  // contiguous along m, n
+  DType dtype, out_dtype;
+  bool tf32;
+  int biases;
+  bool accumulate;
+  GemmPlan plan;
+  int gap = 0;  // elements between rows
+};
+
+void check(const Case& c) {
+  const auto lines = [&](int rows, bool columns) { return static_cast<size_t>(columns ? c.k : rows); };
+  const auto stride = [&](int rows, bool columns) { return static_cast<size_t>((columns ? rows : c.k) + c.gap); };
+  const size_t a_stride = stride(c.m, c.a_columns), b_stride = stride(c.n, c.b_columns);
+  const auto values = [&](size_t n, unsigned seed) {
+    auto v = pk::test::normal(n, seed);
+    for (float& x : v) {
+      if (c.tf32) x = __uint_as_float(ptx::to_tf32(x));
+    }
+    return v;
+  };
+  Array a(c.dtype, values(lines(c.m, c.a_columns) * a_stride, 1));
+  Array b(c.dtype, values(lines(c.n, c.b_columns) * b_stride, 2));
+  Array bias(c.dtype, values(static_cast<size_t>(c.n), 3)), bias2(c.dtype, values(static_cast<size_t>(c.n), 4));
+  const size_t out_stride = static_cast<size_t>(c.n + c.gap), outs = static_cast<size_t>(c.m) * out_stride;
+  const auto before = pk::test::normal(outs, 5);
+
+  Gemm g;
+  g.m = c.m, g.n = c.n, g.k = c.k;
+  g.dtype = c.dtype, g.tf32 = c.tf32;
+  g.a = a.data(), g.b = b.data();
+  g.a_stride_m = c.a_columns ? 1 : static_cast<int64_t>(a_stride);
+  g.a_stride_k = c.a_columns ? static_cast<int64_t>(a_stride) : 1;
+  g.b_stride_n = c.b_columns ? 1 : static_cast<int64_t>(b_stride);
+  g.b_stride_k = c.b_columns ? static_cast<int64_t>(b_stride) : 1;
+  if (c.biases > 0) g.bias = bias.data();
+  if (c.biases > 1) g.bias2 = bias2.data();
+  g.out_dtype = c.out_dtype, g.out_stride = static_cast<int64_t>(out_stride);
+  g.accumulate = c.accumulate;
+  g.plan = c.plan;
+
+  Array first(c.out_dtype, before);
+  std::vector<double> want(outs);
+  for (int i = 0; i < c.m; ++i) {
+    for (size_t j = 0; j < out_stride; ++j) {
+      const size_t at = static_cast<size_t>(i) * out_stride + j;
+      if (static_cast<int>(j) >= c.n) {
+        want[at] = first[at];  // between rows nothing is written
+        continue;
+      }
+      double sum = c.accumulate ? first[at] : 0.0;
+      if (c.biases > 0) sum += bias[j];
+      if (c.biases > 1) sum += bias2[j];
+      for (int p = 0; p < c.k; ++p) {
+        sum +=
+            a[c.a_columns ? p * a_stride + i : i * a_stride + p] * b[c.b_columns ? p * b_stride + j : j * b_stride + p];
+      }
+      want[at] = sum;
+    }
+  }
+  const double tolerance = c.out_dtype == DType::f32 ? 1e-6 : c.out_dtype == DType::f16 ? 5e-4 : 4e-3;
+  size_t bytes = 0;
+  Status status = gemm_workspace(g, &bytes);
+  EXPECT(!status.error, "%s: %s", c.name, status.error);
+  std::vector<double> once;
+  for (const auto& schedule : simt::schedules()) {
+    simt::Use use(schedule);
+    Array out(c.out_dtype, before);
+    g.out = out.data();
+    simt::Guarded<unsigned char> workspace(bytes);
+    status = gemm_launch(g, workspace.data(), bytes, nullptr);
+    const std::string error = simt::take_error();
+    EXPECT(!status.error && error.empty(), "%s: %s %s", c.name, status.error, error.c_str());
+    std::vector<double> got(outs);
+    for (size_t i = 0; i < outs; ++i) got[i] = out[i];
+    const double difference = pk::test::relative_l2(got, want);
+    EXPECT(difference <= tolerance, "%s: %dx%dx%d %s: %g", c.name, c.m, c.n, c.k, schedule.name, difference);
+    if (once.empty()) once = got;
+    EXPECT(got == once, "%s: %s gives other bits", c.name, schedule.name);
+  }
+}
+
+void check_products() {
+  constexpr DType f32 = DType::f32, f16 = DType::f16, bf16 = DType::bf16;
+  // name, m, n, k, columns, types, tf32, biases, accumulate, plan, gap
+  const Case cases[] = {
+      {"gates", 40, 72, 48, false, false, f16, f16, false, 2, false, {1, 1}},
+      {"gates large", 130, 72, 40, false, false, f16, f32, false, 1, false, {2, 1}},
+      {"gates bf16", 40, 72, 48, false, false, bf16, bf16, false, 2, true, {1, 1}},
+      {"gates bf16 large", 130, 72, 40, false, false, bf16, f32, false, 0, true, {2, 1}},
+      {"gates f32", 40, 72, 48, false, false, f32, f32, false, 2, false, {1, 1}},
+      {"gates f32 large", 130, 72, 40, false, false, f32, f32, false, 0, false, {2, 1}},
+      {"gates tf32", 40, 72, 48, false, false, f32, f32, true, 2, false, {1, 1}},
+      {"gates tf32 large", 130, 72, 40, false, false, f32, f32, true, 1, true, {2, 1}},
+      {"grad x", 30, 72, 96, false, true, f16, f16, false, 0, false, {1, 1}},
+      {"grad x large", 130, 40, 72, false, true, f16, f16, false, 0, true, {2, 1}},
+      {"grad x bf16", 30, 72, 96, false, true, bf16, bf16, false, 0, false, {2, 2}},
+      {"grad x f32", 30, 72, 96, false, true, f32, f32, false, 0, false, {1, 1}},
+      {"grad x f32 large", 30, 72, 52, false, true, f32, f32, false, 0, false, {2, 1}},
+      {"grad x tf32", 30, 72, 52, false, true, f32, f32, true, 0, false, {2, 2}},
+      {"grad w", 72, 40, 203, true, true, f16, f16, false, 0, true, {1, 3}},
+      {"grad w large", 136, 40, 131, true, true, f16, f32, false, 0, true, {2, 2}},
+      {"grad w bf16", 72, 40, 203, true, true, bf16, f32, false, 1, true, {1, 3}},
+      {"grad w f32", 72, 40, 103, true, true, f32, f32, false, 0, true, {1, 3}},
+      {"grad w f32 large", 136, 40, 61, true, true, f32, f32, false, 0, false, {2, 2}},
+      {"grad w tf32", 72, 40, 61, true, true, f32, f32, true, 0, false, {1, 64}},
+      // Nothing aligned: odd strides, odd sizes, a gap that breaks the alignment of rows.
+      {"strided", 67, 35, 41, false, false, f16, f16, false, 2, true, {}},
+      {"strided bf16", 5, 67, 41, false, true, bf16, bf16, false, 1, false, {}},
+      {"strided f32", 65, 7, 37, true, true, f32, f32, false, 0, true, {2, 2}},
+      {"strided tf32", 9, 5, 37, true, false, f32, f32, true, 0, false, {}},
+      {"gap", 17, 24, 40, false, false, f16, f16, false, 1, true, {}, 8},
+      {"odd gap", 17, 24, 40, false, true, f16, f32, false, 1, true, {}, 3},
+      {"a column by a row", 64, 1, 16, true, false, f16, f16, false, 0, false, {}},
+      {"one", 1, 1, 1, false, false, f32, f32, false, 2, true, {}},
+      {"no products", 9, 12, 0, false, false, f16, f16, false, 2, true, {1, 4}},
+      {"many bands", 600, 130, 8, false, false, f32, f32, false, 0, false, {1, 1}},
+  };
+  for (const Case& c : cases) check(c);
+}
+
+void check_refusals() {
+  size_t bytes = 0;
+  float x[4] = {};
+  const auto refused = [&](auto change) {
+    Gemm g;
+    g.m = g.n = g.k = 2;
+    g.a = g.b = g.out = x;
+    g.a_stride_m = g.b_stride_n = g.out_stride = 2;
+    change(g);
+    return gemm_launch(g, nullptr, 0, nullptr).error != nullptr;
+  };
+  EXPECT(refused([](Gemm& g) { g.m = -1; }));
+  EXPECT(refused([](Gemm& g) { g.k = int64_t{1} << 31; }));
+  EXPECT(refused([](Gemm& g) { g.dtype = DType::i8; }));
+  EXPECT(refused([](Gemm& g) { g.out_dtype = DType::bf16; }));
+  EXPECT(refused([](Gemm& g) { g.plan.tile = 3; }));
+  EXPECT(refused([](Gemm& g) { g.a = nullptr; }));
+  EXPECT(refused([](Gemm& g) { g.k = 64, g.a_stride_m = g.b_stride_n = 0, g.plan.split = 2; }));
+  Gemm g;
+  EXPECT(!gemm_launch(g, nullptr, 0, nullptr).error && !gemm_workspace(g, &bytes).error && bytes == 0);
+}
+
+void check_choices() {
+  Device a100;
+  const auto choose = [&](int64_t m, int64_t n, int64_t k) { return choose_gemm(m, n, k, DType::f16, false, a100); };
+  // The input projection of a long sequence fills the device by itself.
+  EXPECT(choose(16384, 3072, 768).tile == 2 && choose(16384, 3072, 768).split == 1);
+  // A weight's gradient is small and its sums long: slices; the more the fewer tiles.
+  EXPECT(choose(3072, 768, 16384).split > 1);
+  EXPECT(choose(512, 128, 65536).split > choose(3072, 768, 65536).split);
+  EXPECT(choose(512, 128, 1 << 22).split <= kGemmMostSplits);
+  // A step's few rows: small tiles, so that more multiprocessors read the weight.
+  EXPECT(choose(16, 4096, 1024).tile == 1);
+  EXPECT(choose(16, 64, 128).split == 1);
+  EXPECT(choose(0, 0, 0).split == 1);
+  // Nothing but the arguments decides.
+  Device small = a100;
+  small.multiprocessors = 4;
+  EXPECT(choose_gemm(3072, 768, 16384, DType::f16, false, small).split == 1);
+}
+
+}  // namespace
+
+int main() {
+  check_products();
+  check_refusals();
+  check_choices();
+  return pk::test::finish();
+}
