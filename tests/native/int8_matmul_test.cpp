@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "cpu/int8_matmul/kernels.h"
+#include "int8_matmul_reference.h"
 #include "test.h"
 
 #define PK_ISA wide512_pairs
@@ -22,16 +23,6 @@ extern const QuantizeKernels quantize_kernels;
 using namespace pk;
 
 namespace {
-
-std::vector<int8_t> bytes(size_t n, unsigned seed, bool extremes) {
-  std::mt19937 generator(seed);
-  std::vector<int8_t> v(n);
-  for (int8_t& x : v) {
-    const auto random = static_cast<int>(generator() % 256) - 128;
-    x = static_cast<int8_t>(extremes ? (random % 2 ? -128 : 127) : random);
-  }
-  return v;
-}
 
 // Runs on these tables, or on those of the ISA in force.
 const Int8Kernels* wide = nullptr;
@@ -66,13 +57,13 @@ std::vector<char> pack(const std::vector<int8_t>& b, int64_t k, int64_t n, int64
 }
 
 void matmul_case(int64_t m, int64_t n, int64_t k, bool extremes, bool zero_point, int form, const Executor& executor) {
-  const auto a = bytes(static_cast<size_t>(m * k), 1, extremes), b = bytes(static_cast<size_t>(n * k), 2, extremes);
+  const auto a = test::random_bytes(static_cast<size_t>(m * k), 1, extremes),
+             b = test::random_bytes(static_cast<size_t>(n * k), 2, extremes);
   // 0: rows. 1: both transposed. 2: packed from rows. 3: packed from the transposed.
   const bool transposed = form % 2 == 1;
   const int64_t am = transposed && form == 1 ? 1 : k, ak = transposed && form == 1 ? m : 1;
   const int64_t bk = transposed ? 1 : n, bn = transposed ? k : 1;
-  std::vector<int32_t> zero(static_cast<size_t>(m));
-  for (size_t i = 0; i < zero.size(); ++i) zero[i] = i % 3 == 0 ? -128 : static_cast<int32_t>(i % 256) - 128;
+  const std::vector<int32_t> zero = test::zero_points(m);
   std::vector<int32_t> out(static_cast<size_t>(m * n) + 1, 77);
   Int8Matmul p;
   p.m = m, p.n = n, p.k = k, p.a = a.data(), p.a_stride_m = am, p.a_stride_k = ak;
@@ -87,11 +78,8 @@ void matmul_case(int64_t m, int64_t n, int64_t k, bool extremes, bool zero_point
   int64_t wrong = 0;
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t j = 0; j < n; ++j) {
-      int64_t sum = 0;
-      for (int64_t x = 0; x < k; ++x) {
-        const int64_t left = a[static_cast<size_t>(i * am + x * ak)] - (zero_point ? zero[static_cast<size_t>(i)] : 0);
-        sum += left * b[static_cast<size_t>(x * bk + j * bn)];
-      }
+      const int64_t left = zero_point ? zero[static_cast<size_t>(i)] : 0;
+      const int64_t sum = test::int8_sum(a.data() + i * am, ak, b.data() + j * bn, bk, k, left);
       wrong += sum != out[static_cast<size_t>(i * n + j)];
     }
   }
@@ -100,17 +88,10 @@ void matmul_case(int64_t m, int64_t n, int64_t k, bool extremes, bool zero_point
   EXPECT(out.back() == 77, "wrote behind the output");
 }
 
-float bf16_value(uint16_t x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float f;
-  std::memcpy(&f, &bits, 4);
-  return f;
-}
-
 // Scales, bias, zero point and each output type, on whole powers of two: exact in float.
 void epilogue_case(DType out_dtype) {
   const int64_t m = 7, n = 45, k = 33;
-  const auto a = bytes(m * k, 3, false), b = bytes(n * k, 4, false);
+  const auto a = test::random_bytes(m * k, 3, false), b = test::random_bytes(n * k, 4, false);
   std::vector<float> as(m), bs(n), bias(n);
   for (size_t i = 0; i < m; ++i) as[i] = std::ldexp(1.0f, -static_cast<int>(i % 3));
   for (size_t j = 0; j < n; ++j) bs[j] = std::ldexp(1.0f, -4 - static_cast<int>(j % 5)), bias[j] = 0.25f * j - 3;
@@ -124,20 +105,19 @@ void epilogue_case(DType out_dtype) {
   run(p, test::thread_executor(2));
   for (size_t i = 0; i < m; ++i) {
     for (size_t j = 0; j < n; ++j) {
-      int32_t sum = 0;
-      for (size_t x = 0; x < k; ++x) sum += (a[i * k + x] - zero) * b[x * n + j];
+      const int64_t sum = test::int8_sum(a.data() + i * k, 1, b.data() + j, n, k, zero);
       const float y = std::fmax(0.0f, static_cast<float>(sum) * as[i] * bs[j] + bias[j]);
       const size_t at = i * n + j;
       float got = 0, expected = y;
       if (out_dtype == DType::f32) got = out[at];
       if (out_dtype == DType::bf16) {
-        got = bf16_value(reinterpret_cast<const uint16_t*>(out.data())[at]);
+        got = test::float_of_bf16(reinterpret_cast<const uint16_t*>(out.data())[at]);
         EXPECT(std::fabs(got - y) <= std::fabs(y) / 256, "bf16: %g for %g", got, y);
         continue;
       }
       if (out_dtype == DType::i8) {
         got = reinterpret_cast<const int8_t*>(out.data())[at];
-        expected = std::nearbyint(std::fmin(127.0f, std::fmax(-128.0f, y)));
+        expected = test::rounded_to_int8(y, -128.0f);
       }
       EXPECT(got == expected, "output type %d: %g for %g", static_cast<int>(out_dtype), got, expected);
     }
@@ -147,7 +127,7 @@ void epilogue_case(DType out_dtype) {
 // A float a: the same as quantising its rows before.
 void dynamic_case(int64_t m, int64_t n, int64_t k) {
   const auto x = test::normal(static_cast<size_t>(m * k), 5);
-  const auto b = bytes(static_cast<size_t>(n * k), 6, false);
+  const auto b = test::random_bytes(static_cast<size_t>(n * k), 6, false);
   const std::vector<float> bs(static_cast<size_t>(n), 0.01f);
   std::vector<int8_t> q(x.size());
   std::vector<float> scale(static_cast<size_t>(m)), fused(static_cast<size_t>(m * n)), two_steps = fused;
@@ -190,32 +170,19 @@ void quantize_case(int64_t outer, int64_t channels, int64_t inner, bool symmetri
     EXPECT(s, "%s", s.error);
   }
   EXPECT(q.back() == 77, "wrote behind q");
+  const test::Quantized expected = test::quantize_reference(x, channels, inner, symmetric);
   for (size_t ch = 0; ch < c; ++ch) {
-    float low = 0, high = 0;
-    const auto in_channel = [&](size_t i) { return i / static_cast<size_t>(inner) % c == ch; };
-    for (size_t i = 0; i < total; ++i) {
-      if (in_channel(i)) low = std::fmin(low, x[i]), high = std::fmax(high, x[i]);
-    }
-    float s = symmetric ? std::fmax(-low, high) / 127.0f : high / 255.0f - low / 255.0f;
-    float z = symmetric || s == 0 ? 0.0f : std::nearbyint(-128.0f - low / s);
-    if (s == 0) s = 1;
-    z = std::fmin(127.0f, std::fmax(-128.0f, z));
-    EXPECT(scale[ch] == s && static_cast<float>(zero[ch]) == z, "channel %zu: scale %g for %g, zero point %d for %g",
-           ch, scale[ch], s, zero[ch], z);
-    for (size_t i = 0; i < total; ++i) {
-      if (!in_channel(i)) continue;
-      const float lowest = symmetric ? -127.0f : -128.0f;
-      const float e = std::fmin(127.0f, std::fmax(lowest, std::nearbyint(x[i] / s) + z));
-      EXPECT(static_cast<float>(q[i]) == e, "x %g: q %d for %g", x[i], q[i], e);
-    }
+    EXPECT(scale[ch] == expected.scale[ch] && static_cast<float>(zero[ch]) == expected.zero_point[ch],
+           "channel %zu: scale %g for %g, zero point %d for %g", ch, scale[ch], expected.scale[ch], zero[ch],
+           expected.zero_point[ch]);
+  }
+  for (size_t i = 0; i < total; ++i) {
+    EXPECT(static_cast<float>(q[i]) == expected.q[i], "x %g: q %d for %g", x[i], q[i], expected.q[i]);
   }
 }
 
 void everything() {
-  const int64_t sizes[][3] = {{0, 3, 5},      {3, 0, 5},     {3, 5, 0},    {1, 1, 1},     {1, 45, 70},
-                              {2, 16, 4},     {5, 17, 3},    {6, 32, 512}, {7, 33, 13},   {13, 40, 515},
-                              {16, 96, 1030}, {25, 300, 64}, {97, 50, 31}, {200, 70, 530}};
-  for (const auto& s : sizes) {
+  for (const auto& s : test::kInt8Sizes) {
     for (int form = 0; form < 4; ++form) {
       for (const bool zero_point : {false, true}) {
         matmul_case(s[0], s[1], s[2], false, zero_point, form, serial_executor());
@@ -228,11 +195,7 @@ void everything() {
   dynamic_case(9, 33, 21);
   dynamic_case(120, 600, 530);
   for (const bool symmetric : {true, false}) {
-    quantize_case(1, 1, 100003, symmetric);
-    quantize_case(1, 1, 3, symmetric);
-    quantize_case(1, 5, 77, symmetric);
-    quantize_case(3, 4, 19, symmetric);
-    quantize_case(9, 41, 1, symmetric);
+    for (const auto& s : test::kQuantizeSizes) quantize_case(s[0], s[1], s[2], symmetric);
   }
 }
 
@@ -302,6 +265,10 @@ void refusals() {
   refuses(p, "[-128, 127]");
   p = good, p.a_dtype = DType::i32;
   refuses(p, "expected int8");
+  p = good, p.a_dtype = DType::f16, p.out_dtype = DType::f32;
+  refuses(p, "expected int8");
+  p = good, p.out_dtype = DType::f16;
+  refuses(p, "out_dtype");
   blob[0] = 'X';
   refuses(good, "first bytes");
   blob[0] = 'P', blob[8] = 9;
