@@ -1,0 +1,253 @@
+// The int8 entry points: validation, the operands brought into the form that the products want, and the dispatch.
+#include "cpu/sizes.h"
+#include "cuda/int8_matmul/kernels.h"
+#include "cuda/platform.cuh"
+#include "pykernels/cuda/int8_matmul.h"
+
+namespace pk::cuda {
+namespace {
+
+using int8::kMaxStride;
+using int8::round_up;
+
+bool is_float(DType t) { return t == DType::f32 || t == DType::bf16 || t == DType::f16; }
+
+Status check_b(int64_t k, int64_t n) {
+  if (k < 0 || n < 0) return {"b: expected sizes of at least 0"};
+  if (k > kInt8MaxK) return {"b: expected at most 131071 rows, beyond which int32 sums may wrap"};
+  if (n > kInt8MaxN) return {"b: expected at most 2^36 columns"};
+  return kOk;
+}
+
+int64_t packed_stride(int64_t k) { return round_up(k, 32); }
+int64_t packed_size(int64_t k, int64_t n) { return n * packed_stride(k) + 4 * n + k % 32; }
+
+Status check(const Int8Matmul& p, const Int8Plan& plan, const Device& device) {
+  if (p.m < 0 || p.n < 0 || p.k < 0) return {"m, n, k: expected sizes of at least 0"};
+  if (p.k > kInt8MaxK) return {"k: expected at most 131071 = 2^31 / 2^14 - 1, beyond which int32 sums may wrap"};
+  if (p.n > kInt8MaxN) return {"n: expected at most 2^36 columns"};
+  if (p.m > int64_t{1} << 36 || !product_fits({p.m + 64, p.n + 64, 64}) || !product_fits({p.m + 64, p.k + 4096, 2})) {
+    return {"m, n, k: the sizes are too large"};
+  }
+  if (p.a_dtype == DType::i32) return {"a: expected int8, float32, bfloat16 or float16"};
+  if (is_float(p.a_dtype) && p.a_stride_k != 1 && p.k > 1) return {"a: expected contiguous rows of floats"};
+  if (is_float(p.a_dtype) && (p.a_scale != nullptr || p.a_zero_point != nullptr)) {
+    return {"a_scale, a_zero_point: expected none for a float a, which is quantised here"};
+  }
+  const bool plain = p.a_scale == nullptr && p.b_scale == nullptr && p.bias == nullptr &&
+                     p.activation == Activation::none && p.a_dtype == DType::i8;
+  if (p.out_dtype == DType::i32 && !plain) {
+    return {"out_dtype: int32 is the plain sum; expected a float dtype or int8 with scales, bias or activation"};
+  }
+  if (p.a_zero_point != nullptr && p.k > kInt8MaxKWithZeroPoint) {
+    return {"k: expected at most 65793 = 2^31 / (255 * 128) with a zero point, beyond which int32 sums may wrap"};
+  }
+  if (p.packed != nullptr) {
+    if (p.packed_bytes != packed_size(p.k, p.n)) {
+      return {"packed: its size is not that of int8_pack for a's columns and n, on a CUDA device"};
+    }
+    if (reinterpret_cast<uintptr_t>(p.packed) % 16 != 0)
+      return {"packed: expected an address that is a multiple of 16"};
+  }
+  if (plan.split < 0 || plan.split > int8::kMaxSplit) return {"plan: expected a split of at most 16"};
+  switch (plan.algorithm) {
+    case Int8Algorithm::gemv:
+      if (p.m != 1) return {"plan: gemv is for a single row"};
+      break;
+    case Int8Algorithm::skinny:
+      if (p.m > int8::kSkinnyRows) return {"plan: skinny is for at most 16 rows"};
+      break;
+    case Int8Algorithm::hopper:
+      return {"plan: there is no kernel for Hopper alone"};
+    default:
+      break;
+  }
+  (void)device;
+  return kOk;
+}
+
+// May the kernels read these rows where they lie?
+bool in_place(const void* data, int64_t rows, int64_t k, int64_t stride_row, int64_t stride_k) {
+  const bool row_fits = rows <= 1 || (stride_row % 16 == 0 && stride_row >= 0 && stride_row < kMaxStride);
+  return k == 0 || (stride_k == 1 && k % 16 == 0 && row_fits && reinterpret_cast<uintptr_t>(data) % 16 == 0);
+}
+
+// What a product takes of the workspace.
+struct Needs {
+  Int8Plan plan;
+  int64_t k = 0;  // padded
+  bool copy_a = false, copy_b = false, sum_b = false;
+  int64_t a = 0, a_scale = 0, b = 0, sums = 0, partial = 0, bytes = 0;  // offsets
+};
+
+Needs needs_of(const Int8Matmul& p, const Int8Plan& plan, const Device& device) {
+  Needs needs;
+  needs.plan = int8::choose(p.m, p.n, p.k > 0 ? p.k : 1, device, plan);
+  needs.k = round_up(p.k, 16);
+  const auto take = [&](bool wanted, int64_t bytes) {
+    const int64_t at = needs.bytes;
+    if (wanted) needs.bytes += round_up(bytes, 256);
+    return at;
+  };
+  const bool quantise = is_float(p.a_dtype);
+  needs.copy_a = !quantise && !in_place(p.a, p.m, p.k, p.a_stride_m, p.a_stride_k);
+  needs.copy_b = p.packed == nullptr && !in_place(p.b, p.n, p.k, p.b_stride_n, p.b_stride_k);
+  needs.sum_b = p.packed == nullptr && p.a_zero_point != nullptr;
+  needs.a = take(quantise || needs.copy_a, p.m * needs.k);
+  needs.a_scale = take(quantise, p.m * 4);
+  needs.b = take(needs.copy_b, p.n * needs.k);
+  needs.sums = take(needs.sum_b, p.n * 4);
+  needs.partial = take(needs.plan.split > 1, needs.plan.split * p.m * round_up(p.n, 4) * 4);
+  return needs;
+}
+
+Status run(const Int8Matmul& p, const Needs& needs, const Device& device, char* workspace, void* stream) {
+  int8::Product product{
+      .m = p.m, .n = p.n, .k = needs.k, .a = nullptr, .a_stride = needs.k, .b = nullptr, .b_stride = needs.k};
+  product.split = needs.plan.split;
+  product.partial = reinterpret_cast<int32_t*>(workspace + needs.partial);
+  int8::Epilogue e = {.a_scale = p.a_scale,
+                      .b_scale = p.b_scale,
+                      .bias = p.bias,
+                      .a_zero_point = p.a_zero_point,
+                      .column_sums = nullptr,
+                      .a_scale_stride = p.a_scale_stride == 0 ? 0 : 1,
+                      .b_scale_stride = p.b_scale_stride == 0 ? 0 : 1,
+                      .a_zero_point_stride = p.a_zero_point_stride == 0 ? 0 : 1,
+                      .activation = p.activation,
+                      .negative_slope = p.negative_slope,
+                      .out_dtype = p.out_dtype,
+                      .out = p.out,
+                      .m = p.m,
+                      .n = p.n,
+                      .out_stride = p.n,
+                      .wide = p.n % 4 == 0 && reinterpret_cast<uintptr_t>(p.out) % (4 * size_of(p.out_dtype)) == 0};
+
+  auto* a_rows = reinterpret_cast<int8_t*>(workspace + needs.a);
+  if (is_float(p.a_dtype)) {
+    auto* scale = reinterpret_cast<float*>(workspace + needs.a_scale);
+    if (Status s =
+            int8::quantize_rows(p.a_dtype, p.a, p.m, p.k, p.a_stride_m, true, a_rows, needs.k, scale, nullptr, stream);
+        !s) {
+      return s;
+    }
+    product.a = a_rows;
+    e.a_scale = scale;
+    e.a_scale_stride = 1;
+  } else if (needs.copy_a) {
+    if (Status s = int8::copy_rows(static_cast<const int8_t*>(p.a), p.m, p.k, p.a_stride_m, p.a_stride_k, a_rows,
+                                   needs.k, stream);
+        !s) {
+      return s;
+    }
+    product.a = a_rows;
+  } else {
+    product.a = static_cast<const int8_t*>(p.a);
+    if (p.m > 1) product.a_stride = p.a_stride_m;
+  }
+
+  if (p.packed != nullptr) {
+    product.b = static_cast<const int8_t*>(p.packed);
+    product.b_stride = packed_stride(p.k);
+    e.column_sums = reinterpret_cast<const int32_t*>(product.b + p.n * product.b_stride);
+  } else if (needs.copy_b) {
+    auto* b_rows = reinterpret_cast<int8_t*>(workspace + needs.b);
+    if (Status s = int8::copy_rows(p.b, p.n, p.k, p.b_stride_n, p.b_stride_k, b_rows, needs.k, stream); !s) return s;
+    product.b = b_rows;
+  } else {
+    product.b = p.b;
+    if (p.n > 1) product.b_stride = p.b_stride_n;
+  }
+  if (needs.sum_b) {
+    auto* sums = reinterpret_cast<int32_t*>(workspace + needs.sums);
+    if (Status s = int8::sum_rows(product.b, p.n, needs.k, product.b_stride, sums, stream); !s) return s;
+    e.column_sums = sums;
+  }
+
+  Status done = kOk;
+  switch (needs.plan.algorithm) {
+    case Int8Algorithm::gemv:
+      done = int8::gemv(product, e, device, stream);
+      break;
+    case Int8Algorithm::skinny:
+      done = int8::skinny(product, e, stream);
+      break;
+    default:
+      done = int8::tiles(product, e, needs.plan.algorithm, stream);
+      break;
+  }
+  return done && product.split > 1 ? int8::add_slices(product, e, stream) : done;
+}
+
+}  // namespace
+
+Status int8_packed_bytes(int64_t k, int64_t n, int64_t* bytes) {
+  if (Status s = check_b(k, n); !s) return s;
+  *bytes = packed_size(k, n);
+  return kOk;
+}
+
+Status int8_pack(const int8_t* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n, void* packed,
+                 void* stream) {
+  if (Status s = check_b(k, n); !s) return s;
+  const int64_t stride = packed_stride(k);
+  auto* rows = static_cast<int8_t*>(packed);
+  if (Status s = int8::copy_rows(b, n, k, stride_n, stride_k, rows, stride, stream); !s) return s;
+  return int8::sum_rows(rows, n, stride, stride, reinterpret_cast<int32_t*>(rows + n * stride), stream);
+}
+
+Status int8_matmul_workspace(const Int8Matmul& problem, const Int8Plan& plan, size_t* bytes) {
+  Device device;
+  if (Status s = current_device(&device); !s) return s;
+  if (Status s = check(problem, plan, device); !s) return s;
+  const bool empty = problem.m == 0 || problem.n == 0;
+  *bytes = empty ? 0 : static_cast<size_t>(needs_of(problem, plan, device).bytes);
+  return kOk;
+}
+
+Status int8_matmul(const Int8Matmul& problem, const Int8Plan& plan, void* workspace, size_t workspace_bytes,
+                   void* stream) {
+  Device device;
+  if (Status s = current_device(&device); !s) return s;
+  if (Status s = check(problem, plan, device); !s) return s;
+  if (problem.m == 0 || problem.n == 0) return kOk;
+  const Needs needs = needs_of(problem, plan, device);
+  if (workspace_bytes < static_cast<size_t>(needs.bytes)) {
+    return {"workspace: smaller than int8_matmul_workspace asked for"};
+  }
+  return run(problem, needs, device, static_cast<char*>(workspace), stream);
+}
+
+namespace {
+
+Status check(const QuantizeInt8& p) {
+  if (!is_float(p.x_dtype)) return {"x: expected float32, bfloat16 or float16"};
+  if (p.outer < 0 || p.channels < 0 || p.inner < 0) return {"x: expected sizes of at least 0"};
+  if (!product_fits({p.outer, p.channels, p.inner, 4}) || !product_fits({p.channels, 1 << 16})) {
+    return {"x: the sizes are too large"};
+  }
+  return kOk;
+}
+
+}  // namespace
+
+Status quantize_int8_workspace(const QuantizeInt8& problem, size_t* bytes) {
+  Device device;
+  if (Status s = current_device(&device); !s) return s;
+  if (Status s = check(problem); !s) return s;
+  *bytes = problem.channels == 0 ? 0 : int8::quantize_workspace(problem, device);
+  return kOk;
+}
+
+Status quantize_int8(const QuantizeInt8& problem, void* workspace, size_t workspace_bytes, void* stream) {
+  Device device;
+  if (Status s = current_device(&device); !s) return s;
+  if (Status s = check(problem); !s) return s;
+  if (problem.channels == 0) return kOk;
+  if (workspace_bytes < int8::quantize_workspace(problem, device)) {
+    return {"workspace: smaller than quantize_int8_workspace asked for"};
+  }
+  return int8::quantize(problem, device, workspace, stream);
+}
+
+}  // namespace pk::cuda

@@ -1,0 +1,412 @@
+// The CUDA int8 kernels, run by the SIMT harness, against the plain loops and shapes of the CPU test; every algorithm
+// and split by force, and what is chosen where nobody forces.
+#include "pykernels/cuda/int8_matmul.h"
+
+#include <array>
+#include <cstring>
+#include <limits>
+
+#include "cuda/int8_matmul/choose.h"
+#include "cuda/numeric.cuh"
+#include "int8_matmul_reference.h"
+#include "simt/simt.h"
+#include "test.h"
+
+using namespace pk;
+using cuda::Int8Algorithm;
+using cuda::Int8Plan;
+using simt::Guarded;
+
+namespace {
+
+void succeeded(Status s, const char* what) {
+  const std::string error = simt::take_error();
+  EXPECT(s && error.empty(), "%s: %s%s", what, s ? "" : s.error, error.c_str());
+}
+
+void run(const Int8Matmul& p, Int8Plan plan = {}) {
+  size_t bytes = 0;
+  succeeded(cuda::int8_matmul_workspace(p, plan, &bytes), "workspace");
+  Guarded<char> workspace(bytes);
+  succeeded(cuda::int8_matmul(p, plan, workspace.data(), bytes, nullptr), "int8_matmul");
+}
+
+std::vector<char> pack(const int8_t* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n) {
+  int64_t bytes = 0;
+  succeeded(cuda::int8_packed_bytes(k, n, &bytes), "packed bytes");
+  Guarded<char> packed(static_cast<size_t>(bytes));
+  succeeded(cuda::int8_pack(b, k, n, stride_k, stride_n, packed.data(), nullptr), "int8_pack");
+  return packed.vector();
+}
+
+// How a and b lie in memory. offset: rows of K, further apart than they are long, from an odd address.
+enum class Layout { rows_of_k, turned, offset, packed };
+
+struct Strides {
+  int64_t row, k, first;
+  size_t elements;
+};
+Strides strides_of(Layout layout, int64_t rows, int64_t k) {
+  if (layout == Layout::turned) return {1, rows, 0, static_cast<size_t>(rows * k)};
+  if (layout == Layout::offset) return {k + 3, 1, 1, static_cast<size_t>(rows * (k + 3) + 1)};
+  return {k, 1, 0, static_cast<size_t>(rows * k)};
+}
+
+void matmul_case(int64_t m, int64_t n, int64_t k, bool extremes, bool zero_point, Layout a_layout, Layout b_layout,
+                 Int8Plan plan = {}) {
+  const Strides as = strides_of(a_layout, m, k), bs = strides_of(b_layout, n, k);
+  const Guarded<int8_t> a(test::random_bytes(as.elements, 1, extremes)),
+      b(test::random_bytes(bs.elements, 2, extremes));
+  const Guarded<int32_t> zero(test::zero_points(m));
+  Guarded<int32_t> out(static_cast<size_t>(m * n));
+  Int8Matmul p;
+  p.m = m, p.n = n, p.k = k, p.a = a.data() + as.first, p.a_stride_m = as.row, p.a_stride_k = as.k;
+  p.b = b.data() + bs.first, p.b_stride_k = bs.k, p.b_stride_n = bs.row, p.out = out.data();
+  if (zero_point) p.a_zero_point = zero.data(), p.a_zero_point_stride = 1;
+  const Guarded<char> packed(b_layout == Layout::packed ? pack(p.b, k, n, bs.k, bs.row) : std::vector<char>());
+  if (b_layout == Layout::packed) {
+    p.packed = packed.data(), p.packed_bytes = static_cast<int64_t>(packed.size()), p.b = nullptr;
+  }
+  run(p, plan);
+  int64_t wrong = 0;
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      const int64_t sum = test::int8_sum(a.data() + as.first + i * as.row, as.k, b.data() + bs.first + j * bs.row, bs.k,
+                                         k, zero_point ? zero[static_cast<size_t>(i)] : 0);
+      wrong += sum != out[static_cast<size_t>(i * n + j)];
+    }
+  }
+  EXPECT(wrong == 0, "%ld of %ld wrong: m %ld n %ld k %ld extremes %d zero_point %d a %d b %d algorithm %d split %d",
+         wrong, m * n, m, n, k, extremes, zero_point, static_cast<int>(a_layout), static_cast<int>(b_layout),
+         static_cast<int>(plan.algorithm), plan.split);
+}
+
+size_t elements_of(DType t, size_t n) { return n * size_of(t); }
+
+float value(const Guarded<char>& out, DType t, size_t i) {
+  const char* at = out.data() + i * size_of(t);
+  uint16_t bits = 0;
+  float f = 0;
+  if (t == DType::f32) std::memcpy(&f, at, 4);
+  if (t == DType::i8) f = *reinterpret_cast<const int8_t*>(at);
+  if (t == DType::bf16 || t == DType::f16) {
+    std::memcpy(&bits, at, 2);
+    f = t == DType::bf16 ? test::float_of_bf16(bits) : cuda::to_float(cuda::f16{bits});
+  }
+  return f;
+}
+
+// Scales (of rows and columns, or of tensors), bias, zero points and each output type, on powers of two: exact in
+// float.
+void epilogue_case(DType out_dtype, int64_t m, int64_t n, bool vectors, bool bias, Activation activation,
+                   Int8Plan plan) {
+  const int64_t k = 48;
+  const Guarded<int8_t> a(test::random_bytes(static_cast<size_t>(m * k), 3, false));
+  const Guarded<int8_t> b(test::random_bytes(static_cast<size_t>(n * k), 4, false));
+  Guarded<float> as(vectors ? static_cast<size_t>(m) : 1), bs(vectors ? static_cast<size_t>(n) : 1);
+  Guarded<float> added(static_cast<size_t>(n));
+  for (size_t i = 0; i < as.size(); ++i) as[i] = std::ldexp(1.0f, -static_cast<int>(i % 3));
+  for (size_t j = 0; j < bs.size(); ++j) bs[j] = std::ldexp(1.0f, -4 - static_cast<int>(j % 5));
+  for (size_t j = 0; j < added.size(); ++j) added[j] = 0.25f * static_cast<float>(j % 32) - 3;
+  const Guarded<int32_t> zero(std::vector<int32_t>{5});
+  const auto count = static_cast<size_t>(m * n);
+  Guarded<char> out(elements_of(out_dtype, count));
+  Int8Matmul p;
+  p.m = m, p.n = n, p.k = k, p.a = a.data(), p.a_stride_m = k, p.a_stride_k = 1;
+  p.b = b.data(), p.b_stride_k = 1, p.b_stride_n = k, p.out = out.data(), p.out_dtype = out_dtype;
+  p.a_scale = as.data(), p.a_scale_stride = vectors, p.b_scale = bs.data(), p.b_scale_stride = vectors;
+  p.a_zero_point = zero.data(), p.activation = activation;
+  if (bias) p.bias = added.data();
+  run(p, plan);
+  for (size_t i = 0; i < static_cast<size_t>(m); ++i) {
+    for (size_t j = 0; j < static_cast<size_t>(n); ++j) {
+      const int64_t sum = test::int8_sum(a.data() + i * k, 1, b.data() + j * k, 1, k, zero[0]);
+      float y = static_cast<float>(sum) * as[vectors ? i : 0] * bs[vectors ? j : 0] + (bias ? added[j] : 0.0f);
+      if (activation == Activation::relu) y = std::fmax(0.0f, y);
+      if (activation == Activation::leaky_relu && y < 0) y *= 0.01f;
+      const float got = value(out, out_dtype, i * static_cast<size_t>(n) + j);
+      const float expected = out_dtype == DType::i8 ? test::rounded_to_int8(y, -128.0f) : y;
+      const float close = out_dtype == DType::bf16  ? std::fabs(y) / 256
+                          : out_dtype == DType::f16 ? std::fabs(y) / 2048
+                                                    : std::fabs(y) * 2e-7f * (activation == Activation::leaky_relu);
+      EXPECT(std::fabs(got - expected) <= close, "output type %d, algorithm %d: %g for %g", static_cast<int>(out_dtype),
+             static_cast<int>(plan.algorithm), got, expected);
+    }
+  }
+}
+
+void to_cuda(DType t, const std::vector<float>& x, std::vector<char>* bits, std::vector<float>* seen) {
+  bits->resize(elements_of(t, x.size()));
+  seen->resize(x.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    char* at = bits->data() + i * size_of(t);
+    const auto put = [&](auto v) {
+      std::memcpy(at, &v, sizeof v);
+      (*seen)[i] = cuda::to_float(v);
+    };
+    if (t == DType::f32) put(x[i]);
+    if (t == DType::bf16) put(cuda::from_float<cuda::bf16>(x[i]));
+    if (t == DType::f16) put(cuda::from_float<cuda::f16>(x[i]));
+  }
+}
+
+// A float a: as quantising its rows first. stride: of its rows.
+void dynamic_case(DType dtype, int64_t m, int64_t n, int64_t k, int64_t stride, Int8Plan plan = {}) {
+  std::vector<char> bits;
+  std::vector<float> seen;
+  to_cuda(dtype, test::normal(static_cast<size_t>((m - 1) * stride + k), 5), &bits, &seen);
+  const Guarded<char> x(bits);
+  std::vector<float> rows(static_cast<size_t>(m * k));
+  for (int64_t i = 0; i < m * k; ++i) rows[static_cast<size_t>(i)] = seen[static_cast<size_t>(i / k * stride + i % k)];
+  const test::Quantized q = test::quantize_reference(rows, m, k, true);
+  const Guarded<int8_t> b(test::random_bytes(static_cast<size_t>(n * k), 6, false));
+  const Guarded<float> bs(std::vector<float>(static_cast<size_t>(n), 0.01f));
+  Guarded<float> out(static_cast<size_t>(m * n));
+  Int8Matmul p;
+  p.m = m, p.n = n, p.k = k, p.a = x.data(), p.a_dtype = dtype, p.a_stride_m = stride, p.a_stride_k = 1;
+  p.b = b.data(), p.b_stride_k = n, p.b_stride_n = 1, p.b_scale = bs.data(), p.b_scale_stride = 1;
+  p.out_dtype = DType::f32, p.out = out.data();
+  run(p, plan);
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      float sum = 0;  // exact: less than 2^24
+      for (int64_t c = 0; c < k; ++c) sum += q.q[static_cast<size_t>(i * k + c)] * b[static_cast<size_t>(c * n + j)];
+      const float expected = sum * (0.01f * q.scale[static_cast<size_t>(i)]);
+      const float got = out[static_cast<size_t>(i * n + j)];
+      EXPECT(got == expected, "m %ld n %ld k %ld: %g for %g", m, n, k, got, expected);
+    }
+  }
+}
+
+void quantize_case(DType dtype, int64_t outer, int64_t channels, int64_t inner, bool symmetric, bool special = false) {
+  const auto total = static_cast<size_t>(outer * channels * inner), c = static_cast<size_t>(channels);
+  auto x = test::normal(total, 7, 3.0f);
+  for (size_t i = 0; i < total; ++i) {
+    const size_t channel = i / static_cast<size_t>(inner) % c;
+    if (channel == 1) x[i] = 0;
+    if (special && channel == 2 && i % 7 == 3) x[i] = NAN;
+    if (special && channel == 3 && i % 5 == 3) x[i] = -std::numeric_limits<float>::infinity();
+    if (special && channel == 4) x[i] = std::numeric_limits<float>::infinity();
+    if (special && channel == 5) x[i] *= 1e-41f;
+  }
+  std::vector<char> bits;
+  std::vector<float> seen;
+  to_cuda(dtype, x, &bits, &seen);
+  const Guarded<char> given(bits);
+  Guarded<int8_t> q(total);
+  Guarded<float> scale(c);
+  Guarded<int32_t> zero(c);
+  QuantizeInt8 p;
+  p.x_dtype = dtype, p.x = given.data(), p.outer = outer, p.channels = channels, p.inner = inner;
+  p.symmetric = symmetric, p.q = q.data(), p.scale = scale.data(), p.zero_point = zero.data();
+  size_t bytes = 0;
+  succeeded(cuda::quantize_int8_workspace(p, &bytes), "workspace");
+  Guarded<char> workspace(bytes);
+  succeeded(cuda::quantize_int8(p, workspace.data(), bytes, nullptr), "quantize_int8");
+  const test::Quantized expected = test::quantize_reference(seen, channels, inner, symmetric);
+  for (size_t ch = 0; ch < c; ++ch) {
+    const float e = expected.scale[ch];
+    EXPECT((e != e ? scale[ch] != scale[ch] : scale[ch] == e) && zero[ch] == static_cast<int>(expected.zero_point[ch]),
+           "channel %zu: scale %g for %g, zero point %d for %g", ch, scale[ch], e, zero[ch], expected.zero_point[ch]);
+  }
+  for (size_t i = 0; i < total; ++i) {
+    EXPECT(static_cast<float>(q[i]) == expected.q[i], "(%ld, %ld, %ld) x %g: q %d for %g", outer, channels, inner,
+           seen[i], q[i], expected.q[i]);
+  }
+}
+
+constexpr Int8Plan kForced[] = {{Int8Algorithm::tile_64x64, 1},   {Int8Algorithm::tile_64x64, 3},
+                                {Int8Algorithm::tile_128x128, 1}, {Int8Algorithm::tile_128x128, 2},
+                                {Int8Algorithm::tile_128x256, 1}, {Int8Algorithm::tile_128x256, 2}};
+constexpr Int8Plan kSkinny[] = {{Int8Algorithm::skinny, 1}, {Int8Algorithm::skinny, 3}};
+
+// Every algorithm under every schedule. Small: what a schedule can break shows in a few blocks.
+void schedules() {
+  for (const auto& schedule : simt::schedules()) {
+    const simt::Use use(schedule);
+    for (const Int8Plan& plan : kForced) {
+      matmul_case(69, 70, 336, true, false, Layout::rows_of_k, Layout::rows_of_k, plan);
+    }
+    for (const Int8Plan& plan : kSkinny) {
+      matmul_case(5, 37, 1360, true, true, Layout::rows_of_k, Layout::packed, plan);
+      matmul_case(13, 33, 848, false, false, Layout::rows_of_k, Layout::packed, plan);
+    }
+    matmul_case(1, 13, 5200, true, true, Layout::rows_of_k, Layout::packed, {Int8Algorithm::gemv, 0});
+    matmul_case(9, 133, 70, false, true, Layout::turned, Layout::turned);
+    epilogue_case(DType::f16, 19, 21, true, true, Activation::relu, {});
+    dynamic_case(DType::f32, 3, 33, 600, 604);
+    dynamic_case(DType::bf16, 9, 17, 50, 51);
+    for (const auto& s : {std::array<int64_t, 3>{1, 1, 5003}, {3, 4, 19}, {37, 41, 1}, {1, 3, 2100}}) {
+      quantize_case(DType::f32, s[0], s[1], s[2], false);
+    }
+  }
+}
+
+void shapes() {
+  for (const auto& s : test::kInt8Sizes) {
+    const int64_t m = s[0], n = s[1], k = s[2];
+    matmul_case(m, n, k, true, true, Layout::rows_of_k, Layout::packed);
+    matmul_case(m, n, k, false, true, Layout::turned, Layout::turned);
+    matmul_case(m, n, k, false, false, Layout::offset, Layout::offset);
+    if (m * n * k > 1000000) continue;
+    matmul_case(m, n, k, true, false, Layout::rows_of_k, Layout::turned);
+    matmul_case(m, n, k, false, true, Layout::rows_of_k, Layout::rows_of_k);
+    for (const Int8Plan& plan : kForced) matmul_case(m, n, k, true, true, Layout::rows_of_k, Layout::packed, plan);
+    if (m > 16) continue;
+    for (const Int8Plan& plan : kSkinny) matmul_case(m, n, k, true, true, Layout::rows_of_k, Layout::packed, plan);
+  }
+  // Operands in place, of several tiles.
+  matmul_case(140, 270, 64, false, false, Layout::rows_of_k, Layout::rows_of_k, {Int8Algorithm::tile_128x256, 1});
+  matmul_case(70, 130, 192, true, true, Layout::rows_of_k, Layout::rows_of_k, {Int8Algorithm::tile_64x64, 2});
+  matmul_case(16, 100, 256, true, true, Layout::rows_of_k, Layout::rows_of_k);
+  matmul_case(1, 100, 2064, true, true, Layout::rows_of_k, Layout::rows_of_k);
+}
+
+void epilogues() {
+  for (const DType t : {DType::f32, DType::bf16, DType::f16, DType::i8}) {
+    for (const Int8Plan& plan : {Int8Plan{}, kForced[0], kForced[1], kForced[4]}) {
+      epilogue_case(t, 21, 44, true, true, Activation::relu, plan);  // whole vectors
+      epilogue_case(t, 21, 45, true, false, Activation::none, plan);
+    }
+    for (const int64_t m : {1, 7, 12}) {
+      epilogue_case(t, m, 44, true, true, Activation::none, {});
+      epilogue_case(t, m, 37, false, true, Activation::leaky_relu, {});
+    }
+  }
+}
+
+void quantisation() {
+  for (const DType t : {DType::f32, DType::bf16, DType::f16}) {
+    for (const bool symmetric : {true, false}) {
+      for (const auto& s : test::kQuantizeSizes) quantize_case(t, s[0], s[1], s[2], symmetric);
+      quantize_case(t, 1, 6, 40, symmetric, true);
+      quantize_case(t, 3, 6, 16, symmetric, true);
+      quantize_case(t, 20, 6, 1, symmetric, true);
+      quantize_case(t, 1, 2, 2200, symmetric);
+      quantize_case(t, 2, 3, 2064, symmetric);
+      quantize_case(t, 0, 4, 5, symmetric);
+      quantize_case(t, 2, 4, 0, symmetric);
+      quantize_case(t, 1, 0, 5, symmetric);
+    }
+    dynamic_case(t, 1, 40, 700, 700);
+    dynamic_case(t, 9, 33, 21, 24);
+    dynamic_case(t, 2, 3, 0, 0);
+    dynamic_case(t, 40, 60, 130, 130);
+    dynamic_case(t, 2, 5, 4300, 4304);  // more than a block keeps in registers
+  }
+}
+
+void limits() {
+  // All -128 at the longest k: the sum is 2^31 - 2^14, and with a zero point of 127 it is 65793 * 255 * 128.
+  const Guarded<int8_t> v(std::vector<int8_t>(kInt8MaxK, -128));
+  const Guarded<int32_t> zero(std::vector<int32_t>{127});
+  Guarded<int32_t> out(1);
+  Int8Matmul p;
+  p.m = 1, p.n = 1, p.a = v.data(), p.a_stride_k = 1, p.b = v.data(), p.b_stride_k = 1, p.b_stride_n = 1;
+  p.out = out.data();
+  for (const auto algorithm : {Int8Algorithm::gemv, Int8Algorithm::skinny, Int8Algorithm::tile_64x64}) {
+    p.k = kInt8MaxK, p.a_stride_m = p.k, p.a_zero_point = nullptr;
+    run(p, {algorithm, 0});
+    EXPECT(out[0] == static_cast<int64_t>(kInt8MaxK) << 14, "%d", out[0]);
+    p.k = kInt8MaxKWithZeroPoint, p.a_stride_m = p.k, p.a_zero_point = zero.data();
+    run(p, {algorithm, 0});
+    EXPECT(out[0] == kInt8MaxKWithZeroPoint * 255 * 128, "%d", out[0]);
+  }
+}
+
+void refusals() {
+  Guarded<int8_t> v(std::vector<int8_t>(64, 1));
+  Guarded<int32_t> out(64);
+  const Guarded<char> packed(pack(v.data(), 8, 8, 8, 1));
+  Int8Matmul good;
+  good.m = 8, good.n = 8, good.k = 8, good.a = v.data(), good.a_stride_m = 8, good.a_stride_k = 1;
+  good.packed = packed.data(), good.packed_bytes = static_cast<int64_t>(packed.size()), good.out = out.data();
+  size_t n = 0;
+  const auto refuses = [&](const Int8Matmul& p, const char* word, Int8Plan plan = {}) {
+    const Status s = cuda::int8_matmul_workspace(p, plan, &n);
+    EXPECT(!s && std::strstr(s.error, word) != nullptr, "expected '%s', got '%s'", word, s ? "success" : s.error);
+  };
+  EXPECT(cuda::int8_matmul_workspace(good, {}, &n), "the good one");
+  const Status small = cuda::int8_matmul(good, {}, v.data(), 1, nullptr);
+  EXPECT(!small && std::strstr(small.error, "workspace"), "a small workspace");
+  Int8Matmul p = good;
+  p.k = kInt8MaxK + 1, p.packed = nullptr;
+  refuses(p, "131071");
+  // The size of a packed weight tells k to the element, where n is known.
+  p = good, p.k = 7;
+  refuses(p, "packed");
+  p = good, p.n = 9;
+  refuses(p, "packed");
+  p = good, p.packed = packed.data() + 1;
+  refuses(p, "multiple of 16");
+  p = good, p.activation = Activation::relu;
+  refuses(p, "plain sum");
+  p = good, p.a_dtype = DType::i32;
+  refuses(p, "expected int8");
+  p = good, p.a_dtype = DType::f16, p.out_dtype = DType::f16, p.a_stride_k = 2;
+  refuses(p, "contiguous rows");
+  refuses(good, "single row", {Int8Algorithm::gemv, 0});
+  p = good, p.m = 17;
+  refuses(p, "16 rows", {Int8Algorithm::skinny, 0});
+  refuses(good, "split", {Int8Algorithm::tile_64x64, 17});
+  int64_t bytes = 0;
+  for (const int64_t size : {int64_t{1} << 61, INT64_MAX, kInt8MaxN + 1}) {
+    EXPECT(!cuda::int8_packed_bytes(4, size, &bytes), "%lld columns", static_cast<long long>(size));
+    EXPECT(!cuda::int8_pack(nullptr, 0, size, 1, 1, nullptr, nullptr), "packs %lld", static_cast<long long>(size));
+    p = good, p.n = size;
+    refuses(p, "2^36 columns");
+    p = good, p.m = size;
+    refuses(p, "too large");
+    QuantizeInt8 q;
+    q.outer = size, q.channels = int64_t{1} << 21, q.inner = 0;
+    EXPECT(!cuda::quantize_int8(q, nullptr, 0, nullptr), "quantises %lld slices", static_cast<long long>(size));
+  }
+  EXPECT(!cuda::int8_packed_bytes(-1, 4, &bytes) && !cuda::int8_packed_bytes(4, -1, &bytes), "negative");
+}
+
+void choices() {
+  cuda::Device a100, h100;
+  h100.capability = 90, h100.multiprocessors = 132, h100.shared_per_block = 232448, h100.l2_bytes = 50ll << 20;
+  for (const cuda::Device& device : {a100, h100}) {
+    const auto chosen = [&](int64_t m, int64_t n, int64_t k) { return cuda::int8::choose(m, n, k, device); };
+    EXPECT(chosen(1, 4096, 4096).algorithm == Int8Algorithm::gemv, "one row");
+    EXPECT(chosen(2, 4096, 4096).algorithm == Int8Algorithm::skinny, "two rows");
+    EXPECT(chosen(16, 4096, 4096).algorithm == Int8Algorithm::skinny, "16 rows");
+    EXPECT(chosen(16, 4096, 4096).split == 1, "enough columns need no split");
+    EXPECT(chosen(16, 256, 16384).split > 1, "few columns and a long K do");
+    EXPECT(chosen(8192, 8192, 8192).algorithm == Int8Algorithm::tile_128x256, "large");
+    EXPECT(chosen(8192, 8192, 8192).split == 1, "large products are not split");
+    EXPECT(chosen(64, 4096, 8192).split > 1, "few tiles are split");
+    EXPECT(chosen(257, 64, 131071).split == 1, "nor any of more than 256 rows");
+    EXPECT(chosen(40, 40, 40).algorithm == Int8Algorithm::tile_64x64 && chosen(40, 40, 40).split == 1, "small");
+    for (int64_t m = 1; m <= 8192; m *= 2) {
+      const Int8Plan plan = chosen(m, 4096, 4096), forced = cuda::int8::choose(m, 4096, 4096, device, plan);
+      EXPECT(plan.split >= 1 && plan.split <= cuda::int8::kMaxSplit, "m %ld: split %d", m, plan.split);
+      EXPECT(forced.algorithm == plan.algorithm && forced.split == plan.split, "m %ld: a plan completes to itself", m);
+      std::printf("capability %d, %ld x 4096 x 4096: algorithm %d, split %d\n", device.capability, m,
+                  static_cast<int>(plan.algorithm), plan.split);
+    }
+    const int warps = cuda::int8::gemv_warps_along_k(4096, 4096, device);
+    EXPECT(warps == 4 || warps == 8, "%d warps share K", warps);
+    EXPECT(cuda::int8::gemv_warps_along_k(1 << 20, 4096, device) == 1, "a block's warps take rows of their own");
+    EXPECT(cuda::int8::gemv_warps_along_k(64, 300, device) == 1, "a short K is not shared");
+  }
+}
+
+}  // namespace
+
+int main() {
+  choices();
+  refusals();
+  for (const int capability : {80, 90}) {
+    simt::device().capability = capability;
+    schedules();
+    const simt::Use use(simt::schedules()[1]);
+    if (capability > 80) continue;  // what follows is the same code
+    shapes();
+    epilogues();
+    quantisation();
+    limits();
+  }
+  return test::finish();
+}
