@@ -1,0 +1,92 @@
+// Batch norm, residual add and activation in training, on a CUDA device:
+//
+//   mean[c], var[c] over n, h, w of x        (batch_norm_statistics, or batch_norm_combine from a convolution's epilogue)
+//   y = act((x - mean) * weight / sqrt(var + eps) + bias + residual)                                   (batch_norm_act)
+//   dx, dresidual, dweight, dbias of dy                                                       (batch_norm_act_backward)
+//
+// Values are read as `dtype` and computed in float32; vectors of length c are float32. Every sum has a fixed order: the
+// same input on the same GPU model gives the same bits. Nothing here allocates or waits for the device; all of it can be
+// captured in a CUDA graph.
+#pragma once
+
+#include <cstdint>
+
+#include "pykernels/activation.h"
+#include "pykernels/dtype.h"
+#include "pykernels/isa.h"
+#include "pykernels/status.h"
+
+namespace pk::cuda {
+
+// Tensors "of the shape" are dense, all in one layout: (n, hw, c) where channels_last, else (n, c, hw).
+// c and hw are below 2^31 - 4096, the number of elements is below 2^62.
+struct BatchNormShape {
+  int64_t n = 0, c = 0, hw = 0;
+  bool channels_last = true;
+};
+
+// Statistics of parts of the rows, as a convolution's epilogue leaves them: part p holds `rows_per_part` values of each
+// channel, the last one what is left of `rows`.
+struct BatchNormParts {
+  int64_t parts = 0;
+  int64_t rows_per_part = 0, rows = 0;
+  int64_t c = 0;
+  const float* moments = nullptr;  // (parts, 2, c): the mean of the part, and the sum of (x - that mean)^2
+};
+
+// What becomes of the statistics. var is the mean of (x - mean)^2; running_var takes the unbiased one, NaN for a single
+// value. Without any value (rows = 0) mean and var are 0, and the running ones stay.
+struct BatchNormStatistics {
+  float* mean = nullptr;          // (c,)
+  float* var = nullptr;           // (c,)
+  float* running_mean = nullptr;  // (c,): (1 - momentum) * itself + momentum * mean; or null
+  float* running_var = nullptr;   // (c,); or null
+  float momentum = 0.1f;
+};
+
+PK_API Status batch_norm_statistics_workspace(const BatchNormShape& shape, DType dtype, int64_t* bytes);
+PK_API Status batch_norm_statistics(const BatchNormShape& shape, DType dtype, const void* x,
+                                    const BatchNormStatistics& statistics, void* workspace, int64_t workspace_bytes,
+                                    void* stream);
+PK_API Status batch_norm_combine(const BatchNormParts& parts, const BatchNormStatistics& statistics, void* stream);
+
+// Does the backward pass need `mask`, the signs of what went into the activation? For relu and leaky_relu after a
+// residual: else the sign follows from x. Its bytes: 0 where not. The bits' order is the kernels' own.
+PK_API bool batch_norm_act_has_mask(Activation activation, bool residual);
+PK_API Status batch_norm_mask_bytes(const BatchNormShape& shape, int64_t* bytes);
+
+struct BatchNormAct {
+  BatchNormShape shape;
+  DType dtype = DType::f32;        // of x, residual, y: f32, bf16 or f16
+  const void* x = nullptr;         // of the shape
+  const void* residual = nullptr;  // of the shape, or null: 0
+  void* y = nullptr;               // of the shape
+  uint8_t* mask = nullptr;         // [batch_norm_mask_bytes] written where the backward pass needs it; or null
+  const float* mean = nullptr;     // (c,)
+  const float* var = nullptr;      // (c,)
+  const float* weight = nullptr;   // (c,), or null: 1
+  const float* bias = nullptr;     // (c,), or null: 0
+  float eps = 1e-5f;
+  Activation activation = Activation::none;
+  float negative_slope = 0.01f;  // leaky_relu's
+};
+PK_API Status batch_norm_act(const BatchNormAct& args, void* stream);
+
+// With x^ = (x - mean) / sqrt(var + eps), z what went into the activation, m = n * hw:
+//   dresidual = dz = dy * act'(z),  dbias = sum(dz),  dweight = sum(dz * x^)
+//   dx = weight / sqrt(var + eps) * (dz - dbias / m - x^ * dweight / m)
+// the last two terms only where mean and var are the batch's own.
+struct BatchNormActBackward {
+  BatchNormAct forward;       // its arguments; y is not read, the mask is where it was needed
+  const void* dy = nullptr;   // of the shape
+  void* dx = nullptr;         // of the shape
+  void* dresidual = nullptr;  // of the shape; or null: not wanted
+  float* dweight = nullptr;   // (c,), always written
+  float* dbias = nullptr;     // (c,), always written
+  bool batch_statistics = true;
+};
+PK_API Status batch_norm_act_backward_workspace(const BatchNormActBackward& args, int64_t* bytes);
+PK_API Status batch_norm_act_backward(const BatchNormActBackward& args, void* workspace, int64_t workspace_bytes,
+                                      void* stream);
+
+}  // namespace pk::cuda
