@@ -7,10 +7,13 @@ namespace pk::cuda {
 namespace bn {
 namespace {
 
-constexpr int kRows = 2;  // that a thread has in flight
+// Rows that a thread has in flight; the elements of an unaligned one are loads of their own.
+template <bool kWhole>
+constexpr int kInFlight = kWhole ? 2 : 1;
 
 template <class T, bool kLast, bool kWhole>
-__global__ void __launch_bounds__(kThreads) normalise(Walk w, BatchNormAct a) {
+__global__ void __launch_bounds__(kThreads, kPointwiseResident) normalise(Walk w, BatchNormAct a) {
+  constexpr int kRows = kInFlight<kWhole>;
   const auto* const x = static_cast<const T*>(a.x);
   const auto* const residual = static_cast<const T*>(a.residual);
   auto* const y = static_cast<T*>(a.y);

@@ -11,7 +11,9 @@ namespace pk::cuda {
 namespace bn {
 namespace {
 
-constexpr int kRows = 2;  // that a thread has in flight
+// Rows that a thread has in flight; the elements of an unaligned one are loads of their own.
+template <bool kWhole>
+constexpr int kInFlight = kWhole ? 2 : 1;
 
 // How dz comes of dy.
 enum class Slope { one, from_mask, from_x, from_x_and_residual };
@@ -74,6 +76,7 @@ struct Inputs {
 
 template <class T, bool kLast, bool kWhole>
 __global__ void __launch_bounds__(kThreads, kSumsBlocks) slab_sums(Backward b) {
+  constexpr int kRows = kInFlight<kWhole>;
   const Walk& w = b.walk;
   const Slab<kLast> slab(w);
   const int height = static_cast<int>(blockDim.y), y = static_cast<int>(threadIdx.y);
@@ -163,7 +166,8 @@ __global__ void __launch_bounds__(kWarp* kSlabs) join_sums(Backward b, int64_t s
 
 // dx = scale * (dz - dbias / m - (x - mean) * dweight / (m * sqrt(var + eps)))
 template <class T, bool kLast, bool kWhole>
-__global__ void __launch_bounds__(kThreads) gradients(Backward b) {
+__global__ void __launch_bounds__(kThreads, kPointwiseResident) gradients(Backward b) {
+  constexpr int kRows = kInFlight<kWhole>;
   const Walk& w = b.walk;
   const Slab<kLast> slab(w);
   const int height = static_cast<int>(blockDim.y);

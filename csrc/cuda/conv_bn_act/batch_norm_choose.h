@@ -19,6 +19,7 @@ inline constexpr int kThreads = 256;
 // partial sums that a second kernel has to read; of the others enough that the last ones to finish don't matter.
 inline constexpr int kMomentsBlocks = 3;
 inline constexpr int kSumsBlocks = 2;
+inline constexpr int kPointwiseResident = 2;
 inline constexpr int kPointwiseBlocks = 12;
 inline constexpr int kLeastRows = 4;    // of a thread: below that a block's own reduction costs more than its rows
 inline constexpr int kMostRows = 1024;  // of a thread: bounds the rounding of its sums

@@ -9,12 +9,15 @@ namespace pk::cuda {
 namespace bn {
 namespace {
 
-constexpr int kLoads = 4;  // rows that a thread has in flight
+// Rows that a thread has in flight; the elements of an unaligned one are loads of their own.
+template <bool kWhole>
+constexpr int kInFlight = kWhole ? 4 : 1;
 
 // partial: (slabs, 2, c)
 template <class T, bool kLast, bool kWhole>
 __global__ void __launch_bounds__(kThreads, kMomentsBlocks)
     slab_moments(Walk w, const T* __restrict__ x, float* __restrict__ partial) {
+  constexpr int kRows = kInFlight<kWhole>;
   const Slab<kLast> slab(w);
   const int height = static_cast<int>(blockDim.y), y = static_cast<int>(threadIdx.y);
   // Of kLast, a group's elements are eight channels with an anchor each; else they are summed apart for their latency,
@@ -31,15 +34,15 @@ __global__ void __launch_bounds__(kThreads, kMomentsBlocks)
       PK_UNROLL
       for (int j = 0; j < kGroup; ++j) values += kWhole || lane.element(j) < w.inner;
     }
-    for (int64_t r = slab.begin + y; r < slab.end; r += height * kLoads) {
-      Raw<T> raw[kLoads];
+    for (int64_t r = slab.begin + y; r < slab.end; r += height * kRows) {
+      Raw<T> raw[kRows];
       PK_UNROLL
-      for (int u = 0; u < kLoads; ++u) {
+      for (int u = 0; u < kRows; ++u) {
         const int64_t row = r + u * height;
         if (row < slab.end) raw[u] = load<T, kWhole>(x + slab.offset + row * w.row_stride, lane, w.inner);
       }
       PK_UNROLL
-      for (int u = 0; u < kLoads; ++u) {
+      for (int u = 0; u < kRows; ++u) {
         if (r + u * height >= slab.end) continue;
         if (count == 0) {
           PK_UNROLL
@@ -93,6 +96,7 @@ __global__ void __launch_bounds__(kThreads, kMomentsBlocks)
 }
 
 constexpr int kParts = 32;  // parts that a block of `combine_parts` reads at once, each for 32 channels
+constexpr int kLoads = 4;   // of a thread in flight
 
 // 32 channels a block: thread (x, y) joins the parts y, y + 32, ... of channel x, then the block's rows are joined.
 // `values`: of a channel in a row of the parts.
