@@ -290,6 +290,14 @@ PK_DEVICE void tma_load_2d_multicast(void* shared, const TensorMap* map, uint64_
       "l"(map), "r"(shared_address(barrier)), "r"(x0), "r"(x1), "h"(blocks)
       : "memory");
 }
+PK_DEVICE void tma_load_3d_multicast(void* shared, const TensorMap* map, uint64_t* barrier, int x0, int x1, int x2,
+                                     uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, "
+      "{%3, %4, %5}], [%2], %6;" ::"r"(shared_address(shared)),
+      "l"(map), "r"(shared_address(barrier)), "r"(x0), "r"(x1), "r"(x2), "h"(blocks)
+      : "memory");
+}
 // im2col, on a map of im2col_tensor_map: a matrix of pixels_per_column rows and channels_per_pixel columns. Rows are
 // the filter's base pixels, starting at (n, h, w) and going on along w, h and n by the traversal strides within the
 // bounding box; row i holds channels c.. of the pixel that lies (offset_h, offset_w) from its base pixel (0 to 255;

@@ -119,6 +119,7 @@ void store_barrier(const Place& place, Barrier b) {
   if (b.pending == 0 && b.transactions == 0) {
     b.pending = b.count;
     b.parity ^= 1;
+    simt::unpark(place.bytes());
   }
   const auto wide = [](int64_t x) { return static_cast<uint64_t>(x); };
   const uint64_t word = wide(b.pending) | wide(b.count) << 20 | wide(b.transactions + kBias) << 40 |
@@ -186,7 +187,7 @@ bool mbarrier_try_wait(uint64_t* barrier, uint32_t parity) {
 }
 
 void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
-  while (!mbarrier_try_wait(barrier, parity)) simt::spin("an mbarrier");
+  while (!mbarrier_try_wait(barrier, parity)) simt::park(barrier, "an mbarrier");
 }
 
 // ---- Proxies ----

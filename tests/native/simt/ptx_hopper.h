@@ -52,6 +52,10 @@ inline void tma_load_2d_multicast(void* shared, const TensorMap* map, uint64_t* 
                                   uint16_t blocks) {
   tma_load_tile(shared, map, barrier, {x0, x1}, blocks);
 }
+inline void tma_load_3d_multicast(void* shared, const TensorMap* map, uint64_t* barrier, int x0, int x1, int x2,
+                                  uint16_t blocks) {
+  tma_load_tile(shared, map, barrier, {x0, x1, x2}, blocks);
+}
 inline void tma_load_im2col_4d(void* shared, const TensorMap* map, uint64_t* barrier, int c, int w, int h, int n,
                                uint16_t offset_w, uint16_t offset_h) {
   tma_load_im2col(shared, map, barrier, c, w, h, n, offset_w, offset_h, this_block());

@@ -99,6 +99,7 @@ struct Machine {
   Fiber* running = nullptr;
   const std::function<void()>* kernel = nullptr;
   std::vector<Fiber*> ready, victims, spinning;
+  std::map<const void*, std::vector<Fiber*>> parked;
   std::deque<Operation> operations;
   std::vector<std::unique_ptr<LiveCluster>> clusters;
   unsigned char* stacks = nullptr;  // all in one piece, so that an address tells whether it is on one
@@ -515,6 +516,7 @@ void launch(const Grid& grid, const std::function<void()>& kernel) {
   m.ready.clear();
   m.victims.clear();
   m.spinning.clear();
+  m.parked.clear();
   race::end();
 }
 
@@ -637,13 +639,25 @@ void cluster_wait() {
 }
 
 void yield() { leave(); }
-void spin(const char* for_what) {
-  machine().running->waits_for = for_what;
+void spin() {
+  machine().running->waits_for = "a poll of memory";
   set_state(machine().running, State::spinning);
   leave();
 }
 
 bool has_ended(const Block& block) { return static_cast<const LiveBlock&>(block).alive == 0; }
+
+void park(const void* key, const char* for_what) {
+  machine().parked[key].push_back(machine().running);
+  wait_here(for_what);
+}
+void unpark(const void* key) {
+  const auto found = machine().parked.find(key);
+  if (found == machine().parked.end()) return;
+  const std::vector<Fiber*> waiting = std::move(found->second);
+  machine().parked.erase(found);
+  for (Fiber* f : waiting) wake(f);
+}
 
 void begin_atomic(const void* p, void* value, size_t bytes) {
   yield();

@@ -154,7 +154,10 @@ void cluster_wait();
 
 // Lets others run. `spin`: a poll has failed, so don't come back before something else has run.
 void yield();
-void spin(const char* for_what = "a poll of memory");
+void spin();
+// Waits until another thread, or something asynchronous, unparks the key.
+void park(const void* key, const char* for_what);
+void unpark(const void* key);
 
 // All its threads have returned.
 bool has_ended(const Block& block);
