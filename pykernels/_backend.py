@@ -91,6 +91,18 @@ def _why_not(spec: OpSpec, wanted: str, device: torch.device, dtype: torch.dtype
     return _native.why_not(wanted, device)
 
 
+def why_no_kernels(spec: OpSpec, device: torch.device) -> str | None:
+    """Why there are no kernels for ``spec`` that run on ``device``, whatever the dtype; None where there are."""
+    if device.type not in BACKENDS:
+        return f"there are no kernels for device type {device.type!r}"
+    return spec.backends[device.type] or _native.why_not(device.type, device)
+
+
+def has_kernels(spec: OpSpec, device: torch.device) -> bool:
+    """Are there kernels for ``spec`` that run on ``device``?"""
+    return why_no_kernels(spec, device) is None
+
+
 def is_transformed() -> bool:
     """Inside torch.func's grad, vmap and their like, or forward-mode differentiation?"""
     if torch.compiler.is_compiling():

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+
+import pytest
 import torch
 
+from pykernels import _native
+from pykernels._native import _cuda
 from pykernels.ops._check import (
     compare,
     forced_isa,
@@ -17,15 +23,39 @@ from pykernels.ops._check import (
 from pykernels.ops._spec import OpSpec, Sample
 
 __all__ = [
+    "CUDA_GATE",
     "check_op",
+    "cuda_build",
+    "cuda_reason",
     "forced_isa",
     "host_isas",
     "inputs_of",
     "map_tensors",
+    "needs_cuda",
     "relative_l2",
     "tensors_of",
     "to_double",
 ]
+
+#: Where `make cuda` puts the CUDA libraries.
+CUDA_GATE = Path(__file__).parent.parent / "build/cuda/native"
+
+
+@functools.cache
+def cuda_reason() -> str | None:
+    """Why the CUDA kernels cannot be run here; None if they can."""
+    return _native.why_not("cuda", torch.device("cuda"))
+
+
+def cuda_build() -> dict[str, str] | None:
+    """What the CUDA kernels were compiled for: those of the package, or those of `make cuda`."""
+    return _cuda.build() or _cuda.build(CUDA_GATE / _cuda.KERNELS.name)
+
+
+def needs_cuda(function):
+    """Marks a test that runs CUDA kernels on a GPU."""
+    reason = cuda_reason()
+    return pytest.mark.cuda(pytest.mark.skipif(reason is not None, reason=f"needs a GPU: {reason}")(function))
 
 
 def check_op(spec: OpSpec, sample: Sample, backend: str, dtype: torch.dtype) -> float:

@@ -53,12 +53,12 @@ def has_kernel(op: str) -> bool:
 
 
 @functools.cache
-def build() -> dict[str, str] | None:
+def build(library: Path = KERNELS) -> dict[str, str] | None:
     """What the kernels were built for and with: ``{"archs": "80+ptx 90a", "nvcc": "13.0.88"}``; None if unreadable."""
-    if not KERNELS.exists():
+    if not library.exists():
         return None
     try:
-        tell = ctypes.CDLL(str(KERNELS)).pykernels_cuda_build
+        tell = ctypes.CDLL(str(library)).pykernels_cuda_build
     except (OSError, AttributeError):
         return None
     tell.restype = ctypes.c_char_p

@@ -134,6 +134,8 @@ class ResNet(nn.Module):
         """
         if not isinstance(x, torch.fx.Proxy):
             self._check(x)
+            if x.is_cuda:  # the kernels' layout there; the logits have none
+                x = x.contiguous(memory_format=torch.channels_last)
         x = self._first(x, self.conv1, self.bn1)
         if self.stem == "imagenet":
             x = F.max_pool2d(x, 3, 2, 1)

@@ -4,6 +4,10 @@ A change is: another tensor in a parameter's place, an in-place write (optimizer
 version), other memory under the same parameter (``p.data = ...``, ``.to()``), another dtype asked for, or another ISA
 in force, a step of any optimizer (the fused ones count no version). A write behind autograd's back goes unseen, that is
 through ``p.data``, a NumPy view or another process: call ``repack`` after one.
+
+On CUDA a pack is finished before anyone sees it (one wait for the stream when it is made, none after), so that any
+stream may read it. A pack made while a CUDA graph is captured is the graph's own and is not kept: its memory holds
+nothing before the first replay. So call the module once before capturing, or the graph packs at each replay.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from torch.autograd import forward_ad
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pykernels import _backend, _native
+from pykernels.ops._spec import OpSpec
 
 _steps = 0
 
@@ -47,8 +52,8 @@ def undisturbed() -> bool:
 
 
 def plain(t: Any) -> bool:
-    """An ordinary CPU tensor or parameter."""
-    return (type(t) is Tensor or type(t) is nn.Parameter) and t.is_cpu
+    """An ordinary tensor or parameter of a CPU or a CUDA device."""
+    return (type(t) is Tensor or type(t) is nn.Parameter) and (t.is_cpu or t.is_cuda)
 
 
 @functools.cache
@@ -61,10 +66,26 @@ def active_isa() -> str:
     return _isa_function()()
 
 
+def isa_of(device: torch.device) -> str | None:
+    """The ISA that a pack on ``device`` depends on; None on CUDA, where there is one layout."""
+    return active_isa() if device.type == "cpu" else None
+
+
+def capturing(device: torch.device) -> bool:
+    """Is the current stream of ``device`` being captured into a CUDA graph?"""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def finish(device: torch.device) -> None:
+    """Waits for what was enqueued on the current stream of ``device``, so that other streams may read it."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
 class Pack:
     """Packed weights, and what they were made from. Never changed: a thread sees one or another, not a mixture."""
 
-    __slots__ = ("dtype", "isa", "sources", "steps", "storages", "tensor")
+    __slots__ = ("dtype", "index", "isa", "sources", "steps", "storages", "tensor")
 
     def __init__(
         self,
@@ -74,22 +95,26 @@ class Pack:
         make: Callable[[list[Tensor]], Tensor],
     ) -> None:
         self.dtype = dtype
-        self.isa = active_isa()
+        device = tensors[0].device
+        self.index = tensors[0].get_device()  # -1 on the CPU
+        self.isa = isa_of(device)
         self.steps = _steps
         # The versions before the packing: if another thread changes a tensor meanwhile, the next call sees it.
         self.sources = tuple((n, t, t._version, t.data_ptr()) for n, t in zip(names, tensors, strict=True))
         # Kept alive, so that nothing that replaces them (``p.data = other``) can get their addresses.
         self.storages = [t.detach() for t in tensors]
         self.tensor = make([t.to(dtype) for t in self.storages])
+        if not capturing(device):
+            finish(device)
 
-    def is_of(self, parameters: dict[str, Any], dtype: torch.dtype) -> bool:
-        """Would packing these parameters anew give the same?"""
-        if dtype is not self.dtype or self.steps != _steps:
+    def is_of(self, parameters: dict[str, Any], dtype: torch.dtype, index: int) -> bool:
+        """Would packing these parameters anew, for inputs on device ``index``, give the same?"""
+        if dtype is not self.dtype or self.steps != _steps or index != self.index:
             return False
         for name, tensor, version, pointer in self.sources:
             if parameters.get(name) is not tensor or tensor._version != version or tensor.data_ptr() != pointer:
                 return False
-        return self.isa == active_isa()
+        return self.isa is None or self.isa == active_isa()
 
 
 class PacksWeights(nn.Module):
@@ -109,39 +134,48 @@ class PacksWeights(nn.Module):
     def _current_pack(
         self,
         names: Sequence[str],
-        dtypes: Sequence[torch.dtype],
+        spec: OpSpec,
         make: Callable[[list[Tensor]], Tensor],
         inputs: Sequence[Tensor],
     ) -> Pack | None:
-        """The packed parameters ``names`` for ``inputs`` (the first one's dtype counts), made if need be.
+        """The packed parameters ``names`` for ``inputs`` (the first one's dtype and device count), made if need be.
 
         None where the plain op has to run: a gradient is wanted, a tracer looks on, the kernels do not take these
         tensors, or the parameters cannot be watched (they are computed, or made in inference mode).
         """
-        if _native.error is not None or not undisturbed() or _backend._current() not in ("auto", "cpu"):
+        if _native.error is not None or not undisturbed():
             return None
         for t in inputs:
             if not plain(t):
                 return None
+        first = inputs[0]
+        kind = "cpu" if first.is_cpu else "cuda"
+        if _backend._current() not in ("auto", kind):
+            return None
         parameters: dict[str, Any] = self._parameters
         if torch.is_grad_enabled() and (
             any(t.requires_grad for t in inputs) or any(p is not None and p.requires_grad for p in parameters.values())
         ):
             return None
-        dtype, autocast = inputs[0].dtype, False
-        if torch._C._is_any_autocast_enabled() and dtype is not torch.float64 and torch.is_autocast_enabled("cpu"):
-            dtype, autocast = torch.get_autocast_dtype("cpu"), True
+        dtype, autocast = first.dtype, False
+        if torch._C._is_any_autocast_enabled() and dtype is not torch.float64 and torch.is_autocast_enabled(kind):
+            dtype, autocast = torch.get_autocast_dtype(kind), True
         # Published in one assignment. Threads that meet here may each make one; any will do.
         pack = self._pack
-        if pack is not None and pack.is_of(parameters, dtype):
+        index = first.get_device()
+        if pack is not None and pack.is_of(parameters, dtype, index):
             return pack
         tensors: list[Any] = [parameters.get(name) for name in names]
-        if dtype not in dtypes or not all(plain(t) and not t.is_inference() for t in tensors):
+        if dtype not in spec.takes(kind) or not _backend.has_kernels(spec, first.device):
+            return None
+        if not all(plain(t) and not t.is_inference() and t.get_device() == index for t in tensors):
             return None
         if not autocast and any(t.dtype is not dtype for t in tensors):
             return None
         with torch.inference_mode(False), torch.no_grad():
-            self._pack = pack = Pack(names, tensors, dtype, make)
+            pack = Pack(names, tensors, dtype, make)
+        if not capturing(first.device):
+            self._pack = pack
         return pack
 
     def train(self, mode: bool = True) -> Any:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pykernels import _backend, _native
-from pykernels.nn._packed import active_isa, optimizer_steps, undisturbed
+from pykernels.nn._packed import active_isa, capturing, finish, isa_of, optimizer_steps, undisturbed
 from pykernels.nn._replaceable import check_replaceable
 from pykernels.ops._activation import ACTIVATIONS, activation_code, apply_activation
 from pykernels.ops.conv_bn_act import conv_bn_act, fold_batch_norm
@@ -135,7 +135,7 @@ class ConvBNAct2d(nn.Module):
                 try:
                     return self._run(pack, x, residual)
                 except RuntimeError:
-                    if pack.isa == active_isa():
+                    if pack.is_of_isa():
                         self._check(x, residual)
                         raise
                     self._pack = None
@@ -196,7 +196,7 @@ class ConvBNAct2d(nn.Module):
         if unbatched:
             x = x[None]
         if residual is not None:
-            if residual.dtype is not pack.dtype and torch.is_autocast_enabled("cpu"):
+            if residual.dtype is not pack.dtype and torch.is_autocast_enabled(pack.device.type):
                 residual = residual.to(pack.dtype)
             if unbatched:
                 residual = residual[None]
@@ -210,20 +210,24 @@ class ConvBNAct2d(nn.Module):
         modules = self._modules  # nn.Module's own attribute lookup takes as long as all the rest
         conv: Any = modules["conv"]
         bn: Any = modules["bn"]
-        if (bn is not None and bn.training) or _backend._current() not in ("auto", "cpu"):
+        if not (x.is_cpu or x.is_cuda):
+            return None
+        kind = "cpu" if x.is_cpu else "cuda"
+        if (bn is not None and bn.training) or _backend._current() not in ("auto", kind):
             return None
         if torch.is_grad_enabled() and (
             x.requires_grad or (residual is not None and residual.requires_grad) or _requires_grad(conv, bn)
         ):
             return None
         dtype = x.dtype
-        if torch.is_autocast_enabled("cpu") and dtype is not torch.float64:
-            dtype = torch.get_autocast_dtype("cpu")
+        if torch._C._is_any_autocast_enabled() and dtype is not torch.float64 and torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
         # A pack is immutable and published in one assignment. Threads that meet here may each make one; any will do.
         pack = self._pack
-        if pack is None or pack.dtype is not dtype or not pack.is_of(conv, bn):
-            pack = _make_pack(conv, bn, dtype)
-            self._pack = pack
+        if pack is None or pack.dtype is not dtype or pack.index != x.get_device() or not pack.is_of(conv, bn):
+            pack = _make_pack(conv, bn, dtype, x.device)
+            if pack is None or not pack.captured:
+                self._pack = pack
         return pack
 
 
@@ -241,7 +245,9 @@ class _Pack:
     def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, dtype: torch.dtype) -> None:
         self.op = torch.ops.pykernels.conv_bn_act_packed.default
         self.conv, self.bn, self.dtype = conv, bn, dtype
-        self.isa = active_isa()
+        self.device, self.index = conv.weight.device, conv.weight.get_device()
+        self.isa = isa_of(self.device)
+        self.captured = capturing(self.device)  # then it is the graph's, and holds nothing before the first replay
         self.steps = optimizer_steps()
         self.settings = _settings(conv)
         self.eps = 0.0 if bn is None else bn.eps
@@ -259,25 +265,36 @@ class _Pack:
         self.geometry = geometry(weight.shape[2:], conv.stride, padding, conv.dilation, conv.groups)
         self.weight = weight
         self.scale, self.shift = fold_batch_norm(bias, mean, var, bn_weight, bn_bias, self.eps)
+        if not self.captured:
+            finish(self.device)  # other streams may read scale and shift from now on
         self.by_algorithm: dict[int, _Weights] = {}
         self.by_shape: dict[torch.Size, _Weights] = {}
 
     def weights_for(self, x: torch.Size) -> _Weights:
         """The kernel's weight arguments for an input of shape ``x``."""
         algorithm, shape, geometry = _DIRECT, tuple(self.weight.shape), self.geometry
-        if len(x) == 4:
+        if len(x) == 4 and self.isa is not None:
             algorithm = _native.introspect().conv_algorithm(tuple(x), shape, *geometry)
         weights = self.by_algorithm.get(algorithm)
         if weights is None:
-            if self.isa != active_isa():
+            if not self.is_of_isa():
                 raise RuntimeError("another ISA is in force than at packing")  # all of a pack is of one
             with torch.inference_mode(False), torch.no_grad():
                 packed = torch.ops.pykernels.conv_pack(self.weight.to(self.dtype), geometry.groups, algorithm)
-            weights = self.by_algorithm[algorithm] = packed, shape, self.scale, self.shift
+            weights = packed, shape, self.scale, self.shift
+            if capturing(self.device) and not self.captured:
+                return weights
+            if not self.captured:
+                finish(self.device)  # as above
+            self.by_algorithm[algorithm] = weights
         if len(self.by_shape) >= _MOST_SHAPES:
             self.by_shape.clear()
         self.by_shape[x] = weights
         return weights
+
+    def is_of_isa(self) -> bool:
+        """Is the ISA in force that of the packing?"""
+        return self.isa is None or self.isa == active_isa()
 
     def is_of(self, conv: Any, bn: Any) -> bool:
         """Would packing these two anew, for the same dtype, give the same?"""
@@ -295,21 +312,21 @@ class _Pack:
         return self.settings == _settings(conv) and (bn is None or bn.eps == self.eps)
 
 
-def _make_pack(conv: nn.Conv2d, bn: nn.BatchNorm2d | None, dtype: torch.dtype) -> _Pack | None:
+def _make_pack(conv: nn.Conv2d, bn: nn.BatchNorm2d | None, dtype: torch.dtype, device: torch.device) -> _Pack | None:
     """The pack, or None where the kernels don't take these tensors: the plain op then says why, or does without."""
-    if _native.error is not None or dtype not in CONV_BN_ACT.takes("cpu"):
+    if dtype not in CONV_BN_ACT.takes(device.type) or not _backend.has_kernels(CONV_BN_ACT, device):
         return None
     try:
         tensors = [owner[name] for owner, name in _slots(conv, bn)]
     except KeyError:  # parametrized: computed anew at every call
         return None
     weight = tensors[0]
-    if weight.numel() == 0 or (weight.dtype != dtype and not torch.is_autocast_enabled("cpu")):
+    if weight.numel() == 0 or (weight.dtype != dtype and not torch.is_autocast_enabled(device.type)):
         return None
     if bn is not None and bn.running_mean is None:  # the statistics of the batch
         return None
     # Tensors made under inference_mode count no versions, so a change of theirs would go unseen.
-    if any(type(t) not in _PLAIN or (t is not None and (t.is_inference() or not t.is_cpu)) for t in tensors):
+    if any(type(t) not in _PLAIN or (t is not None and (t.is_inference() or t.device != device)) for t in tensors):
         return None
     with torch.inference_mode(False), torch.no_grad():
         return _Pack(conv, bn, dtype)

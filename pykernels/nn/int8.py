@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from pykernels import _backend, _native
-from pykernels.nn._packed import Pack, PacksWeights, plain, undisturbed
+from pykernels.nn._packed import Pack, PacksWeights, capturing, plain, undisturbed
 from pykernels.nn._replaceable import check_replaceable
 from pykernels.ops._activation import activation_code
 from pykernels.ops.int8_matmul import int8_linear, quantize_int8
 from pykernels.ops.int8_matmul.spec import INT8_MATMUL_SCALED
-
-_KERNEL_DTYPES = INT8_MATMUL_SCALED.takes("cpu")
 
 
 class Int8Linear(PacksWeights, nn.Module):
@@ -91,19 +89,26 @@ class Int8Linear(PacksWeights, nn.Module):
     def _packed_for(self, x: Tensor) -> Tensor | None:
         """The packed weight; None where the reference runs, or a compiled graph, which is to hold no copies."""
         weight = self.weight
-        if _native.error is not None or not undisturbed() or _backend._current() not in ("auto", "cpu"):
+        if _native.error is not None or not undisturbed():
             return None
         # Tensors made under inference_mode count no versions, so a change of theirs would go unseen.
-        if not plain(x) or not plain(weight) or weight.is_inference():
+        if not plain(x) or not plain(weight) or weight.is_inference() or x.get_device() != weight.get_device():
             return None
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        if dtype not in _KERNEL_DTYPES:
+        kind = "cpu" if x.is_cpu else "cuda"
+        if _backend._current() not in ("auto", kind):
+            return None
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        if dtype not in INT8_MATMUL_SCALED.takes(kind):
             return None
         # Published in one assignment. Threads that meet here may each make one; any will do.
         pack = self._pack
-        if pack is None or not pack.is_of(self._buffers, torch.int8):
+        if pack is None or not pack.is_of(self._buffers, torch.int8, x.get_device()):
+            if not _backend.has_kernels(INT8_MATMUL_SCALED, x.device):
+                return None
             with torch.inference_mode(False), torch.no_grad():
-                self._pack = pack = Pack(("weight",), (weight,), torch.int8, _pack_weight)
+                pack = Pack(("weight",), (weight,), torch.int8, _pack_weight)
+            if not capturing(x.device):
+                self._pack = pack
         return pack.tensor
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:

@@ -14,6 +14,7 @@ from pykernels.nn._replaceable import check_replaceable
 from pykernels.ops import lstm as lstm_op
 from pykernels.ops import lstm_cell as lstm_cell_op
 from pykernels.ops.lstm.spec import LSTM as SPEC
+from pykernels.ops.lstm.spec import LSTM_CELL as CELL_SPEC
 
 States = tuple[Tensor, Tensor]
 
@@ -94,7 +95,7 @@ class LSTM(PacksWeights, RNNBase):
     def _run(self, x: Tensor, hx: States | None, batch_sizes: Tensor | None) -> tuple[Tensor, States]:
         h0, c0 = self._zero_states(x, batch_sizes) if hx is None else hx
         if not (self.training and self.dropout > 0 and self.num_layers > 1):
-            pack = self._current_pack(self._flat_weights_names, SPEC.takes("cpu"), self._make, (x, h0, c0))
+            pack = self._current_pack(self._flat_weights_names, SPEC, self._make, (x, h0, c0))
             if pack is not None:
                 return self._run_packed(x, h0, c0, pack, batch_sizes)
         return lstm_op(
@@ -177,9 +178,8 @@ class LSTMCell(PacksWeights, nn.LSTMCell):
             h = c = input.new_zeros((*input.shape[:-1], self.hidden_size))
         else:
             h, c = hx
-        pack = self._current_pack(
-            _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2], SPEC.takes("cpu"), self._make, (input, h, c)
-        )
+        names = _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2]
+        pack = self._current_pack(names, CELL_SPEC, self._make, (input, h, c))
         if pack is None:
             return lstm_cell_op(input, (h, c), self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         x = input

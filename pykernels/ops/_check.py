@@ -58,6 +58,11 @@ def to_double(value: Any) -> Any:
     return map_tensors(value, lambda t: t.double() if t.is_floating_point() else t)
 
 
+def on_device(value: Any, device: torch.device | str) -> Any:
+    """The same value with its tensors on ``device``, but for int64 ones: batch_sizes stay on the CPU, as in torch."""
+    return map_tensors(value, lambda t: t if t.dtype == torch.int64 else t.to(device))
+
+
 def relative_l2(got: torch.Tensor, expected: torch.Tensor) -> float:
     """|got - expected| / |expected|, in float64; infinite if one has a NaN or an infinity that the other has not."""
     got, expected = got.double(), expected.double()
@@ -108,7 +113,7 @@ def compare(spec: OpSpec, sample: Sample, backend: str, dtype: torch.dtype) -> O
     device = "cuda" if backend in ("cuda", "triton") else "cpu"
     with torch.no_grad():
         with backend_block(backend):
-            there = map_tensors((args, kwargs), lambda t: t.to(device))
+            there = on_device((args, kwargs), device)
             got = [t.cpu() for t in tensors_of(spec.function(*there[0], **there[1]))]
         expected = tensors_of(spec.reference(*to_double(args), **to_double(kwargs)))
         plain = tensors_of(spec.reference(*args, **kwargs))

@@ -32,15 +32,15 @@ def optimize(model: nn.Module, dtype: torch.dtype | None = None) -> Optimized:
 
     Args:
         model: any ``nn.Module``, in any mode; the result is in evaluation mode and without gradients for its weights.
-        dtype: ``torch.bfloat16`` or ``torch.float32`` to compute in; the weights are then converted copies, and inputs
-            and results keep the model's own dtype. None: the model's.
+        dtype: ``torch.bfloat16``, ``torch.float32`` or, on CUDA, ``torch.float16`` to compute in; the weights are then
+            converted copies, and inputs and results keep the model's own dtype. None: the model's.
 
     Returns:
         A module that is called as the original is, and hands on its attributes and methods.
 
     Raises:
         TypeError: ``model`` is no ``nn.Module``.
-        ValueError: ``dtype`` is another one.
+        ValueError: ``dtype`` is another one, or float16 where the model is not on CUDA.
 
     Example:
         >>> fast = pk.optimize(model)
@@ -50,8 +50,15 @@ def optimize(model: nn.Module, dtype: torch.dtype | None = None) -> Optimized:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"pykernels.optimize: model: expected a torch.nn.Module, got {type(model).__name__}")
-    if dtype not in (None, torch.float32, torch.bfloat16):
-        raise ValueError(f"pykernels.optimize: dtype: expected None, torch.float32 or torch.bfloat16, got {dtype}")
+    if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"pykernels.optimize: dtype: expected None, torch.float32, torch.bfloat16 or torch.float16, got {dtype}"
+        )
+    if dtype == torch.float16 and not all(p.is_cuda for p in model.parameters()):
+        raise ValueError(
+            "pykernels.optimize: dtype: expected None, torch.float32 or torch.bfloat16, got torch.float16, which only "
+            "the CUDA kernels take; move the model to CUDA first"
+        )
     if isinstance(model, Optimized):
         raise TypeError("pykernels.optimize: model: is optimised already; pass the original")
     outside = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

@@ -11,7 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from pykernels import _backend
 from pykernels.nn import LSTM, ConvBNAct2d, LSTMCell
+from pykernels.ops.conv_bn_act.spec import CONV_BN_ACT
+from pykernels.ops.lstm.spec import LSTM as LSTM_SPEC
+from pykernels.ops.lstm.spec import LSTM_CELL as CELL_SPEC
 from pykernels.optimize._modules import FusedConv, FusedLinear, Rewritten, like_input, stand_in
 from pykernels.optimize._patterns import Activation, GraphReader, changes_in_place
 from pykernels.optimize._report import Left, Replaced, Report
@@ -213,14 +217,18 @@ def _why_not(module: nn.Module) -> str | None:
         return "has hooks, which a replacement would lose"
     if type(module) not in _FAMILY:
         return None if not isinstance(module, _FAMILY) else "is a subclass, whose forward may be another"
-    devices = {p.device.type for p in module.parameters()} - {"cpu"}
-    if devices:
-        return f"is on {'/'.join(sorted(devices))}, where this release has no kernels"
-    dtypes = {p.dtype for p in module.parameters()} - {torch.float32, torch.bfloat16}
+    spec = LSTM_SPEC if isinstance(module, nn.LSTM) else CELL_SPEC if isinstance(module, nn.LSTMCell) else CONV_BN_ACT
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    why = _backend.why_no_kernels(spec, device)
+    if why is not None:
+        return f"is on {device.type!r}: {why}"
+    taken = spec.takes(device.type)
+    dtypes = {p.dtype for p in module.parameters()} - set(taken)
     if dtypes:
-        return f"is {'/'.join(str(d) for d in dtypes)}; the kernels take float32 and bfloat16"
-    if isinstance(module, nn.Linear) and module.weight.dtype != torch.float32:
-        return "is not float32; torch's own is as fast"
+        names = [str(d).removeprefix("torch.") for d in taken]
+        return f"is {'/'.join(str(d) for d in dtypes)}; the kernels take {', '.join(names[:-1])} and {names[-1]}"
+    if isinstance(module, nn.Linear) and (device.type != "cpu" or module.weight.dtype != torch.float32):
+        return "is not float32 on a CPU; torch's own is as fast"
     if isinstance(module, nn.LSTM) and module.proj_size:
         return "has projections (proj_size), which the kernels don't know"
     return None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pykernels.ops._spec import all_specs
-from tests.harness import check_op, forced_isa, host_isas, inputs_of, tensors_of
+from tests.harness import check_op, forced_isa, host_isas, inputs_of, needs_cuda, tensors_of
 
 CASES = [
     pytest.param(spec, sample, dtype, isa, id=f"{spec.name}-{sample.name}-{str(dtype)[6:]}-{isa}")
@@ -23,6 +23,22 @@ CASES = [
 def test_cpu_kernels(spec, sample, dtype, isa):
     with forced_isa(isa):
         check_op(spec, sample, "cpu", dtype)
+
+
+CUDA_CASES = [
+    pytest.param(spec, sample, dtype, id=f"{spec.name}-{sample.name}-{str(dtype)[6:]}")
+    for spec in all_specs()
+    if spec.backends["cuda"] is None
+    for sample in spec.samples
+    if not sample.bench
+    for dtype in spec.takes("cuda")
+]
+
+
+@needs_cuda
+@pytest.mark.parametrize(("spec", "sample", "dtype"), CUDA_CASES)
+def test_cuda_kernels(spec, sample, dtype):
+    check_op(spec, sample, "cuda", dtype)
 
 
 @pytest.mark.parametrize(

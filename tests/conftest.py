@@ -1,0 +1,61 @@
+"""Says at the end, in words, which kernels this run has and has not run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pykernels import _native
+from pykernels.ops._spec import all_specs
+from tests.harness import cuda_build, cuda_reason, host_isas
+
+
+@pytest.fixture
+def exact_float32():
+    """Plain PyTorch on CUDA without TF32, which it takes for convolutions unless told."""
+    import torch
+
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.backends.cudnn.allow_tf32 = before[0]
+    torch.set_float32_matmul_precision(before[1])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.section("which kernels were run")
+    for line in report():
+        terminalreporter.write_line(line)
+
+
+def report() -> list[str]:
+    """A line for each kind of kernels."""
+    return [f"CPU kernels: {_cpu()}", f"CUDA kernels: {_cuda()}", f"Triton kernels: {_reasons('triton')}"]
+
+
+def _cpu() -> str:
+    if _native.error is not None:
+        return f"NOT run: {_native.error}"
+    compiled, run = _native.introspect().isas_compiled(), host_isas()
+    left = [isa for isa in compiled if isa not in run]
+    return f"run as {', '.join(run)}" + (f"; NOT run as {', '.join(left)}: not on this CPU" if left else "")
+
+
+def _cuda() -> str:
+    reason = cuda_reason()
+    if reason is None:
+        import torch
+
+        return f"run on {torch.cuda.get_device_name()}"
+    built = cuda_build()
+    compiled = "not compiled here" if built is None else f"compiled for {built['archs']} with nvcc {built['nvcc']}"
+    tests = Path(__file__).parent / "native/cuda"
+    harness = "run on the CPU by the SIMT harness (ctest)" if any(tests.glob("*_test.cpp")) else "not simulated"
+    return f"{compiled}, {harness}, NOT run on a GPU: {reason}"
+
+
+def _reasons(backend: str) -> str:
+    reasons = list(dict.fromkeys(filter(None, (spec.backends.get(backend) for spec in all_specs()))))
+    return f"NOT run: {'; '.join(reasons)}" if reasons else "see the tests above"
