@@ -20,7 +20,9 @@ BINDING = DIRECTORY / "libpykernels_torch_cuda.so"
 MEND = "build them with `PK_CUDA=1 pip install -e . --no-build-isolation` in the source tree, where nvcc is"
 
 #: Every op that the binding has CUDA kernels for.
-OPS: tuple[str, ...] = ()
+OPS: tuple[str, ...] = (
+    *("int8_matmul", "int8_pack", "int8_matmul_packed", "int8_linear", "int8_linear_packed", "quantize_int8"),
+)
 
 
 def load(cut_short: str | None) -> str | None:

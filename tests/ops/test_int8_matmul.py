@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 import pykernels as pk
@@ -18,6 +19,8 @@ from pykernels.ops.int8_matmul.reference import int8_matmul_reference, quantize_
 from tests.harness import forced_isa, host_isas, relative_l2
 
 native = pytest.mark.skipif(_native.error is not None, reason=f"no native library: {_native.error}")
+_no_cuda = _native.why_not("cuda", torch.device("cuda"))
+cuda = pytest.mark.skipif(_no_cuda is not None, reason=f"needs a GPU: {_no_cuda}")
 ISAS = pytest.mark.parametrize("isa", host_isas())
 BACKENDS = pytest.mark.parametrize("backend", ["auto", "reference"])
 
@@ -137,6 +140,12 @@ def test_scale_shapes_mean_the_same():
     for one in (torch.tensor(0.5), torch.tensor([0.5]), torch.tensor([[0.5]])):
         got = int8_matmul(a, b, a_scale=one, out_dtype=torch.float32)
         assert torch.equal(got, 0.5 * int8_matmul(a, b).float())
+
+
+def test_float16_output_is_the_reference_on_a_cpu():
+    a, b, scale = integers(4, 6), integers(6, 3, seed=1), torch.rand(3) / 100
+    got = int8_matmul(a, b, b_scale=scale, out_dtype=torch.float16)
+    assert torch.equal(got, ((a.double() @ b.double()).float() * scale).half())
 
 
 def test_float64_scales_run_in_float64():
@@ -303,6 +312,42 @@ def test_opcheck(m):
         opcheck(OPS.quantize_int8, (x, axis, axis != 0))
 
 
+@native
+@pytest.mark.parametrize(("k", "n", "expected"), [(64, 48, 48 * 68), (70, 33, 33 * 100 + 6), (0, 5, 20), (9, 0, 9)])
+def test_the_packed_form_on_cuda_tells_k_by_its_size(k, n, expected):
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        b = torch.empty(k, n, dtype=torch.int8, device="cuda")
+        packed = OPS.int8_pack(b)
+        assert (packed.shape, packed.dtype, packed.device.type) == ((expected,), torch.uint8, "cuda")
+        x = torch.empty(3, k, dtype=torch.float16, device="cuda")
+        y = OPS.int8_linear_packed(x, packed, n, torch.empty(n, device="cuda"), None, 0)
+        assert (y.shape, y.dtype) == ((3, n), torch.float16)
+
+
+@cuda
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 515, 70), (5, 64, 33), (16, 300, 40), (40, 130, 300), (300, 257, 129)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_packed_and_plain_are_the_same_on_cuda(dtype, m, k, n):
+    x, w, scale, bias = (
+        normal(m, k).to("cuda", dtype),
+        integers(n, k).cuda(),
+        torch.rand(n).cuda() / 100,
+        normal(n).cuda(),
+    )
+    packed = OPS.int8_pack(w.t())
+    y = int8_linear(x, w, scale, bias, "gelu", backend="cuda")
+    assert torch.equal(int8_linear(x, w, scale, bias, "gelu", packed=packed, backend="cuda"), y)
+    q, x_scale, _ = quantize_int8(x, axis=0, backend="cuda")
+    options = {"a_scale": x_scale, "b_scale": scale, "bias": bias, "activation": "gelu", "out_dtype": dtype}
+    assert torch.equal(int8_matmul(q, w.t(), **options, backend="cuda"), y)
+    assert torch.equal(int8_matmul(q, w.t().contiguous(), **options, backend="cuda"), y)
+    zero = integers(m).int().cuda()
+    sums = OPS.int8_matmul_packed(q, packed, n, None, None, zero, None, 0, torch.int32)
+    assert torch.equal(sums.cpu().long(), (q.cpu().long() - zero.cpu().long()[:, None]) @ w.cpu().long().t())
+    with pytest.raises(RuntimeError, match="packed: its size"):
+        OPS.int8_matmul_packed(q[:, 1:], packed, n, None, None, None, None, 0, torch.int32)
+
+
 def composed(x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     q, scale, zero_point = quantize_int8(x, axis=0, symmetric=False)
     return int8_matmul(q, b, a_scale=scale, a_zero_point=zero_point, out_dtype=torch.float32) + 1
@@ -419,8 +464,8 @@ ONE = torch.ones(())
         (TypeError, "bias: expected a tensor, got list", {"bias": [0.0]}),
         (ValueError, "bias: expected the device cpu, got meta", {"bias": torch.ones(3, device="meta")}),
         (ValueError, "activation: expected one of none, relu", {"activation": "swish"}),
-        (ValueError, "out_dtype: expected one of torch.int32, torch.float32", {"out_dtype": torch.float16}),
-        (ValueError, "out_dtype: expected torch.float32, torch.bfloat16 or torch.int8, because",
+        (ValueError, "out_dtype: expected one of torch.int32, torch.float32", {"out_dtype": torch.float64}),
+        (ValueError, "out_dtype: expected torch.float32, torch.bfloat16, torch.float16 or torch.int8, because",
          {"bias": torch.ones(3)}),
         (ValueError, "backend: expected one of auto", {"backend": "gpu"}),
         (RuntimeError, "backend='cuda' cannot run", {"backend": "cuda"}),

@@ -49,10 +49,10 @@ def int8_matmul(
         bias: (N,), of a floating dtype; added after the scales.
         activation: "none", "relu", "leaky_relu" (slope 0.01), "elu", "sigmoid", "tanh", "silu", "gelu" or "hardswish".
         out_dtype: ``torch.int32`` for the sums themselves (a zero point is allowed, nothing else);
-            ``torch.float32``; ``torch.bfloat16``; or ``torch.int8``: the float result rounded to nearest even and
-            saturated to [-128, 127], NaN giving 0. There is no output scale: fold its inverse into ``b_scale`` and
-            ``bias``.
-        backend: "auto", "cpu" or "reference"; None takes that of the surrounding `pykernels.backend` block.
+            ``torch.float32``; ``torch.bfloat16``; ``torch.float16`` (on a CPU the reference's); or ``torch.int8``: the
+            float result rounded to nearest even and saturated to [-128, 127], NaN giving 0. There is no output scale:
+            fold its inverse into ``b_scale`` and ``bias``.
+        backend: "auto", "cpu", "cuda" or "reference"; None takes that of the surrounding `pykernels.backend` block.
 
     Returns:
         (M, N), contiguous, of ``out_dtype``.
@@ -69,7 +69,8 @@ def int8_matmul(
     Raises:
         TypeError: An argument is no tensor or of the wrong dtype.
         ValueError: A shape, a device, K, ``out_dtype``, ``activation`` or ``backend`` is wrong. The message names it.
-        RuntimeError: The backend asked for cannot run, or a zero point lies outside [-128, 127].
+        RuntimeError: The backend asked for cannot run, or a zero point lies outside [-128, 127]; on a CUDA device that
+            is not looked at, for it would mean to wait: the sums are then right modulo 2^32.
     """
     op = "int8_matmul"
     code = activation_code(op, activation)
@@ -82,7 +83,7 @@ def int8_matmul(
     plain = a_scale is None and b_scale is None and bias is None and activation == "none"
     check_out_dtype(op, out_dtype, plain)
     spec = INT8_MATMUL if out_dtype == torch.int32 else INT8_MATMUL_SCALED
-    if choose(spec, device, widest(a_scale, b_scale, bias), backend) == "reference":
+    if choose(spec, device, widest(out_dtype, a_scale, b_scale, bias), backend) == "reference":
         _check_zero_point(op, a_zero_point)
         return int8_matmul_reference(
             a, b, a_scale=a_scale, b_scale=b_scale, a_zero_point=a_zero_point, bias=bias, activation=activation,
@@ -117,7 +118,7 @@ def quantize_int8(
         x: Of any shape and floating dtype.
         axis: None, or the axis that has a scale each: 0 for the rows of a matrix, 1 for its columns.
         symmetric: Whether the range is symmetric about 0.
-        backend: "auto", "cpu" or "reference"; None takes that of the surrounding `pykernels.backend` block.
+        backend: "auto", "cpu", "cuda" or "reference"; None takes that of the surrounding `pykernels.backend` block.
 
     Returns:
         ``q`` int8 of ``x``'s shape, contiguous; ``scale`` float32 (float64 for float64) and ``zero_point`` int32, 0-d,
@@ -161,7 +162,7 @@ def int8_linear(
                     out_dtype=x.dtype)
 
     Args:
-        x: (M, K), float32 or bfloat16 (other floating dtypes run as plain PyTorch).
+        x: (M, K), float32, bfloat16, or on a CUDA device float16 (other floating dtypes run as plain PyTorch).
         weight: (N, K), int8.
         weight_scale: One element or (N,).
         bias: (N,).

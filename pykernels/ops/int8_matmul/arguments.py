@@ -8,7 +8,7 @@ import torch
 MAX_K = 131071
 MAX_K_WITH_ZERO_POINT = 65793
 
-OUT_DTYPES = (torch.int32, torch.float32, torch.bfloat16, torch.int8)
+OUT_DTYPES = (torch.int32, torch.float32, torch.bfloat16, torch.float16, torch.int8)
 
 
 def check_tensor(op: str, name: str, value: object) -> None:
@@ -88,14 +88,14 @@ def check_out_dtype(op: str, out_dtype: object, plain: bool) -> None:
         raise ValueError(f"pykernels.{op}: out_dtype: expected one of {names}; got {out_dtype}")
     if out_dtype == torch.int32 and not plain:
         raise ValueError(
-            f"pykernels.{op}: out_dtype: expected torch.float32, torch.bfloat16 or torch.int8, because scales, a bias "
-            "or an activation are given; got torch.int32, which is for the plain sum"
+            f"pykernels.{op}: out_dtype: expected torch.float32, torch.bfloat16, torch.float16 or torch.int8, because "
+            "scales, a bias or an activation are given; got torch.int32, which is for the plain sum"
         )
 
 
-def widest(*tensors: torch.Tensor | None) -> torch.dtype:
-    """float64 or float16 if a tensor is (there the reference runs), else float32."""
-    dtypes = {t.dtype for t in tensors if t is not None}
+def widest(out_dtype: torch.dtype, *tensors: torch.Tensor | None) -> torch.dtype:
+    """float64 or float16 if a tensor or the output is (not all kernels take those), else float32."""
+    dtypes = {out_dtype, *(t.dtype for t in tensors if t is not None)}
     for dtype in (torch.float64, torch.float16):
         if dtype in dtypes:
             return dtype
