@@ -91,6 +91,8 @@ struct Problem {
 struct Oracle {
   Doubles output, h_n, c_n, grad_x, grad_h0, grad_c0;
   std::vector<Doubles> grad_weights;
+  // Per layer and direction (rows, 4, h) and (rows, h); per layer (rows, d * h).
+  std::vector<Doubles> gates, cells, outputs;
 
   explicit Oracle(const Problem& p) {
     const LstmShape& s = p.s;
@@ -98,7 +100,7 @@ struct Oracle {
                D = static_cast<size_t>(s.directions);
     const size_t width = D * H, per_cell = s.bias ? 4 : 2;
     std::vector<Doubles> inputs = {Doubles(p.x.begin(), p.x.end())};
-    std::vector<Doubles> gates(D * static_cast<size_t>(s.layers)), cells = gates;
+    gates.resize(D * static_cast<size_t>(s.layers)), cells = gates;
     h_n.resize(p.h0.size()), c_n = h_n, grad_h0 = h_n, grad_c0 = h_n;
     for (const auto& w : p.weights) grad_weights.emplace_back(w.size());
     // The times of sequence b in a direction's order.
@@ -139,6 +141,7 @@ struct Oracle {
       inputs.push_back(out);
     }
     output = inputs.back();
+    outputs.assign(inputs.begin() + 1, inputs.end());
     Doubles grad_y(p.grad_output.begin(), p.grad_output.end());
     for (size_t layer = static_cast<size_t>(s.layers); layer-- > 0;) {
       const auto I = static_cast<size_t>(lstm_input(s, static_cast<int>(layer)));
