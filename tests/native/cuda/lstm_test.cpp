@@ -1,0 +1,412 @@
+// The LSTM's forward kernels against double precision, in the SIMT harness: every dtype, both paths, raw and packed
+// weights, ragged sizes, packed sequences, both directions, layers in flight, with and without what backward needs,
+// under all schedules; and the choice of path, blocks and spans for many shapes and devices.
+#include "pykernels/cuda/lstm.h"
+
+#include <memory>
+
+#include "cuda/lstm/choose.h"
+#include "lstm_reference.h"
+#include "simt/simt.h"
+
+using namespace pk;
+using namespace pk::test;
+using cuda::Device;
+using cuda::LstmPath;
+
+namespace {
+
+// Device memory of a tensor, behind which nothing may be read.
+struct Memory {
+  Memory(DType dtype, size_t n) : dtype(dtype), n(n), bytes(n * size_of(dtype)) {}
+  Memory(DType dtype, const std::vector<float>& from) : Memory(dtype, from.size()) {
+    for (size_t i = 0; i < n; ++i) set(i, from[i]);
+  }
+  void set(size_t i, float x) {
+    if (dtype == DType::f32)
+      std::memcpy(bytes.data() + 4 * i, &x, 4);
+    else {
+      const uint16_t h = narrow(x, dtype);
+      std::memcpy(bytes.data() + 2 * i, &h, 2);
+    }
+  }
+  float get(size_t i) const {
+    if (dtype == DType::f32) {
+      float x;
+      std::memcpy(&x, bytes.data() + 4 * i, 4);
+      return x;
+    }
+    uint16_t h;
+    std::memcpy(&h, bytes.data() + 2 * i, 2);
+    return widen(h, dtype);
+  }
+  void* data() { return bytes.data(); }
+  std::vector<float> floats() const {
+    std::vector<float> v(n);
+    for (size_t i = 0; i < n; ++i) v[i] = get(i);
+    return v;
+  }
+  DType dtype;
+  size_t n;
+  simt::Guarded<char> bytes;
+};
+
+// A sequence in such memory. `gap` elements lie between rows, so that rows are not aligned.
+struct Laid {
+  Laid(const Problem& p, Order order, int64_t features)
+      : p(p), order(order), features(features), memory(p.s.dtype, size()) {}
+  int64_t pitch() const { return order == Order::gaps ? features + 3 : features; }
+  size_t size() const { return static_cast<size_t>(p.rows * pitch()); }
+  LstmSequence view() {
+    if (p.s.batch_sizes) return {memory.data(), 0, pitch()};
+    if (order == Order::batch_first) return {memory.data(), pitch(), p.s.steps * pitch()};
+    return {memory.data(), p.s.batch * pitch(), pitch()};
+  }
+  template <class F>
+  void each(const F& f) {
+    const LstmSequence v = view();
+    for (int64_t t = 0; t < p.s.steps; ++t)
+      for (int64_t b = 0; b < p.active(t); ++b)
+        for (int64_t i = 0; i < features; ++i) {
+          const int64_t at = (p.s.batch_sizes ? p.row(t, b) * v.row : t * v.step + b * v.row) + i;
+          f(static_cast<size_t>(at), static_cast<size_t>(p.row(t, b) * features + i));
+        }
+  }
+  void set(const std::vector<float>& dense) {
+    each([&](size_t to, size_t from) { memory.set(to, dense[from]); });
+  }
+  std::vector<float> dense() {
+    std::vector<float> v(static_cast<size_t>(p.rows * features));
+    each([&](size_t from, size_t to) { v[to] = memory.get(from); });
+    return v;
+  }
+  const Problem& p;
+  Order order;
+  int64_t features;
+  Memory memory;
+};
+
+struct How {
+  LstmPath path = LstmPath::automatic;
+  bool packed = false, save = false, tf32 = false;
+  Order order = Order::time_first;
+};
+
+struct Results {
+  std::vector<float> output, h_n, c_n, reserve;
+};
+
+// Memory that begins at 256 bytes.
+struct Scratch {
+  explicit Scratch(int64_t bytes) : memory(static_cast<size_t>(bytes) + 256) {}
+  void* data() { return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.data()) + 255) / 256 * 256); }
+  std::vector<char> memory;
+};
+
+Results run(const Problem& p, const How& how) {
+  const LstmShape& s = p.s;
+  std::vector<std::unique_ptr<Memory>> weights;
+  std::vector<const void*> pointers;
+  for (const auto& w : p.weights) {
+    weights.push_back(std::make_unique<Memory>(s.dtype, w));
+    pointers.push_back(weights.back()->data());
+  }
+  Laid x(p, how.order, s.input), output(p, how.order, s.directions * s.hidden);
+  x.set(p.x);
+  Memory h0(s.dtype, p.h0), c0(s.dtype, p.c0), h_n(s.dtype, p.h0.size()), c_n(s.dtype, p.h0.size());
+  int64_t elements = 0, bytes = 0;
+  if (how.save) EXPECT(cuda::lstm_reserve_elements(s, &elements), "reserve");
+  Memory reserve(s.dtype, static_cast<size_t>(elements));
+  if (how.packed) EXPECT(cuda::lstm_packed_bytes(s, &bytes), "packed bytes");
+  simt::Guarded<char> packed(static_cast<size_t>(bytes));
+  cuda::LstmForward f;
+  f.shape = s;
+  f.x = x.view(), f.output = output.view();
+  f.h0 = h0.data(), f.c0 = c0.data(), f.h_n = h_n.data(), f.c_n = c_n.data();
+  f.reserve = how.save ? reserve.data() : nullptr;
+  f.path = how.path, f.tf32 = how.tf32;
+  f.weights = pointers.data();
+  if (how.packed) {
+    EXPECT(cuda::lstm_pack(s, pointers.data(), packed.data(), nullptr), "pack");
+    f.weights = nullptr, f.packed = packed.data();
+  }
+  EXPECT(cuda::lstm_forward_workspace(f, &f.workspace_bytes), "workspace");
+  Scratch workspace(f.workspace_bytes);
+  std::memset(workspace.data(), 0xff, static_cast<size_t>(f.workspace_bytes));
+  f.workspace = workspace.data();
+  const Status status = cuda::lstm_forward(f, nullptr);
+  EXPECT(status, "forward: %s", status.error);
+  const std::string error = simt::take_error();
+  EXPECT(error.empty(), "%s", error.c_str());
+  return {output.dense(), h_n.floats(), c_n.floats(), reserve.floats()};
+}
+
+double tolerance_of(const Problem& p, bool tf32) {
+  if (p.s.dtype == DType::bf16) return std::ldexp(1.0, -7);
+  if (p.s.dtype == DType::f16 || tf32) return std::ldexp(1.0, -10);
+  return std::ldexp(8 + std::sqrt(static_cast<double>(2 * p.s.hidden + p.s.input + p.s.steps)), -23);
+}
+
+const char* name_of(DType d) { return d == DType::f32 ? "f32" : d == DType::bf16 ? "bf16" : "f16"; }
+
+bool check(const Problem& p, const Oracle& oracle, const How& how, const char* schedule) {
+  const int before = test::failures;
+  const Results r = run(p, how);
+  const double tolerance = tolerance_of(p, how.tf32);
+  check_close("output", r.output, oracle.output, tolerance);
+  check_close("h_n", r.h_n, oracle.h_n, tolerance);
+  check_close("c_n", r.c_n, oracle.c_n, tolerance);
+  if (how.save) {
+    const LstmShape& s = p.s;
+    std::vector<float> gates, c;
+    Doubles expected_gates, expected_c;
+    for (int cell = 0; cell < s.layers * s.directions; ++cell) {
+      const int layer = cell / s.directions, d = cell % s.directions;
+      const auto H = static_cast<size_t>(s.hidden);
+      const auto from = r.reserve.begin() + cuda::lstm_reserve_gates(s, layer, d);
+      const auto c_from = r.reserve.begin() + cuda::lstm_reserve_c(s, layer, d);
+      for (size_t row = 0; row < static_cast<size_t>(p.rows); ++row)
+        for (size_t u = 0; u < H; ++u) {
+          for (size_t g = 0; g < 4; ++g) {
+            gates.push_back(from[static_cast<long>((row * H + u) * 4 + g)]);
+            expected_gates.push_back(oracle.gates[static_cast<size_t>(cell)][row * 4 * H + g * H + u]);
+          }
+          c.push_back(c_from[static_cast<long>(row * H + u)]);
+          expected_c.push_back(oracle.cells[static_cast<size_t>(cell)][row * H + u]);
+        }
+    }
+    check_close("reserve: gates", gates, expected_gates, tolerance);
+    check_close("reserve: c", c, expected_c, tolerance);
+    for (int layer = 0; layer + 1 < s.layers; ++layer) {
+      const auto from = r.reserve.begin() + cuda::lstm_reserve_output(s, layer);
+      const std::vector<float> between(from, from + p.rows * s.directions * s.hidden);
+      check_close("reserve: output", between, oracle.outputs[static_cast<size_t>(layer)], tolerance);
+    }
+  }
+  if (test::failures > before)
+    std::printf("  in %s: t %ld b %ld i %ld h %ld layers %d directions %d %s, %s%s%s%s\n", schedule,
+                static_cast<long>(p.s.steps), static_cast<long>(p.s.batch), static_cast<long>(p.s.input),
+                static_cast<long>(p.s.hidden), p.s.layers, p.s.directions, name_of(p.s.dtype),
+                how.path == LstmPath::persistent ? "persistent" : "step", how.packed ? ", packed" : "",
+                how.save ? ", save" : "", p.s.batch_sizes ? ", batch_sizes" : "");
+  return test::failures == before;
+}
+
+constexpr DType kDTypes[] = {DType::f32, DType::bf16, DType::f16};
+constexpr LstmPath kPaths[] = {LstmPath::persistent, LstmPath::step};
+
+// The device for a block of tests.
+struct On {
+  explicit On(const Device& device) : before(simt::device()) { simt::device() = device; }
+  ~On() { simt::device() = before; }
+  Device before;
+};
+
+// Steps, batch, input, hidden, layers, directions, bias, batch_sizes.
+const std::vector<Case> kCases = {
+    {4, 1, 1, 1, 1, 1, true, {}},
+    {5, 3, 7, 9, 1, 1, true, {}},
+    {4, 2, 0, 8, 1, 2, true, {}},
+    {3, 17, 8, 16, 1, 1, false, {}},
+    {5, 2, 16, 40, 2, 1, true, {}},
+    {4, 5, 6, 10, 2, 2, true, {5, 3, 3, 1}},
+    {6, 9, 8, 24, 3, 1, true, {9, 9, 8, 3, 3, 1}},
+    {1, 6, 8, 16, 2, 1, true, {}},
+    {1, 40, 5, 8, 1, 2, true, {}},
+    {2, 37, 3, 16, 1, 2, true, {37, 34}},  // more than a group of 32 sequences
+    {40, 2, 3, 8, 3, 1, true, {}},         // a wavefront of three layers
+};
+
+void check_cases(const std::vector<Case>& cases) {
+  size_t n = 0;
+  for (const Case& c : cases) {
+    for (const DType dtype : kDTypes) {
+      const Problem p(c, dtype);
+      const Oracle oracle(p);
+      for (const LstmPath path : kPaths) {
+        // Over the table each combination meets each schedule, but not in every case.
+        const auto& schedule = simt::schedules()[n % simt::schedules().size()];
+        simt::Use use(schedule);
+        How how;
+        how.path = path, how.packed = n % 2 == 1, how.save = n / 2 % 2 == 1;
+        how.order = static_cast<Order>(n % 3);
+        check(p, oracle, how, schedule.name);
+        ++n;
+      }
+      ++n;  // so that raw and packed weights change places
+    }
+  }
+}
+
+bool same(const Results& a, const Results& b) {
+  const auto equal = [](const std::vector<float>& x, const std::vector<float>& y) {
+    return x.size() == y.size() && (x.empty() || std::memcmp(x.data(), y.data(), x.size() * sizeof(float)) == 0);
+  };
+  return equal(a.output, b.output) && equal(a.h_n, b.h_n) && equal(a.c_n, b.c_n) && equal(a.reserve, b.reserve);
+}
+
+// The exchange between blocks, whoever is late: every schedule gives the same bits.
+void check_schedules() {
+  for (const DType dtype : {DType::f32, DType::f16}) {
+    const Problem p({4, 9, 8, 24, 1, 2, true, {9, 5, 5, 2}}, dtype);
+    const Oracle oracle(p);
+    for (const LstmPath path : kPaths) {
+      How how;
+      how.path = path, how.save = true;
+      const Results first = run(p, how);
+      for (const auto& schedule : simt::schedules()) {
+        simt::Use use(schedule);
+        if (!check(p, oracle, how, schedule.name)) return;
+        EXPECT(same(run(p, how), first), "%s: other bits", schedule.name);
+      }
+    }
+  }
+}
+
+// Sixteen units a block, weights that overflow the registers, groups of fewer sequences, spans of few steps.
+void check_devices() {
+  Device small = simt::device();
+  small.multiprocessors = 20;
+  {
+    const On on(small);
+    for (const DType dtype : kDTypes) {
+      const Problem p({4, 3, 5, 161, 1, 1, true, {}}, dtype);
+      EXPECT(cuda::lstm::choose(p.s, small, LstmPath::persistent).m_tiles == 4, "16 units a block");
+      check(p, Oracle(p), {LstmPath::persistent, true}, "16 units a block");
+    }
+  }
+  {
+    const Problem p({4, 2, 4, 264, 1, 1, true, {}}, DType::f32);
+    check(p, Oracle(p), {LstmPath::persistent}, "weights in shared memory");
+  }
+  small = simt::device();
+  small.shared_per_block = 36 << 10;
+  {
+    const On on(small);
+    const Problem p({4, 33, 4, 64, 1, 1, true, {33, 20, 20, 1}}, DType::f32);
+    EXPECT(cuda::lstm::choose(p.s, small, LstmPath::persistent).tiles < 4, "smaller groups");
+    check(p, Oracle(p), {LstmPath::persistent, false, true}, "smaller groups");
+  }
+  small = simt::device();
+  small.l2_bytes = 2 * 16 * 8 * 4 * 2 * 3;  // three steps of both directions
+  {
+    const On on(small);
+    for (const std::vector<int64_t>& sizes : {std::vector<int64_t>{}, {4, 4, 4, 3, 3, 2, 1, 1}}) {
+      const Problem p({8, 4, 6, 8, 2, 2, true, sizes}, DType::f16);
+      const Oracle oracle(p);
+      for (const LstmPath path : kPaths) {
+        EXPECT(cuda::lstm::choose(p.s, small, path).span == 3, "spans");
+        check(p, oracle, {path, false, true}, "spans");
+      }
+    }
+  }
+}
+
+// NaN and infinities reach what they reach in plain arithmetic, and never pass for a word that is yet to come.
+void check_extremes() {
+  for (const DType dtype : kDTypes) {
+    Problem p({5, 4, 3, 10, 1, 1, true, {}}, dtype);
+    const Results clean = run(p, {LstmPath::persistent});
+    p.x[static_cast<size_t>((2 * 4 + 1) * 3)] = NAN;
+    p.x[static_cast<size_t>((3 * 4 + 2) * 3 + 1)] = INFINITY;
+    p.h0[2 * 10] = -NAN;  // sequence 2
+    const Oracle oracle(p);
+    for (const LstmPath path : kPaths) {
+      const Results r = run(p, {path});
+      for (size_t i = 0; i < r.output.size(); ++i) {
+        const size_t b = i / 10 % 4, t = i / 40;
+        const double e = oracle.output[i];
+        if (path == LstmPath::persistent && (b == 0 || b == 3 || (b == 1 && t < 2))) {
+          EXPECT(r.output[i] == clean.output[i], "a neighbour noticed at %zu", i);
+        }
+        EXPECT(std::isnan(e) == std::isnan(r.output[i]), "%s: NaN at %zu", name_of(dtype), i);
+      }
+    }
+  }
+}
+
+void check_refusals() {
+  const Problem p({4, 2, 6, 10, 1, 1, true, {}}, DType::f32);
+  int64_t n = 0;
+  const auto refused = [&](auto&& change) {
+    LstmShape s = p.s;
+    change(s);
+    cuda::LstmForward f;
+    f.shape = s;
+    return !cuda::lstm_reserve_elements(s, &n) && !cuda::lstm_forward_workspace(f, &n);
+  };
+  const int64_t rising[] = {1, 2, 2, 2}, wrong[] = {2, 2, 0, 0};
+  EXPECT(refused([](LstmShape& s) { s.dtype = DType::i8; }), "dtype");
+  EXPECT(refused([](LstmShape& s) { s.steps = 0; }), "steps");
+  EXPECT(refused([](LstmShape& s) { s.batch = -1; }), "batch");
+  EXPECT(refused([](LstmShape& s) { s.hidden = 0; }), "hidden");
+  EXPECT(refused([](LstmShape& s) { s.directions = 3; }), "directions");
+  EXPECT(refused([](LstmShape& s) { s.layers = 0; }), "layers");
+  EXPECT(refused([](LstmShape& s) { s.steps = s.batch = 1 << 24, s.hidden = 1 << 20; }), "too large");
+  EXPECT(refused([&](LstmShape& s) { s.batch_sizes = rising; }), "rising batch sizes");
+  EXPECT(refused([&](LstmShape& s) { s.batch_sizes = wrong; }), "batch sizes of zero");
+  // A path that can't run, and too small a workspace.
+  Device small = simt::device();
+  small.multiprocessors = 1;
+  const On on(small);
+  cuda::LstmForward f;
+  f.shape = p.s;
+  f.path = LstmPath::persistent;
+  const void* none = nullptr;
+  f.weights = &none;
+  EXPECT(!cuda::lstm_forward(f, nullptr), "two blocks on one multiprocessor");
+  f.path = LstmPath::step;
+  EXPECT(cuda::lstm_forward_workspace(f, &f.workspace_bytes) && f.workspace_bytes > 0, "workspace");
+  --f.workspace_bytes;
+  EXPECT(!cuda::lstm_forward(f, nullptr), "too small a workspace");
+}
+
+// What holds of every plan, and what is expected of some.
+void check_choice() {
+  const Device a100, h100 = {90, 132, 232448, 65536, 50ll << 20};
+  for (const Device& device : {a100, h100}) {
+    for (const DType dtype : kDTypes)
+      for (const int64_t hidden : {1, 7, 128, 200, 512, 768, 1024, 1536, 2048, 4096})
+        for (const int64_t batch : {1, 8, 16, 33, 64, 128, 129, 1000})
+          for (const int directions : {1, 2})
+            for (const int layers : {1, 2, 6}) {
+              LstmShape s;
+              s.steps = 1000, s.batch = batch, s.input = s.hidden = hidden;
+              s.layers = layers, s.directions = directions, s.dtype = dtype;
+              const cuda::lstm::Plan plan = cuda::lstm::choose(s, device, LstmPath::automatic);
+              EXPECT(plan.span >= 1 && plan.span <= s.steps, "span");
+              EXPECT(plan.layers_at_once >= 1 && plan.layers_at_once * directions <= cuda::lstm::kWorkers, "workers");
+              if (!plan.persistent) continue;
+              EXPECT(plan.blocks * directions * plan.layers_at_once <= device.multiprocessors, "resident");
+              EXPECT(plan.shared_bytes <= device.shared_per_block, "shared memory");
+              EXPECT(plan.blocks * cuda::lstm::units_of(plan.m_tiles) >= hidden, "all units");
+              EXPECT(batch <= cuda::lstm::kPersistentBatch, "batch");
+            }
+  }
+  LstmShape s;
+  s.steps = 1024, s.batch = 16, s.input = s.hidden = 768, s.dtype = DType::f16;
+  const auto plan = [&](const Device& device) { return cuda::lstm::choose(s, device, LstmPath::automatic); };
+  EXPECT(plan(h100).persistent && plan(h100).blocks == 96 && plan(h100).m_tiles == 2, "h 768 on an H100");
+  EXPECT(plan(h100).pinned_bytes == 48 << 10, "h 768: bytes pinned");
+  EXPECT(plan(h100).shared_bytes < 48 << 10, "h 768: all of W_hh in registers");
+  s.directions = 2;
+  EXPECT(plan(h100).persistent && plan(h100).blocks == 48, "h 768, both directions");
+  s.directions = 1, s.hidden = 256, s.layers = 3;
+  EXPECT(plan(h100).layers_at_once == 3 && plan(h100).span < 1024, "h 256: a wavefront");
+  s.hidden = 4096;
+  EXPECT(!plan(h100).persistent, "h 4096 doesn't fit");
+  s.hidden = 1024, s.steps = 1;
+  EXPECT(!plan(h100).persistent, "a cell");
+}
+
+}  // namespace
+
+int main() {
+  check_cases(kCases);
+  check_schedules();
+  check_devices();
+  check_extremes();
+  check_refusals();
+  check_choice();
+  return test::finish();
+}
