@@ -503,6 +503,11 @@ PK_DEVICE void cluster_store_16(uint32_t address, uint4 v) {
 PK_DEVICE void mbarrier_arrive_cluster(uint32_t barrier) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+// The same by a thread that has only read what may be overwritten now: without the fence of all memory that a release
+// at cluster scope costs.
+PK_DEVICE void mbarrier_arrive_cluster_read(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
 // Stores whose bytes count on an mbarrier of the same block as the destination (both cluster addresses): the waiter
 // (mbarrier_wait_cluster) sees the data without any fence. 4-, 8- and 16-byte aligned.
 PK_DEVICE void st_async(uint32_t address, uint32_t value, uint32_t barrier) {

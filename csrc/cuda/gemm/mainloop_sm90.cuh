@@ -109,11 +109,7 @@ PK_DEVICE void wgmma_produce(const LoadA& load_a, const LoadB& load_b, int first
 #pragma unroll 1
   for (int tile = first; tile < first + count; ++tile, stage.advance()) {
     uint64_t* const barrier = full + stage.index;
-    if constexpr (T::kCluster > 1) {
-      ptx::mbarrier_wait_cluster(empty + stage.index, stage.parity ^ 1);
-    } else {
-      ptx::mbarrier_wait(empty + stage.index, stage.parity ^ 1);
-    }
+    ptx::mbarrier_wait(empty + stage.index, stage.parity ^ 1);
     // The other block's half may come before this; the phase cannot end before the arrival.
     ptx::mbarrier_arrive_expect_tx(barrier, T::kStageBytes);
     char* const a = shared + stage.index * T::kStageBytes;
@@ -122,11 +118,14 @@ PK_DEVICE void wgmma_produce(const LoadA& load_a, const LoadB& load_b, int first
   }
 }
 
+// A warp is done with a stage, in all blocks that loaded it. It has written nothing there, and what it read is in its
+// products, so nothing has to be made visible: neither this nor the waits are at cluster scope, whose fences would wait
+// for the epilogue's stores to global memory.
 template <class T>
 PK_DEVICE void wgmma_release(uint64_t* empty) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   if constexpr (T::kCluster > 1) {
-    if (lane < T::kCluster) ptx::mbarrier_arrive_cluster(ptx::cluster_address(empty, static_cast<uint32_t>(lane)));
+    if (lane < T::kCluster) ptx::mbarrier_arrive_cluster_read(ptx::cluster_address(empty, static_cast<uint32_t>(lane)));
   } else {
     if (lane == 0) ptx::mbarrier_arrive(empty);
   }
@@ -139,11 +138,7 @@ PK_DEVICE void wgmma_consume(int count, const char* shared, uint64_t* full, uint
   int previous = 0;
 #pragma unroll 1
   for (int i = 0; i < count; ++i, stage.advance()) {
-    if constexpr (T::kCluster > 1) {
-      ptx::mbarrier_wait_cluster(full + stage.index, stage.parity);
-    } else {
-      ptx::mbarrier_wait(full + stage.index, stage.parity);
-    }
+    ptx::mbarrier_wait(full + stage.index, stage.parity);
     const char* const base = shared + stage.index * T::kStageBytes;
     const uint64_t a = ptx::wgmma_descriptor(base + warpgroup * 64 * T::kRowBytes);
     const uint64_t b = ptx::wgmma_descriptor(base + T::kBytesA);

@@ -152,6 +152,7 @@ uint4 cluster_load_16(uint32_t address);
 void cluster_store(uint32_t address, uint32_t value);
 void cluster_store_16(uint32_t address, uint4 v);
 void mbarrier_arrive_cluster(uint32_t barrier);
+inline void mbarrier_arrive_cluster_read(uint32_t barrier) { mbarrier_arrive_cluster(barrier); }
 void st_async_bytes(uint32_t address, const void* value, uint32_t bytes, uint32_t barrier);
 inline void st_async(uint32_t address, uint32_t value, uint32_t barrier) {
   st_async_bytes(address, &value, 4, barrier);
