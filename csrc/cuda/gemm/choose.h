@@ -15,28 +15,34 @@
 namespace pk::cuda {
 
 struct GemmChoice {
-  int tile = 1;   // 1: 64 x 64, 2: 128 x 128
+  int tile = 1;   // an index of kGemmTiles
   int split = 1;  // slices of K
 };
 
-inline constexpr int kGemmTiles[] = {0, 64, 128};  // rows and columns of tile 1, 2
+// Rows and columns of tile 1, 2 and, on Hopper, 3, and the share that each reaches of what a multiprocessor can do.
+struct GemmTile {
+  int64_t m, n;
+  double efficiency;
+};
+inline constexpr GemmTile kGemmTiles[] = {{}, {64, 64, 0.45}, {128, 128, 0.7}, {128, 256, 1.4}};
 inline constexpr int kGemmMostSplits = 64;
 inline constexpr int64_t kGemmLeastSlice = 256;  // elements of K: below this a slice is all start and no work
 
-inline GemmChoice choose_gemm(int64_t m, int64_t n, int64_t k, DType dtype, bool tf32, const Device& device) {
+// hopper: whether tile 3 can serve.
+inline GemmChoice choose_gemm(int64_t m, int64_t n, int64_t k, DType dtype, bool tf32, bool hopper,
+                              const Device& device) {
   const double products_per_clock = dtype != DType::f32 ? 1024 : tf32 ? 512 : 170;
   GemmChoice best;
   double best_clocks = 0;
-  for (int tile = 2; tile >= 1; --tile) {
-    const int64_t side = kGemmTiles[tile];
-    const int64_t tiles = (m + side - 1) / side * ((n + side - 1) / side);
-    // A small tile reads twice the bytes for a product.
-    const double rate = products_per_clock * (tile == 2 ? 0.7 : 0.45);
+  for (int tile = hopper ? 3 : 2; tile >= 1; --tile) {
+    const GemmTile& t = kGemmTiles[tile];
+    const int64_t tiles = (m + t.m - 1) / t.m * ((n + t.n - 1) / t.n);
+    const double rate = products_per_clock * t.efficiency;
     const int64_t most = std::clamp<int64_t>(k / kGemmLeastSlice, 1, kGemmMostSplits);
     for (int64_t split = 1; split <= most; ++split) {
       const int64_t waves = (tiles * split + device.multiprocessors - 1) / device.multiprocessors;
       const double slice = static_cast<double>((k + split - 1) / split);
-      double clocks = static_cast<double>(waves) * (static_cast<double>(side * side) * slice / rate + 1500);
+      double clocks = static_cast<double>(waves) * (static_cast<double>(t.m * t.n) * slice / rate + 1500);
       if (split > 1) {  // written and read once more, by a second kernel
         clocks += 4000 + 8.0 * static_cast<double>(split) * static_cast<double>(m) * static_cast<double>(n) / 2000;
       }

@@ -33,8 +33,8 @@ struct Dense {
   int64_t a_stride, a_stride_k, b_stride,
       b_stride_k;  // strided alone reads all; else the one that is not 1 is *_stride
   int m, n, k;
-  int split, k_tiles_of_slice;
-  float* partial;  // [split][m][columns of partial_columns], where split > 1
+  int split, k_of_slice;  // slices of K; elements of each but the last, a multiple of every k tile
+  float* partial;         // [split][m][columns of partial_columns], where split > 1
   DenseOut out;
 };
 
@@ -91,17 +91,26 @@ PK_DEVICE void finish_row(const DenseOut& to, int row, int column, float (&v)[kD
   }
 }
 
+// The sums of one slice: the output's, or a part of them.
+template <class T>
+PK_DEVICE void finish_slice(const Dense& p, int slice, int row, int column, float (&v)[kDenseColumns]) {
+  if (row >= p.m || column >= p.n) return;
+  if (p.split == 1) return finish_row<T>(p.out, row, column, v);
+  float* const to = p.partial + (static_cast<int64_t>(slice) * p.m + row) * partial_columns(p.n) + column;
+  PK_UNROLL
+  for (int i = 0; i < kDenseColumns; i += 4) {
+    *reinterpret_cast<float4*>(to + i) = make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]);
+  }
+}
+
 template <class Tile, class LoaderA, class LoaderB>
 __global__ void __launch_bounds__(Tile::kThreads, 1) dense_kernel(const Dense p) {
   using T = typename Tile::Storage;
   char* const shared = dynamic_shared<char>();
-  // Tiles go by bands of eight rows of tiles, column by column, so that what neighbours in time read stays in L2.
-  constexpr int kBand = 8;
-  const int tiles_m = ceil_div(p.m, Tile::kM), tiles_n = ceil_div(p.n, Tile::kN);
-  const int tile = static_cast<int>(blockIdx.x), slice = static_cast<int>(blockIdx.y);
-  const int band = tile / (kBand * tiles_n), in_band = tile % (kBand * tiles_n);
-  const int band_rows = min(kBand, tiles_m - band * kBand);
-  const int first_m = (band * kBand + in_band % band_rows) * Tile::kM, first_n = in_band / band_rows * Tile::kN;
+  const int slice = static_cast<int>(blockIdx.y);
+  int first_m, first_n;
+  gemm::raster(static_cast<int>(blockIdx.x), ceil_div(p.m, Tile::kM), ceil_div(p.n, Tile::kN), first_m, first_n);
+  first_m *= Tile::kM, first_n *= Tile::kN;
 
   const auto loader = [&](auto* which, const void* data, int64_t stride, int64_t stride_k, int first, int rows) {
     using Loader = std::remove_pointer_t<decltype(which)>;
@@ -113,21 +122,14 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) dense_kernel(const Dense p)
   };
   const LoaderA a = loader(static_cast<LoaderA*>(nullptr), p.a, p.a_stride, p.a_stride_k, first_m, p.m);
   const LoaderB b = loader(static_cast<LoaderB*>(nullptr), p.b, p.b_stride, p.b_stride_k, first_n, p.n);
-  const int k_tiles = ceil_div(p.k, Tile::kK), first_k_tile = slice * p.k_tiles_of_slice;
+  const int k_tiles = ceil_div(p.k, Tile::kK), of_slice = p.k_of_slice / Tile::kK, first_k_tile = slice * of_slice;
 
   typename Tile::Accumulator acc;
   gemm::clear<Tile>(acc);
-  gemm::mainloop<Tile>(a, b, first_k_tile, min(p.k_tiles_of_slice, k_tiles - first_k_tile), acc, shared);
+  gemm::mainloop<Tile>(a, b, first_k_tile, min(of_slice, k_tiles - first_k_tile), acc, shared);
 
   gemm::for_each_staged<Tile, kDenseColumns>(acc, shared, [&](int row, int column, float (&v)[kDenseColumns]) {
-    row += first_m, column += first_n;
-    if (row >= p.m || column >= p.n) return;
-    if (p.split == 1) return finish_row<T>(p.out, row, column, v);
-    float* const to = p.partial + (static_cast<int64_t>(slice) * p.m + row) * partial_columns(p.n) + column;
-    PK_UNROLL
-    for (int i = 0; i < kDenseColumns; i += 4) {
-      *reinterpret_cast<float4*>(to + i) = make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]);
-    }
+    finish_slice<T>(p, slice, first_m + row, first_n + column, v);
   });
 }
 
@@ -142,7 +144,8 @@ Status launch_dense(const Dense& p, void* stream) {
                 stream, p);
 }
 
-// The kernels of one element: tiles Large (128 x 128) and Small (64 x 64) with wide copies, and Small for any strides.
+// The kernels of one element: tiles Large (128 x 128; also where 3 was chosen and does not serve) and Small (64 x 64)
+// with wide copies, and Small for any strides.
 template <class Large, class Small>
 Status launch_dense(const Dense& p, Reading reading, int tile, void* stream) {
   using T = typename Small::Storage;
@@ -151,11 +154,11 @@ Status launch_dense(const Dense& p, Reading reading, int tile, void* stream) {
   using Strided = gemm::StridedLoader<T>;
   switch (reading) {
     case Reading::rows:
-      return tile == 2 ? launch_dense<Large, Rows, Rows>(p, stream) : launch_dense<Small, Rows, Rows>(p, stream);
+      return tile >= 2 ? launch_dense<Large, Rows, Rows>(p, stream) : launch_dense<Small, Rows, Rows>(p, stream);
     case Reading::mixed:
-      return tile == 2 ? launch_dense<Large, Rows, Columns>(p, stream) : launch_dense<Small, Rows, Columns>(p, stream);
+      return tile >= 2 ? launch_dense<Large, Rows, Columns>(p, stream) : launch_dense<Small, Rows, Columns>(p, stream);
     case Reading::columns:
-      return tile == 2 ? launch_dense<Large, Columns, Columns>(p, stream)
+      return tile >= 2 ? launch_dense<Large, Columns, Columns>(p, stream)
                        : launch_dense<Small, Columns, Columns>(p, stream);
     case Reading::strided:
       return launch_dense<Small, Strided, Strided>(p, stream);
@@ -168,5 +171,7 @@ Status dense_f16(const Dense& p, Reading reading, int tile, void* stream);
 Status dense_bf16(const Dense& p, Reading reading, int tile, void* stream);
 Status dense_f32(const Dense& p, Reading reading, int tile, void* stream);
 Status dense_tf32(const Dense& p, Reading reading, int tile, void* stream);
+// Hopper's, for f16 and bf16: a and b contiguous along K, rows aligned to 16 bytes, K of any length.
+Status dense_sm90(const Dense& p, DType dtype, int multiprocessors, void* stream);
 
 }  // namespace pk::cuda

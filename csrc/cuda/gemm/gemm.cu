@@ -46,25 +46,37 @@ Status check(const Gemm& g) {
     return {"gemm: dtype: expected f32, bf16 or f16"};
   }
   if (g.out_dtype != g.dtype && g.out_dtype != DType::f32) return {"gemm: out_dtype: expected dtype or f32"};
-  if (g.plan.tile < 0 || g.plan.tile > 2) return {"gemm: plan.tile: expected 0, 1 or 2"};
+  if (g.plan.tile < 0 || g.plan.tile > 3) return {"gemm: plan.tile: expected 0 to 3"};
   if (g.plan.split < 0 || g.plan.split > 65535) return {"gemm: plan.split: expected 0 to 65535"};
   return kOk;
 }
 
 struct Plan {
-  int tile, split, k_tiles_of_slice;
+  int tile, split, k_of_slice, multiprocessors;
 };
+
+// Whether Hopper's kernel may serve: its copies want both operands contiguous along K and strides of 16 bytes.
+bool suits_hopper(const Gemm& g, const Device& device) {
+  return device.capability == 90 && g.dtype != DType::f32 && g.a_stride_k == 1 && g.b_stride_k == 1 &&
+         g.a_stride_m > 0 && g.a_stride_m % 8 == 0 && g.b_stride_n > 0 && g.b_stride_n % 8 == 0 && g.k > 0;
+}
 
 Status make_plan(const Gemm& g, Plan* plan) {
   Device device;
   if (const Status s = current_device(&device); !s) return s;
-  const GemmChoice choice = choose_gemm(g.m, g.n, g.k, g.dtype, g.tf32, device);
+  const bool hopper = suits_hopper(g, device);
+  const GemmChoice choice = choose_gemm(g.m, g.n, g.k, g.dtype, g.tf32, hopper, device);
   plan->tile = g.plan.tile ? g.plan.tile : choice.tile;
-  // All tiles take 64 bytes of K at a time. Slices of whole k tiles, none of them empty.
-  const int k_tiles = static_cast<int>(ceil_div<int64_t>(g.k, 64 / static_cast<int64_t>(size_of(g.dtype))));
-  const int wanted = std::clamp(g.plan.split ? g.plan.split : choice.split, 1, std::max(k_tiles, 1));
-  plan->k_tiles_of_slice = ceil_div(k_tiles, wanted);
-  plan->split = k_tiles ? ceil_div(k_tiles, plan->k_tiles_of_slice) : 1;
+  if (plan->tile == 3 && !hopper) return {"gemm: plan.tile: 3 is Hopper's, for 16-bit operands contiguous along K"};
+  plan->multiprocessors = device.multiprocessors;
+  // Slices of whole k tiles, of which Hopper's are the longest, none of them empty.
+  const int64_t unit = 128 / static_cast<int64_t>(size_of(g.dtype));
+  const int64_t units = ceil_div<int64_t>(g.k, unit);
+  const int64_t wanted =
+      std::clamp<int64_t>(g.plan.split ? g.plan.split : choice.split, 1, std::max<int64_t>(units, 1));
+  const int64_t of_slice = std::max<int64_t>(ceil_div(units, wanted), 1);
+  plan->split = static_cast<int>(std::max<int64_t>(ceil_div(units, of_slice), 1));
+  plan->k_of_slice = static_cast<int>(of_slice * unit);
   return kOk;
 }
 
@@ -117,7 +129,7 @@ Status gemm_launch(const Gemm& g, void* workspace, size_t workspace_bytes, void*
   if (how == Reading::columns) p.a_stride = g.a_stride_k;
   if (how == Reading::columns || how == Reading::mixed) p.b_stride = g.b_stride_k;
   p.m = static_cast<int>(g.m), p.n = static_cast<int>(g.n), p.k = static_cast<int>(g.k);
-  p.split = plan.split, p.k_tiles_of_slice = plan.k_tiles_of_slice;
+  p.split = plan.split, p.k_of_slice = plan.k_of_slice;
   p.partial = static_cast<float*>(workspace);
   const bool is_float = g.out_dtype == DType::f32;
   const auto out_size = static_cast<int64_t>(size_of(g.out_dtype));
@@ -125,7 +137,10 @@ Status gemm_launch(const Gemm& g, void* workspace, size_t workspace_bytes, void*
       g.bias, g.bias2, g.out, g.out_stride, p.m, p.n, is_float, g.accumulate, wide(g.out, g.out_stride, 0, out_size)};
 
   Status status = kOk;
-  if (g.dtype == DType::f16) {
+  // Hopper's reads rows of any length, but not from anywhere: `wide` of no length asks about pointer and stride alone.
+  if (plan.tile == 3 && wide(g.a, g.a_stride_m, 0, 2) && wide(g.b, g.b_stride_n, 0, 2)) {
+    status = dense_sm90(p, g.dtype, plan.multiprocessors, stream);
+  } else if (g.dtype == DType::f16) {
     status = dense_f16(p, how, plan.tile, stream);
   } else if (g.dtype == DType::bf16) {
     status = dense_bf16(p, how, plan.tile, stream);

@@ -499,6 +499,16 @@ PK_DEVICE void mainloop(const LoaderA& loader_a, const LoaderB& loader_b, int fi
   __syncthreads();
 }
 
+// Tile `index` of tiles_m x tiles_n: they go by bands of eight rows of tiles, column by column, so that what neighbours
+// in time read stays in L2.
+PK_DEVICE void raster(int index, int tiles_m, int tiles_n, int& m, int& n) {
+  constexpr int kBand = 8;
+  const int band = index / (kBand * tiles_n), in_band = index % (kBand * tiles_n);
+  const int rows = min(kBand, tiles_m - band * kBand);
+  m = band * kBand + in_band % rows;
+  n = in_band / rows;
+}
+
 // ---- Epilogues ----
 
 // f(row, column, v0, v1) for each two neighbouring sums (row, column) and (row, column + 1) that the thread holds; row
@@ -514,6 +524,22 @@ PK_DEVICE void for_each_pair(const typename Tile::Accumulator& acc, F&& f) {
     for (int i = 0; i < Tile::kBlocksM; ++i) {
       f(row + i * 16, column + j * 8, acc.v[i][j][0], acc.v[i][j][1]);
       f(row + i * 16 + 8, column + j * 8, acc.v[i][j][2], acc.v[i][j][3]);
+    }
+  }
+}
+
+// kCount neighbouring sums from shared memory, 16-byte aligned.
+template <class Sum, int kCount>
+PK_DEVICE void load_sums(const char* from, Sum (&v)[kCount]) {
+  PK_UNROLL
+  for (int c = 0; c < kCount; c += 4) {
+    const uint4 four = *reinterpret_cast<const uint4*>(from + c * 4);
+    if constexpr (std::is_same_v<Sum, float>) {
+      v[c] = __uint_as_float(four.x), v[c + 1] = __uint_as_float(four.y);
+      v[c + 2] = __uint_as_float(four.z), v[c + 3] = __uint_as_float(four.w);
+    } else {
+      v[c] = static_cast<Sum>(four.x), v[c + 1] = static_cast<Sum>(four.y);
+      v[c + 2] = static_cast<Sum>(four.z), v[c + 3] = static_cast<Sum>(four.w);
     }
   }
 }
@@ -562,17 +588,7 @@ PK_DEVICE void for_each_staged(const typename Tile::Accumulator& acc, char* shar
       const int row = first + lane / kLanes;
       if (row < 16) {
         Sum v[kColumns];
-        PK_UNROLL
-        for (int c = 0; c < kColumns; c += 4) {
-          const uint4 four = *reinterpret_cast<const uint4*>(mine + row * kPitch + (lane % kLanes * kColumns + c) * 4);
-          if constexpr (std::is_same_v<Sum, float>) {
-            v[c] = __uint_as_float(four.x), v[c + 1] = __uint_as_float(four.y);
-            v[c + 2] = __uint_as_float(four.z), v[c + 3] = __uint_as_float(four.w);
-          } else {
-            v[c] = static_cast<Sum>(four.x), v[c + 1] = static_cast<Sum>(four.y);
-            v[c + 2] = static_cast<Sum>(four.z), v[c + 3] = static_cast<Sum>(four.w);
-          }
-        }
+        load_sums(mine + row * kPitch + lane % kLanes * kColumns * 4, v);
         f(first_row + i * 16 + row, column, v);
       }
     }

@@ -159,6 +159,8 @@ void check_products() {
       {"strided f32", 65, 7, 37, true, true, f32, f32, false, 0, true, {2, 2}},
       {"strided tf32", 9, 5, 37, true, false, f32, f32, true, 0, false, {}},
       {"gap", 17, 24, 40, false, false, f16, f16, false, 1, true, {}, 8},
+      // Rows are aligned and K is not: what lies between rows is no zero.
+      {"padded rows", 17, 24, 37, false, false, f32, f32, false, 0, false, {}, 3},
       {"odd gap", 17, 24, 40, false, true, f16, f32, false, 1, true, {}, 3},
       {"a column by a row", 64, 1, 16, true, false, f16, f16, false, 0, false, {}},
       {"one", 1, 1, 1, false, false, f32, f32, false, 2, true, {}},
@@ -166,6 +168,21 @@ void check_products() {
       {"many bands", 600, 130, 8, false, false, f32, f32, false, 0, false, {1, 1}},
   };
   for (const Case& c : cases) check(c);
+
+  // Hopper's kernel. Two multiprocessors make one cluster, which takes all tiles in turn.
+  const Case hopper_cases[] = {
+      {"hopper", 136, 264, 136, false, false, f16, f16, false, 2, true, {3, 1}},
+      {"hopper bf16", 40, 72, 200, false, false, bf16, f32, false, 1, true, {3, 1}},
+      {"hopper slices", 40, 300, 392, false, false, bf16, bf16, false, 2, true, {3, 3}},
+      {"hopper, odd k", 300, 20, 61, false, false, f16, f32, false, 0, false, {3, 1}, 3},
+      {"hopper, chosen", 40, 72, 48, false, false, f16, f16, false, 2, false, {}},
+  };
+  const Device before = simt::device();
+  simt::device().capability = 90;
+  simt::device().multiprocessors = 2;
+  simt::device().shared_per_block = 232448;
+  for (const Case& c : hopper_cases) check(c);
+  simt::device() = before;
 }
 
 void check_refusals() {
@@ -183,6 +200,7 @@ void check_refusals() {
   EXPECT(refused([](Gemm& g) { g.k = int64_t{1} << 31; }));
   EXPECT(refused([](Gemm& g) { g.dtype = DType::i8; }));
   EXPECT(refused([](Gemm& g) { g.out_dtype = DType::bf16; }));
+  EXPECT(refused([](Gemm& g) { g.plan.tile = 4; }));
   EXPECT(refused([](Gemm& g) { g.plan.tile = 3; }));
   EXPECT(refused([](Gemm& g) { g.a = nullptr; }));
   EXPECT(refused([](Gemm& g) { g.k = 64, g.a_stride_m = g.b_stride_n = 0, g.plan.split = 2; }));
@@ -192,7 +210,9 @@ void check_refusals() {
 
 void check_choices() {
   Device a100;
-  const auto choose = [&](int64_t m, int64_t n, int64_t k) { return choose_gemm(m, n, k, DType::f16, false, a100); };
+  const auto choose = [&](int64_t m, int64_t n, int64_t k) {
+    return choose_gemm(m, n, k, DType::f16, false, false, a100);
+  };
   // The input projection of a long sequence fills the device by itself.
   EXPECT(choose(16384, 3072, 768).tile == 2 && choose(16384, 3072, 768).split == 1);
   // A weight's gradient is small and its sums long: slices; the more the fewer tiles.
@@ -206,7 +226,10 @@ void check_choices() {
   // Nothing but the arguments decides.
   Device small = a100;
   small.multiprocessors = 4;
-  EXPECT(choose_gemm(3072, 768, 16384, DType::f16, false, small).split == 1);
+  EXPECT(choose_gemm(3072, 768, 16384, DType::f16, false, false, small).split == 1);
+  // Hopper's tile where there is work for it, on Hopper alone.
+  EXPECT(choose_gemm(16384, 3072, 768, DType::f16, false, true, a100).tile == 3);
+  EXPECT(choose_gemm(16, 4096, 1024, DType::f16, false, true, a100).tile == 1);
 }
 
 }  // namespace

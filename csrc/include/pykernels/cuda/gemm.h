@@ -16,7 +16,7 @@ namespace pk::cuda {
 
 // How the outputs are cut: for tests and tuning. Zeros: chosen by shape and device (csrc/cuda/gemm/choose.h).
 struct GemmPlan {
-  int tile = 0;   // 1: 64 x 64, 2: 128 x 128
+  int tile = 0;   // 1: 64 x 64, 2: 128 x 128, 3: Hopper's 128 x 256
   int split = 0;  // K is cut into so many slices, added in order by a second kernel
 };
 
