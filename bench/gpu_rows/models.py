@@ -1,0 +1,112 @@
+"""Whole models in a CUDA graph: pk.optimize's against plain PyTorch in the same dtype, and under AMP."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+import pykernels as pk
+from gpu_rows.measure import Bench
+from pykernels.models import reference_twin
+
+
+def subjects(bench: Bench) -> Iterator[tuple[str, Callable[[], nn.Module], Callable[[], torch.Tensor]]]:
+    """Title, model, input."""
+
+    def images(n: int, size: int) -> Callable[[], torch.Tensor]:
+        return lambda: bench.randn(n, 3, size, size).contiguous(memory_format=torch.channels_last)
+
+    def tokens(n: int, t: int, vocabulary: int) -> Callable[[], torch.Tensor]:
+        return lambda: torch.randint(vocabulary, (n, t), device=bench.device)
+
+    if bench.dry:
+        small = partial(pk.models.ResNet, pk.models.BasicBlock, (1, 1, 1, 1), 10, "cifar")
+        yield "resnet", small, images(2, 32)
+        yield "lstm lm", lambda: pk.models.LSTMLanguageModel(20, 8, 8, 2), tokens(2, 4, 20)
+        return
+    for n in (1, 64):
+        yield f"ResNet-50 batch {n}", pk.models.resnet50, images(n, 224)
+    for n in (1, 32):
+        yield f"LSTM-LM batch {n}", lambda: pk.models.LSTMLanguageModel(10000, 256, 512, 2), tokens(n, 64, 10000)
+    yield (
+        "CNN-LSTM batch 1",
+        lambda: pk.models.CNNLSTM(10, 64 * 20, 256, 2),
+        lambda: bench.randn(1, 1, 400, 80),
+    )
+
+
+def rows(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """A row a model."""
+    for title, make, inputs in subjects(bench):
+        yield f"{title} {str(bench.half)[6:]}", partial(row, bench, make, inputs)
+    yield "ResNet-50 int8 batch 64", partial(int8_row, bench)
+
+
+def row(
+    bench: Bench,
+    make: Callable[[], nn.Module],
+    inputs: Callable[[], torch.Tensor],
+    peers: dict[str, Callable[[nn.Module], Any]] | None = None,
+) -> dict[str, Any]:
+    """Ours are the model itself and its optimised twin; the oracle is the twin in float64."""
+    torch.manual_seed(1)
+    model = make().to(bench.device).eval()
+    twin = reference_twin(model).eval()
+    x = inputs()
+    few = x[:2]
+    with torch.no_grad():
+        expected = _first(reference_twin(model).double().eval()(few.double() if few.is_floating_point() else few))
+    own = model.to(bench.half)
+    if x.dim() == 4:
+        own, twin = own.to(memory_format=torch.channels_last), twin.to(memory_format=torch.channels_last)
+    half = reference_twin(own).eval()
+    optimised = pk.optimize(half)
+    narrow = x.to(bench.half) if x.is_floating_point() else x
+
+    def with_backend(module: nn.Module) -> torch.Tensor:
+        with pk.backend("auto"):
+            return _first(module(narrow))
+
+    def amp(module: nn.Module) -> torch.Tensor:
+        with torch.autocast(bench.device, bench.half, cache_enabled=False):
+            return _first(module(x))
+
+    contenders = {
+        "ours": [partial(with_backend, own)],
+        "cuDNN": [lambda: _first(half(narrow))],
+        "cuDNN, AMP": [partial(amp, twin)],
+    }
+    contenders |= {name: [partial(peer(half), narrow)] for name, peer in (peers or {}).items()}
+    with torch.no_grad():
+        found = bench.row(contenders, lambda: expected, 3e-2, pick=lambda y: _first(y)[:2], seconds=3.0)
+        found["pk.optimize us"] = bench.time([partial(with_backend, optimised)])
+    return found
+
+
+def _first(y: Any) -> torch.Tensor:
+    return y[0] if isinstance(y, tuple) else y
+
+
+def int8_row(bench: Bench) -> dict[str, Any]:
+    """W8A8 against the best in float16, once there is `pykernels.quantize`."""
+    if not hasattr(pk, "quantize"):
+        return {"note": "pykernels.quantize is not in this release"}
+    torch.manual_seed(1)
+    model = reference_twin(pk.models.resnet18(10, stem="cifar") if bench.dry else pk.models.resnet50()).eval()
+    model = model.to(bench.device)
+    shape = (2, 3, 32, 32) if bench.dry else (64, 3, 224, 224)
+    x = bench.randn(*shape).contiguous(memory_format=torch.channels_last)
+    quantised = pk.quantize(model, [(x,)])
+    half = copy.deepcopy(model).to(bench.half).to(memory_format=torch.channels_last)
+    narrow = x.to(bench.half)
+    with torch.no_grad():
+        expected = model.double()(x[:2].double())
+        return bench.row(
+            {"ours": [lambda: quantised(x)], "cuDNN": [lambda: half(narrow)]}, lambda: expected, 0.2,
+            pick=lambda y: y[:2], seconds=3.0,
+        )  # fmt: skip
