@@ -8,7 +8,7 @@ BIN := $(abspath $(VENV)/bin)
 NVCC_WHEELS := nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 \
                nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
 CUDA_TOOLS := nvidia-cuda-cuobjdump==13.2.86 nvidia-cuda-nvdisasm==13.2.86
-NATIVE := $(shell find csrc cmake tests/native -type f) CMakeLists.txt setup.py
+NATIVE := $(shell find csrc cmake -type f) CMakeLists.txt setup.py
 
 .PHONY: demo test bench lint format sanitize cuda cuda-table setup clean
 .DEFAULT_GOAL := demo
@@ -17,6 +17,7 @@ demo: setup
 	$(BIN)/python -m pykernels demo
 
 test: setup
+	PATH=$(BIN):$$PATH cmake --build build/cmake --target native_tests
 	PATH=$(BIN):$$PATH ctest --test-dir build/cmake --no-tests=error --output-on-failure
 	$(BIN)/python -m pytest
 
@@ -37,7 +38,7 @@ format: setup
 # The kernels and their native tests under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: setup
 	PATH=$(BIN):$$PATH cmake -S . -B build/sanitize -G Ninja -DPK_PYTHON=OFF -DPK_SANITIZE=ON
-	PATH=$(BIN):$$PATH cmake --build build/sanitize
+	PATH=$(BIN):$$PATH cmake --build build/sanitize --target native_tests
 	PATH=$(BIN):$$PATH ctest --test-dir build/sanitize --no-tests=error --output-on-failure
 
 # No GPU is needed: the kernels are compiled for sm_80 and sm_90a, and the machine code is read. The second one writes

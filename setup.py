@@ -3,7 +3,6 @@
 - PK_CUDA: 1 builds the CUDA kernels or fails, 0 does not build them; unset: if nvcc is there and torch has CUDA
 - PK_CUDA_ARCHS: their targets, "80;90a" if unset (see cmake/cuda.cmake)
 - CUDA_HOME: where nvcc is, if not on PATH
-- PK_TESTS: 0 leaves the native tests out of a build in place
 - PK_WERROR: 1 makes warnings errors
 - MAX_JOBS: how many compilers run at once
 """
@@ -94,7 +93,7 @@ class CMakeBuild(build_ext):
             f"-DPK_WERROR={'ON' if os.environ.get('PK_WERROR', '0') == '1' else 'OFF'}",
             f"-DPK_CUDA={'OFF' if nvcc is None else 'ON'}",
             f"-DPK_CUDA_ARCHS={os.environ.get('PK_CUDA_ARCHS') or '80;90a'}",
-            f"-DPK_TESTS={'ON' if in_place and os.environ.get('PK_TESTS') != '0' else 'OFF'}",
+            f"-DPK_TESTS={'ON' if in_place else 'OFF'}",
         ]  # fmt: skip
         if nvcc is not None:
             cmake.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")

@@ -130,7 +130,7 @@ class Run:
 
     def _build(self, limit: float) -> str:
         jobs = str(os.cpu_count() or 1)
-        environment = {"PK_CUDA": "1", "PK_TESTS": "0", "MAX_JOBS": jobs}
+        environment = {"PK_CUDA": "1", "MAX_JOBS": jobs}
         command = [sys.executable, "setup.py", "build_ext", "--inplace"]
         if self.options.dry_run:
             command = [sys.executable, "setup.py", "--version"]
