@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
 import pykernels as pk
@@ -322,3 +323,33 @@ def test_cell_with_one_bias(backend, missing):
     expected = torch.lstm_cell(x[0], (h0[0], c0[0]), w_ih, w_hh, biases["b_ih"], biases["b_hh"])
     for g, e in zip(got, expected, strict=True):
         assert relative_l2(g, e) <= LSTM_CELL.tolerance(torch.float32, LSTM_CELL.samples[0])
+
+
+@native
+@pytest.mark.parametrize(
+    ("dtype", "pitches"), [(torch.float32, (8 + 12 + 1, 12 + 12 + 1)), (torch.float16, (8 + 16 + 2, 16 + 16 + 2))]
+)
+def test_traced_shapes_on_cuda(dtype, pitches):
+    """What tracing is told of CUDA tensors; the kernels' own sizes are checked where they run."""
+    with FakeTensorMode():
+
+        def empty(*shape):
+            return torch.empty(shape, dtype=dtype, device="cuda")
+
+        h = empty(2, 3, 10)
+        weights = [empty(*s) for wide in (6, 10) for s in ((40, wide), (40, 10), (40,), (40,))]
+        output, h_n, _, reserve = torch.ops.pykernels.lstm(
+            empty(5, 3, 6), h, h, weights, None, 2, False, False, True, True
+        )
+        packed = torch.ops.pykernels.lstm_pack(weights, 2, False, True)
+        h_out, _, cell_reserve = torch.ops.pykernels.lstm_cell(
+            empty(3, 6), empty(3, 10), empty(3, 10), *weights[:4], True
+        )
+    assert output.shape == (5, 3, 10)
+    assert h_n.shape == (2, 3, 10)
+    assert h_out.shape == (3, 10)
+    assert all(t.dtype == dtype for t in (output, reserve, packed, cell_reserve))
+    assert reserve.shape == (2 * 15 * 50 + 15 * 10,)
+    assert cell_reserve.shape == (3 * 50,)
+    # Rows of 6 and 10 elements padded to whole 16 bytes, and a float32 for each.
+    assert packed.shape == (40 * sum(pitches),)

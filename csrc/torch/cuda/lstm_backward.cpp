@@ -1,77 +1,13 @@
 // torch.ops.pykernels.lstm_backward and lstm_cell_backward on CUDA; their schemas are in csrc/torch/lstm.cpp.
-#include "pykernels/cuda/lstm.h"
-#include "torch/cuda/checks.h"
+#include "torch/cuda/lstm_call.h"
 
 namespace pk::binding {
 namespace {
 
-using Tensors = std::vector<Tensor>;
-
-Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-
-// The kernels want the last dimension contiguous, nothing else.
-Tensor last_contiguous(const Tensor& t) {
-  return t.stride(t.dim() - 1) == 1 || t.size(t.dim() - 1) <= 1 ? t : torch::stable::contiguous(t);
-}
-
-// What a backward op was called with, checked, and its results.
-class Call {
+// A backward op's call and its results.
+class BackwardCall : public LstmCall {
  public:
-  // A cell: x (B, I), h and c (B, H).
-  Call(const char* op, const Tensor& x, const Tensor& h, const Tensor& c)
-      : op_(op), on_(op, x, "x"), dtype_(x.scalar_type()), cell_(true) {
-    check(x.dim() == 2, op, "x", "expected shape (B, I), got ", shape_of(x));
-    check(h.dim() == 2, op, "h", "expected shape (B, H), got ", shape_of(h));
-    shape_.steps = 1;
-    shape_.batch = x.size(0);
-    shape_.input = x.size(1);
-    finish(x, h, c, "h", "c");
-  }
-
-  Call(const char* op, const Tensor& x, const Tensor& h0, const Tensor& c0, const std::optional<Tensor>& batch_sizes,
-       int64_t num_layers, bool bidirectional, bool batch_first)
-      : op_(op), on_(op, x, "x"), dtype_(x.scalar_type()), batch_first_(batch_first) {
-    check(num_layers >= 1 && num_layers <= 1 << 16, op, "num_layers", "expected 1 to 65536, got ", num_layers);
-    shape_.layers = static_cast<int>(num_layers);
-    shape_.directions = bidirectional ? 2 : 1;
-    const int64_t dim = batch_sizes ? 2 : 3;
-    check(x.dim() == dim, op, "x", "expected ", dim, " dimensions, got shape ", shape_of(x));
-    shape_.input = x.size(dim - 1);
-    rows_ = x.size(0);
-    if (batch_sizes) {
-      read_batch_sizes(*batch_sizes, rows_);
-    } else {
-      shape_.steps = x.size(batch_first ? 1 : 0);
-      shape_.batch = x.size(batch_first ? 0 : 1);
-    }
-    check(shape_.steps > 0, op, "x", "expected sequence length to be larger than 0, got shape ", shape_of(x));
-    check(h0.dim() == 3, op, "h0", "expected 3 dimensions, got shape ", shape_of(h0));
-    finish(x, h0, c0, "h0", "c0");
-  }
-
-  // `given` may be longer than what there are values for: lstm_cell_backward gets no biases, as they are not read.
-  void set_weights(const Tensors& given, bool has_bias) {
-    static const char* const names[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
-    shape_.bias = has_bias;
-    const auto expected = static_cast<size_t>(lstm_weights(shape_));
-    check(cell_ || given.size() == expected, op_, "weights", "expected ", expected, " tensors, got ", given.size());
-    const int per_cell = has_bias ? 4 : 2;
-    for (size_t i = 0; i < expected; ++i) {
-      const int which = static_cast<int>(i) % per_cell, layer = static_cast<int>(i) / per_cell / shape_.directions;
-      std::vector<int64_t> size = {4 * shape_.hidden};
-      if (which < 2) size.push_back(which == 0 ? lstm_input(shape_, layer) : shape_.hidden);
-      if (i < given.size()) {
-        weights_.push_back(dense(
-            checked(given[i], size,
-                    cell_ ? std::string(names[which]) : "weights[" + std::to_string(i) + "] (" + names[which] + ")")));
-        pointers_.push_back(weights_.back().const_data_ptr());
-      } else {
-        pointers_.push_back(nullptr);
-      }
-      grad_weights.push_back(on_.empty(size, dtype_));
-      grad_pointers_.push_back(grad_weights.back().mutable_data_ptr());
-    }
-  }
+  using LstmCall::LstmCall;
 
   void run(const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_h,
            const std::optional<Tensor>& grad_c, const std::optional<Tensor>& output, const Tensor& given_reserve) {
@@ -94,6 +30,11 @@ class Call {
     grad_x = on_.empty(sequence_shape(shape_.input), dtype_);
     grad_h0 = on_.empty(state_shape(), dtype_);
     grad_c0 = on_.empty(state_shape(), dtype_);
+    std::vector<void*> grad_pointers;
+    for (size_t i = 0; i < pointers_.size(); ++i) {
+      grad_weights.push_back(on_.empty(weight_shape(i), dtype_));
+      grad_pointers.push_back(grad_weights.back().mutable_data_ptr());
+    }
     call.x = read(*x_);
     call.h0 = h0_->const_data_ptr();
     call.c0 = c0_->const_data_ptr();
@@ -101,7 +42,7 @@ class Call {
     call.grad_x = sequence_of(*grad_x, grad_x->mutable_data_ptr());
     call.grad_h0 = grad_h0->mutable_data_ptr();
     call.grad_c0 = grad_c0->mutable_data_ptr();
-    call.grad_weights = grad_pointers_.data();
+    call.grad_weights = grad_pointers.data();
     check_status(cuda::lstm_backward_workspace(call, &call.workspace_bytes), op_);  // and checks the shape
     const int64_t saved = cuda::lstm_reserve_output(shape_, shape_.layers - 1);     // behind which there is nothing
     kept.push_back(dense(checked(given_reserve, {saved}, "reserve")));
@@ -115,73 +56,6 @@ class Call {
 
   std::optional<Tensor> grad_x, grad_h0, grad_c0;
   Tensors grad_weights;
-
- private:
-  void finish(const Tensor& x, const Tensor& h, const Tensor& c, const char* h_name, const char* c_name) {
-    rows_ = x.size(0);
-    shape_.dtype = to_cuda_float(dtype_, op_, "x");
-    shape_.hidden = h.size(h.dim() - 1);
-    check(shape_.hidden >= 1, op_, h_name, "expected a hidden size of at least 1, got shape ", shape_of(h));
-    x_ = last_contiguous(x);
-    h0_ = dense(checked(h, state_shape(), h_name));
-    c0_ = dense(checked(c, state_shape(), c_name));
-  }
-
-  void read_batch_sizes(const Tensor& given, int64_t rows) {
-    check_cpu(given, op_, "batch_sizes");
-    check_dtype(given, ScalarType::Long, op_, "batch_sizes");
-    check(given.dim() == 1, op_, "batch_sizes", "expected 1 dimension, got shape ", shape_of(given));
-    sizes_ = dense(given);
-    shape_.steps = sizes_->size(0);
-    check(shape_.steps > 0, op_, "batch_sizes", "expected sequence length to be larger than 0, got shape ",
-          shape_of(given));
-    const int64_t* const p = static_cast<const int64_t*>(sizes_->const_data_ptr());
-    int64_t sum = 0;
-    for (int64_t t = 0; t < shape_.steps; ++t) {
-      if (p[t] < 1 || (t > 0 && p[t] > p[t - 1]))
-        fail(op_, "batch_sizes", "expected positive sizes that don't increase, got ", p[t], t ? " after " : " first",
-             t ? std::to_string(p[t - 1]) : "");
-      check(p[t] <= rows - sum, op_, "batch_sizes", "expected a sum of x's ", rows, " rows, got more");
-      sum += p[t];
-    }
-    check(sum == rows, op_, "batch_sizes", "expected a sum of x's ", rows, " rows, got ", sum);
-    shape_.batch = p[0];
-    shape_.batch_sizes = p;
-  }
-
-  const Tensor& checked(const Tensor& t, const std::vector<int64_t>& size, const std::string& argument) const {
-    on_.check(t, argument.c_str());
-    check_dtype(t, dtype_, op_, argument.c_str());
-    check_shape(t, size, op_, argument.c_str());
-    return t;
-  }
-  std::vector<int64_t> state_shape() const {
-    if (cell_) return {shape_.batch, shape_.hidden};
-    return {static_cast<int64_t>(shape_.layers) * shape_.directions, shape_.batch, shape_.hidden};
-  }
-  std::vector<int64_t> sequence_shape(int64_t features) const {
-    if (sizes_ || cell_) return {rows_, features};
-    return batch_first_ ? std::vector<int64_t>{shape_.batch, shape_.steps, features}
-                        : std::vector<int64_t>{shape_.steps, shape_.batch, features};
-  }
-  // The kernels read an input's data and write an output's; the struct is the same.
-  LstmSequence read(const Tensor& t) const { return sequence_of(t, const_cast<void*>(t.const_data_ptr())); }
-  LstmSequence sequence_of(const Tensor& t, void* data) const {
-    if (sizes_ || cell_) return {data, 0, t.stride(0)};
-    return {data, t.stride(batch_first_ ? 1 : 0), t.stride(batch_first_ ? 0 : 1)};
-  }
-
-  const char* op_;
-  OnDevice on_;
-  LstmShape shape_;
-  ScalarType dtype_;
-  bool batch_first_ = false;
-  bool cell_ = false;  // one step, whose tensors have no dimension for it
-  int64_t rows_ = 0;
-  std::optional<Tensor> x_, h0_, c0_, sizes_;
-  Tensors weights_;
-  std::vector<const void*> pointers_;
-  std::vector<void*> grad_pointers_;
 };
 
 std::tuple<Tensor, Tensor, Tensor, Tensors> lstm_backward(std::optional<Tensor> grad_output,
@@ -190,7 +64,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> lstm_backward(std::optional<Tensor> 
                                                           Tensor c0, Tensors weights, std::optional<Tensor> batch_sizes,
                                                           Tensor output, Tensor reserve, int64_t num_layers,
                                                           bool bidirectional, bool batch_first, bool has_bias) {
-  Call call("lstm_backward", x, h0, c0, batch_sizes, num_layers, bidirectional, batch_first);
+  BackwardCall call("lstm_backward", x, h0, c0, batch_sizes, num_layers, bidirectional, batch_first);
   call.set_weights(weights, has_bias);
   call.run(grad_output, grad_h_n, grad_c_n, output, reserve);
   return {*call.grad_x, *call.grad_h0, *call.grad_c0, call.grad_weights};
@@ -201,7 +75,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_cell_bac
                                                                                       Tensor x, Tensor h, Tensor c,
                                                                                       Tensor w_ih, Tensor w_hh,
                                                                                       Tensor reserve, bool has_bias) {
-  Call call("lstm_cell_backward", x, h, c);
+  BackwardCall call("lstm_cell_backward", x, h, c);
   call.set_weights({w_ih, w_hh}, has_bias);
   call.run(std::nullopt, grad_h, grad_c, std::nullopt, reserve);  // one step reads no output
   Tensors& grads = call.grad_weights;

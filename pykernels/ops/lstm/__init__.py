@@ -33,13 +33,14 @@ def lstm_cell(
     """One step of an LSTM.
 
     Args:
-        x: (B, I), or (I,) for one unbatched step. float32 or bfloat16 on the kernels; the reference takes any float.
+        x: (B, I), or (I,) for one unbatched step. float32, bfloat16 or, on CUDA, float16 on the kernels; the reference
+            takes any float.
         states: (h, c), each (B, H), or (H,) if x is unbatched.
         w_ih: (4H, I), gates i, f, g, o.
         w_hh: (4H, H).
         b_ih: (4H,) or None.
         b_hh: (4H,) or None.
-        backend: "auto", "cpu" or "reference"; None takes the `pykernels.backend` block's.
+        backend: "auto", "cpu", "cuda" or "reference"; None takes the `pykernels.backend` block's.
 
     Returns:
         (h, c), each (B, H) or (H,), contiguous, of x's dtype (autocast's, inside autocast).
@@ -94,7 +95,8 @@ def lstm(
 
     Args:
         x: (T, B, I); (B, T, I) if batch_first; (T, I) for one unbatched sequence; with batch_sizes the data of a
-            PackedSequence, (sum of batch_sizes, I). float32 or bfloat16 on the kernels; the reference takes any float.
+            PackedSequence, (sum of batch_sizes, I). float32, bfloat16 or, on CUDA, float16 on the kernels; the
+            reference takes any float.
         states: (h0, c0), each (num_layers * D, B, H), without B if x is unbatched; D = 2 if bidirectional, else 1.
         weights: of every layer and direction in turn w_ih (4H, I or D * H), w_hh (4H, H) and, for an LSTM with biases,
             b_ih (4H,), b_hh (4H,): nn.LSTM's flat order. Their number tells whether there are biases.
@@ -105,7 +107,7 @@ def lstm(
             the masks that nn.LSTM draws.
         training: without it there is no dropout.
         batch_sizes: (T,) int64 on the CPU, not rising: PackedSequence.batch_sizes.
-        backend: "auto", "cpu" or "reference"; None takes the `pykernels.backend` block's.
+        backend: "auto", "cpu", "cuda" or "reference"; None takes the `pykernels.backend` block's.
 
     Returns:
         output: x's shape with D * H in place of I.

@@ -63,6 +63,11 @@ def _lstm_shapes(x: Tensor, h0: Tensor, directions: int) -> tuple[Tensor, Tensor
     )
 
 
+def _reserve(x: Tensor, elements: Any) -> Tensor:
+    """What the forward keeps for the backward: float32 on the CPU, on CUDA of x's dtype."""
+    return x.new_empty((elements,), dtype=x.dtype if x.device.type == "cuda" else torch.float32)
+
+
 def _lstm_fake(
     x: Tensor,
     h0: Tensor,
@@ -79,7 +84,7 @@ def _lstm_fake(
     rows, hidden = math.prod(x.shape[:-1]), h0.shape[-1]
     reserve = rows * num_layers * directions * 5 * hidden + (num_layers - 1) * rows * directions * hidden
     shapes = _lstm_shapes(x, h0, directions)
-    return (*shapes, x.new_empty((reserve if save else 0,), dtype=torch.float32))
+    return (*shapes, _reserve(x, reserve if save else 0))
 
 
 def _lstm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -134,6 +139,13 @@ def _like(t: Tensor) -> Tensor:
 
 
 def _pack_fake(weights: list[Tensor], num_layers: int, bidirectional: bool, has_bias: bool) -> Tensor:
+    if weights[0].device.type == "cuda":  # lstm_packed_bytes in csrc/include/pykernels/cuda/lstm.h
+        size: Any = 0
+        vector = 16 // weights[0].element_size()
+        for w_ih, w_hh in zip(weights[:: 4 if has_bias else 2], weights[1 :: 4 if has_bias else 2], strict=True):
+            pitches = sum((w.shape[1] + vector - 1) // vector * vector for w in (w_ih, w_hh))
+            size += w_ih.shape[0] * (pitches + vector // 4)  # and a float32 bias a row
+        return weights[0].new_empty((size,))
     size = torch.library.get_ctx().new_dynamic_size()  # the layout is the ISA's
     return weights[0].new_empty((size,), dtype=torch.uint8)
 
@@ -164,7 +176,7 @@ def _cell_fake(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     reserve = h.numel() * 5 if save else 0
-    return _like(h), _like(c), x.new_empty((reserve,), dtype=torch.float32)
+    return _like(h), _like(c), _reserve(x, reserve)
 
 
 def _cell_packed_fake(
