@@ -550,7 +550,7 @@ PK_DEVICE void load_sums(const char* from, Sum (&v)[kCount]) {
 // its own bytes of `shared` (kStagedBytes<Tile> in all, at most kSharedBytes of any sensible tile): after mainloop no
 // barrier is needed, but one before `shared` is used otherwise.
 template <class Tile>
-inline constexpr int kStagedPitch = Tile::kWarpN * 4 + 16;  // of a row, in bytes: rows shifted by four banks
+inline constexpr int kStagedPitch = Tile::kWarpN * 4 + 32;  // of a row, in bytes: four rows of pairs fill the banks
 template <class Tile>
 inline constexpr int kStagedBytes = Tile::kWarpsM * Tile::kWarpsN * 16 * kStagedPitch<Tile>;
 

@@ -40,8 +40,10 @@ struct Tiles {
   }
 };
 
-// A warp's part of the staging area: 16 rows of 64 columns, each row shifted by four banks.
-inline constexpr int kWgmmaStagedColumns = 64, kWgmmaStagedPitch = kWgmmaStagedColumns * 4 + 16;
+// A warp's part of the staging area: 16 rows of 64 columns. Groups of eight columns lie at group ^ row % 4, so that the
+// pairs of four rows, which are stored at once, fill the banks.
+inline constexpr int kWgmmaStagedColumns = 64, kWgmmaStagedPitch = kWgmmaStagedColumns * 4;
+PK_DEVICE int wgmma_staged(int row, int column) { return row * kWgmmaStagedPitch + ((column ^ (row % 4 * 8)) * 4); }
 template <class T>
 inline constexpr int kWgmmaStagedBytes = T::kConsumers / kWarp * 16 * kWgmmaStagedPitch;
 // A whole warpgroup asks, so that it can give its registers to the others: ptxas counts warpgroups, and allows a block
@@ -57,10 +59,10 @@ inline constexpr int kPersistentBytes = T::kSharedBytes + kWgmmaStagedBytes<T>;
 template <class T, int kColumns, class F>
 PK_DEVICE void for_each_wgmma_staged(const typename T::Accumulator& acc, char* staging, const F& f) {
   using Sum = typename T::Sum;
-  constexpr int kLanes = kWgmmaStagedColumns / kColumns, kRowsAtOnce = kWarp / kLanes, kPitch = kWgmmaStagedPitch;
+  constexpr int kLanes = kWgmmaStagedColumns / kColumns, kRowsAtOnce = kWarp / kLanes;
   static_assert(kColumns == 4 || kColumns == 8 || kColumns == 16);
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
-  char* const mine = staging + warp * 16 * kPitch;
+  char* const mine = staging + warp * 16 * kWgmmaStagedPitch;
   PK_UNROLL
   for (int part = 0; part < T::kN / kWgmmaStagedColumns; ++part) {
     __syncwarp();  // the last part has been read
@@ -69,7 +71,7 @@ PK_DEVICE void for_each_wgmma_staged(const typename T::Accumulator& acc, char* s
       const Sum* const v = acc.v + (part * kWgmmaStagedColumns / 8 + j) * 4;
       PK_UNROLL
       for (int half = 0; half < 2; ++half) {
-        auto* const pair = reinterpret_cast<Sum*>(mine + (lane / 4 + half * 8) * kPitch + (j * 8 + lane % 4 * 2) * 4);
+        auto* const pair = reinterpret_cast<Sum*>(mine + wgmma_staged(lane / 4 + half * 8, j * 8 + lane % 4 * 2));
         pair[0] = v[half * 2];
         pair[1] = v[half * 2 + 1];
       }
@@ -78,8 +80,12 @@ PK_DEVICE void for_each_wgmma_staged(const typename T::Accumulator& acc, char* s
     PK_ROLLED
     for (int row = lane / kLanes; row < 16; row += kRowsAtOnce) {
       Sum v[kColumns];
-      load_sums(mine + row * kPitch + lane % kLanes * kColumns * 4, v);
-      f(warp * 16 + row, part * kWgmmaStagedColumns + lane % kLanes * kColumns, v);
+      const int column = lane % kLanes * kColumns;
+      PK_UNROLL
+      for (int c = 0; c < kColumns; c += 4) {
+        load_sums(mine + wgmma_staged(row, column + c), reinterpret_cast<Sum(&)[4]>(v[c]));
+      }
+      f(warp * 16 + row, part * kWgmmaStagedColumns + column, v);
     }
   }
 }
