@@ -14,7 +14,14 @@
 namespace simt::race {
 namespace {
 
-using Clock = std::vector<uint32_t>;
+// Times of the threads [first, first + times.size()), 0 for all others: most threads only ever meet those of their own
+// block, and those of an elementwise kernel none.
+struct Clock {
+  unsigned first = 0;
+  std::vector<uint32_t> times;
+
+  uint32_t at(unsigned thread) const { return thread - first < times.size() ? times[thread - first] : 0; }
+};
 
 // The latest access of one thread to some of a granule's bytes.
 struct Access {
@@ -43,17 +50,21 @@ Detector& detector() {
 
 Clock& clock_of(unsigned thread) {
   Clock& c = detector().threads[thread];
-  // Most threads never meet most others, so clocks are made when they are needed.
-  if (c.empty()) {
-    c.assign(detector().threads.size(), 0);
-    c[thread] = 1;
-  }
+  if (c.times.empty()) c = {thread, {1}};
   return c;
 }
 
 void join(Clock& into, const Clock& from) {
-  if (into.size() < from.size()) into.resize(from.size(), 0);
-  for (size_t i = 0; i < from.size(); ++i) into[i] = std::max(into[i], from[i]);
+  if (from.times.empty()) return;
+  if (into.times.empty()) into.first = from.first;
+  if (from.first < into.first) {
+    into.times.insert(into.times.begin(), into.first - from.first, 0);
+    into.first = from.first;
+  }
+  const size_t offset = from.first - into.first;
+  if (into.times.size() < offset + from.times.size()) into.times.resize(offset + from.times.size(), 0);
+  for (size_t i = 0; i < from.times.size(); ++i)
+    into.times[offset + i] = std::max(into.times[offset + i], from.times[i]);
 }
 
 [[noreturn]] void report(const void* p, const Access& before, const Access& now) {
@@ -69,7 +80,7 @@ void join(Clock& into, const Clock& from) {
 void touch_granule(uintptr_t granule, uint8_t bytes, const void* p, bool write, bool atomic) {
   Detector& d = detector();
   Clock& mine = clock_of(d.running);
-  const Access now = {d.running, mine[d.running], bytes, write, atomic};
+  const Access now = {d.running, mine.at(d.running), bytes, write, atomic};
   Granule& g = d.memory[granule];
   Access* place = nullptr;
   for (Access& a : g.accesses) {
@@ -77,7 +88,7 @@ void touch_granule(uintptr_t granule, uint8_t bytes, const void* p, bool write, 
       if (!place) place = &a;
       continue;
     }
-    const bool ordered = a.thread == d.running || a.time <= mine[a.thread];
+    const bool ordered = a.thread == d.running || a.time <= mine.at(a.thread);
     if (!ordered && (a.bytes & bytes) && (a.write || write) && !(a.atomic && atomic)) report(p, a, now);
     // What is ordered before this one and covered by it need not be kept, unless this is a read of what was written.
     if (ordered && (a.bytes & ~bytes) == 0 && (write || !a.write) && a.atomic == atomic) place = &a;
@@ -122,7 +133,7 @@ void release(const void* object) {
   if (d.running == kNobody) return;
   Clock& mine = clock_of(d.running);
   join(d.objects[object], mine);
-  ++mine[d.running];
+  ++mine.times[d.running - mine.first];
 }
 
 void acquire_for(unsigned thread, const void* object) {
