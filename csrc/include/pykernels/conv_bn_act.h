@@ -47,7 +47,7 @@ struct ConvTensor {
 
 struct ConvArgs {
   ConvShape shape;
-  DType dtype;                   // of x, residual and y: f32 or bf16
+  DType dtype;                   // of x, residual and y: f32 or bf16; on CUDA also f16
   ConvTensor x;                  // (n, c, h, w)
   const void* packed = nullptr;  // [packed_bytes], of conv_pack
   int64_t packed_bytes = 0;
@@ -60,6 +60,7 @@ struct ConvArgs {
   float negative_slope = 0.01f;  // leaky_relu's
   void* workspace = nullptr;     // [workspace_bytes], at least conv_workspace_bytes
   int64_t workspace_bytes = 0;
+  bool tf32 = false;  // f32 factors may be rounded to tf32, where that is faster; on CUDA it is
 };
 
 // Refuses sizes that are negative or impossible, and an output without pixels. All functions below check it first.

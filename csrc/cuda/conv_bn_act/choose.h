@@ -1,0 +1,106 @@
+// Which kernel, tile and split a convolution gets, and how its weight is packed: pure functions of shape, arithmetic
+// and device, with no CUDA in them.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/device.h"
+#include "pykernels/conv_bn_act.h"
+
+namespace pk::cuda::conv {
+
+// What the matrix unit multiplies: f32 is three products of tf32, of float32's own precision.
+enum class Math { f16, bf16, f32, tf32, i8 };
+
+constexpr int64_t element_bytes(Math math) {
+  return math == Math::i8 ? 1 : math == Math::f16 || math == Math::bf16 ? 2 : 4;
+}
+
+constexpr int64_t ceil_div_64(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up_64(int64_t a, int64_t b) { return ceil_div_64(a, b) * b; }
+
+constexpr bool is_depthwise(const ConvShape& s) { return s.groups == s.c && s.groups > 1; }
+
+// A group's input channels as the kernels see them: to 16 bytes, so that a copy of 16 never leaves its filter tap; up
+// to 8 bytes to 8, so that three channels of an image are not made eight.
+constexpr int64_t padded_channels(int64_t c_group, int64_t bytes) {
+  if (c_group * bytes % 8 == 0 && c_group > 0) return c_group;
+  return c_group * bytes <= 8 ? 8 / bytes : round_up_64(c_group, 16 / bytes);
+}
+
+// The bytes of one copy of x: what divides a tap's channels.
+constexpr int copy_bytes(int64_t c_group, int64_t bytes) {
+  return padded_channels(c_group, bytes) * bytes % 16 == 0 ? 16 : 8;
+}
+
+struct PackedSize {
+  int64_t rows, columns;
+};
+constexpr PackedSize packed_size(const ConvShape& s, int64_t bytes) {
+  if (is_depthwise(s)) return {s.r * s.s, round_up_64(s.k, 16 / bytes)};
+  return {s.k, round_up_64(s.r * s.s * padded_channels(s.c / s.groups, bytes), 16 / bytes)};
+}
+
+// The outputs of a block: pixels x filters. tf32 has no 128 x 128: three products an element want the registers.
+enum class Tile { t128x128, t128x64, t64x64 };
+inline constexpr int kTiles = 3;
+struct TileSize {
+  int m, n;
+};
+constexpr TileSize tile_size(Tile tile) { return {tile == Tile::t64x64 ? 64 : 128, tile == Tile::t128x128 ? 128 : 64}; }
+
+// Bytes of K in a step of the main loop.
+inline constexpr int kStepBytes = 64;
+
+struct Choice {
+  Tile tile = Tile::t64x64;
+  int splits = 1;  // of the sum over (r, s, c); their partial sums are added in order
+};
+
+// The tile and split of least estimated time. Estimated, in clocks of a multiprocessor: rounds of resident blocks, each
+// a number of steps that costs what its products cost at the rate the tile reaches, but at least the latency of a step;
+// and for a split the traffic of the partial sums and one more launch.
+inline Choice choose(const ConvShape& s, Math math, const Device& device) {
+  const int64_t bytes = element_bytes(math), rows = s.n * s.p() * s.q(), filters = s.k / s.groups;
+  const int64_t steps = ceil_div_64(packed_size(s, bytes).columns * bytes, kStepBytes);
+  // Dense products a clock of a multiprocessor; Hopper runs mma.sync at about 60 % of what wgmma reaches.
+  const double hopper = device.capability >= 90 ? 1.25 : 1.0;
+  const double rate = hopper * (math == Math::i8 ? 2048 : math == Math::tf32 ? 512 : math == Math::f32 ? 160 : 1024);
+  constexpr double kLatency = 220, kFixed = 1500, kLaunch = 3000, kBytesPerClock = 12;
+  const auto multiprocessors = static_cast<double>(device.multiprocessors);
+
+  Choice best;
+  double best_time = 0;
+  for (int t = 0; t < kTiles; ++t) {
+    const auto tile = static_cast<Tile>(t);
+    if (tile == Tile::t128x128 && (math == Math::f32 || math == Math::tf32)) continue;
+    const TileSize size = tile_size(tile);
+    const double reached = tile == Tile::t128x128 ? 0.80 : tile == Tile::t128x64 ? 0.70 : 0.55;
+    const int64_t resident = tile == Tile::t128x128 ? 2 : tile == Tile::t128x64 ? 3 : 5;
+    const int64_t blocks = ceil_div_64(rows, size.m) * ceil_div_64(filters, size.n) * s.groups;
+    const double step_work = static_cast<double>(size.m) * size.n * (kStepBytes / static_cast<double>(bytes));
+    const auto round = [&](int64_t together, int64_t k_steps) {
+      const double work = static_cast<double>(together) * step_work / (rate * reached);
+      return kFixed + static_cast<double>(k_steps) * (work > kLatency ? work : kLatency);
+    };
+    for (int splits = 1; splits <= 32; ++splits) {
+      const int64_t k_steps = ceil_div_64(steps, splits);
+      // No split of less than 8 steps, and none that leaves a part empty.
+      if (splits > 1 && (k_steps < 8 || ceil_div_64(steps, k_steps) != splits)) continue;
+      const int64_t each = ceil_div_64(blocks * splits, device.multiprocessors);
+      double time = static_cast<double>(each / resident) * round(resident, k_steps);
+      if (each % resident > 0) time += round(each % resident, k_steps);
+      if (splits > 1) {
+        const double partial = 8.0 * splits * static_cast<double>(rows) * static_cast<double>(s.k);
+        time += kLaunch + partial / (kBytesPerClock * multiprocessors);
+      }
+      if (best_time == 0 || time < best_time) {
+        best_time = time;
+        best = {tile, splits};
+      }
+    }
+  }
+  return best;
+}
+
+}  // namespace pk::cuda::conv
