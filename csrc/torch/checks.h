@@ -47,6 +47,18 @@ inline std::ostream& operator<<(std::ostream& to, ShapeOf shape) {
   return to << ')';
 }
 
+// What torch's suggest_memory_format says of x, of four dimensions: is it channels_last rather than contiguous?
+inline bool is_channels_last(const Tensor& x) {
+  int64_t least = 0;
+  if (x.stride(1) == 0) return false;
+  for (int64_t d : {1, 3, 2, 0}) {
+    const int64_t size = x.size(d), stride = x.stride(d);
+    if (size == 0 || stride < least || (d == 0 && least == x.stride(1))) return false;
+    least = size > 1 ? stride * size : stride;
+  }
+  return true;
+}
+
 inline const char* dtype_name(ScalarType t) {
   switch (t) {
     case ScalarType::Float:

@@ -26,18 +26,6 @@ void check_dim(const Tensor& t, int64_t expected, const char* op, const char* ar
   check(t.dim() == expected, op, argument, "expected ", expected, " dimensions, got shape ", shape_of(t));
 }
 
-// What torch's suggest_memory_format says of x: is it channels_last rather than contiguous?
-bool is_channels_last(const Tensor& x) {
-  int64_t least = 0;
-  if (x.stride(1) == 0) return false;
-  for (int64_t d : {1, 3, 2, 0}) {
-    const int64_t size = x.size(d), stride = x.stride(d);
-    if (size == 0 || stride < least || (d == 0 && least == x.stride(1))) return false;
-    least = size > 1 ? stride * size : stride;
-  }
-  return true;
-}
-
 // x's memory format, as torch's conv2d gives.
 Tensor empty_output(const Tensor& x, const ConvShape& shape) {
   const Ints sizes = {shape.n, shape.k, shape.p(), shape.q()};
