@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(kThreads, kPointwiseResident) gradients(Backwa
 
 Slope slope_of(const BatchNormAct& f) {
   if (f.activation == Activation::none) return Slope::one;
-  if (batch_norm_act_has_mask(f.activation, f.residual != nullptr)) return Slope::from_mask;
+  if (f.mask) return Slope::from_mask;
   return f.residual ? Slope::from_x_and_residual : Slope::from_x;
 }
 
@@ -245,7 +245,10 @@ Status batch_norm_act_backward(const BatchNormActBackward& args, void* workspace
   if (args.batch_statistics && m > 0) b.over_m = static_cast<float>(1.0 / static_cast<double>(m));
   if (p.slabs) {
     if (!args.dy || !f.x || !args.dx) return {"dy, x, dx: expected pointers, got null"};
-    if (b.slope == Slope::from_mask && !f.mask) return {"mask: expected a pointer, got null"};
+    if (b.slope == Slope::from_mask && !batch_norm_act_has_mask(f.activation, true)) {
+      return {"mask: expected null for this activation"};
+    }
+    if (batch_norm_act_has_mask(f.activation, f.residual) && !f.mask) return {"mask: expected a pointer, got null"};
   }
   const bool whole = p.inner % kGroup == 0 && is_aligned(f.x) && is_aligned(f.residual) && is_aligned(args.dy) &&
                      is_aligned(args.dx) && is_aligned(args.dresidual);

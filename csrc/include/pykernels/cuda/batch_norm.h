@@ -1,12 +1,12 @@
 // Batch norm, residual add and activation in training, on a CUDA device:
 //
-//   mean[c], var[c] over n, h, w of x        (batch_norm_statistics, or batch_norm_combine from a convolution's epilogue)
-//   y = act((x - mean) * weight / sqrt(var + eps) + bias + residual)                                   (batch_norm_act)
-//   dx, dresidual, dweight, dbias of dy                                                       (batch_norm_act_backward)
+//   mean[c], var[c] over n, h, w of x        (batch_norm_statistics, or batch_norm_combine from a convolution's
+//   epilogue) y = act((x - mean) * weight / sqrt(var + eps) + bias + residual) (batch_norm_act) dx, dresidual, dweight,
+//   dbias of dy                                                       (batch_norm_act_backward)
 //
 // Values are read as `dtype` and computed in float32; vectors of length c are float32. Every sum has a fixed order: the
-// same input on the same GPU model gives the same bits. Nothing here allocates or waits for the device; all of it can be
-// captured in a CUDA graph.
+// same input on the same GPU model gives the same bits. Nothing here allocates or waits for the device; all of it can
+// be captured in a CUDA graph.
 #pragma once
 
 #include <cstdint>
@@ -77,7 +77,7 @@ PK_API Status batch_norm_act(const BatchNormAct& args, void* stream);
 //   dx = weight / sqrt(var + eps) * (dz - dbias / m - x^ * dweight / m)
 // the last two terms only where mean and var are the batch's own.
 struct BatchNormActBackward {
-  BatchNormAct forward;       // its arguments; y is not read, the mask is where it was needed
+  BatchNormAct forward;       // its arguments; y is not read, nor the residual where there is a mask
   const void* dy = nullptr;   // of the shape
   void* dx = nullptr;         // of the shape
   void* dresidual = nullptr;  // of the shape; or null: not wanted
