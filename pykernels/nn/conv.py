@@ -18,11 +18,12 @@ from pykernels import _backend, _native
 from pykernels.nn._packed import active_isa, capturing, finish, isa_of, optimizer_steps, undisturbed
 from pykernels.nn._replaceable import check_replaceable
 from pykernels.ops._activation import ACTIVATIONS, activation_code, apply_activation
-from pykernels.ops.conv_bn_act import conv_bn_act, fold_batch_norm
+from pykernels.ops.conv_bn_act import batch_norm_act, conv_bn_act, fold_batch_norm
 from pykernels.ops.conv_bn_act.arguments import check_call, geometry
 from pykernels.ops.conv_bn_act.spec import CONV_BN_ACT
 
 torch.fx.wrap("conv_bn_act")  # one node in a symbolic trace
+torch.fx.wrap("batch_norm_act")
 
 _CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 _DIRECT = 0
@@ -174,12 +175,40 @@ class ConvBNAct2d(nn.Module):
                 stride=conv.stride, padding=padding, dilation=conv.dilation, groups=conv.groups,
                 activation=self.activation, negative_slope=self.negative_slope,
             )  # fmt: skip
+        if conv.weight.is_cuda and _runs_nothing_else(bn):
+            return self._normalise(bn, self._convolve(x, padding), residual)
         z = conv_bn_act(
             x, conv.weight, conv.bias, stride=conv.stride, padding=padding, dilation=conv.dilation, groups=conv.groups,
             activation="none",
         )  # fmt: skip
         z = bn(z)
         return apply_activation(z if residual is None else z + residual, self.activation, self.negative_slope)
+
+    def _convolve(self, x: torch.Tensor, padding: Any) -> torch.Tensor:
+        """The convolution alone; where gradients may be wanted torch's, which has the backward pass anyway."""
+        conv = self.conv
+        options = {"stride": conv.stride, "padding": padding, "dilation": conv.dilation, "groups": conv.groups}
+        if torch.is_grad_enabled():
+            return F.conv2d(x, conv.weight, conv.bias, **options)
+        return conv_bn_act(x, conv.weight, conv.bias, activation="none", **options)
+
+    def _normalise(self, bn: nn.BatchNorm2d, z: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        """What follows the convolution where the statistics are the batch's, in one op; ``bn``'s state as by itself."""
+        momentum = 0.0 if bn.momentum is None else bn.momentum
+        tracks = bn.training and bn.track_running_stats
+        if tracks and bn.num_batches_tracked is not None:
+            bn.num_batches_tracked.add_(1)
+            if bn.momentum is None:
+                momentum = 1.0 / float(bn.num_batches_tracked)
+        unbatched = z.dim() == 3
+        if unbatched:
+            z, residual = z[None], None if residual is None else residual[None]
+        y = batch_norm_act(
+            z, bn.running_mean if tracks else None, bn.running_var if tracks else None, bn.weight, bn.bias,
+            training=True, momentum=momentum, eps=bn.eps, residual=residual, activation=self.activation,
+            negative_slope=self.negative_slope,
+        )  # fmt: skip
+        return y[0] if unbatched else y
 
     def _check(self, x: torch.Tensor, residual: torch.Tensor | None) -> None:
         """Raises where an argument is wrong, in the words of the plain op."""
@@ -339,6 +368,12 @@ def _slots(conv: Any, bn: Any) -> list[tuple[dict[str, Any], str]]:
         slots += [(bn._buffers, "running_mean"), (bn._buffers, "running_var")]
         slots += [(bn._parameters, "weight"), (bn._parameters, "bias")]
     return slots
+
+
+def _runs_nothing_else(bn: nn.BatchNorm2d) -> bool:
+    """Is calling ``bn`` batch norm and nothing else: no hooks, no subclass with a ``forward`` of its own?"""
+    hooks = (bn._forward_hooks, bn._forward_pre_hooks, bn._backward_hooks, bn._backward_pre_hooks)
+    return type(bn) is nn.BatchNorm2d and not any(hooks)
 
 
 def _requires_grad(conv: Any, bn: Any) -> bool:

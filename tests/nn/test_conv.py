@@ -600,3 +600,33 @@ def test_meta_and_fake_tensors(x):
 
 def test_repr():
     assert "activation='leaky_relu', negative_slope=0.3" in repr(make(activation="leaky_relu", negative_slope=0.3))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": None}, {"track_running_stats": False}, {"affine": False}], ids=str
+)
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_training_on_cuda_normalises_as_the_batch_norm_itself_would(options, with_residual, x):
+    # What CUDA runs after its convolution, here on the reference.
+    block = make(**options).train()
+    twin = copy.deepcopy(block)
+    for batch in (x, 2 * x + 1):
+        residual = torch.ones(2, 16, 9, 10) if with_residual else None
+        got = block._normalise(block.bn, block._convolve(batch, 1), residual)
+        assert relative_l2(got, plain(twin, batch, residual)) <= 2e-6
+    torch.testing.assert_close(block.state_dict(), twin.state_dict())
+    unbatched = block._normalise(block.bn, block._convolve(x[0], 1), None)
+    assert relative_l2(unbatched, plain(twin, x[:1])[0]) <= 2e-6
+    block.eval()
+    if block.bn.running_mean is None:
+        assert relative_l2(block._normalise(block.bn, block._convolve(x, 1), None), plain(twin.eval(), x)) <= 2e-6
+
+
+def test_training_on_cuda_leaves_a_batch_norm_with_hooks_alone():
+    from pykernels.nn.conv import _runs_nothing_else
+
+    block = make()
+    assert _runs_nothing_else(block.bn)
+    block.bn.register_forward_hook(lambda *_: None)
+    assert not _runs_nothing_else(block.bn)
+    assert not _runs_nothing_else(nn.SyncBatchNorm(16))

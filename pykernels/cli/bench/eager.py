@@ -46,6 +46,26 @@ def _conv_bn_act(
     return z.relu_() if activation == "relu" else apply_activation(z, activation, negative_slope)
 
 
+def _batch_norm_act(
+    x: torch.Tensor,
+    running_mean: torch.Tensor | None = None,
+    running_var: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    *,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    residual: torch.Tensor | None = None,
+    activation: str = "relu",
+    negative_slope: float = 0.01,
+) -> torch.Tensor:
+    z = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    if residual is not None:
+        z += residual
+    return z.relu_() if activation == "relu" else apply_activation(z, activation, negative_slope)
+
+
 def _lstm_cell(
     x: torch.Tensor,
     states: tuple[torch.Tensor, torch.Tensor],
@@ -121,6 +141,7 @@ def _quantize_int8(x: torch.Tensor, *, axis: int | None = None, symmetric: bool 
 
 _EAGER: dict[str, Callable[..., Any]] = {
     "conv_bn_act": _conv_bn_act,
+    "batch_norm_act": _batch_norm_act,
     "lstm_cell": _lstm_cell,
     "lstm": _lstm,
     "int8_matmul": _int8_matmul,

@@ -1,0 +1,17 @@
+// Schemas of batch norm + residual + activation: see pykernels/ops/conv_bn_act/batch_norm.py for what they compute. The
+// CUDA kernels are in csrc/torch/cuda/batch_norm.cpp; on a CPU they are plain PyTorch, in batch_norm_autograd.py.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
+  // Apart from batch_norm_act, for only an op that changes no argument may have a gradient.
+  m.def(
+      "batch_norm_statistics(Tensor x, Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum) -> "
+      "(Tensor mean, Tensor var)");
+  m.def(
+      "batch_norm_act(Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? residual, "
+      "bool training, float eps, int activation, float negative_slope) -> (Tensor y, Tensor mask)");
+  m.def(
+      "batch_norm_act_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, "
+      "Tensor? residual, Tensor mask, bool training, float eps, int activation, float negative_slope, "
+      "bool need_residual) -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)");
+}
