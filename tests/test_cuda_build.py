@@ -238,12 +238,18 @@ class Watch(torch.utils._python_dispatch.TorchDispatchMode):
     def __torch_dispatch__(self, f, types, args=(), kwargs=None):
         called.append(str(f)) if f.namespace == "pykernels" else None
         return f(*args, **(kwargs or {}))
-with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
+with FakeTensorMode(), torch.no_grad():
     for make, shape in CASES:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             called.clear()
-            model = make().to(dtype).eval()
-            x = torch.randn(*shape, dtype=dtype)
+            there = {"device": "cuda", "dtype": dtype}
+            model = make().eval()
+            for module in model.modules():
+                for tensors in (module._parameters, module._buffers):
+                    for n, t in tensors.items():
+                        how = there if t is not None and t.is_floating_point() else {"device": "cuda"}
+                        tensors[n] = None if t is None else torch.empty_like(t, **how)
+            x = torch.empty(*shape, dtype=dtype, device="cuda")
             with Watch():
                 y = model(x)
             y = y[0] if isinstance(y, tuple) else y

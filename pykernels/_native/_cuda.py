@@ -22,6 +22,7 @@ MEND = "build them with `PK_CUDA=1 pip install -e . --no-build-isolation` in the
 #: Every op that the binding has CUDA kernels for.
 OPS: tuple[str, ...] = (
     *("batch_norm_statistics", "batch_norm_act", "batch_norm_act_backward"),
+    *("lstm", "lstm_backward", "lstm_pack", "lstm_packed", "lstm_cell", "lstm_cell_backward", "lstm_cell_packed"),
     *("int8_matmul", "int8_pack", "int8_matmul_packed", "int8_linear", "int8_linear_packed", "quantize_int8"),
 )
 
@@ -52,7 +53,8 @@ def load(cut_short: str | None) -> str | None:
 
 def has_kernel(op: str) -> bool:
     """Has a loaded library a CUDA kernel for ``op``?"""
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"pykernels::{op}", "CUDA"))
+    defined = hasattr(torch.ops.pykernels, op)
+    return defined and torch._C._dispatch_has_kernel_for_dispatch_key(f"pykernels::{op}", "CUDA")
 
 
 @functools.cache
