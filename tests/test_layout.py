@@ -42,7 +42,7 @@ def test_kernels_know_no_framework(path):
 def test_the_binding_uses_only_the_stable_abi(path):
     allowed = (
         "torch/checks.h",
-        "torch/cuda/checks.h",
+        "torch/cuda/",
         "torch/csrc/stable/",
         "torch/headeronly/",
         "torch/csrc/inductor/aoti_torch/c/",

@@ -38,7 +38,7 @@ struct TapLoader {
 
   PK_DEVICE Row row(int tile_row) const {
     const int row = first_row + tile_row;
-    if (row >= g.rows) return {0, -kOutside, 0};
+    if (row >= g.rows) return {0, -2 * kOutside, 0};  // outside under the position past the last tap, too
     const int pq = g.p * g.q, n = row / pq, within = row % pq;
     const int h = within / g.q * g.stride_h - g.pad_top, w = within % g.q * g.stride_w - g.pad_left;
     return {n * g.x_stride_n + h * g.x_stride_h + w * g.x_stride_w, h, w};
