@@ -6,6 +6,7 @@
 
 #include "cuda/launch.cuh"
 #include "cuda/lstm/backward_kernels.h"
+#include "cuda/lstm/layout.h"
 #include "pykernels/cuda/gemm.h"
 #include "pykernels/cuda/lstm.h"
 
@@ -20,34 +21,9 @@ const char* at(const void* p, int64_t element, DType dtype) {
 }
 char* at(void* p, int64_t element, DType dtype) { return static_cast<char*>(p) + element * element_bytes(dtype); }
 
-bool product_fits(std::initializer_list<int64_t> factors) {
-  int64_t product = 1;
-  for (const int64_t f : factors)
-    if (__builtin_mul_overflow(product, f, &product)) return false;
-  return true;
-}
-
 Status check(const LstmShape& s) {
-  if (s.dtype != DType::f32 && s.dtype != DType::f16 && s.dtype != DType::bf16)
-    return {"dtype: expected float32, float16 or bfloat16"};
-  if (s.hidden < 1 || s.hidden > 1 << 24) return {"hidden: expected 1 to 2^24 units"};
-  if (s.input < 0 || s.input > 1 << 24) return {"input: expected 0 to 2^24 features"};
-  if (s.layers < 1 || s.layers > 1 << 16) return {"layers: expected 1 to 2^16"};
-  if (s.directions != 1 && s.directions != 2) return {"directions: expected 1 or 2"};
-  if (s.steps < 1 || s.steps > 1 << 30) return {"steps: expected 1 to 2^30"};
-  if (s.batch < 0 || s.batch > 1 << 30) return {"batch: expected 0 to 2^30"};
-  if (s.batch_sizes) {
-    if (s.batch_sizes[0] != s.batch) return {"batch_sizes: expected the first to be the batch"};
-    for (int64_t t = 0; t < s.steps; ++t) {
-      if (s.batch_sizes[t] < 1) return {"batch_sizes: expected each to be at least 1"};
-      if (t && s.batch_sizes[t] > s.batch_sizes[t - 1]) return {"batch_sizes: expected them not to increase"};
-    }
-  }
-  if (s.steps * s.batch > 1 << 30) return {"steps, batch: expected at most 2^30 rows"};
-  const int64_t widest = s.input > 2 * s.hidden ? s.input : 2 * s.hidden;
-  if (!product_fits({s.layers, 2, 8, s.hidden + 64, widest + 64, 4}) ||
-      !product_fits({s.steps * s.batch + 1, 2, s.layers, 8, widest + 64, 4}))
-    return {"steps, batch, layers, input, hidden: the tensors are too large"};
+  if (const Status status = check_call(s); !status) return status;
+  if (lstm_rows(s) > 1 << 30) return {"steps, batch: expected at most 2^30 rows"};
   return kOk;
 }
 
@@ -57,17 +33,6 @@ int64_t row_stride(const LstmSequence& q, const LstmShape& s) {
   if (s.batch == 1) return q.step;
   return q.step == s.batch * q.row ? q.row : 0;
 }
-
-// Pieces of the workspace, one behind the other; with no base only their sizes count.
-struct Arena {
-  char* base;
-  int64_t used = 0;
-  void* take(int64_t bytes) {
-    char* const p = base ? base + used : nullptr;
-    used += (bytes + 255) / 256 * 256;
-    return p;
-  }
-};
 
 struct Workspace {
   int* starts = nullptr;                 // (steps + 1) of packed sequences
@@ -102,22 +67,22 @@ class Backward {
     const int64_t element = element_bytes(s_.dtype);
     Arena arena{base};
     Workspace& w = workspace_;
-    if (s_.batch_sizes) w.starts = static_cast<int*>(arena.take((s_.steps + 1) * 4));
-    w.d_gates = arena.take(d_gates_bytes());
-    w.previous = arena.take(rows_ * s_.hidden * element);
+    if (s_.batch_sizes) w.starts = arena.take<int>(s_.steps + 1);
+    w.d_gates = arena.take<char>(d_gates_bytes());
+    w.previous = arena.take<char>(rows_ * s_.hidden * element);
     for (int i = 0; i < 2; ++i)
-      if (s_.layers > 1 + i) w.between[i] = arena.take(rows_ * width_ * element);
-    if (!row_stride(call_.x, s_)) w.x = arena.take(rows_ * s_.input * element);
-    if (!row_stride(call_.grad_x, s_)) w.grad_x = arena.take(rows_ * s_.input * element);
+      if (s_.layers > 1 + i) w.between[i] = arena.take<char>(rows_ * width_ * element);
+    if (!row_stride(call_.x, s_)) w.x = arena.take<char>(rows_ * s_.input * element);
+    if (!row_stride(call_.grad_x, s_)) w.grad_x = arena.take<char>(rows_ * s_.input * element);
     if (choice_.persistent) {
-      w.fragments = arena.take(backward_persistent_workspace(s_, choice_));
+      w.fragments = arena.take<char>(backward_persistent_workspace(s_, choice_));
     } else {
-      w.dh = static_cast<float*>(arena.take(s_.batch * s_.hidden * 4));
-      w.dc = static_cast<float*>(arena.take(s_.batch * s_.hidden * 4));
+      w.dh = arena.take<float>(s_.batch * s_.hidden);
+      w.dc = arena.take<float>(s_.batch * s_.hidden);
     }
-    if (s_.bias) w.sums = arena.take(column_sums_workspace(s_, pitch_));
+    if (s_.bias) w.sums = arena.take<char>(column_sums_workspace(s_, pitch_));
     if (const Status status = measure_gemms(); !status) return status;
-    w.gemm = arena.take(static_cast<int64_t>(w.gemm_bytes));
+    w.gemm = arena.take<char>(static_cast<int64_t>(w.gemm_bytes));
     w.bytes = arena.used;
     return kOk;
   }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "cuda/device.h"
 #include "pykernels/lstm.h"
@@ -77,7 +78,7 @@ static inline BackwardChoice backward_alternating(const LstmShape& s, const Devi
   BackwardChoice c;
   const int64_t blocks = (s.batch + 63) / 64 * ((s.hidden + 63) / 64);
   const int64_t waves = (blocks + device.multiprocessors - 1) / device.multiprocessors;
-  const int64_t product = 4 * s.hidden * (s.dtype == DType::f32 ? 80 : 10);
+  const int64_t product = 4 * s.hidden * (s.dtype == DType::f32 ? 40 : 10);
   c.cycles = (s.steps + 1) * s.directions * (8000 + waves * product);
   return c;
 }

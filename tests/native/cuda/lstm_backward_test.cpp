@@ -74,7 +74,9 @@ struct Given {
   bool output = true, h_n = true, c_n = true;
 };
 
-std::optional<Gradients> run(const Problem& p, const Oracle& oracle, Order order, LstmPath path, Given given = {}) {
+// after_forward: output and reserve are what the CUDA forward pass makes of the problem, not the oracle's.
+std::optional<Gradients> run(const Problem& p, const Oracle& oracle, Order order, LstmPath path, Given given = {},
+                             bool after_forward = false) {
   const LstmShape& s = p.s;
   const int64_t width = s.directions * s.hidden;
   Sequence x(p, order, s.input), output(p, order, width), grad_output(p, order, width), grad_x(p, order, s.input);
@@ -100,6 +102,25 @@ std::optional<Gradients> run(const Problem& p, const Oracle& oracle, Order order
     from.push_back(there.back()->data());
     there.push_back(std::make_unique<OnDevice>(grads[i]));
     to.push_back(there.back()->data());
+  }
+  if (after_forward) {
+    std::memset(output_there.data(), 0xff, output_there.bytes);
+    std::memset(reserve_there.data(), 0xff, reserve_there.bytes);
+    Buffer state(s.dtype, p.h0.size());
+    OnDevice h_n(state), c_n(state);
+    cuda::LstmForward forward;
+    forward.shape = s;
+    forward.x = view(x, x_there), forward.output = view(output, output_there);
+    forward.h0 = h0_there.data(), forward.c0 = c0_there.data(), forward.weights = from.data();
+    forward.h_n = h_n.data(), forward.c_n = c_n.data(), forward.reserve = reserve_there.data();
+    EXPECT(cuda::lstm_forward_workspace(forward, &forward.workspace_bytes), "workspace");
+    simt::Guarded<char> workspace(static_cast<size_t>(forward.workspace_bytes));
+    forward.workspace = workspace.data();
+    const Status status = cuda::lstm_forward(forward, nullptr);
+    EXPECT(status, "forward: %s", status.error);
+    int64_t elements = 0;
+    EXPECT(cuda::lstm_reserve_elements(s, &elements), "reserve");
+    EXPECT(elements * static_cast<int64_t>(size_of(s.dtype)) == static_cast<int64_t>(reserve_there.bytes), "reserve");
   }
   cuda::LstmBackward call;
   call.shape = s;
@@ -188,6 +209,15 @@ void check_absent() {
     const Oracle oracle(p);
     for (const LstmPath path : {LstmPath::persistent, LstmPath::step})
       compare(p, oracle, run(p, oracle, Order::time_first, path, given));
+  }
+}
+
+// One pass behind the other.
+void check_after_forward() {
+  for (const DType dtype : {DType::f32, DType::f16}) {
+    const Problem p(kCases[6], dtype);
+    const Oracle oracle(p);
+    compare(p, oracle, run(p, oracle, Order::batch_first, LstmPath::automatic, {}, true));
   }
 }
 
@@ -359,6 +389,7 @@ int main() {
   check_choice();
   check_cases();
   check_absent();
+  check_after_forward();
   check_schedules();
   check_tiles();
   check_nan();
