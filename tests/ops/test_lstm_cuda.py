@@ -1,0 +1,223 @@
+"""`lstm` and `lstm_cell` on CUDA tensors: what tracing is told of them, here too; the rest where there is a GPU."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import pykernels as pk
+from pykernels import _native
+from pykernels.ops._check import on_device
+from pykernels.ops.lstm import autograd, reference
+from pykernels.ops.lstm.spec import LSTM, LSTM_CELL
+from tests.harness import cuda_reason, map_tensors, relative_l2, tensors_of, to_double
+from tests.ops.test_lstm import flat, problem
+
+native = pytest.mark.skipif(_native.error is not None, reason="the native library is not built")
+
+REASON = cuda_reason() or LSTM.backends["cuda"]
+
+
+def gpu(test: Any) -> Any:
+    """A test that needs a GPU."""
+    for mark in (pytest.mark.cuda, pytest.mark.skipif(REASON is not None, reason=f"needs a GPU: {REASON}")):
+        test = mark(test)
+    return pytest.mark.usefixtures("exact_float32")(test)
+
+
+#: Sizes of packed sequences, or None.
+SIZES = [pytest.param(None, id="padded"), pytest.param([4, 3, 3, 1, 1], id="packed")]
+
+
+def fake_call(dtype: torch.dtype, sizes: list[int] | None, **options: Any) -> tuple[list[Any], int, int]:
+    """The arguments of torch.ops.pykernels.lstm up to `save`, fake CUDA tensors but for the sizes; and rows and H."""
+    (x, states, weights), named = map_tensors(
+        problem(5, 4, 12, 24, dtype=dtype, batch_sizes=sizes, **options),
+        lambda t: torch.empty(t.shape, dtype=t.dtype, device="cuda") if t.is_floating_point() else t,
+    )
+    flags = [named["num_layers"], named["bidirectional"], named["batch_first"], options.get("bias", True)]
+    return [x, *states, weights, named.get("batch_sizes"), *flags], x.numel() // 12, 24
+
+
+@native
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_fake_sequences(dtype, sizes):
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        args, rows, hidden = fake_call(dtype, sizes, num_layers=2, bidirectional=True)
+        x, h0 = args[:2]
+        output, h_n, c_n, reserve = torch.ops.pykernels.lstm(*args, True)
+        for t, shape in ((output, (*x.shape[:-1], 2 * hidden)), (h_n, h0.shape), (c_n, h0.shape)):
+            assert (t.shape, t.dtype, t.device.type, t.is_contiguous()) == (shape, dtype, "cuda", True)
+        # lstm_reserve_elements in csrc/include/pykernels/cuda/lstm.h, in the tensors' own dtype.
+        assert (reserve.shape, reserve.dtype) == ((2 * 2 * 5 * rows * hidden + rows * 2 * hidden,), dtype)
+        assert reserve.device.type == "cuda"
+        assert torch.ops.pykernels.lstm(*args, False)[3].shape == (0,)
+
+
+@native
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_fake_gradients_through_autograds_own_functions(sizes, bias):
+    """The engine itself asks for a device, so its two calls are made by hand."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        args, *_ = fake_call(torch.float16, sizes, num_layers=2, bidirectional=True, batch_first=True, bias=bias)
+        outputs = torch.ops.pykernels.lstm(*args, True)
+        ctx = SimpleNamespace(mark_non_differentiable=lambda *_: None, set_materialize_grads=lambda _: None)
+        ctx.save_for_backward = lambda *saved: setattr(ctx, "saved_tensors", saved)
+        autograd._lstm_setup(ctx, (*args, True), outputs)
+        grad_x, grad_h0, grad_c0, grads, *rest = autograd._lstm_backward(ctx, outputs[0], None, outputs[2], None)
+        wanted = [*args[:3], *args[3]]
+        for g, t in zip([grad_x, grad_h0, grad_c0, *grads], wanted, strict=True):
+            assert (g.shape, g.dtype, g.device.type) == (t.shape, t.dtype, "cuda")
+        assert rest == [None] * 6
+
+
+@native
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_fake_cells(dtype, bias):
+    with FakeTensorMode(), torch.no_grad():
+        x, h, w_ih, w_hh, b = (
+            torch.empty(shape, dtype=dtype, device="cuda") for shape in ((3, 5), (3, 7), (28, 5), (28, 7), (28,))
+        )
+        biases = (b, b) if bias else (None, None)
+        h_out, c_out, reserve = torch.ops.pykernels.lstm_cell(x, h, h, w_ih, w_hh, *biases, True)
+        assert [t.shape for t in (h_out, c_out, reserve)] == [(3, 7), (3, 7), (5 * 3 * 7,)]
+        assert {t.dtype for t in (h_out, c_out, reserve)} == {dtype}
+        ctx = SimpleNamespace(mark_non_differentiable=lambda *_: None, set_materialize_grads=lambda _: None)
+        ctx.save_for_backward = lambda *saved: setattr(ctx, "saved_tensors", saved)
+        autograd._cell_setup(ctx, (x, h, h, w_ih, w_hh, *biases, True), (h_out, c_out, reserve))
+        grads = autograd._cell_backward(ctx, h_out, None, None)
+        for g, t in zip(grads, (x, h, h, w_ih, w_hh, *biases, None), strict=True):
+            assert (g is None) == (t is None)
+            assert g is None or (g.shape, g.dtype, g.device.type) == (t.shape, t.dtype, "cuda")
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fake_autocast(dtype):
+    """Which stands before the fake kernels, as before the real ones."""
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_dtype("cuda", dtype)  # torch.autocast itself refuses where there is no GPU
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            args, *_ = fake_call(torch.float32, [4, 2, 2])
+            assert [t.dtype for t in torch.ops.pykernels.lstm(*args, True)] == [dtype] * 4
+    finally:
+        torch.set_autocast_enabled("cuda", before[0])
+        torch.set_autocast_dtype("cuda", before[1])
+
+
+@native
+@pytest.mark.parametrize("sizes", SIZES)
+def test_modules_reach_the_op_with_fake_tensors(sizes, monkeypatch):
+    """Public functions and modules on fake CUDA tensors, as if there were a GPU."""
+    monkeypatch.setattr(_native, "why_not", lambda backend, device: None)
+    for spec in (LSTM, LSTM_CELL):
+        monkeypatch.setitem(spec.backends, "cuda", None)
+    for module in (pk.nn.LSTM, pk.nn.LSTMCell):  # there is nothing to fill with numbers
+        monkeypatch.setattr(module, "reset_parameters", lambda self: None)
+    called = []
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), pk.backend("cuda"):
+        half = {"device": "cuda", "dtype": torch.float16}
+        lstm = pk.nn.LSTM(12, 24, 2, bidirectional=True, **half)
+        x, step = torch.empty(5, 4, 12, **half), torch.empty(4, 12, **half)
+        value: Any = x if sizes is None else PackedSequence(torch.empty(12, 12, **half), torch.tensor(sizes))
+        monkeypatch.setattr(autograd, "wanted", lambda *tensors: called.append(len(tensors)) or False)
+        h0 = torch.empty(4, 4, 24, **half)  # by themselves they would be made from what the sizes hold
+        output, (h_n, c_n) = lstm(value, (h0, h0))
+        data = output if sizes is None else output.data
+        assert (data.shape[-1], data.dtype, data.device.type) == (48, torch.float16, "cuda")
+        assert h_n.shape == c_n.shape == (4, 4, 24)
+        h, c = pk.nn.LSTMCell(12, 24, **half)(step)
+        assert (h.shape, c.shape, h.dtype, h.device.type) == ((4, 24), (4, 24), torch.float16, "cuda")
+    assert len(called) == 2  # both took the kernels' way
+
+
+# ---- with a GPU ----
+
+
+def gradients(function: Any, value: Any) -> tuple[torch.Tensor | None, ...]:
+    args, kwargs = map_tensors(value, lambda t: t.detach().requires_grad_(t.is_floating_point()))
+    outputs = flat(function(*args, **kwargs))
+    generator = torch.Generator().manual_seed(1)
+    ups = [torch.randn(t.shape, generator=generator).to(t.device, t.dtype) for t in outputs]
+    return torch.autograd.grad(outputs, [t for t in tensors_of((args, kwargs)) if t.requires_grad], ups)
+
+
+@gpu
+@pytest.mark.parametrize("hidden", [24, 40, 128, 600, 2000])
+@pytest.mark.parametrize("batch", [1, 5, 40, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gradients_of_every_path(dtype, batch, hidden):
+    """Weights that are pinned, partly pinned, and too many for that; more sequences than fit at once."""
+    value = problem(4, batch, 16, hidden, bidirectional=True, dtype=dtype)
+    expected = gradients(reference.lstm, on_device(to_double(value), "cuda"))
+    with pk.backend("cuda"):
+        got = gradients(pk.ops.lstm, on_device(value, "cuda"))
+        again = gradients(pk.ops.lstm, on_device(value, "cuda"))
+    bound = {torch.float32: 2e-5, torch.bfloat16: 5e-2, torch.float16: 6e-3}[dtype]
+    for g, e, same in zip(got, expected, again, strict=True):
+        assert relative_l2(g, e) <= bound
+        assert torch.equal(g, same)
+
+
+@gpu
+def test_gradients_of_packed_sequences():
+    lstm = pk.nn.LSTM(10, 24, 2, bidirectional=True).cuda()
+    twin = torch.nn.LSTM(10, 24, 2, bidirectional=True).double()
+    twin.load_state_dict({k: v.cpu().double() for k, v in lstm.state_dict().items()})
+    x = torch.randn(7, 3, 10)
+    for module, there in ((lstm, x.cuda()), (twin, x.double())):
+        packed = pack_padded_sequence(there, torch.tensor([4, 7, 1]), enforce_sorted=False)
+        output, (h_n, c_n) = module(packed)
+        (output.data.square().sum() + h_n.sum() + (c_n * 2).sum()).backward()
+    for (name, ours), theirs in zip(lstm.named_parameters(), twin.parameters(), strict=True):
+        assert relative_l2(ours.grad.cpu(), theirs.grad) <= 1e-5, name
+
+
+@gpu
+def test_double_backward_is_the_references():
+    (x, states, weights), named = on_device(problem(3, 2, 5, 6), "cuda")
+
+    def second(function: Any, x: torch.Tensor) -> torch.Tensor:
+        x = x.detach().requires_grad_()
+        (first,) = torch.autograd.grad(function(x, states, weights, **named)[0].sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x)[0]
+
+    with pk.backend("cuda"):
+        got = second(pk.ops.lstm, x)
+    assert relative_l2(got, second(reference.lstm, x)) <= 1e-5
+
+
+@gpu
+def test_training_under_autocast_in_a_graph():
+    """Forward and backward captured: nothing waits, nothing is allocated outside of the graph's pool."""
+    lstm, x = pk.nn.LSTM(16, 64, 2).cuda(), torch.randn(6, 4, 16, device="cuda")
+
+    def step() -> None:
+        with torch.autocast("cuda", torch.float16, cache_enabled=False):
+            lstm(x)[0].float().square().mean().backward()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            lstm.zero_grad(set_to_none=True)
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    expected = [p.grad.clone() for p in lstm.parameters()]
+    lstm.zero_grad(set_to_none=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(p.grad, e) for p, e in zip(lstm.parameters(), expected, strict=True))
