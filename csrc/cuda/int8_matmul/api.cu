@@ -57,12 +57,15 @@ Status check(const Int8Matmul& p, const Int8Plan& plan, const Device& device) {
     case Int8Algorithm::skinny:
       if (p.m > int8::kSkinnyRows) return {"plan: skinny is for at most 16 rows"};
       break;
-    case Int8Algorithm::hopper:
-      return {"plan: there is no kernel for Hopper alone"};
+    case Int8Algorithm::hopper_swapped:
+      if (p.m > int8::kSwappedRows) return {"plan: hopper_swapped is for at most 64 rows"};
+      break;
     default:
       break;
   }
-  (void)device;
+  if (int8::is_hopper(plan.algorithm) && device.capability != 90) {
+    return {"plan: the device does not run the kernels for Hopper"};
+  }
   return kOk;
 }
 
@@ -76,13 +79,14 @@ bool in_place(const void* data, int64_t rows, int64_t k, int64_t stride_row, int
 struct Needs {
   Int8Plan plan;
   int64_t k = 0;  // padded
-  bool copy_a = false, copy_b = false, sum_b = false;
+  bool copy_a = false, copy_b = false, sum_b = false, slices = false;
   int64_t a = 0, a_scale = 0, b = 0, sums = 0, partial = 0, bytes = 0;  // offsets
 };
 
 Needs needs_of(const Int8Matmul& p, const Int8Plan& plan, const Device& device) {
   Needs needs;
   needs.plan = int8::choose(p.m, p.n, p.k > 0 ? p.k : 1, device, plan);
+  if (p.k == 0 && int8::is_hopper(needs.plan.algorithm)) needs.plan = {Int8Algorithm::tile_64x64, 1};  // no map of that
   needs.k = round_up(p.k, 16);
   const auto take = [&](bool wanted, int64_t bytes) {
     const int64_t at = needs.bytes;
@@ -97,7 +101,8 @@ Needs needs_of(const Int8Matmul& p, const Int8Plan& plan, const Device& device) 
   needs.a_scale = take(quantise, p.m * 4);
   needs.b = take(needs.copy_b, p.n * needs.k);
   needs.sums = take(needs.sum_b, p.n * 4);
-  needs.partial = take(needs.plan.split > 1, needs.plan.split * p.m * round_up(p.n, 4) * 4);
+  needs.slices = needs.plan.split > 1 || needs.plan.algorithm == Int8Algorithm::hopper_swapped;
+  needs.partial = take(needs.slices, needs.plan.split * p.m * round_up(p.n, 4) * 4);
   return needs;
 }
 
@@ -117,10 +122,10 @@ Status run(const Int8Matmul& p, const Needs& needs, const Device& device, char* 
                       .activation = p.activation,
                       .negative_slope = p.negative_slope,
                       .out_dtype = p.out_dtype,
+                      .out_size = static_cast<int>(size_of(p.out_dtype)),
                       .out = p.out,
                       .m = p.m,
                       .n = p.n,
-                      .out_stride = p.n,
                       .wide = p.n % 4 == 0 && reinterpret_cast<uintptr_t>(p.out) % (4 * size_of(p.out_dtype)) == 0};
 
   auto* a_rows = reinterpret_cast<int8_t*>(workspace + needs.a);
@@ -173,10 +178,12 @@ Status run(const Int8Matmul& p, const Needs& needs, const Device& device, char* 
       done = int8::skinny(product, e, stream);
       break;
     default:
-      done = int8::tiles(product, e, needs.plan.algorithm, stream);
+      done = int8::is_hopper(needs.plan.algorithm)
+                 ? int8::hopper_tiles(product, e, needs.plan.algorithm, device, stream)
+                 : int8::tiles(product, e, needs.plan.algorithm, stream);
       break;
   }
-  return done && product.split > 1 ? int8::add_slices(product, e, stream) : done;
+  return done && needs.slices ? int8::add_slices(product, e, stream) : done;
 }
 
 }  // namespace

@@ -12,50 +12,64 @@
 
 namespace pk::cuda::int8 {
 
-inline constexpr int kStepK = 64;       // of the tiles, in bytes of a row
-inline constexpr int kSkinnyRows = 16;  // the most rows of a that the skinny kernel takes
+inline constexpr int kSkinnyRows = 16;   // the most rows of a that the skinny kernel takes
+inline constexpr int kSwappedRows = 64;  // and the swapped one of Hopper
+inline constexpr int kSplitRows = 256;   // beyond them K is not split
 inline constexpr int kMaxSplit = 16;
 
 struct TileShape {
   Int8Algorithm algorithm;
   int m, n;
-  int threads, shared_bytes;  // of a block
-  int blocks;                 // that a multiprocessor holds, by registers
-  double efficiency;          // of the matrix units, once its data is there
+  int step, stages;   // bytes of K of a row that are loaded at once, and how many such steps are in shared memory
+  int blocks;         // that a multiprocessor holds
+  double efficiency;  // the share of the device's products that they reach, once the data is there
 };
-inline constexpr TileShape kTiles[] = {
-    {Int8Algorithm::tile_64x64, 64, 64, 128, 4 * (64 + 64) * kStepK, 4, 0.5},
-    {Int8Algorithm::tile_128x128, 128, 128, 128, 4 * (128 + 128) * kStepK, 2, 0.75},
-    {Int8Algorithm::tile_128x256, 128, 256, 256, 4 * (128 + 256) * kStepK, 1, 0.85},
-};
-
-inline const TileShape* tile_of(Int8Algorithm algorithm) {
-  for (const TileShape& t : kTiles) {
-    if (t.algorithm == algorithm) return &t;
-  }
-  return nullptr;
-}
+// The efficiencies are guesses after what is reported of such kernels, and were not measured here.
+inline constexpr TileShape kAmpereTiles[] = {{Int8Algorithm::tile_64x64, 64, 64, 64, 4, 4, 0.5},
+                                             {Int8Algorithm::tile_128x128, 128, 128, 64, 4, 2, 0.75},
+                                             {Int8Algorithm::tile_128x256, 128, 256, 64, 4, 1, 0.85}};
+// mma.sync reaches about 60 % of what wgmma does.
+inline constexpr TileShape kHopperTiles[] = {{Int8Algorithm::tile_64x64, 64, 64, 64, 4, 4, 0.3},
+                                             {Int8Algorithm::hopper_swapped, 64, 128, 128, 4, 2, 0.6},
+                                             {Int8Algorithm::hopper_128x128, 128, 128, 128, 3, 2, 0.75},
+                                             {Int8Algorithm::hopper_128x256, 128, 256, 128, 4, 1, 0.85},
+                                             {Int8Algorithm::tile_128x128, 128, 128, 64, 4, 2, 0.45},
+                                             {Int8Algorithm::tile_128x256, 128, 256, 64, 4, 1, 0.5}};
 
 constexpr int64_t blocks_of(int64_t size, int64_t block) { return (size + block - 1) / block; }
 
+constexpr bool is_hopper(Int8Algorithm algorithm) {
+  return algorithm == Int8Algorithm::hopper_128x256 || algorithm == Int8Algorithm::hopper_128x128 ||
+         algorithm == Int8Algorithm::hopper_swapped;
+}
+
 // Estimated cycles of m x n x k in tiles of `t`, K cut into `split`.
 inline double tile_cycles(const TileShape& t, int64_t m, int64_t n, int64_t k, int split, const Device& device) {
-  // Products of two bytes a cycle and multiprocessor; bytes that the L2 cache delivers to one; those it delivers in
-  // all.
-  const double rate = device.capability >= 90 ? 4096 : 2048, fill = 48, cache = 2048;
-  const double steps = static_cast<double>(blocks_of(blocks_of(k, kStepK), split));
-  const double tiles = static_cast<double>(blocks_of(m, t.m)) * static_cast<double>(blocks_of(n, t.n)) * split;
-  // Blocks that share a multiprocessor share its units; a lone one leaves them idle while it waits for its barriers.
-  const double each = tiles / device.multiprocessors;
-  const double waves = each <= 1 ? 1 : static_cast<double>(static_cast<int64_t>(each + 0.999));
-  const double multiply = static_cast<double>(t.m) * t.n * kStepK / (rate * t.efficiency);
-  const double load = static_cast<double>(t.m + t.n) * kStepK / fill;
-  double cycles = waves * (steps * (multiply > load ? multiply : load) + 0.02 * t.m * t.n) + 1500;
-  if (split > 1) {
+  // Products of two bytes a cycle and multiprocessor; bytes that L2 delivers to one, and to all; cycles until they
+  // come.
+  const double rate = device.capability >= 90 ? 4096 : 2048, fill = 48, cache = 2048, latency = 800;
+  const double steps = static_cast<double>(blocks_of(blocks_of(k, t.step), split));
+  const int64_t tiles = blocks_of(m, t.m) * blocks_of(n, t.n) * split, each = blocks_of(tiles, device.multiprocessors);
+  const auto resident = static_cast<double>(each < t.blocks ? each : t.blocks);
+  const double waves = static_cast<double>(blocks_of(each, t.blocks));
+  const double outputs = static_cast<double>(t.m) * t.n;
+  const double multiply = resident * outputs * t.step / (rate * t.efficiency);
+  const double load = resident * static_cast<double>(t.m + t.n) * t.step / fill;
+  const double wait = latency / (t.stages - 1);
+  const double step = multiply > load ? multiply > wait ? multiply : wait : load > wait ? load : wait;
+  double cycles = waves * (steps * step + 0.06 * resident * outputs + 1500);
+  if (split > 1 || t.algorithm == Int8Algorithm::hopper_swapped) {
     const double sums = 4.0 * static_cast<double>(m) * static_cast<double>(n);
     cycles += 2 * split * sums / cache + 3000;
   }
   return cycles;
+}
+
+// wgmma needs a k tile in every slice: as many slices as there then are.
+inline int whole_slices(const TileShape& t, int64_t k, int split) {
+  if (!is_hopper(t.algorithm)) return split;
+  const int64_t steps = blocks_of(k, t.step);
+  return static_cast<int>(blocks_of(steps, blocks_of(steps, split)));
 }
 
 // The slices of K that fill the device with `blocks` blocks a slice, each slice of at least `least` bytes of K.
@@ -88,18 +102,27 @@ inline Int8Plan choose(int64_t m, int64_t n, int64_t k, const Device& device, In
   }
   double best = 0;
   Int8Plan found = plan;
-  for (const TileShape& t : kTiles) {
-    if (plan.algorithm != Int8Algorithm::automatic && plan.algorithm != t.algorithm) continue;
+  const auto consider = [&](const TileShape& t) {
+    if (plan.algorithm == Int8Algorithm::automatic) {
+      if (t.algorithm == Int8Algorithm::hopper_swapped && m > kSwappedRows) return;
+    } else if (plan.algorithm != t.algorithm) {
+      return;
+    }
     for (int split = 1; split <= kMaxSplit; split *= 2) {
-      if (plan.split != 0 && split != 1) break;
-      if (plan.split == 0 && split > 1 && (m > 256 || k / split < 4 * kStepK)) break;
-      const int slices = plan.split != 0 ? plan.split : split;
+      if (plan.split != 0 && split != 1) return;
+      if (split > 1 && (m > kSplitRows || k / split < 256)) return;
+      const int slices = whole_slices(t, k, plan.split != 0 ? plan.split : split);
       const double cycles = tile_cycles(t, m, n, k, slices, device);
       if (best == 0 || cycles < best) {
         best = cycles;
         found = {t.algorithm, slices};
       }
     }
+  };
+  if (device.capability == 90) {
+    for (const TileShape& t : kHopperTiles) consider(t);
+  } else {
+    for (const TileShape& t : kAmpereTiles) consider(t);
   }
   return found;
 }

@@ -1,6 +1,8 @@
-// From int32 sums to the output in its final dtype: y = act(fma(sum, a_scale b_scale, bias)), four columns of a row at
-// a time, so that what belongs to a column is loaded once for many rows.
+// From int32 sums to the output in its final dtype: y = act(fma(sum, a_scale b_scale, bias)), two or four neighbours of
+// a row at a time, so that stores are wide and what belongs to a column is loaded once for many rows.
 #pragma once
+
+#include <type_traits>
 
 #include "cuda/activate.cuh"
 #include "cuda/int8_matmul/kernels.h"
@@ -8,15 +10,19 @@
 
 namespace pk::cuda::int8 {
 
-inline constexpr int kColumns = 4;
-
 // The offset of a tile's row, of `rows` that there are from the tile's first on: behind the end that of the last one,
 // which is read and whose sums are not stored.
 PK_DEVICE int row_offset(int row, int64_t rows, int64_t stride) {
   return (row < rows ? row : static_cast<int>(rows) - 1) * static_cast<int>(stride);
 }
 
-// What belongs to columns [first, first + count) of the output, count <= 4 (less than 1: none).
+// Row `row` of a slice's sums; these rows have whole fours of columns.
+PK_DEVICE int32_t* partial_row(const Product& p, int slice, int64_t row) {
+  return p.partial + (slice * p.m + row) * (ceil_div<int64_t>(p.n, 4) * 4);
+}
+
+// What belongs to columns [first, first + count) of the output, count <= kColumns (less than 1: none).
+template <int kColumns>
 struct Columns {
   int64_t first;
   int count;
@@ -24,8 +30,9 @@ struct Columns {
   uint32_t sums[kColumns];
 };
 
-PK_DEVICE Columns load_columns(const Epilogue& e, int64_t first) {
-  Columns c;
+template <int kColumns>
+PK_DEVICE Columns<kColumns> load_columns(const Epilogue& e, int64_t first) {
+  Columns<kColumns> c;
   c.first = first;
   c.count = first + kColumns <= e.n ? kColumns : static_cast<int>(e.n - first);
   PK_UNROLL
@@ -38,85 +45,116 @@ PK_DEVICE Columns load_columns(const Epilogue& e, int64_t first) {
   return c;
 }
 
-// Four outputs to `to`, whole where they are aligned.
-PK_DEVICE void store4(int32_t* to, const int32_t (&v)[kColumns], int count, bool wide) {
-  if (wide && count >= kColumns) {
-    *reinterpret_cast<int4*>(to) = make_int4(v[0], v[1], v[2], v[3]);
-    return;
-  }
-  PK_UNROLL
-  for (int i = 0; i < kColumns; ++i) {
-    if (i < count) to[i] = v[i];
+// y as the output has it, in as many bits as that takes.
+PK_DEVICE uint32_t rounded(float y, DType dtype) {
+  switch (dtype) {
+    case DType::bf16:
+      return from_float<bf16>(y).bits;
+    case DType::f16:
+      return from_float<f16>(y).bits;
+    case DType::i8:
+      return static_cast<uint8_t>(from_float<int8_t>(y));
+    default:
+      return __float_as_uint(y);
   }
 }
-template <class T>
-PK_DEVICE void store4(T* to, const float (&v)[kColumns], int count, bool wide) {
+
+// Neighbours of `size` bytes each, of which `count` are there, in one piece where they are aligned.
+template <int kColumns>
+PK_DEVICE void store(char* to, const uint32_t (&v)[kColumns], int size, int count, bool wide) {
+  static_assert(kColumns == 2 || kColumns == 4);
   if (wide && count >= kColumns) {
-    if constexpr (sizeof(T) == 4) {
-      *reinterpret_cast<float4*>(to) = make_float4(v[0], v[1], v[2], v[3]);
-    } else if constexpr (sizeof(T) == 2) {
-      *reinterpret_cast<uint2*>(to) = make_uint2(pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]));
+    if constexpr (kColumns == 4) {
+      if (size == 4) {
+        *reinterpret_cast<uint4*>(to) = make_uint4(v[0], v[1], v[2], v[3]);
+      } else if (size == 2) {
+        *reinterpret_cast<uint2*>(to) = make_uint2(v[0] | v[1] << 16, v[2] | v[3] << 16);
+      } else {
+        *reinterpret_cast<uint32_t*>(to) = v[0] | v[1] << 8 | v[2] << 16 | v[3] << 24;
+      }
     } else {
-      uint32_t bytes = 0;
-      PK_UNROLL
-      for (int i = 0; i < kColumns; ++i) bytes |= (static_cast<uint32_t>(from_float<T>(v[i])) & 255u) << 8 * i;
-      *reinterpret_cast<uint32_t*>(to) = bytes;
+      if (size == 4) {
+        *reinterpret_cast<uint2*>(to) = make_uint2(v[0], v[1]);
+      } else if (size == 2) {
+        *reinterpret_cast<uint32_t*>(to) = v[0] | v[1] << 16;
+      } else {
+        *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(v[0] | v[1] << 8);
+      }
     }
     return;
   }
   PK_UNROLL
   for (int i = 0; i < kColumns; ++i) {
-    if (i < count) to[i] = from_float<T>(v[i]);
+    if (i >= count) continue;
+    if (size == 4) {
+      reinterpret_cast<uint32_t*>(to)[i] = v[i];
+    } else if (size == 2) {
+      reinterpret_cast<uint16_t*>(to)[i] = static_cast<uint16_t>(v[i]);
+    } else {
+      to[i] = static_cast<char>(v[i]);
+    }
   }
 }
 
 // Row `row`, the columns of `c`.
-PK_DEVICE void store_row(const Epilogue& e, const Columns& c, int64_t row, const int32_t (&given)[kColumns]) {
-  int32_t sums[kColumns];
+template <int kColumns>
+PK_DEVICE void store_row(const Epilogue& e, const Columns<kColumns>& c, int64_t row, const int32_t (&sums)[kColumns]) {
+  uint32_t v[kColumns];
   // Modulo 2^32 like the sums themselves: only the final value has to fit.
   const uint32_t zero =
       e.a_zero_point != nullptr ? static_cast<uint32_t>(e.a_zero_point[row * e.a_zero_point_stride]) : 0u;
   PK_UNROLL
-  for (int i = 0; i < kColumns; ++i) {
-    sums[i] = static_cast<int32_t>(static_cast<uint32_t>(given[i]) - zero * c.sums[i]);
+  for (int i = 0; i < kColumns; ++i) v[i] = static_cast<uint32_t>(sums[i]) - zero * c.sums[i];
+  if (e.out_dtype != DType::i32) {
+    const float a_scale = e.a_scale != nullptr ? e.a_scale[row * e.a_scale_stride] : 1.0f;
+    PK_UNROLL
+    for (int i = 0; i < kColumns; ++i) {
+      const float y = fmaf(static_cast<float>(static_cast<int32_t>(v[i])), c.scale[i] * a_scale, c.bias[i]);
+      v[i] = rounded(activate(y, e.activation, e.negative_slope), e.out_dtype);
+    }
   }
-  const int64_t at = row * e.out_stride + c.first;
-  if (e.out_dtype == DType::i32) {
-    store4(static_cast<int32_t*>(e.out) + at, sums, c.count, e.wide);
-    return;
-  }
-  const float a_scale = e.a_scale != nullptr ? e.a_scale[row * e.a_scale_stride] : 1.0f;
-  float y[kColumns];
-  PK_UNROLL
-  for (int i = 0; i < kColumns; ++i) {
-    y[i] = activate(fmaf(static_cast<float>(sums[i]), c.scale[i] * a_scale, c.bias[i]), e.activation, e.negative_slope);
-  }
-  switch (e.out_dtype) {
-    case DType::f32:
-      store4(static_cast<float*>(e.out) + at, y, c.count, e.wide);
-      return;
-    case DType::bf16:
-      store4(static_cast<bf16*>(e.out) + at, y, c.count, e.wide);
-      return;
-    case DType::f16:
-      store4(static_cast<f16*>(e.out) + at, y, c.count, e.wide);
-      return;
-    case DType::i8:
-      store4(static_cast<int8_t*>(e.out) + at, y, c.count, e.wide);
-      return;
-    case DType::i32:
-      return;
+  store(static_cast<char*>(e.out) + (row * e.n + c.first) * e.out_size, v, e.out_size, c.count, e.wide);
+}
+
+// The same of one slice of K of a product that may be split: then the sums are put aside. `column`: a multiple of four.
+PK_DEVICE void store_slice_row(const Product& p, const Epilogue& e, int slice, int64_t row, int64_t column, int4 sums) {
+  if (p.split > 1) {
+    *reinterpret_cast<int4*>(partial_row(p, slice, row) + column) = sums;
+  } else {
+    store_row<4>(e, load_columns<4>(e, column), row, {sums.x, sums.y, sums.z, sums.w});
   }
 }
 
-// The same of one slice of K, blockIdx.y, of a product that may be split: then the sums are put aside.
-PK_DEVICE void store_slice_row(const Product& p, const Epilogue& e, const Columns& c, int64_t row,
-                               const int32_t (&sums)[kColumns]) {
+// `rows` rows by kWidth columns of sums that a warp has put into shared memory, `pitch` ints a row, go out as rows from
+// (row, column) on, kColumns of them a lane. The epilogue is long (nine activations, five output types), so its loop is
+// not unrolled.
+template <int kWidth, int kColumns>
+PK_DEVICE void store_staged(const Product& p, const Epilogue& e, int slice, const int32_t* sums, int pitch, int rows,
+                            int64_t row, int64_t column) {
+  constexpr int kLanes = kWidth / kColumns, kRowsAtOnce = kWarp / kLanes;
+  static_assert(kWarp % kLanes == 0);
+  using Few = std::conditional_t<kColumns == 4, int4, int2>;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  column += lane % kLanes * kColumns;
+  if (column >= e.n) return;
+  const Few* from = reinterpret_cast<const Few*>(sums + lane % kLanes * kColumns);
+  if (rows > e.m - row) rows = static_cast<int>(e.m - row);
   if (p.split > 1) {
-    const int64_t stride = ceil_div<int64_t>(p.n, kColumns) * kColumns;
-    store4(p.partial + (static_cast<int64_t>(blockIdx.y) * p.m + row) * stride + c.first, sums, kColumns, true);
-  } else {
-    store_row(e, c, row, sums);
+    PK_ROLLED
+    for (int r = lane / kLanes; r < rows; r += kRowsAtOnce) {
+      *reinterpret_cast<Few*>(partial_row(p, slice, row + r) + column) = from[r * pitch / kColumns];
+    }
+    return;
+  }
+  const Columns<kColumns> columns = load_columns<kColumns>(e, column);
+  PK_ROLLED
+  for (int r = lane / kLanes; r < rows; r += kRowsAtOnce) {
+    const Few few = from[r * pitch / kColumns];
+    if constexpr (kColumns == 4) {
+      store_row<4>(e, columns, row + r, {few.x, few.y, few.z, few.w});
+    } else {
+      store_row<2>(e, columns, row + r, {few.x, few.y});
+    }
   }
 }
 

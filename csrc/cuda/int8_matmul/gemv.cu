@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 3) gemv_kernel(Product p, Epilo
     PK_UNROLL
     for (int r = 0; r < kRows; ++r) total[r] += sums[(mine * warps_along_k + w) * kRows + r];
   }
-  store_row(e, load_columns(e, column), 0, total);
+  store_row(e, load_columns<kRows>(e, column), 0, total);
 }
 
 }  // namespace

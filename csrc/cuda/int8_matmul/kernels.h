@@ -19,8 +19,9 @@ struct Epilogue {
   Activation activation;
   float negative_slope;
   DType out_dtype;
-  void* out;
-  int64_t m, n, out_stride;
+  int out_size;  // of an output, in bytes
+  void* out;     // (m, n)
+  int64_t m, n;
   bool wide;  // four neighbours of a row, from a multiple of four on, are aligned to their size
 };
 
@@ -42,6 +43,7 @@ constexpr int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 Status gemv(const Product& p, const Epilogue& e, const Device& device, void* stream);
 Status skinny(const Product& p, const Epilogue& e, void* stream);
 Status tiles(const Product& p, const Epilogue& e, Int8Algorithm algorithm, void* stream);
+Status hopper_tiles(const Product& p, const Epilogue& e, Int8Algorithm algorithm, const Device& device, void* stream);
 // The epilogue of a product that was split.
 Status add_slices(const Product& p, const Epilogue& e, void* stream);
 

@@ -12,6 +12,7 @@
 namespace pk::cuda::int8 {
 namespace {
 
+constexpr int kColumns = 4;  // of the output, a thread
 constexpr int kWarps = 8, kTall = 2, kRows = 16 * kTall, kStep = 64;
 constexpr int kPitch = kRows + 4;  // of a token's sums in shared memory: the lanes of a store fall into all banks
 
@@ -94,13 +95,13 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2) skinny_kernel(Product p, Epi
   const int token = static_cast<int>(threadIdx.x) / (kRows / kColumns);
   const int64_t column = first + quad * kColumns;
   if (token >= kTokens || token >= p.m || column >= p.n) return;
-  int32_t sums[kColumns] = {};
+  int4 sums = make_int4(0, 0, 0, 0);
   PK_UNROLL
   for (int w = 0; w < kWarps; ++w) {
     const int4 four = *reinterpret_cast<const int4*>(shared + (w * kTokens + token) * kPitch + quad * kColumns);
-    sums[0] += four.x, sums[1] += four.y, sums[2] += four.z, sums[3] += four.w;
+    sums.x += four.x, sums.y += four.y, sums.z += four.z, sums.w += four.w;
   }
-  store_slice_row(p, e, load_columns(e, column), token, sums);
+  store_slice_row(p, e, static_cast<int>(blockIdx.y), token, column, sums);
 }
 
 template <int kTokens, int kBuffers>

@@ -2,8 +2,8 @@
 // product that was split.
 //
 // Blocks walk the tiles in groups of rows, so that those that run at once share few rows of a and b in L2. The sums
-// leave the registers through shared memory, half of a warp's part at a time: so the epilogue, which is long (nine
-// activations, five output types), stands in the code twice and not once per register, and a warp stores whole lines.
+// leave the registers through shared memory, half of a warp's part at a time: so the epilogue stands in the code twice
+// and not once per register, and a warp stores whole lines.
 #include "cuda/gemm/mainloop.cuh"
 #include "cuda/int8_matmul/epilogue.cuh"
 #include "cuda/launch.cuh"
@@ -43,14 +43,13 @@ inline constexpr int kPitch = Tile::kWarpN + 4;  // of a row of sums in shared m
 template <class Tile>
 PK_DEVICE void store_tile(const Product& p, const Epilogue& e, int64_t row, int64_t column,
                           const typename Tile::Accumulator& acc, char* shared) {
-  constexpr int kBlocks = Tile::kBlocksM / 2, kLanes = Tile::kWarpN / kColumns, kRowsAtOnce = kWarp / kLanes;
-  static_assert(Tile::kBlocksM % 2 == 0 && kWarp % kLanes == 0);
+  constexpr int kBlocks = Tile::kBlocksM / 2;
+  static_assert(Tile::kBlocksM % 2 == 0);
   static_assert(Tile::kThreads / kWarp * kPassRows<Tile> * kPitch<Tile> * 4 <= Tile::kSharedBytes);
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   int32_t* sums = reinterpret_cast<int32_t*>(shared) + warp * kPassRows<Tile> * kPitch<Tile>;
   row += warp / Tile::kWarpsN * Tile::kWarpM;
   column += warp % Tile::kWarpsN * Tile::kWarpN;
-  const Columns columns = load_columns(e, column + lane % kLanes * kColumns);
   PK_UNROLL
   for (int pass = 0; pass < 2; ++pass) {
     __syncwarp();  // the last pass has been read
@@ -65,13 +64,8 @@ PK_DEVICE void store_tile(const Product& p, const Epilogue& e, int64_t row, int6
       }
     }
     __syncwarp();
-#pragma unroll 1
-    for (int r = lane / kLanes; r < kPassRows<Tile>; r += kRowsAtOnce) {
-      const int64_t i = row + pass * kPassRows<Tile> + r;
-      if (i >= e.m || columns.count <= 0) continue;
-      const int4 four = *reinterpret_cast<const int4*>(sums + r * kPitch<Tile> + lane % kLanes * kColumns);
-      store_slice_row(p, e, columns, i, {four.x, four.y, four.z, four.w});
-    }
+    store_staged<Tile::kWarpN, 4>(p, e, static_cast<int>(blockIdx.y), sums, kPitch<Tile>, kPassRows<Tile>,
+                                  row + pass * kPassRows<Tile>, column);
   }
 }
 
@@ -104,20 +98,19 @@ Status launch_tiles(const Product& p, const Epilogue& e, void* stream) {
                 stream, p, e);
 }
 
-constexpr int kSliceThreads = 128, kSliceRows = 4;
+constexpr int kSliceThreads = 128, kSliceRows = 4, kColumns = 4;
 
 // A thread has four columns of kSliceRows rows.
 __global__ void __launch_bounds__(kSliceThreads) slices_kernel(Product p, Epilogue e) {
   const int64_t column = (static_cast<int64_t>(blockIdx.x) * kSliceThreads + threadIdx.x) * kColumns;
   if (column >= p.n) return;
-  const int64_t stride = ceil_div<int64_t>(p.n, kColumns) * kColumns;
-  const Columns columns = load_columns(e, column);
+  const Columns<kColumns> columns = load_columns<kColumns>(e, column);
   for (int r = 0; r < kSliceRows; ++r) {
     const int64_t row = static_cast<int64_t>(blockIdx.y) * kSliceRows + r;
     if (row >= p.m) return;
     int32_t sums[kColumns] = {};
     for (int slice = 0; slice < p.split; ++slice) {
-      const int4 four = *reinterpret_cast<const int4*>(p.partial + (slice * p.m + row) * stride + column);
+      const int4 four = *reinterpret_cast<const int4*>(partial_row(p, slice, row) + column);
       sums[0] += four.x, sums[1] += four.y, sums[2] += four.z, sums[3] += four.w;
     }
     store_row(e, columns, row, sums);

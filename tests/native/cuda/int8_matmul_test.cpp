@@ -218,9 +218,42 @@ void quantize_case(DType dtype, int64_t outer, int64_t channels, int64_t inner, 
 constexpr Int8Plan kForced[] = {{Int8Algorithm::tile_64x64, 1},   {Int8Algorithm::tile_64x64, 3},
                                 {Int8Algorithm::tile_128x128, 1}, {Int8Algorithm::tile_128x128, 2},
                                 {Int8Algorithm::tile_128x256, 1}, {Int8Algorithm::tile_128x256, 2}};
+constexpr Int8Plan kHopper[] = {{Int8Algorithm::hopper_128x256, 1}, {Int8Algorithm::hopper_128x256, 2},
+                                {Int8Algorithm::hopper_128x128, 1}, {Int8Algorithm::hopper_128x128, 3},
+                                {Int8Algorithm::hopper_swapped, 1}, {Int8Algorithm::hopper_swapped, 4}};
 constexpr Int8Plan kSkinny[] = {{Int8Algorithm::skinny, 1}, {Int8Algorithm::skinny, 3}};
 
 // Every algorithm under every schedule. Small: what a schedule can break shows in a few blocks.
+void hopper_schedules() {
+  for (const auto& schedule : simt::schedules()) {
+    const simt::Use use(schedule);
+    for (const Int8Plan& plan : kHopper) {
+      const bool swapped = plan.algorithm == Int8Algorithm::hopper_swapped;
+      matmul_case(swapped ? 37 : 133, swapped ? 133 : 70, 640, true, true, Layout::rows_of_k, Layout::packed, plan);
+    }
+  }
+}
+
+// More tiles than multiprocessors, so that blocks stay for several; tails on every side; every epilogue.
+void hopper() {
+  const int multiprocessors = simt::device().multiprocessors;
+  simt::device().multiprocessors = 4;
+  for (const Int8Plan& plan : kHopper) {
+    const bool swapped = plan.algorithm == Int8Algorithm::hopper_swapped;
+    matmul_case(swapped ? 64 : 261, swapped ? 261 : 530, 272, false, true, Layout::rows_of_k, Layout::rows_of_k, plan);
+    matmul_case(swapped ? 1 : 3, 5, 0, false, false, Layout::rows_of_k, Layout::rows_of_k, plan);
+    matmul_case(swapped ? 3 : 129, 257, 33, true, false, Layout::turned, Layout::turned, plan);
+    for (const DType t : {DType::f32, DType::bf16, DType::f16, DType::i8}) {
+      epilogue_case(t, 21, 44, true, true, Activation::relu, plan);
+      epilogue_case(t, 21, 45, false, true, Activation::leaky_relu, plan);
+    }
+  }
+  simt::device().multiprocessors = multiprocessors;
+  matmul_case(300, 600, 528, true, true, Layout::rows_of_k, Layout::packed);
+  matmul_case(40, 600, 2100, true, true, Layout::rows_of_k, Layout::packed);
+  dynamic_case(DType::f16, 70, 140, 300, 300);
+}
+
 void schedules() {
   for (const auto& schedule : simt::schedules()) {
     const simt::Use use(schedule);
@@ -296,7 +329,7 @@ void quantisation() {
   }
 }
 
-void limits() {
+void limits(std::initializer_list<Int8Algorithm> algorithms) {
   // All -128 at the longest k: the sum is 2^31 - 2^14, and with a zero point of 127 it is 65793 * 255 * 128.
   const Guarded<int8_t> v(std::vector<int8_t>(kInt8MaxK, -128));
   const Guarded<int32_t> zero(std::vector<int32_t>{127});
@@ -304,7 +337,7 @@ void limits() {
   Int8Matmul p;
   p.m = 1, p.n = 1, p.a = v.data(), p.a_stride_k = 1, p.b = v.data(), p.b_stride_k = 1, p.b_stride_n = 1;
   p.out = out.data();
-  for (const auto algorithm : {Int8Algorithm::gemv, Int8Algorithm::skinny, Int8Algorithm::tile_64x64}) {
+  for (const auto algorithm : algorithms) {
     p.k = kInt8MaxK, p.a_stride_m = p.k, p.a_zero_point = nullptr;
     run(p, {algorithm, 0});
     EXPECT(out[0] == static_cast<int64_t>(kInt8MaxK) << 14, "%d", out[0]);
@@ -349,6 +382,7 @@ void refusals() {
   p = good, p.m = 17;
   refuses(p, "16 rows", {Int8Algorithm::skinny, 0});
   refuses(good, "split", {Int8Algorithm::tile_64x64, 17});
+  refuses(good, "Hopper", {Int8Algorithm::hopper_128x128, 0});
   int64_t bytes = 0;
   for (const int64_t size : {int64_t{1} << 61, INT64_MAX, kInt8MaxN + 1}) {
     EXPECT(!cuda::int8_packed_bytes(4, size, &bytes), "%lld columns", static_cast<long long>(size));
@@ -364,19 +398,27 @@ void refusals() {
   EXPECT(!cuda::int8_packed_bytes(-1, 4, &bytes) && !cuda::int8_packed_bytes(4, -1, &bytes), "negative");
 }
 
+cuda::Device h100() {
+  cuda::Device device;
+  device.capability = 90, device.multiprocessors = 132, device.shared_per_block = 232448;
+  device.l2_bytes = 50ll << 20;
+  return device;
+}
+
 void choices() {
-  cuda::Device a100, h100;
-  h100.capability = 90, h100.multiprocessors = 132, h100.shared_per_block = 232448, h100.l2_bytes = 50ll << 20;
-  for (const cuda::Device& device : {a100, h100}) {
+  for (const cuda::Device& device : {cuda::Device(), h100()}) {
+    const bool hopper = device.capability == 90;
     const auto chosen = [&](int64_t m, int64_t n, int64_t k) { return cuda::int8::choose(m, n, k, device); };
     EXPECT(chosen(1, 4096, 4096).algorithm == Int8Algorithm::gemv, "one row");
     EXPECT(chosen(2, 4096, 4096).algorithm == Int8Algorithm::skinny, "two rows");
     EXPECT(chosen(16, 4096, 4096).algorithm == Int8Algorithm::skinny, "16 rows");
     EXPECT(chosen(16, 4096, 4096).split == 1, "enough columns need no split");
     EXPECT(chosen(16, 256, 16384).split > 1, "few columns and a long K do");
-    EXPECT(chosen(8192, 8192, 8192).algorithm == Int8Algorithm::tile_128x256, "large");
+    EXPECT(chosen(8192, 8192, 8192).algorithm == (hopper ? Int8Algorithm::hopper_128x256 : Int8Algorithm::tile_128x256),
+           "large");
     EXPECT(chosen(8192, 8192, 8192).split == 1, "large products are not split");
     EXPECT(chosen(64, 4096, 8192).split > 1, "few tiles are split");
+    EXPECT(!hopper || chosen(64, 4096, 8192).algorithm == Int8Algorithm::hopper_swapped, "a short a is swapped");
     EXPECT(chosen(257, 64, 131071).split == 1, "nor any of more than 256 rows");
     EXPECT(chosen(40, 40, 40).algorithm == Int8Algorithm::tile_64x64 && chosen(40, 40, 40).split == 1, "small");
     for (int64_t m = 1; m <= 8192; m *= 2) {
@@ -391,6 +433,11 @@ void choices() {
     EXPECT(cuda::int8::gemv_warps_along_k(1 << 20, 4096, device) == 1, "a block's warps take rows of their own");
     EXPECT(cuda::int8::gemv_warps_along_k(64, 300, device) == 1, "a short K is not shared");
   }
+  // No slice of wgmma may be empty: 5 k tiles of 128 in 4 slices are 2, 2 and 1.
+  EXPECT(cuda::int8::choose(64, 128, 600, h100(), {Int8Algorithm::hopper_swapped, 4}).split == 3, "empty slices");
+  cuda::Device later;
+  later.capability = 100;
+  EXPECT(!cuda::int8::is_hopper(cuda::int8::choose(8192, 8192, 8192, later).algorithm), "wgmma is of 9.0 alone");
 }
 
 }  // namespace
@@ -399,14 +446,20 @@ int main() {
   choices();
   refusals();
   for (const int capability : {80, 90}) {
-    simt::device().capability = capability;
+    if (capability == 90) {
+      simt::device() = h100();
+      hopper_schedules();
+      const simt::Use use(simt::schedules()[1]);
+      hopper();
+      limits({Int8Algorithm::hopper_128x128, Int8Algorithm::hopper_swapped});
+      continue;
+    }
     schedules();
     const simt::Use use(simt::schedules()[1]);
-    if (capability > 80) continue;  // what follows is the same code
     shapes();
     epilogues();
     quantisation();
-    limits();
+    limits({Int8Algorithm::gemv, Int8Algorithm::skinny, Int8Algorithm::tile_64x64});
   }
   return test::finish();
 }

@@ -17,12 +17,14 @@ namespace pk::cuda {
 // for tests and tuning.
 enum class Int8Algorithm : int32_t {
   automatic,
-  gemv,          // m == 1: dot products
-  skinny,        // m <= 16: the weights' rows take the tensor cores' tall side, the tokens the narrow one
-  tile_64x64,    // cp.async and mma.sync tiles, m x n
-  tile_128x128,  //
-  tile_128x256,  //
-  hopper,        // TMA and wgmma; capability 9.0 alone
+  gemv,        // m == 1: dot products
+  skinny,      // m <= 16: the weights' rows take the tensor cores' tall side, the tokens the narrow one
+  tile_64x64,  // cp.async and mma.sync tiles, m x n
+  tile_128x128,
+  tile_128x256,
+  hopper_128x256,  // TMA and wgmma, capability 9.0 alone: persistent, in clusters of two
+  hopper_128x128,
+  hopper_swapped,  // m <= 64: the weights' rows on the tall side; always by slices, even a single one
 };
 struct Int8Plan {
   Int8Algorithm algorithm = Int8Algorithm::automatic;
