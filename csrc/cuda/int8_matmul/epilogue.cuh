@@ -125,31 +125,40 @@ PK_DEVICE void store_slice_row(const Product& p, const Epilogue& e, int slice, i
   }
 }
 
-// `rows` rows by kWidth columns of sums that a warp has put into shared memory, `pitch` ints a row, go out as rows from
-// (row, column) on, kColumns of them a lane. The epilogue is long (nine activations, five output types), so its loop is
+// Where a warp's sums lie in shared memory, in ints: kWidth columns a row, groups of eight columns twisted by the row,
+// so that neither the fragments' pairs nor whole rows have bank conflicts.
+template <int kWidth>
+PK_DEVICE int staged(int row, int column) {
+  return row * kWidth + (column ^ row % 4 * 8);
+}
+
+// `rows` rows by kWidth columns of sums that a warp has put into shared memory go out as rows from (row, column) on,
+// kColumns of them a lane. The epilogue is long (nine activations, five output types), so its loop is
 // not unrolled.
 template <int kWidth, int kColumns>
-PK_DEVICE void store_staged(const Product& p, const Epilogue& e, int slice, const int32_t* sums, int pitch, int rows,
-                            int64_t row, int64_t column) {
+PK_DEVICE void store_staged(const Product& p, const Epilogue& e, int slice, const int32_t* sums, int rows, int64_t row,
+                            int64_t column) {
   constexpr int kLanes = kWidth / kColumns, kRowsAtOnce = kWarp / kLanes;
   static_assert(kWarp % kLanes == 0);
   using Few = std::conditional_t<kColumns == 4, int4, int2>;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   column += lane % kLanes * kColumns;
   if (column >= e.n) return;
-  const Few* from = reinterpret_cast<const Few*>(sums + lane % kLanes * kColumns);
+  const auto read = [&](int r) {
+    return *reinterpret_cast<const Few*>(sums + staged<kWidth>(r, lane % kLanes * kColumns));
+  };
   if (rows > e.m - row) rows = static_cast<int>(e.m - row);
   if (p.split > 1) {
     PK_ROLLED
     for (int r = lane / kLanes; r < rows; r += kRowsAtOnce) {
-      *reinterpret_cast<Few*>(partial_row(p, slice, row + r) + column) = from[r * pitch / kColumns];
+      *reinterpret_cast<Few*>(partial_row(p, slice, row + r) + column) = read(r);
     }
     return;
   }
   const Columns<kColumns> columns = load_columns<kColumns>(e, column);
   PK_ROLLED
   for (int r = lane / kLanes; r < rows; r += kRowsAtOnce) {
-    const Few few = from[r * pitch / kColumns];
+    const Few few = read(r);
     if constexpr (kColumns == 4) {
       store_row<4>(e, columns, row + r, {few.x, few.y, few.z, few.w});
     } else {

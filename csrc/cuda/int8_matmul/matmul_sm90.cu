@@ -18,8 +18,14 @@ using Large = gemm::WgmmaTile<int8_t, 256, 4, 2>;
 using Small = gemm::WgmmaTile<int8_t, 128, 3>;
 using Swapped = gemm::WgmmaTile<int8_t, 64, 4>;
 
-// Sums of a warp in shared memory: 16 rows of 64 columns at a time, rows shifted by four banks.
-constexpr int kStagedColumns = 64, kStagedPitch = kStagedColumns + 4, kStagedInts = 16 * kStagedPitch;
+// Sums of a warp in shared memory: 16 rows of 64 columns at a time.
+constexpr int kStagedColumns = 64, kStagedInts = 16 * kStagedColumns;
+static_assert(kStagedInts * 4 * Large::kConsumers / kWarp <= gemm::kWgmmaStagedBytes<Large>);
+static_assert(kStagedInts * 4 * Small::kConsumers / kWarp <= Small::kFreeBytes);
+
+// Columns a lane. Two blocks a multiprocessor leave too few registers for four.
+template <class T>
+inline constexpr int kColumns = T::kBlocks == 1 ? 4 : 2;
 
 // The consumers' sums of a tile whose first output is (row, column). `staging`: kStagedInts of each of the eight warps.
 template <class T>
@@ -33,17 +39,16 @@ PK_DEVICE void store_sums(const Product& p, const Epilogue& e, int slice, int64_
     PK_UNROLL
     for (int j = 0; j < kStagedColumns / 8; ++j) {
       const int32_t* v = acc.v + (part * kStagedColumns / 8 + j) * 4;
-      int2* at = reinterpret_cast<int2*>(sums + lane / 4 * kStagedPitch + j * 8 + lane % 4 * 2);
-      at[0] = make_int2(v[0], v[1]);
-      at[8 * kStagedPitch / 2] = make_int2(v[2], v[3]);
+      const int row_of = lane / 4, column_of = j * 8 + lane % 4 * 2;
+      *reinterpret_cast<int2*>(sums + staged<kStagedColumns>(row_of, column_of)) = make_int2(v[0], v[1]);
+      *reinterpret_cast<int2*>(sums + staged<kStagedColumns>(row_of + 8, column_of)) = make_int2(v[2], v[3]);
     }
     __syncwarp();
-    store_staged<kStagedColumns, 2>(p, e, slice, sums, kStagedPitch, 16, row + warp * 16,
-                                    column + part * kStagedColumns);
+    store_staged<kStagedColumns, kColumns<T>>(p, e, slice, sums, 16, row + warp * 16, column + part * kStagedColumns);
   }
 }
 
-__global__ void __launch_bounds__(Large::kThreads, 1)
+__global__ void __launch_bounds__(gemm::kPersistentThreads<Large>, 1)
     large_kernel(const Product p, const Epilogue e, const gemm::Tiles tiles, const __grid_constant__ TensorMap map_a,
                  const __grid_constant__ TensorMap map_b) {
 #if PK_HAS_SM90A
@@ -144,7 +149,7 @@ Status hopper_tiles(const Product& p, const Epilogue& e, Int8Algorithm algorithm
   const int64_t resident = device.multiprocessors / T::kCluster, clusters = tiles.clusters(T::kCluster);
   return launch(large_kernel,
                 {.grid = dim3(static_cast<unsigned>((clusters < resident ? clusters : resident) * T::kCluster)),
-                 .block = dim3(T::kThreads),
+                 .block = dim3(gemm::kPersistentThreads<T>),
                  .shared_bytes = gemm::kPersistentBytes<T>,
                  .cluster = T::kCluster},
                 stream, p, e, tiles, a, b);

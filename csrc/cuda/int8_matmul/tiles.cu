@@ -37,17 +37,15 @@ struct Rows {
 
 template <class Tile>
 inline constexpr int kPassRows = Tile::kWarpM / 2;
-template <class Tile>
-inline constexpr int kPitch = Tile::kWarpN + 4;  // of a row of sums in shared memory
 
 template <class Tile>
 PK_DEVICE void store_tile(const Product& p, const Epilogue& e, int64_t row, int64_t column,
                           const typename Tile::Accumulator& acc, char* shared) {
   constexpr int kBlocks = Tile::kBlocksM / 2;
   static_assert(Tile::kBlocksM % 2 == 0);
-  static_assert(Tile::kThreads / kWarp * kPassRows<Tile> * kPitch<Tile> * 4 <= Tile::kSharedBytes);
+  static_assert(Tile::kThreads / kWarp * kPassRows<Tile> * Tile::kWarpN * 4 <= Tile::kSharedBytes);
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
-  int32_t* sums = reinterpret_cast<int32_t*>(shared) + warp * kPassRows<Tile> * kPitch<Tile>;
+  int32_t* sums = reinterpret_cast<int32_t*>(shared) + warp * kPassRows<Tile> * Tile::kWarpN;
   row += warp / Tile::kWarpsN * Tile::kWarpM;
   column += warp % Tile::kWarpsN * Tile::kWarpN;
   PK_UNROLL
@@ -58,13 +56,13 @@ PK_DEVICE void store_tile(const Product& p, const Epilogue& e, int64_t row, int6
       PK_UNROLL
       for (int j = 0; j < Tile::kBlocksN; ++j) {
         const auto& v = acc.v[pass * kBlocks + i][j];
-        int2* at = reinterpret_cast<int2*>(sums + (i * 16 + lane / 4) * kPitch<Tile> + j * 8 + lane % 4 * 2);
-        at[0] = make_int2(v[0], v[1]);
-        at[8 * kPitch<Tile> / 2] = make_int2(v[2], v[3]);
+        const int row_of = i * 16 + lane / 4, column_of = j * 8 + lane % 4 * 2;
+        *reinterpret_cast<int2*>(sums + staged<Tile::kWarpN>(row_of, column_of)) = make_int2(v[0], v[1]);
+        *reinterpret_cast<int2*>(sums + staged<Tile::kWarpN>(row_of + 8, column_of)) = make_int2(v[2], v[3]);
       }
     }
     __syncwarp();
-    store_staged<Tile::kWarpN, 4>(p, e, static_cast<int>(blockIdx.y), sums, kPitch<Tile>, kPassRows<Tile>,
+    store_staged<Tile::kWarpN, 4>(p, e, static_cast<int>(blockIdx.y), sums, kPassRows<Tile>,
                                   row + pass * kPassRows<Tile>, column);
   }
 }
