@@ -227,11 +227,17 @@ __global__ void __launch_bounds__(kThreads, 1) persistent_kernel(const __grid_co
           for (int i = 0; i < kMTiles; ++i) {
             const uint4 low = a(j, i, 0), high = a(j, i, 1);
             const uint32_t a0[4] = {low.x, high.x, low.y, high.y}, a1[4] = {low.z, high.z, low.w, high.w};
+            // Neighbouring products belong to different sums, so that none waits for the one before.
             PK_UNROLL
             for (int n = 0; n < kTiles; ++n) {
               if (n >= tiles) break;
-              const uint32_t b0[2] = {h[j][n].x, h[j][n].y}, b1[2] = {h[j][n].z, h[j][n].w};
+              const uint32_t b0[2] = {h[j][n].x, h[j][n].y};
               multiply_step<T>(acc[i][n], a0, b0);
+            }
+            PK_UNROLL
+            for (int n = 0; n < kTiles; ++n) {
+              if (n >= tiles) break;
+              const uint32_t b1[2] = {h[j][n].z, h[j][n].w};
               multiply_step<T>(acc[i][n], a1, b1);
             }
           }
