@@ -109,4 +109,12 @@ inline Plan choose(const LstmShape& s, const Device& device, LstmPath path) {
   return plan;
 }
 
+// Tiles of product.cu: the large ones, which read the least, where they fill the device.
+enum class ProductTile { few_rows, middle, large };
+inline ProductTile choose_tile(int64_t rows, int64_t hidden, int64_t products, const Device& device) {
+  if (rows <= 32) return ProductTile::few_rows;
+  const int64_t tiles = ceil_of(rows, 128) * ceil_of(4 * hidden, 128) * products;
+  return tiles < device.multiprocessors ? ProductTile::middle : ProductTile::large;
+}
+
 }  // namespace pk::cuda::lstm

@@ -17,6 +17,7 @@ class Forward {
   Forward(const LstmForward& call, const Device& device)
       : call_(call),
         s_(call.shape),
+        device_(device),
         plan_(choose(s_, device, call.path)),
         element_(static_cast<int64_t>(size_of(s_.dtype))),
         chunks_(chunks_of(s_.hidden, element_)) {
@@ -186,7 +187,7 @@ class Forward {
         if (is_aligned(p, element_) == aligned) call.of[call.count++] = p;
       }
       if (call.count == 0) continue;
-      if (const Status status = multiply(s_.dtype, call_.tf32, aligned, call, stream_); !status) return status;
+      if (const Status status = multiply(s_.dtype, call_.tf32, aligned, device_, call, stream_); !status) return status;
     }
     return kOk;
   }
@@ -269,6 +270,7 @@ class Forward {
 
   const LstmForward& call_;
   const LstmShape& s_;
+  const Device device_;
   const Plan plan_;
   const int64_t element_, chunks_;
   std::vector<int64_t> starts_;  // first rows of the time steps, where they are packed

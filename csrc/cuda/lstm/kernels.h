@@ -59,7 +59,7 @@ struct Products {
 };
 
 // aligned: all rows of A and W begin at 16 bytes and x_k, h_k are whole 16 bytes' elements.
-Status multiply(DType dtype, bool tf32, bool aligned, const Products& products, void* stream);
+Status multiply(DType dtype, bool tf32, bool aligned, const Device& device, const Products& products, void* stream);
 bool is_aligned(const Product& p, int64_t element);
 
 // ---- The persistent kernel (persistent.cu) ----

@@ -7,8 +7,8 @@
 // loader of W does that. So a thread of the epilogue has the four sums of a unit, and neither form needs the sums in
 // memory between product and cell. Several independent products (directions, layers of a wavefront) share a launch.
 //
-// Tiles: 128 x 128 for large products; 64 x 64; 16 x 32 for few rows, where the weights are what is read, once, and
-// 128-byte rows of K keep enough of them on their way.
+// Tiles: 128 x 128 for large products (3xTF32: 128 x 64); 64 x 64; 16 x 32 for few rows, where the weights are what is
+// read, once, and 128-byte rows of K keep enough of them on their way.
 #include "cuda/gemm/mainloop.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/lstm/cell.cuh"
@@ -140,15 +140,16 @@ Status run(const Products& products, int rows, void* stream) {
 }
 
 template <class Element>
-Status run_element(bool aligned, const Products& products, int rows, void* stream) {
+Status run_element(bool aligned, ProductTile tile, const Products& products, int rows, void* stream) {
   using Storage = typename gemm::ElementTraits<Element>::Storage;
   using Middle = gemm::Tile<Element, 64, 64, 2, 2, 4>;
   if (!aligned) return run<Middle, sizeof(Storage)>(products, rows, stream);
-  if (rows <= 32) return run<gemm::Tile<Element, 16, 32, 1, 4, 4, 128>, 16>(products, rows, stream);
-  if (int64_t{rows} * products.of[0].hidden * products.count < 128 * 128 * 64) {
-    return run<Middle, 16>(products, rows, stream);
-  }
-  return run<gemm::Tile<Element, 128, 128, 2, 4, 4>, 16>(products, rows, stream);
+  if (tile == ProductTile::few_rows) return run<gemm::Tile<Element, 16, 32, 1, 4, 4, 128>, 16>(products, rows, stream);
+  if (tile == ProductTile::middle) return run<Middle, 16>(products, rows, stream);
+  // Split operands need twice the registers.
+  using Large = std::conditional_t<std::is_same_v<Element, gemm::tf32x3>, gemm::Tile<Element, 128, 64, 4, 2, 4>,
+                                   gemm::Tile<Element, 128, 128, 2, 4, 4>>;
+  return run<Large, 16>(products, rows, stream);
 }
 
 bool whole(const void* data, int64_t stride, int64_t element) {
@@ -165,13 +166,14 @@ bool is_aligned(const Product& p, int64_t element) {
   return x && h;
 }
 
-Status multiply(DType dtype, bool tf32, bool aligned, const Products& products, void* stream) {
+Status multiply(DType dtype, bool tf32, bool aligned, const Device& device, const Products& products, void* stream) {
   int rows = 0;
   for (int i = 0; i < products.count; ++i) rows = products.of[i].m > rows ? products.of[i].m : rows;
-  if (dtype == DType::f16) return run_element<f16>(aligned, products, rows, stream);
-  if (dtype == DType::bf16) return run_element<bf16>(aligned, products, rows, stream);
-  if (tf32) return run_element<gemm::tf32>(aligned, products, rows, stream);
-  return run_element<gemm::tf32x3>(aligned, products, rows, stream);
+  const ProductTile tile = choose_tile(rows, products.of[0].hidden, products.count, device);
+  if (dtype == DType::f16) return run_element<f16>(aligned, tile, products, rows, stream);
+  if (dtype == DType::bf16) return run_element<bf16>(aligned, tile, products, rows, stream);
+  if (tf32) return run_element<gemm::tf32>(aligned, tile, products, rows, stream);
+  return run_element<gemm::tf32x3>(aligned, tile, products, rows, stream);
 }
 
 }  // namespace pk::cuda::lstm

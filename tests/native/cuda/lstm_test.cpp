@@ -280,6 +280,18 @@ void check_devices() {
     check(p, Oracle(p), {LstmPath::persistent}, "weights in shared memory");
   }
   small = simt::device();
+  small.multiprocessors = 1;
+  {
+    const On on(small);
+    for (const DType dtype : kDTypes) {
+      EXPECT(cuda::lstm::choose_tile(4 * 34, 40, 2, small) == cuda::lstm::ProductTile::large, "large products");
+      const Problem p({4, 34, 16, 40, 1, 2, true, {}}, dtype);
+      check(p, Oracle(p), {LstmPath::step, true}, "large products");
+    }
+    const Problem p({2, 34, 16, 8, 1, 1, true, {}}, DType::f32);
+    check(p, Oracle(p), {LstmPath::step, true, false, true}, "TF32");
+  }
+  small = simt::device();
   small.shared_per_block = 36 << 10;
   {
     const On on(small);
