@@ -112,7 +112,9 @@ Status make_plan(const Problem& problem, Plan* plan) {
       std::clamp(kMostRows / std::max({pixels, s.h * s.w, image, int64_t{1}}), int64_t{1}, std::max(s.n, int64_t{1}));
   ConvShape batch = s;
   batch.n = plan->images;
-  plan->choice = plan->depthwise ? Choice{} : choose(batch, problem.math, device);
+  const auto described = [&](int64_t size, int i) { return size == 1 || problem.x.stride[i] > 0; };
+  const bool tma = plan->copies_x || (described(s.n, 0) && described(s.h, 2) && described(s.w, 3));
+  plan->choice = plan->depthwise ? Choice{} : choose(batch, problem.math, device, tma);
   plan->copied_bytes = plan->copies_x ? align_256(plan->images * s.h * s.w * row * bytes) : 0;
   const int64_t width = round_up_64(s.k / s.groups, kChannelsAtOnce);
   const int splits = plan->choice.splits;
@@ -179,7 +181,8 @@ Status launch_gemm(const ConvShape& s, const Plan& plan, Math math, const Pixels
   g.x_stride_w = to_int(pixels.stride_w);
   g.next_w = to_int(s.dilation_w * pixels.stride_w - plan.padded_c);
   g.next_h = to_int(s.dilation_h * pixels.stride_h - s.s * s.dilation_w * pixels.stride_w);
-  const int64_t steps = ceil_div_64(g.columns * bytes, kStepBytes);
+  const int64_t steps = steps_of(s, bytes, plan.choice.tile);
+  g.steps = to_int(steps);
   g.splits = plan.choice.splits;
   g.split_steps = to_int(ceil_div_64(steps, g.splits));
   g.blocks_m = to_int(ceil_div_64(g.rows, small ? 128 : tile.m));
@@ -190,6 +193,7 @@ Status launch_gemm(const ConvShape& s, const Plan& plan, Math math, const Pixels
   if (static_cast<double>(g.blocks_m) * g.blocks_n * g.groups * g.splits >= 2147483648.0) {
     return {"the sizes are too large"};
   }
+  if (is_wgmma(plan.choice.tile)) return run_gemm_sm90(g, math, plan.choice.tile, stream);
   switch (math) {
     case Math::f16:
       return run_gemm_f16(g, plan.choice.tile, plan.copy, stream);

@@ -163,8 +163,9 @@ __global__ void __launch_bounds__(Config::Tile::kThreads, Config::kResident)
 
 inline constexpr int kReduceThreads = 256;
 
-// Adds the splits' sums, first to last, and finishes them: a thread eight channels of a pixel.
-template <class Type, class Sum>
+// Adds the splits' sums, first to last, and finishes them: a thread eight channels of a pixel. kArch: files that are
+// compiled for different targets must not share an instance, or the linker may keep the one that lacks a target.
+template <class Type, class Sum, int kArch = 80>
 __global__ void __launch_bounds__(kReduceThreads) reduce_splits(const __grid_constant__ Gemm g) {
   const int units = ceil_div(g.filters, kChannelsAtOnce), width = units * kChannelsAtOnce;
   const int64_t i = int64_t{blockIdx.x} * kReduceThreads + threadIdx.x, each = int64_t{g.rows} * units;
@@ -192,6 +193,13 @@ __global__ void __launch_bounds__(kReduceThreads) reduce_splits(const __grid_con
   finish<Type>(g.epilogue, channels_at(g.epilogue, group * g.filters + column, g.filters - column), row, sum);
 }
 
+template <class Type, class Sum, int kArch = 80>
+Status run_reduce(const Gemm& g, void* stream) {
+  const int64_t units = int64_t{g.rows} * ceil_div(g.filters, kChannelsAtOnce) * g.groups;
+  const auto blocks = static_cast<unsigned>(ceil_div<int64_t>(units, kReduceThreads));
+  return launch(reduce_splits<Type, Sum, kArch>, {.grid = blocks, .block = kReduceThreads}, stream, g);
+}
+
 template <class Config>
 Status run_config(const Gemm& g, void* stream) {
   using Tile = typename Config::Tile;
@@ -200,10 +208,7 @@ Status run_config(const Gemm& g, void* stream) {
       launch(implicit_gemm<Config>, {.grid = blocks, .block = Tile::kThreads, .shared_bytes = Config::kSharedBytes},
              stream, g);
   if (!status || g.partial == nullptr) return status;
-  const int64_t units = int64_t{g.rows} * ceil_div(g.filters, kChannelsAtOnce) * g.groups;
-  const auto reduce_blocks = static_cast<unsigned>(ceil_div<int64_t>(units, kReduceThreads));
-  return launch(reduce_splits<typename Config::Type, typename Tile::Sum>,
-                {.grid = reduce_blocks, .block = kReduceThreads}, stream, g);
+  return run_reduce<typename Config::Type, typename Tile::Sum>(g, stream);
 }
 
 template <class Tile, class Type>

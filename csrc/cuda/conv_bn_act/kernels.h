@@ -46,6 +46,7 @@ struct Gemm {
   int stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w;
   int end_h, end_w;         // r * dilation_h, s * dilation_w: one tap past the last
   int next_w, next_h;       // from a tap's last channel to the next tap's first; at the end of a row of taps besides
+  int steps;                // k tiles
   int splits, split_steps;  // k tiles of a split
   int blocks_m, blocks_n;   // tiles of a group
   bool plain;               // 1 x 1, stride 1, no padding, pixels at equal distances: a matrix
@@ -65,6 +66,8 @@ Status run_gemm_bf16(const Gemm& gemm, Tile tile, int copy, void* stream);
 Status run_gemm_f32(const Gemm& gemm, Tile tile, int copy, void* stream);
 Status run_gemm_tf32(const Gemm& gemm, Tile tile, int copy, void* stream);
 Status run_gemm_i8(const Gemm& gemm, Tile tile, int copy, void* stream);
+// The tiles of wgmma.
+Status run_gemm_sm90(const Gemm& gemm, Math math, Tile tile, void* stream);
 
 Status run_depthwise(const Depthwise& depthwise, Math math, void* stream);
 
