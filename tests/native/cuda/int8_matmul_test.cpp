@@ -293,6 +293,8 @@ void shapes() {
   matmul_case(70, 130, 192, true, true, Layout::rows_of_k, Layout::rows_of_k, {Int8Algorithm::tile_64x64, 2});
   matmul_case(16, 100, 256, true, true, Layout::rows_of_k, Layout::rows_of_k);
   matmul_case(1, 100, 2064, true, true, Layout::rows_of_k, Layout::rows_of_k);
+  // What gemv loads ahead ends with the rows.
+  matmul_case(1, 5, 4112, false, false, Layout::rows_of_k, Layout::rows_of_k);
 }
 
 void epilogues() {
