@@ -18,7 +18,7 @@ demo: setup
 
 test: setup
 	PATH=$(BIN):$$PATH cmake --build build/cmake --target native_tests
-	PATH=$(BIN):$$PATH ctest --test-dir build/cmake --no-tests=error --output-on-failure
+	PATH=$(BIN):$$PATH ctest --test-dir build/cmake --parallel 2 --no-tests=error --output-on-failure
 	$(BIN)/python -m pytest
 
 bench: setup
