@@ -70,7 +70,10 @@ class OnDevice {
  public:
   OnDevice(const char* op, const Tensor& first, const char* argument)
       : op_(op), first_(argument), index_(checked_index(op, first, argument)), guard_(index_) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream_));
+    // Torch's macro that checks such codes is younger than 2.11.
+    if (aoti_torch_get_current_cuda_stream(index_, &stream_) != AOTI_TORCH_SUCCESS) {
+      fail(op, argument, "torch has no current stream for cuda:", index_);
+    }
   }
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
