@@ -298,10 +298,10 @@ PK_DEVICE void tma_load_3d_multicast(void* shared, const TensorMap* map, uint64_
       "l"(map), "r"(shared_address(barrier)), "r"(x0), "r"(x1), "r"(x2), "h"(blocks)
       : "memory");
 }
-// im2col, on a map of im2col_tensor_map: a matrix of pixels_per_column rows and channels_per_pixel columns. Rows are
-// the filter's base pixels, starting at (n, h, w) and going on along w, h and n by the traversal strides within the
-// bounding box; row i holds channels c.. of the pixel that lies (offset_h, offset_w) from its base pixel (0 to 255;
-// the filter's tap times the dilation), zeros outside of the image.
+// im2col, on a map of an Im2colView (tensor_map.h): a matrix of pixels_per_column rows and channels_per_pixel columns.
+// Rows are the filter's base pixels, starting at (n, h, w) and going on along w, h and n by the traversal strides
+// within the bounding box; row i holds channels c.. of the pixel that lies (offset_h, offset_w) from its base pixel (0
+// to 255; the filter's tap times the dilation), zeros outside of the image.
 PK_DEVICE void tma_load_im2col_4d(void* shared, const TensorMap* map, uint64_t* barrier, int c, int w, int h, int n,
                                   uint16_t offset_w, uint16_t offset_h) {
   asm volatile(

@@ -106,7 +106,7 @@ PK_DEVICE void wgmma_produce(const LoadA& load_a, const LoadB& load_b, int first
   const auto rank = static_cast<int>(T::kCluster > 1 ? ptx::cluster_rank() : 0);
   constexpr int kRows = T::kN / T::kCluster;
   constexpr auto kAll = static_cast<uint16_t>((1 << T::kCluster) - 1);
-#pragma unroll 1
+  PK_ROLLED
   for (int tile = first; tile < first + count; ++tile, stage.advance()) {
     uint64_t* const barrier = full + stage.index;
     ptx::mbarrier_wait(empty + stage.index, stage.parity ^ 1);
@@ -136,7 +136,7 @@ PK_DEVICE void wgmma_consume(int count, const char* shared, uint64_t* full, uint
                              typename T::Accumulator& acc) {
   const int warpgroup = static_cast<int>(threadIdx.x) / 128;
   int previous = 0;
-#pragma unroll 1
+  PK_ROLLED
   for (int i = 0; i < count; ++i, stage.advance()) {
     ptx::mbarrier_wait(full + stage.index, stage.parity);
     const char* const base = shared + stage.index * T::kStageBytes;

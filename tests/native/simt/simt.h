@@ -3,8 +3,8 @@
 // (a warp, a lane, a block) runs only when all else waits. Asynchronous copies happen at once, at random, or as late as
 // is legal.
 //
-// It finds wrong indices, tails and fragments, missing waits and barriers, deadlocks, divergent collectives. It can't
-// find missing memory fences: what a fiber stores, all others see at once.
+// It finds wrong indices, tails and fragments, missing waits and barriers, deadlocks, divergent collectives. What a
+// fiber stores all others see at once, so that no result shows a missing release or acquire: race.h looks for those.
 #pragma once
 
 #include <cstddef>

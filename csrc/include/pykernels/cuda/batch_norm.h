@@ -1,8 +1,8 @@
 // Batch norm, residual add and activation in training, on a CUDA device:
 //
-//   mean[c], var[c] over n, h, w of x        (batch_norm_statistics, or batch_norm_combine from a convolution's
-//   epilogue) y = act((x - mean) * weight / sqrt(var + eps) + bias + residual) (batch_norm_act) dx, dresidual, dweight,
-//   dbias of dy                                                       (batch_norm_act_backward)
+// - batch_norm_statistics: mean[c], var[c] over n, h, w of x; batch_norm_combine: the same from statistics of parts
+// - batch_norm_act: y = act((x - mean) * weight / sqrt(var + eps) + bias + residual)
+// - batch_norm_act_backward: dx, dresidual, dweight, dbias of dy
 //
 // Values are read as `dtype` and computed in float32; vectors of length c are float32. Every sum has a fixed order: the
 // same input on the same GPU model gives the same bits. Nothing here allocates or waits for the device; all of it can
