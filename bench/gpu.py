@@ -37,7 +37,6 @@ LIMITS = {
     "build": 260, "tests": 150, "floors": 30, "int8": 70, "lstm": 70, "conv": 60, "training": 40, "models": 60,
     "compiled": 120,
 }  # fmt: skip
-TIMED = tuple(LIMITS)[2:]
 
 
 def main() -> int:

@@ -14,20 +14,15 @@ import pykernels as pk
 from pykernels import _native
 from pykernels.ops._check import on_device
 from pykernels.ops.lstm import autograd, reference
-from pykernels.ops.lstm.spec import LSTM, LSTM_CELL
-from tests.harness import cuda_reason, map_tensors, relative_l2, tensors_of, to_double
+from tests.harness import map_tensors, needs_cuda, relative_l2, tensors_of, to_double
 from tests.ops.test_lstm import flat, problem
 
 native = pytest.mark.skipif(_native.error is not None, reason="the native library is not built")
 
-REASON = cuda_reason() or LSTM.backends["cuda"]
-
 
 def gpu(test: Any) -> Any:
-    """A test that needs a GPU."""
-    for mark in (pytest.mark.cuda, pytest.mark.skipif(REASON is not None, reason=f"needs a GPU: {REASON}")):
-        test = mark(test)
-    return pytest.mark.usefixtures("exact_float32")(test)
+    """A test that needs a GPU, with the reference in exact float32."""
+    return pytest.mark.usefixtures("exact_float32")(needs_cuda(test))
 
 
 #: Sizes of packed sequences, or None.
@@ -120,8 +115,6 @@ def test_fake_autocast(dtype):
 def test_modules_reach_the_op_with_fake_tensors(sizes, monkeypatch):
     """Public functions and modules on fake CUDA tensors, as if there were a GPU."""
     monkeypatch.setattr(_native, "why_not", lambda backend, device: None)
-    for spec in (LSTM, LSTM_CELL):
-        monkeypatch.setitem(spec.backends, "cuda", None)
     for module in (pk.nn.LSTM, pk.nn.LSTMCell):  # there is nothing to fill with numbers
         monkeypatch.setattr(module, "reset_parameters", lambda self: None)
     called = []

@@ -226,7 +226,7 @@ def _norm(
         make,
         reduction=elements // max(shape[1], 1) + 4,
         flops=10 * elements,
-        bytes=4 * elements * (3 + residual + training - 1),
+        bytes=4 * elements * (2 + training + residual),
         bench=bench,
     )
 
