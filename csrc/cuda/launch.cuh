@@ -21,8 +21,12 @@ Status launch(void (*kernel)(Parameters...), const Launch& how, void* stream, co
 #ifdef __CUDACC__
   cudaError_t error = cudaSuccess;
   if (how.shared_bytes > 48 * 1024) {
+    // Always the device's own limit: another thread, launching the same kernel with less, must not lower it again
+    // between this call and the launch.
+    Device device;
+    if (const Status status = current_device(&device); !status) return status;
     error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 how.shared_bytes);
+                                 device.shared_per_block);
   }
   if (error == cudaSuccess && how.cluster > 8) {
     error =
