@@ -278,6 +278,10 @@ PK_DEVICE void split_tf32(uint32_t x, uint32_t& big, uint32_t& small) {
   small = __float_as_uint(__uint_as_float(x) - __uint_as_float(big)) + 0x1000u;
 }
 
+// x rounded to what the matrix unit would cut it to, ties away from zero. NaN stays NaN: the bits of the one that
+// GPUs compute, 0x7fffffff, would become those of -0.
+PK_DEVICE uint32_t round_tf32(uint32_t x) { return (x & 0x7fffffffu) > 0x7f800000u ? x | 0x400000u : x + 0x1000u; }
+
 // acc += a b, one step of K.
 template <class Tile, class A, class B>
 PK_DEVICE void multiply(typename Tile::Accumulator& acc, const A& a, const B& b) {
@@ -317,9 +321,9 @@ PK_DEVICE void multiply(typename Tile::Accumulator& acc, const A& a, const B& b)
         if constexpr (std::is_same_v<Element, tf32>) {
           uint32_t a_tf32[4], b_tf32[2];
           PK_UNROLL
-          for (int e = 0; e < 4; ++e) a_tf32[e] = a.v[i][e] + 0x1000u;  // rounds what the unit would cut
+          for (int e = 0; e < 4; ++e) a_tf32[e] = round_tf32(a.v[i][e]);
           PK_UNROLL
-          for (int e = 0; e < 2; ++e) b_tf32[e] = b.v[j][e] + 0x1000u;
+          for (int e = 0; e < 2; ++e) b_tf32[e] = round_tf32(b.v[j][e]);
           ptx::mma_m16n8k8_tf32(acc.v[i][j], a_tf32, b_tf32);
         }
       }

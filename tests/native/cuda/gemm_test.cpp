@@ -185,6 +185,20 @@ void check_products() {
   simt::device() = before;
 }
 
+// Whatever NaN an operand holds, the sums that it is part of are NaN: the one that GPUs compute has all bits set.
+void check_nan() {
+  for (const bool tf32 : {false, true}) {
+    for (const uint32_t bits : {0x7fffffffu, 0xffffffffu, 0x7fc00000u}) {
+      float a[4] = {1.0f, 0.0f, 2.0f, 1.0f}, b[4] = {3.0f, 1.0f, 2.0f, 1.0f}, out[1] = {};
+      std::memcpy(a + 1, &bits, sizeof bits);
+      Gemm g;
+      g.m = g.n = 1, g.k = 4, g.a = a, g.b = b, g.out = out, g.tf32 = tf32;
+      g.a_stride_m = g.b_stride_n = 4, g.out_stride = 1;
+      EXPECT(!gemm_launch(g, nullptr, 0, nullptr).error && std::isnan(out[0]), "%x, tf32 %d: %g", bits, tf32, out[0]);
+    }
+  }
+}
+
 void check_refusals() {
   size_t bytes = 0;
   float x[4] = {};
@@ -236,6 +250,7 @@ void check_choices() {
 
 int main() {
   check_products();
+  check_nan();
   check_refusals();
   check_choices();
   return pk::test::finish();
