@@ -69,9 +69,9 @@ Status check(const Int8Matmul& p, const Int8Plan& plan, const Device& device) {
   return kOk;
 }
 
-// May the kernels read these rows where they lie?
+// May the kernels read these rows where they lie? (TMA wants a stride: no row that is read again and again.)
 bool in_place(const void* data, int64_t rows, int64_t k, int64_t stride_row, int64_t stride_k) {
-  const bool row_fits = rows <= 1 || (stride_row % 16 == 0 && stride_row >= 0 && stride_row < kMaxStride);
+  const bool row_fits = rows <= 1 || (stride_row % 16 == 0 && stride_row > 0 && stride_row < kMaxStride);
   return k == 0 || (stride_k == 1 && k % 16 == 0 && row_fits && reinterpret_cast<uintptr_t>(data) % 16 == 0);
 }
 

@@ -39,8 +39,9 @@ std::vector<char> pack(const int8_t* b, int64_t k, int64_t n, int64_t stride_k, 
   return packed.vector();
 }
 
-// How a and b lie in memory. offset: rows of K, further apart than they are long, from an odd address.
-enum class Layout { rows_of_k, turned, offset, packed };
+// How a and b lie in memory. offset: rows of K, further apart than they are long, from an odd address. repeated: one
+// row stands for all (expand).
+enum class Layout { rows_of_k, turned, offset, packed, repeated };
 
 struct Strides {
   int64_t row, k, first;
@@ -49,6 +50,7 @@ struct Strides {
 Strides strides_of(Layout layout, int64_t rows, int64_t k) {
   if (layout == Layout::turned) return {1, rows, 0, static_cast<size_t>(rows * k)};
   if (layout == Layout::offset) return {k + 3, 1, 1, static_cast<size_t>(rows * (k + 3) + 1)};
+  if (layout == Layout::repeated) return {0, 1, 0, static_cast<size_t>(k)};
   return {k, 1, 0, static_cast<size_t>(rows * k)};
 }
 
@@ -241,6 +243,7 @@ void hopper() {
   for (const Int8Plan& plan : kHopper) {
     const bool swapped = plan.algorithm == Int8Algorithm::hopper_swapped;
     matmul_case(swapped ? 64 : 261, swapped ? 261 : 530, 272, false, true, Layout::rows_of_k, Layout::rows_of_k, plan);
+    matmul_case(swapped ? 3 : 5, 7, 48, false, false, Layout::repeated, Layout::repeated, plan);
     matmul_case(swapped ? 1 : 3, 5, 0, false, false, Layout::rows_of_k, Layout::rows_of_k, plan);
     matmul_case(swapped ? 3 : 129, 257, 33, true, false, Layout::turned, Layout::turned, plan);
     for (const DType t : {DType::f32, DType::bf16, DType::f16, DType::i8}) {
