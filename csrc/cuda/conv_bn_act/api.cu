@@ -84,6 +84,9 @@ bool has_vectors(const ConvTensor& t, int64_t element, int64_t channels, int64_t
   return t.stride[0] * element % bytes == 0 && t.stride[2] * element % bytes == 0 && t.stride[3] * element % bytes == 0;
 }
 
+// Of what check_shape and make_plan keep below 2^31.
+int to_int(int64_t v) { return static_cast<int>(v); }
+
 int64_t align_256(int64_t bytes) { return round_up_64(bytes, 256); }
 
 Status make_plan(const Problem& problem, Plan* plan) {
@@ -166,7 +169,6 @@ Status launch_gemm(const ConvShape& s, const Plan& plan, Math math, const Pixels
   g.weight = problem.packed;
   g.epilogue = epilogue;
   g.partial = plan.choice.splits > 1 ? partial : nullptr;
-  const auto to_int = [](int64_t v) { return static_cast<int>(v); };
   g.rows = to_int(s.n * s.p() * s.q());
   g.filters = to_int(s.k / s.groups);
   g.groups = to_int(s.groups);
@@ -209,14 +211,12 @@ Status launch_gemm(const ConvShape& s, const Plan& plan, Math math, const Pixels
   return {"dtype: no such arithmetic"};
 }
 
-Status launch_depthwise(const ConvShape& s, const Plan& plan, Math math, const Pixels& pixels, const Problem& problem,
+Status launch_depthwise(const ConvShape& s, Math math, const Pixels& pixels, const Problem& problem,
                         const Epilogue& epilogue, void* stream) {
-  (void)plan;
   Depthwise d = {};
   d.pixels = pixels;
   d.weight = problem.packed;
   d.epilogue = epilogue;
-  const auto to_int = [](int64_t v) { return static_cast<int>(v); };
   d.n = to_int(s.n), d.k = to_int(s.k), d.multiplier = to_int(s.k / s.c);
   d.columns = to_int(packed_size(s, element_bytes(math)).columns);
   d.h = to_int(s.h), d.w = to_int(s.w), d.p = to_int(s.p()), d.q = to_int(s.q()), d.r = to_int(s.r), d.s = to_int(s.s);
@@ -259,7 +259,7 @@ Status run(Problem problem, void* stream) {
                    first * e.residual_stride[0] * static_cast<int64_t>(size_of(e.residual_dtype));
     }
     const Status status =
-        plan.depthwise ? launch_depthwise(batch, plan, problem.math, pixels, problem, e, stream)
+        plan.depthwise ? launch_depthwise(batch, problem.math, pixels, problem, e, stream)
                        : launch_gemm(batch, plan, problem.math, pixels, problem, e, copied + plan.copied_bytes, stream);
     if (!status) return status;
   }

@@ -206,14 +206,14 @@ PK_DEVICE void store_tile(const Epilogue& e, const Sum* staged, int row, int row
     const int column = thread % kGroups * kChannelsAtOnce;
     if (column >= left) return;
     const Channels channels = channels_at(e, k + column, left - column);
-#pragma unroll 1
+    PK_ROLLED
     for (int i = thread / kGroups; i < kM && row + i < rows; i += kThreads / kGroups) {
       read_eight<kN>(staged, i, column, sum);
       finish<Type>(e, channels, row + i, sum);
     }
     return;
   }
-#pragma unroll 1
+  PK_ROLLED
   for (int item = thread; item < kM * kGroups; item += kThreads) {
     const int i = item % kM, column = item / kM * kChannelsAtOnce;
     if (row + i >= rows || column >= left) continue;
@@ -228,7 +228,7 @@ PK_DEVICE void store_partial(Sum* partial, const Sum* staged, int row, int rows,
   constexpr int kUnits = kN / 4;
   const int thread = static_cast<int>(threadIdx.x), column = thread % kUnits * 4;
   if (first_column + column >= width) return;
-#pragma unroll 1
+  PK_ROLLED
   for (int i = thread / kUnits; i < kM && row + i < rows; i += kThreads / kUnits) {
     *reinterpret_cast<uint4*>(partial + int64_t{row + i} * width + first_column + column) =
         *reinterpret_cast<const uint4*>(staged + staged_index<kN>(i, column));

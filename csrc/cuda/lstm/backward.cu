@@ -60,7 +60,7 @@ class Backward {
     choice_ = choose_backward(s_, device);
     if (call_.path == LstmPath::step) choice_ = backward_alternating(s_, device);
     if (call_.path == LstmPath::persistent && !choice_.persistent) {
-      choice_ = best_persistent(s_, device);
+      choice_ = backward_best_persistent(s_, device);
       if (!choice_.persistent) return {"path: the persistent kernel cannot run: it needs more multiprocessors"};
     }
     pitch_ = choice_.persistent ? BackwardChoice::padded(s_.hidden) : s_.hidden;
@@ -124,17 +124,6 @@ class Backward {
     return dense(const_cast<char*>(at(call_.reserve, lstm_reserve_output(s_, layer), s_.dtype)));
   }
   void* gradient_below(int layer) const { return workspace_.between[(layer - 1) & 1]; }
-
-  static BackwardChoice best_persistent(const LstmShape& s, const Device& device) {
-    BackwardChoice best;
-    for (const int row_tiles : {1, 2, 4})
-      for (const int unit_tiles : {1, 2, 4}) {
-        if (row_tiles * unit_tiles > backward_most_tiles(s.dtype)) continue;
-        const BackwardChoice c = backward_persistent(s, device, row_tiles, unit_tiles);
-        if (c.persistent && (!best.persistent || c.cycles < best.cycles)) best = c;
-      }
-    return best;
-  }
 
   // ---- Products ----
   // Sums over the gates are one product where d_gates have no padding between them, four otherwise.

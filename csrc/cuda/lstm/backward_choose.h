@@ -83,15 +83,21 @@ static inline BackwardChoice backward_alternating(const LstmShape& s, const Devi
   return c;
 }
 
-static inline BackwardChoice choose_backward(const LstmShape& s, const Device& device) {
-  BackwardChoice best = backward_alternating(s, device);
+// The persistent kernel with the tiles of least cycles; persistent == false where none can run.
+static inline BackwardChoice backward_best_persistent(const LstmShape& s, const Device& device) {
+  BackwardChoice best;
   for (const int row_tiles : {1, 2, 4})
     for (const int unit_tiles : {1, 2, 4}) {
       if (row_tiles * unit_tiles > backward_most_tiles(s.dtype)) continue;
       const BackwardChoice c = backward_persistent(s, device, row_tiles, unit_tiles);
-      if (c.persistent && c.cycles < best.cycles) best = c;
+      if (c.persistent && (!best.persistent || c.cycles < best.cycles)) best = c;
     }
   return best;
+}
+
+static inline BackwardChoice choose_backward(const LstmShape& s, const Device& device) {
+  const BackwardChoice persistent = backward_best_persistent(s, device), other = backward_alternating(s, device);
+  return persistent.persistent && persistent.cycles < other.cycles ? persistent : other;
 }
 
 }  // namespace pk::cuda::lstm

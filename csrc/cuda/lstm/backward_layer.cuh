@@ -70,6 +70,7 @@ PK_HOST_DEVICE StepRows step_rows(const FirstRow& first, int steps, bool reverse
   }
   return r;
 }
+
 // What a unit's cell at one time step needs of memory.
 struct SavedCell {
   float i, f, g, o, c, c_before, grad_output;

@@ -100,8 +100,8 @@ inline Plan choose(const LstmShape& s, const Device& device, LstmPath path) {
   const int64_t step_bytes = workers * (s.batch > 0 ? s.batch : 1) * s.hidden * 16;
   int64_t longest = device.l2_bytes / 2 / step_bytes;
   longest = longest < 1 ? 1 : longest > s.steps ? s.steps : longest;
-  // n spans take (n + layers - 1) (steps / n + kLaunchSteps) steps' time: least at n = sqrt(steps (layers - 1) /
-  // launch).
+  // n spans take (n + layers - 1) (steps / n + kLaunchSteps) steps' time, least at n = sqrt(steps (layers - 1) /
+  // kLaunchSteps).
   int64_t spans = plan.layers_at_once > 1 ? integer_root(s.steps * (plan.layers_at_once - 1) / kLaunchSteps) : 1;
   const int64_t fewest = ceil_of(s.steps, longest);
   spans = spans < fewest ? fewest : spans;

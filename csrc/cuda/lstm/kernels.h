@@ -44,8 +44,8 @@ struct Product {
   const void* b_hh = nullptr;
   const float* bias = nullptr;  // (h, 4) packed, or nullptr
   const float* add = nullptr;   // (m, h, 4), or nullptr
-  float* out = nullptr;         // (m, h, 4), or nullptr: a cell step, and then
-  Cell cell;                    //
+  float* out = nullptr;         // (m, h, 4), or nullptr: a cell step, of which the rest is
+  Cell cell;                    // its state and destinations
   void* h_next = nullptr;       // (m, h): the new h, rows h_next_pitch apart
   int64_t h_next_pitch = 0;
   int64_t time = 0, first_row = 0;
