@@ -108,6 +108,16 @@ Function driver_function(const char* name) {
   return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? reinterpret_cast<Function>(function) : nullptr;
 }
 
+// The driver's functions want a context. A thread that has not used the runtime yet, such as one of autograd's, has
+// none: naming its device again gives it the device's own. (Not a stream's work, so a capture goes on.)
+bool has_context() {
+  int index = 0;
+  if (cudaGetDevice(&index) == cudaSuccess && cudaSetDevice(index) == cudaSuccess) return true;
+  (void)cudaGetLastError();
+  return false;
+}
+
+constexpr Status kNoContext{"tensor map: the thread has no CUDA device"};
 constexpr Status kNoDriver{"tensor map: the driver has no cuTensorMapEncode; CUDA 12 or later is needed"};
 constexpr Status kRefused{"tensor map: the driver refused the view"};
 
@@ -117,6 +127,7 @@ Status make_tensor_map(const TiledView& view, TensorMap* map) {
   if (const Status status = check(view); status.error != nullptr) return status;
   static const auto encode = driver_function<PFN_cuTensorMapEncodeTiled_v12000>("cuTensorMapEncodeTiled");
   if (encode == nullptr) return kNoDriver;
+  if (!has_context()) return kNoContext;
   const auto element = static_cast<cuuint64_t>(size_of(view.dtype));
   cuuint64_t size[5], stride_bytes[4] = {};
   cuuint32_t box[5], step[5];
@@ -137,6 +148,7 @@ Status make_tensor_map(const Im2colView& view, TensorMap* map) {
   if (const Status status = check(view); status.error != nullptr) return status;
   static const auto encode = driver_function<PFN_cuTensorMapEncodeIm2col_v12000>("cuTensorMapEncodeIm2col");
   if (encode == nullptr) return kNoDriver;
+  if (!has_context()) return kNoContext;
   const auto wide = [](int64_t x) { return static_cast<cuuint64_t>(x); };
   const cuuint64_t element = size_of(view.dtype);
   const cuuint64_t size[4] = {wide(view.c), wide(view.w), wide(view.h), wide(view.n)};
