@@ -100,6 +100,32 @@ struct Stage {
   }
 };
 
+// The barriers of the stages, made ready; and the end, before which no block of a cluster may leave, since the other
+// one still counts on its barriers. Both by all threads.
+template <class T>
+PK_DEVICE void wgmma_begin(uint64_t* full, uint64_t* empty) {
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < T::kStages; ++i) {
+      ptx::mbarrier_init(full + i, 1);
+      ptx::mbarrier_init(empty + i, T::kCluster * T::kConsumers / kWarp);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  if constexpr (T::kCluster > 1) {
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+  } else {
+    __syncthreads();
+  }
+}
+template <class T>
+PK_DEVICE void wgmma_end() {
+  if constexpr (T::kCluster > 1) {
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+  }
+}
+
 template <class T, class LoadA, class LoadB>
 PK_DEVICE void wgmma_produce(const LoadA& load_a, const LoadB& load_b, int first, int count, char* shared,
                              uint64_t* full, uint64_t* empty, Stage<T>& stage) {
@@ -166,19 +192,7 @@ PK_DEVICE void wgmma_mainloop(const LoadA& load_a, const LoadB& load_b, int firs
                               const Finish& finish) {
   auto* const full = reinterpret_cast<uint64_t*>(shared + T::kFreeBytes);
   uint64_t* const empty = full + T::kStages;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < T::kStages; ++i) {
-      ptx::mbarrier_init(full + i, 1);
-      ptx::mbarrier_init(empty + i, T::kCluster * T::kConsumers / kWarp);
-    }
-    ptx::fence_mbarrier_init();
-  }
-  if constexpr (T::kCluster > 1) {
-    ptx::cluster_arrive();
-    ptx::cluster_wait();
-  } else {
-    __syncthreads();
-  }
+  wgmma_begin<T>(full, empty);
   Stage<T> stage;
   if (threadIdx.x >= T::kConsumers) {
     if (threadIdx.x == T::kConsumers) wgmma_produce<T>(load_a, load_b, first, count, shared, full, empty, stage);
@@ -189,11 +203,7 @@ PK_DEVICE void wgmma_mainloop(const LoadA& load_a, const LoadB& load_b, int firs
     ptx::barrier_sync(1, T::kConsumers);
     finish(acc);
   }
-  if constexpr (T::kCluster > 1) {
-    // The other block still counts on this one's barriers.
-    ptx::cluster_arrive();
-    ptx::cluster_wait();
-  }
+  wgmma_end<T>();
 }
 
 // Calls f(row, column, v0, v1) for the pairs of neighbours (row, column), (row, column + 1) that a consumer holds.

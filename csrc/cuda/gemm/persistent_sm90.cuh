@@ -100,19 +100,7 @@ PK_DEVICE void wgmma_persistent(const Tiles& tiles, char* shared, const LoadsA& 
   auto* const full = reinterpret_cast<uint64_t*>(shared + T::kFreeBytes);
   uint64_t* const empty = full + T::kStages;
   char* const staging = shared + T::kSharedBytes;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < T::kStages; ++i) {
-      ptx::mbarrier_init(full + i, 1);
-      ptx::mbarrier_init(empty + i, T::kCluster * T::kConsumers / kWarp);
-    }
-    ptx::fence_mbarrier_init();
-  }
-  if constexpr (T::kCluster > 1) {
-    ptx::cluster_arrive();
-    ptx::cluster_wait();
-  } else {
-    __syncthreads();
-  }
+  wgmma_begin<T>(full, empty);
   const int rank = static_cast<int>(T::kCluster > 1 ? ptx::cluster_rank() : 0);
   const int first_index = static_cast<int>(blockIdx.x) / T::kCluster;
   const int stride = static_cast<int>(gridDim.x) / T::kCluster;
@@ -135,11 +123,7 @@ PK_DEVICE void wgmma_persistent(const Tiles& tiles, char* shared, const LoadsA& 
       finish(work, acc, staging);
     }
   }
-  if constexpr (T::kCluster > 1) {
-    // The other block still counts on this one's barriers.
-    ptx::cluster_arrive();
-    ptx::cluster_wait();
-  }
+  wgmma_end<T>();
 }
 
 }  // namespace pk::cuda::gemm
