@@ -12,6 +12,7 @@ from torch import nn
 
 import pykernels as pk
 from gpu_rows.measure import Bench
+from pykernels import _backend
 from pykernels.models import reference_twin
 
 
@@ -85,6 +86,8 @@ def row(
     with torch.no_grad():
         found = bench.row(contenders, lambda: expected, 3e-2, pick=lambda y: _first(y)[:2], seconds=3.0)
         found["pk.optimize us"] = bench.time([partial(with_backend, optimised)])
+    if not bench.dry and _backend._told:  # "auto" is silent but for its log
+        found["problem"] = f"not ours alone: {'; '.join(sorted(_backend._told))}"
     return found
 
 
