@@ -5,6 +5,10 @@
 // registers, the rest in shared memory. Eight units a block are preferred (more blocks share the work of a step), 16
 // where eight would need more multiprocessors than there are.
 //
+// Cluster (capability 90): the same with one cluster for a worker, so at most 16 blocks, in which h needs no trip
+// through the L2 cache. A block's share of a step's products is larger than where a worker has the whole device, so
+// this is for h and batches whose products take less than the trips saved.
+//
 // Spans: the recurrence runs in spans of time steps, so that the input products of a span stay in the L2 cache, and so
 // that layers overlap: while layer l runs span s, layer l + 1 runs span s - 1 in the same launch (a wavefront).
 #pragma once
@@ -23,8 +27,12 @@ inline constexpr int kChunkBytes = 64;  // of K: what one 16-byte load per lane 
 inline constexpr int kTileRows = 8;     // sequences in one product of the matrix unit
 inline constexpr int kTiles = 4;        // such products side by side: a group of 32 sequences
 inline constexpr int64_t kPersistentBatch = 128;
-inline constexpr int kPersistentSteps = 4;  // fewer don't pay for pinning
-inline constexpr int kLaunchSteps = 8;      // what the launches of one more span cost, in steps of the recurrence
+inline constexpr int kClusterBlocks = 16;  // of a cluster, at most; more than 8 are not promised on any device
+inline constexpr int kClusterMultiprocessors = 100;  // of a whole H100 (its parts may have no room for 16 blocks)
+inline constexpr int kGroupMultiprocessors = 18;     // of a GPC, at most: a cluster runs in one
+inline constexpr int64_t kClusterBatch = 16;         // more make products longer than the trips saved
+inline constexpr int kPersistentSteps = 4;           // fewer don't pay for pinning
+inline constexpr int kLaunchSteps = 8;  // what the launches of one more span cost, in steps of the recurrence
 
 // Units of a block: 4 * m_tiles, in m_tiles (2 or 4) products of 16 gate rows.
 constexpr int held_chunks(int m_tiles, int64_t element) {
@@ -36,6 +44,7 @@ constexpr int partial_pitch(int m_tiles) { return 16 * m_tiles + 4; }
 
 struct Plan {
   bool persistent = false;
+  bool cluster = false;  // and persistent: h is exchanged within clusters
   int m_tiles = 2;
   int blocks = 0;            // of a worker
   int tiles = 1;             // sequences of a group / kTileRows
@@ -60,6 +69,13 @@ constexpr int64_t persistent_shared(int m_tiles, int64_t element, int64_t chunks
 }
 
 constexpr int64_t ceil_of(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Bytes of a row of h in the shared memory of a cluster's blocks: an odd number of chunks, since the lanes that load
+// together read two rows. Then, of what a block needs for it: two buffers of h, and two mbarriers.
+constexpr int cluster_pitch(int64_t chunks) { return static_cast<int>(chunks | 1) * kChunkBytes; }
+constexpr int64_t cluster_shared(int64_t chunks, int tiles) {
+  return int64_t{2} * tiles * kTileRows * cluster_pitch(chunks) + 16;
+}
 
 inline int64_t integer_root(int64_t x) {
   int64_t r = 0;
@@ -87,12 +103,37 @@ inline bool fits(const LstmShape& s, const Device& device, int m_tiles, Plan* pl
   return false;
 }
 
+// Does a cluster with m_tiles fit? One group of sequences, as its protocol needs.
+inline bool fits_cluster(const LstmShape& s, const Device& device, int m_tiles, Plan* plan) {
+  const int64_t element = static_cast<int64_t>(size_of(s.dtype));
+  const int64_t blocks = ceil_of(s.hidden, units_of(m_tiles)), chunks = chunks_of(s.hidden, element);
+  if (device.capability != 90 || device.multiprocessors < kClusterMultiprocessors) return false;
+  if (blocks > kClusterBlocks || s.batch > kTiles * kTileRows) return false;
+  const int tiles = static_cast<int>(ceil_of(s.batch, kTileRows));
+  const int64_t bytes = persistent_shared(m_tiles, element, chunks, tiles, s.batch) + cluster_shared(chunks, tiles);
+  if (bytes > device.shared_per_block) return false;
+  plan->persistent = plan->cluster = true;
+  plan->m_tiles = m_tiles;
+  plan->blocks = static_cast<int>(blocks);
+  plan->tiles = tiles;
+  plan->shared_bytes = static_cast<int>(bytes);
+  plan->pinned_bytes = 4 * units_of(m_tiles) * s.hidden * element;
+  return true;
+}
+
 inline Plan choose(const LstmShape& s, const Device& device, LstmPath path) {
   Plan plan;
-  const bool wanted = path == LstmPath::persistent || (path == LstmPath::automatic && s.steps >= kPersistentSteps);
+  const bool automatic = path == LstmPath::automatic && s.steps >= kPersistentSteps;
+  if (s.batch > 0 && (path == LstmPath::cluster || (automatic && s.batch <= kClusterBatch))) {
+    if (!fits_cluster(s, device, 2, &plan)) fits_cluster(s, device, 4, &plan);
+  }
+  const bool wanted = !plan.cluster && (automatic || path == LstmPath::persistent);
   if (wanted && s.batch > 0 && !fits(s, device, 2, &plan)) fits(s, device, 4, &plan);
   if (plan.persistent && s.directions == 1) {
-    const int64_t room = device.multiprocessors / plan.blocks, most = room < kWorkers ? room : kWorkers;
+    // All blocks of the grid have to be resident; clusters beyond those that are would only come later.
+    const int64_t room = plan.cluster ? device.multiprocessors / kGroupMultiprocessors * (kClusterBlocks / plan.blocks)
+                                      : device.multiprocessors / plan.blocks;
+    const int64_t most = room < kWorkers ? room : kWorkers;
     plan.layers_at_once = static_cast<int>(s.layers < most ? s.layers : most);
   }
   // The input products of all workers of a launch, (span, b, 4h) floats each, take half of the L2 cache.

@@ -36,7 +36,7 @@ class Forward {
     const int slots = plan_.layers_at_once * s_.directions;
     for (int i = 0; i < slots; ++i) {
       c_[i] = arena.take<float>(s_.batch * s_.hidden);
-      slots_[i] = arena.take<uint32_t>((plan_.persistent ? plan_.span : 2) * s_.batch * row_words());
+      slots_[i] = arena.take<uint32_t>(state_slots() * s_.batch * row_words());
       if (!whole_cell()) sums_[i] = arena.take<float>(plan_.span * s_.batch * s_.hidden * 4);
     }
     // Outputs of the layers between: the ones that a wavefront reads or writes, in turn.
@@ -85,6 +85,8 @@ class Forward {
 
   // One step, x and h in the same product.
   bool whole_cell() const { return s_.steps == 1 && !plan_.persistent; }
+  // Slots of h in flight: a persistent grid has one for each step, launches in turn have two, clusters the first alone.
+  int64_t state_slots() const { return plan_.cluster ? 1 : plan_.persistent ? plan_.span : 2; }
   int64_t row_words() const { return chunks_ * (kChunkBytes / 4); }
   int64_t first_row(int64_t time) const {
     return starts_.empty() ? time * s_.batch : starts_[static_cast<size_t>(time)];
@@ -206,7 +208,7 @@ class Forward {
   }
 
   Status run_pinned(const std::vector<Part>& parts) const {
-    if (const Status status = prepare_parts(parts, plan_.span, 1); !status) return status;
+    if (const Status status = prepare_parts(parts, state_slots(), 1); !status) return status;
     if (const Status status = project(parts); !status) return status;
     Persistent call;
     call.hidden = static_cast<int>(s_.hidden), call.batch = static_cast<int>(s_.batch);
@@ -226,12 +228,12 @@ class Forward {
       w.first_time = w.reverse ? part.first_time + part.steps - 1 : part.first_time;
       w.steps = static_cast<int>(part.steps);
     }
-    return run_persistent(s_.dtype, plan_, call, stream_);
+    return plan_.cluster ? run_cluster(s_.dtype, plan_, call, stream_) : run_persistent(s_.dtype, plan_, call, stream_);
   }
 
   Status run_steps(const std::vector<Part>& parts) const {
     if (parts[0].begun == 0) {
-      if (const Status status = prepare_parts(parts, 2, 2); !status) return status;
+      if (const Status status = prepare_parts(parts, state_slots(), 2); !status) return status;
     }
     if (!whole_cell()) {
       if (const Status status = project(parts); !status) return status;
@@ -373,7 +375,7 @@ Status lstm_forward(const LstmForward& call, void* stream) {
   Device device;
   if (const Status status = current_device(&device); !status) return status;
   lstm::Forward forward(call, device);
-  if (call.path == LstmPath::persistent && !forward.plan().persistent) {
+  if ((call.path == LstmPath::persistent || call.path == LstmPath::cluster) && !forward.plan().persistent) {
     return {"path: the recurrent weights don't fit on the device, or the batch is too large"};
   }
   if (forward.lay_out(call.workspace) > call.workspace_bytes) {

@@ -62,14 +62,14 @@ struct Products {
 Status multiply(DType dtype, bool tf32, bool aligned, const Device& device, const Products& products, void* stream);
 bool is_aligned(const Product& p, int64_t element);
 
-// ---- The persistent kernel (persistent.cu) ----
+// ---- The persistent kernels (persistent.cu, persistent_sm90.cu) ----
 
 struct Worker {
   Weight w_hh;
   bool w_aligned = false;       // rows of W_hh begin at 16 bytes
   const float* sums = nullptr;  // (rows of the span, h, 4): the input's share of the gates
   int64_t sums_row = 0;         // the first of those rows
-  uint32_t* slots = nullptr;    // (steps, b, chunks, 16 words): h as each step reads it
+  uint32_t* slots = nullptr;    // (steps, b, chunks, 16 words): h as each step reads it; a cluster has the first alone
   Cell cell;
   int64_t first_time = 0;
   int steps = 0;
@@ -84,6 +84,7 @@ struct Persistent {
 };
 
 Status run_persistent(DType dtype, const Plan& plan, const Persistent& call, void* stream);
+Status run_cluster(DType dtype, const Plan& plan, const Persistent& call, void* stream);
 
 // ---- States (state.cu) ----
 

@@ -1,4 +1,4 @@
-// The LSTM's forward kernels against double precision, in the SIMT harness: every dtype, both paths, raw and packed
+// The LSTM's forward kernels against double precision, in the SIMT harness: every dtype, all paths, raw and packed
 // weights, ragged sizes, packed sequences, both directions, layers in flight, with and without what backward needs,
 // under all schedules; and the choice of path, blocks and spans for many shapes and devices.
 #include "pykernels/cuda/lstm.h"
@@ -149,6 +149,10 @@ double tolerance_of(const Problem& p, bool tf32) {
 
 const char* name_of(DType d) { return d == DType::f32 ? "f32" : d == DType::bf16 ? "bf16" : "f16"; }
 
+const char* name_of(LstmPath p) {
+  return p == LstmPath::cluster ? "cluster" : p == LstmPath::persistent ? "persistent" : "step";
+}
+
 bool check(const Problem& p, const Oracle& oracle, const How& how, const char* schedule) {
   const int before = test::failures;
   const Results r = run(p, how);
@@ -186,14 +190,14 @@ bool check(const Problem& p, const Oracle& oracle, const How& how, const char* s
   if (test::failures > before)
     std::printf("  in %s: t %ld b %ld i %ld h %ld layers %d directions %d %s, %s%s%s%s\n", schedule,
                 static_cast<long>(p.s.steps), static_cast<long>(p.s.batch), static_cast<long>(p.s.input),
-                static_cast<long>(p.s.hidden), p.s.layers, p.s.directions, name_of(p.s.dtype),
-                how.path == LstmPath::persistent ? "persistent" : "step", how.packed ? ", packed" : "",
-                how.save ? ", save" : "", p.s.batch_sizes ? ", batch_sizes" : "");
+                static_cast<long>(p.s.hidden), p.s.layers, p.s.directions, name_of(p.s.dtype), name_of(how.path),
+                how.packed ? ", packed" : "", how.save ? ", save" : "", p.s.batch_sizes ? ", batch_sizes" : "");
   return test::failures == before;
 }
 
 constexpr DType kDTypes[] = {DType::f32, DType::bf16, DType::f16};
-constexpr LstmPath kPaths[] = {LstmPath::persistent, LstmPath::step};
+constexpr LstmPath kPaths[] = {LstmPath::persistent, LstmPath::step, LstmPath::cluster};
+const Device kH100 = {90, 132, 232448, 65536, 50ll << 20};
 
 // The device for a block of tests.
 struct On {
@@ -218,22 +222,23 @@ const std::vector<Case> kCases = {
 };
 
 void check_cases(const std::vector<Case>& cases) {
+  const On on(kH100);
   size_t n = 0;
   for (const Case& c : cases) {
     for (const DType dtype : kDTypes) {
       const Problem p(c, dtype);
       const Oracle oracle(p);
-      for (const LstmPath path : kPaths) {
+      for (size_t i = 0; i < std::size(kPaths); ++i, ++n) {
+        const LstmPath path = kPaths[i];
+        if (path == LstmPath::cluster && c.batch > 32) continue;  // than a group of sequences
         // Over the table each combination meets each schedule, but not in every case.
         const auto& schedule = simt::schedules()[n % simt::schedules().size()];
         simt::Use use(schedule);
         How how;
         how.path = path, how.packed = n % 2 == 1, how.save = n / 2 % 2 == 1;
-        how.order = static_cast<Order>(n % 3);
+        how.order = static_cast<Order>((n / 3 + n / 9) % 3);
         check(p, oracle, how, schedule.name);
-        ++n;
       }
-      ++n;  // so that raw and packed weights change places
     }
   }
 }
@@ -247,13 +252,17 @@ bool same(const Results& a, const Results& b) {
 
 // The exchange between blocks, whoever is late: every schedule gives the same bits.
 void check_schedules() {
+  const On on(kH100);
   for (const DType dtype : {DType::f32, DType::f16}) {
     const Problem p({4, 9, 8, 24, 1, 2, true, {9, 5, 5, 2}}, dtype);
     const Oracle oracle(p);
+    Results grid;
     for (const LstmPath path : kPaths) {
       How how;
       how.path = path, how.save = true;
       const Results first = run(p, how);
+      if (path == LstmPath::persistent) grid = first;
+      if (path == LstmPath::cluster) EXPECT(same(first, grid), "the cluster's bits are not the grid's");
       for (const auto& schedule : simt::schedules()) {
         simt::Use use(schedule);
         if (!check(p, oracle, how, schedule.name)) return;
@@ -273,6 +282,15 @@ void check_devices() {
       const Problem p({4, 3, 5, 161, 1, 1, true, {}}, dtype);
       EXPECT(cuda::lstm::choose(p.s, small, LstmPath::persistent).m_tiles == 4, "16 units a block");
       check(p, Oracle(p), {LstmPath::persistent, true}, "16 units a block");
+    }
+  }
+  {
+    const On on(kH100);
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      const Problem p({4, 3, 5, 161, 1, 1, true, {}}, dtype);
+      const cuda::lstm::Plan plan = cuda::lstm::choose(p.s, kH100, LstmPath::cluster);
+      EXPECT(plan.cluster && plan.m_tiles == 4 && plan.blocks == 11, "16 units a block of a cluster");
+      check(p, Oracle(p), {LstmPath::cluster}, "16 units a block of a cluster");
     }
   }
   {
@@ -299,7 +317,7 @@ void check_devices() {
     EXPECT(cuda::lstm::choose(p.s, small, LstmPath::persistent).tiles < 4, "smaller groups");
     check(p, Oracle(p), {LstmPath::persistent, false, true}, "smaller groups");
   }
-  small = simt::device();
+  small = kH100;
   small.l2_bytes = 2 * 16 * 8 * 4 * 2 * 3;  // three steps of both directions
   {
     const On on(small);
@@ -316,6 +334,7 @@ void check_devices() {
 
 // NaN and infinities reach what they reach in plain arithmetic, and never pass for a word that is yet to come.
 void check_extremes() {
+  const On on(kH100);
   for (const DType dtype : kDTypes) {
     Problem p({5, 4, 3, 10, 1, 1, true, {}}, dtype);
     const Results clean = run(p, {LstmPath::persistent});
@@ -328,7 +347,7 @@ void check_extremes() {
       for (size_t i = 0; i < r.output.size(); ++i) {
         const size_t b = i / 10 % 4, t = i / 40;
         const double e = oracle.output[i];
-        if (path == LstmPath::persistent && (b == 0 || b == 3 || (b == 1 && t < 2))) {
+        if (path != LstmPath::step && (b == 0 || b == 3 || (b == 1 && t < 2))) {
           EXPECT(r.output[i] == clean.output[i], "a neighbour noticed at %zu", i);
         }
         EXPECT(std::isnan(e) == std::isnan(r.output[i]), "%s: NaN at %zu", name_of(dtype), i);
@@ -367,6 +386,8 @@ void check_refusals() {
   const void* none = nullptr;
   f.weights = &none;
   EXPECT(!cuda::lstm_forward(f, nullptr), "two blocks on one multiprocessor");
+  f.path = LstmPath::cluster;
+  EXPECT(!cuda::lstm_forward(f, nullptr), "a cluster on another architecture");
   f.path = LstmPath::step;
   EXPECT(cuda::lstm_forward_workspace(f, &f.workspace_bytes) && f.workspace_bytes > 0, "workspace");
   --f.workspace_bytes;
@@ -375,7 +396,7 @@ void check_refusals() {
 
 // What holds of every plan, and what is expected of some.
 void check_choice() {
-  const Device a100, h100 = {90, 132, 232448, 65536, 50ll << 20};
+  const Device a100, h100 = kH100;
   for (const Device& device : {a100, h100}) {
     for (const DType dtype : kDTypes)
       for (const int64_t hidden : {1, 7, 128, 200, 512, 768, 1024, 1536, 2048, 4096})
@@ -393,6 +414,9 @@ void check_choice() {
               EXPECT(plan.shared_bytes <= device.shared_per_block, "shared memory");
               EXPECT(plan.blocks * cuda::lstm::units_of(plan.m_tiles) >= hidden, "all units");
               EXPECT(batch <= cuda::lstm::kPersistentBatch, "batch");
+              if (!plan.cluster) continue;
+              EXPECT(device.capability == 90 && plan.blocks <= cuda::lstm::kClusterBlocks, "a cluster");
+              EXPECT(batch <= plan.tiles * cuda::lstm::kTileRows, "one group");
             }
   }
   LstmShape s;
@@ -405,6 +429,18 @@ void check_choice() {
   EXPECT(plan(h100).persistent && plan(h100).blocks == 48, "h 768, both directions");
   s.directions = 1, s.hidden = 256, s.layers = 3;
   EXPECT(plan(h100).layers_at_once == 3 && plan(h100).span < 1024, "h 256: a wavefront");
+  EXPECT(plan(h100).cluster && plan(h100).blocks == 16 && plan(h100).m_tiles == 4, "h 256: a cluster");
+  EXPECT(!plan(a100).cluster && plan(a100).persistent, "h 256 on an A100");
+  s.hidden = 128;
+  EXPECT(plan(h100).cluster && plan(h100).blocks == 16 && plan(h100).m_tiles == 2, "h 128: a cluster");
+  s.batch = 17;
+  EXPECT(!plan(h100).cluster && plan(h100).persistent, "too large a batch for a cluster");
+  EXPECT(cuda::lstm::choose(s, h100, LstmPath::cluster).cluster, "but not if told to");
+  s.batch = 16, s.hidden = 257;
+  EXPECT(!plan(h100).cluster && plan(h100).persistent, "h 257 needs more than 16 blocks");
+  Device part = h100;
+  part.multiprocessors = 60, s.hidden = 128;
+  EXPECT(!plan(part).cluster && plan(part).persistent, "a part of a device");
   s.hidden = 4096;
   EXPECT(!plan(h100).persistent, "h 4096 doesn't fit");
   s.hidden = 1024, s.steps = 1;

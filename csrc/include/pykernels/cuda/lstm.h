@@ -31,6 +31,7 @@ PK_API Status lstm_pack(const LstmShape& shape, const void* const* weights, void
 enum class LstmPath : int32_t {
   automatic,
   persistent,  // one cooperative kernel for many steps, W_hh pinned in registers and shared memory
+  cluster,     // the same with h exchanged within clusters of Hopper; backward takes it for automatic
   step,        // one kernel a step: the product, with the cell as its epilogue; weights streamed once
 };
 
