@@ -42,6 +42,7 @@ def test_kernels_know_no_framework(path):
 def test_the_binding_uses_only_the_stable_abi(path):
     allowed = (
         "torch/checks.h",
+        "torch/conv_bn_act.h",
         "torch/cuda/",
         "torch/csrc/stable/",
         "torch/headeronly/",

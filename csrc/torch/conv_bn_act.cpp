@@ -1,30 +1,8 @@
 // conv_bn_act, conv_pack, conv_bn_act_packed: see pykernels/ops/conv_bn_act for what they compute.
-#include "pykernels/conv_bn_act.h"
-
-#include "torch/checks.h"
+#include "torch/conv_bn_act.h"
 
 namespace pk::binding {
 namespace {
-
-using Ints = std::vector<int64_t>;
-using MaybeTensor = std::optional<Tensor>;
-
-const void* data_of(const Tensor& t) { return t.const_data_ptr(); }
-
-ConvTensor to_conv_tensor(const Tensor& t) {
-  ConvTensor result;
-  result.data = data_of(t);
-  for (int64_t i = 0; i < 4; ++i) result.stride[i] = t.stride(i);
-  return result;
-}
-
-void check_length(const Ints& values, size_t expected, const char* op, const char* argument) {
-  check(values.size() == expected, op, argument, "expected ", expected, " values, got ", values.size());
-}
-
-void check_dim(const Tensor& t, int64_t expected, const char* op, const char* argument) {
-  check(t.dim() == expected, op, argument, "expected ", expected, " dimensions, got shape ", shape_of(t));
-}
 
 // x's memory format, as torch's conv2d gives.
 Tensor empty_output(const Tensor& x, const ConvShape& shape) {
@@ -54,24 +32,6 @@ ConvAlgorithm to_algorithm(int64_t code, const char* op) {
   return static_cast<ConvAlgorithm>(code);
 }
 
-// The shape of a weight alone, with an x that any weight suits.
-ConvShape weight_shape_of(const Ints& weight, int64_t groups, const char* op, const char* argument) {
-  check_length(weight, 4, op, argument);
-  check(groups >= 1, op, "groups", "expected at least 1, got ", groups);
-  for (int64_t size : weight) check(size >= 0, op, argument, "expected sizes that are not negative, got ", size);
-  check(weight[1] <= (int64_t{1} << 31) / groups, op, argument, "expected fewer channels, got ", weight[1], " x ",
-        groups, " groups");
-  ConvShape shape{};
-  shape.n = 0;
-  shape.c = weight[1] * groups;
-  shape.k = weight[0];
-  shape.r = shape.h = weight[2];
-  shape.s = shape.w = weight[3];
-  shape.stride_h = shape.stride_w = shape.dilation_h = shape.dilation_w = 1;
-  shape.groups = groups;
-  return shape;
-}
-
 Tensor pack(const Tensor& weight, int64_t groups, int64_t algorithm, const char* op) {
   check_isa(op);
   check_cpu(weight, op, "weight");
@@ -94,28 +54,7 @@ ConvShape shape_of_call(const char* op, const Tensor& x, const Ints& weight_shap
   check_dim(x, 4, op, "x");
   check(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16, op, "x",
         "expected torch.float32 or torch.bfloat16, got ", dtype_name(x.scalar_type()));
-  check_length(stride, 2, op, "stride");
-  check_length(padding, 4, op, "padding");
-  check_length(dilation, 2, op, "dilation");
-  check(stride[0] >= 1 && stride[1] >= 1, op, "stride", "expected at least 1, got (", stride[0], ", ", stride[1], ")");
-  for (int64_t p : padding) check(p >= 0, op, "padding", "expected at least 0, got ", p);
-  check(dilation[0] >= 1 && dilation[1] >= 1, op, "dilation", "expected at least 1, got (", dilation[0], ", ",
-        dilation[1], ")");
-
-  ConvShape shape = weight_shape_of(weight_shape, groups, op, "weight");
-  check(x.size(1) == shape.c, op, "x", "expected ", shape.c, " channels (weight's ", weight_shape[1], " x ", groups,
-        " groups), got shape ", shape_of(x));
-  shape.n = x.size(0);
-  shape.h = x.size(2);
-  shape.w = x.size(3);
-  shape.stride_h = stride[0];
-  shape.stride_w = stride[1];
-  shape.pad_top = padding[0];
-  shape.pad_left = padding[1];
-  shape.pad_bottom = padding[2];
-  shape.pad_right = padding[3];
-  shape.dilation_h = dilation[0];
-  shape.dilation_w = dilation[1];
+  const ConvShape shape = conv_shape_of(op, x, weight_shape, stride, padding, dilation, groups);
   check_status(conv_check(shape), op);
   return shape;
 }
@@ -166,7 +105,8 @@ Tensor conv_pack_op(Tensor weight, int64_t groups, int64_t algorithm) {
 }
 
 Tensor conv_bn_act_op(Tensor x, Tensor weight, MaybeTensor scale, MaybeTensor shift, MaybeTensor residual, Ints stride,
-                      Ints padding, Ints dilation, int64_t groups, int64_t activation, double negative_slope) {
+                      Ints padding, Ints dilation, int64_t groups, int64_t activation, double negative_slope,
+                      bool /*tf32: CUDA's*/) {
   const char* op = "conv_bn_act";
   check_isa(op);
   check_dtype(weight, x.scalar_type(), op, "weight");
@@ -182,7 +122,7 @@ Tensor conv_bn_act_op(Tensor x, Tensor weight, MaybeTensor scale, MaybeTensor sh
 
 Tensor conv_bn_act_packed_op(Tensor x, Tensor packed, Ints weight_shape, MaybeTensor scale, MaybeTensor shift,
                              MaybeTensor residual, Ints stride, Ints padding, Ints dilation, int64_t groups,
-                             int64_t activation, double negative_slope) {
+                             int64_t activation, double negative_slope, bool /*tf32: CUDA's*/) {
   return run("conv_bn_act_packed", x, packed, weight_shape, scale, shift, residual, stride, padding, dilation, groups,
              activation, negative_slope);
 }
@@ -192,12 +132,12 @@ Tensor conv_bn_act_packed_op(Tensor x, Tensor packed, Ints weight_shape, MaybeTe
 STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
   m.def(
       "conv_bn_act(Tensor x, Tensor weight, Tensor? scale, Tensor? shift, Tensor? residual, int[] stride, "
-      "int[] padding, int[] dilation, int groups, int activation, float negative_slope) -> Tensor");
+      "int[] padding, int[] dilation, int groups, int activation, float negative_slope, bool tf32=False) -> Tensor");
   m.def("conv_pack(Tensor weight, int groups, int algorithm) -> Tensor");
   m.def(
       "conv_bn_act_packed(Tensor x, Tensor packed, int[] weight_shape, Tensor? scale, Tensor? shift, "
       "Tensor? residual, int[] stride, int[] padding, int[] dilation, int groups, int activation, "
-      "float negative_slope) -> Tensor");
+      "float negative_slope, bool tf32=False) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, m) {

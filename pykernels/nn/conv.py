@@ -19,7 +19,7 @@ from pykernels.nn._packed import active_isa, capturing, finish, isa_of, optimize
 from pykernels.nn._replaceable import check_replaceable
 from pykernels.ops._activation import ACTIVATIONS, activation_code, apply_activation
 from pykernels.ops.conv_bn_act import batch_norm_act, conv_bn_act, fold_batch_norm
-from pykernels.ops.conv_bn_act.arguments import check_call, geometry
+from pykernels.ops.conv_bn_act.arguments import check_call, geometry, tf32_allowed
 from pykernels.ops.conv_bn_act.spec import CONV_BN_ACT
 
 torch.fx.wrap("conv_bn_act")  # one node in a symbolic trace
@@ -231,7 +231,8 @@ class ConvBNAct2d(nn.Module):
                 residual = residual[None]
         code = _CODES[self.activation]
         weights = pack.by_shape.get(x.shape) or pack.weights_for(x.shape)
-        y = pack.op(x, *weights, residual, *pack.geometry, code, self.negative_slope)
+        tf32 = tf32_allowed(pack.device)
+        y = pack.op(x, *weights, residual, *pack.geometry, code, self.negative_slope, tf32)
         return y[0] if unbatched else y
 
     def _current_pack(self, x: torch.Tensor, residual: torch.Tensor | None) -> _Pack | None:

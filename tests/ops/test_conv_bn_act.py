@@ -18,6 +18,7 @@ from pykernels import _native
 from pykernels.ops import ACTIVATIONS, conv_bn_act
 from pykernels.ops._activation import apply_activation
 from pykernels.ops.conv_bn_act import fold_batch_norm
+from pykernels.ops.conv_bn_act.arguments import packed_shape
 from pykernels.ops.conv_bn_act.reference import conv_bn_act_reference
 from pykernels.ops.conv_bn_act.spec import CONV_BN_ACT
 from tests.harness import forced_isa, host_isas, inputs_of, map_tensors, relative_l2, tensors_of, to_double
@@ -483,7 +484,7 @@ BAD = {
     "kernel too large": ((X, W), {"dilation": 5}, ValueError, r"x: expected .* \(11 x 11\), got \(8 x 8\)"),
     "activation": ((X, W), {"activation": "mish"}, ValueError, r"activation: expected one of none, .* got 'mish'"),
     "backend": ((X, W), {"backend": "tpu"}, ValueError, r"backend: expected one of auto, .* got 'tpu'"),
-    "cuda": ((X, W), {"backend": "cuda"}, RuntimeError, r"backend='cuda' cannot run: its CUDA kernels"),
+    "cuda": ((X, W), {"backend": "cuda"}, RuntimeError, r"backend='cuda' cannot run: its tensors are on 'cpu'"),
     "float64 on cpu": ((X.double(), W.double()), {"backend": "cpu"}, RuntimeError, r"cannot run: .* not torch.float64"),
 }  # fmt: skip
 
@@ -570,3 +571,18 @@ def test_backend_block():
         y = conv_bn_act(x, weight)
     assert torch.equal(y, F.conv2d(x, weight).relu())
     assert torch.equal(conv_bn_act(x, weight, backend="reference"), y)
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups", "dtype", "packed"),
+    [  # as in tests/native/cuda/conv_bn_act_test.cpp
+        ((64, 3, 7, 7), 1, torch.float16, (64, 200)),
+        ((64, 3, 7, 7), 1, torch.float32, (64, 196)),
+        ((8, 12, 3, 3), 1, torch.bfloat16, (8, 112)),
+        ((8, 13, 3, 3), 2, torch.float16, (8, 144)),
+        ((20, 1, 3, 3), 20, torch.float16, (9, 24)),
+        ((8, 3, 3, 3), 1, torch.int8, (8, 80)),
+    ],
+)
+def test_packed_shape_on_cuda(shape, groups, dtype, packed):
+    assert packed_shape(shape, torch.empty(0, dtype=dtype).element_size(), groups) == packed

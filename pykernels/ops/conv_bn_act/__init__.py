@@ -8,7 +8,7 @@ import torch
 
 from pykernels._backend import choose
 from pykernels.ops._activation import activation_code
-from pykernels.ops.conv_bn_act.arguments import OP, check_call, check_channels, is_autocast, with_channels
+from pykernels.ops.conv_bn_act.arguments import OP, check_call, check_channels, is_autocast, tf32_allowed, with_channels
 from pykernels.ops.conv_bn_act.reference import conv_bn_act_reference
 
 __all__ = ["batch_norm_act", "conv_bn_act", "fold_batch_norm"]
@@ -57,13 +57,15 @@ def conv_bn_act(
         groups: Divides C and K.
         activation: "none", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu" or "hardswish".
         negative_slope: leaky_relu's.
-        backend: "auto", "cpu" or "reference"; None takes that of the surrounding `pykernels.backend` block.
+        backend: "auto", "cpu", "cuda" or "reference"; None takes that of the surrounding `pykernels.backend` block.
 
     Returns:
         (N, K, P, Q), or (K, P, Q) for unbatched input, in ``x``'s dtype and memory format.
 
     The vectors of length K may be of any floating dtype; they are folded to a float32 scale and shift, computed in
-    float64. The kernels take float32 and bfloat16 and accumulate in float32; float64 and float16 run as plain PyTorch.
+    float64. The kernels take float32 and bfloat16, on CUDA float16 too, and accumulate in float32; the rest runs as
+    plain PyTorch. On CUDA float32 is multiplied in three products of tf32, which keep its precision, or, unless
+    `torch.get_float32_matmul_precision` is "highest", in one.
     Every tensor argument is differentiable, twice. Under autocast ``x``, ``weight`` and ``residual`` are cast as
     ``F.conv2d`` would cast them. Under `torch.func` and forward-mode differentiation it runs as plain PyTorch, and
     refuses an explicit other backend.
@@ -96,8 +98,9 @@ def conv_bn_act(
         x = x[None]
         residual = None if residual is None else residual[None]
     y = torch.ops.pykernels.conv_bn_act(
-        x, weight, scale, shift, residual, g.stride, g.padding, g.dilation, g.groups, code, negative_slope
-    )
+        x, weight, scale, shift, residual, g.stride, g.padding, g.dilation, g.groups, code, negative_slope,
+        tf32_allowed(x.device),
+    )  # fmt: skip
     return y[0] if unbatched else y
 
 

@@ -64,6 +64,33 @@ def output_size(height: int, width: int, kernel: Sequence[int], g: Geometry) -> 
     return p // g.stride[0] + 1, q // g.stride[1] + 1
 
 
+def packed_shape(weight: Sequence[int], element: int, groups: int) -> tuple[int, int]:
+    """The shape of what ``conv_pack`` makes on CUDA of a ``weight`` (K, C / groups, R, S) of ``element`` bytes each.
+
+    One row a filter, (R, S, C) with channels fastest and padded to 8 or 16 bytes; depthwise one a tap, of all filters.
+    """
+    k, c, r, s = weight
+    each = 16 // element
+    if groups > 1 and c == 1:
+        return r * s, -(-k // each) * each
+    if c == 0 or c * element % 8:
+        c = 8 // element if c * element <= 8 else -(-c // each) * each
+    return k, -(-r * s * c // each) * each
+
+
+def tf32_allowed(device: torch.device) -> bool:
+    """May float32 factors be rounded to tf32 there? As `torch.set_float32_matmul_precision` says; on a CPU never."""
+    return device.type == "cuda" and _below_highest()
+
+
+def _below_highest() -> bool:
+    return torch.get_float32_matmul_precision() != "highest"
+
+
+# A constant of a trace: Dynamo cannot follow it, but compiles anew when the setting changes.
+_below_highest._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def is_autocast(device: torch.device) -> bool:
     """Is autocast on for ``device``? (Of "meta" PyTorch refuses to say.)"""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)

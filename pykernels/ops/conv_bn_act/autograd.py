@@ -19,7 +19,7 @@ from torch._prims_common import suggest_memory_format
 
 from pykernels import _native
 from pykernels.ops._activation import ACTIVATIONS
-from pykernels.ops.conv_bn_act.arguments import Geometry, output_size
+from pykernels.ops.conv_bn_act.arguments import Geometry, output_size, packed_shape
 
 aten = torch.ops.aten
 
@@ -75,9 +75,9 @@ def _convolution_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    x, weight, scale, shift, residual, stride, padding, dilation, groups, code, slope = inputs
+    x, weight, scale, shift, residual, stride, padding, dilation, groups, code, slope, tf32 = inputs
     ctx.geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
-    ctx.code, ctx.slope = code, slope
+    ctx.code, ctx.slope, ctx.tf32 = code, slope, tf32
     activation = ACTIVATIONS[code]
     from_output = _output_tells(activation, slope)
     again = activation != "none" and not from_output
@@ -92,7 +92,7 @@ def _backward(ctx: Any, gy: torch.Tensor) -> tuple[Any, ...]:
     need_x, need_weight, need_scale, need_shift, need_residual = ctx.needs_input_grad[:5]
 
     def pre_activation() -> torch.Tensor:
-        return torch.ops.pykernels.conv_bn_act(x, weight, scale, shift, residual, *g, 0, 0.0)
+        return torch.ops.pykernels.conv_bn_act(x, weight, scale, shift, residual, *g, 0, 0.0, ctx.tf32)
 
     gz = _activation_backward(gy, ACTIVATIONS[ctx.code], ctx.slope, y, pre_activation)
     dx = dw = dscale = dshift = None
@@ -105,7 +105,7 @@ def _backward(ctx: Any, gy: torch.Tensor) -> tuple[Any, ...]:
             dw = (dw * scale[:, None, None, None]).to(weight.dtype)
     if need_shift:
         dshift = gz.sum((0, 2, 3), dtype=torch.float32)
-    return (dx, dw if need_weight else None, dscale, dshift, gz if need_residual else None, *[None] * 6)
+    return (dx, dw if need_weight else None, dscale, dshift, gz if need_residual else None, *[None] * 7)
 
 
 def _fake(x: Any, weight: Any, scale: Any, shift: Any, residual: Any, *geometry: Any) -> torch.Tensor:
@@ -126,6 +126,8 @@ def _fake_output(x: torch.Tensor, weight_shape: Any, geometry: tuple[Any, ...]) 
 
 
 def _fake_pack(weight: torch.Tensor, groups: int, algorithm: int) -> torch.Tensor:
+    if weight.device.type == "cuda":
+        return weight.new_empty(packed_shape(weight.shape, weight.element_size(), groups))
     # The size is the layout's business, and the layout the instruction set's.
     return weight.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.uint8)
 

@@ -197,6 +197,28 @@ void check_refusals() {
   EXPECT(says(cuda::conv_bn_act(bad, nullptr), "workspace"), "no workspace");
 }
 
+// What the fake kernel of conv_pack says too (tests/ops/test_conv_bn_act.py has the same table).
+void check_packed_sizes() {
+  struct {
+    ConvShape shape;
+    DType dtype;
+    int64_t rows, columns;
+  } const sizes[] = {
+      {{0, 3, 7, 7, 64, 7, 7, 1, 1, 0, 0, 0, 0, 1, 1, 1}, DType::f16, 64, 200},
+      {{0, 3, 7, 7, 64, 7, 7, 1, 1, 0, 0, 0, 0, 1, 1, 1}, DType::f32, 64, 196},
+      {{0, 12, 3, 3, 8, 3, 3, 1, 1, 0, 0, 0, 0, 1, 1, 1}, DType::bf16, 8, 112},
+      {{0, 26, 3, 3, 8, 3, 3, 1, 1, 0, 0, 0, 0, 1, 1, 2}, DType::f16, 8, 144},
+      {{0, 20, 3, 3, 20, 3, 3, 1, 1, 0, 0, 0, 0, 1, 1, 20}, DType::f16, 9, 24},
+      {{0, 3, 3, 3, 8, 3, 3, 1, 1, 0, 0, 0, 0, 1, 1, 1}, DType::i8, 8, 80},
+  };
+  for (const auto& [shape, dtype, rows, columns] : sizes) {
+    int64_t size[2] = {};
+    const Status status = cuda::conv_packed_size(shape, dtype, size);
+    EXPECT(status && size[0] == rows && size[1] == columns, "%d x %d", static_cast<int>(size[0]),
+           static_cast<int>(size[1]));
+  }
+}
+
 // The choice: large tiles where they fill the device, small ones and splits where they don't.
 void check_choice() {
   using cuda::conv::choose;
@@ -243,6 +265,7 @@ int main() {
   check_int8();
   if (kThorough) check_special_values();
   check_refusals();
+  check_packed_sizes();
   check_choice();
   return test::finish();
 }

@@ -1,0 +1,75 @@
+// The arguments of conv_bn_act's ops, on every device.
+#pragma once
+
+#include "pykernels/conv_bn_act.h"
+#include "torch/checks.h"
+
+namespace pk::binding {
+
+using Ints = std::vector<int64_t>;
+using MaybeTensor = std::optional<Tensor>;
+
+inline const void* data_of(const Tensor& t) { return t.const_data_ptr(); }
+
+inline ConvTensor to_conv_tensor(const Tensor& t) {
+  ConvTensor result;
+  result.data = data_of(t);
+  for (int64_t i = 0; i < 4; ++i) result.stride[i] = t.stride(i);
+  return result;
+}
+
+inline void check_length(const Ints& values, size_t expected, const char* op, const char* argument) {
+  check(values.size() == expected, op, argument, "expected ", expected, " values, got ", values.size());
+}
+
+inline void check_dim(const Tensor& t, int64_t expected, const char* op, const char* argument) {
+  check(t.dim() == expected, op, argument, "expected ", expected, " dimensions, got shape ", shape_of(t));
+}
+
+// The shape of a weight alone, with an x that any weight suits.
+inline ConvShape weight_shape_of(const Ints& weight, int64_t groups, const char* op, const char* argument) {
+  check_length(weight, 4, op, argument);
+  check(groups >= 1, op, "groups", "expected at least 1, got ", groups);
+  for (int64_t size : weight) check(size >= 0, op, argument, "expected sizes that are not negative, got ", size);
+  check(weight[1] <= (int64_t{1} << 31) / groups, op, argument, "expected fewer channels, got ", weight[1], " x ",
+        groups, " groups");
+  ConvShape shape{};
+  shape.n = 0;
+  shape.c = weight[1] * groups;
+  shape.k = weight[0];
+  shape.r = shape.h = weight[2];
+  shape.s = shape.w = weight[3];
+  shape.stride_h = shape.stride_w = shape.dilation_h = shape.dilation_w = 1;
+  shape.groups = groups;
+  return shape;
+}
+
+// The convolution of `x`, of four dimensions, by a weight of this shape.
+inline ConvShape conv_shape_of(const char* op, const Tensor& x, const Ints& weight_shape, const Ints& stride,
+                               const Ints& padding, const Ints& dilation, int64_t groups) {
+  check_length(stride, 2, op, "stride");
+  check_length(padding, 4, op, "padding");
+  check_length(dilation, 2, op, "dilation");
+  check(stride[0] >= 1 && stride[1] >= 1, op, "stride", "expected at least 1, got (", stride[0], ", ", stride[1], ")");
+  for (int64_t p : padding) check(p >= 0, op, "padding", "expected at least 0, got ", p);
+  check(dilation[0] >= 1 && dilation[1] >= 1, op, "dilation", "expected at least 1, got (", dilation[0], ", ",
+        dilation[1], ")");
+
+  ConvShape shape = weight_shape_of(weight_shape, groups, op, "weight");
+  check(x.size(1) == shape.c, op, "x", "expected ", shape.c, " channels (weight's ", weight_shape[1], " x ", groups,
+        " groups), got shape ", shape_of(x));
+  shape.n = x.size(0);
+  shape.h = x.size(2);
+  shape.w = x.size(3);
+  shape.stride_h = stride[0];
+  shape.stride_w = stride[1];
+  shape.pad_top = padding[0];
+  shape.pad_left = padding[1];
+  shape.pad_bottom = padding[2];
+  shape.pad_right = padding[3];
+  shape.dilation_h = dilation[0];
+  shape.dilation_w = dilation[1];
+  return shape;
+}
+
+}  // namespace pk::binding
