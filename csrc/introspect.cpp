@@ -67,9 +67,8 @@ PYBIND11_MODULE(_introspect, m) {
   m.def(
       "build_info",
       [] {
-        return std::map<std::string, std::string>{{"compiler", PK_COMPILER},
-                                                  {"torch", PK_TORCH_VERSION},
-                                                  {"build type", PK_BUILD_TYPE}};
+        return std::map<std::string, std::string>{
+            {"compiler", PK_COMPILER}, {"torch", PK_TORCH_VERSION}, {"build type", PK_BUILD_TYPE}};
       },
       "Compiler, the torch that it was built against, build type.");
 }

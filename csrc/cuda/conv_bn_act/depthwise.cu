@@ -36,9 +36,9 @@ PK_DEVICE void load_pixel(const Depthwise& d, const typename Types::T* pixel, in
   for (int i = 0; i < 8; ++i) v[i] = static_cast<typename Types::Sum>(wide[i]);
 }
 
-// kS, kStride: the filter's width and horizontal stride where they are known, at dilation 1; else 0.
+// Four blocks: else ptxas spills a few registers to make room for six. kS, kStride: the filter's width and horizontal stride where they are known, at dilation 1; else 0.
 template <class Types, int kS, int kStride, bool kOneEach>
-__global__ void __launch_bounds__(kThreads) depthwise(const __grid_constant__ Depthwise d) {
+__global__ void __launch_bounds__(kThreads, 4) depthwise(const __grid_constant__ Depthwise d) {
   using T = typename Types::T;
   using Sum = typename Types::Sum;
   const int groups = ceil_div(d.k, kChannelsAtOnce), runs = ceil_div(d.q, kPixels);
