@@ -23,6 +23,7 @@ struct Problem {
   Epilogue epilogue;
   void* workspace;
   int64_t workspace_bytes;
+  float* moments;  // of conv_statistics; or null
 };
 
 struct Plan {
@@ -32,6 +33,9 @@ struct Plan {
   Choice choice;
   int64_t images;                       // in one launch
   int64_t copied_bytes, partial_bytes;  // of workspace, in this order
+  int tile_rows;                        // pixels of a tile that leaves moments; 0: none does
+
+  int64_t bytes() const { return copied_bytes + partial_bytes; }
 };
 
 Status check_shape(const ConvShape& s) {
@@ -122,6 +126,8 @@ Status make_plan(const Problem& problem, Plan* plan) {
   const int64_t width = round_up_64(s.k / s.groups, kChannelsAtOnce);
   const int splits = plan->choice.splits;
   plan->partial_bytes = splits > 1 ? align_256(4 * splits * s.groups * plan->images * pixels * width) : 0;
+  const bool whole = !plan->depthwise && splits == 1 && plan->images == s.n;
+  plan->tile_rows = !whole ? 0 : plan->copy == 8 ? 128 : tile_size(plan->choice.tile).m;
   return kOk;
 }
 
@@ -169,6 +175,7 @@ Status launch_gemm(const ConvShape& s, const Plan& plan, Math math, const Pixels
   g.weight = problem.packed;
   g.epilogue = epilogue;
   g.partial = plan.choice.splits > 1 ? partial : nullptr;
+  g.moments = problem.moments;
   g.rows = to_int(s.n * s.p() * s.q());
   g.filters = to_int(s.k / s.groups);
   g.groups = to_int(s.groups);
@@ -232,7 +239,7 @@ Status run(Problem problem, void* stream) {
   if (s.n == 0) return kOk;
   Plan plan = {};
   if (Status status = make_plan(problem, &plan); !status) return status;
-  if (problem.workspace_bytes < plan.copied_bytes + plan.partial_bytes) {
+  if (problem.workspace_bytes < plan.bytes()) {
     return {"workspace: expected room of conv_workspace_bytes"};
   }
   if (!aligned(problem.packed, 16)) return {"packed: expected memory aligned to 16 bytes"};
@@ -272,7 +279,7 @@ Status workspace_bytes(const Problem& problem, int64_t* bytes) {
   if (problem.shape.n == 0) return kOk;
   Plan plan = {};
   if (Status status = make_plan(problem, &plan); !status) return status;
-  *bytes = plan.copied_bytes + plan.partial_bytes;
+  *bytes = plan.bytes();
   return kOk;
 }
 
@@ -330,6 +337,57 @@ Status to_problem(const Int8Conv& args, Problem* problem) {
   return kOk;
 }
 
+// ---- The convolution with statistics ----
+
+struct StatisticsPlan {
+  Problem problem;
+  int64_t conv_bytes;  // of workspace; then the moments, or what the separate pass needs
+  int64_t more_bytes;
+  BatchNormParts parts;  // of the epilogue; rows_per_part is 0 where it leaves none
+  BatchNormShape y;      // for the separate pass
+};
+
+// Are y's elements adjacent in this order?
+bool is_dense(const int64_t (&stride)[4], const int64_t (&size)[4], bool channels_last) {
+  constexpr int kPlanes[] = {3, 2, 1, 0}, kLast[] = {1, 3, 2, 0};
+  int64_t expected = 1;
+  for (const int d : channels_last ? kLast : kPlanes) {
+    if (size[d] != 1 && stride[d] != expected) return false;
+    expected *= size[d];
+  }
+  return true;
+}
+
+Status plan_statistics(const ConvArgs& args, StatisticsPlan* plan) {
+  *plan = {};
+  Problem& problem = plan->problem;
+  if (Status status = to_problem(args, &problem); !status) return status;
+  if (Status status = check(problem); !status) return status;
+  if (args.scale || args.residual.data || args.activation != Activation::none) {
+    return {"scale, residual, activation: expected none beside statistics"};
+  }
+  const ConvShape& s = args.shape;
+  const int64_t size[4] = {s.n, s.k, s.p(), s.q()};
+  plan->y = {s.n, s.k, s.p() * s.q(), is_dense(args.y_stride, size, true)};
+  if (!plan->y.channels_last && s.n > 0 && !is_dense(args.y_stride, size, false)) {
+    return {"y: expected a dense tensor, NCHW or NHWC"};
+  }
+  Plan conv = {};
+  if (s.n > 0) {
+    if (Status status = make_plan(problem, &conv); !status) return status;
+  }
+  plan->conv_bytes = conv.bytes();
+  if (conv.tile_rows == 0) {
+    const Status status = batch_norm_statistics_workspace(plan->y, args.dtype, &plan->more_bytes);
+    plan->more_bytes = align_256(plan->more_bytes);
+    return status;
+  }
+  const int64_t rows = s.n * s.p() * s.q();
+  plan->parts = {ceil_div_64(rows, conv.tile_rows), conv.tile_rows, rows, s.k, nullptr};
+  plan->more_bytes = align_256(plan->parts.parts * 2 * s.k * static_cast<int64_t>(sizeof(float)));
+  return kOk;
+}
+
 Status check_weight(const ConvShape& s, DType dtype) {
   if (Status status = check_shape(s); !status) return status;
   if (dtype == DType::i32) return {"weight: expected float32, bfloat16, float16 or int8"};
@@ -360,6 +418,34 @@ Status conv_bn_act(const ConvArgs& args, void* stream) {
   Problem problem;
   if (Status status = to_problem(args, &problem); !status) return status;
   return run(problem, stream);
+}
+
+Status conv_statistics_workspace_bytes(const ConvArgs& args, int64_t* bytes) {
+  StatisticsPlan plan;
+  if (Status status = plan_statistics(args, &plan); !status) return status;
+  *bytes = plan.conv_bytes + plan.more_bytes;
+  return kOk;
+}
+
+Status conv_statistics_fused(const ConvArgs& args, bool* fused) {
+  StatisticsPlan plan;
+  if (Status status = plan_statistics(args, &plan); !status) return status;
+  *fused = plan.parts.rows_per_part > 0;
+  return kOk;
+}
+
+Status conv_statistics(const ConvArgs& args, const BatchNormStatistics& statistics, void* stream) {
+  StatisticsPlan plan;
+  if (Status status = plan_statistics(args, &plan); !status) return status;
+  if (args.workspace_bytes < plan.conv_bytes + plan.more_bytes) {
+    return {"workspace: expected room of conv_statistics_workspace_bytes"};
+  }
+  char* const more = static_cast<char*>(args.workspace) + plan.conv_bytes;
+  const bool fused = plan.parts.rows_per_part > 0;
+  if (fused) plan.parts.moments = plan.problem.moments = reinterpret_cast<float*>(more);
+  if (Status status = run(plan.problem, stream); !status) return status;
+  if (fused) return batch_norm_combine(plan.parts, statistics, stream);
+  return batch_norm_statistics(plan.y, args.dtype, args.y, statistics, more, plan.more_bytes, stream);
 }
 
 Status int8_conv_workspace_bytes(const Int8Conv& args, int64_t* bytes) {

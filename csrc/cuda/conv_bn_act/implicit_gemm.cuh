@@ -10,6 +10,7 @@
 #pragma once
 
 #include "cuda/conv_bn_act/epilogue.cuh"
+#include "cuda/conv_bn_act/tile_statistics.cuh"
 #include "cuda/gemm/mainloop.cuh"
 #include "cuda/launch.cuh"
 
@@ -110,8 +111,32 @@ struct Config {
                                    (std::is_same_v<typename Tile::Element, gemm::tf32> && Tile::kM == 128);
   static constexpr int kResident = (Tile::kM == 64 ? 4 : Tile::kN == 64 ? 3 : 2) - (kIsTight ? 1 : 0);
   static constexpr int kStagedBytes = Tile::kM * Tile::kN * 4;
-  static constexpr int kSharedBytes = kStagedBytes > Tile::kSharedBytes ? kStagedBytes : Tile::kSharedBytes;
+  static constexpr int kTileBytes = kStagedBytes > Tile::kSharedBytes ? kStagedBytes : Tile::kSharedBytes;
+  static constexpr int kSharedBytes = kTileBytes + 16;  // and where the tile lies
 };
+
+// From the staged tile on.
+template <class Config>
+PK_DEVICE void finish_tile(const Gemm& g, typename Config::Tile::Sum* staged, int first_row, int first_filter,
+                           int group, int split) {
+  using Tile = typename Config::Tile;
+  using Sum = typename Tile::Sum;
+  if (g.partial == nullptr) {
+    store_tile<Tile::kM, Tile::kN, Tile::kThreads, typename Config::Type>(
+        g.epilogue, staged, first_row, g.rows, group * g.filters + first_filter, g.filters - first_filter);
+  } else {
+    const int width = ceil_div(g.filters, kChannelsAtOnce) * kChannelsAtOnce;
+    Sum* partial = static_cast<Sum*>(g.partial) + (int64_t{split} * g.groups + group) * g.rows * width;
+    store_partial<Tile::kM, Tile::kN, Tile::kThreads>(partial, staged, first_row, g.rows, first_filter, width);
+  }
+  if constexpr (!std::is_same_v<typename Config::Type, AnyType>) {
+    if (g.moments != nullptr) {
+      store_statistics<Tile::kM, Tile::kN, Tile::kThreads, typename Config::Type>(
+          g.epilogue, staged, first_row, g.rows, group * g.filters + first_filter, g.filters - first_filter, g.moments,
+          g.groups * g.filters, [] { __syncthreads(); });
+    }
+  }
+}
 
 template <class Config>
 __global__ void __launch_bounds__(Config::Tile::kThreads, Config::kResident)
@@ -134,6 +159,9 @@ __global__ void __launch_bounds__(Config::Tile::kThreads, Config::kResident)
   const int k_tiles = ceil_div(g.columns, Tile::kK), first_k_tile = split * g.split_steps;
   const int count = k_tiles - first_k_tile < g.split_steps ? k_tiles - first_k_tile : g.split_steps;
   char* shared = dynamic_shared<char>();
+  // What only the epilogue needs waits in shared memory: the main loop wants the registers.
+  int* const where = reinterpret_cast<int*>(shared + Config::kTileBytes);
+  if (threadIdx.x == 0) where[0] = first_row, where[1] = first_filter, where[2] = group, where[3] = split;
   typename Tile::Accumulator acc;
   gemm::clear<Tile>(acc);
   if constexpr (Config::kPlain) {
@@ -151,14 +179,7 @@ __global__ void __launch_bounds__(Config::Tile::kThreads, Config::kResident)
     pair[1] = v1;
   });
   __syncthreads();
-  if (g.partial == nullptr) {
-    store_tile<Tile::kM, Tile::kN, Tile::kThreads, typename Config::Type>(
-        g.epilogue, staged, first_row, g.rows, group * g.filters + first_filter, g.filters - first_filter);
-  } else {
-    const int width = ceil_div(g.filters, kChannelsAtOnce) * kChannelsAtOnce;
-    Sum* partial = static_cast<Sum*>(g.partial) + (int64_t{split} * g.groups + group) * g.rows * width;
-    store_partial<Tile::kM, Tile::kN, Tile::kThreads>(partial, staged, first_row, g.rows, first_filter, width);
-  }
+  finish_tile<Config>(g, staged, where[0], where[1], where[2], where[3]);
 }
 
 inline constexpr int kReduceThreads = 256;

@@ -88,6 +88,13 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
         if (g.partial == nullptr) {
           store_tile<T::kM, T::kN, T::kConsumers, Type>(g.epilogue, staged, first_row, g.rows,
                                                         group * g.filters + first_filter, g.filters - first_filter);
+          if constexpr (!std::is_same_v<Type, AnyType>) {
+            if (g.moments != nullptr && first_row < g.rows) {  // a cluster's last block may have no pixels
+              store_statistics<T::kM, T::kN, T::kConsumers, Type>(
+                  g.epilogue, staged, first_row, g.rows, group * g.filters + first_filter, g.filters - first_filter,
+                  g.moments, g.groups * g.filters, [] { ptx::barrier_sync(1, T::kConsumers); });
+            }
+          }
         } else {
           const int width = ceil_div(g.filters, kChannelsAtOnce) * kChannelsAtOnce;
           Sum* const partial = static_cast<Sum*>(g.partial) + (int64_t{split} * g.groups + group) * g.rows * width;

@@ -38,9 +38,10 @@ struct Gemm {
   int x_stride_n, x_stride_h, x_stride_w;
   const void* weight;  // [k][columns]
   Epilogue epilogue;
-  void* partial;  // [splits][groups][rows][columns of y padded to 8], float or int32; null: one split
-  int rows;       // n p q, < 2^31
-  int filters;    // of a group
+  void* partial;   // [splits][groups][rows][columns of y padded to 8], float or int32; null: one split
+  float* moments;  // [blocks_m][2][groups * filters]: each tile's mean of z and sum of (z - mean)^2; or null
+  int rows;        // n p q, < 2^31
+  int filters;     // of a group
   int groups, columns, padded_c;
   int h, w, p, q, s;
   int stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w;

@@ -1,4 +1,5 @@
-// conv_bn_act on CUDA: y = act(conv2d(x, weight) * scale[k] + shift[k] + residual), and the same in int8.
+// conv_bn_act on CUDA: y = act(conv2d(x, weight) * scale[k] + shift[k] + residual), the same in int8, and for training
+// the convolution with the statistics of its output.
 //
 // Everything is enqueued on the caller's stream (a cudaStream_t) of the current device: nothing is allocated, nothing
 // waits, and a CUDA graph may capture it. Pointers are of device memory. The same input on the same GPU model gives the
@@ -6,6 +7,7 @@
 #pragma once
 
 #include "pykernels/conv_bn_act.h"
+#include "pykernels/cuda/batch_norm.h"
 
 namespace pk::cuda {
 
@@ -22,6 +24,15 @@ PK_API Status conv_pack(const ConvShape& shape, DType dtype, const ConvTensor& w
 // f32 takes tf32's products if args.tf32, else products of float32's own precision (three of tf32).
 PK_API Status conv_workspace_bytes(const ConvArgs& args, int64_t* bytes);
 PK_API Status conv_bn_act(const ConvArgs& args, void* stream);
+
+// y = conv2d(x, weight) + shift[k], and the mean and variance of each channel of y as it is stored: what training's
+// batch norm wants. The convolution's epilogue leaves the moments of its tiles, so that y is not read again; where
+// there is no such epilogue (depthwise, a sum that is split, images by the million) batch_norm_statistics reads it.
+// args: without scale, residual and activation; y is dense, NCHW or NHWC. The workspace is as above.
+PK_API Status conv_statistics_workspace_bytes(const ConvArgs& args, int64_t* bytes);
+PK_API Status conv_statistics(const ConvArgs& args, const BatchNormStatistics& statistics, void* stream);
+// Does the epilogue leave them for these arguments?
+PK_API Status conv_statistics_fused(const ConvArgs& args, bool* fused);
 
 // y = cast(act(scale[k] * sum + shift[k] + residual_scale * residual) * y_scale)
 //

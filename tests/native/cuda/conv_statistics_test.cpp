@@ -1,0 +1,182 @@
+// The convolution with the statistics of its output: y as without them, mean and var those of y as it is stored; every
+// tile of both engines and its tails, every dtype and memory format, bias, groups; and where no epilogue leaves them.
+#include "conv_on_device.h"
+#include "cuda/conv_bn_act/choose.h"
+
+using namespace pk;             // NOLINT
+using namespace pk::conv_test;  // NOLINT
+
+namespace {
+
+struct StatisticsCase {
+  ConvShape shape;
+  int capability, multiprocessors;
+  bool fused;
+};
+const StatisticsCase kStatisticsCases[] = {
+    {{1, 24, 4, 37, 120, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, 80, 1, true},    // 128 x 128, two rows of tiles
+    {{1, 104, 4, 31, 120, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, 80, 1, true},   // less than one
+    {{1, 24, 5, 37, 60, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, 80, 1, true},     // 128 x 64
+    {{2, 24, 5, 7, 60, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, 80, 1, true},      // 64 x 64; a tail of 6 pixels
+    {{1, 16, 5, 13, 24, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, 80, 1, true},     // a tail of one pixel
+    {{1, 3, 23, 25, 20, 7, 7, 2, 2, 3, 3, 3, 3, 1, 1, 1}, 80, 1, true},     // copies of 8 bytes
+    {{2, 16, 7, 7, 70, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 2}, 80, 2, true},      // groups
+    {{1, 8, 1, 1, 9, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, 80, 1, true},        // one value
+    {{1, 400, 3, 4, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, 80, 108, false},  // a split
+    {{1, 24, 5, 7, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 24}, 80, 1, false},    // depthwise
+    {{0, 8, 5, 5, 8, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, 80, 1, false},       // no image
+    {{1, 64, 9, 15, 60, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, 90, 1, true},     // wgmma, 128 x 64
+    {{1, 64, 4, 37, 120, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, 90, 1, true},    // 128 x 128
+    {{1, 64, 13, 25, 200, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, 90, 1, true},   // 128 x 256, a cluster with an idle block
+};
+
+// Watched for races everything takes ten times as long: one format, and f16 alone.
+#ifdef PK_SIMT_RACE
+constexpr bool kThorough = false;
+#else
+constexpr bool kThorough = true;
+#endif
+
+void check(const StatisticsCase& c, const Kind& kind, Format format, float mean_of_bias, unsigned seed,
+           const char* what) {
+  const ConvShape& s = c.shape;
+  Array weight({s.k, s.c / s.groups, s.r, s.s}, kind.dtype, Format::nchw), x({s.n, s.c, s.h, s.w}, kind.dtype, format);
+  Array y({s.n, s.k, s.p(), s.q()}, kind.dtype, format), plain({s.n, s.k, s.p(), s.q()}, kind.dtype, format);
+  weight.fill(seed);
+  x.fill(seed + 1);
+  auto bias = test::normal(static_cast<size_t>(s.k), seed + 2);
+  for (float& b : bias) b += mean_of_bias;
+  const simt::Guarded<float> shift(bias);
+  ConvArgs args{};
+  args.shape = s;
+  args.dtype = kind.dtype;
+  args.tf32 = kind.tf32;
+  args.shift = seed % 2 ? shift.data() : nullptr;
+  const auto packed_bytes = pack(s, kind.dtype, weight);
+  run(args, packed_bytes, x, nullptr, plain);
+
+  OnDevice on_x(x), on_y(y);
+  const Bytes packed(packed_bytes);
+  args.x = on_x.tensor();
+  args.packed = packed.data(), args.packed_bytes = static_cast<int64_t>(packed.size());
+  args.y = on_y.bytes.data();
+  std::copy(y.stride, y.stride + 4, args.y_stride);
+  bool fused = false;
+  int64_t bytes = 0;
+  Status status = cuda::conv_statistics_fused(args, &fused);
+  EXPECT(status, "%s: %s", what, status.error);
+  EXPECT(fused == c.fused, "%s, %s", what, kind.name);
+  status = cuda::conv_statistics_workspace_bytes(args, &bytes);
+  EXPECT(status, "%s: %s", what, status.error);
+  Bytes workspace(static_cast<size_t>(bytes));
+  if (bytes > 0) std::memset(workspace.data(), 0xff, workspace.size());  // NaN
+  args.workspace = workspace.data(), args.workspace_bytes = bytes;
+  const auto k = static_cast<size_t>(s.k);
+  simt::Guarded<float> mean(k), var(k);
+  status = cuda::conv_statistics(args, {mean.data(), var.data()}, nullptr);
+  EXPECT(status, "%s: %s", what, status.error);
+  on_y.fetch();
+  EXPECT(y.values() == plain.values(), "%s, %s: other bits than without statistics", what, kind.name);
+
+  const double values = static_cast<double>(s.n * s.p() * s.q());
+  std::vector<double> expected_mean(k), expected_var(k);
+  if (values > 0) {
+    y.each([&](int64_t n, int64_t i, int64_t p, int64_t q) { expected_mean[i] += y.get(n, i, p, q) / values; });
+    y.each([&](int64_t n, int64_t i, int64_t p, int64_t q) {
+      const double d = y.get(n, i, p, q) - expected_mean[i];
+      expected_var[i] += d * d / values;
+    });
+  }
+  for (size_t i = 0; i < k; ++i) {
+    const double deviation = std::sqrt(expected_var[i]), size = std::fabs(expected_mean[i]) + deviation;
+    EXPECT(std::fabs(mean[i] - expected_mean[i]) <= 1e-6 * size, "%s, %s: mean of %d: %g, not %g", what, kind.name,
+           static_cast<int>(i), mean[i], expected_mean[i]);
+    EXPECT(std::fabs(var[i] - expected_var[i]) <= 1e-5 * expected_var[i] + 1e-30, "%s, %s: var of %d: %g, not %g", what,
+           kind.name, static_cast<int>(i), var[i], expected_var[i]);
+  }
+  EXPECT(simt::take_error().empty(), "%s, %s", what, kind.name);
+}
+
+void use_device(int capability, int multiprocessors) {
+  simt::device().capability = capability;
+  simt::device().multiprocessors = multiprocessors;
+  simt::device().shared_per_block = (capability == 90 ? 227 : 163) * 1024;
+}
+
+void check_cases() {
+  const cuda::Device before = simt::device();
+  const auto& schedules = simt::schedules();
+  unsigned seed = 0;
+  for (const StatisticsCase& c : kStatisticsCases) {
+    use_device(c.capability, c.multiprocessors);
+    for (const Kind& kind : kKinds) {
+      if (!kThorough && kind.dtype != DType::f16) continue;
+      if (c.capability == 90 && kind.dtype == DType::f32) continue;
+      const auto& schedule = schedules[++seed % schedules.size()];
+      simt::Use use(schedule);
+      const std::string what = "case " + std::to_string(&c - kStatisticsCases) + ", " + schedule.name;
+      check(c, kind, seed / 2 % 2 ? Format::nchw : Format::nhwc, seed % 3 == 0 ? 100.0f : 0.0f, seed, what.c_str());
+    }
+  }
+  simt::device() = before;
+}
+
+// Every schedule: the parts of a channel in two and in four threads, and the joining of several tiles.
+void check_schedules() {
+  const cuda::Device before = simt::device();
+  for (const auto& schedule : simt::schedules()) {
+    simt::Use use(schedule);
+    for (const int capability : {80, 90}) {
+      use_device(capability, 1);
+      check({{1, 64, 5, 29, 24, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, capability, 1, true}, kKinds[3], Format::nhwc, 0, 7,
+            schedule.name);
+    }
+  }
+  simt::device() = before;
+}
+
+void check_refusals() {
+  const ConvShape s = {1, 8, 6, 7, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  Array x({1, 8, 6, 7}, DType::f16, Format::nhwc), y({1, 24, 6, 7}, DType::f16, Format::nhwc);
+  Array weight({24, 8, 3, 3}, DType::f16, Format::nchw);
+  weight.fill(1);
+  const Bytes packed(pack(s, DType::f16, weight));
+  ConvArgs args{};
+  args.shape = s;
+  args.dtype = DType::f16;
+  args.x = x.tensor();
+  args.y = y.data();
+  std::copy(y.stride, y.stride + 4, args.y_stride);
+  args.packed = packed.data(), args.packed_bytes = static_cast<int64_t>(packed.size());
+  const auto refused = [&](const ConvArgs& bad, const char* part) {
+    int64_t bytes = 0;
+    const Status status = cuda::conv_statistics_workspace_bytes(bad, &bytes);
+    EXPECT(!status && std::string(status.error).find(part) != std::string::npos, "%s", part);
+  };
+  float v[24] = {};
+  EXPECT(!cuda::conv_statistics(args, {v, v}, nullptr), "no workspace");
+  ConvArgs bad = args;
+  bad.scale = v;
+  refused(bad, "scale");
+  bad = args;
+  bad.residual = y.tensor();
+  refused(bad, "residual");
+  bad = args;
+  bad.activation = Activation::relu;
+  refused(bad, "activation");
+  bad = args;
+  bad.y_stride[2] += 8;
+  refused(bad, "dense");
+  bad = args;
+  bad.shape.groups = 3;
+  refused(bad, "groups");
+}
+
+}  // namespace
+
+int main() {
+  check_cases();
+  check_schedules();
+  check_refusals();
+  return test::finish();
+}
