@@ -1,5 +1,6 @@
-// Schemas of batch norm + residual + activation: see pykernels/ops/conv_bn_act/batch_norm.py for what they compute. The
-// CUDA kernels are in csrc/torch/cuda/batch_norm.cpp; on a CPU they are plain PyTorch, in batch_norm_autograd.py.
+// Schemas of batch norm + residual + activation, and of the convolution before it: see batch_norm.py and
+// conv_statistics.py in pykernels/ops/conv_bn_act for what they compute. The CUDA kernels are in csrc/torch/cuda; on a
+// CPU they are plain PyTorch, in those files and batch_norm_autograd.py.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
@@ -7,6 +8,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
   m.def(
       "batch_norm_statistics(Tensor x, Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum) -> "
       "(Tensor mean, Tensor var)");
+  m.def(
+      "conv_statistics(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, "
+      "bool tf32=False) -> (Tensor z, Tensor mean, Tensor var)");
   m.def(
       "batch_norm_act(Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? residual, "
       "bool training, float eps, int activation, float negative_slope) -> (Tensor y, Tensor mask)");

@@ -21,7 +21,7 @@ MEND = "build them with `PK_CUDA=1 pip install -e . --no-build-isolation` in the
 
 #: Every op that the binding has CUDA kernels for.
 OPS: tuple[str, ...] = (
-    *("batch_norm_statistics", "batch_norm_act", "batch_norm_act_backward"),
+    *("conv_statistics", "batch_norm_statistics", "batch_norm_act", "batch_norm_act_backward"),
     *("conv_bn_act", "conv_pack", "conv_bn_act_packed"),
     *("int8_matmul", "int8_pack", "int8_matmul_packed", "int8_linear", "int8_linear_packed", "quantize_int8"),
 )

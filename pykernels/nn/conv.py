@@ -18,9 +18,9 @@ from pykernels import _backend, _native
 from pykernels.nn._packed import active_isa, capturing, finish, isa_of, optimizer_steps, undisturbed
 from pykernels.nn._replaceable import check_replaceable
 from pykernels.ops._activation import ACTIVATIONS, activation_code, apply_activation
-from pykernels.ops.conv_bn_act import batch_norm_act, conv_bn_act, fold_batch_norm
-from pykernels.ops.conv_bn_act.arguments import check_call, geometry, tf32_allowed
-from pykernels.ops.conv_bn_act.spec import CONV_BN_ACT
+from pykernels.ops.conv_bn_act import batch_norm_act, conv_batch_norm_act, conv_bn_act, fold_batch_norm
+from pykernels.ops.conv_bn_act.arguments import check_call, geometry, is_autocast, tf32_allowed
+from pykernels.ops.conv_bn_act.spec import BATCH_NORM_ACT, CONV_BN_ACT
 
 torch.fx.wrap("conv_bn_act")  # one node in a symbolic trace
 torch.fx.wrap("batch_norm_act")
@@ -176,6 +176,8 @@ class ConvBNAct2d(nn.Module):
                 activation=self.activation, negative_slope=self.negative_slope,
             )  # fmt: skip
         if conv.weight.is_cuda and _runs_nothing_else(bn):
+            if _has_kernels(conv, x):
+                return self._train(bn, x, padding, residual)
             return self._normalise(bn, self._convolve(x, padding), residual)
         z = conv_bn_act(
             x, conv.weight, conv.bias, stride=conv.stride, padding=padding, dilation=conv.dilation, groups=conv.groups,
@@ -194,18 +196,28 @@ class ConvBNAct2d(nn.Module):
 
     def _normalise(self, bn: nn.BatchNorm2d, z: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         """What follows the convolution where the statistics are the batch's, in one op; ``bn``'s state as by itself."""
-        momentum = 0.0 if bn.momentum is None else bn.momentum
-        tracks = bn.training and bn.track_running_stats
-        if tracks and bn.num_batches_tracked is not None:
-            bn.num_batches_tracked.add_(1)
-            if bn.momentum is None:
-                momentum = 1.0 / float(bn.num_batches_tracked)
+        tracks, momentum = _count_batch(bn)
         unbatched = z.dim() == 3
         if unbatched:
             z, residual = z[None], None if residual is None else residual[None]
         y = batch_norm_act(
             z, bn.running_mean if tracks else None, bn.running_var if tracks else None, bn.weight, bn.bias,
             training=True, momentum=momentum, eps=bn.eps, residual=residual, activation=self.activation,
+            negative_slope=self.negative_slope,
+        )  # fmt: skip
+        return y[0] if unbatched else y
+
+    def _train(self, bn: nn.BatchNorm2d, x: torch.Tensor, padding: Any, residual: torch.Tensor | None) -> torch.Tensor:
+        """All of it where the statistics are the batch's: the convolution leaves them, one pass does the rest."""
+        conv = self.conv
+        tracks, momentum = _count_batch(bn)
+        unbatched = x.dim() == 3
+        if unbatched:
+            x, residual = x[None], None if residual is None else residual[None]
+        y = conv_batch_norm_act(
+            x, conv.weight, conv.bias, bn.running_mean if tracks else None, bn.running_var if tracks else None,
+            bn.weight, bn.bias, stride=conv.stride, padding=padding, dilation=conv.dilation, groups=conv.groups,
+            momentum=momentum, eps=bn.eps, residual=residual, activation=self.activation,
             negative_slope=self.negative_slope,
         )  # fmt: skip
         return y[0] if unbatched else y
@@ -375,6 +387,27 @@ def _runs_nothing_else(bn: nn.BatchNorm2d) -> bool:
     """Is calling ``bn`` batch norm and nothing else: no hooks, no subclass with a ``forward`` of its own?"""
     hooks = (bn._forward_hooks, bn._forward_pre_hooks, bn._backward_hooks, bn._backward_pre_hooks)
     return type(bn) is nn.BatchNorm2d and not any(hooks)
+
+
+def _has_kernels(conv: nn.Conv2d, x: torch.Tensor) -> bool:
+    """Do the CUDA kernels take this batch in training, both those of the convolution and those of batch norm?"""
+    if not isinstance(x, torch.Tensor):  # a symbolic trace
+        return False
+    dtype = x.dtype
+    if dtype != torch.float64 and is_autocast(x.device):
+        dtype = torch.get_autocast_dtype(x.device.type)
+    return all(_backend.choose(spec, conv.weight.device, dtype) == "cuda" for spec in (CONV_BN_ACT, BATCH_NORM_ACT))
+
+
+def _count_batch(bn: nn.BatchNorm2d) -> tuple[bool, float]:
+    """Are the running statistics to be moved, and by which share? Counts the batch, as ``bn`` itself would."""
+    momentum = 0.0 if bn.momentum is None else bn.momentum
+    tracks = bn.training and bn.track_running_stats
+    if tracks and bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+        if bn.momentum is None:
+            momentum = 1.0 / float(bn.num_batches_tracked)
+    return tracks, momentum
 
 
 def _requires_grad(conv: Any, bn: Any) -> bool:

@@ -36,7 +36,8 @@ PK_DEVICE void load_pixel(const Depthwise& d, const typename Types::T* pixel, in
   for (int i = 0; i < 8; ++i) v[i] = static_cast<typename Types::Sum>(wide[i]);
 }
 
-// Four blocks: else ptxas spills a few registers to make room for six. kS, kStride: the filter's width and horizontal stride where they are known, at dilation 1; else 0.
+// kS, kStride: the filter's width and horizontal stride where they are known, at dilation 1; else 0. Four blocks to a
+// multiprocessor: unasked, ptxas spills a few registers to make room for six.
 template <class Types, int kS, int kStride, bool kOneEach>
 __global__ void __launch_bounds__(kThreads, 4) depthwise(const __grid_constant__ Depthwise d) {
   using T = typename Types::T;

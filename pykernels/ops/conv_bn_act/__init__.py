@@ -133,4 +133,5 @@ def fold_batch_norm(
 # Last: the spec names the function above.
 from pykernels.ops.conv_bn_act import autograd as autograd  # noqa: E402
 from pykernels.ops.conv_bn_act.batch_norm import batch_norm_act  # noqa: E402
+from pykernels.ops.conv_bn_act.conv_statistics import conv_batch_norm_act as conv_batch_norm_act  # noqa: E402
 from pykernels.ops.conv_bn_act.spec import CONV_BN_ACT  # noqa: E402
