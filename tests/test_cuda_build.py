@@ -104,8 +104,13 @@ def test_no_kernel_image_is_explained(device_error, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
     assert device_error(0) == (
         "the CUDA kernels were built for 80+ptx 90a and have no kernel image for this GPU (Tesla T4, sm_75); "
-        "build them with PK_CUDA_ARCHS=75"
+        "they need sm_80 (Ampere) or later"
     )
+    monkeypatch.setattr(_cuda, "build", lambda: {"archs": "90a", "nvcc": "13.0"})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 9))
+    _cuda.device_error.cache_clear()
+    assert device_error(0).endswith("(Tesla T4, sm_89); build them with PK_CUDA_ARCHS=89")
+    monkeypatch.setattr(_cuda, "build", lambda: {"archs": "80+ptx 90a", "nvcc": "13.0"})
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 6))
     assert device_error(1) is None
 

@@ -100,7 +100,9 @@ def device_error(index: int | None) -> str | None:
     if covers(built["archs"], capability):
         return None
     number = f"{capability[0]}{capability[1]}"
+    # Older ones lack cp.async and the tensor cores' int8 and bfloat16, which no choice of targets brings.
+    mend = f"build them with PK_CUDA_ARCHS={number}" if capability >= (8, 0) else "they need sm_80 (Ampere) or later"
     return (
         f"the CUDA kernels were built for {built['archs']} and have no kernel image for this GPU "
-        f"({torch.cuda.get_device_name(index)}, sm_{number}); build them with PK_CUDA_ARCHS={number}"
+        f"({torch.cuda.get_device_name(index)}, sm_{number}); {mend}"
     )
