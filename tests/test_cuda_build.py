@@ -247,13 +247,11 @@ with FakeTensorMode(), torch.no_grad():
     for make, shape in CASES:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             called.clear()
-            there = {"device": "cuda", "dtype": dtype}
             model = make().eval()
             for module in model.modules():
                 for tensors in (module._parameters, module._buffers):
                     for n, t in tensors.items():
-                        how = there if t is not None and t.is_floating_point() else {"device": "cuda"}
-                        tensors[n] = None if t is None else torch.empty_like(t, **how)
+     = None if t is None else torch.empty_like(t, **how)
             x = torch.empty(*shape, dtype=dtype, device="cuda")
             with Watch():
                 y = model(x)

@@ -23,6 +23,7 @@ MEND = "build them with `PK_CUDA=1 pip install -e . --no-build-isolation` in the
 OPS: tuple[str, ...] = (
     *("conv_statistics", "batch_norm_statistics", "batch_norm_act", "batch_norm_act_backward"),
     *("conv_bn_act", "conv_pack", "conv_bn_act_packed"),
+    *("lstm", "lstm_backward", "lstm_pack", "lstm_packed", "lstm_cell", "lstm_cell_backward", "lstm_cell_packed"),
     *("int8_matmul", "int8_pack", "int8_matmul_packed", "int8_linear", "int8_linear_packed", "quantize_int8"),
 )
 
