@@ -43,6 +43,7 @@ def test_the_binding_uses_only_the_stable_abi(path):
     allowed = (
         "torch/checks.h",
         "torch/conv_bn_act.h",
+        "torch/int8_matmul.h",
         "torch/cuda/",
         "torch/csrc/stable/",
         "torch/headeronly/",

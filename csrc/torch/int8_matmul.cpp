@@ -1,15 +1,15 @@
 // The int8 family's schemas and CPU implementations.
-#include "torch/checks.h"
-// checks.h first: it names torch's headers.
-#include "pykernels/int8_matmul.h"
+#include "torch/int8_matmul.h"
 
 namespace pk::binding {
 namespace {
 
-using MaybeTensor = std::optional<Tensor>;
-
-void check_matrix(const Tensor& t, const char* op, const char* argument) {
-  check(t.dim() == 2, op, argument, "expected a matrix, got shape ", shape_of(t));
+// The element type of a float x on the CPU.
+DType cpu_float(const Tensor& x, const char* op) {
+  check_cpu(x, op, "x");
+  check(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16, op, "x",
+        "expected torch.float32 or torch.bfloat16, got ", dtype_name(x.scalar_type()));
+  return to_dtype(x.scalar_type(), op, "x");
 }
 
 // A vector of n, or of one element for all; its stride is 0 then.
@@ -18,17 +18,10 @@ const T* vector_of(const MaybeTensor& t, int64_t n, ScalarType dtype, const char
                    int64_t* stride) {
   if (!t) return nullptr;
   check_cpu(*t, op, argument);
-  check_dtype(*t, dtype, op, argument);
-  check(t->dim() <= 1 && (t->numel() == 1 || (t->dim() == 1 && t->size(0) == n)), op, argument,
-        "expected one element, or shape (", n, "), got shape ", shape_of(*t));
+  check_vector(*t, n, dtype, op, argument);
   *stride = t->numel() == 1 ? 0 : t->stride(0);
   return static_cast<const T*>(t->const_data_ptr());
 }
-
-struct EpilogueArguments {
-  const MaybeTensor &a_scale, &b_scale, &a_zero_point, &bias;
-  int64_t activation;
-};
 
 // Fills in what both forms share, runs, returns the output.
 Tensor run(const char* op, Int8Matmul p, const EpilogueArguments& e, ScalarType out_dtype) {
@@ -60,49 +53,14 @@ Tensor run(const char* op, Int8Matmul p, const EpilogueArguments& e, ScalarType 
   return out;
 }
 
-void set_int8_a(const char* op, const Tensor& a, Int8Matmul* p) {
-  check_cpu(a, op, "a");
-  check_dtype(a, ScalarType::Char, op, "a");
-  check_matrix(a, op, "a");
-  p->m = a.size(0);
-  p->k = a.size(1);
-  p->a = a.const_data_ptr();
-  p->a_stride_m = a.stride(0);
-  // A column of one element has no stride worth the name, and rows of stride 1 are the fast ones.
-  p->a_stride_k = p->k > 1 ? a.stride(1) : 1;
-}
-
-void set_b(const char* op, const Tensor& b, Int8Matmul* p) {
-  check_cpu(b, op, "b");
-  check_dtype(b, ScalarType::Char, op, "b");
-  check_matrix(b, op, "b");
-  check(b.size(0) == p->k, op, "b", "expected ", p->k, " rows, as the left side has columns, got shape ", shape_of(b));
-  p->n = b.size(1);
-  p->b = static_cast<const int8_t*>(b.const_data_ptr());
-  p->b_stride_k = b.stride(0);
-  p->b_stride_n = b.stride(1);
-}
-
-void set_packed(const char* op, const Tensor& packed, int64_t n, Int8Matmul* p) {
-  check_cpu(packed, op, "packed");
-  check_dtype(packed, ScalarType::Byte, op, "packed");
-  check(packed.dim() == 1 && (packed.numel() <= 1 || packed.stride(0) == 1), op, "packed",
-        "expected the contiguous 1-d tensor that int8_pack makes, got shape ", shape_of(packed));
-  check(n >= 0, op, "n", "expected at least 0, got ", n);
-  p->n = n;
-  p->packed = packed.const_data_ptr();
-  p->packed_bytes = packed.numel();
-  // An empty tensor has no address, and a null one means "not packed".
-  static const char nothing = 0;
-  if (p->packed_bytes == 0) p->packed = &nothing;
-}
-
 Tensor matmul(const Tensor& a, const Tensor& b, const MaybeTensor& a_scale, const MaybeTensor& b_scale,
               const MaybeTensor& a_zero_point, const MaybeTensor& bias, int64_t activation, ScalarType out_dtype) {
   const char* op = "int8_matmul";
   check_isa(op);
   Int8Matmul p;
+  check_cpu(a, op, "a");
   set_int8_a(op, a, &p);
+  check_cpu(b, op, "b");
   set_b(op, b, &p);
   return run(op, p, {a_scale, b_scale, a_zero_point, bias, activation}, out_dtype);
 }
@@ -113,32 +71,19 @@ Tensor matmul_packed(const Tensor& a, const Tensor& packed, int64_t n, const May
   const char* op = "int8_matmul_packed";
   check_isa(op);
   Int8Matmul p;
+  check_cpu(a, op, "a");
   set_int8_a(op, a, &p);
+  check_cpu(packed, op, "packed");
   set_packed(op, packed, n, &p);
   return run(op, p, {a_scale, b_scale, a_zero_point, bias, activation}, out_dtype);
-}
-
-// x with contiguous rows, and the problem with it as a to be quantised.
-Tensor set_float_a(const char* op, const Tensor& x, Int8Matmul* p) {
-  check_cpu(x, op, "x");
-  check(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16, op, "x",
-        "expected torch.float32 or torch.bfloat16, got ", dtype_name(x.scalar_type()));
-  check_matrix(x, op, "x");
-  const Tensor rows = x.size(1) <= 1 || x.stride(1) == 1 ? x : torch::stable::contiguous(x);
-  p->m = rows.size(0);
-  p->k = rows.size(1);
-  p->a_dtype = to_dtype(x.scalar_type(), op, "x");
-  p->a = rows.const_data_ptr();
-  p->a_stride_m = rows.stride(0);
-  p->a_stride_k = 1;
-  return rows;
 }
 
 Tensor linear(const Tensor& x, const Tensor& b, const Tensor& b_scale, const MaybeTensor& bias, int64_t activation) {
   const char* op = "int8_linear";
   check_isa(op);
   Int8Matmul p;
-  const Tensor rows = set_float_a(op, x, &p);
+  const Tensor rows = set_float_a(op, x, cpu_float(x, op), &p);
+  check_cpu(b, op, "b");
   set_b(op, b, &p);
   return run(op, p, {std::nullopt, b_scale, std::nullopt, bias, activation}, x.scalar_type());
 }
@@ -148,7 +93,8 @@ Tensor linear_packed(const Tensor& x, const Tensor& packed, int64_t n, const Ten
   const char* op = "int8_linear_packed";
   check_isa(op);
   Int8Matmul p;
-  const Tensor rows = set_float_a(op, x, &p);
+  const Tensor rows = set_float_a(op, x, cpu_float(x, op), &p);
+  check_cpu(packed, op, "packed");
   set_packed(op, packed, n, &p);
   return run(op, p, {std::nullopt, b_scale, std::nullopt, bias, activation}, x.scalar_type());
 }
@@ -173,23 +119,12 @@ Tensor pack(const Tensor& b) {
 std::tuple<Tensor, Tensor, Tensor> quantize(const Tensor& x, int64_t axis, bool symmetric) {
   const char* op = "quantize_int8";
   check_isa(op);
-  check_cpu(x, op, "x");
-  check(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16, op, "x",
-        "expected torch.float32 or torch.bfloat16, got ", dtype_name(x.scalar_type()));
-  check(axis < x.dim(), op, "axis", "expected less than ", x.dim(), " for shape ", shape_of(x), ", got ", axis);
-  const Tensor source = torch::stable::contiguous(x);
   QuantizeInt8 p;
-  p.x_dtype = to_dtype(x.scalar_type(), op, "x");
+  p.x_dtype = cpu_float(x, op);
+  const std::vector<int64_t> sizes = set_slices(op, x, axis, &p);
+  const Tensor source = torch::stable::contiguous(x);
   p.x = source.const_data_ptr();
   p.symmetric = symmetric;
-  p.inner = 1;
-  std::vector<int64_t> sizes;
-  for (int64_t i = 0; i < x.dim(); ++i) {
-    sizes.push_back(x.size(i));
-    // An empty tensor's other sizes may be of any size.
-    int64_t& size = i < axis ? p.outer : i == axis ? p.channels : p.inner;
-    check(!__builtin_mul_overflow(size, x.size(i), &size), op, "x", "expected a smaller shape, got ", shape_of(x));
-  }
   const Tensor q = torch::stable::empty(sizes, ScalarType::Char);
   const std::vector<int64_t> slices = axis < 0 ? std::vector<int64_t>{} : std::vector<int64_t>{p.channels};
   const Tensor scale = torch::stable::empty(slices, ScalarType::Float);
