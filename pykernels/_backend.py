@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextvars
+import importlib
+import importlib.util
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.autograd import forward_ad
@@ -58,7 +61,7 @@ _current._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def choose(spec: OpSpec, device: torch.device, dtype: torch.dtype, asked: str | None = None) -> str:
-    """The backend that runs ``spec`` for tensors of ``device`` and ``dtype``: ``"cpu"``, ``"cuda"`` or ``"reference"``.
+    """The backend that runs ``spec`` for tensors of ``device`` and ``dtype``: any of `BACKENDS` but ``"auto"``.
 
     Raises:
         ValueError: ``asked`` names no backend.
@@ -71,10 +74,14 @@ def choose(spec: OpSpec, device: torch.device, dtype: torch.dtype, asked: str | 
     reason = _why_not(spec, wanted, device, dtype)
     if reason is None:
         return wanted
-    if asked == "auto":
-        _tell_once(f"{spec.name}: {reason}; using the reference")
-        return "reference"
-    raise RuntimeError(f"pykernels.{spec.name}: backend={asked!r} cannot run: {reason}")
+    if asked != "auto":
+        raise RuntimeError(f"pykernels.{spec.name}: backend={asked!r} cannot run: {reason}")
+    # On a GPU, Triton's kernels stand in where CUDA's are not built.
+    if wanted == "cuda" and _why_not(spec, "triton", device, dtype) is None:
+        _tell_once(f"{spec.name}: {reason}; using Triton")
+        return "triton"
+    _tell_once(f"{spec.name}: {reason}; using the reference")
+    return "reference"
 
 
 def _why_not(spec: OpSpec, wanted: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -82,25 +89,66 @@ def _why_not(spec: OpSpec, wanted: str, device: torch.device, dtype: torch.dtype
         return f"there are no kernels for device type {wanted!r}"
     if spec.backends.get(wanted) is not None:
         return spec.backends[wanted]
-    if device.type != wanted:
+    missing = triton_missing(device) if wanted == "triton" else None
+    if missing is not None:
+        return missing
+    if wanted not in (device.type, "triton"):
         return f"its tensors are on {device.type!r}"
     if dtype not in spec.takes(wanted):
         return f"its kernels take {', '.join(map(str, spec.takes(wanted)))}, not {dtype}"
     if is_transformed():
         return "torch.func's transforms and forward-mode differentiation can follow plain PyTorch only"
-    return _native.why_not(wanted, device)
+    return None if wanted == "triton" else _native.why_not(wanted, device)
+
+
+def triton_missing(device: torch.device) -> str | None:
+    """Why Triton's kernels cannot run on ``device``; None if they can. Doesn't import Triton."""
+    if not _has_triton():
+        return "Triton is not installed; `pip install 'pykernels[triton]'` brings it"
+    if device.type == "cuda" or (device.type == "cpu" and _interprets()):
+        return None
+    return f"its tensors are on {device.type!r}; without a GPU Triton's kernels run under TRITON_INTERPRET=1 alone"
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _interprets() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+# As `_current`: constants of a trace.
+_has_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_interprets._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def kernels(where: str, module: str) -> Any:
+    """What has the native ops by name: torch's namespace of them, or for Triton, ``module``, whose names are the same.
+
+    So a Triton module is imported at its first use, and ``import pykernels`` imports no Triton.
+    """
+    return importlib.import_module(module) if where == "triton" else torch.ops.pykernels
 
 
 def why_no_kernels(spec: OpSpec, device: torch.device) -> str | None:
     """Why there are no kernels for ``spec`` that run on ``device``, whatever the dtype; None where there are."""
+    reason = why_no_native(spec, device)
+    if reason is not None and device.type == "cuda" and spec.backends["triton"] is None:
+        return reason if triton_missing(device) is not None else None
+    return reason
+
+
+def why_no_native(spec: OpSpec, device: torch.device) -> str | None:
+    """The same of the kernels in C++ and CUDA C++ alone: those that take packed weights."""
     if device.type not in BACKENDS:
         return f"there are no kernels for device type {device.type!r}"
     return spec.backends[device.type] or _native.why_not(device.type, device)
 
 
-def has_kernels(spec: OpSpec, device: torch.device) -> bool:
-    """Are there kernels for ``spec`` that run on ``device``?"""
-    return why_no_kernels(spec, device) is None
+def has_native(spec: OpSpec, device: torch.device) -> bool:
+    """Are there kernels in C++ or CUDA C++ for ``spec`` that run on ``device``?"""
+    return why_no_native(spec, device) is None
 
 
 def is_transformed() -> bool:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+import torch
+
+# Triton reads it when a kernel is defined, so it has to be there before any is. On a GPU they are compiled and run.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from pykernels import _native
-from pykernels.ops._spec import all_specs
-from tests.harness import cuda_build, cuda_reason, host_isas
+from tests.harness import cuda_build, cuda_reason, host_isas, triton_reason
 
 
 @pytest.fixture
 def exact_float32():
     """Plain PyTorch on CUDA without TF32, which it takes for convolutions unless told."""
-    import torch
-
     before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
@@ -30,7 +34,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def report() -> list[str]:
     """A line for each kind of kernels."""
-    return [f"CPU kernels: {_cpu()}", f"CUDA kernels: {_cuda()}", f"Triton kernels: {_reasons('triton')}"]
+    return [f"CPU kernels: {_cpu()}", f"CUDA kernels: {_cuda()}", f"Triton kernels: {_triton()}"]
 
 
 def _cpu() -> str:
@@ -44,14 +48,16 @@ def _cpu() -> str:
 def _cuda() -> str:
     reason = cuda_reason()
     if reason is None:
-        import torch
-
         return f"run on {torch.cuda.get_device_name()}"
     built = cuda_build()
     compiled = "not compiled here" if built is None else f"compiled for {built['archs']} with nvcc {built['nvcc']}"
     return f"{compiled}; simulated by ctest alone, not by this run; NOT run on a GPU: {reason}"
 
 
-def _reasons(backend: str) -> str:
-    reasons = list(dict.fromkeys(filter(None, (spec.backends.get(backend) for spec in all_specs()))))
-    return f"NOT run: {'; '.join(reasons)}" if reasons else "see the tests above"
+def _triton() -> str:
+    reason = triton_reason()
+    if reason is not None:
+        return f"NOT run: {reason}"
+    if torch.cuda.is_available():
+        return f"run on {torch.cuda.get_device_name()}"
+    return "run by Triton's interpreter; NOT run on a GPU: torch sees no CUDA device"

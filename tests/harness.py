@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pykernels import _native
+from pykernels._backend import triton_missing
 from pykernels._native import _cuda
 from pykernels.ops._check import (
     compare,
@@ -32,9 +33,11 @@ __all__ = [
     "inputs_of",
     "map_tensors",
     "needs_cuda",
+    "needs_triton",
     "relative_l2",
     "tensors_of",
     "to_double",
+    "triton_reason",
 ]
 
 #: Where `make cuda` puts the CUDA libraries.
@@ -47,6 +50,12 @@ def cuda_reason() -> str | None:
     return _native.why_not("cuda", torch.device("cuda"))
 
 
+@functools.cache
+def triton_reason() -> str | None:
+    """Why Triton's kernels can be run here neither on a GPU nor interpreted; None if they can."""
+    return triton_missing(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def cuda_build() -> dict[str, str] | None:
     """What the CUDA kernels were compiled for: those of the package, or those of `make cuda`."""
     return _cuda.build() or _cuda.build(CUDA_GATE / _cuda.KERNELS.name)
@@ -56,6 +65,12 @@ def needs_cuda(function):
     """Marks a test that runs CUDA kernels on a GPU."""
     reason = cuda_reason()
     return pytest.mark.cuda(pytest.mark.skipif(reason is not None, reason=f"needs a GPU: {reason}")(function))
+
+
+def needs_triton(function):
+    """Marks a test that runs Triton kernels, on a GPU or interpreted."""
+    reason = triton_reason()
+    return pytest.mark.skipif(reason is not None, reason=f"needs Triton: {reason}")(function)
 
 
 def check_op(spec: OpSpec, sample: Sample, backend: str, dtype: torch.dtype) -> float:

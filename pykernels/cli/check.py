@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from pykernels import _native
+from pykernels._backend import triton_missing
 from pykernels.cli._console import console as make_console
 from pykernels.cli.info import BACKENDS, slot
 from pykernels.ops._check import compare, forced_isa, host_isas
@@ -76,7 +78,7 @@ def why_not(spec: OpSpec, backend: str) -> str | None:
         return _native.error
     if backend == "cuda":
         return _native.why_not(backend, torch.device("cuda"))
-    return None if torch.cuda.is_available() else "torch sees no CUDA device here"
+    return triton_missing(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def check(case: Case) -> Line:
@@ -105,6 +107,9 @@ def check(case: Case) -> Line:
 def run(op: str | None, backend: str | None, isa: str | None, dtype: str | None) -> int:
     """Checks and prints; the exit code: 1 if a case failed, or if there was none."""
     console = make_console()
+    if backend == "triton" and not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
+        os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it at its import, which nobody has done yet
+        console.print("No GPU: the Triton kernels run in Triton's interpreter (TRITON_INTERPRET=1).")
     todo = list(cases(op, backend, isa, dtype))
     lines = []
     with Progress(console=console, transient=True) as progress:

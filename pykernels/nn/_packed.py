@@ -166,7 +166,7 @@ class PacksWeights(nn.Module):
         if pack is not None and pack.is_of(parameters, dtype, index):
             return pack
         tensors: list[Any] = [parameters.get(name) for name in names]
-        if dtype not in spec.takes(kind) or not _backend.has_kernels(spec, first.device):
+        if dtype not in spec.takes(kind) or not _backend.has_native(spec, first.device):
             return None
         if not all(plain(t) and not t.is_inference() and t.get_device() == index for t in tensors):
             return None

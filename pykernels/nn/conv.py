@@ -356,7 +356,7 @@ class _Pack:
 
 def _make_pack(conv: nn.Conv2d, bn: nn.BatchNorm2d | None, dtype: torch.dtype, device: torch.device) -> _Pack | None:
     """The pack, or None where the kernels don't take these tensors: the plain op then says why, or does without."""
-    if dtype not in CONV_BN_ACT.takes(device.type) or not _backend.has_kernels(CONV_BN_ACT, device):
+    if dtype not in CONV_BN_ACT.takes(device.type) or not _backend.has_native(CONV_BN_ACT, device):
         return None
     try:
         tensors = [owner[name] for owner, name in _slots(conv, bn)]
@@ -390,13 +390,14 @@ def _runs_nothing_else(bn: nn.BatchNorm2d) -> bool:
 
 
 def _has_kernels(conv: nn.Conv2d, x: torch.Tensor) -> bool:
-    """Do the CUDA kernels take this batch in training, both those of the convolution and those of batch norm?"""
+    """Do one backend's GPU kernels take this batch in training, those of the convolution and those of batch norm?"""
     if not isinstance(x, torch.Tensor):  # a symbolic trace
         return False
     dtype = x.dtype
     if dtype != torch.float64 and is_autocast(x.device):
         dtype = torch.get_autocast_dtype(x.device.type)
-    return all(_backend.choose(spec, conv.weight.device, dtype) == "cuda" for spec in (CONV_BN_ACT, BATCH_NORM_ACT))
+    where = {_backend.choose(spec, conv.weight.device, dtype) for spec in (CONV_BN_ACT, BATCH_NORM_ACT)}
+    return where in ({"cuda"}, {"triton"})
 
 
 def _count_batch(bn: nn.BatchNorm2d) -> tuple[bool, float]:

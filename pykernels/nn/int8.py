@@ -103,7 +103,7 @@ class Int8Linear(PacksWeights, nn.Module):
         # Published in one assignment. Threads that meet here may each make one; any will do.
         pack = self._pack
         if pack is None or not pack.is_of(self._buffers, torch.int8, x.get_device()):
-            if not _backend.has_kernels(INT8_MATMUL_SCALED, x.device):
+            if not _backend.has_native(INT8_MATMUL_SCALED, x.device):
                 return None
             with torch.inference_mode(False), torch.no_grad():
                 pack = Pack(("weight",), (weight,), torch.int8, _pack_weight)

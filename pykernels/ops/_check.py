@@ -110,7 +110,8 @@ def compare(spec: OpSpec, sample: Sample, backend: str, dtype: torch.dtype) -> O
     """
     args, kwargs = inputs_of(sample, dtype)
     tolerance = spec.tolerance(dtype, sample)
-    device = "cuda" if backend in ("cuda", "triton") else "cpu"
+    interpreted = backend == "triton" and not torch.cuda.is_available()
+    device = "cuda" if backend in ("cuda", "triton") and not interpreted else "cpu"
     with torch.no_grad():
         with backend_block(backend):
             there = on_device((args, kwargs), device)

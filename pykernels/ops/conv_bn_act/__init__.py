@@ -57,7 +57,7 @@ def conv_bn_act(
         groups: Divides C and K.
         activation: "none", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu" or "hardswish".
         negative_slope: leaky_relu's.
-        backend: "auto", "cpu", "cuda" or "reference"; None takes that of the surrounding `pykernels.backend` block.
+        backend: "auto", "cpu", "cuda", "triton" or "reference"; None takes the `pykernels.backend` block's.
 
     Returns:
         (N, K, P, Q), or (K, P, Q) for unbatched input, in ``x``'s dtype and memory format.

@@ -47,7 +47,7 @@ def batch_norm_act(
         residual: Added before the activation; of ``x``'s shape and dtype.
         activation: "none", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu" or "hardswish".
         negative_slope: leaky_relu's.
-        backend: "auto", "cuda" or "reference"; None takes that of the surrounding `pykernels.backend` block.
+        backend: "auto", "cuda", "triton" or "reference"; None takes the `pykernels.backend` block's.
 
     Returns:
         A tensor of ``x``'s shape, dtype and memory format.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pykernels._backend import choose
+from pykernels._backend import choose, kernels
 from pykernels.ops._activation import activation_code
 from pykernels.ops.int8_matmul.arguments import (
     check_bias,
@@ -17,6 +17,8 @@ from pykernels.ops.int8_matmul.arguments import (
 from pykernels.ops.int8_matmul.reference import int8_matmul_reference, quantize_int8_reference
 
 __all__ = ["int8_linear", "int8_matmul", "quantize_int8"]
+
+_TRITON = "pykernels.ops.int8_matmul.triton"
 
 
 def int8_matmul(
@@ -52,7 +54,7 @@ def int8_matmul(
             ``torch.float32``; ``torch.bfloat16``; ``torch.float16`` (on a CPU the reference's); or ``torch.int8``: the
             float result rounded to nearest even and saturated to [-128, 127], NaN giving 0. There is no output scale:
             fold its inverse into ``b_scale`` and ``bias``.
-        backend: "auto", "cpu", "cuda" or "reference"; None takes that of the surrounding `pykernels.backend` block.
+        backend: "auto", "cpu", "cuda", "triton" or "reference"; None takes the `pykernels.backend` block's.
 
     Returns:
         (M, N), contiguous, of ``out_dtype``.
@@ -83,13 +85,14 @@ def int8_matmul(
     plain = a_scale is None and b_scale is None and bias is None and activation == "none"
     check_out_dtype(op, out_dtype, plain)
     spec = INT8_MATMUL if out_dtype == torch.int32 else INT8_MATMUL_SCALED
-    if choose(spec, device, widest(out_dtype, a_scale, b_scale, bias), backend) == "reference":
+    where = choose(spec, device, widest(out_dtype, a_scale, b_scale, bias), backend)
+    if where == "reference":
         _check_zero_point(op, a_zero_point)
         return int8_matmul_reference(
             a, b, a_scale=a_scale, b_scale=b_scale, a_zero_point=a_zero_point, bias=bias, activation=activation,
             out_dtype=out_dtype,
         )  # fmt: skip
-    return torch.ops.pykernels.int8_matmul(
+    return kernels(where, _TRITON).int8_matmul(
         a, b, _float(a_scale), _float(b_scale), a_zero_point, _float(bias), code, out_dtype
     )
 
@@ -118,7 +121,7 @@ def quantize_int8(
         x: Of any shape and floating dtype.
         axis: None, or the axis that has a scale each: 0 for the rows of a matrix, 1 for its columns.
         symmetric: Whether the range is symmetric about 0.
-        backend: "auto", "cpu", "cuda" or "reference"; None takes that of the surrounding `pykernels.backend` block.
+        backend: "auto", "cpu", "cuda", "triton" or "reference"; None takes the `pykernels.backend` block's.
 
     Returns:
         ``q`` int8 of ``x``'s shape, contiguous; ``scale`` float32 (float64 for float64) and ``zero_point`` int32, 0-d,
@@ -137,9 +140,10 @@ def quantize_int8(
         raise ValueError(f"pykernels.{op}: axis: expected None or an axis of shape {tuple(x.shape)}, got {axis!r}")
     _check_no_gradient(op, "x", x)
     axis = None if axis is None else axis % x.dim()
-    if choose(QUANTIZE_INT8, x.device, x.dtype, backend) == "reference":
+    where = choose(QUANTIZE_INT8, x.device, x.dtype, backend)
+    if where == "reference":
         return quantize_int8_reference(x, axis=axis, symmetric=symmetric)
-    q, scale, zero_point = torch.ops.pykernels.quantize_int8(x, -1 if axis is None else axis, symmetric)
+    q, scale, zero_point = kernels(where, _TRITON).quantize_int8(x, -1 if axis is None else axis, symmetric)
     return q, scale, zero_point
 
 
@@ -196,14 +200,15 @@ def int8_linear(
     if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         x = x.to(dtype)
-    if choose(INT8_MATMUL_SCALED, x.device, dtype, backend) == "reference":
+    where = choose(INT8_MATMUL_SCALED, x.device, dtype, backend)
+    if where == "reference":
         q, x_scale, _ = quantize_int8_reference(x, axis=0)
         y = int8_matmul_reference(
             q, weight.t(), a_scale=x_scale, b_scale=scale, bias=bias, activation=activation, out_dtype=dtype
         )
         return y
-    if packed is None:
-        return torch.ops.pykernels.int8_linear(x, weight.t(), scale.float(), _float(bias), code)
+    if packed is None or where == "triton":
+        return kernels(where, _TRITON).int8_linear(x, weight.t(), scale.float(), _float(bias), code)
     return torch.ops.pykernels.int8_linear_packed(x, packed, n, scale.float(), _float(bias), code)
 
 

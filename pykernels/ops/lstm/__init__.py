@@ -40,7 +40,7 @@ def lstm_cell(
         w_hh: (4H, H).
         b_ih: (4H,) or None.
         b_hh: (4H,) or None.
-        backend: "auto", "cpu", "cuda" or "reference"; None takes the `pykernels.backend` block's.
+        backend: "auto", "cpu", "cuda", "triton" or "reference"; None takes the `pykernels.backend` block's.
 
     Returns:
         (h, c), each (B, H) or (H,), contiguous, of x's dtype (autocast's, inside autocast).
@@ -107,7 +107,7 @@ def lstm(
             the masks that nn.LSTM draws.
         training: without it there is no dropout.
         batch_sizes: (T,) int64 on the CPU, not rising: PackedSequence.batch_sizes.
-        backend: "auto", "cpu", "cuda" or "reference"; None takes the `pykernels.backend` block's.
+        backend: "auto", "cpu", "cuda", "triton" or "reference"; None takes the `pykernels.backend` block's.
 
     Returns:
         output: x's shape with D * H in place of I.

@@ -1,0 +1,154 @@
+"""What the Triton kernels of all families share: launching, the device to choose tiles for, activations, rounding.
+
+Only a family's ``triton*.py`` imports this, and those are imported at the first use of the backend: so importing
+pykernels never imports Triton. Every kernel is launched by `launch`, so that the compile gate (tools/triton_gate.py)
+sees what is launched, with which constants, for which device.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch._subclasses.fake_tensor import is_fake
+from torch.library import wrap_triton
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a choice of tiles may know of a GPU."""
+
+    #: "cuda" (NVIDIA) or "hip" (AMD).
+    platform: str = "cuda"
+    #: 10 * major + minor on NVIDIA; 0 on AMD.
+    capability: int = 80
+    multiprocessors: int = 108
+    #: Bytes of shared memory that a program can have.
+    shared: int = 166912
+
+
+#: The targets of the compile gate. The interpreter stands for a small one, so that persistent kernels loop.
+AMPERE = Device("cuda", 80, 108, 166912)
+HOPPER = Device("cuda", 90, 132, 232448)
+CDNA3 = Device("hip", 0, 304, 65536)
+INTERPRETER = Device("cuda", 80, 3, 166912)
+
+_forced: Device | None = None
+
+
+@contextmanager
+def on_device(device: Device) -> Iterator[None]:
+    """Choose tiles for another device than the tensors' inside the block: for tests, and for the compile gate."""
+    global _forced
+    before, _forced = _forced, device
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+@functools.cache
+def _properties(index: int) -> Device:
+    found = torch.cuda.get_device_properties(index)
+    if torch.version.hip is not None:
+        return Device("hip", 0, found.multi_processor_count, 65536)
+    capability = 10 * found.major + found.minor
+    return Device("cuda", capability, found.multi_processor_count, found.shared_memory_per_block_optin)  # type: ignore[attr-defined]
+
+
+def device_of(t: torch.Tensor) -> Device:
+    """What tiles for a tensor are chosen for: its GPU, or `INTERPRETER` where kernels are interpreted."""
+    if _forced is not None:
+        return _forced
+    if t.is_cuda and torch.cuda.is_available():
+        return _properties(t.device.index)
+    return INTERPRETER
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """``kernel[grid](*arguments, **constants)`` on the first tensor's device and its current stream.
+
+    ``constants`` are the kernel's ``tl.constexpr`` parameters and Triton's own options (num_warps, num_stages). Inside
+    a ``triton_op`` a trace records the launch, and so Inductor sees the kernel.
+    """
+    first = next(a for a in arguments if isinstance(a, torch.Tensor))
+    with _current_device(first):
+        wrap_triton(kernel)[grid](*arguments, **constants)
+
+
+def _current_device(t: torch.Tensor) -> AbstractContextManager[Any]:
+    if t.is_cuda and not is_fake(t) and torch.cuda.current_device() != t.device.index:
+        return torch.cuda.device(t.device)
+    return nullcontext()
+
+
+def matrix_precision(dtype: torch.dtype, tf32: bool, device: Device) -> str:
+    """``tl.dot``'s ``input_precision``: float32 goes in three products of tf32, which keep its precision, or in one.
+
+    AMD's matrix units multiply float32 as it is.
+    """
+    if dtype != torch.float32 or device.platform == "hip":
+        return "ieee"
+    return "tf32" if tf32 else "tf32x3"
+
+
+@triton.jit
+def tanh(x):
+    # 1 - 2 / (exp(2 |x|) + 1) has no overflow that matters; near 0 it cancels, and the series does not.
+    z = tl.abs(x)
+    far = 1.0 - 2.0 / (tl.exp(2.0 * z) + 1.0)
+    s = x * x
+    near = z * (1.0 + s * (-0.33333333 + s * (0.13333333 + s * (-0.053968254 + s * 0.021869489))))
+    y = tl.where(z < 0.25, near, far)
+    return tl.where(x < 0.0, -y, tl.where(x != x, x, y))
+
+
+@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr, negative_slope):
+    """The nine activations by their codes (pykernels/ops/_activation.py), in float32; NaN stays NaN."""
+    if ACTIVATION == 1:
+        x = tl.where(x < 0.0, 0.0, x)
+    elif ACTIVATION == 2:
+        x = tl.where(x > 0.0, x, x * negative_slope)
+    elif ACTIVATION == 3:
+        # exp(x) - 1 cancels near 0, and its series does not.
+        series = x * (1.0 + x * (0.5 + x * (0.16666667 + x * (0.041666667 + x * (0.0083333333 + x * 0.0013888889)))))
+        x = tl.where(x > 0.0, x, tl.where(x > -0.3, series, tl.exp(x) - 1.0))
+    elif ACTIVATION == 4:
+        x = sigmoid(x)
+    elif ACTIVATION == 5:
+        x = tanh(x)
+    elif ACTIVATION == 6:
+        x = x * sigmoid(x)
+    elif ACTIVATION == 7:
+        x = 0.5 * x * (1.0 + tl.erf(x * 0.70710678))
+    elif ACTIVATION == 8:
+        y = x + 3.0
+        y = tl.where(y < 0.0, 0.0, tl.where(y > 6.0, 6.0, y))
+        x = x * y * 0.16666667
+    return x
+
+
+@triton.jit
+def round_even(x):
+    """To the nearest integer, ties to even, for |x| < 2^22: adding 1.5 * 2^23 leaves no room for a fraction."""
+    return (x + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def to_int8(x, LOWEST: tl.constexpr):
+    """To nearest even, saturated to [LOWEST, 127]; NaN gives 0."""
+    x = tl.where(x != x, 0.0, x)
+    x = tl.minimum(tl.maximum(x, LOWEST * 1.0), 127.0)
+    return round_even(x).to(tl.int8)
