@@ -9,7 +9,7 @@ at atomics and volatile loads. A schedule says who runs next:
 - "behind": the same, last program first
 - "random": at every such point anyone, by a seed
 
-A value read too early is a wrong result; programs that wait for ever are an error, not a hang. The memory is sequentially
+A value read too early is a wrong result; programs that wait for ever are an error, not a hang. Memory is sequentially
 consistent, so missing acquire and release go unseen.
 """
 
