@@ -4,9 +4,10 @@
     python3 bench/gpu.py --only int8,lstm       # some sections; --no-build and --no-tests leave those out
     python3 bench/gpu.py --dry-run              # the same plan on the CPU with tiny shapes: does the script itself run?
 
-It needs torch >= 2.11 (a CUDA build), nvcc 13, cmake, ninja, pybind11, setuptools, pytest. It builds in place, runs the
-tests that need a GPU, and then times the rows of ``bench/gpu_rows``: ours against cuDNN, torch._int_mm, nn.LSTM and
-torch.compile, the answer checked first, the contenders interleaved, the inputs rotated past L2, medians by CUDA events.
+It needs torch >= 2.11 (a CUDA build, which brings Triton), nvcc 13, cmake, ninja, pybind11, setuptools, pytest. It builds
+in place, runs the tests that need a GPU, and then times the rows of ``bench/gpu_rows``: ours, in CUDA C++ and in Triton,
+against cuDNN, torch._int_mm, nn.LSTM and torch.compile, the answer checked first, the contenders interleaved, the inputs
+rotated past L2, medians by CUDA events. Triton's own tests come last: each kernel is compiled first.
 
 Each section is a process of its own with a time limit, so that a crash, which ends a process' CUDA for good, or a slow
 compilation costs that section and no other. The JSON is written after every section: device, driver, versions, commit,
@@ -35,7 +36,7 @@ BUDGET = 530  # seconds, of the nine minutes
 #: Section -> the most that it may take. What one leaves over is there for the next.
 LIMITS = {
     "build": 260, "tests": 150, "floors": 30, "int8": 70, "lstm": 70, "conv": 60, "training": 40, "models": 60,
-    "compiled": 120,
+    "compiled": 120, "triton": 120,
 }  # fmt: skip
 
 
@@ -114,8 +115,8 @@ class Run:
     def _section(self, section: str, limit: float) -> str:
         if section == "build":
             return self._build(limit)
-        if section == "tests":
-            return self._tests(limit)
+        if section in ("tests", "triton"):
+            return self._tests(section, limit)
         command = [
             sys.executable, str(Path(__file__).resolve()), "--child", section,
             "--seconds", str(limit - 5), "--out", str(self.work), *(["--dry-run"] * self.options.dry_run),
@@ -136,16 +137,20 @@ class Run:
             command = [sys.executable, "setup.py", "--version"]
         return self._call("build", command, limit, environment)
 
-    def _tests(self, limit: float) -> str:
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", "--tb=short"]
+    def _tests(self, section: str, limit: float) -> str:
+        """Those of the CUDA kernels, or, last, for each one is compiled first, those of Triton's in float16."""
+        chosen = ["-m", "cuda"] if section == "tests" else ["-m", "triton", "-k", "float16"]
+        command = [sys.executable, "-m", "pytest", "-q", *chosen, "-p", "no:cacheprovider", "--tb=short"]
         if importlib.util.find_spec("xdist") is not None:  # the references on the CPU take most of the time
             command += ["-n", "4"]
-        command += ["--collect-only", "tests/test_cuda.py"] if self.options.dry_run else ["tests"]
-        outcome = self._call("tests", command, limit)
-        log = (self.work / "tests.log").read_text()
+        only = {"tests": "tests/test_cuda.py", "triton": "tests/ops/test_triton.py"}[section]
+        command += ["--collect-only", only] if self.options.dry_run else ["tests"]
+        outcome = self._call(section, command, limit)
+        log = (self.work / f"{section}.log").read_text()
+        name = "tests" if section == "tests" else "triton tests"
         if counts := re.findall(r"^=* ?((?:\d+ \w+,? ?)+) in [\d.]+s.*$", log, re.M):
-            self.found["tests"] = counts[-1].strip()
-        self.found["failed tests"] = re.findall(r"^FAILED (\S+)", log, re.M)[:100]
+            self.found[name] = counts[-1].strip()
+        self.found[f"failed {name}"] = re.findall(r"^FAILED (\S+)", log, re.M)[:100]
         return outcome
 
     def _call(self, name: str, command: list[str], limit: float, environment: dict[str, str] | None = None) -> str:
@@ -180,8 +185,9 @@ def table(found: dict[str, Any]) -> str:
     lines = [
         "",
         f"{found.get('device', {}).get('name', 'no device')}, commit {found['commit'][:12]}, {found['date']}",
-        f"floors: {json.dumps(found.get('floors', {}))}; tests: {found.get('tests', 'not run')}",
-        f"{'row':<52}{'ours us':>10}{'peer us':>10} {'ratio':>6} {'floor':>6}  best peer",
+        f"floors: {json.dumps(found.get('floors', {}))}; tests: {found.get('tests', 'not run')}; "
+        f"Triton's: {found.get('triton tests', 'not run')}",
+        f"{'row':<52}{'ours us':>10}{'Triton us':>10}{'peer us':>10} {'ratio':>6} {'floor':>6}  best peer",
     ]
     for row in found["rows"]:
         if said := row.get("problem") or row.get("note"):
@@ -190,7 +196,10 @@ def table(found: dict[str, Any]) -> str:
         ours, peer = row["contenders"]["ours"]["us"], row.get("peer")
         best = row["contenders"][peer]["us"] if peer else float("nan")
         share = f"{row['share of floor']:6.2f}" if row.get("share of floor") else "     -"
-        lines.append(f"{row['row']:<52}{ours:10.1f}{best:10.1f} {row.get('ratio', 0):6.2f} {share}  {peer}")
+        triton = row["contenders"].get("ours, Triton", {}).get("us", float("nan"))
+        lines.append(
+            f"{row['row']:<52}{ours:10.1f}{triton:10.1f}{best:10.1f} {row.get('ratio', 0):6.2f} {share}  {peer}"
+        )
     return "\n".join(lines)
 
 

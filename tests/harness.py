@@ -70,7 +70,7 @@ def needs_cuda(function):
 def needs_triton(function):
     """Marks a test that runs Triton kernels, on a GPU or interpreted."""
     reason = triton_reason()
-    return pytest.mark.skipif(reason is not None, reason=f"needs Triton: {reason}")(function)
+    return pytest.mark.triton(pytest.mark.skipif(reason is not None, reason=f"needs Triton: {reason}")(function))
 
 
 def check_op(spec: OpSpec, sample: Sample, backend: str, dtype: torch.dtype) -> float:

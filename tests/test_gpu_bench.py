@@ -26,22 +26,23 @@ def driver(monkeypatch):
 
 
 def test_the_driver_runs_its_sections_and_writes_one_file(tmp_path):
+    sections = ("build", "floors", "int8", "triton")
     done = subprocess.run(
-        [sys.executable, str(BENCH / "gpu.py"), "--dry-run", "--only", "build,floors,int8", "--out", str(tmp_path)],
+        [sys.executable, str(BENCH / "gpu.py"), "--dry-run", "--only", ",".join(sections), "--out", str(tmp_path)],
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = tmp_path.glob("*.json")
     found = json.loads(path.read_text())
-    assert {name: s["outcome"] for name, s in found["sections"].items()} == dict.fromkeys(
-        ("build", "floors", "int8"), "ok"
-    )
+    assert {name: s["outcome"] for name, s in found["sections"].items()} == dict.fromkeys(sections, "ok")
     assert found["commit"]
     assert set(found["floors"]) == {"copy GB/s", "fp16 TFLOP/s", "bf16 TFLOP/s", "int8 TOP/s"}
     (row,) = found["rows"]
     assert row["ratio"] > 0
     assert row["floor us"] > 0
-    assert row["contenders"]["ours"]["error"] <= row["tolerance"]
+    for own in ("ours", "ours, Triton"):
+        assert row["contenders"][own]["error"] <= row["tolerance"]
+    assert row["peer"].startswith("_int_mm")
     assert row["row"] in done.stdout
 
 
@@ -54,7 +55,9 @@ def test_every_section_runs(driver, section, tmp_path):
     assert run_section(section, path, 300.0, True) == 0
     rows = json.loads(path.read_text())["rows"]
     assert rows
-    assert all("note" in row or row["contenders"]["ours"]["us"] > 0 for row in rows)
+    for row in rows:
+        assert "note" in row or all(row["contenders"][own]["us"] > 0 for own in ("ours", "ours, Triton"))
+        assert not row.get("peer", "").startswith("ours")
     assert driver.table({"rows": rows, "commit": "c", "date": "d"}).count("\n") >= len(rows)
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pykernels as pk
-from gpu_rows.measure import Bench
+from gpu_rows.measure import TRITON, Bench
 from pykernels.ops.conv_bn_act import fold_batch_norm
 
 
@@ -98,8 +98,8 @@ def row(bench: Bench, layer: Layer, peers: dict[str, Callable[..., Any]] | None 
         x = image(layer.n, layer.c, layer.hw, layer.hw)
         sets.append((x, image(layer.n, layer.k, out, out) if layer.residual else None))
 
-    def ours(x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        with torch.no_grad(), pk.backend(bench.backend):
+    def ours(backend: str, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        with torch.no_grad(), pk.backend(backend):
             return block(x, residual)
 
     def eager(x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
@@ -118,7 +118,10 @@ def row(bench: Bench, layer: Layer, peers: dict[str, Callable[..., Any]] | None 
         z = z * scale.double()[:, None, None] + shift.double()[:, None, None]
         return torch.relu(z if residual is None else z + residual[:4].double())
 
-    everyone: dict[str, Callable[..., Any]] = {"ours": ours, "cuDNN": eager, "cuDNN, its own ReLU": fused}
+    everyone: dict[str, Callable[..., Any]] = {
+        "ours": partial(ours, bench.backend), TRITON: partial(ours, bench.triton), "cuDNN": eager,
+        "cuDNN, its own ReLU": fused,
+    }  # fmt: skip
     everyone |= {name: partial(peer, folded, bias, layer) for name, peer in (peers or {}).items()}
     with torch.no_grad():
         return bench.row(
@@ -152,9 +155,9 @@ def training_row(bench: Bench, layer: Layer) -> dict[str, Any]:
     up = bench.randn(layer.n, layer.k, out, out).contiguous(memory_format=torch.channels_last)
     dtype = torch.bfloat16 if bench.dry else torch.float16
 
-    def step(module: nn.Module) -> torch.Tensor:
+    def step(module: nn.Module, backend: str = "auto") -> torch.Tensor:
         leaf = x.detach().requires_grad_()
-        with pk.backend("auto"), torch.autocast(bench.device, dtype, cache_enabled=False):
+        with pk.backend(backend), torch.autocast(bench.device, dtype, cache_enabled=False):
             y = module(leaf)
         return torch.autograd.grad(y, [leaf, *module.parameters()], up.to(y.dtype))[1]
 
@@ -168,6 +171,9 @@ def training_row(bench: Bench, layer: Layer) -> dict[str, Any]:
     moved = 2 * layer.n * (5 * layer.k * out**2 + 3 * layer.c * layer.hw**2)
     tolerance = 0.15 if bench.dry else 3e-2
     return bench.row(
-        {"ours": [partial(step, block)], "torch (cuDNN), AMP": [partial(step, plain)]}, expected, tolerance,
+        {
+            "ours": [partial(step, block)], TRITON: [partial(step, block, bench.triton)],
+            "torch (cuDNN), AMP": [partial(step, plain)],
+        }, expected, tolerance,
         operations=6 * layer.n * layer.k * out**2 * layer.c * layer.r**2, moved=moved,
     )  # fmt: skip

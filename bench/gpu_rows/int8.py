@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import pykernels as pk
-from gpu_rows.measure import Bench
+from gpu_rows.measure import TRITON, Bench
 
 
 def shapes(bench: Bench) -> list[tuple[int, int, int]]:
@@ -44,14 +44,15 @@ def row(bench: Bench, m: int, n: int, k: int, peers: dict[str, Any]) -> dict[str
         scales = torch.rand(padded, device=bench.device) * 1e-2, torch.rand(n, device=bench.device) * 1e-2
         sets.append((a, weight.t(), *scales, bench.randn(n)))
 
-    def ours(a: Any, b: Any, a_scale: Any, b_scale: Any, bias: Any) -> torch.Tensor:
+    def ours(backend: str, a: Any, b: Any, a_scale: Any, b_scale: Any, bias: Any) -> torch.Tensor:
         return pk.ops.int8_matmul(
             a[:m], b, a_scale=a_scale[:m], b_scale=b_scale, bias=bias, activation="relu", out_dtype=bench.half,
-            backend=bench.backend,
+            backend=backend,
         )  # fmt: skip
 
     narrow = [(a[:m].half(), b.half(), bias.half()) for a, b, _, _, bias in sets]
-    contenders = {"ours": [partial(ours, *s) for s in sets]}
+    own = {"ours": bench.backend, TRITON: bench.triton}
+    contenders = {name: [partial(ours, backend, *s) for s in sets] for name, backend in own.items()}
     contenders |= {name: [partial(f, *s) for s in sets] for name, f in peers.items()}
 
     def expected() -> torch.Tensor:

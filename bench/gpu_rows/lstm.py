@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import pykernels as pk
-from gpu_rows.measure import Bench
+from gpu_rows.measure import TRITON, Bench
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def row(bench: Bench, case: Case) -> dict[str, Any]:
         output = module(leaf)[0]
         return torch.autograd.grad(output, [leaf, *module.parameters()], up)[0]
 
-    def call(module: nn.Module, x: Any) -> torch.Tensor:
-        with pk.backend(bench.backend):
+    def call(module: nn.Module, backend: str, x: Any) -> torch.Tensor:
+        with pk.backend(backend):
             return run(module, x, ups)
 
     for module in (theirs, ours):
@@ -93,8 +93,9 @@ def row(bench: Bench, case: Case) -> dict[str, Any]:
     size = case.dtype.itemsize
     return bench.row(
         {
-            "ours": [partial(call, ours, x) for x in inputs],
-            "nn.LSTM (cuDNN)": [partial(call, theirs, x) for x in inputs],
+            "ours": [partial(call, ours, bench.backend, x) for x in inputs],
+            TRITON: [partial(call, ours, bench.triton, x) for x in inputs],
+            "nn.LSTM (cuDNN)": [partial(call, theirs, "auto", x) for x in inputs],
         },
         lambda: run(oracle, inputs[0].to(torch.float64), ups.double()),
         {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}[case.dtype],

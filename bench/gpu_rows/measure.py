@@ -19,6 +19,10 @@ from typing import Any
 import torch
 
 Call = Callable[[], Any]
+#: Our own kernels: those in CUDA C++, and those in Triton.
+TRITON = "ours, Triton"
+OURS = ("ours", TRITON)
+
 FLOORS = "gpu-floors-measured.json"
 
 
@@ -38,6 +42,7 @@ class Bench:
         self.deadline = deadline
         self.device = "cpu" if dry_run else "cuda"
         self.backend = "reference" if dry_run else "cuda"
+        self.triton = "reference" if dry_run else "triton"
         self.half = torch.bfloat16 if dry_run else torch.float16  # 16 bits where there is a choice
         self.l2 = 1 << 16 if dry_run else torch.cuda.get_device_properties(0).L2_cache_size
         self.floors: dict[str, float] = {}
@@ -140,7 +145,8 @@ class Bench:
     ) -> dict[str, Any]:
         """Checks the first call of every contender against ``expected``, then times all of them in turns.
 
-        The contender "ours" has to be right; a peer that fails or is wrong is named, and not timed.
+        The contender "ours" (CUDA C++) has to be right; another that fails or is wrong, `TRITON` too, is named, and
+        not timed. The ratio is that of the best peer, which `TRITON` is not.
         """
         reference = expected()
         found: dict[str, dict[str, Any]] = {}
@@ -172,7 +178,7 @@ class Bench:
             floor = self.floor_us(operations, moved, rate)
             row |= {"operations": operations, "bytes": moved, "floor us": round(floor, 3)}
             row["share of floor"] = round(floor / found["ours"]["us"], 4)
-        peers = {name: about["us"] for name, about in found.items() if name != "ours" and "us" in about}
+        peers = {name: about["us"] for name, about in found.items() if name not in OURS and "us" in about}
         if peers:
             row["peer"] = min(peers, key=peers.__getitem__)
             row["ratio"] = round(peers[row["peer"]] / found["ours"]["us"], 4)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import pykernels as pk
-from gpu_rows.measure import Bench
+from gpu_rows.measure import TRITON, Bench
 from pykernels import _backend
 from pykernels.models import reference_twin
 
@@ -69,8 +69,8 @@ def row(
     optimised = pk.optimize(half)
     narrow = x.to(bench.half) if x.is_floating_point() else x
 
-    def with_backend(module: nn.Module) -> torch.Tensor:
-        with pk.backend("auto"):
+    def with_backend(module: nn.Module, backend: str = "auto") -> torch.Tensor:
+        with pk.backend(backend):
             return _first(module(narrow))
 
     def amp(module: nn.Module) -> torch.Tensor:
@@ -79,6 +79,7 @@ def row(
 
     contenders = {
         "ours": [partial(with_backend, own)],
+        TRITON: [partial(with_backend, own, bench.triton)],
         "cuDNN": [lambda: _first(half(narrow))],
         "cuDNN, AMP": [partial(amp, twin)],
     }
