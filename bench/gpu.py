@@ -4,10 +4,10 @@
     python3 bench/gpu.py --only int8,lstm       # some sections; --no-build and --no-tests leave those out
     python3 bench/gpu.py --dry-run              # the same plan on the CPU with tiny shapes: does the script itself run?
 
-It needs torch >= 2.11 (a CUDA build, which brings Triton), nvcc 13, cmake, ninja, pybind11, setuptools, pytest. It builds
-in place, runs the tests that need a GPU, and then times the rows of ``bench/gpu_rows``: ours, in CUDA C++ and in Triton,
-against cuDNN, torch._int_mm, nn.LSTM and torch.compile, the answer checked first, the contenders interleaved, the inputs
-rotated past L2, medians by CUDA events. Triton's own tests come last: each kernel is compiled first.
+It needs torch >= 2.11 (a CUDA build, which brings Triton), nvcc 13, cmake, ninja, pybind11, setuptools, pytest. It
+builds in place, runs the tests that need a GPU, and then times the rows of ``bench/gpu_rows``: ours, in CUDA C++ and in
+Triton, against cuDNN, torch._int_mm, nn.LSTM and torch.compile, the answer checked first, the contenders interleaved,
+the inputs rotated past L2, medians by CUDA events. Triton's own tests come last: each kernel is compiled first.
 
 Each section is a process of its own with a time limit, so that a crash, which ends a process' CUDA for good, or a slow
 compilation costs that section and no other. The JSON is written after every section: device, driver, versions, commit,

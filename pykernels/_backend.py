@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 import importlib
 import importlib.util
 import logging
@@ -102,31 +103,40 @@ def _why_not(spec: OpSpec, wanted: str, device: torch.device, dtype: torch.dtype
 
 
 def triton_missing(device: torch.device) -> str | None:
-    """Why Triton's kernels cannot run on ``device``; None if they can. Doesn't import Triton."""
-    if not _has_triton():
-        return "Triton is not installed; `pip install 'pykernels[triton]'` brings it"
-    if device.type == "cuda" or (device.type == "cpu" and _interprets()):
-        return None
-    return f"its tensors are on {device.type!r}; without a GPU Triton's kernels run under TRITON_INTERPRET=1 alone"
-
-
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    """Why Triton's kernels cannot run on ``device``; None if they can, and then Triton has been imported."""
+    if device.type != "cuda" and not (device.type == "cpu" and _interprets()):
+        return f"on {device.type!r} Triton's kernels run only under TRITON_INTERPRET=1, interpreted"
+    return _triton_error()
 
 
 def _interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def _triton_error() -> str | None:
+    return _import_triton()
+
+
 # As `_current`: constants of a trace.
-_has_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _interprets._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_triton_error._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _import_triton() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; `pip install 'pykernels[triton]'` brings it"
+    try:
+        importlib.import_module("pykernels.ops._triton")
+    except Exception as problem:  # whatever a broken installation raises
+        return f"Triton cannot be imported ({type(problem).__name__}: {problem}); reinstall triton"
+    return None
 
 
 def kernels(where: str, module: str) -> Any:
     """What has the native ops by name: torch's namespace of them, or for Triton, ``module``, whose names are the same.
 
-    So a Triton module is imported at its first use, and ``import pykernels`` imports no Triton.
+    So Triton is imported at its first use, and not by ``import pykernels``.
     """
     return importlib.import_module(module) if where == "triton" else torch.ops.pykernels
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import importlib
+import importlib.util
 import logging
 import threading
 
@@ -37,6 +39,68 @@ def test_an_unknown_name_per_call(call):
 def test_a_backend_that_is_not_built_raises_and_says_why(call, name):
     with pytest.raises(RuntimeError, match=rf"conv_bn_act: backend='{name}' cannot run: "):
         call(backend=name)
+
+
+@pytest.fixture
+def product():
+    a, b = torch.ones(2, 3, dtype=torch.int8), torch.ones(3, 4, dtype=torch.int8)
+    return lambda **kwargs: pk.ops.int8_matmul(a, b, **kwargs)
+
+
+def test_without_triton_it_is_named(product, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "triton" else find(name, *rest)
+    )
+    monkeypatch.setattr(_backend, "_import_triton", _backend._import_triton.__wrapped__)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    why = r"int8_matmul: backend='triton' cannot run: Triton is not installed; `pip install 'pykernels\[triton\]'`"
+    with pytest.raises(RuntimeError, match=why):
+        product(backend="triton")
+    assert product().tolist() == [[3] * 4] * 2
+
+
+def test_a_broken_triton_is_told(product, monkeypatch):
+    def fails(name):
+        raise ImportError("libtriton.so is cut short")
+
+    pytest.importorskip("triton")
+    monkeypatch.setattr(importlib, "import_module", fails)
+    monkeypatch.setattr(_backend, "_import_triton", _backend._import_triton.__wrapped__)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(RuntimeError, match=r"Triton cannot be imported \(ImportError: libtriton.so is cut short\)"):
+        product(backend="triton")
+
+
+def test_on_a_cpu_triton_has_to_be_asked_to_interpret(product, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(RuntimeError, match=r"backend='triton' cannot run: on 'cpu' Triton's kernels run only under"):
+        product(backend="triton")
+
+
+@pytest.mark.parametrize(("triton", "expected"), [(None, "triton"), ("Triton is not installed", "reference")])
+def test_on_a_gpu_triton_stands_in_where_cuda_is_not_built(triton, expected, monkeypatch, caplog):
+    from pykernels.ops.int8_matmul.spec import INT8_MATMUL
+
+    monkeypatch.setattr(_native, "why_not", lambda backend, device: "the CUDA kernels are not built")
+    monkeypatch.setattr(_backend, "_import_triton", lambda: triton)
+    monkeypatch.setattr(_backend, "_told", set())
+    with caplog.at_level(logging.WARNING, logger="pykernels"):
+        found = {_backend.choose(INT8_MATMUL, torch.device("cuda"), torch.float32) for _ in range(2)}
+    assert found == {expected}
+    instead = {"triton": "Triton", "reference": "the reference"}[expected]
+    assert [r.getMessage() for r in caplog.records] == [f"int8_matmul: the CUDA kernels are not built; using {instead}"]
+    with pytest.raises(RuntimeError, match="backend='cuda' cannot run: the CUDA kernels are not built"):
+        _backend.choose(INT8_MATMUL, torch.device("cuda"), torch.float32, "cuda")
+
+
+def test_cuda_is_the_default_where_it_is_built(monkeypatch):
+    from pykernels.ops.int8_matmul.spec import INT8_MATMUL
+
+    monkeypatch.setattr(_native, "why_not", lambda backend, device: None)
+    monkeypatch.setattr(_backend, "_import_triton", lambda: None)
+    assert _backend.choose(INT8_MATMUL, torch.device("cuda"), torch.float32) == "cuda"
+    assert _backend.choose(INT8_MATMUL, torch.device("cuda"), torch.float32, "triton") == "triton"
 
 
 def test_blocks_nest_and_end(call):

@@ -14,6 +14,7 @@ import torch
 
 import pykernels
 from pykernels import _native
+from tests.harness import triton_reason
 
 PACKAGE = Path(pykernels.__file__).parent
 
@@ -146,3 +147,19 @@ def test_import_brings_no_command_line_and_no_plotting():
     heavy = ("rich", "typer", "matplotlib", "sklearn", "scipy")
     code = f"import sys, pykernels\nprint([m for m in {heavy} if m in sys.modules])"
     assert run(code).stdout.strip() == "[]"
+
+
+def test_importing_the_package_imports_no_triton():
+    done = run("import sys, pykernels; print([m for m in sys.modules if m.split('.')[0] == 'triton'])")
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+@pytest.mark.skipif(triton_reason() is not None, reason=f"needs Triton: {triton_reason()}")
+def test_triton_needs_no_native_library(bare):
+    code = """
+import torch, pykernels as pk
+a, b = torch.ones(2, 3, dtype=torch.int8), torch.ones(3, 4, dtype=torch.int8)
+assert pk.ops.int8_matmul(a, b, backend="triton").tolist() == [[3] * 4] * 2
+"""
+    done = run(code, bare, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr

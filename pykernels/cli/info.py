@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ class Facts:
     cuda_error: str | None
     #: What the CUDA kernels on disk were built for and with; None where there are none.
     cuda_build: dict[str, str] | None
+    #: Why Triton's kernels cannot run here; None if they can.
+    triton_error: str | None
     isas_compiled: list[str]
     isas_supported: list[str]
     isa: str | None
@@ -73,6 +76,7 @@ def collect() -> Facts:
         versions={
             "pykernels": pykernels.__version__,
             "torch": str(torch.__version__),
+            "triton": _version("triton"),
             "python": platform.python_version(),
         },
         machine={
@@ -85,6 +89,7 @@ def collect() -> Facts:
         native_error=error,
         cuda_error=_native.why_not("cuda", torch.device("cuda")),
         cuda_build=_native.cuda_build(),
+        triton_error=_backend.triton_missing(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         isas_compiled=compiled,
         isas_supported=supported,
         isa=isa,
@@ -92,6 +97,13 @@ def collect() -> Facts:
         build=build,
         ops={spec.name: {b: slot(spec, b) for b in BACKENDS} for spec in all_specs()},
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def run(as_json: bool) -> int:
@@ -152,6 +164,8 @@ def _show_ops(facts: Facts, out: Console) -> None:
                 reason = "the native library is not usable, see below" if facts.native_error else None
             if reason is None and backend == "cuda":
                 reason = "the CUDA kernels are not usable, see below" if facts.cuda_error else None
+            if reason is None and backend == "triton":
+                reason = facts.triton_error
             if reason is None:
                 cells.append("[green]yes[/]")
                 continue

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pykernels import _native
+from pykernels._backend import triton_missing
 from pykernels.optimize._modules import Optimized
 from pykernels.optimize._report import Left, Replaced, Report
 from pykernels.optimize._rewrite import Rewriter
@@ -65,11 +66,17 @@ def optimize(model: nn.Module, dtype: torch.dtype | None = None) -> Optimized:
     inside = outside if dtype is None else dtype
     twin = _shared_copy(model, outside, inside).eval()
     rewriter = Rewriter()
-    if _native.error is None:
+    if _native.error is None or _has_triton(model):
         twin = rewriter.rewrite(twin)
     else:
         rewriter.report.left.append(Left("the model", type(model).__name__, _native.error))
     return Optimized(twin, rewriter.report, outside, inside)
+
+
+def _has_triton(model: nn.Module) -> bool:
+    """Is the model on a GPU where Triton's kernels run, which need no native library?"""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return device.type == "cuda" and triton_missing(device) is None
 
 
 def _shared_copy(model: nn.Module, outside: torch.dtype, inside: torch.dtype) -> nn.Module:

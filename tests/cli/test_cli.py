@@ -17,6 +17,7 @@ from pykernels.cli import app
 from pykernels.cli import check as checks
 from pykernels.cli import demo as demos
 from pykernels.ops._spec import all_specs
+from tests.harness import triton_reason
 
 NATIVE = pytest.mark.skipif(_native.error is not None, reason=str(_native.error))
 
@@ -50,6 +51,8 @@ def test_info_as_json_is_nothing_else():
     assert facts["isa"] in facts["isas_compiled"]
     assert set(facts["ops"]) == {s.name for s in all_specs()}
     assert facts["ops"]["lstm"]["cpu"] is None
+    assert facts["ops"]["int8_matmul"]["triton"] is None
+    assert (facts["triton_error"] is None) == (triton_reason() is None)
 
 
 @pytest.mark.parametrize("error", ["the native library is not built (x is missing); build it", "pykernels needs torch"])
