@@ -8,6 +8,7 @@ sees what is launched, with which constants, for which device.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -96,6 +97,18 @@ def matrix_precision(dtype: torch.dtype, tf32: bool, device: Device) -> str:
     if dtype != torch.float32 or device.platform == "hip":
         return "ieee"
     return "tf32" if tf32 else "tf32x3"
+
+
+#: Triton reads the same variable when a kernel is defined.
+_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def dot(a, b, sums, PRECISION: tl.constexpr):
+    """``tl.dot``, also for bfloat16 under the interpreter, which would multiply its bits as integers."""
+    if _INTERPRETED and a.dtype == tl.bfloat16:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, sums, input_precision=PRECISION)
 
 
 @triton.jit
