@@ -134,11 +134,30 @@ def _import_triton() -> str | None:
 
 
 def kernels(where: str, module: str) -> Any:
-    """What has the native ops by name: torch's namespace of them, or for Triton, ``module``, whose names are the same.
+    """What has a family's native ops by name: ``torch.ops.pykernels``, or for Triton, the ops of ``module``.
 
-    So Triton is imported at its first use, and not by ``import pykernels``.
+    Those are registered as ``pykernels::<op>_triton`` when the module is imported, at its first use: ``import
+    pykernels`` imports no Triton.
     """
-    return importlib.import_module(module) if where == "triton" else torch.ops.pykernels
+    if where != "triton":
+        return torch.ops.pykernels
+    _load(module)
+    return _TRITON_OPS
+
+
+class _TritonOps:
+    def __getattr__(self, op: str) -> Any:
+        return getattr(torch.ops.pykernels, f"{op}_triton")
+
+
+_TRITON_OPS = _TritonOps()
+
+
+def _load(module: str) -> bool:
+    return importlib.import_module(module) is not None
+
+
+_load._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def why_no_kernels(spec: OpSpec, device: torch.device) -> str | None:

@@ -8,8 +8,7 @@ sees what is launched, with which constants, for which device.
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +16,13 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch._library import triton as torch_triton
 from torch._subclasses.fake_tensor import is_fake
 from torch.library import wrap_triton
+from triton.runtime.jit import JITFunction
+
+#: Kernels run as NumPy on the CPU. Triton looks at its switch where a kernel is defined.
+INTERPRETED: bool = triton.knobs.runtime.interpret
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,27 @@ def device_of(t: torch.Tensor) -> Device:
     return INTERPRETER
 
 
+def triton_op(name: str, *, mutates_args: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Any]:
+    """``torch.library.triton_op``: an op that a compiler can see into, down to the kernels that it launches.
+
+    Interpreted kernels are none that a trace could hold: then it is an opaque ``torch.library.custom_op``.
+    """
+
+    def register(function: Callable[..., Any]) -> Any:
+        if INTERPRETED:
+            opaque = torch.library.custom_op(name, function, mutates_args=mutates_args)
+            opaque.register_fake(function)
+            return opaque
+        op = torch.library.triton_op(name, function, mutates_args=mutates_args)
+        # AOTAutograd's cache has to know the kernels, to miss when one has changed. Torch looks for wrap_triton in the
+        # op's own source, and finds none: `launch` has the only one.
+        kernels = [value for value in function.__globals__.values() if isinstance(value, JITFunction)]
+        torch_triton.triton_ops_to_kernels[name] = kernels
+        return op
+
+    return register
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     """``kernel[grid](*arguments, **constants)`` on the first tensor's device and its current stream.
 
@@ -79,6 +104,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     a ``triton_op`` a trace records the launch, and so Inductor sees the kernel.
     """
     first = next(a for a in arguments if isinstance(a, torch.Tensor))
+    if INTERPRETED:
+        if not (first.is_meta or is_fake(first)):  # those are asked for shapes alone
+            kernel[grid](*arguments, **constants)
+        return
     with _current_device(first):
         wrap_triton(kernel)[grid](*arguments, **constants)
 
@@ -99,8 +128,7 @@ def matrix_precision(dtype: torch.dtype, tf32: bool, device: Device) -> str:
     return "tf32" if tf32 else "tf32x3"
 
 
-#: Triton reads the same variable when a kernel is defined.
-_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+_INTERPRETED = tl.constexpr(INTERPRETED)
 
 
 @triton.jit

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from torch.library import triton_op
 
-from pykernels.ops._triton import Device, activate, device_of, launch, round_even, to_int8
+from pykernels.ops._triton import Device, activate, device_of, launch, round_even, to_int8, triton_op
 from pykernels.ops._tuned import tuned
 
 
@@ -149,7 +148,7 @@ def _stride(t: torch.Tensor | None) -> int:
     return 0 if t is None or t.numel() == 1 else t.stride(0)
 
 
-@triton_op("pykernels::int8_matmul_triton", mutates_args={})
+@triton_op("pykernels::int8_matmul_triton")
 def int8_matmul(
     a: torch.Tensor,
     b: torch.Tensor,
@@ -194,6 +193,7 @@ def int8_matmul(
     return out
 
 
+@triton_op("pykernels::int8_linear_triton")
 def int8_linear(
     x: torch.Tensor, b: torch.Tensor, b_scale: torch.Tensor, bias: torch.Tensor | None, activation: int
 ) -> torch.Tensor:
@@ -265,7 +265,7 @@ def quotients_kernel(x, scale, zero_point, q, channels, inner, n, LOWEST: tl.con
     tl.store(q + i, to_int8(v, LOWEST), mask=inside)
 
 
-@triton_op("pykernels::quantize_int8_triton", mutates_args={})
+@triton_op("pykernels::quantize_int8_triton")
 def quantize_int8(x: torch.Tensor, axis: int, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``torch.ops.pykernels.quantize_int8`` in Triton; axis < 0: one scale for all of x."""
     x = x.contiguous()
