@@ -1,5 +1,5 @@
 # make demo: set up and run the main job. make test: set up and run the whole suite. make cuda: compile the CUDA kernels
-# and look at the machine code. Nothing is done twice.
+# and look at the machine code; make triton: the same for Triton's. Nothing is done twice.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
@@ -10,7 +10,7 @@ NVCC_WHEELS := nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==1
 CUDA_TOOLS := nvidia-cuda-cuobjdump==13.2.86 nvidia-cuda-nvdisasm==13.2.86
 NATIVE := $(shell find csrc cmake -type f) CMakeLists.txt setup.py
 
-.PHONY: demo test bench lint format sanitize cuda cuda-table setup clean
+.PHONY: demo test bench lint format sanitize cuda cuda-table triton triton-table setup clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -48,6 +48,13 @@ cuda: $(VENV)/cuda.stamp
 
 cuda-table: $(VENV)/cuda.stamp
 	PATH=$(BIN):$$PATH $(BIN)/python tools/cuda_gate.py --write
+
+# The same for the Triton kernels, for sm_80, sm_90 and gfx942: Triton brings its compilers along.
+triton: setup
+	$(BIN)/python tools/triton_gate.py
+
+triton-table: setup
+	$(BIN)/python tools/triton_gate.py --write
 
 setup: $(VENV)/native.stamp
 

@@ -1,0 +1,237 @@
+"""The compile gate of the Triton kernels: that it would see what it is there to see."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.harness import needs_triton
+
+TOOLS = Path(__file__).parent.parent / "tools"
+if not (TOOLS / "triton_gate.py").exists():
+    pytest.skip("tools/ is not beside the tests", allow_module_level=True)
+sys.path.insert(0, str(TOOLS))
+
+# ruff: noqa: E402
+from triton_gate import MATRIX, Kernel, matrix_instructions, parse, problems, read_amdgcn, stale, table, usage_of
+from triton_launches import TARGETS, Site, launched, uncovered
+
+SHARED = {"sm_80": 166912, "sm_90": 232448, "gfx942": 65536}
+
+
+def kernel(**changes) -> Kernel:
+    fields = {
+        "source": "x/triton.py", "name": "k", "call": "1x2 f16", "target": "sm_80", "tiles": "64x128", "warps": 4,
+        "registers": 96, "shared": 1024, "spilled": 0, "matrix": "HMMA", "dot": True,
+    }  # fmt: skip
+    return Kernel(**{**fields, **changes})
+
+
+# ---- what the sources launch ----
+
+SOURCE = """
+import triton
+from pykernels.ops._shared import helper, also_launched
+
+@triton.jit
+def inner(x):
+    return helper(x)
+
+@triton.jit
+def kernel(x):
+    inner(x)
+
+@triton.jit
+def forgotten(x):
+    pass
+
+def op(x):
+    launch(
+        kernel, (1,), x,
+        BLOCK=1,
+    )
+    launch(also_launched, (1,), x)
+"""
+SHARED_SOURCE = """
+import triton
+
+@triton.jit
+def helper(x):
+    return also_launched(x)
+
+@triton.jit(do_not_specialize=["x"])
+def also_launched(x):
+    return x
+"""
+
+
+@pytest.fixture
+def sources(tmp_path) -> tuple[Path, Path]:
+    folder = tmp_path / "pykernels/ops"
+    (folder / "family").mkdir(parents=True)
+    files = folder / "family/triton.py", folder / "_shared.py"
+    files[0].write_text(SOURCE)
+    files[1].write_text(SHARED_SOURCE)
+    return files
+
+
+def test_kernels_are_what_no_other_calls_or_what_is_launched_by_name(sources):
+    main, shared = sources
+    kernels, sites = launched(sources)
+    assert kernels == {(main, "kernel"), (main, "forgotten"), (shared, "also_launched")}
+    assert sites == {Site(main, 18, 21), Site(main, 22, 22)}
+
+
+def test_what_no_call_launches_is_told(sources):
+    main, shared = sources
+    kernels, sites = launched(sources)
+    told = uncovered(kernels, sites, {(main, "kernel"), (shared, "also_launched")}, {(main, 19)})
+    assert told == [
+        f"{main}: forgotten is launched by no call of tools/triton_calls.py",
+        f"{main}:22: no call of tools/triton_calls.py reaches this launch",
+    ]
+    assert uncovered(kernels, sites, kernels, {(main, 18), (main, 22)}) == []
+
+
+# ---- reading machine code ----
+
+
+def test_registers_and_local_memory_of_a_cubin():
+    text = " Function f:\n  REG:255 STACK:760 SHARED:0 LOCAL:4 CONSTANT[0]:560 TEXTURE:0 SURFACE:0 SAMPLER:0\n"
+    assert usage_of(text) == (255, 764)
+    with pytest.raises(ValueError, match="printed no registers"):
+        usage_of("")
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("/*0a0*/ IMMA.16832.S8.S8.SAT R4, R8, R6, R4 ;\n IMMA.16832.S8.S8 R4 ;", "IMMA"),
+        ("@P0 HGMMA.64x256x16.F32.BF16 R24, gdesc[UR4] ;\n HMMA.1688.F32.TF32 R4 ;", "HGMMA HMMA"),
+        ("FFMA R1, R2, R3, R4 ;\n IMAD R4, R5 ;", ""),
+        ("\tv_mfma_f32_32x32x8_f16 a[0:15], v[2:3], v[4:5]\n\tv_fma_f32 v1, v2", "v_mfma_f32_32x32x8_f16"),
+    ],
+)
+def test_matrix_instructions(code, found):
+    assert matrix_instructions(code) == found
+
+
+AMDGCN = """
+    v_mfma_i32_16x16x32_i8 a[0:3], v[2:3], v[4:5], a[0:3]
+    .private_segment_fixed_size: {scratch}
+    .sgpr_spill_count: 7
+    .vgpr_count:     96
+    .vgpr_spill_count: {spilled}
+"""
+
+
+@pytest.mark.parametrize(("scratch", "spilled", "bytes_spilled"), [(0, 0, 0), (24, 5, 24), (0, 5, 20)])
+def test_amd_assembly(scratch, spilled, bytes_spilled):
+    read = kernel(target="gfx942")
+    read_amdgcn(read, AMDGCN.format(scratch=scratch, spilled=spilled))
+    assert (read.registers, read.spilled, read.matrix) == (96, bytes_spilled, "v_mfma_i32_16x16x32_i8")
+    with pytest.raises(ValueError, match="names no vgpr_count"):
+        read_amdgcn(read, "")
+
+
+# ---- judging ----
+
+
+def test_what_is_wrong_is_told():
+    assert problems([kernel(), kernel(dot=False, matrix="")], SHARED) == []
+    begin = "x/triton.py: k (1x2 f16) for sm_80"
+    assert problems([kernel(spilled=8)], SHARED) == [f"{begin} spills: 8 bytes of local memory per thread"]
+    assert problems([kernel(matrix="")], SHARED) == [f"{begin}: tl.dot became no matrix instruction"]
+    assert problems([kernel(shared=166913)], SHARED) == [f"{begin} wants 166913 bytes of shared memory, of 166912"]
+
+
+def test_a_spill_is_allowed_for_a_reason(monkeypatch):
+    monkeypatch.setattr("triton_gate.ALLOWED", {"k sm_80": "a test"})
+    assert problems([kernel(spilled=8)], SHARED) == []
+    assert len(problems([kernel(spilled=8, target="sm_90")], SHARED)) == 1
+
+
+def test_the_table_is_read_as_it_was_written():
+    kernels = [kernel(), kernel(name="other", matrix="", tiles="", spilled=4), kernel(source="y/triton.py")]
+    page = table(kernels, "3.9.0")
+    assert "with Triton 3.9.0;" in page
+    assert parse(page) == kernels
+
+
+def test_a_stale_table_is_told():
+    assert stale([kernel()], [kernel(registers=104)]) == []
+    key = "x/triton.py k 1x2 f16 sm_80"
+    assert stale([kernel()], [kernel(registers=105)]) == [f"{key}: registers were 96, are 105"]
+    assert stale([kernel()], []) == [f"{key}: no such launch any more"]
+    assert stale([], [kernel()]) == [f"{key}: a new launch"]
+    assert stale([kernel()], [kernel(matrix="HGMMA")]) == [f"{key}: matrix: was 'HMMA', is 'HGMMA'"]
+    assert stale([kernel()], [kernel(tiles="64x64")]) == [f"{key}: tiles: was '64x128', is '64x64'"]
+
+
+def test_of_another_triton_only_the_launches_are_compared():
+    other = kernel(registers=200, matrix="HGMMA", spilled=4, shared=0)
+    assert stale([kernel()], [other], same_compiler=False) == []
+    assert len(stale([kernel()], [kernel(warps=8)], same_compiler=False)) == 1
+    assert len(stale([kernel()], [], same_compiler=False)) == 1
+
+
+# ---- a real compile ----
+
+PLANTED = """
+import sys
+sys.path[:0] = [{tools!r}, {root!r}]
+import torch, triton, triton.language as tl
+import triton_gate as gate
+from pykernels.ops import _triton
+
+@triton.jit
+def shares(x, y, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    v = tl.load(x + i)
+    tl.store(y + i, v / tl.sum(v, axis=0))  # all of v has to wait for its sum
+
+@triton.jit
+def product(x, y, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    at = i[:, None] * BLOCK + i[None, :]
+    tl.store(y + at, tl.dot(tl.load(x + at), tl.load(x + at)))
+
+def calls():
+    x, y = torch.empty(1 << 20, dtype=torch.float16, device="meta"), torch.empty(1 << 20, device="meta")
+    return {{
+        "spills": lambda: _triton.launch(shares, (1,), y, y, num_warps=1, **few[target]),
+        "good": lambda: _triton.launch(product, (1,), x, y, BLOCK=64, num_warps=4),
+        "broken": lambda: 1 / 0,
+    }}
+
+few = {{"sm_80": {{"BLOCK": 2048, "maxnreg": 32}}, "gfx942": {{"BLOCK": 8192, "waves_per_eu": 8}}}}  # registers
+gate.BUILD = gate.Path({build!r})
+for target in ("sm_80", "gfx942"):
+    launches, failed = gate.record(calls(), target, set())
+    kernels = [gate.compile_job(job) for job in gate.jobs_of(launches)]
+    print(*failed, *gate.problems(kernels, {shared!r}), *(f"{{k.name}} {{k.matrix}}" for k in kernels), sep="\\n")
+"""
+
+
+@needs_triton
+def test_a_planted_spill_is_found(tmp_path):
+    script = tmp_path / "planted.py"
+    script.write_text(PLANTED.format(tools=str(TOOLS), root=str(TOOLS.parent), build=str(tmp_path), shared=SHARED))
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False,
+        env={**environment, "TRITON_CACHE_DIR": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for target in ("sm_80", "gfx942"):
+        assert f"shares (spills) for {target} spills: " in done.stdout
+        assert f"{target}: the call 'broken' failed: ZeroDivisionError: division by zero" in done.stdout
+        assert f"product (good) for {target}" not in done.stdout
+    assert "product HMMA\n" in done.stdout
+    assert "product v_mfma_f32_" in done.stdout
+    assert MATRIX.search(done.stdout)
+    assert set(SHARED) == set(TARGETS)

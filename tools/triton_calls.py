@@ -1,0 +1,59 @@
+"""The calls whose launches the compile gate (tools/triton_gate.py) records: every Triton op, on meta tensors.
+
+Shapes are those of ResNet-50, of LSTMs and of linear layers that the specs' bench samples time; dtypes and epilogues
+are those that change the code. A call costs the compile time of what it launches, about a second a kernel and target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+#: Label -> a call. Labels name lines of the table, so they say what is special about the call.
+Calls = dict[str, Callable[[], object]]
+
+f16, bf16, f32, i8, i32 = torch.float16, torch.bfloat16, torch.float32, torch.int8, torch.int32
+
+
+def meta(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    """A contiguous tensor without data."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def int8_matmul() -> Calls:
+    """The product's tiles and epilogues, and quantisation."""
+    from pykernels.ops._activation import ACTIVATIONS
+    from pykernels.ops.int8_matmul import triton as ops
+
+    none, relu, gelu = (ACTIVATIONS.index(name) for name in ("none", "relu", "gelu"))
+
+    def product(m, n, k, out, act=none, *, scales=True, zero_point=False, bias=True, plain_b=False):
+        b = meta(i8, k, n) if plain_b else meta(i8, n, k).t()
+        ops.int8_matmul(
+            meta(i8, m, k), b, meta(f32, m) if scales else None, meta(f32, n) if scales else None,
+            meta(i32, m) if zero_point else None, meta(f32, n) if bias else None, act, out,
+        )  # fmt: skip
+
+    return {
+        "1024x1024x1024 to int32": lambda: product(1024, 1024, 1024, i32, scales=False, bias=False, plain_b=True),
+        "1024x1024x1024 gelu to f16": lambda: product(1024, 1024, 1024, f16, gelu),
+        "1024x1024x1024 zero points to bf16": lambda: product(1024, 1024, 1024, bf16, zero_point=True),
+        "4096x4096x1024 relu to int8": lambda: product(4096, 4096, 1024, i8, relu),
+        "4096x4096x1024 gelu to f32": lambda: product(4096, 4096, 1024, f32, gelu),
+        "16x4096x4096 to f32": lambda: product(16, 4096, 4096, f32),
+        "32x1000x2048 to f16": lambda: product(32, 1000, 2048, f16),
+        "64x4096x4096 gelu to bf16": lambda: product(64, 4096, 4096, bf16, gelu),
+        "100x999x333 to f32": lambda: product(100, 999, 333, f32),
+        "rows of 1024x4096 f16": lambda: ops.quantize_int8(meta(f16, 1024, 4096), 0, True),
+        "4096x4096 bf16, asymmetric": lambda: ops.quantize_int8(meta(bf16, 4096, 4096), -1, False),
+        "channels of 32x64x56x56 f32": lambda: ops.quantize_int8(meta(f32, 32, 64, 56, 56), 1, True),
+    }
+
+
+FAMILIES: tuple[Callable[[], Calls], ...] = (int8_matmul,)
+
+
+def calls() -> Calls:
+    """All of them."""
+    return {label: call for family in FAMILIES for label, call in family().items()}

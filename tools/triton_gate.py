@@ -1,0 +1,332 @@
+"""The compile gate of the Triton kernels: what Triton makes of every launch, read from the machine code.
+
+    python tools/triton_gate.py             # compile, then compare with docs/kernels/triton-resources.md
+    python tools/triton_gate.py --write     # compile, then write it
+
+Each call of tools/triton_calls.py is made on meta tensors, once per target (sm_80, sm_90, gfx942) with that target's
+tiles, and `_triton.launch` is made to record instead of launching. Triton's own launcher derives from the recorded
+arguments what it would specialise for (types, alignment, integers that are 1 or divisible by 16, constants); each
+result is compiled once, in two processes, and kept in build/triton. It fails if
+
+- a kernel of pykernels/ops is launched by no call, or a call of `launch` there was never reached;
+- a kernel does not compile, or wants more shared memory than the target has;
+- a kernel spills registers, and `ALLOWED` has no reason for it;
+- `tl.dot` was compiled, and no matrix instruction came out;
+- the committed table names other launches, other instructions, other spills, or registers that are far off.
+
+No GPU is needed, and nothing here says how fast a kernel is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from triton_launches import OPS, TARGETS, Launch, kernel_of, launched, record, short, uncovered
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build/triton"
+TABLE = ROOT / "docs/kernels/triton-resources.md"
+
+#: Matrix instructions: IGMMA, HGMMA: wgmma; IMMA, HMMA: mma.sync; v_mfma, v_smfma on AMD.
+MATRIX = re.compile(r"\b(IGMMA|HGMMA|IMMA|HMMA|v_s?mfma\w+)")
+
+#: Part of "kernel target" -> why it may spill. Anything else that does fails.
+ALLOWED: dict[str, str] = {}
+
+#: Registers may differ this much from the table, for Triton's patch releases differ.
+SLACK = 8
+
+
+@dataclass
+class Kernel:
+    """One kernel as one launch specialises it, for one target."""
+
+    source: str  # under pykernels/ops
+    name: str
+    call: str
+    target: str
+    tiles: str = ""  # its BLOCK_* constants
+    warps: int = 0
+    registers: int = 0
+    shared: int = 0  # bytes
+    spilled: int = 0  # bytes of local memory (scratch) per thread
+    matrix: str = ""
+    dot: bool = field(default=False, compare=False)  # it has a tl.dot; not in the table
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What names a line of the table."""
+        return self.source, self.name, self.call, self.target
+
+
+# ---- compiling ----
+
+
+@dataclass
+class Job:
+    """A launch, and what Triton's launcher would compile for it."""
+
+    kernel: Kernel
+    source: Any  # ASTSource
+    target: Any  # GPUTarget
+    options: dict[str, Any]
+
+
+def jobs_of(launches: list[Launch]) -> list[Job]:
+    """Each distinct specialisation once, under the label of the first call that launched it."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    jobs: dict[tuple[str, str], Job] = {}
+    taken: dict[tuple[str, ...], int] = {}
+    for launch in launches:
+        jit = launch.kernel
+        target = GPUTarget(*TARGETS[launch.target][1])
+        backend = make_backend(target)
+        # The launcher's own two steps between the arguments of a launch and a call of the compiler.
+        bind = create_function_from_signature(jit.signature, jit.params, backend)
+        bound, specialization, extra = bind(*launch.arguments, **launch.constants)
+        options, signature, constants, attributes = jit._pack_args(
+            backend, dict(launch.constants), bound, specialization, extra
+        )
+        source = ASTSource(jit, signature, constants, attributes)
+        same = f"{source.hash()} {sorted(options.__dict__.items(), key=str)}", launch.target
+        if same in jobs:
+            continue
+        file, name = kernel_of(launch)
+        tiles = "x".join(str(value) for key, value in bound.items() if key.startswith("BLOCK"))
+        kernel = Kernel(short(file), name, launch.call, launch.target, tiles, options.num_warps)
+        taken[kernel.key] = taken.get(kernel.key, 0) + 1
+        if taken[kernel.key] > 1:
+            kernel.call += f" ({taken[kernel.key]})"
+        jobs[same] = Job(kernel, source, target, dict(options.__dict__))
+    return list(jobs.values())
+
+
+_jobs: list[Job] = []  # a forked worker has them by being forked: kernels cannot be sent
+
+
+def _work(index: int) -> Kernel | str:
+    job = _jobs[index]
+    try:
+        return compile_job(job)
+    except Exception as problem:  # of the compiler: any
+        said = str(problem).strip().splitlines() or [""]
+        return f"{' '.join(job.kernel.key)}: {type(problem).__name__}: {said[-1]}"
+
+
+def compile_all(jobs: list[Job], processes: int = 2) -> tuple[list[Kernel], list[str]]:
+    """The kernels read, and what did not compile."""
+    global _jobs
+    _jobs = jobs
+    kernels, failed = [], []
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
+        for i, done in enumerate(pool.map(_work, range(len(jobs))), 1):
+            (failed if isinstance(done, str) else kernels).append(done)  # type: ignore[attr-defined]
+            if i % 25 == 0:
+                print(f"{i} of {len(jobs)} compiled", flush=True)
+    return kernels, failed
+
+
+def compile_job(job: Job) -> Kernel:
+    """Compiles, and fills in what the machine code says."""
+    import triton
+
+    compiled = triton.compile(job.source, target=job.target, options=job.options)
+    kernel = job.kernel
+    kernel.shared = compiled.metadata.shared
+    kernel.dot = "tt.dot" in compiled.asm["ttir"]
+    if job.target.backend == "cuda":
+        read_cubin(kernel, compiled.asm["cubin"], BUILD / "read" / compiled.hash)
+    else:
+        read_amdgcn(kernel, compiled.asm["amdgcn"])
+    return kernel
+
+
+def read_cubin(kernel: Kernel, cubin: bytes, file: Path) -> None:
+    """Registers and local memory by cuobjdump; instructions by nvdisasm, which is slow, so where a dot is, and once."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    kept = file.with_suffix(".json")
+    if not kept.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(cubin)
+        usage = _output(str(tools / "cuobjdump"), "-res-usage", str(file))
+        sass = _output(str(tools / "nvdisasm"), "-c", str(file)) if kernel.dot else ""
+        kept.write_text(json.dumps([usage, matrix_instructions(sass)]))
+        file.unlink()
+    usage, kernel.matrix = json.loads(kept.read_text())
+    kernel.registers, kernel.spilled = usage_of(usage)
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def usage_of(text: str) -> tuple[int, int]:
+    """Registers and bytes of local memory in what `cuobjdump -res-usage` prints of one kernel."""
+    match = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", text)
+    if match is None:
+        raise ValueError(f"cuobjdump -res-usage printed no registers: {text!r}")
+    return int(match[1]), int(match[2]) + int(match[3])
+
+
+def matrix_instructions(code: str) -> str:
+    """Those of `MATRIX` in a disassembly, each once, sorted."""
+    return " ".join(sorted(set(MATRIX.findall(code))))
+
+
+def read_amdgcn(kernel: Kernel, code: str) -> None:
+    """The same of AMD's assembly. Scalar registers spill into lanes of vector registers, so they are not asked for."""
+
+    def number(name: str) -> int:
+        match = re.search(rf"^\s*\.{name}:\s+(\d+)", code, re.M)
+        if match is None:
+            raise ValueError(f"the assembly names no {name}")
+        return int(match[1])
+
+    kernel.registers = number("vgpr_count")
+    kernel.spilled = max(number("private_segment_fixed_size"), 4 * number("vgpr_spill_count"))
+    kernel.matrix = matrix_instructions(code)
+
+
+# ---- judging ----
+
+
+def problems(kernels: list[Kernel], shared: dict[str, int]) -> list[str]:
+    """What is wrong with the code, in words; `shared` is the bytes of shared memory that each target has."""
+    found = []
+    for k in kernels:
+        what = f"{k.source}: {k.name} ({k.call}) for {k.target}"
+        if k.spilled and not any(part in f"{k.name} {k.target}" for part in ALLOWED):
+            found.append(f"{what} spills: {k.spilled} bytes of local memory per thread")
+        if k.dot and not k.matrix:
+            found.append(f"{what}: tl.dot became no matrix instruction")
+        if k.shared > shared[k.target]:
+            found.append(f"{what} wants {k.shared} bytes of shared memory, of {shared[k.target]}")
+    return found
+
+
+HEADER = """# What Triton makes of its kernels
+
+Generated by `make triton-table` (tools/triton_gate.py) with Triton {version}; `make triton` fails where the code no
+longer agrees. Machine code was read, not run: nothing here is a speed. A line is one kernel as one call specialises it,
+under the first call that does (tools/triton_calls.py). Tiles are the kernel's BLOCK_ constants. Registers are per
+thread, on gfx942 vector and accumulation registers together; shared memory is in bytes per program; spilled: bytes of
+local memory per thread. IGMMA, HGMMA: `wgmma`; IMMA, HMMA: `mma.sync`.
+"""
+COLUMNS = ("kernel", "call", "target", "tiles", "warps", "registers", "shared", "spilled", "matrix instructions")
+
+
+def table(kernels: list[Kernel], version: str) -> str:
+    """The page, one table per source file."""
+    lines = [HEADER.format(version=version)]
+    for source in sorted({k.source for k in kernels}):
+        lines += [f"## {source}", "", f"| {' | '.join(COLUMNS)} |", "|---|---|---|---|--:|--:|--:|--:|---|"]
+        for k in kernels:
+            if k.source == source:
+                cells = (f"`{k.name}`", k.call, k.target, k.tiles, k.warps, k.registers, k.shared, k.spilled, k.matrix)
+                lines.append(f"| {' | '.join(map(str, cells))} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def parse(text: str) -> list[Kernel]:
+    """The kernels of a written page."""
+    return list(_parse(text))
+
+
+def _parse(text: str) -> Iterator[Kernel]:
+    source = ""
+    for line in text.splitlines():
+        if line.startswith("## "):
+            source = line[3:]
+        elif line.startswith("| `"):
+            name, call, target, tiles, *numbers, matrix = (c.strip() for c in line[1:-1].split(" | "))
+            yield Kernel(source, name.strip("`"), call, target, tiles, *map(int, numbers), matrix=matrix)
+
+
+def stale(written: list[Kernel], now: list[Kernel], same_compiler: bool = True) -> list[str]:
+    """In what the written page no longer agrees with the code. Another Triton makes other code of the same launches."""
+    old, new = {k.key: k for k in written}, {k.key: k for k in now}
+    found = [f"{' '.join(key)}: no such launch any more" for key in old.keys() - new.keys()]
+    found += [f"{' '.join(key)}: a new launch" for key in new.keys() - old.keys()]
+    for key in old.keys() & new.keys():
+        was, is_ = old[key], new[key]
+        compared = ["tiles", "warps", *(["matrix", "spilled", "shared"] if same_compiler else [])]
+        for name in compared:
+            if getattr(was, name) != getattr(is_, name):
+                found.append(f"{' '.join(key)}: {name}: was {getattr(was, name)!r}, is {getattr(is_, name)!r}")
+        if same_compiler and abs(was.registers - is_.registers) > SLACK:
+            found.append(f"{' '.join(key)}: registers were {was.registers}, are {is_.registers}")
+    return sorted(found)
+
+
+def main() -> int:
+    """The gate; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help=f"write {TABLE.relative_to(ROOT)}")
+    parser.add_argument("--only", default="", help="only calls whose label contains this: to look, not to judge")
+    options = parser.parse_args()
+    if options.write and options.only:
+        parser.error("--write needs all calls")
+    os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel is none that could be compiled
+    os.environ.setdefault("TRITON_CACHE_DIR", str(BUILD / "cache"))
+    warnings.filterwarnings("ignore", "TRITON_DEFAULT_FP_FUSION")  # 3.9 says what 3.10 will change
+    sys.path.insert(0, str(ROOT))
+    import torch
+    import triton
+    from triton_calls import calls
+
+    from pykernels.ops import _triton
+
+    torch.set_num_threads(1)
+    wanted = {label: call for label, call in calls().items() if options.only in label}
+    reached: set[tuple[Path, int]] = set()
+    launches, bad = [], []
+    for target in TARGETS:
+        made, failed = record(wanted, target, reached)
+        launches += made
+        bad += failed
+    if not options.only:
+        bad += uncovered(*launched(sorted(OPS.rglob("*.py"))), {kernel_of(x) for x in launches}, reached)
+    kernels, failed = compile_all(jobs_of(launches))
+    kernels.sort(key=lambda k: (k.source, k.name))  # and in the order of the calls
+    bad += failed
+    page = table(kernels, triton.__version__)
+    print(page)
+    bad += problems(kernels, {target: getattr(_triton, device).shared for target, (device, _) in TARGETS.items()})
+    if options.write:
+        TABLE.write_text(page)
+    elif not options.only:
+        written = TABLE.read_text() if TABLE.exists() else ""
+        same = f"with Triton {'.'.join(triton.__version__.split('.')[:2])}." in written
+        if not same:
+            print(
+                f"The committed table is of another Triton than {triton.__version__}: only its launches are compared."
+            )
+        outdated = stale(parse(written), kernels, same)
+        bad += [f"{TABLE.name} is stale (`make triton-table` writes it anew): {line}" for line in outdated]
+    for line in bad:
+        print(f"FAILED: {line}")
+    spilled = sum(1 for k in kernels if k.spilled)
+    print(f"{len(kernels)} kernels read, {spilled} spill, {len(bad)} problems; none of them was run.")
+    return 1 if bad or not kernels else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
