@@ -1,7 +1,7 @@
 """What the Triton ops launch: recorded from calls on meta tensors, and looked up in their sources.
 
-For tools/triton_gate.py. `record` makes the calls with `_triton.launch`'s last step replaced, so nothing is compiled or
-run; `launched` and `uncovered` say which kernels and which calls of `launch` the recorded calls left out.
+For tools/triton_gate.py. `record` makes the calls with `_triton.launch` replaced, so nothing is compiled or run;
+`launched` and `uncovered` say which kernels and which calls of `launch` the recorded calls left out.
 """
 
 from __future__ import annotations
@@ -48,18 +48,15 @@ def record(
     failed = []
     label = ""
 
-    class Recorder:
-        """Stands for what `wrap_triton` returns; its caller's caller is where `launch` is called."""
+    def recorder(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+        caller = sys._getframe(1)
+        reached.add((Path(caller.f_code.co_filename).resolve(), caller.f_lineno))
+        launches.append(Launch(kernel, label, target, arguments, constants))
 
-        def __init__(self, kernel: Any) -> None:
-            caller = sys._getframe(2)
-            reached.add((Path(caller.f_code.co_filename).resolve(), caller.f_lineno))
-            self.kernel = kernel
-
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            return lambda *a, **constants: launches.append(Launch(self.kernel, label, target, a, constants))
-
-    wrap, _triton.wrap_triton = _triton.wrap_triton, Recorder  # type: ignore[assignment]
+    launch = _triton.launch
+    users = [m for n, m in sys.modules.items() if n.startswith("pykernels.") and getattr(m, "launch", None) is launch]
+    for module in users:
+        module.launch = recorder  # type: ignore[attr-defined]
     try:
         with _triton.on_device(getattr(_triton, TARGETS[target][0])):
             for label, call in calls.items():
@@ -68,7 +65,8 @@ def record(
                 except Exception as problem:
                     failed.append(f"{target}: the call {label!r} failed: {type(problem).__name__}: {problem}")
     finally:
-        _triton.wrap_triton = wrap
+        for module in users:
+            module.launch = launch  # type: ignore[attr-defined]
     return launches, failed
 
 
