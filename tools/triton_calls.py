@@ -51,7 +51,45 @@ def int8_matmul() -> Calls:
     }
 
 
-FAMILIES: tuple[Callable[[], Calls], ...] = (int8_matmul,)
+def lstm_backward() -> Calls:
+    """Persistent and a launch a step, few and many sequences; the products behind them."""
+    from pykernels.ops.lstm import triton_backward as ops
+    from pykernels.ops.lstm.triton_layout import reserve_size
+
+    def sequence(dtype, time, batch, features, hidden, *, layers=1, both=False, bias=True, packed=False):
+        directions = 2 if both else 1
+        x = meta(dtype, time * batch, features) if packed else meta(dtype, time, batch, features)
+        output = meta(dtype, *x.shape[:-1], directions * hidden)
+        state = meta(dtype, layers * directions, batch, hidden)
+        weights = []
+        for layer in range(layers):
+            wide = directions * hidden if layer else features
+            shapes = [(4 * hidden, wide), (4 * hidden, hidden)] + [(4 * hidden,)] * (2 if bias else 0)
+            weights += [meta(dtype, *shape) for _ in range(directions) for shape in shapes]
+        ops.lstm_backward(
+            output, state, None, x, state, state, weights, meta(torch.int64, time) if packed else None, output,
+            meta(dtype, reserve_size(time * batch, hidden, layers, directions)), layers, both, False, bias,
+        )  # fmt: skip
+
+    def cell(dtype, batch, features, hidden):
+        state, reserve = meta(dtype, batch, hidden), meta(dtype, 5 * batch * hidden)
+        weights = meta(dtype, 4 * hidden, features), meta(dtype, 4 * hidden, hidden)
+        ops.lstm_cell_backward(state, None, meta(dtype, batch, features), state, state, *weights, reserve, True)
+
+    return {
+        "backward t64 b1 h512 f16": lambda: sequence(f16, 64, 1, 256, 512, layers=2),
+        "backward t64 b32 h512 f32": lambda: sequence(f32, 64, 32, 256, 512),
+        "backward t50 b1 h128 both bf16": lambda: sequence(bf16, 50, 1, 1280, 128, both=True),
+        "backward t64 b64 h1024 f16": lambda: sequence(f16, 64, 64, 1024, 1024),
+        "backward t64 b500 h1024 f16": lambda: sequence(f16, 64, 500, 1024, 1024),
+        "backward t4 b2000 h1024 f32": lambda: sequence(f32, 4, 2000, 1024, 1024),
+        "backward t9 b5 h29 both packed f32": lambda: sequence(f32, 9, 5, 13, 29, both=True, bias=False, packed=True),
+        "backward cell b64 h512 f16": lambda: cell(f16, 64, 512, 512),
+        "backward cell b1 h128 f32": lambda: cell(f32, 1, 128, 128),
+    }
+
+
+FAMILIES: tuple[Callable[[], Calls], ...] = (int8_matmul, lstm_backward)
 
 
 def calls() -> Calls:
