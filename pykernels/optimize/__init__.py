@@ -58,7 +58,7 @@ def optimize(model: nn.Module, dtype: torch.dtype | None = None) -> Optimized:
     if dtype == torch.float16 and not all(p.is_cuda for p in model.parameters()):
         raise ValueError(
             "pykernels.optimize: dtype: expected None, torch.float32 or torch.bfloat16, got torch.float16, which only "
-            "the CUDA kernels take; move the model to CUDA first"
+            "the GPU kernels take; move the model to CUDA first"
         )
     if isinstance(model, Optimized):
         raise TypeError("pykernels.optimize: model: is optimised already; pass the original")

@@ -78,13 +78,26 @@ def test_an_isa_that_is_none_through_the_module():
 
 
 @NATIVE
-def test_check_passes_and_names_what_it_did_not_check():
+def test_check_passes_and_names_what_it_did_not_check(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     done = run("check", "--op", "lstm_cell")
     assert done.exit_code == 0, done.output
     for isa in _native.introspect().isas_supported():
         assert isa in done.output
     assert "are within tolerance" in done.output
     assert "Not checked: lstm_cell on cuda" in done.output
+
+
+@pytest.mark.skipif(triton_reason() is not None, reason=f"needs Triton: {triton_reason()}")
+def test_check_of_triton_interprets_where_there_is_no_gpu():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pykernels", "check", "--backend", "triton", "--op", "int8_matmul"],
+        env=environment, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ("the Triton kernels run in Triton's interpreter" in words(done.stdout)) != torch.cuda.is_available()
+    assert "are within tolerance" in done.stdout
 
 
 @NATIVE
@@ -126,7 +139,7 @@ def test_check_refuses_what_there_is_not(options, message):
 
 
 def test_check_of_nothing_is_a_failure():
-    done = run("check", "--op", "lstm", "--backend", "triton")
+    done = run("check", "--op", "batch_norm_act", "--backend", "cpu")
     assert done.exit_code == 1
     assert "Nothing was checked" in done.output
 
