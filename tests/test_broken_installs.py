@@ -113,7 +113,8 @@ def test_a_stale_library_says_so(bare, what):
 def test_the_list_of_ops_is_that_of_the_library():
     schemas = [s.name for s in torch._C._jit_get_all_schemas()]
     defined = {name.removeprefix("pykernels::") for name in schemas if name.startswith("pykernels::")}
-    assert defined == set(_native.OPS)
+    # Those of Triton are there as soon as another test has used them.
+    assert {name for name in defined if not name.endswith("_triton")} == set(_native.OPS)
 
 
 def test_old_torch_says_so():

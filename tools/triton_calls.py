@@ -51,6 +51,45 @@ def int8_matmul() -> Calls:
     }
 
 
+def lstm() -> Calls:
+    """Persistent with W_hh resident or streamed, a launch a step, the cell."""
+    from pykernels.ops.lstm import triton as ops
+
+    def sequence(dtype, time, batch, features, hidden, *, layers=1, both=False, bias=True, packed=False, save=False):
+        directions = 2 if both else 1
+        x = meta(dtype, time * batch, features) if packed else meta(dtype, time, batch, features)
+        state = meta(dtype, layers * directions, batch, hidden)
+        weights = []
+        for layer in range(layers):
+            wide = directions * hidden if layer else features
+            shapes = [(4 * hidden, wide), (4 * hidden, hidden)] + [(4 * hidden,)] * (2 if bias else 0)
+            weights += [meta(dtype, *shape) for _ in range(directions) for shape in shapes]
+        sizes = meta(torch.int64, time) if packed else None
+        ops.lstm(x, state, state, weights, sizes, layers, both, False, bias, save)
+
+    def cell(dtype, batch, features, hidden, save=False):
+        state = meta(dtype, batch, hidden)
+        biases = meta(dtype, 4 * hidden), meta(dtype, 4 * hidden)
+        weights = meta(dtype, 4 * hidden, features), meta(dtype, 4 * hidden, hidden)
+        ops.lstm_cell(meta(dtype, batch, features), state, state, *weights, *biases, save)
+
+    return {
+        "forward t64 b1 h512 f16": lambda: sequence(f16, 64, 1, 256, 512, layers=2),
+        "forward t64 b16 h768 bf16, saved": lambda: sequence(bf16, 64, 16, 768, 768, save=True),
+        "forward t64 b32 h1024 both f16": lambda: sequence(f16, 64, 32, 256, 1024, both=True),
+        "forward t50 b1 h128 both f32": lambda: sequence(f32, 50, 1, 1280, 128, both=True),
+        "forward t64 b32 h512 f32, saved": lambda: sequence(f32, 64, 32, 256, 512, save=True),
+        "forward t64 b300 h1024 f16": lambda: sequence(f16, 64, 300, 1024, 1024),
+        "forward t4 b2000 h1024 f32, saved": lambda: sequence(f32, 4, 2000, 1024, 1024, save=True),
+        "forward t9 b5 h29 both packed f32, saved": lambda: sequence(
+            f32, 9, 5, 13, 29, both=True, bias=False, packed=True, save=True
+        ),
+        "forward cell b64 h512 f16": lambda: cell(f16, 64, 512, 512),
+        "forward cell b1 h512 bf16, saved": lambda: cell(bf16, 1, 512, 512, save=True),
+        "forward cell b1 h128 f32": lambda: cell(f32, 1, 128, 128),
+    }
+
+
 def lstm_backward() -> Calls:
     """Persistent and a launch a step, few and many sequences; the products behind them."""
     from pykernels.ops.lstm import triton_backward as ops
@@ -89,7 +128,7 @@ def lstm_backward() -> Calls:
     }
 
 
-FAMILIES: tuple[Callable[[], Calls], ...] = (int8_matmul, lstm_backward)
+FAMILIES: tuple[Callable[[], Calls], ...] = (int8_matmul, lstm, lstm_backward)
 
 
 def calls() -> Calls:

@@ -100,16 +100,19 @@ def triton_op(name: str, *, mutates_args: Sequence[str] = ()) -> Callable[[Calla
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     """``kernel[grid](*arguments, **constants)`` on the first tensor's device and its current stream.
 
-    ``constants`` are the kernel's ``tl.constexpr`` parameters and Triton's own options (num_warps, num_stages). Inside
+    ``constants`` are the kernel's ``tl.constexpr`` parameters and Triton's own options (num_warps, num_stages,
+    launch_cooperative_grid). Inside
     a ``triton_op`` a trace records the launch, and so Inductor sees the kernel.
     """
     first = next(a for a in arguments if isinstance(a, torch.Tensor))
     if INTERPRETED:
+        constants.pop("launch_cooperative_grid", None)  # an option that it doesn't know
         if not (first.is_meta or is_fake(first)):  # those are asked for shapes alone
             kernel[grid](*arguments, **constants)
         return
     with _current_device(first):
-        wrap_triton(kernel)[grid](*arguments, **constants)
+        # Where nothing is traced, wrap_triton only costs time, and loses options that it doesn't know.
+        (wrap_triton(kernel) if is_fake(first) else kernel)[grid](*arguments, **constants)
 
 
 def _current_device(t: torch.Tensor) -> AbstractContextManager[Any]:

@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pykernels._backend import choose
+from pykernels._backend import choose, kernels
 from pykernels.ops.lstm import autograd, reference
 from pykernels.ops.lstm.arguments import CELL_NAMES, check_cell, check_lstm, for_autocast, tensor, two_states
 
 States = tuple[Tensor, Tensor]
+
+_TRITON = "pykernels.ops.lstm.triton"
 
 
 def lstm_cell(
@@ -68,13 +70,14 @@ def lstm_cell(
         b_ih = torch.zeros_like(w_ih[:, 0]) if b_ih is None else b_ih
         b_hh = torch.zeros_like(w_ih[:, 0]) if b_hh is None else b_hh
     with autocast_off:
-        if choose(LSTM_CELL, x.device, x.dtype, backend) == "reference":
+        where = choose(LSTM_CELL, x.device, x.dtype, backend)
+        if where == "reference":
             return reference.lstm_cell(x, (h, c), w_ih, w_hh, b_ih, b_hh)
         unbatched = x.dim() == 1
         if unbatched:
             x, h, c = x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0)
         save = autograd.wanted(x, h, c, w_ih, w_hh, b_ih, b_hh)
-        h, c, _ = torch.ops.pykernels.lstm_cell.default(x, h, c, w_ih, w_hh, b_ih, b_hh, save)
+        h, c, _ = kernels(where, _TRITON).lstm_cell.default(x, h, c, w_ih, w_hh, b_ih, b_hh, save)
         return (h.squeeze(0), c.squeeze(0)) if unbatched else (h, c)
 
 
@@ -136,7 +139,8 @@ def lstm(
     has_bias = check_lstm(x, h0, c0, flat, num_layers, bidirectional, batch_first, dropout, batch_sizes)
     drops = training and dropout > 0 and num_layers > 1
     with autocast_off:
-        if choose(LSTM, x.device, x.dtype, backend) == "reference":
+        where = choose(LSTM, x.device, x.dtype, backend)
+        if where == "reference":
             return reference.lstm(
                 x,
                 (h0, c0),
@@ -153,11 +157,11 @@ def lstm(
             x, h0, c0, batch_first = x.unsqueeze(1), h0.unsqueeze(1), c0.unsqueeze(1), False
         if not drops:
             output, h_n, c_n = _call_kernels(
-                x, h0, c0, flat, batch_sizes, num_layers, bidirectional, batch_first, has_bias
+                where, x, h0, c0, flat, batch_sizes, num_layers, bidirectional, batch_first, has_bias
             )
         else:
             output, h_n, c_n = _with_dropout(
-                x, h0, c0, flat, batch_sizes, num_layers, bidirectional, batch_first, has_bias, dropout
+                where, x, h0, c0, flat, batch_sizes, num_layers, bidirectional, batch_first, has_bias, dropout
             )
         if unbatched:
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
@@ -165,6 +169,7 @@ def lstm(
 
 
 def _call_kernels(
+    where: str,
     x: Tensor,
     h0: Tensor,
     c0: Tensor,
@@ -176,13 +181,14 @@ def _call_kernels(
     has_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     save = autograd.wanted(x, h0, c0, *weights)
-    output, h_n, c_n, _ = torch.ops.pykernels.lstm.default(
+    output, h_n, c_n, _ = kernels(where, _TRITON).lstm.default(
         x, h0, c0, weights, batch_sizes, num_layers, bidirectional, batch_first, has_bias, save
     )
     return output, h_n, c_n
 
 
 def _with_dropout(
+    where: str,
     x: Tensor,
     h0: Tensor,
     c0: Tensor,
@@ -205,7 +211,7 @@ def _with_dropout(
             x = F.dropout(x, dropout)
         rows = slice(layer * directions, (layer + 1) * directions)
         own = weights[layer * each : (layer + 1) * each]
-        x, h, c = _call_kernels(x, h0[rows], c0[rows], own, batch_sizes, 1, bidirectional, False, has_bias)
+        x, h, c = _call_kernels(where, x, h0[rows], c0[rows], own, batch_sizes, 1, bidirectional, False, has_bias)
         last_h.append(h)
         last_c.append(c)
     return (x.transpose(0, 1) if transposed else x), torch.cat(last_h), torch.cat(last_c)

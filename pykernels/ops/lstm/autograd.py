@@ -87,38 +87,44 @@ def _lstm_fake(
     return (*shapes, _reserve(x, reserve if save else 0))
 
 
-def _lstm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def lstm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """What `lstm_backward` needs of a call of `lstm`."""
     x, h0, c0, weights, batch_sizes, *ctx.options, ctx.saved = inputs
     ctx.mark_non_differentiable(output[3])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, h0, c0, batch_sizes, output[0], output[3], *weights)
 
 
-def _lstm_backward(ctx: Any, grad_output: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None, _: Any) -> Any:
-    x, h0, c0, batch_sizes, output, reserve, *weights = ctx.saved_tensors
-    num_layers, bidirectional, batch_first, _ = ctx.options
-    if torch.is_grad_enabled() or not ctx.saved:
+def lstm_backward(op: str) -> Callable[..., Any]:
+    """The backward of `lstm`, or of an op like it, whose first derivative the op of this name computes."""
 
-        def function(inputs: list[Tensor]) -> Sequence[Tensor]:
-            output, (h_n, c_n) = reference.lstm(
-                inputs[0],
-                (inputs[1], inputs[2]),
-                inputs[3:],
-                num_layers=num_layers,
-                bidirectional=bidirectional,
-                batch_first=batch_first,
-                batch_sizes=batch_sizes,
+    def backward(ctx: Any, grad_output: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None, _: Any) -> Any:
+        x, h0, c0, batch_sizes, output, reserve, *weights = ctx.saved_tensors
+        num_layers, bidirectional, batch_first, _ = ctx.options
+        if torch.is_grad_enabled() or not ctx.saved:
+
+            def function(inputs: list[Tensor]) -> Sequence[Tensor]:
+                output, (h_n, c_n) = reference.lstm(
+                    inputs[0],
+                    (inputs[1], inputs[2]),
+                    inputs[3:],
+                    num_layers=num_layers,
+                    bidirectional=bidirectional,
+                    batch_first=batch_first,
+                    batch_sizes=batch_sizes,
+                )
+                return output, h_n, c_n
+
+            grad_x, grad_h0, grad_c0, *grad_weights = _differentiable(
+                function, [x, h0, c0, *weights], [grad_output, grad_h, grad_c]
             )
-            return output, h_n, c_n
+        else:
+            grad_x, grad_h0, grad_c0, grad_weights = getattr(torch.ops.pykernels, op).default(
+                grad_output, grad_h, grad_c, x, h0, c0, weights, batch_sizes, output, reserve, *ctx.options
+            )
+        return grad_x, grad_h0, grad_c0, list(grad_weights), *[None] * 6
 
-        grad_x, grad_h0, grad_c0, *grad_weights = _differentiable(
-            function, [x, h0, c0, *weights], [grad_output, grad_h, grad_c]
-        )
-    else:
-        grad_x, grad_h0, grad_c0, grad_weights = torch.ops.pykernels.lstm_backward.default(
-            grad_output, grad_h, grad_c, x, h0, c0, weights, batch_sizes, output, reserve, *ctx.options
-        )
-    return grad_x, grad_h0, grad_c0, list(grad_weights), *[None] * 6
+    return backward
 
 
 def _lstm_backward_fake(
@@ -185,26 +191,32 @@ def _cell_packed_fake(
     return _like(h), _like(c)
 
 
-def _cell_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def cell_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """What `cell_backward` needs of a call of `lstm_cell`."""
     *tensors, ctx.saved = inputs
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, output[2])
 
 
-def _cell_backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None, _: Any) -> Any:
-    x, h, c, w_ih, w_hh, b_ih, b_hh, reserve = ctx.saved_tensors
-    biases = [] if b_ih is None else [b_ih, b_hh]
-    if torch.is_grad_enabled() or not ctx.saved:
-        found = _differentiable(
-            lambda t: reference.lstm_cell(t[0], (t[1], t[2]), *t[3:]), [x, h, c, w_ih, w_hh, *biases], [grad_h, grad_c]
-        )
-    else:
-        found = torch.ops.pykernels.lstm_cell_backward.default(
-            grad_h, grad_c, x, h, c, w_ih, w_hh, reserve, bool(biases)
-        )
-    found = list(found[: 5 + len(biases)])
-    return *found, *[None] * (8 - len(found))
+def cell_backward(op: str) -> Callable[..., Any]:
+    """The same of `lstm_cell`."""
+
+    def backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None, _: Any) -> Any:
+        x, h, c, w_ih, w_hh, b_ih, b_hh, reserve = ctx.saved_tensors
+        biases = [] if b_ih is None else [b_ih, b_hh]
+        if torch.is_grad_enabled() or not ctx.saved:
+            found = _differentiable(
+                lambda t: reference.lstm_cell(t[0], (t[1], t[2]), *t[3:]),
+                [x, h, c, w_ih, w_hh, *biases],
+                [grad_h, grad_c],
+            )
+        else:
+            found = getattr(torch.ops.pykernels, op).default(grad_h, grad_c, x, h, c, w_ih, w_hh, reserve, bool(biases))
+        found = list(found[: 5 + len(biases)])
+        return *found, *[None] * (8 - len(found))
+
+    return backward
 
 
 def _cell_backward_fake(
@@ -244,8 +256,10 @@ def _register() -> torch.library.Library:
     }
     for name, fake in fakes.items():
         torch.library.register_fake(f"pykernels::{name}", fake)
-    torch.library.register_autograd("pykernels::lstm", _lstm_backward, setup_context=_lstm_setup)
-    torch.library.register_autograd("pykernels::lstm_cell", _cell_backward, setup_context=_cell_setup)
+    torch.library.register_autograd("pykernels::lstm", lstm_backward("lstm_backward"), setup_context=lstm_setup)
+    torch.library.register_autograd(
+        "pykernels::lstm_cell", cell_backward("lstm_cell_backward"), setup_context=cell_setup
+    )
     library = torch.library.Library("pykernels", "FRAGMENT")
     for name in ("lstm", "lstm_cell"):
         _autocast(library, name, "cpu", "AutocastCPU")

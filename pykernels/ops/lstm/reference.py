@@ -89,7 +89,7 @@ def lstm(
         x = x.transpose(0, 1)
     steps, rows = x.shape[:-1], x.reshape(-1, x.shape[-1])
     sizes = [x.shape[1]] * x.shape[0] if batch_sizes is None else [int(size) for size in batch_sizes]
-    _check_sizes(sizes, rows.shape[0], h0.shape[1])
+    check_sizes(sizes, rows.shape[0], h0.shape[1])
 
     directions = 2 if bidirectional else 1
     each = len(weights) // (num_layers * directions)
@@ -116,7 +116,8 @@ def lstm(
     return output, (h_n, c_n)
 
 
-def _check_sizes(sizes: Sequence[int], rows: int, batch: int) -> None:
+def check_sizes(sizes: Sequence[int], rows: int, batch: int) -> None:
+    """Raises for batch_sizes that no packed data have."""
     falling = all(a >= b for a, b in pairwise(sizes))
     if not falling or not sizes or sizes[-1] < 0 or sizes[0] != batch or sum(sizes) != rows:
         raise ValueError(
