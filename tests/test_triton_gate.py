@@ -17,7 +17,19 @@ if not (TOOLS / "triton_gate.py").exists():
 sys.path.insert(0, str(TOOLS))
 
 # ruff: noqa: E402
-from triton_gate import MATRIX, Kernel, matrix_instructions, parse, problems, read_amdgcn, stale, table, usage_of
+from triton_gate import (
+    MATRIX,
+    Job,
+    Kernel,
+    chosen,
+    matrix_instructions,
+    parse,
+    problems,
+    read_amdgcn,
+    stale,
+    table,
+    usage_of,
+)
 from triton_launches import TARGETS, Site, launched, uncovered
 
 SHARED = {"sm_80": 166912, "sm_90": 232448, "gfx942": 65536}
@@ -177,6 +189,26 @@ def test_of_another_triton_only_the_launches_are_compared():
     assert stale([kernel()], [other], same_compiler=False) == []
     assert len(stale([kernel()], [kernel(warps=8)], same_compiler=False)) == 1
     assert len(stale([kernel()], [], same_compiler=False)) == 1
+
+
+def test_of_what_was_only_recorded_only_the_launch_is_compared():
+    recorded = kernel(registers=0, matrix="", shared=0, compiled=False)
+    assert stale([kernel()], [recorded]) == []
+    assert len(stale([kernel()], [kernel(tiles="64x64", compiled=False)])) == 1
+
+
+def test_of_each_kernel_target_and_types_the_fullest_is_compiled():
+    half, single = frozenset({"*fp16"}), frozenset({"*fp32"})
+    jobs = [
+        Job(kernel(call=call, target=target), None, None, {}, types)
+        for call, target, types in (
+            ("a", "sm_80", half), ("b", "sm_80", half), ("c", "sm_80", half), ("a", "sm_90", half),
+            ("d", "sm_80", single),
+        )
+    ]  # fmt: skip
+    written = [kernel(call=call, registers=registers) for call, registers in (("a", 40), ("b", 90), ("c", 80))]
+    assert chosen(jobs, written) == [jobs[1], jobs[3], jobs[4]]
+    assert chosen(jobs, written[:2]) == [jobs[2], jobs[3], jobs[4]]  # c is new
 
 
 # ---- a real compile ----
