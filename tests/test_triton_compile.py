@@ -72,7 +72,7 @@ calls = {
 json.dump({op: targets(*call) for op, call in calls.items() if op in sys.argv[1:]}, sys.stdout)
 '''
 
-OPS = ("int8_matmul",)
+OPS = ("int8_matmul", "lstm", "lstm_cell")
 
 
 @pytest.fixture(scope="module")
