@@ -170,7 +170,7 @@ def test_a_spill_is_allowed_for_a_reason(monkeypatch):
 def test_the_table_is_read_as_it_was_written():
     kernels = [kernel(), kernel(name="other", matrix="", tiles="", spilled=4), kernel(source="y/triton.py")]
     page = table(kernels, "3.9.0")
-    assert "with Triton 3.9.0;" in page
+    assert "with Triton 3.9.0. " in page
     assert parse(page) == kernels
 
 
