@@ -6,6 +6,7 @@ are those that change the code. A call costs the compile time of what it launche
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -128,7 +129,43 @@ def lstm_backward() -> Calls:
     }
 
 
-FAMILIES: tuple[Callable[[], Calls], ...] = (int8_matmul, lstm, lstm_backward)
+def batch_norm() -> Calls:
+    """Training's batch norm: both layouts, whole and divided channels, the ways to the activation's slope."""
+    from pykernels.ops._activation import ACTIVATIONS
+    from pykernels.ops.conv_bn_act import triton_batch_norm as ops
+
+    last, planes = torch.channels_last, torch.contiguous_format
+
+    def train(dtype, shape, layout, activation, with_residual):
+        def like():
+            return torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
+
+        vectors = [meta(f32, shape[1]) for _ in range(4)]
+        x, residual, rest = like(), like() if with_residual else None, (True, 1e-5, ACTIVATIONS.index(activation), 0.1)
+        ops.batch_norm_statistics(x, *vectors[:2], 0.1)
+        _, mask = ops.batch_norm_act(x, *vectors, residual, *rest)
+        kept = residual if mask.numel() == 0 else None
+        ops.batch_norm_act_backward(like(), x, *vectors, kept, mask, *rest, with_residual)
+
+    calls: Calls = {}
+    for name, dtype, shape, layout, activation, with_residual in (
+        ("f16 64x64x56x56 relu", f16, (64, 64, 56, 56), last, "relu", False),
+        ("f16 64x256x56x56 + relu", f16, (64, 256, 56, 56), last, "relu", True),
+        ("bf16 64x1024x14x14 + gelu", bf16, (64, 1024, 14, 14), last, "gelu", True),
+        ("f32 64x256x56x56 + leaky_relu", f32, (64, 256, 56, 56), last, "leaky_relu", True),
+        ("f16 4x512x7x7 + relu", f16, (4, 512, 7, 7), last, "relu", True),
+        ("f16 64x100x9x9 silu", f16, (64, 100, 9, 9), last, "silu", False),
+        ("f16 64x64x56x56 relu, planes", f16, (64, 64, 56, 56), planes, "relu", False),
+        ("f16 64x1024x14x14 + relu, planes", f16, (64, 1024, 14, 14), planes, "relu", True),
+        ("f16 64x2048x7x7 + relu, planes", f16, (64, 2048, 7, 7), planes, "relu", True),
+        ("f32 64x256x56x56 + hardswish, planes", f32, (64, 256, 56, 56), planes, "hardswish", True),
+        ("f32 4x512x7x7 + gelu, planes", f32, (4, 512, 7, 7), planes, "gelu", True),
+    ):
+        calls[f"batch norm {name}"] = functools.partial(train, dtype, shape, layout, activation, with_residual)
+    return calls
+
+
+FAMILIES: tuple[Callable[[], Calls], ...] = (batch_norm, lstm, lstm_backward, int8_matmul)
 
 
 def calls() -> Calls:

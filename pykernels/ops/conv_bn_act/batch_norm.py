@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
-from pykernels._backend import choose
+from pykernels._backend import choose, kernels
 from pykernels.ops._activation import activation_code
 from pykernels.ops.conv_bn_act.arguments import is_autocast
 from pykernels.ops.conv_bn_act.reference import batch_norm_act_reference
 
 OP = "batch_norm_act"
+TRITON = "pykernels.ops.conv_bn_act.triton_batch_norm"
 
 
 def batch_norm_act(
@@ -53,10 +55,10 @@ def batch_norm_act(
         A tensor of ``x``'s shape, dtype and memory format.
 
     Differentiable twice in ``x``, ``weight``, ``bias`` and ``residual``. For the backward pass ReLU keeps one bit an
-    element, and only where there is a residual. The CUDA kernels take float32, float16 and bfloat16, compute in float32
-    and have a fixed order of summation: the same input on the same GPU model gives the same bits. Elsewhere it runs as
-    plain PyTorch; so it does under `torch.func` and forward-mode differentiation. Under autocast ``x`` keeps its dtype,
-    as with ``F.batch_norm``, and ``residual`` is cast to it.
+    element, and only where there is a residual. The CUDA and Triton kernels take float32, float16 and bfloat16, compute
+    in float32 and have a fixed order of summation: the same input on the same GPU model gives the same bits. Elsewhere
+    it runs as plain PyTorch; so it does under `torch.func` and forward-mode differentiation. Under autocast ``x`` keeps
+    its dtype, as with ``F.batch_norm``, and ``residual`` is cast to it.
 
     The relative error of what is normalised is a few roundings of float32, plus one of the mean relative to the
     deviation.
@@ -71,36 +73,38 @@ def batch_norm_act(
     if residual is not None and isinstance(x, torch.Tensor) and is_autocast(x.device) and residual.is_floating_point():
         residual = residual.to(x.dtype)
     _check(x, residual, running_mean, running_var, weight, bias, training, eps)
-    if choose(BATCH_NORM_ACT, x.device, x.dtype, backend) == "reference":
+    where = choose(BATCH_NORM_ACT, x.device, x.dtype, backend)
+    if where == "reference":
         return batch_norm_act_reference(
             x, running_mean, running_var, weight, bias, training=training, momentum=momentum, eps=eps,
             residual=residual, activation=activation, negative_slope=negative_slope,
         )  # fmt: skip
+    ops = kernels(where, TRITON)
     shape = x.shape
     x = _four(x)
     residual = None if residual is None else _four(residual)
     if training:
         with torch.no_grad():
-            mean, var = _statistics(x, running_mean, running_var, momentum)
+            mean, var = _statistics(ops, x, running_mean, running_var, momentum)
     else:
         assert running_mean is not None
         assert running_var is not None
         mean, var = running_mean.detach().float(), running_var.detach().float()
     weight = None if weight is None else weight.float()
     bias = None if bias is None else bias.float()
-    y, _ = torch.ops.pykernels.batch_norm_act(x, mean, var, weight, bias, residual, training, eps, code, negative_slope)
+    y, _ = ops.batch_norm_act(x, mean, var, weight, bias, residual, training, eps, code, negative_slope)
     return y if y.dim() == len(shape) else y.reshape(shape)
 
 
 def _statistics(
-    x: torch.Tensor, running_mean: torch.Tensor | None, running_var: torch.Tensor | None, momentum: float
+    ops: Any, x: torch.Tensor, running_mean: torch.Tensor | None, running_var: torch.Tensor | None, momentum: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean and variance of the batch; the running ones are updated, through a copy where they aren't float32."""
     given = (running_mean, running_var)
     direct = [
         t if t is None or (t.dtype == torch.float32 and t.is_contiguous()) else t.float().contiguous() for t in given
     ]
-    mean, var = torch.ops.pykernels.batch_norm_statistics(x, *direct, momentum)
+    mean, var = ops.batch_norm_statistics(x, *direct, momentum)
     for original, updated in zip(given, direct, strict=True):
         if original is None or updated is None:
             continue

@@ -11,6 +11,7 @@ One op computes all four. The gradient of that (create_graph) goes through the s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -166,30 +167,33 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(x, mean, var, weight, bias, residual if needs_residual else None, mask, y if tells else None)
 
 
-def _backward(ctx: Any, dy: torch.Tensor | None, _: Any) -> tuple[Any, ...]:
-    if dy is None:
-        return (None,) * 10
-    x, mean, var, weight, bias, residual, mask, y = ctx.saved_tensors
-    activation = ACTIVATIONS[ctx.options[2]]
-    need_x, _, _, need_weight, need_bias, need_residual = ctx.needs_input_grad[:6]
-    if torch.is_grad_enabled():
-        dx, dresidual, dweight, dbias = _differentiable(dy, x, mean, var, weight, bias, residual, y, ctx.options)
-    else:
-        separate = need_residual and activation != "none"
-        dx, dresidual, dweight, dbias = torch.ops.pykernels.batch_norm_act_backward(
-            dy, x, mean, var, weight, bias, residual, mask, *ctx.options, separate
+def backward_by(op: Callable[[], Any]) -> Callable[..., tuple[Any, ...]]:
+    """The gradient of a batch_norm_act, by the batch_norm_act_backward that ``op()`` is."""
+
+    def backward(ctx: Any, dy: torch.Tensor | None, _: Any) -> tuple[Any, ...]:
+        if dy is None:
+            return (None,) * 10
+        x, mean, var, weight, bias, residual, mask, y = ctx.saved_tensors
+        activation = ACTIVATIONS[ctx.options[2]]
+        need_x, _, _, need_weight, need_bias, need_residual = ctx.needs_input_grad[:6]
+        if torch.is_grad_enabled():
+            dx, dresidual, dweight, dbias = _differentiable(dy, x, mean, var, weight, bias, residual, y, ctx.options)
+        else:
+            separate = need_residual and activation != "none"
+            dx, dresidual, dweight, dbias = op()(dy, x, mean, var, weight, bias, residual, mask, *ctx.options, separate)
+            if need_residual and not separate:
+                dresidual = dy
+        return (
+            dx if need_x else None,
+            None,
+            None,
+            dweight if need_weight else None,
+            dbias if need_bias else None,
+            dresidual if need_residual else None,
+            *[None] * 4,
         )
-        if need_residual and not separate:
-            dresidual = dy
-    return (
-        dx if need_x else None,
-        None,
-        None,
-        dweight if need_weight else None,
-        dbias if need_bias else None,
-        dresidual if need_residual else None,
-        *[None] * 4,
-    )
+
+    return backward
 
 
 def _differentiable(
@@ -213,7 +217,11 @@ def _register() -> None:
     torch.library.register_fake("pykernels::batch_norm_statistics", _fake_statistics)
     torch.library.register_fake("pykernels::batch_norm_act", _fake_act)
     torch.library.register_fake("pykernels::batch_norm_act_backward", _fake_backward)
-    torch.library.register_autograd("pykernels::batch_norm_act", _backward, setup_context=_setup_context)
+    torch.library.register_autograd(
+        "pykernels::batch_norm_act",
+        backward_by(lambda: torch.ops.pykernels.batch_norm_act_backward),
+        setup_context=_setup_context,
+    )
     _library.impl("batch_norm_statistics", _statistics_on_cpu, "CPU")
     _library.impl("batch_norm_act", _act_on_cpu, "CPU")
     _library.impl("batch_norm_act_backward", _backward_on_cpu, "CPU")

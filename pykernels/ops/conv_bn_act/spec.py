@@ -262,9 +262,9 @@ BATCH_NORM_ACT = OpSpec(
     reference=batch_norm_act_reference,
     samples=_NORM,
     backends={
-        "cpu": "its kernels are for CUDA alone: on a CPU torch's own batch norm runs",
+        "cpu": "its kernels are for GPUs alone: on a CPU torch's own batch norm runs",
         "cuda": None,
-        "triton": "there is no Triton kernel for batch norm",
+        "triton": None,
     },
     dtypes=FLOATS,
 )
