@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pykernels._backend import choose
+from pykernels._backend import choose, kernels
 from pykernels.ops._activation import activation_code
 from pykernels.ops.conv_bn_act.arguments import OP, check_call, check_channels, is_autocast, tf32_allowed, with_channels
 from pykernels.ops.conv_bn_act.reference import conv_bn_act_reference
@@ -64,7 +64,7 @@ def conv_bn_act(
 
     The vectors of length K may be of any floating dtype; they are folded to a float32 scale and shift, computed in
     float64. The kernels take float32 and bfloat16, on CUDA float16 too, and accumulate in float32; the rest runs as
-    plain PyTorch. On CUDA float32 is multiplied in three products of tf32, which keep its precision, or, unless
+    plain PyTorch. On a GPU float32 is multiplied in three products of tf32, which keep its precision, or, unless
     `torch.get_float32_matmul_precision` is "highest", in one.
     Every tensor argument is differentiable, twice. Under autocast ``x``, ``weight`` and ``residual`` are cast as
     ``F.conv2d`` would cast them. Under `torch.func` and forward-mode differentiation it runs as plain PyTorch, and
@@ -87,7 +87,8 @@ def conv_bn_act(
         x, weight = x.to(dtype), weight.to(dtype)
         residual = None if residual is None else residual.to(dtype)
     x, weight = with_channels(x, weight, groups)
-    if choose(CONV_BN_ACT, x.device, x.dtype, backend) == "reference":
+    where = choose(CONV_BN_ACT, x.device, x.dtype, backend)
+    if where == "reference":
         return conv_bn_act_reference(
             x, weight, bias, running_mean, running_var, bn_weight, bn_bias, eps=eps, residual=residual, stride=stride,
             padding=padding, dilation=dilation, groups=groups, activation=activation, negative_slope=negative_slope,
@@ -97,7 +98,7 @@ def conv_bn_act(
     if unbatched:
         x = x[None]
         residual = None if residual is None else residual[None]
-    y = torch.ops.pykernels.conv_bn_act(
+    y = kernels(where, "pykernels.ops.conv_bn_act.triton").conv_bn_act(
         x, weight, scale, shift, residual, g.stride, g.padding, g.dilation, g.groups, code, negative_slope,
         tf32_allowed(x.device),
     )  # fmt: skip

@@ -11,6 +11,7 @@ dw0. Every step is a differentiable aten op, so the backward can be differentiat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -74,7 +75,8 @@ def _convolution_backward(
     return dx if need_x else None, dw if need_weight else None
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    """What the backward keeps: the output, where it tells the activation's slope, else what it is computed from."""
     x, weight, scale, shift, residual, stride, padding, dilation, groups, code, slope, tf32 = inputs
     ctx.geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
     ctx.code, ctx.slope, ctx.tf32 = code, slope, tf32
@@ -86,26 +88,31 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> N
     )
 
 
-def _backward(ctx: Any, gy: torch.Tensor) -> tuple[Any, ...]:
-    x, weight, scale, y, shift, residual = ctx.saved_tensors
-    g: Geometry = ctx.geometry
-    need_x, need_weight, need_scale, need_shift, need_residual = ctx.needs_input_grad[:5]
+def backward_with(convolve: Callable[..., torch.Tensor]) -> Callable[..., tuple[Any, ...]]:
+    """The backward of an op with conv_bn_act's arguments; ``convolve``, such an op, computes z again."""
 
-    def pre_activation() -> torch.Tensor:
-        return torch.ops.pykernels.conv_bn_act(x, weight, scale, shift, residual, *g, 0, 0.0, ctx.tf32)
+    def backward(ctx: Any, gy: torch.Tensor) -> tuple[Any, ...]:
+        x, weight, scale, y, shift, residual = ctx.saved_tensors
+        g: Geometry = ctx.geometry
+        need_x, need_weight, need_scale, need_shift, need_residual = ctx.needs_input_grad[:5]
 
-    gz = _activation_backward(gy, ACTIVATIONS[ctx.code], ctx.slope, y, pre_activation)
-    dx = dw = dscale = dshift = None
-    if need_x or need_weight or need_scale:
-        scaled = weight if scale is None else (weight * scale[:, None, None, None]).to(weight.dtype)
-        dx, dw = _convolution_backward(gz, x, scaled, g, need_x, need_weight or need_scale)
-        if need_scale:
-            dscale = (weight.float() * dw).sum((1, 2, 3))
-        if scale is not None and dw is not None:
-            dw = (dw * scale[:, None, None, None]).to(weight.dtype)
-    if need_shift:
-        dshift = gz.sum((0, 2, 3), dtype=torch.float32)
-    return (dx, dw if need_weight else None, dscale, dshift, gz if need_residual else None, *[None] * 7)
+        def pre_activation() -> torch.Tensor:
+            return convolve(x, weight, scale, shift, residual, *g, 0, 0.0, ctx.tf32)
+
+        gz = _activation_backward(gy, ACTIVATIONS[ctx.code], ctx.slope, y, pre_activation)
+        dx = dw = dscale = dshift = None
+        if need_x or need_weight or need_scale:
+            scaled = weight if scale is None else (weight * scale[:, None, None, None]).to(weight.dtype)
+            dx, dw = _convolution_backward(gz, x, scaled, g, need_x, need_weight or need_scale)
+            if need_scale:
+                dscale = (weight.float() * dw).sum((1, 2, 3))
+            if scale is not None and dw is not None:
+                dw = (dw * scale[:, None, None, None]).to(weight.dtype)
+        if need_shift:
+            dshift = gz.sum((0, 2, 3), dtype=torch.float32)
+        return (dx, dw if need_weight else None, dscale, dshift, gz if need_residual else None, *[None] * 7)
+
+    return backward
 
 
 def _fake(x: Any, weight: Any, scale: Any, shift: Any, residual: Any, *geometry: Any) -> torch.Tensor:
@@ -146,11 +153,15 @@ def _autocast(device_type: str, key: torch._C.DispatchKey) -> Any:
     return cast
 
 
+def _native_op(*arguments: Any) -> torch.Tensor:
+    return torch.ops.pykernels.conv_bn_act(*arguments)
+
+
 def _register() -> None:
     torch.library.register_fake("pykernels::conv_bn_act", _fake)
     torch.library.register_fake("pykernels::conv_bn_act_packed", _fake_packed)
     torch.library.register_fake("pykernels::conv_pack", _fake_pack)
-    torch.library.register_autograd("pykernels::conv_bn_act", _backward, setup_context=_setup_context)
+    torch.library.register_autograd("pykernels::conv_bn_act", backward_with(_native_op), setup_context=setup_context)
     _library.impl("conv_bn_act", _autocast("cpu", torch._C.DispatchKey.AutocastCPU), "AutocastCPU")
     _library.impl("conv_bn_act", _autocast("cuda", torch._C.DispatchKey.AutocastCUDA), "AutocastCUDA")
 

@@ -184,7 +184,7 @@ CONV_BN_ACT = OpSpec(
     backends={
         "cpu": None,
         "cuda": None,
-        "triton": "its Triton kernels are not written yet",
+        "triton": None,
     },
     dtypes=FLOATS,
 )
