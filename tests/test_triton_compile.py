@@ -55,7 +55,8 @@ def targets(function, *inputs):
                 raise
     return [str(n.target) for n in graphs[0].graph.nodes if n.op == "call_function"]
 
-x, w = torch.randn(2, 16, 12, 12), torch.randn(32, 16, 3, 3)
+# channels_last, because a torch without CUDA copies no fake CUDA tensor from one memory format to another
+x, w = (torch.randn(shape).to(memory_format=torch.channels_last) for shape in ((2, 16, 12, 12), (32, 16, 3, 3)))
 a, b = torch.ones(64, 128, dtype=torch.int8), torch.ones(48, 128, dtype=torch.int8).t()
 s = torch.rand(48)
 h, weights = torch.zeros(2, 2, 16), [torch.randn(64, 8), torch.randn(64, 16), torch.randn(64, 16), torch.randn(64, 16)]
@@ -72,7 +73,7 @@ calls = {
 json.dump({op: targets(*call) for op, call in calls.items() if op in sys.argv[1:]}, sys.stdout)
 '''
 
-OPS = ("int8_matmul", "lstm", "lstm_cell")
+OPS = ("conv_bn_act", "int8_matmul", "lstm", "lstm_cell")
 
 
 @pytest.fixture(scope="module")

@@ -165,7 +165,79 @@ def batch_norm() -> Calls:
     return calls
 
 
-FAMILIES: tuple[Callable[[], Calls], ...] = (batch_norm, lstm, lstm_backward, int8_matmul)
+def conv_bn_act() -> Calls:
+    """ResNet-50's layers in both memory formats, few channels, groups, depthwise, splits; and int8's epilogues."""
+    from pykernels.ops._activation import ACTIVATIONS
+    from pykernels.ops.conv_bn_act import triton as ops
+
+    relu, silu, gelu = (ACTIVATIONS.index(name) for name in ("relu", "silu", "gelu"))
+
+    def tensor(dtype, shape, planes):
+        return meta(dtype, *shape) if planes else meta(dtype, *shape).to(memory_format=torch.channels_last)
+
+    def conv(
+        dtype,
+        n,
+        c,
+        size,
+        k,
+        kernel,
+        *,
+        stride=1,
+        groups=1,
+        residual=False,
+        planes=False,
+        act=relu,
+        out=None,
+        tf32=False,
+    ):
+        x, w = tensor(dtype, (n, c, size, size), planes), tensor(dtype, (k, c // groups, kernel, kernel), False)
+        p = (size + 2 * (kernel // 2) - kernel) // stride + 1
+        added = tensor(dtype, (n, k, p, p), planes) if residual else None
+        geometry = ([stride] * 2, [kernel // 2] * 4, [1, 1], groups)
+        if dtype == i8:
+            ops.int8_conv2d(x, w, meta(f32, k), meta(f32, k), added, 0.5, *geometry, act, 0.01, 0.5, out)
+        else:
+            ops.conv_bn_act(x, w, meta(f32, k), meta(f32, k), added, *geometry, act, 0.01, tf32)
+
+    return {
+        f"conv {label}": call
+        for label, call in {
+            "3->64 7x7/2 @224 n32 f16": lambda: conv(f16, 32, 3, 224, 64, 7, stride=2),
+            "3->64 7x7/2 @224 n32 f16 NCHW": lambda: conv(f16, 32, 3, 224, 64, 7, stride=2, planes=True),
+            "3->64 7x7/2 @224 f32 NCHW": lambda: conv(f32, 1, 3, 224, 64, 7, stride=2, planes=True),
+            "64->64 3x3 @56 n32 f16": lambda: conv(f16, 32, 64, 56, 64, 3),
+            "64->256 1x1 @56 n32 f16, residual": lambda: conv(f16, 32, 64, 56, 256, 1, residual=True),
+            "256->512 1x1/2 @56 n32 bf16 NCHW": lambda: conv(bf16, 32, 256, 56, 512, 1, stride=2, planes=True),
+            "128->128 3x3 @28 n32 f16, residual": lambda: conv(f16, 32, 128, 28, 128, 3, residual=True),
+            "256->256 3x3 @14 n32 f16 NCHW, residual": lambda: conv(
+                f16, 32, 256, 14, 256, 3, residual=True, planes=True
+            ),
+            "512->512 3x3 @7 f16": lambda: conv(f16, 1, 512, 7, 512, 3),
+            "512->512 3x3 @7 n32 f16 NCHW, residual": lambda: conv(f16, 32, 512, 7, 512, 3, residual=True, planes=True),
+            "2048->512 1x1 @7 f16": lambda: conv(f16, 1, 2048, 7, 512, 1),
+            "64->64 3x3 @56 n32 f32, residual, silu": lambda: conv(f32, 32, 64, 56, 64, 3, residual=True, act=silu),
+            "512->512 3x3 @7 n32 f32 NCHW, residual": lambda: conv(f32, 32, 512, 7, 512, 3, residual=True, planes=True),
+            "128->128 3x3 @28 n32 f32 by tf32": lambda: conv(f32, 32, 128, 28, 128, 3, tf32=True),
+            "33->37 3x3 @15 n32 f16, residual, gelu": lambda: conv(f16, 32, 33, 15, 37, 3, residual=True, act=gelu),
+            "16->32 3x3 @56 n32 f16": lambda: conv(f16, 32, 16, 56, 32, 3),
+            "128->128 3x3 @56 n32 groups 32 f16": lambda: conv(f16, 32, 128, 56, 128, 3, groups=32),
+            "512->512 3x3 @14 n32 groups 32 f16": lambda: conv(f16, 32, 512, 14, 512, 3, groups=32),
+            "96 3x3 @56 n32 depthwise f16": lambda: conv(f16, 32, 96, 56, 96, 3, groups=96, residual=True),
+            "96 5x5 @56 n32 depthwise f32 NCHW": lambda: conv(f32, 32, 96, 56, 96, 5, groups=96, planes=True),
+            "96 9x9 @56 n32 depthwise bf16": lambda: conv(bf16, 32, 96, 56, 96, 9, groups=96),
+            "3->64 7x7/2 @224 n32 int8": lambda: conv(i8, 32, 3, 224, 64, 7, stride=2, out=i8),
+            "64->64 3x3 @56 n32 int8": lambda: conv(i8, 32, 64, 56, 64, 3, out=i8),
+            "128->128 3x3 @28 n32 int8, residual": lambda: conv(i8, 32, 128, 28, 128, 3, residual=True, out=i8),
+            "256->256 3x3 @14 n32 int8 NCHW": lambda: conv(i8, 32, 256, 14, 256, 3, planes=True, out=i8),
+            "512->512 3x3 @7 int8 to f16": lambda: conv(i8, 1, 512, 7, 512, 3, out=f16),
+            "64->256 1x1 @56 n32 int8 to f32": lambda: conv(i8, 32, 64, 56, 256, 1, residual=True, out=f32),
+            "96 3x3 @56 n32 depthwise int8": lambda: conv(i8, 32, 96, 56, 96, 3, groups=96, out=i8),
+        }.items()
+    }
+
+
+FAMILIES: tuple[Callable[[], Calls], ...] = (conv_bn_act, batch_norm, lstm, lstm_backward, int8_matmul)
 
 
 def calls() -> Calls:

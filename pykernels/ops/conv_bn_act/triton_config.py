@@ -37,7 +37,7 @@ def config(
     """
     hip = device.platform == "hip"
     flat = taps > 1 and channels < 32
-    single = flat and channels * element % 16 != 0  # elements of x are gathered one by one
+    single = channels * element % 16 != 0  # few elements of x are read at once, and take an address each
     terms = taps * channels
     # A step is a cache line of channels. Triton wants 16 terms, of int8 32.
     least = 32 if element == 1 else 16

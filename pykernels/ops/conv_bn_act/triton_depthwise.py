@@ -71,7 +71,7 @@ def depthwise_kernel(
     x_tile = x + first * x_n
     at = (image * x_n + h0 * x_h + w0 * x_w) + channel.to(index) * x_c
     weight_at = weight + filters.to(index) * (C * R * S)
-    if R * S * C <= 49:
+    if R * S * C <= 9:  # more taps at once spill
         for tap in tl.static_range(R * S * C):
             sums = _add_tap(
                 sums, x_tile + at, weight_at, tap, h0, w0, h, w, x_h, x_w, x_c, dilation_h, dilation_w, inside,
