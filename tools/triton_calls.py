@@ -46,8 +46,17 @@ def int8_matmul() -> Calls:
         "32x1000x2048 to f16": lambda: product(32, 1000, 2048, f16),
         "64x4096x4096 gelu to bf16": lambda: product(64, 4096, 4096, bf16, gelu),
         "100x999x333 to f32": lambda: product(100, 999, 333, f32),
+        "256x4096x4096 silu to f16": lambda: product(256, 4096, 4096, f16, ACTIVATIONS.index("silu")),
+        "linear 1x4096x4096 f16": lambda: ops.int8_linear(
+            meta(f16, 1, 4096), meta(i8, 4096, 4096).t(), meta(f32, 4096), None, none
+        ),
+        "linear 2048x5120x5120 gelu bf16": lambda: ops.int8_linear(
+            meta(bf16, 2048, 5120), meta(i8, 5120, 5120).t(), meta(f32, 5120), meta(f32, 5120), gelu
+        ),
         "rows of 1024x4096 f16": lambda: ops.quantize_int8(meta(f16, 1024, 4096), 0, True),
         "4096x4096 bf16, asymmetric": lambda: ops.quantize_int8(meta(bf16, 4096, 4096), -1, False),
+        "columns of 4096x4096 f32": lambda: ops.quantize_int8(meta(f32, 4096, 4096), 1, True),
+        "rows of 300x28672 f32, asymmetric": lambda: ops.quantize_int8(meta(f32, 300, 28672), 0, False),
         "channels of 32x64x56x56 f32": lambda: ops.quantize_int8(meta(f32, 32, 64, 56, 56), 1, True),
     }
 

@@ -76,6 +76,17 @@ def device_of(t: torch.Tensor) -> Device:
     return INTERPRETER
 
 
+def hinted(size: int) -> int:
+    """The number to choose tiles by: of a size that a trace keeps open, the one it was traced with.
+
+    A comparison of the open size would bind the graph to its outcome, and compile it again for other batch sizes.
+    """
+    if isinstance(size, torch.SymInt):
+        hint = size.node.hint
+        return 1024 if hint is None else int(hint)
+    return size
+
+
 def triton_op(name: str, *, mutates_args: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Any]:
     """``torch.library.triton_op``: an op that a compiler can see into, down to the kernels that it launches.
 

@@ -6,6 +6,7 @@ ordinary formula, and the backward differentiates it as plain PyTorch, S being c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,37 +55,45 @@ def _fake_quantize(x: torch.Tensor, axis: int, symmetric: bool) -> tuple[torch.T
     )
 
 
-def _setup_matmul(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+def setup_matmul(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    """What `matmul_backward` needs, from the arguments of an int8_matmul op."""
     a, b, a_scale, b_scale, a_zero_point, bias, ctx.activation, ctx.out_dtype = inputs
     ctx.save_for_backward(a, b, a_scale, b_scale, a_zero_point, bias)
 
 
-def _backward_matmul(ctx: Any, gy: torch.Tensor) -> tuple[Any, ...]:
-    a, b, *given = ctx.saved_tensors
-    a_scale, b_scale, a_zero_point, bias = given
-    needs = ctx.needs_input_grad
-    again = torch.is_grad_enabled()  # the backward is itself to be differentiated
-    none: tuple[Any, ...] = (None,) * 8
-    wanted = [i for i in (2, 3, 5) if needs[i]]
-    if not wanted:
-        return none
-    sums = torch.ops.pykernels.int8_matmul(a, b, None, None, a_zero_point, None, 0, torch.int32)
-    with torch.enable_grad():
-        inputs = {2: a_scale, 3: b_scale, 5: bias}
-        if not again:
-            inputs = {i: None if t is None else t.detach().requires_grad_() for i, t in inputs.items()}
-        y = epilogue_reference(
-            sums, a_scale=inputs[2], b_scale=inputs[3], bias=inputs[5], activation=ACTIVATIONS[ctx.activation],
-            out_dtype=ctx.out_dtype,
-        )  # fmt: skip
-        found = torch.autograd.grad(y, [inputs[i] for i in wanted], gy, create_graph=again)
-    gradients = list(none)
-    for i, g in zip(wanted, found, strict=True):
-        gradients[i] = g
-    return tuple(gradients)
+def matmul_backward(matmul: Callable[..., torch.Tensor]) -> Callable[..., tuple[Any, ...]]:
+    """The backward of an int8_matmul op; ``matmul`` is the op, which computes the sums again."""
+
+    def backward(ctx: Any, gy: torch.Tensor) -> tuple[Any, ...]:
+        a, b, *given = ctx.saved_tensors
+        a_scale, b_scale, a_zero_point, bias = given
+        needs = ctx.needs_input_grad
+        again = torch.is_grad_enabled()  # the backward is itself to be differentiated
+        none: tuple[Any, ...] = (None,) * 8
+        wanted = [i for i in (2, 3, 5) if needs[i]]
+        if not wanted:
+            return none
+        sums = matmul(a, b, None, None, a_zero_point, None, 0, torch.int32)
+        with torch.enable_grad():
+            inputs = {2: a_scale, 3: b_scale, 5: bias}
+            if not again:
+                inputs = {i: None if t is None else t.detach().requires_grad_() for i, t in inputs.items()}
+            y = epilogue_reference(
+                sums, a_scale=inputs[2], b_scale=inputs[3], bias=inputs[5], activation=ACTIVATIONS[ctx.activation],
+                out_dtype=ctx.out_dtype,
+            )  # fmt: skip
+            found = torch.autograd.grad(y, [inputs[i] for i in wanted], gy, create_graph=again)
+        gradients = list(none)
+        for i, g in zip(wanted, found, strict=True):
+            gradients[i] = g
+        return tuple(gradients)
+
+    return backward
 
 
-def _refuse_backward(op: str) -> Any:
+def refuse_backward(op: str) -> Any:
+    """The backward of an op that quantises: it says that there is none."""
+
     def backward(ctx: Any, *gradients: Any) -> None:
         raise RuntimeError(
             f"pykernels.{op}: quantisation has no gradient; detach its inputs, or call it under torch.no_grad()"
@@ -116,9 +125,11 @@ def _register() -> None:
     }
     for op, fake in fakes.items():
         torch.library.register_fake(f"pykernels::{op}", fake)
-    torch.library.register_autograd("pykernels::int8_matmul", _backward_matmul, setup_context=_setup_matmul)
+    torch.library.register_autograd(
+        "pykernels::int8_matmul", matmul_backward(torch.ops.pykernels.int8_matmul), setup_context=setup_matmul
+    )
     for op in ("int8_matmul_packed", "int8_linear", "int8_linear_packed", "quantize_int8"):
-        torch.library.register_autograd(f"pykernels::{op}", _refuse_backward(op))
+        torch.library.register_autograd(f"pykernels::{op}", refuse_backward(op))
     for op in ("int8_linear", "int8_linear_packed"):
         _library.impl(op, _autocast_linear("cpu", torch._C.DispatchKey.AutocastCPU, op), "AutocastCPU")
         _library.impl(op, _autocast_linear("cuda", torch._C.DispatchKey.AutocastCUDA, op), "AutocastCUDA")

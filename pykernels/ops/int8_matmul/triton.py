@@ -1,147 +1,328 @@
-"""int8_matmul and quantize_int8 in Triton.
+"""int8_matmul in Triton: y = act(a_scale[m] * b_scale[n] * sum_k (a[m, k] - zero_point[m]) b[k, n] + bias[n]).
 
-The product is a persistent kernel: as many programs as the GPU has multiprocessors walk over the tiles of the output,
-in groups of rows so that neighbours share their part of B in L2. Each tile is a loop over K with `tl.dot` int8 -> int32
-(mma on NVIDIA, mfma on AMD), and the whole epilogue happens on the sums in registers. Where there are fewer tiles than
-multiprocessors, K is split, and a second kernel adds the parts (exact integers, so in any order) and runs the epilogue.
+Both operands go in as rows of K, contiguous and 16 bytes apart at the least: a as it is, b as the weight of a Linear
+whose `.t()` it is. Then K is read 16 bytes a thread straight into shared memory, and the matrix units (mma, wgmma on
+Hopper, mfma on AMD), which want K innermost for bytes, take it from there without turning a byte. Anything else is
+turned once by `rows_of_k_kernel`, padded with zeros.
+
+The product is persistent: a few programs a multiprocessor walk over the tiles of the output, in groups of rows of tiles
+so that neighbours share their part of B in L2. Rows past the end read the last row and are not stored, so that only
+K's tail can need a mask. The whole epilogue happens on the sums in registers. Where there are fewer tiles than the GPU
+takes, K is split, and a second kernel adds the parts (exact integers, so in any order) and has the epilogue.
+
+A zero point costs one pass over b: sum (a - z) b = sum a b - z sum b.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from pykernels.ops._triton import Device, activate, device_of, launch, round_even, to_int8, triton_op
+from pykernels.ops._triton import Device, activate, device_of, hinted, launch, to_int8, triton_op
 from pykernels.ops._tuned import tuned
+from pykernels.ops.int8_matmul.autograd import matmul_backward, refuse_backward, setup_matmul
+from pykernels.ops.int8_matmul.triton_quantize import quantize_int8, quantize_rows
+from pykernels.ops.int8_matmul.triton_quantize import rows_kernel as rows_kernel  # where triton_op looks for it
+
+__all__ = ["Config", "config", "int8_linear", "int8_matmul", "quantize_int8"]
 
 
 @dataclass(frozen=True)
 class Config:
-    """Tiles of the product: BLOCK_M x BLOCK_N outputs, BLOCK_K bytes of K a step, `splits` parts of K."""
+    """Tiles of the product: BLOCK_M x BLOCK_N outputs; a step is `products` dots of BLOCK_K bytes of K each."""
 
     block_m: int
     block_n: int
     block_k: int
+    #: Dots a step. Two for mma of sm_8x: with one, Triton prefetches fragments, and keeps each byte in a register.
+    products: int
     warps: int
+    #: Steps of K in shared memory.
     stages: int
+    #: Programs a multiprocessor is to hold.
+    resident: int
+    #: Parts that K is cut into.
     splits: int = 1
 
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory of the operands."""
+        return self.stages * self.products * self.block_k * (self.block_m + self.block_n)
 
-def config(m: int, n: int, k: int, device: Device) -> Config:
-    """The tiles for a shape: large where that fills the GPU, split along K where it does not."""
-    block_m = 16 if m <= 16 else 32 if m <= 32 else 64 if m <= 64 else 128
-    # Two operands of `stages` steps have to fit into shared memory; AMD's is small.
-    block_n = 128 if device.platform == "hip" or m <= 64 else 256 if n >= 4096 and m >= 1024 else 128
-    block_k = 64 if device.platform == "hip" else 128
-    stages = 2 if device.platform == "hip" else 3 if block_m * block_n >= 128 * 256 else 4
-    warps = 8 if block_m * block_n >= 128 * 128 else 4
-    tiles = triton.cdiv(m, block_m) * triton.cdiv(n, block_n)
-    splits = 1
-    while splits < 16 and 2 * tiles * splits <= device.multiprocessors and triton.cdiv(k, block_k) >= 8 * splits:
-        splits *= 2
-    return Config(block_m, block_n, block_k, warps, stages, splits)
+
+#: The tiles of a kind of device. None spills in any epilogue (docs/kernels/int8_matmul.md); `cycles` chooses.
+_TILES = {
+    "ampere": (
+        Config(16, 64, 64, 2, 4, 5, 2),
+        Config(16, 128, 64, 2, 4, 4, 2),
+        Config(32, 128, 64, 2, 4, 4, 2),
+        Config(64, 128, 64, 2, 4, 4, 2),
+        Config(128, 128, 32, 2, 4, 5, 2),
+        Config(128, 256, 64, 2, 8, 4, 1),
+    ),
+    "hopper": (
+        Config(16, 64, 128, 1, 4, 5, 2),
+        Config(16, 128, 128, 1, 4, 5, 2),
+        Config(32, 128, 128, 1, 4, 4, 2),
+        Config(64, 128, 128, 1, 4, 4, 2),
+        Config(128, 128, 128, 1, 4, 3, 2),
+        Config(128, 256, 128, 1, 8, 4, 1),
+    ),
+    "amd": (
+        Config(16, 64, 128, 1, 4, 2, 2),
+        Config(16, 128, 128, 1, 4, 2, 2),
+        Config(32, 128, 128, 1, 4, 2, 2),
+        Config(64, 128, 128, 1, 4, 2, 2),
+        Config(128, 128, 64, 1, 8, 2, 1),
+        Config(128, 256, 64, 1, 8, 2, 1),
+    ),
+}
+#: Products a cycle and multiprocessor that such code may reach: a share of the peak.
+_RATE = {"ampere": 0.7 * 2048, "hopper": 0.7 * 4096, "amd": 0.5 * 4096}
+
+
+def _kind(device: Device) -> str:
+    return "amd" if device.platform == "hip" else "hopper" if device.capability == 90 else "ampere"
 
 
 @triton.jit
 def _epilogue(
-    sums, rows, columns, inside, out, m, n, a_scale, a_scale_stride, b_scale, b_scale_stride, bias,
-    HAS_A_SCALE: tl.constexpr, HAS_B_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
-    OUT: tl.constexpr,
+    sums, first_m, first_n, out, m, n, a_scale, a_scale_stride, b_scale, b_scale_stride, zero_point, zero_point_stride,
+    column_sums, bias,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_A_SCALE: tl.constexpr, HAS_B_SCALE: tl.constexpr,
+    HAS_ZERO_POINT: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, OUT: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """Stores act(a_scale * b_scale * sums + bias) as OUT: 0 int32 (the sums), 1 int8, 2 a float dtype."""
-    where = out + rows[:, None].to(tl.int64) * n + columns[None, :]
+    row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    in_m, in_n = row < m - first_m, column < n - first_n
+    if HAS_ZERO_POINT:
+        z = tl.load(zero_point + (first_m + row) * zero_point_stride, mask=in_m, other=0)
+        of_b = tl.load(column_sums + first_n + column, mask=in_n, other=0)
+        sums -= z[:, None] * of_b[None, :]
     if OUT == 0:
-        tl.store(where, sums, mask=inside)
+        y = sums
     else:
         y = sums.to(tl.float32)
         if HAS_A_SCALE:
-            y *= tl.load(a_scale + rows * a_scale_stride, mask=rows < m, other=0.0)[:, None]
+            y *= tl.load(a_scale + (first_m + row) * a_scale_stride, mask=in_m, other=0.0)[:, None]
         if HAS_B_SCALE:
-            y *= tl.load(b_scale + columns * b_scale_stride, mask=columns < n, other=0.0)[None, :]
+            y *= tl.load(b_scale + (first_n + column) * b_scale_stride, mask=in_n, other=0.0)[None, :]
         if HAS_BIAS:
-            y += tl.load(bias + columns, mask=columns < n, other=0.0)[None, :]
+            y += tl.load(bias + first_n + column, mask=in_n, other=0.0)[None, :]
         y = activate(y, ACTIVATION, 0.01)
-        if OUT == 1:
-            tl.store(where, to_int8(y, -128), mask=inside)
-        else:
-            tl.store(where, y.to(out.dtype.element_ty), mask=inside)
+        y = to_int8(y, -128) if OUT == 1 else y.to(out.dtype.element_ty)
+    if WIDE:
+        row = row.to(tl.int64)
+    place = out + (first_m.to(tl.int64) * n + first_n) + (row[:, None] * n + column[None, :])
+    tl.store(place, y, mask=in_m[:, None] & in_n[None, :])
+
+
+@triton.jit
+def _store(
+    sums, first_m, first_n, part, out, m, n, a_scale, a_scale_stride, b_scale, b_scale_stride, zero_point,
+    zero_point_stride, column_sums, bias,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr, HAS_A_SCALE: tl.constexpr,
+    HAS_B_SCALE: tl.constexpr, HAS_ZERO_POINT: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
+    OUT: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """The epilogue, or with SPLITS > 1 the sums as they are into the part's place."""
+    if SPLITS > 1:
+        _epilogue(
+            sums, first_m, first_n, out + part.to(tl.int64) * m * n, m, n, a_scale, a_scale_stride, b_scale,
+            b_scale_stride, zero_point, zero_point_stride, column_sums, bias, BLOCK_M, BLOCK_N, False, False, False,
+            False, 0, 0, WIDE,
+        )  # fmt: skip
+    else:
+        _epilogue(
+            sums, first_m, first_n, out, m, n, a_scale, a_scale_stride, b_scale, b_scale_stride, zero_point,
+            zero_point_stride, column_sums, bias, BLOCK_M, BLOCK_N, HAS_A_SCALE, HAS_B_SCALE, HAS_ZERO_POINT,
+            HAS_BIAS, ACTIVATION, OUT, WIDE,
+        )  # fmt: skip
+
+
+@triton.jit
+def _halves(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The left and the right half of the columns."""
+    return tl.split(tl.permute(tl.reshape(x, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
 
 
 @triton.jit
 def matmul_kernel(
-    a, b, out, parts, m, n, k, a_stride_m, a_stride_k, b_stride_k, b_stride_n,
-    a_scale, a_scale_stride, b_scale, b_scale_stride, zero_point, zero_point_stride, bias,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr,
-    HAS_A_SCALE: tl.constexpr, HAS_B_SCALE: tl.constexpr, HAS_ZERO_POINT: tl.constexpr, HAS_BIAS: tl.constexpr,
-    ACTIVATION: tl.constexpr, OUT: tl.constexpr,
+    a, b, out, m, n, k, a_stride, b_stride, a_scale, a_scale_stride, b_scale, b_scale_stride,
+    zero_point, zero_point_stride, column_sums, bias,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRODUCTS: tl.constexpr, GROUP: tl.constexpr,
+    SPLITS: tl.constexpr, EVEN_K: tl.constexpr, PIECES: tl.constexpr, HAS_A_SCALE: tl.constexpr,
+    HAS_B_SCALE: tl.constexpr, HAS_ZERO_POINT: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
+    OUT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """a (m, k) and b (k, n) int8, any strides; out (m, n), or with SPLITS > 1 parts (SPLITS, m, n) int32."""
+    """a (m, k) and b (n, k) int8, rows contiguous; out (m, n), or with SPLITS > 1 the parts (SPLITS, m, n) int32."""
+    STEP: tl.constexpr = BLOCK_K * PRODUCTS
     tiles_m, tiles_n = tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N)
-    steps = tl.cdiv(tl.cdiv(k, BLOCK_K), SPLITS)  # of one part
+    steps = tl.cdiv(k, STEP)
+    steps_of_part = tl.cdiv(steps, SPLITS)
     for task in range(tl.program_id(0), tiles_m * tiles_n * SPLITS, tl.num_programs(0)):
         tile, part = task // SPLITS, task % SPLITS
         group = tile // (GROUP * tiles_n)
         rows_of_group = tl.minimum(tiles_m - group * GROUP, GROUP)
-        tile_m = group * GROUP + tile % (GROUP * tiles_n) % rows_of_group
-        tile_n = tile % (GROUP * tiles_n) // rows_of_group
-        rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-        columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-        # Rows past the end read the last row, and are not stored; then only K's tail needs a mask.
-        first = tl.cast(part * steps * BLOCK_K, tl.int64)
+        first_m = (group * GROUP + tile % (GROUP * tiles_n) % rows_of_group) * BLOCK_M
+        first_n = (tile % (GROUP * tiles_n) // rows_of_group) * BLOCK_N
+        first_k = part * steps_of_part * STEP
         inner = tl.arange(0, BLOCK_K)
-        a_tile = a + first * a_stride_k + tl.minimum(rows, m - 1)[:, None].to(tl.int64) * a_stride_m
-        b_tile = b + first * b_stride_k + tl.minimum(columns, n - 1)[None, :].to(tl.int64) * b_stride_n
-        a_tile += inner[None, :] * a_stride_k
-        b_tile += inner[:, None] * b_stride_k
-        left_of_k = k - part * steps * BLOCK_K
+        row_a = tl.minimum(tl.arange(0, BLOCK_M), m - 1 - first_m)
+        row_b = tl.minimum(tl.arange(0, BLOCK_N), n - 1 - first_n)
+        # 64 bits for the tile, 32 inside it: the launcher keeps the strides small enough.
+        a_tile = a + first_m.to(tl.int64) * a_stride + first_k
+        b_tile = b + first_n.to(tl.int64) * b_stride + first_k
+        in_a = row_a[:, None] * a_stride + inner[None, :]
+        in_b = inner[:, None] + row_b[None, :] * b_stride
+        left_of_k = k - first_k
         sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
-        column_sums = tl.zeros((BLOCK_N,), dtype=tl.int32)
-        for step in range(steps):
-            inside_k = inner < left_of_k - step * BLOCK_K
-            left = tl.load(a_tile, mask=inside_k[None, :], other=0)
-            right = tl.load(b_tile, mask=inside_k[:, None], other=0)
-            sums = tl.dot(left, right, sums, out_dtype=tl.int32)
-            if HAS_ZERO_POINT:
-                column_sums += tl.sum(right.to(tl.int32), axis=0)
-            a_tile += BLOCK_K * a_stride_k
-            b_tile += BLOCK_K * b_stride_k
-        if HAS_ZERO_POINT:
-            # sum (a - z) b = sum a b - z sum b
-            z = tl.load(zero_point + rows * zero_point_stride, mask=rows < m, other=0)
-            sums -= z[:, None] * column_sums[None, :]
-        inside = (rows[:, None] < m) & (columns[None, :] < n)
-        if SPLITS > 1:
-            place = (tl.cast(part, tl.int64) * m + rows[:, None]) * n + columns[None, :]
-            tl.store(parts + place, sums, mask=inside)
+        for step in range(tl.minimum(steps_of_part, steps - part * steps_of_part)):
+            for product in tl.static_range(PRODUCTS):
+                if EVEN_K:
+                    left = tl.load(a_tile + product * BLOCK_K + in_a)
+                    right = tl.load(b_tile + product * BLOCK_K + in_b)
+                else:
+                    inside = inner < left_of_k - step * STEP - product * BLOCK_K
+                    left = tl.load(a_tile + product * BLOCK_K + in_a, mask=inside[None, :], other=0)
+                    right = tl.load(b_tile + product * BLOCK_K + in_b, mask=inside[:, None], other=0)
+                sums = tl.dot(left, right, sums, out_dtype=tl.int32)
+            a_tile += STEP
+            b_tile += STEP
+        # The epilogue of all columns at once would want more registers than there are beside the sums.
+        if PIECES == 1:
+            pieces = (sums,)
         else:
-            _epilogue(
-                sums, rows, columns, inside, out, m, n, a_scale, a_scale_stride, b_scale, b_scale_stride, bias,
-                HAS_A_SCALE, HAS_B_SCALE, HAS_BIAS, ACTIVATION, OUT,
+            pieces = _halves(sums, BLOCK_M, BLOCK_N)
+            if PIECES == 4:
+                low, high = pieces
+                pieces = _halves(low, BLOCK_M, BLOCK_N // 2) + _halves(high, BLOCK_M, BLOCK_N // 2)
+        for piece in tl.static_range(PIECES):
+            _store(
+                pieces[piece], first_m, first_n + piece * (BLOCK_N // PIECES), part, out, m, n, a_scale,
+                a_scale_stride, b_scale, b_scale_stride, zero_point, zero_point_stride, column_sums, bias, BLOCK_M,
+                BLOCK_N // PIECES, SPLITS, HAS_A_SCALE, HAS_B_SCALE, HAS_ZERO_POINT, HAS_BIAS, ACTIVATION, OUT, WIDE,
             )  # fmt: skip
 
 
 @triton.jit
-def reduce_kernel(
-    parts, out, m, n, a_scale, a_scale_stride, b_scale, b_scale_stride, bias,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr,
-    HAS_A_SCALE: tl.constexpr, HAS_B_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
-    OUT: tl.constexpr,
+def add_parts_kernel(
+    parts, out, m, n, a_scale, a_scale_stride, b_scale, b_scale_stride, zero_point, zero_point_stride, column_sums,
+    bias,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr, HAS_A_SCALE: tl.constexpr,
+    HAS_B_SCALE: tl.constexpr, HAS_ZERO_POINT: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
+    OUT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Adds the parts (SPLITS, m, n) and runs the epilogue."""
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = (rows[:, None] < m) & (columns[None, :] < n)
+    first_m, first_n = tl.program_id(1) * BLOCK_M, tl.program_id(0) * BLOCK_N
+    row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    inside = (row[:, None] < m - first_m) & (column[None, :] < n - first_n)
+    if WIDE:
+        row = row.to(tl.int64)
+    place = parts + (first_m.to(tl.int64) * n + first_n) + (row[:, None] * n + column[None, :])
+    size = tl.cast(m, tl.int64) * n
     sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
-    for part in range(SPLITS):
-        place = (tl.cast(part, tl.int64) * m + rows[:, None]) * n + columns[None, :]
-        sums += tl.load(parts + place, mask=inside, other=0)
+    for part in tl.static_range(SPLITS):
+        sums += tl.load(place + part * size, mask=inside, other=0)
     _epilogue(
-        sums, rows, columns, inside, out, m, n, a_scale, a_scale_stride, b_scale, b_scale_stride, bias,
-        HAS_A_SCALE, HAS_B_SCALE, HAS_BIAS, ACTIVATION, OUT,
+        sums, first_m, first_n, out, m, n, a_scale, a_scale_stride, b_scale, b_scale_stride, zero_point,
+        zero_point_stride, column_sums, bias, BLOCK_M, BLOCK_N, HAS_A_SCALE, HAS_B_SCALE, HAS_ZERO_POINT, HAS_BIAS,
+        ACTIVATION, OUT, WIDE,
     )  # fmt: skip
+
+
+@triton.jit
+def rows_of_k_kernel(
+    x, y, rows, k, padded, stride_row, stride_k, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    """y (rows, padded) = x (rows, k) of any strides, zeros behind k."""
+    first_row, first_k = tl.program_id(1).to(tl.int64) * BLOCK_R, tl.program_id(0).to(tl.int64) * BLOCK_K
+    row, inner = first_row + tl.arange(0, BLOCK_R), first_k + tl.arange(0, BLOCK_K)
+    inside = row[:, None] < rows
+    source = x + row[:, None] * stride_row + inner[None, :] * stride_k
+    v = tl.load(source, mask=inside & (inner[None, :] < k), other=0)
+    tl.store(y + row[:, None] * padded + inner[None, :], v, mask=inside & (inner[None, :] < padded))
+
+
+@triton.jit
+def column_sums_kernel(b, sums, n, k, b_stride, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """sums (n) = sum over k of b (n, k)."""
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows = b + tl.minimum(column, n - 1)[:, None].to(tl.int64) * b_stride
+    total = tl.zeros((BLOCK_N,), dtype=tl.int32)
+    for first in range(0, k, BLOCK_K):
+        inner = first + tl.arange(0, BLOCK_K)
+        v = tl.load(rows + inner[None, :], mask=inner[None, :] < k, other=0)
+        total += tl.sum(v.to(tl.int32), axis=1)
+    tl.store(sums + column, total, mask=column < n)
+
+
+def candidates(m: int, n: int, k: int, device: Device) -> list[Config]:
+    """The configs to choose from: for `config` by an estimate, for ``python -m pykernels tune`` by the clock."""
+    found = []
+    for tile in _TILES[_kind(device)]:
+        if tile.block_m >= 2 * max(m, 16) or tile.block_m < min(m, 64):
+            continue  # mostly rows that are not there, or mostly b read again
+        if tile.block_n > 128 and n % 16 != 0:
+            continue  # an output whose rows are not aligned is stored in single elements, which takes more registers
+        steps = triton.cdiv(k, tile.block_k * tile.products)
+        tasks = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
+        for splits in (1, 2, 3, 4, 6, 8, 12, 16):
+            # A part has work enough to be worth a launch, and the programs of all parts are resident at once.
+            if splits == 1 or (steps >= 4 * splits and tasks * splits <= 2 * device.multiprocessors * tile.resident):
+                found.append(replace(tile, splits=splits))
+    return found
+
+
+def config(m: int, n: int, k: int, device: Device) -> Config:
+    """The candidate of the fewest estimated cycles; the first of equals."""
+    return min(candidates(m, n, k, device), key=lambda c: cycles(c, m, n, k, device))
+
+
+def cycles(c: Config, m: int, n: int, k: int, device: Device) -> float:
+    """An estimate, as that of csrc/cuda/int8_matmul/choose.h: its constants were not measured either.
+
+    A multiprocessor takes for a step of K the longer of multiplying, of reading (from L2, at most) and of waiting; so
+    many times as it has programs. Then there are the epilogue, and the parts of K, which are written and read again.
+    """
+    rate = _RATE[_kind(device)]
+    tasks = triton.cdiv(m, c.block_m) * triton.cdiv(n, c.block_n) * c.splits
+    each = triton.cdiv(tasks, device.multiprocessors)
+    resident = min(each, c.resident)
+    outputs = c.block_m * c.block_n
+    step_k = c.block_k * c.products
+    step = max(
+        resident * outputs * step_k / rate,
+        resident * (c.block_m + c.block_n) * step_k / 48,
+        800 / max(c.stages - 1, 1),
+    )
+    steps = triton.cdiv(triton.cdiv(k, step_k), c.splits)
+    total = triton.cdiv(each, resident) * (steps * step + 0.06 * resident * outputs + 1500)
+    return total + (3000 + 8 * c.splits * m * n / 2048 if c.splits > 1 else 0)
+
+
+def _rows_of_k(x: torch.Tensor, padded: int) -> torch.Tensor:
+    """x (rows, K) with K contiguous and padded: x itself if it is so, or a copy."""
+    rows, k = x.shape
+    aligned = x.stride(0) % 16 == 0 and x.storage_offset() % 16 == 0
+    if k == padded and x.stride(1) == 1 and aligned and x.stride(0) <= 2**22:
+        return x
+    y = torch.empty((rows, padded), dtype=torch.int8, device=x.device)
+    launch(
+        rows_of_k_kernel, (triton.cdiv(padded, 128), triton.cdiv(rows, 64)), x, y, rows, k, padded, x.stride(0),
+        x.stride(1), BLOCK_R=64, BLOCK_K=128,
+    )  # fmt: skip
+    return y
+
+
+def _pieces(c: Config) -> int:
+    """The parts that the epilogue is run in: 32 sums a thread or so at a time."""
+    return {128: 4, 64: 2}.get(c.block_m * c.block_n // (32 * c.warps), 1)
 
 
 def _stride(t: torch.Tensor | None) -> int:
@@ -161,141 +342,76 @@ def int8_matmul(
 ) -> torch.Tensor:
     """``torch.ops.pykernels.int8_matmul`` in Triton: the same arguments, checked by the public function."""
     (m, k), n = a.shape, b.shape[1]
-    out = torch.empty((m, n), dtype=out_dtype, device=a.device)
     if m == 0 or n == 0:
-        return out
-    device = device_of(a)
-    known = tuned("int8_matmul", a, (m, n, k))
-    c = config(m, n, k, device) if known is None else Config(**known)
-    parts = torch.empty((c.splits, m, n) if c.splits > 1 else (0,), dtype=torch.int32, device=a.device)
-    tiles = triton.cdiv(m, c.block_m) * triton.cdiv(n, c.block_n)
-    # An absent operand is any tensor: the kernel never reads it.
-    scales = (
-        a if a_scale is None else a_scale, _stride(a_scale), a if b_scale is None else b_scale, _stride(b_scale),
-    )  # fmt: skip
-    has = {"HAS_A_SCALE": a_scale is not None, "HAS_B_SCALE": b_scale is not None, "HAS_BIAS": bias is not None}
-    kind = 0 if out_dtype == torch.int32 else 1 if out_dtype == torch.int8 else 2
-    last = a if bias is None else bias.contiguous()
-    launch(
-        matmul_kernel, (min(tiles * c.splits, device.multiprocessors),),
-        a, b, out, parts, m, n, k, a.stride(0), a.stride(1), b.stride(0), b.stride(1), *scales,
-        a if a_zero_point is None else a_zero_point, _stride(a_zero_point), last,
-        BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_K=c.block_k, GROUP=8, SPLITS=c.splits,
-        HAS_ZERO_POINT=a_zero_point is not None, ACTIVATION=activation, OUT=kind, **has,
-        num_warps=c.warps, num_stages=c.stages,
-    )  # fmt: skip
-    if c.splits > 1:
-        launch(
-            reduce_kernel, (triton.cdiv(m, 16), triton.cdiv(n, 128)),
-            parts, out, m, n, *scales, last, BLOCK_M=16, BLOCK_N=128, SPLITS=c.splits, ACTIVATION=activation, OUT=kind,
-            **has,
-        )  # fmt: skip
-    return out
+        return torch.empty((m, n), dtype=out_dtype, device=a.device)
+    padded = -(-k // 16) * 16
+    return _product(
+        _rows_of_k(a, padded), _rows_of_k(b.t(), padded), a_scale, b_scale, a_zero_point, bias, activation, out_dtype
+    )
 
 
 @triton_op("pykernels::int8_linear_triton")
 def int8_linear(
     x: torch.Tensor, b: torch.Tensor, b_scale: torch.Tensor, bias: torch.Tensor | None, activation: int
 ) -> torch.Tensor:
-    """``torch.ops.pykernels.int8_linear``: the rows of x quantised, then the product."""
-    q, scale, _ = quantize_int8(x, 0, True)
-    return int8_matmul(q, b, scale, b_scale, None, bias, activation, x.dtype)
+    """``torch.ops.pykernels.int8_linear``: the rows of x quantised by one kernel, then the product."""
+    (m, k), n = x.shape, b.shape[1]
+    if m == 0 or n == 0:
+        return torch.empty((m, n), dtype=x.dtype, device=x.device)
+    padded = -(-k // 16) * 16
+    q, scale = quantize_rows(x, padded)
+    return _product(q, _rows_of_k(b.t(), padded), scale, b_scale, None, bias, activation, x.dtype)
 
 
-# ---- quantize_int8 ----
-# x is seen as (outer, channels, inner). Two passes over it: extremes of each channel's parts, then the quotients.
-
-
-@triton.jit
-def extremes_kernel(x, low, high, channels, inner, length, BLOCK: tl.constexpr, PARTS: tl.constexpr):
-    """low, high (channels, PARTS): the least and greatest element of every PARTS-th block of a channel; NaN if any."""
-    channel, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    least = tl.full((BLOCK,), float("inf"), tl.float32)
-    most = tl.full((BLOCK,), float("-inf"), tl.float32)
-    nan = tl.zeros((BLOCK,), tl.int32)
-    for start in range(part * BLOCK, length, PARTS * BLOCK):
-        i = (start + tl.arange(0, BLOCK)).to(tl.int64)  # of the channel's outer * inner elements
-        at = (i // inner * channels + channel) * inner + i % inner
-        v = tl.load(x + at, mask=i < length, other=0.0).to(tl.float32)
-        inside = i < length
-        nan |= ((v != v) & inside).to(tl.int32)
-        least = tl.minimum(least, tl.where(inside, v, float("inf")))
-        most = tl.maximum(most, tl.where(inside, v, float("-inf")))
-    # Whether minimum and maximum hand NaN on is the hardware's affair, so it is counted apart.
-    broken = tl.max(nan, axis=0) > 0
-    tl.store(low + channel * PARTS + part, tl.where(broken, float("nan"), tl.min(least, axis=0)))
-    tl.store(high + channel * PARTS + part, tl.where(broken, float("nan"), tl.max(most, axis=0)))
-
-
-@triton.jit
-def scale_kernel(low, high, scale, zero_point, PARTS: tl.constexpr, SYMMETRIC: tl.constexpr):
-    """scale, zero_point (channels) of the parts' extremes."""
-    channel = tl.program_id(0)
-    parts = channel * PARTS + tl.arange(0, PARTS)
-    least, most = tl.load(low + parts), tl.load(high + parts)
-    broken = tl.max(((least != least) | (most != most)).to(tl.int32), axis=0) > 0
-    a, b = tl.min(tl.where(least != least, 0.0, least), axis=0), tl.max(tl.where(most != most, 0.0, most), axis=0)
-    z = tl.zeros((), tl.float32)
-    if SYMMETRIC:
-        s = tl.div_rn(tl.maximum(tl.abs(a), tl.abs(b)), 127.0)
-    else:
-        a, b = tl.minimum(a, 0.0), tl.maximum(b, 0.0)
-        s = tl.div_rn(b, 255.0) - tl.div_rn(a, 255.0)
-        finite = (s > 0.0) & (s < float("inf"))
-        q = tl.div_rn(tl.where(finite, a, 0.0), tl.where(finite, s, 1.0))
-        z = round_even(tl.minimum(tl.maximum(-128.0 - q, -128.0), 127.0))
-        z = tl.where(finite & (broken == 0), z, 0.0)
-    s = tl.where(s == 0.0, 1.0, s)
-    tl.store(scale + channel, tl.where(broken, float("nan"), s))
-    tl.store(zero_point + channel, (z + 0.0).to(tl.int32))
-
-
-@triton.jit
-def quotients_kernel(x, scale, zero_point, q, channels, inner, n, LOWEST: tl.constexpr, BLOCK: tl.constexpr):
-    """q = saturate(round(x / scale) + zero_point); 0 in channels with NaN or infinity."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    channel = i // inner % channels
-    inside = i < n
-    s = tl.load(scale + channel, mask=inside, other=1.0)
-    z = tl.load(zero_point + channel, mask=inside, other=0)
-    v = tl.load(x + i, mask=inside, other=0.0).to(tl.float32)
-    finite = s < float("inf")  # false for NaN too
-    v = tl.div_rn(tl.where(finite, v, 0.0), tl.where(finite, s, 1.0))
-    v = round_even(tl.minimum(tl.maximum(v, -1024.0), 1024.0)) + z.to(tl.float32)
-    tl.store(q + i, to_int8(v, LOWEST), mask=inside)
-
-
-@triton_op("pykernels::quantize_int8_triton")
-def quantize_int8(x: torch.Tensor, axis: int, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``torch.ops.pykernels.quantize_int8`` in Triton; axis < 0: one scale for all of x."""
-    x = x.contiguous()
-    channels = 1 if axis < 0 else x.shape[axis]
-    inner = x.numel() if axis < 0 else x[(0,) * (axis + 1)].numel() if x.numel() else 0
-    shape = () if axis < 0 else (channels,)
-    q = torch.empty_like(x, dtype=torch.int8)
-    scale = torch.ones(shape, dtype=torch.float32, device=x.device)
-    zero_point = torch.zeros(shape, dtype=torch.int32, device=x.device)
-    if x.numel() == 0:
-        return q, scale, zero_point
-    length = x.numel() // channels
-    block = 1024
-    # Enough parts to fill the GPU where there are few channels.
-    wanted = max(1, min(triton.cdiv(length, block), 4 * device_of(x).multiprocessors // channels))
-    parts = min(256, triton.next_power_of_2(wanted))
-    low, high = (torch.empty((channels, parts), dtype=torch.float32, device=x.device) for _ in range(2))
-    launch(extremes_kernel, (channels, parts), x, low, high, channels, inner, length, BLOCK=block, PARTS=parts)
-    launch(scale_kernel, (channels,), low, high, scale, zero_point, PARTS=parts, SYMMETRIC=symmetric)
+def _product(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    a_scale: torch.Tensor | None,
+    b_scale: torch.Tensor | None,
+    a_zero_point: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    activation: int,
+    out_dtype: torch.dtype,
+) -> torch.Tensor:
+    """a (m, k) and b (n, k), as `_rows_of_k` makes them."""
+    (m, k), n = a.shape, b.shape[0]
+    out = torch.empty((m, n), dtype=out_dtype, device=a.device)
+    device = device_of(a)
+    shape = (hinted(m), hinted(n), hinted(k))
+    known = tuned("int8_matmul", a, shape)
+    c = config(*shape, device) if known is None else Config(**known)
+    column_sums = None
+    if a_zero_point is not None:
+        column_sums = torch.empty((n,), dtype=torch.int32, device=a.device)
+        launch(column_sums_kernel, (triton.cdiv(n, 16),), b, column_sums, n, k, b.stride(0), BLOCK_N=16, BLOCK_K=512)
+    # An absent operand is any tensor: the kernel never reads it.
+    epilogue = [
+        a if a_scale is None else a_scale, _stride(a_scale), a if b_scale is None else b_scale, _stride(b_scale),
+        a if a_zero_point is None else a_zero_point, _stride(a_zero_point), a if column_sums is None else column_sums,
+        a if bias is None else bias.contiguous(),
+    ]  # fmt: skip
+    options: dict[str, Any] = {
+        "HAS_A_SCALE": a_scale is not None, "HAS_B_SCALE": b_scale is not None,
+        "HAS_ZERO_POINT": a_zero_point is not None, "HAS_BIAS": bias is not None, "ACTIVATION": activation,
+        "OUT": 0 if out_dtype == torch.int32 else 1 if out_dtype == torch.int8 else 2, "WIDE": n > 2**22,
+        "SPLITS": c.splits,
+    }  # fmt: skip
+    target = out if c.splits == 1 else torch.empty((c.splits, m, n), dtype=torch.int32, device=a.device)
+    tasks = triton.cdiv(m, c.block_m) * triton.cdiv(n, c.block_n) * c.splits
     launch(
-        quotients_kernel,
-        (triton.cdiv(x.numel(), block),),
-        x,
-        scale,
-        zero_point,
-        q,
-        channels,
-        inner,
-        x.numel(),
-        LOWEST=-127 if symmetric else -128,
-        BLOCK=block,
-    )
-    return q, scale, zero_point
+        matmul_kernel, (torch.sym_min(tasks, device.multiprocessors * c.resident),),
+        a, b, target, m, n, k, a.stride(0), b.stride(0), *epilogue,
+        BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_K=c.block_k, PRODUCTS=c.products, GROUP=8,
+        PIECES=_pieces(c),
+        EVEN_K=k % (c.products * c.block_k) == 0, **options, num_warps=c.warps, num_stages=c.stages,
+    )  # fmt: skip
+    if c.splits > 1:
+        launch(
+            add_parts_kernel, (triton.cdiv(n, 256), triton.cdiv(m, 4)), target, out, m, n, *epilogue,
+            BLOCK_M=4, BLOCK_N=256, **options,
+        )  # fmt: skip
+    return out
+
+
+int8_matmul.register_autograd(matmul_backward(int8_matmul), setup_context=setup_matmul)
+int8_linear.register_autograd(refuse_backward("int8_linear"))
