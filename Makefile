@@ -2,6 +2,8 @@
 # and look at the machine code; make triton: the same for Triton's. Nothing is done twice.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+# Processes that share the Python tests; their OpenMP threads must not spin for cores that another has.
+TEST_PROCESSES ?= 2
 VENV := .venv
 BIN := $(abspath $(VENV)/bin)
 # nvcc from PyPI, for where there is none; and the readers of machine code, which have no wheels of 13.0.
@@ -19,7 +21,7 @@ demo: setup
 test: setup
 	PATH=$(BIN):$$PATH cmake --build build/cmake --target native_tests
 	PATH=$(BIN):$$PATH ctest --test-dir build/cmake --parallel 2 --no-tests=error --output-on-failure
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
 bench: setup
 	$(BIN)/python -m pytest bench --benchmark-only

@@ -568,7 +568,7 @@ def test_a_model_that_is_no_module():
 def test_a_dtype_that_is_none():
     with pytest.raises(ValueError, match=r"dtype: expected None, .* or torch.float16, got torch.int8"):
         pk.optimize(nn.Identity(), dtype=torch.int8)
-    with pytest.raises(ValueError, match=r"got torch.float16, which only the CUDA kernels take"):
+    with pytest.raises(ValueError, match=r"got torch.float16, which only the GPU kernels take"):
         pk.optimize(nn.Conv2d(3, 4, 3), dtype=torch.float16)
 
 
