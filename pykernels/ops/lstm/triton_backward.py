@@ -21,8 +21,8 @@ The reserve's layout is at the head of triton_layout.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
+import itertools
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -38,9 +38,16 @@ from pykernels.ops.lstm.triton_product import product
 _APART = 32
 
 
+#: A persistent program holds its part of W_hh in so many tensors at most.
+_CHUNKS = 4
+
+
 @dataclass(frozen=True)
 class Config:
-    """A program's tile of sequences x units; `splits` slices of K side by side, `block_k` of each a step."""
+    """A program's tile of sequences x units; `splits` slices of K side by side, `block_k` of each at once.
+
+    chunks: the program holds its part of W_hh, K in so many parts of splits * block_k; 0: it reads W_hh each step.
+    """
 
     persistent: bool
     block_b: int
@@ -49,33 +56,49 @@ class Config:
     splits: int
     warps: int
     stages: int
+    chunks: int = 0
 
 
 def config(steps: int, batch: int, hidden: int, directions: int, size: int, device: Device) -> Config:
-    """The tiles for elements of `size` bytes: what each program reads a step, 4H (block_b + block_u), is what counts.
+    """The tiles for elements of `size` bytes: what a program reads each step, 4H (block_b + block_u), is what counts.
 
-    Persistent where all tiles are resident at once, one a multiprocessor: the programs wait for each other.
+    Persistent where all tiles are resident at once, one a multiprocessor: the programs wait for each other. W_hh stays
+    on the multiprocessor (NVIDIA: in shared memory, AMD: in registers) where it fits; float32's, split in two for tf32,
+    would take twice its bytes.
     """
     if device == INTERPRETER:  # one program after another there; what they would wait for is never there
-        return Config(steps > 1, max(16, triton.next_power_of_2(batch)), max(16, triton.next_power_of_2(hidden)),
-                      64, 2, 4, 1)  # fmt: skip
-    most = 4096 if size == 2 else 2048  # float32's three products have no registers for more
-    tiles = [
-        (b + u, directions * triton.cdiv(batch, b) * triton.cdiv(hidden, u), b, u)
-        for b in (16, 32, 64)
-        for u in (16, 32, 64)
-        if b < 2 * max(batch, 16) and b * u <= most
-    ]
-    resident = [tile for tile in tiles if tile[1] <= device.multiprocessors]
-    persistent = bool(resident) and steps > 1
-    if persistent:
-        _, _, block_b, block_u = min(resident)
-    else:  # the largest that still fill the GPU twice
-        _, _, block_b, block_u = max(tiles, key=lambda tile: (min(tile[1], 2 * device.multiprocessors), tile[0]))
-    warps = 4 if device.platform == "hip" else 8
-    splits = max(1, min(warps, 2048 // (block_b * block_u)))
-    block_k = 16 if size == 4 and splits > 1 else 32 if size == 4 else 64
-    return Config(persistent, block_b, block_u, block_k, splits, warps, 2 if device.platform == "hip" else 3)
+        block_b, block_u = (max(16, triton.next_power_of_2(n)) for n in (batch, hidden))
+        if size == 2 and steps > 1 and block_u <= 256:
+            return Config(True, block_b, block_u, 2 * block_u, 2, 4, 1, 1)
+        return Config(steps > 1, block_b, block_u, 64, 2, 4, 1)
+    amd = device.platform == "hip"
+    warps, most = 4 if amd else 8, 4096 if size == 2 else 2048  # float32's three products leave no registers for more
+    waiting: list[tuple[int, int, Config]] = []
+    launched: list[tuple[int, int, Config]] = []
+    for block_b, block_u in itertools.product((16, 32, 64), repeat=2):
+        if block_b >= 2 * max(batch, 16) or block_b * block_u > most:
+            continue
+        tiles = directions * triton.cdiv(batch, block_b) * triton.cdiv(hidden, block_u)
+        splits = max(1, min(warps, 2048 // (block_b * block_u)))
+        block_k = 64 if size == 2 else 16 if splits > 1 else 32
+        streams = Config(True, block_b, block_u, block_k, splits, warps, 2 if amd else 3)
+        launched.append((min(tiles, 2 * device.multiprocessors), block_b + block_u, streams))
+        if steps == 1 or tiles > device.multiprocessors:
+            continue
+        waiting.append((2 * (block_b + block_u), tiles, streams))
+        # Shared memory gives a program twice what L2 does.
+        for part in sorted((128, 256, 512, 1024), key=lambda part: (triton.cdiv(4 * hidden, part) * part, -part)):
+            chunks = triton.cdiv(4 * hidden, part)
+            fits = 2 * part * (min(chunks, 2) * block_b + (0 if amd else chunks * block_u)) + 2048 <= device.shared
+            fits = fits and (not amd or chunks * part * block_u <= 65536)  # in registers there
+            if size == 2 and splits > 1 and chunks <= _CHUNKS and fits:
+                holds = Config(True, block_b, block_u, part // splits, splits, warps, 1, chunks)
+                waiting.append((2 * block_b + block_u, chunks * part, holds))
+                break
+    if waiting:
+        return min(waiting, key=lambda choice: choice[:2])[2]
+    # The largest tiles that still fill the GPU twice.
+    return replace(max(launched, key=lambda choice: choice[:2])[2], persistent=False)
 
 
 @triton.jit
@@ -145,10 +168,25 @@ def _saved(
 
 
 @triton.jit
+def _weights(
+    w_t, direction, units, hidden, PART: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, CHUNKS: tl.constexpr
+):
+    """One part of W_hh' (SPLITS, BLOCK_K, units), to hold; nothing past the last part."""
+    if PART < CHUNKS:
+        k = tl.arange(0, SPLITS)[:, None, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :, None]
+        k += PART * (SPLITS * BLOCK_K)
+        from_unit = w_t + tl.cast(direction, tl.int64) * 4 * hidden * hidden
+        tile = from_unit + (tl.minimum(units, hidden - 1)[None, None, :] * (4 * hidden) + k)
+        return tl.load(tile, mask=k < 4 * hidden, other=0.0)
+    else:
+        return 0
+
+
+@triton.jit
 def _product(
-    d_gates, w_t, first, known, direction, sequences, units, hidden,
+    d_gates, w_t, w_0, w_1, w_2, w_3, first, known, direction, sequences, units, hidden,
     DIRECTIONS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    CHUNKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """d_gates W_hh of the step before, whose rows begin at `first`, for sequences x units."""
     # Sequences that are not known, and units beyond the last, read another's row, and nobody uses the result.
@@ -173,22 +211,40 @@ def _product(
         k_left = slices + tl.arange(0, BLOCK_K)[None, None, :]
         k_right = slices + tl.arange(0, BLOCK_K)[None, :, None]
         left_tile = from_row + (read[None, :, None] * (DIRECTIONS * inner) + k_left)
-        right_tile = from_unit + (units[None, None, :] * inner + k_right)
         parts = tl.zeros((SPLITS, BLOCK_B, BLOCK_U), tl.float32)
-        for k in range(0, k_end, SPLITS * BLOCK_K):
-            left = tl.load(left_tile + k, mask=k_left < k_end - k, other=0.0, cache_modifier=".cg")
-            right = tl.load(right_tile + k, mask=k_right < k_end - k, other=0.0)
-            parts = dot(left, right, parts, PRECISION)
+        if CHUNKS > 0:
+            # Each is asked for while the one before it is multiplied.
+            part: tl.constexpr = SPLITS * BLOCK_K
+            d_0 = tl.load(left_tile, mask=k_left < k_end, other=0.0, cache_modifier=".cg")
+            if CHUNKS > 1:
+                d_1 = tl.load(left_tile + part, mask=k_left < k_end - part, other=0.0, cache_modifier=".cg")
+            parts = dot(d_0, w_0, parts, PRECISION)
+            if CHUNKS > 2:
+                d_2 = tl.load(left_tile + 2 * part, mask=k_left < k_end - 2 * part, other=0.0, cache_modifier=".cg")
+            if CHUNKS > 1:
+                parts = dot(d_1, w_1, parts, PRECISION)
+            if CHUNKS > 3:
+                d_3 = tl.load(left_tile + 3 * part, mask=k_left < k_end - 3 * part, other=0.0, cache_modifier=".cg")
+            if CHUNKS > 2:
+                parts = dot(d_2, w_2, parts, PRECISION)
+            if CHUNKS > 3:
+                parts = dot(d_3, w_3, parts, PRECISION)
+        else:
+            right_tile = from_unit + (units[None, None, :] * inner + k_right)
+            for k in range(0, k_end, SPLITS * BLOCK_K):
+                left = tl.load(left_tile + k, mask=k_left < k_end - k, other=0.0, cache_modifier=".cg")
+                right = tl.load(right_tile + k, mask=k_right < k_end - k, other=0.0)
+                parts = dot(left, right, parts, PRECISION)
         return tl.sum(parts, axis=0)
 
 
 @triton.jit
 def _step(
-    s, dc, direction, sequences, units, steps, batch, hidden, rows, starts, w_t, reserve, c0, grad_output, grad_h_n,
-    grad_c_n, d_gates, grad_h0, grad_c0, arrived, expected,
+    s, dc, direction, sequences, units, steps, batch, hidden, rows, starts, w_t, w_0, w_1, w_2, w_3, reserve, c0,
+    grad_output, grad_h_n, grad_c_n, d_gates, grad_h0, grad_c0, arrived, expected,
     DIRECTIONS: tl.constexpr, PACKED: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_H: tl.constexpr, HAS_C: tl.constexpr,
     WAIT: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
-    EARLY: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNKS: tl.constexpr, EARLY: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Step s of the recurrence, backwards in time, for sequences x units; gives dc of the step before it in time.
 
@@ -208,8 +264,8 @@ def _step(
     if WAIT:
         _wait(arrived, expected)
     dh = _product(
-        d_gates, w_t, first_before, known, direction, sequences, units, hidden,
-        DIRECTIONS, BLOCK_B, BLOCK_U, BLOCK_K, SPLITS, PRECISION,
+        d_gates, w_t, w_0, w_1, w_2, w_3, first_before, known, direction, sequences, units, hidden,
+        DIRECTIONS, BLOCK_B, BLOCK_U, BLOCK_K, SPLITS, CHUNKS, PRECISION,
     )  # fmt: skip
     if not EARLY:
         i, f, g, o, c, c_before, given, last_h, last_c = _saved(
@@ -244,7 +300,7 @@ def sequence_kernel(
     arrived,
     DIRECTIONS: tl.constexpr, PACKED: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_H: tl.constexpr, HAS_C: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr,
-    PRECISION: tl.constexpr, APART: tl.constexpr,
+    CHUNKS: tl.constexpr, PRECISION: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """All steps. Programs (direction, tile of sequences, tile of units), those of the last meeting at `arrived`."""
     programs = tl.cdiv(hidden, BLOCK_U)
@@ -253,13 +309,19 @@ def sequence_kernel(
     sequences = group % tiles_b * BLOCK_B + tl.arange(0, BLOCK_B)
     units = tl.program_id(0) % programs * BLOCK_U + tl.arange(0, BLOCK_U)
     counter = arrived + group * APART
+    direction = group // tiles_b
+    w_0 = _weights(w_t, direction, units, hidden, 0, BLOCK_K, SPLITS, CHUNKS)
+    w_1 = _weights(w_t, direction, units, hidden, 1, BLOCK_K, SPLITS, CHUNKS)
+    w_2 = _weights(w_t, direction, units, hidden, 2, BLOCK_K, SPLITS, CHUNKS)
+    w_3 = _weights(w_t, direction, units, hidden, 3, BLOCK_K, SPLITS, CHUNKS)
     dc = tl.zeros((BLOCK_B, BLOCK_U), tl.float32)
     # One stage: no load of a step may be moved before the wait of another.
     for s in tl.range(0, steps + 1, num_stages=1):
         dc = _step(
-            s, dc, group // tiles_b, sequences, units, steps, batch, hidden, rows, starts, w_t, reserve, c0,
-            grad_output, grad_h_n, grad_c_n, d_gates, grad_h0, grad_c0, counter, s * programs,
-            DIRECTIONS, PACKED, HAS_OUTPUT, HAS_H, HAS_C, True, BLOCK_B, BLOCK_U, BLOCK_K, SPLITS, EARLY, PRECISION,
+            s, dc, direction, sequences, units, steps, batch, hidden, rows, starts, w_t, w_0, w_1, w_2, w_3, reserve,
+            c0, grad_output, grad_h_n, grad_c_n, d_gates, grad_h0, grad_c0, counter, s * programs,
+            DIRECTIONS, PACKED, HAS_OUTPUT, HAS_H, HAS_C, True, BLOCK_B, BLOCK_U, BLOCK_K, SPLITS, CHUNKS, EARLY,
+            PRECISION,
         )  # fmt: skip
         _arrive(counter)
 
@@ -280,8 +342,8 @@ def step_kernel(
     inside = (sequences < batch)[:, None] & (units < hidden)[None, :]
     after = _step(
         s, tl.load(state, mask=inside, other=0.0), direction, sequences, units, steps, batch, hidden, rows, starts,
-        w_t, reserve, c0, grad_output, grad_h_n, grad_c_n, d_gates, grad_h0, grad_c0, dc, 0,
-        DIRECTIONS, PACKED, HAS_OUTPUT, HAS_H, HAS_C, False, BLOCK_B, BLOCK_U, BLOCK_K, SPLITS, EARLY, PRECISION,
+        w_t, 0, 0, 0, 0, reserve, c0, grad_output, grad_h_n, grad_c_n, d_gates, grad_h0, grad_c0, dc, 0,
+        DIRECTIONS, PACKED, HAS_OUTPUT, HAS_H, HAS_C, False, BLOCK_B, BLOCK_U, BLOCK_K, SPLITS, 0, EARLY, PRECISION,
     )  # fmt: skip
     tl.store(state, after, mask=inside)
 
@@ -368,7 +430,19 @@ def _recurrence(
     if c.persistent:
         arrived = torch.zeros((_APART * tiles[1] * directions,), dtype=torch.int32, device=c0.device)
         grid = (tiles[0] * tiles[1] * directions,)
-        launch(sequence_kernel, grid, steps, batch, hidden, rows, *tensors, arrived, **constants, APART=_APART)
+        launch(
+            sequence_kernel,
+            grid,
+            steps,
+            batch,
+            hidden,
+            rows,
+            *tensors,
+            arrived,
+            **constants,
+            CHUNKS=c.chunks,
+            APART=_APART,
+        )
         return d_gates, grad_h0, grad_c0
     dc = torch.empty((directions, batch, hidden), dtype=torch.float32, device=c0.device)
     for s in range(steps + 1):
@@ -449,7 +523,7 @@ def lstm_backward(
     each = len(weights) // num_layers
     ends = [gates_offset(layer * directions, rows, hidden) for layer in range(num_layers + 1)]
     outputs = [output_offset(layer, rows, hidden, num_layers, directions) for layer in range(num_layers)]
-    between = [reserve[a:b].view(rows, directions * hidden) for a, b in pairwise(outputs)]
+    between = [reserve[a:b].view(rows, directions * hidden) for a, b in itertools.pairwise(outputs)]
     grad_weights: list[Tensor] = []
     grads_h: list[Tensor] = []
     grads_c: list[Tensor] = []
