@@ -22,12 +22,15 @@ The reserve's layout is at the head of triton_layout.py.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from pykernels.ops._triton import INTERPRETER, Device, device_of, dot, launch, matrix_precision, tanh, triton_op
 from pykernels.ops._tuned import tuned
@@ -400,28 +403,33 @@ def _recurrence(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
     grad_c_n: Tensor | None,
+    may_wait: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """d_gates (rows, D, 4H), grad_h0 and grad_c0 (D, B, H) of a layer.
 
     w_hh: of its directions, (4H, H); reserve: from the layer's on; grad_output (rows, D * H), contiguous; the states
-    and their gradients (D, B, H), contiguous.
+    and their gradients (D, B, H), contiguous; may_wait: whether programs may wait for each other.
     """
     directions, _, hidden = c0.shape
     rows = reserve.numel() // (5 * directions * hidden)
     d_gates = torch.empty((rows, directions, 4 * hidden), dtype=c0.dtype, device=c0.device)
     grad_h0, grad_c0 = (torch.empty(c0.shape, dtype=c0.dtype, device=c0.device) for _ in range(2))
     device = device_of(c0)
-    known = tuned("lstm_backward", c0, (steps, batch, hidden, directions))
-    c = config(steps, batch, hidden, directions, c0.element_size(), device) if known is None else Config(**known)
+    known = tuned("lstm_backward", c0, (steps, batch, hidden, directions)) if may_wait else None
+    chosen = config(steps if may_wait else 1, batch, hidden, directions, c0.element_size(), device)
+    c = chosen if known is None else Config(**known)
+    packed = starts is not None
+    if starts is None:  # not c0, as below: a trace would take what offsets come from for written to, and copy it
+        starts = torch.empty((0,), dtype=torch.int32, device=c0.device)
     w_t = torch.stack([w.t() for w in w_hh])
     tiles = triton.cdiv(hidden, c.block_u), triton.cdiv(batch, c.block_b), directions
     # An absent operand is any tensor: the kernel never reads it.
     tensors = (
-        c0 if starts is None else starts, w_t, reserve, c0, *(c0 if t is None else t for t in (grad_output, grad_h_n,
+        starts, w_t, reserve, c0, *(c0 if t is None else t for t in (grad_output, grad_h_n,
         grad_c_n)), d_gates, grad_h0, grad_c0,
     )  # fmt: skip
     constants = {
-        "DIRECTIONS": directions, "PACKED": starts is not None, "HAS_OUTPUT": grad_output is not None,
+        "DIRECTIONS": directions, "PACKED": packed, "HAS_OUTPUT": grad_output is not None,
         "HAS_H": grad_h_n is not None, "HAS_C": grad_c_n is not None, "BLOCK_B": c.block_b, "BLOCK_U": c.block_u,
         "BLOCK_K": c.block_k, "SPLITS": c.splits, "EARLY": c.block_b * c.block_u <= 2048,
         "PRECISION": matrix_precision(c0.dtype, False, device),
@@ -430,19 +438,9 @@ def _recurrence(
     if c.persistent:
         arrived = torch.zeros((_APART * tiles[1] * directions,), dtype=torch.int32, device=c0.device)
         grid = (tiles[0] * tiles[1] * directions,)
-        launch(
-            sequence_kernel,
-            grid,
-            steps,
-            batch,
-            hidden,
-            rows,
-            *tensors,
-            arrived,
-            **constants,
-            CHUNKS=c.chunks,
-            APART=_APART,
-        )
+        # A co-operative launch fails where not all programs would be resident, instead of waiting for ever.
+        constants |= {"CHUNKS": c.chunks, "APART": _APART, "launch_cooperative_grid": True}
+        launch(sequence_kernel, grid, steps, batch, hidden, rows, *tensors, arrived, **constants)
         return d_gates, grad_h0, grad_c0
     dc = torch.empty((directions, batch, hidden), dtype=torch.float32, device=c0.device)
     for s in range(steps + 1):
@@ -450,20 +448,44 @@ def _recurrence(
     return d_gates, grad_h0, grad_c0
 
 
+@torch.library.custom_op("pykernels::lstm_backward_steps_triton", mutates_args=())
+def _opaque_recurrence(
+    steps: int, batch: int, starts: Tensor | None, w_hh: list[Tensor], reserve: Tensor, c0: Tensor,
+    grad_output: Tensor | None, grad_h_n: Tensor | None, grad_c_n: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """`_recurrence` as a compiled graph calls it: no launch of its own promises that programs are co-resident."""
+    return _recurrence(steps, batch, starts, w_hh, reserve, c0, grad_output, grad_h_n, grad_c_n)
+
+
+@_opaque_recurrence.register_fake
+def _fake_recurrence(
+    steps: int, batch: int, starts: Tensor | None, w_hh: list[Tensor], reserve: Tensor, c0: Tensor, *rest: object
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    directions, _, hidden = c0.shape
+    d_gates = c0.new_empty((reserve.numel() // (5 * directions * hidden), directions, 4 * hidden))
+    return d_gates, c0.new_empty(c0.shape), c0.new_empty(c0.shape)
+
+
+#: A trace has so many steps one by one, for the compiler to see; more are one call of an op that it cannot see into.
+_UNROLLED = 16
+
+
 def _states_before(output: Tensor, h0: Tensor, direction: int, steps: int, batch: int, starts: Tensor | None) -> Tensor:
     """h (rows, H) that each row of one direction began with. output: (rows, H) of that direction; h0: (B, H)."""
-    if starts is None:
-        return torch.cat([h0, output[:-batch]] if direction == 0 else [output[batch:], h0])
-    # Where a row's step before had its sequence, and where none had it, h0's row behind all others.
     rows = output.shape[0]
+    if starts is None:
+        kept = output.narrow(0, batch if direction else 0, rows - batch)
+        return torch.cat([kept, h0] if direction else [h0, kept])
+    # Where a row's step before had its sequence, and where none had it, h0's row behind all others.
     row = torch.arange(rows, device=output.device, dtype=starts.dtype)
     t = torch.searchsorted(starts, row, right=True) - 1
-    sequence = row - starts[t]
+    sequence = row - starts.index_select(0, t)
     before = t + (1 if direction else -1)
     inside = (before >= 0) & (before < steps)
     before = before.clamp(0, steps - 1)
-    has = inside & (sequence < starts[before + 1] - starts[before])
-    return torch.cat([output, h0]).index_select(0, torch.where(has, starts[before], rows) + sequence)
+    first = starts.index_select(0, before)
+    has = inside & (sequence < starts.index_select(0, before + 1) - first)
+    return torch.cat([output, h0]).index_select(0, torch.where(has, first, rows) + sequence)
 
 
 def _layer(
@@ -476,9 +498,10 @@ def _layer(
     grad_x = product(d_gates.view(rows, -1), torch.cat(w_ih) if directions > 1 else w_ih[0])
     found = []
     for d in range(directions):
-        own = d_gates[:, d]
+        own = d_gates.select(1, d)
         hidden = h0.shape[-1]
-        before = _states_before(output[:, d * hidden : (d + 1) * hidden], h0[d], d, steps, h0.shape[1], starts)
+        kept = output.narrow(1, d * hidden, hidden)
+        before = _states_before(kept, h0.select(0, d), d, steps, h0.shape[1], starts)
         found += [product(own.t(), x), product(own.t(), before)]
         if each == 4:
             found += _bias_gradients(own)
@@ -505,7 +528,8 @@ def lstm_backward(
     """``torch.ops.pykernels.lstm_backward`` in Triton, with what the Triton op `lstm` saved."""
     directions, batch, hidden = 2 if bidirectional else 1, h0.shape[1], h0.shape[2]
     if batch == 0:
-        return torch.zeros_like(x), torch.zeros_like(h0), torch.zeros_like(c0), [torch.zeros_like(w) for w in weights]
+        zeros = [t.new_zeros(t.shape) for t in (x, h0, c0, *weights)]
+        return zeros[0], zeros[1], zeros[2], zeros[3:]
     transposed = batch_first and batch_sizes is None
 
     def rows_of(t: Tensor) -> Tensor:
@@ -518,33 +542,38 @@ def lstm_backward(
         steps = batch_sizes.shape[0]
         starts = first_rows(batch_sizes, rows, x.device)
     grad = None if grad_output is None else rows_of(grad_output)
-    h0, c0 = h0.contiguous(), c0.contiguous()
-    states = [None if t is None else t.contiguous() for t in (grad_h_n, grad_c_n)]
     each = len(weights) // num_layers
     ends = [gates_offset(layer * directions, rows, hidden) for layer in range(num_layers + 1)]
     outputs = [output_offset(layer, rows, hidden, num_layers, directions) for layer in range(num_layers)]
-    between = [reserve[a:b].view(rows, directions * hidden) for a, b in itertools.pairwise(outputs)]
+    between = [reserve.narrow(0, a, b - a).view(rows, -1) for a, b in itertools.pairwise(outputs)]
+    recurrence: Callable[..., tuple[Tensor, Tensor, Tensor]] = _recurrence
+    if is_fake(x):
+        few = isinstance(steps, int) and steps <= _UNROLLED
+        recurrence = partial(_recurrence, may_wait=False) if few else _opaque_recurrence
     grad_weights: list[Tensor] = []
     grads_h: list[Tensor] = []
     grads_c: list[Tensor] = []
     for layer in reversed(range(num_layers)):
-        own = slice(layer * directions, (layer + 1) * directions)
+        first = layer * directions
         mine = weights[layer * each : (layer + 1) * each]
-        d_gates, grad_h0, grad_c0 = _recurrence(
-            steps, batch, starts, mine[1 :: each // directions], reserve[ends[layer] : ends[layer + 1]], c0[own],
-            grad, *(None if t is None else t[own] for t in states),
-        )  # fmt: skip
+        h, c = (t.narrow(0, first, directions).contiguous() for t in (h0, c0))
+        grad_h, grad_c = (
+            None if t is None else t.narrow(0, first, directions).contiguous() for t in (grad_h_n, grad_c_n)
+        )
+        kept = reserve.narrow(0, ends[layer], ends[layer + 1] - ends[layer])
+        w_hh = mine[1 :: each // directions]
+        d_gates, grad_h0, grad_c0 = recurrence(steps, batch, starts, w_hh, kept, c, grad, grad_h, grad_c)
         below = flat_x if layer == 0 else between[layer - 1]
         above = flat_output if layer == num_layers - 1 else between[layer]
-        grad, found = _layer(below, h0[own], above, mine, d_gates, steps, starts)
+        grad, found = _layer(below, h, above, mine, d_gates, steps, starts)
         grad_weights = found + grad_weights
         grads_h.insert(0, grad_h0)
         grads_c.insert(0, grad_c0)
     assert grad is not None
     if transposed:
-        grad = grad.view(steps, batch, -1).transpose(0, 1).contiguous()
-    grad_h, grad_c = (g[0] if num_layers == 1 else torch.cat(g) for g in (grads_h, grads_c))
-    return grad.view(x.shape), grad_h, grad_c, grad_weights
+        grad = grad.view(steps, batch, -1).transpose(0, 1).clone(memory_format=torch.contiguous_format)
+    all_h, all_c = (g[0] if num_layers == 1 else torch.cat(g) for g in (grads_h, grads_c))
+    return grad.view(x.shape), all_h, all_c, grad_weights
 
 
 @triton_op("pykernels::lstm_cell_backward_triton")
@@ -563,12 +592,13 @@ def lstm_cell_backward(
     none = [torch.empty((0,), dtype=x.dtype, device=x.device) for _ in range(2)]
     biases = [w_hh.new_zeros((w_hh.shape[0],)) for _ in range(2)] if has_bias else none
     if x.shape[0] == 0:
-        zeros = [torch.zeros_like(t) for t in (x, h, c, w_ih, w_hh)]
+        zeros = [t.new_zeros(t.shape) for t in (x, h, c, w_ih, w_hh)]
         return zeros[0], zeros[1], zeros[2], zeros[3], zeros[4], biases[0], biases[1]
-    states = [None if t is None else t.contiguous()[None] for t in (grad_h, grad_c)]
-    d_gates, grad_h0, grad_c0 = _recurrence(1, x.shape[0], None, [w_hh], reserve, c.contiguous()[None], None, *states)
-    own = d_gates[:, 0]
+    grad_h_n, grad_c_n = (None if t is None else t.contiguous().unsqueeze(0) for t in (grad_h, grad_c))
+    c0 = c.contiguous().unsqueeze(0)
+    d_gates, grad_h0, grad_c0 = _recurrence(1, x.shape[0], None, [w_hh], reserve, c0, None, grad_h_n, grad_c_n)
+    own = d_gates.select(1, 0)
     if has_bias:
         biases = _bias_gradients(own)
     weights = product(own.t(), x), product(own.t(), h)
-    return product(own, w_ih), grad_h0[0], grad_c0[0], weights[0], weights[1], biases[0], biases[1]
+    return product(own, w_ih), grad_h0.squeeze(0), grad_c0.squeeze(0), weights[0], weights[1], biases[0], biases[1]
