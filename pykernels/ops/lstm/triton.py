@@ -131,20 +131,34 @@ def _gate_rows(tile, hidden, UNITS: tl.constexpr):
 
 
 @triton.jit
+def _load_rows(rows, others, inner, k, inside, knows, MIXED: tl.constexpr):
+    """(SPLITS, BLOCK_B, BLOCK_K) at the pointers `rows` (BLOCK_B,); with MIXED at `others` where not `knows`.
+
+    Past the first-level cache, which doesn't see what other multiprocessors store.
+    """
+    at = inner[:, None, :]
+    if MIXED:
+        first = tl.load(
+            rows[None, :, None] + at, mask=(at < k) & (inside & knows)[None, :, None], other=0.0, cache_modifier=".cg"
+        )
+        second = tl.load(others[None, :, None] + at, mask=(at < k) & (inside & (knows == 0))[None, :, None], other=0.0)
+        return tl.where(knows[None, :, None], first, second)
+    else:
+        return tl.load(rows[None, :, None] + at, mask=(at < k) & inside[None, :, None], other=0.0, cache_modifier=".cg")
+
+
+@triton.jit
 def _multiply(
-    sums, rows, inside, w, w_rows, w_stride, k, SPLITS: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr
-):
-    """sums (SPLITS, BLOCK_B, 4 UNITS) += a w'; rows: pointers (BLOCK_B,) to the rows of a, inside: which there are."""
+    sums, rows, others, inside, knows, w, w_rows, w_stride, k,
+    SPLITS: tl.constexpr, BLOCK_K: tl.constexpr, MIXED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """sums (SPLITS, BLOCK_B, 4 UNITS) += a w'; the rows of a as `_load_rows` has them."""
     part = tl.arange(0, SPLITS)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
     columns = w + w_rows.to(tl.int64) * w_stride
     for start in range(0, k, SPLITS * BLOCK_K):
         inner = start + part
-        inside_k = inner < k
-        left = tl.load(
-            rows[None, :, None] + inner[:, None, :], mask=inside_k[:, None, :] & inside[None, :, None], other=0.0,
-            cache_modifier=".cg",
-        )  # fmt: skip
-        right = tl.load(columns[None, None, :] + inner[:, :, None], mask=inside_k[:, :, None], other=0.0)
+        left = _load_rows(rows, others, inner, k, inside, knows, MIXED)
+        right = tl.load(columns[None, None, :] + inner[:, :, None], mask=(inner < k)[:, :, None], other=0.0)
         sums = dot(left, right, sums, PRECISION)
     return sums
 
@@ -229,7 +243,8 @@ def _wait(counter, arrivals):
     tl.debug_barrier()
 
 
-@triton.jit
+# A launch a step would be compiled for begin and end of 0, 1, multiples of 16 and others.
+@triton.jit(do_not_specialize=["begin", "end", "time"])
 def steps_kernel(
     sums_0, sums_1, w_0, w_1, h0, c0, c, output, h_n, c_n, reserve, starts, counters,
     begin, end, time, batch, hidden, rows, sums_step, sums_batch, out_step, out_batch, state_offset, reserve_offset,
@@ -290,8 +305,14 @@ def steps_kernel(
         else:
             output_of = output + tl.cast(t, tl.int64) * out_step
             output_before = output + tl.cast(before, tl.int64) * out_step
-        # Sequences that the step before had not, begin.
-        h_rows = tl.where(b < known, output_before + b.to(tl.int64) * out_batch, h0_rows)
+        # Sequences that the step before had not, begin. Choosing between pointers row by row would take the wide loads.
+        h_of = h0 + states
+        h_stride = tl.cast(hidden, tl.int64)
+        if PACKED or known > 0:
+            h_of = output_before
+            h_stride = tl.cast(out_batch, tl.int64)
+        h_rows = h_of + b.to(tl.int64) * h_stride
+        knows = b < known
         sequences = b < count
         works = count > group % tiles_b * BLOCK_B
         arrivals = (step - begin) * tl.num_programs(0)
@@ -308,17 +329,10 @@ def steps_kernel(
                 _wait(counter, arrivals)
             if works:
                 products = tl.zeros((SPLITS, BLOCK_B, 4 * UNITS), tl.float32)
-                h = tl.load(
-                    h_rows[None, :, None] + inner[:, None, :],
-                    mask=(inner < hidden)[:, None, :] & sequences[None, :, None], other=0.0, cache_modifier=".cg",
-                )  # fmt: skip
+                h = _load_rows(h_rows, h0_rows, inner, hidden, sequences, knows, PACKED)
                 products = dot(h, weights, products, PRECISION)
                 if TAIL_K > 0:
-                    h_tail = tl.load(
-                        h_rows[None, :, None] + inner_tail[:, None, :],
-                        mask=(inner_tail < hidden)[:, None, :] & sequences[None, :, None], other=0.0,
-                        cache_modifier=".cg",
-                    )  # fmt: skip
+                    h_tail = _load_rows(h_rows, h0_rows, inner_tail, hidden, sequences, knows, PACKED)
                     products = dot(h_tail, weights_tail, products, PRECISION)
                 i, f, g, o = _gates(products, BLOCK_B, UNITS)
                 _finish(
@@ -335,8 +349,8 @@ def steps_kernel(
                     place = states + b[:, None].to(tl.int64) * hidden + u[None, :]
                     products = tl.zeros((SPLITS, BLOCK_B, 4 * UNITS), tl.float32)
                     products = _multiply(
-                        products, h_rows, sequences, w, _gate_rows(tile, hidden, UNITS), hidden, hidden, SPLITS,
-                        BLOCK_K, PRECISION,
+                        products, h_rows, h0_rows, sequences, knows, w, _gate_rows(tile, hidden, UNITS), hidden, hidden,
+                        SPLITS, BLOCK_K, PACKED, PRECISION,
                     )  # fmt: skip
                     x_i, x_f, x_g, x_o, c_before = _inputs(
                         sums, c, c0, place, first, t, b, u, known, hidden, sums_step, sums_batch,
@@ -367,8 +381,12 @@ def cell_kernel(
     w_rows = _gate_rows(tl.program_id(0), hidden, UNITS)
     place = b[:, None].to(tl.int64) * hidden + u[None, :]
     sums = tl.zeros((SPLITS, BLOCK_B, 4 * UNITS), tl.float32)
-    sums = _multiply(sums, x + rows * features, sequences, w_ih, w_rows, features, features, SPLITS, BLOCK_K, PRECISION)
-    sums = _multiply(sums, h + rows * hidden, sequences, w_hh, w_rows, hidden, hidden, SPLITS, BLOCK_K, PRECISION)
+    x += rows * features
+    h += rows * hidden
+    sums = _multiply(
+        sums, x, x, sequences, sequences, w_ih, w_rows, features, features, SPLITS, BLOCK_K, False, PRECISION
+    )
+    sums = _multiply(sums, h, h, sequences, sequences, w_hh, w_rows, hidden, hidden, SPLITS, BLOCK_K, False, PRECISION)
     i, f, g, o = _gates(sums, BLOCK_B, UNITS)
     if HAS_BIAS:
         units = (u < hidden)[None, :]
