@@ -244,7 +244,7 @@ def _wait(counter, arrivals):
 
 
 # A launch a step would be compiled for begin and end of 0, 1, multiples of 16 and others.
-@triton.jit(do_not_specialize=["begin", "end", "time"])
+@triton.jit(do_not_specialize=["begin", "end", "time", "batch"])
 def steps_kernel(
     sums_0, sums_1, w_0, w_1, h0, c0, c, output, h_n, c_n, reserve, starts, counters,
     begin, end, time, batch, hidden, rows, sums_step, sums_batch, out_step, out_batch, state_offset, reserve_offset,
