@@ -21,6 +21,7 @@ SCRIPT = '''
 import json, sys
 import torch, triton
 import pykernels as pk
+from pykernels.ops.int8_matmul import int8_linear
 from torch._dynamo.backends.common import aot_autograd
 from torch._library.triton import get_triton_kernels_for_op
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -63,7 +64,7 @@ h, weights = torch.zeros(2, 2, 16), [torch.randn(64, 8), torch.randn(64, 16), to
 cell = torch.randn(4, 8), torch.zeros(4, 16), torch.zeros(4, 16), torch.randn(64, 8), torch.randn(64, 16)
 calls = {
     "int8_matmul": (lambda a, b, s: pk.ops.int8_matmul(a, b, b_scale=s, out_dtype=torch.float16), a, b, s),
-    "int8_linear": (lambda x, w, s: pk.ops.int8_matmul(x, w, b_scale=s, out_dtype=torch.float16), a, b, s),
+    "int8_linear": (lambda x, w, s: int8_linear(x, w, s), torch.randn(64, 128), b.t(), s),
     "quantize_int8": (lambda x: pk.ops.quantize_int8(x, axis=0), torch.randn(8, 40)),
     "conv_bn_act": (lambda x, w: pk.ops.conv_bn_act(x, w, padding=1), x, w),
     "batch_norm_act": (lambda x: pk.ops.batch_norm_act(x, training=True), x),
@@ -73,7 +74,7 @@ calls = {
 json.dump({op: targets(*call) for op, call in calls.items() if op in sys.argv[1:]}, sys.stdout)
 '''
 
-OPS = ("conv_bn_act", "int8_matmul", "lstm", "lstm_cell")
+OPS = ("conv_bn_act", "batch_norm_act", "int8_matmul", "int8_linear", "quantize_int8", "lstm", "lstm_cell")
 
 
 @pytest.fixture(scope="module")
