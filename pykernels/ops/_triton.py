@@ -142,6 +142,11 @@ def matrix_precision(dtype: torch.dtype, tf32: bool, device: Device) -> str:
     return "tf32" if tf32 else "tf32x3"
 
 
+def compiles_for_amd(device: Device) -> bool:
+    """`arrive`'s AMD."""
+    return device.platform == "hip" and not INTERPRETED
+
+
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
 
@@ -151,6 +156,28 @@ def dot(a, b, sums, PRECISION: tl.constexpr):
     if _INTERPRETED and a.dtype == tl.bfloat16:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, sums, input_precision=PRECISION)
+
+
+@triton.jit
+def arrive(counter, AMD: tl.constexpr):
+    """One more at a counter in global memory: whoever has waited for it sees all that this program has stored.
+
+    AMD: compiled for AMD. There a barrier waits for shared memory alone, and a release for the stores of its own wave.
+    """
+    if AMD:
+        tl.inline_asm_elementwise(
+            "s_waitcnt vmcnt(0)\nv_mov_b32 $0, $1", "=v,v", [tl.arange(0, 256)], dtype=tl.int32, is_pure=False, pack=1
+        )
+    tl.debug_barrier()
+    tl.atomic_add(counter, 1, sem="release", scope="gpu")
+
+
+@triton.jit
+def wait_for(counter, arrivals):
+    """Until so many have arrived. All programs that wait for each other have to be resident: a co-operative launch."""
+    while tl.atomic_add(counter, 0, sem="acquire", scope="gpu") < arrivals:
+        pass
+    tl.debug_barrier()
 
 
 @triton.jit

@@ -36,6 +36,8 @@ from torch._subclasses.fake_tensor import is_fake
 from pykernels.ops._triton import (
     INTERPRETER,
     Device,
+    arrive,
+    compiles_for_amd,
     device_of,
     dot,
     launch,
@@ -43,6 +45,7 @@ from pykernels.ops._triton import (
     sigmoid,
     tanh,
     triton_op,
+    wait_for,
 )
 from pykernels.ops._tuned import tuned
 from pykernels.ops.lstm import autograd, reference
@@ -235,14 +238,6 @@ def _finish(
         _save(reserve, first, b, u, rows, hidden, i, f, g, o, c_after, inside)
 
 
-@triton.jit
-def _wait(counter, arrivals):
-    """Until so many programs have arrived: then all that they had stored can be seen."""
-    while tl.atomic_add(counter, 0, sem="acquire", scope="gpu") < arrivals:
-        pass
-    tl.debug_barrier()
-
-
 # A launch a step would be compiled for begin and end of 0, 1, multiples of 16 and others.
 @triton.jit(do_not_specialize=["begin", "end", "time", "batch"])
 def steps_kernel(
@@ -250,7 +245,7 @@ def steps_kernel(
     begin, end, time, batch, hidden, rows, sums_step, sums_batch, out_step, out_batch, state_offset, reserve_offset,
     BLOCK_B: tl.constexpr, UNITS: tl.constexpr, SPLITS: tl.constexpr, BLOCK_K: tl.constexpr, TAIL_K: tl.constexpr,
     RESIDENT: tl.constexpr, PERSISTENT: tl.constexpr, APART: tl.constexpr, PACKED: tl.constexpr,
-    DIRECTIONS: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
+    DIRECTIONS: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr, AMD: tl.constexpr,
 ):  # fmt: skip
     """Steps begin to end of one layer; a step's time runs backwards in the second direction.
 
@@ -326,7 +321,7 @@ def steps_kernel(
                 PACKED,
             )  # fmt: skip
             if PERSISTENT:
-                _wait(counter, arrivals)
+                wait_for(counter, arrivals)
             if works:
                 products = tl.zeros((SPLITS, BLOCK_B, 4 * UNITS), tl.float32)
                 h = _load_rows(h_rows, h0_rows, inner, hidden, sequences, knows, PACKED)
@@ -341,7 +336,7 @@ def steps_kernel(
                 )  # fmt: skip
         else:
             if PERSISTENT:
-                _wait(counter, arrivals)
+                wait_for(counter, arrivals)
             if works:
                 for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
                     u = tile * UNITS + tl.arange(0, UNITS)
@@ -362,8 +357,7 @@ def steps_kernel(
                         b, u, rows, hidden, out_batch, b >= goes_on, inside, SAVE,
                     )  # fmt: skip
         if PERSISTENT:
-            tl.debug_barrier()  # every warp has stored
-            tl.atomic_add(counter, 1, sem="release", scope="gpu")
+            arrive(counter, AMD)
 
 
 @triton.jit
@@ -438,7 +432,7 @@ def _launch_steps(
             BLOCK_B=c.block_b, UNITS=c.units, SPLITS=c.splits, BLOCK_K=c.block_k, TAIL_K=c.tail_k,
             RESIDENT=c.resident, PERSISTENT=c.persistent, APART=_APART, PACKED=starts is not None,
             DIRECTIONS=directions, SAVE=reserve.numel() > 0, PRECISION=matrix_precision(h0.dtype, False, device),
-            num_warps=c.warps, num_stages=c.stages, **options,
+            AMD=compiles_for_amd(device), num_warps=c.warps, num_stages=c.stages, **options,
         )  # fmt: skip
 
 
