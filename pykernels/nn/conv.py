@@ -175,7 +175,8 @@ class ConvBNAct2d(nn.Module):
                 stride=conv.stride, padding=padding, dilation=conv.dilation, groups=conv.groups,
                 activation=self.activation, negative_slope=self.negative_slope,
             )  # fmt: skip
-        if conv.weight.is_cuda and _runs_nothing_else(bn):
+        # Without a GPU Triton's kernels are interpreted, where that is asked for by name.
+        if (conv.weight.is_cuda or _backend._current() == "triton") and _runs_nothing_else(bn):
             if _has_kernels(conv, x):
                 return self._train(bn, x, padding, residual)
             return self._normalise(bn, self._convolve(x, padding), residual)

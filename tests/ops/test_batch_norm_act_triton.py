@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 
 import pytest
 import torch
 from torch.library import opcheck
 
+import pykernels as pk
 from pykernels.ops import ACTIVATIONS, batch_norm_act
 from pykernels.ops.conv_bn_act import batch_norm_autograd as plain
 from pykernels.ops.conv_bn_act.reference import batch_norm_act_reference
@@ -249,3 +251,30 @@ def test_relu_keeps_bits_only_behind_a_residual_and_then_not_the_residual():
         batch_norm_act(x, training=True, residual=r, backend="triton")
     assert not any(t.data_ptr() == r.data_ptr() for t in saved)
     assert [t.numel() for t in saved if t.dtype == torch.uint8] == [x.numel() // 8]
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": None}, {"activation": "silu", "bias": True}], ids=str)
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_the_module_trains_as_torchs_own_modules(options, with_residual):
+    torch.manual_seed(0)
+    block = pk.nn.ConvBNAct2d(8, 16, 3, **{"padding": 1, **options}).to(DEVICE).train()
+    twin = copy.deepcopy(block).double()
+    for step in range(2):
+        x = (normal(2, 8, 6, 5, seed=step) + step).requires_grad_()
+        residual = normal(2, 16, 6, 5, seed=7) if with_residual else None
+        with pk.backend("triton"):
+            y = block(x, residual)
+        assert "batch_norm_act_triton" in type(y.grad_fn).__name__
+        x64 = x.detach().double().requires_grad_()
+        with pk.backend("reference"):
+            expected = twin(x64, None if residual is None else residual.double())
+        assert relative_l2(y, expected) <= 2e-6
+        dy = normal(*y.shape, seed=3)
+        y.backward(dy)
+        expected.backward(dy.double())
+        assert relative_l2(x.grad, x64.grad) <= 2e-5
+    for (key, mine), theirs in zip(block.named_parameters(), twin.parameters(), strict=True):
+        if key != "conv.bias":  # the batch norm takes it away: rounding alone is left
+            assert relative_l2(mine.grad, theirs.grad) <= 2e-5, key
+    for (key, mine), theirs in zip(block.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(mine.double(), theirs.double(), rtol=1e-5, atol=1e-6, msg=key)

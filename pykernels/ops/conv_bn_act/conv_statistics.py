@@ -2,7 +2,7 @@
 
     z = conv2d(x, weight) + bias,  mean, var = those of each channel of z as it is stored
 
-On CUDA the convolution's epilogue leaves the statistics, so that z is not read for them. The gradient of z is the
+In CUDA C++ the convolution's epilogue leaves the statistics, so that z is not read for them. The gradient of z is the
 convolution's; mean and var have none of their own, because batch_norm_act's gradient takes them as functions of z.
 """
 
@@ -16,10 +16,13 @@ import torch.nn.functional as F
 from torch._prims_common import suggest_memory_format
 
 from pykernels import _native
+from pykernels._backend import choose, kernels
 from pykernels.ops._activation import activation_code
 from pykernels.ops.conv_bn_act.arguments import OP, Geometry, check_call, is_autocast, tf32_allowed, with_channels
 from pykernels.ops.conv_bn_act.autograd import _convolution_backward, _fake_output
 from pykernels.ops.conv_bn_act.batch_norm import _check
+
+_TRITON = "pykernels.ops.conv_bn_act.triton_conv_statistics"
 
 
 def conv_batch_norm_act(
@@ -52,7 +55,8 @@ def conv_batch_norm_act(
         x, conv_weight = x.to(dtype), conv_weight.to(dtype)
         residual = None if residual is None else residual.to(dtype)
     x, conv_weight = with_channels(x, conv_weight, groups)
-    z, mean, var = torch.ops.pykernels.conv_statistics(x, conv_weight, _wide(conv_bias), *g, tf32_allowed(x.device))
+    ops = kernels(choose(CONV_BN_ACT, x.device, x.dtype), _TRITON)
+    z, mean, var = ops.conv_statistics(x, conv_weight, _wide(conv_bias), *g, tf32_allowed(x.device))
     _check(z, residual, running_mean, running_var, weight, bias, True, eps)
     values = z.shape[0] * z.shape[2] * z.shape[3]
     if values > 0:
@@ -61,9 +65,7 @@ def conv_batch_norm_act(
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             if running_var is not None:
                 running_var.lerp_((var * (values / (values - 1))).to(running_var.dtype), momentum)
-    y, _ = torch.ops.pykernels.batch_norm_act(
-        z, mean, var, _wide(weight), _wide(bias), residual, True, eps, code, negative_slope
-    )
+    y, _ = ops.batch_norm_act(z, mean, var, _wide(weight), _wide(bias), residual, True, eps, code, negative_slope)
     return y
 
 
@@ -91,7 +93,8 @@ def _fake(x: torch.Tensor, weight: torch.Tensor, bias: Any, *geometry: Any) -> t
     return z, *(z.new_empty(z.shape[1], dtype=wide) for _ in range(2))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    """Keeps x and weight."""
     x, weight, _, stride, padding, dilation, groups, *ctx.tf32 = inputs
     ctx.geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
     ctx.mark_non_differentiable(*output[1:])
@@ -99,7 +102,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
     ctx.save_for_backward(x, weight)
 
 
-def _backward(ctx: Any, gz: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+def backward(ctx: Any, gz: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+    """The convolution's gradient."""
     if gz is None:
         return (None,) * (7 + len(ctx.tf32))
     x, weight = ctx.saved_tensors
@@ -114,9 +118,12 @@ def _backward(ctx: Any, gz: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
 
 def _register() -> None:
     torch.library.register_fake("pykernels::conv_statistics", _fake)
-    torch.library.register_autograd("pykernels::conv_statistics", _backward, setup_context=_setup_context)
+    torch.library.register_autograd("pykernels::conv_statistics", backward, setup_context=setup_context)
     _library.impl("conv_statistics", _on_cpu, "CPU")
 
+
+# Last: the spec names functions that its package has by then.
+from pykernels.ops.conv_bn_act.spec import CONV_BN_ACT  # noqa: E402
 
 if _native.error is None:
     _library = torch.library.Library("pykernels", "FRAGMENT")
