@@ -1,8 +1,17 @@
 """The ops: public functions. Each family's folder holds its spec, reference, autograd and kernels' launchers."""
 
 from pykernels.ops._activation import ACTIVATIONS
-from pykernels.ops.conv_bn_act import batch_norm_act, conv_bn_act
+from pykernels.ops.conv_bn_act import batch_norm_act, conv_bn_act, int8_conv2d
 from pykernels.ops.int8_matmul import int8_matmul, quantize_int8
 from pykernels.ops.lstm import lstm, lstm_cell
 
-__all__ = ["ACTIVATIONS", "batch_norm_act", "conv_bn_act", "int8_matmul", "lstm", "lstm_cell", "quantize_int8"]
+__all__ = [
+    "ACTIVATIONS",
+    "batch_norm_act",
+    "conv_bn_act",
+    "int8_conv2d",
+    "int8_matmul",
+    "lstm",
+    "lstm_cell",
+    "quantize_int8",
+]

@@ -11,7 +11,7 @@ from pykernels.ops._activation import activation_code
 from pykernels.ops.conv_bn_act.arguments import OP, check_call, check_channels, is_autocast, tf32_allowed, with_channels
 from pykernels.ops.conv_bn_act.reference import conv_bn_act_reference
 
-__all__ = ["batch_norm_act", "conv_bn_act", "fold_batch_norm"]
+__all__ = ["batch_norm_act", "conv_bn_act", "fold_batch_norm", "int8_conv2d"]
 
 
 def conv_bn_act(
@@ -135,4 +135,5 @@ def fold_batch_norm(
 from pykernels.ops.conv_bn_act import autograd as autograd  # noqa: E402
 from pykernels.ops.conv_bn_act.batch_norm import batch_norm_act  # noqa: E402
 from pykernels.ops.conv_bn_act.conv_statistics import conv_batch_norm_act as conv_batch_norm_act  # noqa: E402
+from pykernels.ops.conv_bn_act.int8_conv import int8_conv2d  # noqa: E402
 from pykernels.ops.conv_bn_act.spec import CONV_BN_ACT  # noqa: E402

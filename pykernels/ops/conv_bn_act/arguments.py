@@ -27,37 +27,38 @@ def geometry(
     padding: int | Sequence[int] | str,
     dilation: int | Sequence[int],
     groups: int,
+    op: str = OP,
 ) -> Geometry:
     """Torch's ``stride``, ``padding``, ``dilation`` and ``groups`` for a ``kernel`` of (R, S), checked.
 
     ``padding="same"`` follows torch: of an odd total, the larger half goes to the bottom and to the right.
     """
-    strides = _pair("stride", stride, 1)
-    dilations = _pair("dilation", dilation, 1)
+    strides = _pair(op, "stride", stride, 1)
+    dilations = _pair(op, "dilation", dilation, 1)
     if not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"pykernels.{OP}: groups: expected a positive int, got {groups!r}")
+        raise ValueError(f"pykernels.{op}: groups: expected a positive int, got {groups!r}")
     if not isinstance(padding, str):
-        top, left = _pair("padding", padding, 0)
+        top, left = _pair(op, "padding", padding, 0)
         return Geometry(strides, (top, left, top, left), dilations, groups)
     if padding == "valid":
         return Geometry(strides, (0, 0, 0, 0), dilations, groups)
     if padding != "same":
-        raise ValueError(f"pykernels.{OP}: padding: expected an int, two ints, 'same' or 'valid', got {padding!r}")
+        raise ValueError(f"pykernels.{op}: padding: expected an int, two ints, 'same' or 'valid', got {padding!r}")
     if strides != (1, 1):
-        raise ValueError(f"pykernels.{OP}: padding: 'same' needs stride 1, got stride {strides}")
+        raise ValueError(f"pykernels.{op}: padding: 'same' needs stride 1, got stride {strides}")
     rows, columns = dilations[0] * (kernel[0] - 1), dilations[1] * (kernel[1] - 1)
     top, left = rows // 2, columns // 2
     return Geometry(strides, (top, left, rows - top, columns - left), dilations, groups)
 
 
-def output_size(height: int, width: int, kernel: Sequence[int], g: Geometry) -> tuple[int, int]:
+def output_size(height: int, width: int, kernel: Sequence[int], g: Geometry, op: str = OP) -> tuple[int, int]:
     """(P, Q) of the output for an input of (``height``, ``width``); ValueError if the kernel does not fit."""
     top, left, bottom, right = g.padding
     p = height + top + bottom - g.dilation[0] * (kernel[0] - 1) - 1
     q = width + left + right - g.dilation[1] * (kernel[1] - 1) - 1
     if p < 0 or q < 0:
         raise ValueError(
-            f"pykernels.{OP}: x: expected a padded input no smaller than the dilated kernel "
+            f"pykernels.{op}: x: expected a padded input no smaller than the dilated kernel "
             f"({g.dilation[0] * (kernel[0] - 1) + 1} x {g.dilation[1] * (kernel[1] - 1) + 1}), "
             f"got ({height + top + bottom} x {width + left + right})"
         )
@@ -195,13 +196,13 @@ def check_channels(
         raise ValueError(f"pykernels.{OP}: eps: expected a number >= 0, got {eps}")
 
 
-def _pair(argument: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
+def _pair(op: str, argument: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     if isinstance(value, int):
         pair: tuple[int, ...] = (value, value)
     elif isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, int) for v in value):
         pair = (value[0], value[0]) if len(value) == 1 else tuple(value)
     else:
-        raise TypeError(f"pykernels.{OP}: {argument}: expected an int or two ints, got {value!r}")
+        raise TypeError(f"pykernels.{op}: {argument}: expected an int or two ints, got {value!r}")
     if len(pair) != 2 or pair[0] < least or pair[1] < least:
-        raise ValueError(f"pykernels.{OP}: {argument}: expected an int or two ints >= {least}, got {value!r}")
+        raise ValueError(f"pykernels.{op}: {argument}: expected an int or two ints >= {least}, got {value!r}")
     return pair
