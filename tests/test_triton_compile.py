@@ -21,6 +21,7 @@ SCRIPT = '''
 import json, sys
 import torch, triton
 import pykernels as pk
+from pykernels.ops.conv_bn_act import conv_batch_norm_act
 from pykernels.ops.int8_matmul import int8_linear
 from torch._dynamo.backends.common import aot_autograd
 from torch._library.triton import get_triton_kernels_for_op
@@ -62,19 +63,33 @@ a, b = torch.ones(64, 128, dtype=torch.int8), torch.ones(48, 128, dtype=torch.in
 s = torch.rand(48)
 h, weights = torch.zeros(2, 2, 16), [torch.randn(64, 8), torch.randn(64, 16), torch.randn(64, 16), torch.randn(64, 16)]
 cell = torch.randn(4, 8), torch.zeros(4, 16), torch.zeros(4, 16), torch.randn(64, 8), torch.randn(64, 16)
+training = dict(stride=1, padding=1, dilation=1, groups=1, momentum=0.1, eps=1e-5, residual=None, activation="relu",
+                negative_slope=0.0)
 calls = {
     "int8_matmul": (lambda a, b, s: pk.ops.int8_matmul(a, b, b_scale=s, out_dtype=torch.float16), a, b, s),
     "int8_linear": (lambda x, w, s: int8_linear(x, w, s), torch.randn(64, 128), b.t(), s),
     "quantize_int8": (lambda x: pk.ops.quantize_int8(x, axis=0), torch.randn(8, 40)),
     "conv_bn_act": (lambda x, w: pk.ops.conv_bn_act(x, w, padding=1), x, w),
     "batch_norm_act": (lambda x: pk.ops.batch_norm_act(x, training=True), x),
+    "conv_batch_norm_act": (lambda x, w: conv_batch_norm_act(x, w, *[None] * 5, **training), x, w),
+    "int8_conv2d": (lambda x, w: pk.ops.int8_conv2d(x, w, padding=1), x.to(torch.int8), w.to(torch.int8)),
     "lstm_cell": (lambda x, h, c, *w: pk.ops.lstm_cell(x, (h, c), *w), *cell),
     "lstm": (lambda x, h, *w: pk.ops.lstm(x, (h, h), w, num_layers=2), torch.randn(5, 2, 8), h, *weights),
 }
 json.dump({op: targets(*call) for op, call in calls.items() if op in sys.argv[1:]}, sys.stdout)
 '''
 
-OPS = ("conv_bn_act", "batch_norm_act", "int8_matmul", "int8_linear", "quantize_int8", "lstm", "lstm_cell")
+OPS = (
+    "conv_bn_act",
+    "batch_norm_act",
+    "conv_batch_norm_act",
+    "int8_conv2d",
+    "int8_matmul",
+    "int8_linear",
+    "quantize_int8",
+    "lstm",
+    "lstm_cell",
+)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 from torch._library import triton as torch_triton
+from torch._library.custom_ops import CustomOpDef
 from torch._subclasses.fake_tensor import is_fake
 from torch.library import wrap_triton
 from triton.runtime.jit import JITFunction
@@ -101,8 +102,12 @@ def triton_op(name: str, *, mutates_args: Sequence[str] = ()) -> Callable[[Calla
         op = torch.library.triton_op(name, function, mutates_args=mutates_args)
         # AOTAutograd's cache has to know the kernels, to miss when one has changed. Torch looks for wrap_triton in the
         # op's own source, and finds none: `launch` has the only one.
+        known = torch_triton.triton_ops_to_kernels
         kernels = [value for value in function.__globals__.values() if isinstance(value, JITFunction)]
-        torch_triton.triton_ops_to_kernels[name] = kernels
+        for other in function.__globals__.values():  # ops that this one may call
+            if isinstance(other, CustomOpDef):
+                kernels += known.get(other._qualname, [])
+        known[name] = kernels
         return op
 
     return register
