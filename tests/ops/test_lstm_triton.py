@@ -255,6 +255,35 @@ def test_compiles(time):
     check(args, named, compiled())
 
 
+def test_one_graph_for_every_batch():
+    seen = []
+
+    def note(graph: Any, _: Any) -> Any:
+        seen.append(graph)
+        return graph.forward
+
+    def function(x: torch.Tensor, state: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
+        return pk.ops.lstm(x, (state, state), weights, backend="triton")[0]
+
+    compiled = torch.compile(function, backend=note, fullgraph=True, dynamic=True)
+    for batch in (3, 20, 70):
+        (x, (h0, _), weights), _ = problem(2, batch, 5, 6)
+        moved = x.to(DEVICE), h0.to(DEVICE), [w.to(DEVICE) for w in weights]
+        assert torch.equal(compiled(*moved), function(*moved))
+    assert len(seen) == 1
+
+
+def test_contract_of_the_opaque_steps():
+    time, batch, hidden = 3, 2, 5
+    state, rows = _random(1, batch, hidden), time * batch
+    call = (
+        [_random(rows, 4 * hidden)], [_random(4 * hidden, hidden, seed=1)], state, state, _random(time, batch, hidden),
+        torch.empty_like(state), torch.empty_like(state), _random(0), None, time, 0, False, False,
+    )  # fmt: skip
+    utils = "test_schema", "test_faketensor", "test_aot_dispatch_static"
+    torch.library.opcheck(torch.ops.pykernels.lstm_steps_triton.default, call, test_utils=utils)
+
+
 # ---- The choice of tiles ----
 
 

@@ -40,6 +40,7 @@ from pykernels.ops._triton import (
     compiles_for_amd,
     device_of,
     dot,
+    hinted,
     launch,
     matrix_precision,
     sigmoid,
@@ -463,7 +464,8 @@ def _choose(h0: Tensor, time: int, persistent: bool = True) -> Config:
     known = tuned("lstm", h0, (time, batch, hidden, directions)) if persistent else None
     if known is not None:
         return Config(**known)
-    return config(time if persistent else 1, batch, hidden, directions, h0.element_size(), device_of(h0))
+    steps = hinted(time) if persistent else 1
+    return config(steps, hinted(batch), hidden, directions, h0.element_size(), device_of(h0))
 
 
 #: A trace has so many steps one by one, for the compiler to see; more are one call of an op that it cannot see into.
@@ -548,7 +550,7 @@ def lstm_cell(
     x, h, c, w_ih, w_hh = (t.contiguous() for t in (x, h, c, w_ih, w_hh))
     device = device_of(x)
     known = tuned("lstm_cell", x, (batch, features, hidden))
-    tiles = config(1, batch, hidden, 1, x.element_size(), device) if known is None else Config(**known)
+    tiles = config(1, hinted(batch), hidden, 1, x.element_size(), device) if known is None else Config(**known)
     biases = (x, x) if b_ih is None or b_hh is None else (b_ih.contiguous(), b_hh.contiguous())
     launch(
         cell_kernel, (triton.cdiv(hidden, tiles.units), triton.cdiv(batch, tiles.block_b)),

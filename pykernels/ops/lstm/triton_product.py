@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pykernels.ops._triton import INTERPRETER, Device, device_of, dot, launch, matrix_precision
+from pykernels.ops._triton import INTERPRETER, Device, device_of, dot, hinted, launch, matrix_precision
 from pykernels.ops._tuned import tuned
 
 
@@ -161,7 +161,7 @@ def product(
         return out
     device = device_of(a)
     known = tuned("lstm_product", a, (m, n, k))
-    c = config(m, n, k, a.element_size(), device) if known is None else Config(**known)
+    c = config(hinted(m), n, hinted(k), a.element_size(), device) if known is None else Config(**known)
     parts = torch.empty((c.splits, m, n) if c.splits > 1 else (0,), dtype=torch.float32, device=a.device)
     biases = (a, a) if bias is None else bias  # absent: any tensor, which the kernel never reads
     tiles = triton.cdiv(m, c.block_m) * triton.cdiv(n, c.block_n)
