@@ -336,3 +336,17 @@ def test_compile_is_whole(layout):
     got = torch.autograd.grad(y.sum(), (x, w))
     for a, b in zip(got, torch.autograd.grad(call(x, w).sum(), (x, w)), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "expanded"])
+def test_one_tap_reads_few_channels_from_any_strides(channels, layout):
+    x, w = randn(2, channels, 5, 6), randn(7, channels, 1, 1, seed=1)
+    if layout == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    elif layout == "sliced":
+        x = randn(2, 2 * channels, 5, 12)[:, ::2, :, ::2]
+    elif layout == "expanded":
+        x = x[:, :1].expand(2, channels, 5, 6)
+    y = conv_bn_act(x, w, activation="none", backend="triton")
+    assert relative_l2(y, F.conv2d(x.double(), w.double())) < 1e-6

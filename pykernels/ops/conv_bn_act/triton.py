@@ -140,8 +140,8 @@ def _convolve(
         if known is None
         else Config(**known)
     )
-    # A few channels are gathered one by one from any strides.
-    if channels * groups > 4 and x.stride(1) != 1:
+    # Flat, a few channels are gathered one by one from any strides; else a step reads adjacent ones.
+    if x.stride(1) != 1 and x.shape[1] > (4 if c.flat else 1):
         x = x.contiguous(memory_format=torch.channels_last)
     weight = weight.contiguous(memory_format=torch.channels_last)
     x_strides, vec = _input_strides(x, each)
