@@ -106,7 +106,7 @@ def triton_missing(device: torch.device) -> str | None:
     """Why Triton's kernels cannot run on ``device``; None if they can, and then Triton has been imported."""
     if device.type != "cuda" and not (device.type == "cpu" and _interprets()):
         return f"on {device.type!r} Triton's kernels run only under TRITON_INTERPRET=1, interpreted"
-    return _triton_error()
+    return _triton_error() or (_too_old(device.index) if device.type == "cuda" else None)
 
 
 def _interprets() -> bool:
@@ -117,9 +117,24 @@ def _triton_error() -> str | None:
     return _import_triton()
 
 
+def _too_old(index: int | None) -> str | None:
+    """Triton and its tiles are for NVIDIA's GPUs from Ampere on; on an older one a kernel fails in the middle."""
+    major, minor = _capability(index)
+    return None if major >= 8 else f"Triton's kernels need sm_80 (Ampere) or later; this GPU is sm_{major}{minor}"
+
+
+@functools.cache
+def _capability(index: int | None) -> tuple[int, int]:
+    """Of a GPU of NVIDIA's; of any other, and of a fake tensor's, one that is new enough."""
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return 8, 0
+    return torch.cuda.get_device_capability(index)
+
+
 # As `_current`: constants of a trace.
 _interprets._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _triton_error._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_too_old._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

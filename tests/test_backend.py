@@ -96,6 +96,22 @@ def test_on_a_gpu_triton_stands_in_where_cuda_is_not_built(triton, expected, mon
         _backend.choose(INT8_MATMUL, torch.device("cuda"), torch.float32, "cuda")
 
 
+def test_a_gpu_that_is_too_old_for_triton_gets_the_reference(monkeypatch, caplog):
+    from pykernels.ops.int8_matmul.spec import INT8_MATMUL
+
+    monkeypatch.setattr(_native, "why_not", lambda backend, device: "they need sm_80 (Ampere) or later")
+    monkeypatch.setattr(_backend, "_import_triton", lambda: None)
+    monkeypatch.setattr(_backend, "_told", set())
+    monkeypatch.setattr(_backend, "_capability", lambda index: (7, 5))
+    with caplog.at_level(logging.WARNING, logger="pykernels"):
+        assert _backend.choose(INT8_MATMUL, torch.device("cuda"), torch.float32) == "reference"
+    assert [r.getMessage().split("; ")[-1] for r in caplog.records] == ["using the reference"]
+    with pytest.raises(RuntimeError, match=r"backend='triton' cannot run: Triton's kernels need sm_80 .* is sm_75"):
+        _backend.choose(INT8_MATMUL, torch.device("cuda"), torch.float32, "triton")
+    monkeypatch.setattr(_backend, "_capability", lambda index: (8, 6))
+    assert _backend.choose(INT8_MATMUL, torch.device("cuda"), torch.float32) == "triton"
+
+
 def test_cuda_is_the_default_where_it_is_built(monkeypatch):
     from pykernels.ops.int8_matmul.spec import INT8_MATMUL
 
