@@ -106,7 +106,7 @@ def triton_missing(device: torch.device) -> str | None:
     """Why Triton's kernels cannot run on ``device``; None if they can, and then Triton has been imported."""
     if device.type != "cuda" and not (device.type == "cpu" and _interprets()):
         return f"on {device.type!r} Triton's kernels run only under TRITON_INTERPRET=1, interpreted"
-    return _triton_error() or (_too_old(device.index) if device.type == "cuda" else None)
+    return _triton_error() or (_too_old(device.index) if device.type == "cuda" else _too_late())
 
 
 def _interprets() -> bool:
@@ -131,10 +131,19 @@ def _capability(index: int | None) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
+def _too_late() -> str | None:
+    from pykernels.ops import _triton
+
+    if _triton.INTERPRETED and not _triton.SWITCHED_LATE:
+        return None
+    return "TRITON_INTERPRET=1 was set after Triton had been imported; set it before the program starts"
+
+
 # As `_current`: constants of a trace.
 _interprets._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _triton_error._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _too_old._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_too_late._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

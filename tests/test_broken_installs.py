@@ -164,3 +164,16 @@ assert pk.ops.int8_matmul(a, b, backend="triton").tolist() == [[3] * 4] * 2
 """
     done = run(code, bare, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(triton_reason() is not None, reason=f"needs Triton: {triton_reason()}")
+def test_interpreting_asked_for_too_late_is_told():
+    code = """
+import os
+os.environ.pop("TRITON_INTERPRET", None)
+import torch, triton.language, pykernels as pk
+os.environ["TRITON_INTERPRET"] = "1"
+a, b = torch.ones(2, 3, dtype=torch.int8), torch.ones(3, 4, dtype=torch.int8)
+pk.ops.int8_matmul(a, b, backend="triton")
+"""
+    assert "cannot run: TRITON_INTERPRET=1 was set after Triton had been imported" in run(code).stderr

@@ -25,6 +25,9 @@ from triton.runtime.jit import JITFunction
 #: Kernels run as NumPy on the CPU. Triton looks at its switch where a kernel is defined.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
+#: Triton's own functions, which kernels call, were defined before the switch was set: then nothing can be interpreted.
+SWITCHED_LATE: bool = INTERPRETED and isinstance(tl.sigmoid, JITFunction)
+
 
 @dataclass(frozen=True)
 class Device:
