@@ -241,7 +241,7 @@ def rows_of_k_kernel(
     x, y, rows, k, padded, stride_row, stride_k, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr
 ):  # fmt: skip
     """y (rows, padded) = x (rows, k) of any strides, zeros behind k."""
-    first_row, first_k = tl.program_id(1).to(tl.int64) * BLOCK_R, tl.program_id(0).to(tl.int64) * BLOCK_K
+    first_row, first_k = tl.program_id(0).to(tl.int64) * BLOCK_R, tl.program_id(1).to(tl.int64) * BLOCK_K
     row, inner = first_row + tl.arange(0, BLOCK_R), first_k + tl.arange(0, BLOCK_K)
     inside = row[:, None] < rows
     source = x + row[:, None] * stride_row + inner[None, :] * stride_k
@@ -314,7 +314,8 @@ def _rows_of_k(x: torch.Tensor, padded: int) -> torch.Tensor:
         return x
     y = torch.empty((rows, padded), dtype=torch.int8, device=x.device)
     launch(
-        rows_of_k_kernel, (triton.cdiv(padded, 128), triton.cdiv(rows, 64)), x, y, rows, k, padded, x.stride(0),
+        # Rows along the grid's first axis, which has no end; the second has one at 65535.
+        rows_of_k_kernel, (triton.cdiv(rows, 64), triton.cdiv(padded, 128)), x, y, rows, k, padded, x.stride(0),
         x.stride(1), BLOCK_R=64, BLOCK_K=128,
     )  # fmt: skip
     return y
