@@ -10,11 +10,12 @@ A layer is a recurrence backwards in time, and then one dense product over all t
 
 The recurrence is one launch: each program has a tile of sequences and units (of one direction) for the whole sequence,
 dc in registers, and what the programs of a tile of sequences exchange, d_gates, goes through L2 with a barrier a step.
-All else that a step reads is asked for before the barrier. The tile is small (16 x 16 at batch 16), too small for the
-warps to share, so they share K = 4H: the product is a batch of SPLITS products, one for each slice of K, added at the
-end. W_hh is transposed once, so that both operands are read along K. Where the programs would not all be resident,
-the same step is a launch of its own. d_gates are kept in the tensors' dtype, in rows of (direction, gate, unit): what
-programs exchange is what the products read.
+All else that a step reads is asked for before the barrier, where a tile leaves the registers for it. The tile is small
+(16 x 16 at batch 16), too small for the warps to share, so they share K = 4H: the product is a batch of SPLITS
+products, one for each slice of K, added at the end. W_hh is transposed once, so that both operands are read along K,
+and stays on the multiprocessor where it fits. Where the programs would not all be resident, the same step is a
+launch of its own. d_gates are kept in the tensors' dtype, in rows of (direction, gate, unit): what programs exchange is
+what the products read.
 
 The reserve's layout is at the head of triton_layout.py.
 """
@@ -32,7 +33,20 @@ import triton.language as tl
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from pykernels.ops._triton import INTERPRETER, Device, device_of, dot, launch, matrix_precision, tanh, triton_op
+from pykernels.ops._triton import (
+    INTERPRETER,
+    Device,
+    arrive,
+    compiles_for_amd,
+    device_of,
+    dot,
+    hinted,
+    launch,
+    matrix_precision,
+    tanh,
+    triton_op,
+    wait_for,
+)
 from pykernels.ops._tuned import tuned
 from pykernels.ops.lstm.triton_layout import first_rows, gates_offset, output_offset
 from pykernels.ops.lstm.triton_product import product
@@ -102,21 +116,6 @@ def config(steps: int, batch: int, hidden: int, directions: int, size: int, devi
         return min(waiting, key=lambda choice: choice[:2])[2]
     # The largest tiles that still fill the GPU twice.
     return replace(max(launched, key=lambda choice: choice[:2])[2], persistent=False)
-
-
-@triton.jit
-def _arrive(counter):
-    """One more program has stored all of its step."""
-    tl.debug_barrier()
-    tl.atomic_add(counter, 1, sem="release", scope="gpu")
-
-
-@triton.jit
-def _wait(counter, arrivals):
-    """Until so many programs have arrived; what they stored can be seen then."""
-    while tl.atomic_add(counter, 0, sem="acquire", scope="gpu") < arrivals:
-        pass
-    tl.debug_barrier()
 
 
 @triton.jit
@@ -265,7 +264,7 @@ def _step(
             c0, grad_output, grad_h_n, grad_c_n, DIRECTIONS, HAS_OUTPUT, HAS_H, HAS_C, BLOCK_B, BLOCK_U,
         )  # fmt: skip
     if WAIT:
-        _wait(arrived, expected)
+        wait_for(arrived, expected)
     dh = _product(
         d_gates, w_t, w_0, w_1, w_2, w_3, first_before, known, direction, sequences, units, hidden,
         DIRECTIONS, BLOCK_B, BLOCK_U, BLOCK_K, SPLITS, CHUNKS, PRECISION,
@@ -297,13 +296,13 @@ def _step(
     return dc * f
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps", "batch"])
 def sequence_kernel(
     steps, batch, hidden, rows, starts, w_t, reserve, c0, grad_output, grad_h_n, grad_c_n, d_gates, grad_h0, grad_c0,
     arrived,
     DIRECTIONS: tl.constexpr, PACKED: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_H: tl.constexpr, HAS_C: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr,
-    CHUNKS: tl.constexpr, PRECISION: tl.constexpr, APART: tl.constexpr,
+    CHUNKS: tl.constexpr, PRECISION: tl.constexpr, APART: tl.constexpr, AMD: tl.constexpr,
 ):  # fmt: skip
     """All steps. Programs (direction, tile of sequences, tile of units), those of the last meeting at `arrived`."""
     programs = tl.cdiv(hidden, BLOCK_U)
@@ -326,10 +325,10 @@ def sequence_kernel(
             DIRECTIONS, PACKED, HAS_OUTPUT, HAS_H, HAS_C, True, BLOCK_B, BLOCK_U, BLOCK_K, SPLITS, CHUNKS, EARLY,
             PRECISION,
         )  # fmt: skip
-        _arrive(counter)
+        arrive(counter, AMD)
 
 
-@triton.jit(do_not_specialize=["s"])
+@triton.jit(do_not_specialize=["s", "steps", "batch"])
 def step_kernel(
     s, dc, steps, batch, hidden, rows, starts, w_t, reserve, c0, grad_output, grad_h_n, grad_c_n, d_gates, grad_h0,
     grad_c0,
@@ -411,12 +410,16 @@ def _recurrence(
     and their gradients (D, B, H), contiguous; may_wait: whether programs may wait for each other.
     """
     directions, _, hidden = c0.shape
+    if hinted(batch) * directions * 4 * hidden >= 2**31:
+        raise ValueError(
+            f"pykernels.lstm_backward: h0: expected less than 2^31 d(gates) a step, got shape {tuple(c0.shape)}"
+        )
     rows = reserve.numel() // (5 * directions * hidden)
     d_gates = torch.empty((rows, directions, 4 * hidden), dtype=c0.dtype, device=c0.device)
     grad_h0, grad_c0 = (torch.empty(c0.shape, dtype=c0.dtype, device=c0.device) for _ in range(2))
     device = device_of(c0)
     known = tuned("lstm_backward", c0, (steps, batch, hidden, directions)) if may_wait else None
-    chosen = config(steps if may_wait else 1, batch, hidden, directions, c0.element_size(), device)
+    chosen = config(hinted(steps) if may_wait else 1, hinted(batch), hidden, directions, c0.element_size(), device)
     c = chosen if known is None else Config(**known)
     packed = starts is not None
     if starts is None:  # not c0, as below: a trace would take what offsets come from for written to, and copy it
@@ -431,7 +434,7 @@ def _recurrence(
     constants = {
         "DIRECTIONS": directions, "PACKED": packed, "HAS_OUTPUT": grad_output is not None,
         "HAS_H": grad_h_n is not None, "HAS_C": grad_c_n is not None, "BLOCK_B": c.block_b, "BLOCK_U": c.block_u,
-        "BLOCK_K": c.block_k, "SPLITS": c.splits, "EARLY": c.block_b * c.block_u <= 2048,
+        "BLOCK_K": c.block_k, "SPLITS": c.splits, "EARLY": c.block_b * c.block_u <= 512,
         "PRECISION": matrix_precision(c0.dtype, False, device),
         "num_warps": c.warps, "num_stages": c.stages,
     }  # fmt: skip
@@ -439,7 +442,12 @@ def _recurrence(
         arrived = torch.zeros((_APART * tiles[1] * directions,), dtype=torch.int32, device=c0.device)
         grid = (tiles[0] * tiles[1] * directions,)
         # A co-operative launch fails where not all programs would be resident, instead of waiting for ever.
-        constants |= {"CHUNKS": c.chunks, "APART": _APART, "launch_cooperative_grid": True}
+        constants |= {
+            "CHUNKS": c.chunks,
+            "APART": _APART,
+            "AMD": compiles_for_amd(device),
+            "launch_cooperative_grid": True,
+        }
         launch(sequence_kernel, grid, steps, batch, hidden, rows, *tensors, arrived, **constants)
         return d_gates, grad_h0, grad_c0
     dc = torch.empty((directions, batch, hidden), dtype=torch.float32, device=c0.device)
