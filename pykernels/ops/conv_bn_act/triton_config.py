@@ -62,10 +62,11 @@ def config(
 
 
 def depthwise_tiles(m: int, width: int, planes: bool) -> tuple[int, int]:
-    """(pixels, filters) of a tile: 4096 sums, along what is adjacent in memory."""
-    across = max(16, min(_power(m if planes else width), 256 if planes else 64))
-    other = min(_power(width if planes else m), 4096 // across)
-    return (across, other) if planes else (other, across)
+    """(pixels, filters) of a tile: 4096 sums at most, and mostly along what is adjacent in memory."""
+    most_m, most_n = (256, 16) if planes else (64, 64)
+    block_n = most_n if width >= most_n else _power(width)
+    most_m = min(256, most_m * most_n // block_n)
+    return (most_m if m >= most_m else max(16, _power(m))), block_n
 
 
 def _power(n: int) -> int:

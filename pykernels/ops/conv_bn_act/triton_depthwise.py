@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pykernels.ops.conv_bn_act.triton_epilogue import finish, places, tile_pixels
+from pykernels.ops.conv_bn_act.triton_epilogue import finish, tile_pixels
 
 
 @triton.jit
@@ -83,11 +83,8 @@ def depthwise_kernel(
                 sums, x_tile + at, weight_at, tap, h0, w0, h, w, x_h, x_w, x_c, dilation_h, dilation_w, inside,
                 inside_filters, R, S, PADDED, index,
             )  # fmt: skip
-    k = filters.to(index)
-    y_at = places(image, pixel, k, y_n, y_step, Y_VEC, PLANES)
-    residual_at = places(image, pixel, k, residual_n, residual_step, RESIDUAL_VEC, PLANES)
     finish(
-        sums, y + first * y_n * Y_VEC + y_at, residual + first * residual_n * RESIDUAL_VEC + residual_at, filters,
-        scale, shift, inside_filters, inside, residual_scale, y_scale, negative_slope,
-        HAS_SCALE, HAS_SHIFT, HAS_RESIDUAL, RESCALED, ACTIVATION, OUT,
+        sums, y, residual, scale, shift, first, image, pixel, filters, inside_filters, inside,
+        y_n, y_step, residual_n, residual_step, residual_scale, y_scale, negative_slope,
+        PLANES, Y_VEC, RESIDUAL_VEC, HAS_SCALE, HAS_SHIFT, HAS_RESIDUAL, RESCALED, ACTIVATION, OUT,
     )  # fmt: skip

@@ -25,24 +25,27 @@ def tile_pixels(start, m, pixels, BLOCK: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def places(image, pixel, filters, t_n, t_step, VEC: tl.constexpr, PLANES: tl.constexpr):
-    """Offsets of a tile in y or residual: dense planes of pixels, or else filters are adjacent; VEC divides strides."""
+def _place(t, first, image, pixel, filters, t_n, t_step, VEC: tl.constexpr, PLANES: tl.constexpr):
+    """A tile's pointers into y or residual: dense planes of pixels, or else filters are adjacent."""
     step = filters * (t_step * VEC) + pixel if PLANES else pixel * (t_step * VEC) + filters
-    return image * (t_n * VEC) + step
+    return t + first * t_n * VEC + (image * (t_n * VEC) + step)
 
 
 @triton.jit
 def finish(
-    sums, y, residual, filters, scale, shift, inside_filters, inside, residual_scale, y_scale, negative_slope,
-    HAS_SCALE: tl.constexpr, HAS_SHIFT: tl.constexpr, HAS_RESIDUAL: tl.constexpr, RESCALED: tl.constexpr,
-    ACTIVATION: tl.constexpr, OUT: tl.constexpr,
+    sums, y, residual, scale, shift, first, image, pixel, filters, inside_filters, inside,
+    y_n, y_step, residual_n, residual_step, residual_scale, y_scale, negative_slope,
+    PLANES: tl.constexpr, Y_VEC: tl.constexpr, RESIDUAL_VEC: tl.constexpr, HAS_SCALE: tl.constexpr,
+    HAS_SHIFT: tl.constexpr, HAS_RESIDUAL: tl.constexpr, RESCALED: tl.constexpr, ACTIVATION: tl.constexpr,
+    OUT: tl.constexpr,
 ):  # fmt: skip
-    """Stores a tile: ``y`` and ``residual`` are its pointers, ``filters`` runs along one of its axes.
+    """Stores a tile: images from the ``first`` and pixels run along one of its axes, ``filters`` along the other.
 
     OUT: 0 int32 (the sums), 1 int8, 2 a float dtype. RESCALED: residual_scale and y_scale count.
     """
+    at = _place(y, first, image, pixel, filters.to(pixel.dtype), y_n, y_step, Y_VEC, PLANES)
     if OUT == 0:
-        tl.store(y, sums, mask=inside)
+        tl.store(at, sums, mask=inside)
     else:
         z = sums.to(tl.float32)
         if HAS_SCALE:
@@ -50,12 +53,16 @@ def finish(
         if HAS_SHIFT:
             z += tl.load(shift + filters, mask=inside_filters, other=0.0)
         if HAS_RESIDUAL:
-            added = tl.load(residual, mask=inside, other=0.0).to(tl.float32)
+            added_at = _place(
+                residual, first, image, pixel, filters.to(pixel.dtype), residual_n, residual_step, RESIDUAL_VEC, PLANES
+            )
+            added = tl.load(added_at, mask=inside, other=0.0).to(tl.float32)
             z += added * residual_scale if RESCALED else added
-        z = activate(z, ACTIVATION, negative_slope)
+        if ACTIVATION > 0:
+            z = activate(z, ACTIVATION, negative_slope)
         if RESCALED:
             z *= y_scale
         if OUT == 1:
-            tl.store(y, to_int8(z, -128), mask=inside)
+            tl.store(at, to_int8(z, -128), mask=inside)
         else:
-            tl.store(y, z.to(y.dtype.element_ty), mask=inside)
+            tl.store(at, z.to(y.dtype.element_ty), mask=inside)

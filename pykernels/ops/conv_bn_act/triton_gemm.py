@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from pykernels.ops._triton import dot
-from pykernels.ops.conv_bn_act.triton_epilogue import finish, places, tile_pixels
+from pykernels.ops.conv_bn_act.triton_epilogue import finish, tile_pixels
 
 
 @triton.jit
@@ -110,7 +110,10 @@ def conv_kernel(
                 right = tl.load(
                     weight_tile + (weight_at[None, :] + inner[:, None]), mask=inside_channels[:, None], other=0
                 )
-        sums = dot(left, right, sums, PRECISION)
+        if accumulate == tl.int32:
+            sums = tl.dot(left, right, sums, out_dtype=tl.int32)  # Triton 3.6 has to be told
+        else:
+            sums = dot(left, right, sums, PRECISION)
 
     inside = inside_rows[:, None] & inside_columns[None, :]
     if SPLITS > 1:
@@ -118,14 +121,11 @@ def conv_kernel(
         parts_tile = parts + (tl.cast(part, tl.int64) * m + start) * width + group * filters
         tl.store(parts_tile + (tl.arange(0, BLOCK_M).to(index)[:, None] * width + columns[None, :]), sums, mask=inside)
     else:
-        k = (columns + group * filters)[None, :]
-        image, pixel = image[:, None], pixel[:, None]
-        y_at = places(image, pixel, k.to(index), y_n, y_step, Y_VEC, PLANES)
-        residual_at = places(image, pixel, k.to(index), residual_n, residual_step, RESIDUAL_VEC, PLANES)
         finish(
-            sums, y + first * y_n * Y_VEC + y_at, residual + first * residual_n * RESIDUAL_VEC + residual_at, k,
-            scale, shift, inside_columns[None, :], inside, residual_scale, y_scale, negative_slope,
-            HAS_SCALE, HAS_SHIFT, HAS_RESIDUAL, RESCALED, ACTIVATION, OUT,
+            sums, y, residual, scale, shift, first, image[:, None], pixel[:, None],
+            (columns + group * filters)[None, :], inside_columns[None, :], inside,
+            y_n, y_step, residual_n, residual_step, residual_scale, y_scale, negative_slope,
+            PLANES, Y_VEC, RESIDUAL_VEC, HAS_SCALE, HAS_SHIFT, HAS_RESIDUAL, RESCALED, ACTIVATION, OUT,
         )  # fmt: skip
 
 
@@ -153,11 +153,9 @@ def reduce_kernel(
     sums = tl.load(parts + start * width + at, mask=inside, other=0)
     for part in range(1, SPLITS):
         sums += tl.load(parts + (tl.cast(part, tl.int64) * m + start) * width + at, mask=inside, other=0)
-    k, image, pixel = columns[None, :], image[:, None], pixel[:, None]
-    y_at = places(image, pixel, k.to(index), y_n, y_step, Y_VEC, PLANES)
-    residual_at = places(image, pixel, k.to(index), residual_n, residual_step, RESIDUAL_VEC, PLANES)
     finish(
-        sums, y + first * y_n * Y_VEC + y_at, residual + first * residual_n * RESIDUAL_VEC + residual_at, k,
-        scale, shift, k < width, inside, residual_scale, y_scale, negative_slope,
-        HAS_SCALE, HAS_SHIFT, HAS_RESIDUAL, RESCALED, ACTIVATION, OUT,
+        sums, y, residual, scale, shift, first, image[:, None], pixel[:, None],
+        columns[None, :], (columns < width)[None, :], inside,
+        y_n, y_step, residual_n, residual_step, residual_scale, y_scale, negative_slope,
+        PLANES, Y_VEC, RESIDUAL_VEC, HAS_SCALE, HAS_SHIFT, HAS_RESIDUAL, RESCALED, ACTIVATION, OUT,
     )  # fmt: skip
