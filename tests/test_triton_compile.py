@@ -76,7 +76,9 @@ calls = {
     "lstm_cell": (lambda x, h, c, *w: pk.ops.lstm_cell(x, (h, c), *w), *cell),
     "lstm": (lambda x, h, *w: pk.ops.lstm(x, (h, h), w, num_layers=2), torch.randn(5, 2, 8), h, *weights),
 }
-json.dump({op: targets(*call) for op, call in calls.items() if op in sys.argv[1:]}, sys.stdout)
+found = {op: targets(*call) for op, call in calls.items() if op in sys.argv[1:]}
+found["kernels"] = [kernel.fn.__name__ for kernel in get_triton_kernels_for_op("pykernels::lstm_triton")]
+json.dump(found, sys.stdout)
 '''
 
 OPS = (
@@ -107,3 +109,8 @@ def graphs() -> dict[str, list[str]]:
 def test_inductor_sees_the_kernels(graphs, op):
     assert any("triton_kernel_wrapper" in target for target in graphs[op])
     assert not [target for target in graphs[op] if "pykernels" in target]
+
+
+def test_the_cache_of_graphs_knows_the_kernels_of_other_modules(graphs):
+    """Those that an op launches through a function of another module, and those of its backward."""
+    assert {"steps_kernel", "product_kernel", "sequence_kernel"} <= set(graphs["kernels"])

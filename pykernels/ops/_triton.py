@@ -8,6 +8,7 @@ sees what is launched, with which constants, for which device.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ import torch
 import triton
 import triton.language as tl
 from torch._library import triton as torch_triton
-from torch._library.custom_ops import CustomOpDef
 from torch._subclasses.fake_tensor import is_fake
 from torch.library import wrap_triton
 from triton.runtime.jit import JITFunction
@@ -103,25 +103,29 @@ def triton_op(name: str, *, mutates_args: Sequence[str] = ()) -> Callable[[Calla
             opaque.register_fake(function)
             return opaque
         op = torch.library.triton_op(name, function, mutates_args=mutates_args)
-        # AOTAutograd's cache has to know the kernels, to miss when one has changed. Torch looks for wrap_triton in the
-        # op's own source, and finds none: `launch` has the only one.
-        known = torch_triton.triton_ops_to_kernels
-        kernels = [value for value in function.__globals__.values() if isinstance(value, JITFunction)]
-        for other in function.__globals__.values():  # ops that this one may call
-            if isinstance(other, CustomOpDef):
-                kernels += known.get(other._qualname, [])
-        known[name] = kernels
+        torch_triton.triton_ops_to_kernels[name] = _kernels_beside(function.__module__)
         return op
 
     return register
+
+
+def _kernels_beside(module: str) -> list[object]:
+    """Every kernel of the family of an op in ``module``, for AOTAutograd's cache, which has to miss when one changes.
+
+    Torch looks for wrap_triton in the op's own source and finds none, for `launch` has the only one. All of the family:
+    an op launches kernels of other modules through their functions, and those of its backward.
+    """
+    family = module.rpartition(".")[0] + ".triton"
+    modules = [m for name, m in sys.modules.items() if name == module or name.startswith(family)]
+    found = (value for m in modules for value in vars(m).values() if isinstance(value, JITFunction))
+    return list({id(kernel): kernel for kernel in found}.values())
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     """``kernel[grid](*arguments, **constants)`` on the first tensor's device and its current stream.
 
     ``constants`` are the kernel's ``tl.constexpr`` parameters and Triton's own options (num_warps, num_stages,
-    launch_cooperative_grid). Inside
-    a ``triton_op`` a trace records the launch, and so Inductor sees the kernel.
+    launch_cooperative_grid). Inside a ``triton_op`` a trace records the launch, and so Inductor sees the kernel.
     """
     first = next(a for a in arguments if isinstance(a, torch.Tensor))
     if INTERPRETED:

@@ -26,7 +26,6 @@ from pykernels.ops._triton import Device, activate, device_of, hinted, launch, t
 from pykernels.ops._tuned import tuned
 from pykernels.ops.int8_matmul.autograd import matmul_backward, refuse_backward, setup_matmul
 from pykernels.ops.int8_matmul.triton_quantize import quantize_int8, quantize_rows
-from pykernels.ops.int8_matmul.triton_quantize import rows_kernel as rows_kernel  # where triton_op looks for it
 
 __all__ = ["Config", "config", "int8_linear", "int8_matmul", "quantize_int8"]
 
