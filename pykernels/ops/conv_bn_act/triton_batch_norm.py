@@ -25,7 +25,7 @@ import triton.language as tl
 from torch._prims_common import suggest_memory_format
 
 from pykernels.ops._activation import ACTIVATIONS
-from pykernels.ops._triton import Device, activate, device_of, launch, sigmoid, tanh, triton_op
+from pykernels.ops._triton import Device, activate, device_of, hinted, launch, sigmoid, tanh, triton_op
 from pykernels.ops._tuned import tuned
 from pykernels.ops.conv_bn_act.batch_norm_autograd import _has_mask, _setup_context, backward_by
 
@@ -352,7 +352,7 @@ def _dz(
 
 @triton.jit
 def backward_kernel(
-    dy, x, mean, var, weight, bias, residual, mask, dx, dresidual, dweight, dbias, parts, eps, negative_slope, over_m,
+    dy, x, mean, var, weight, bias, residual, mask, dx, dresidual, dweight, dbias, parts, eps, negative_slope,
     images, across, inner_units, spread, LAST: tl.constexpr, ALIGN: tl.constexpr, BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, TRAINING: tl.constexpr, SUMS: tl.constexpr,
@@ -402,6 +402,7 @@ def backward_kernel(
             if WRITE_DZ:
                 tl.store(dresidual + first + lanes, dz.to(dresidual.dtype.element_ty), mask=inside)
             if TRAINING:
+                over_m = 1.0 / (tl.cast(images, tl.float32) * length)
                 dz -= (db * over_m)[None, :] + centred * (dw * inverse * over_m)[None, :]
             tl.store(dx + first + lanes, (dz * scale[None, :]).to(dx.dtype.element_ty), mask=inside)
 
@@ -434,7 +435,8 @@ class _Call:
         self.align = math.gcd(inner, 16)
         self.walk = (self.images, across, inner // self.align)
         found = tuned("batch_norm_act", x, (self.images, self.length, c, int(self.last)))
-        self.config = config(self.images, self.length, c, self.last, device_of(x)) if found is None else Config(**found)
+        sizes = hinted(self.images), hinted(self.length), c
+        self.config = config(*sizes, self.last, device_of(x)) if found is None else Config(**found)
         self.columns = triton.cdiv(c, self.config.block_c)
 
     def like_x(self, t: torch.Tensor) -> torch.Tensor:
@@ -544,7 +546,6 @@ def batch_norm_act_backward(
     slope = _ONE if activation == 0 else _FROM_MASK if has_mask else _FROM_Z
     again = slope == _FROM_Z and residual is not None
     slabs, parts = call.config.slabs, call.parts(2)
-    over_m = 1.0 / (call.images * call.length)
     kept = call.x if residual is None else call.like_x(residual)
     vectors = (mean.contiguous(), var.contiguous(), _or(_vector(weight), mean), _or(_vector(bias), mean))
     has = {"HAS_WEIGHT": weight is not None, "HAS_BIAS": bias is not None, "TRAINING": training, **call.constants}
@@ -552,7 +553,7 @@ def batch_norm_act_backward(
     def run(g: torch.Tensor, spread: int, slope: int, residual: bool, **passes: bool) -> None:
         launch(
             backward_kernel, (call.columns * spread,), g, call.x, *vectors, kept, _or(mask if has_mask else None, kept),
-            dx, _or(dresidual if need_residual else None, dx), dweight, dbias, parts, eps, negative_slope, over_m,
+            dx, _or(dresidual if need_residual else None, dx), dweight, dbias, parts, eps, negative_slope,
             *call.walk, spread, ACTIVATION=activation, SLOPE=slope, HAS_RESIDUAL=residual, **passes, **has,
         )  # fmt: skip
 
