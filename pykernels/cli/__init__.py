@@ -1,4 +1,4 @@
-"""``python -m pykernels info | check | bench | demo``. Typer and Rich are imported here only, never by the package."""
+"""``python -m pykernels info | check | bench | demo | tune``. Typer and Rich are imported here alone."""
 
 from __future__ import annotations
 
@@ -65,6 +65,27 @@ def _demo(
     from pykernels.cli.demo import run
 
     raise typer.Exit(run(quick, out, threads))
+
+
+@app.command("tune")
+def _tune(
+    op: Annotated[str | None, typer.Option(help="Only this op; all that can be tuned if left out.")] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="A shape of --op, as m,n,k; may be repeated. Else the bench samples'.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of ops in floating point.")] = "float16",
+    out: Annotated[
+        Path | None, typer.Option(help="The table; what PYKERNELS_TUNED names if left out.", dir_okay=False)
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed calls of each candidate.")] = 20,
+) -> None:
+    """Times the tiles of Triton kernels on this GPU, and writes the best into a table; exit code 2 without a GPU."""
+    from pykernels.cli.tune import run
+
+    try:
+        raise typer.Exit(run(op, shape or [], dtype, out, repeats))
+    except ValueError as problem:
+        raise typer.BadParameter(str(problem)) from problem
 
 
 def main() -> None:

@@ -47,11 +47,6 @@ class Config:
     #: Parts that K is cut into.
     splits: int = 1
 
-    @property
-    def shared(self) -> int:
-        """Bytes of shared memory of the operands."""
-        return self.stages * self.products * self.block_k * (self.block_m + self.block_n)
-
 
 #: The tiles of a kind of device. None spills in any epilogue (docs/kernels/int8_matmul.md); `cycles` chooses.
 _TILES = {
@@ -80,8 +75,9 @@ _TILES = {
         Config(128, 256, 64, 1, 8, 2, 1),
     ),
 }
-#: Products a cycle and multiprocessor that such code may reach: a share of the peak.
-_RATE = {"ampere": 0.7 * 2048, "hopper": 0.7 * 4096, "amd": 0.5 * 4096}
+#: Products of bytes that a multiprocessor finishes a cycle, and the share of them that a tile of so many outputs gets.
+_PEAK = {"ampere": 2048, "hopper": 4096, "amd": 4096}
+_SHARE = {128 * 256: 0.85, 128 * 128: 0.75, 64 * 128: 0.6}
 
 
 def _kind(device: Device) -> str:
@@ -132,7 +128,7 @@ def _store(
     """The epilogue, or with SPLITS > 1 the sums as they are into the part's place."""
     if SPLITS > 1:
         _epilogue(
-            sums, first_m, first_n, out + part.to(tl.int64) * m * n, m, n, a_scale, a_scale_stride, b_scale,
+            sums, first_m, first_n, out + tl.cast(part, tl.int64) * m * n, m, n, a_scale, a_scale_stride, b_scale,
             b_scale_stride, zero_point, zero_point_stride, column_sums, bias, BLOCK_M, BLOCK_N, False, False, False,
             False, 0, 0, WIDE,
         )  # fmt: skip
@@ -261,26 +257,37 @@ def column_sums_kernel(b, sums, n, k, b_stride, BLOCK_N: tl.constexpr, BLOCK_K: 
     tl.store(sums + column, total, mask=column < n)
 
 
+def shared_bytes(c: Config, device: Device) -> int:
+    """What a program takes of shared memory: steps of both operands. wgmma reads one while all others are loaded."""
+    wgmma = device.platform == "cuda" and device.capability == 90 and c.block_m >= 64
+    buffers = c.stages if wgmma else max(1, c.stages - 1)
+    return buffers * c.products * c.block_k * (c.block_m + c.block_n)
+
+
 def candidates(m: int, n: int, k: int, device: Device) -> list[Config]:
-    """The configs to choose from: for `config` by an estimate, for ``python -m pykernels tune`` by the clock."""
+    """What ``python -m pykernels tune`` times, and `config` chooses from."""
     found = []
     for tile in _TILES[_kind(device)]:
-        if tile.block_m >= 2 * max(m, 16) or tile.block_m < min(m, 64):
+        if tile.block_m >= 4 * max(m, 16) or 4 * tile.block_m <= min(m, 64):
             continue  # mostly rows that are not there, or mostly b read again
+        if shared_bytes(tile, device) > device.shared:
+            continue
         if tile.block_n > 128 and n % 16 != 0:
             continue  # an output whose rows are not aligned is stored in single elements, which takes more registers
         steps = triton.cdiv(k, tile.block_k * tile.products)
         tasks = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
         for splits in (1, 2, 3, 4, 6, 8, 12, 16):
-            # A part has work enough to be worth a launch, and the programs of all parts are resident at once.
-            if splits == 1 or (steps >= 4 * splits and tasks * splits <= 2 * device.multiprocessors * tile.resident):
+            # A part has work enough to be worth a launch, none is empty, and all programs are resident at once.
+            fills = steps >= 4 * splits and (splits - 1) * triton.cdiv(steps, splits) < steps
+            if splits == 1 or (fills and tasks * splits <= 2 * device.multiprocessors * tile.resident):
                 found.append(replace(tile, splits=splits))
     return found
 
 
 def config(m: int, n: int, k: int, device: Device) -> Config:
-    """The candidate of the fewest estimated cycles; the first of equals."""
-    return min(candidates(m, n, k, device), key=lambda c: cycles(c, m, n, k, device))
+    """The candidate of the fewest estimated cycles, of those whose rows are neither mostly absent nor too few."""
+    suitable = [c for c in candidates(m, n, k, device) if min(m, 64) <= c.block_m < 2 * max(m, 16)]
+    return min(suitable, key=lambda c: cycles(c, m, n, k, device))
 
 
 def cycles(c: Config, m: int, n: int, k: int, device: Device) -> float:
@@ -289,7 +296,7 @@ def cycles(c: Config, m: int, n: int, k: int, device: Device) -> float:
     A multiprocessor takes for a step of K the longer of multiplying, of reading (from L2, at most) and of waiting; so
     many times as it has programs. Then there are the epilogue, and the parts of K, which are written and read again.
     """
-    rate = _RATE[_kind(device)]
+    rate = _PEAK[_kind(device)] * _SHARE.get(c.block_m * c.block_n, 0.4)
     tasks = triton.cdiv(m, c.block_m) * triton.cdiv(n, c.block_n) * c.splits
     each = triton.cdiv(tasks, device.multiprocessors)
     resident = min(each, c.resident)
@@ -297,7 +304,7 @@ def cycles(c: Config, m: int, n: int, k: int, device: Device) -> float:
     step_k = c.block_k * c.products
     step = max(
         resident * outputs * step_k / rate,
-        resident * (c.block_m + c.block_n) * step_k / 48,
+        resident * (c.block_m + c.block_n) * step_k / 32,
         800 / max(c.stages - 1, 1),
     )
     steps = triton.cdiv(triton.cdiv(k, step_k), c.splits)
