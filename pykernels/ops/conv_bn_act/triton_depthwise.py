@@ -43,12 +43,10 @@ def depthwise_kernel(
 ):  # fmt: skip
     """weight (width, C, R, S), dense; MULTIPLIER filters share C channels. PLANES: lanes run along pixels."""
     width *= K_VEC
-    m *= P_VEC
+    m = tl.cast(m, tl.int64) * P_VEC
     pixels *= P_VEC
-    x_n *= X_VEC
-    x_h *= X_VEC
-    x_w *= X_VEC
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
+    x_n, x_h, x_w = tl.cast(x_n, index) * X_VEC, tl.cast(x_h, index) * X_VEC, tl.cast(x_w, index) * X_VEC
     accumulate: tl.constexpr = tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32
     tiles_n = tl.cdiv(width, BLOCK_N)
     tile_m, tile_n = tl.program_id(0) // tiles_n, tl.program_id(0) % tiles_n

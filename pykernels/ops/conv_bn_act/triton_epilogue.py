@@ -27,8 +27,9 @@ def tile_pixels(start, m, pixels, BLOCK: tl.constexpr, WIDE: tl.constexpr):
 @triton.jit
 def _place(t, first, image, pixel, filters, t_n, t_step, VEC: tl.constexpr, PLANES: tl.constexpr):
     """A tile's pointers into y or residual: dense planes of pixels, or else filters are adjacent."""
-    step = filters * (t_step * VEC) + pixel if PLANES else pixel * (t_step * VEC) + filters
-    return t + first * t_n * VEC + (image * (t_n * VEC) + step)
+    t_n, t_step = tl.cast(t_n, image.dtype) * VEC, tl.cast(t_step, image.dtype) * VEC
+    step = filters * t_step + pixel if PLANES else pixel * t_step + filters
+    return t + first * t_n + (image * t_n + step)
 
 
 @triton.jit
