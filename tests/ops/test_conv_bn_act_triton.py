@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounter
 from torch.library import opcheck
 
 from pykernels.ops._activation import ACTIVATIONS, apply_activation
@@ -348,6 +349,21 @@ def test_compile_is_whole(layout):
     got = torch.autograd.grad(y.sum(), (x, w))
     for a, b in zip(got, torch.autograd.grad(call(x, w).sum(), (x, w)), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+def test_one_graph_serves_every_batch(groups):
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    w = randn(8, 8 // groups, 3, 3, seed=1)
+    compiled = torch.compile(
+        lambda x: conv_bn_act(x, w, padding=1, groups=groups, backend="triton"), backend=counter, fullgraph=True
+    )
+    for n in (2, 3, 40):  # on both sides of a tile
+        x = randn(n, 8, 6, 6).to(memory_format=torch.channels_last)
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+        compiled(x)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])

@@ -15,7 +15,7 @@ import torch
 import triton
 from torch._prims_common import suggest_memory_format
 
-from pykernels.ops._triton import device_of, launch, matrix_precision, triton_op
+from pykernels.ops._triton import device_of, hinted, launch, matrix_precision, triton_op
 from pykernels.ops._tuned import tuned
 from pykernels.ops.conv_bn_act.arguments import Geometry, output_size
 from pykernels.ops.conv_bn_act.autograd import backward_with, setup_context
@@ -122,7 +122,7 @@ def _convolve(
 
     if is_depthwise(channels, filters, groups):
         x_strides, vec = _input_strides(x, each)
-        block_m, block_n = depthwise_tiles(m, k, planes)
+        block_m, block_n = depthwise_tiles(hinted(m), k, planes)
         k_vec = _divisor(each, k)
         launch(
             depthwise_kernel, (triton.cdiv(m, block_m) * triton.cdiv(k, block_n),),
@@ -136,7 +136,7 @@ def _convolve(
     device = device_of(x)
     known = tuned("conv_bn_act", x, (m, filters, channels, r * s, groups))
     c = (
-        config(m, filters, channels, r * s, groups, x.element_size(), y_vec, device)
+        config(hinted(m), filters, channels, r * s, groups, x.element_size(), y_vec, device)
         if known is None
         else Config(**known)
     )

@@ -1,4 +1,4 @@
-"""What PyTorch needs to know of the native int8 ops: shapes without data, gradients, autocast.
+"""What PyTorch needs to know of the int8 ops, native and Triton's: shapes without data, gradients, autocast.
 
 Integers have no gradient. Scales and bias do: with the sums S as constants, y = act(a_scale * b_scale * S + bias) is an
 ordinary formula, and the backward differentiates it as plain PyTorch, S being computed again by the exact kernel.

@@ -1,7 +1,7 @@
-"""What torch must know of the native ops: their shapes without data, their gradients, their autocast.
+"""What torch must know of the ops, native and Triton's: shapes without data, gradients, autocast.
 
-The first backward is native. With create_graph (and where no reserve was saved) the reference recomputes the forward,
-and autograd differentiates that: any order, at the reference's speed.
+The first backward is a kernel's. With create_graph (and where no reserve was saved) the reference recomputes the
+forward, and autograd differentiates that: any order, at the reference's speed.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _lstm_shapes(x: Tensor, h0: Tensor, directions: int) -> tuple[Tensor, Tensor
 
 
 def _reserve(x: Tensor, elements: Any) -> Tensor:
-    """What the forward keeps for the backward: float32 on the CPU, on CUDA of x's dtype."""
+    """What the native forward keeps for the backward: float32 on the CPU, on CUDA of x's dtype."""
     return x.new_empty((elements,), dtype=x.dtype if x.device.type == "cuda" else torch.float32)
 
 
