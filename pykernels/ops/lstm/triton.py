@@ -104,7 +104,9 @@ def _streamed(persistent: bool, block_b: int, units: int, warps: int, size: int)
     """W_hh from L2: as many splits as the registers have room for their sums."""
     splits = max(1, min(warps, (2048 if size == 2 or block_b < 64 else 1024) // (block_b * units)))
     block_k = 32 if size == 2 or splits == 1 else 16
-    return Config(persistent, False, block_b, units, splits, block_k, 0, warps, 2)
+    # With two stages the compiler aims at 128 registers there, and just misses them.
+    stages = 3 if size == 2 and block_b == 32 and warps == 8 else 2
+    return Config(persistent, False, block_b, units, splits, block_k, 0, warps, stages)
 
 
 def _parts(hidden: int, parts: int) -> tuple[int, int]:
@@ -301,13 +303,9 @@ def steps_kernel(
         else:
             output_of = output + tl.cast(t, tl.int64) * out_step
             output_before = output + tl.cast(before, tl.int64) * out_step
-        # Sequences that the step before had not, begin. Choosing between pointers row by row would take the wide loads.
-        h_of = h0 + states
-        h_stride = tl.cast(hidden, tl.int64)
-        if PACKED or known > 0:
-            h_of = output_before
-            h_stride = tl.cast(out_batch, tl.int64)
-        h_rows = h_of + b.to(tl.int64) * h_stride
+        # Sequences that the step before had not, begin: from h0. Pointers are not chosen between, for then a compiler
+        # loses their alignment (or, Triton 3.6 on AMD, fails).
+        h_rows = output_before + b.to(tl.int64) * out_batch
         knows = b < known
         sequences = b < count
         works = count > group % tiles_b * BLOCK_B
@@ -325,10 +323,16 @@ def steps_kernel(
                 wait_for(counter, arrivals)
             if works:
                 products = tl.zeros((SPLITS, BLOCK_B, 4 * UNITS), tl.float32)
-                h = _load_rows(h_rows, h0_rows, inner, hidden, sequences, knows, PACKED)
+                if PACKED or known > 0:
+                    h = _load_rows(h_rows, h0_rows, inner, hidden, sequences, knows, PACKED)
+                else:
+                    h = _load_rows(h0_rows, h0_rows, inner, hidden, sequences, knows, False)
                 products = dot(h, weights, products, PRECISION)
                 if TAIL_K > 0:
-                    h_tail = _load_rows(h_rows, h0_rows, inner_tail, hidden, sequences, knows, PACKED)
+                    if PACKED or known > 0:
+                        h_tail = _load_rows(h_rows, h0_rows, inner_tail, hidden, sequences, knows, PACKED)
+                    else:
+                        h_tail = _load_rows(h0_rows, h0_rows, inner_tail, hidden, sequences, knows, False)
                     products = dot(h_tail, weights_tail, products, PRECISION)
                 i, f, g, o = _gates(products, BLOCK_B, UNITS)
                 _finish(
@@ -344,10 +348,17 @@ def steps_kernel(
                     inside = sequences[:, None] & (u < hidden)[None, :]
                     place = states + b[:, None].to(tl.int64) * hidden + u[None, :]
                     products = tl.zeros((SPLITS, BLOCK_B, 4 * UNITS), tl.float32)
-                    products = _multiply(
-                        products, h_rows, h0_rows, sequences, knows, w, _gate_rows(tile, hidden, UNITS), hidden, hidden,
-                        SPLITS, BLOCK_K, PACKED, PRECISION,
-                    )  # fmt: skip
+                    w_rows = _gate_rows(tile, hidden, UNITS)
+                    if PACKED or known > 0:
+                        products = _multiply(
+                            products, h_rows, h0_rows, sequences, knows, w, w_rows, hidden, hidden, SPLITS, BLOCK_K,
+                            PACKED, PRECISION,
+                        )  # fmt: skip
+                    else:
+                        products = _multiply(
+                            products, h0_rows, h0_rows, sequences, knows, w, w_rows, hidden, hidden, SPLITS, BLOCK_K,
+                            False, PRECISION,
+                        )  # fmt: skip
                     x_i, x_f, x_g, x_o, c_before = _inputs(
                         sums, c, c0, place, first, t, b, u, known, hidden, sums_step, sums_batch,
                         inside, PACKED,
