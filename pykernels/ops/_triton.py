@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -49,6 +50,9 @@ CDNA3 = Device("hip", 0, 304, 65536)
 INTERPRETER = Device("cuda", 80, 3, 166912)
 
 _forced: Device | None = None
+
+#: The interpreter exchanges triton.language's functions while a kernel runs: two threads at once would break it.
+_interpreter = threading.Lock()
 
 
 @contextmanager
@@ -131,7 +135,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     if INTERPRETED:
         constants.pop("launch_cooperative_grid", None)  # an option that it doesn't know
         if not (first.is_meta or is_fake(first)):  # those are asked for shapes alone
-            kernel[grid](*arguments, **constants)
+            with _interpreter:
+                kernel[grid](*arguments, **constants)
         return
     with _current_device(first):
         # Where nothing is traced, wrap_triton only costs time, and loses options that it doesn't know.

@@ -278,3 +278,11 @@ def test_the_module_trains_as_torchs_own_modules(options, with_residual):
             assert relative_l2(mine.grad, theirs.grad) <= 2e-5, key
     for (key, mine), theirs in zip(block.named_buffers(), twin.buffers(), strict=True):
         torch.testing.assert_close(mine.double(), theirs.double(), rtol=1e-5, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_no_channels(training):
+    x = torch.randn(3, 0, 2, 2, requires_grad=True)
+    y = batch_norm_act(x, torch.zeros(0), torch.ones(0), training=training, backend="triton")
+    y.sum().backward()
+    assert y.shape == x.grad.shape == (3, 0, 2, 2)

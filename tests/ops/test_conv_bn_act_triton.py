@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -378,3 +379,26 @@ def test_one_tap_reads_few_channels_from_any_strides(channels, layout):
         x = x[:, :1].expand(2, channels, 5, 6)
     y = conv_bn_act(x, w, activation="none", backend="triton")
     assert relative_l2(y, F.conv2d(x.double(), w.double())) < 1e-6
+
+
+@pytest.mark.parametrize("groups", [1, 6])
+def test_an_open_batch_stays_open(groups):
+    """Tiles are chosen by the batch that was traced; the graph must not be bound to it."""
+
+    class Block(torch.nn.Module):
+        def forward(self, x, w):
+            return conv_bn_act(x, w, padding=1, groups=groups, backend="triton")
+
+    x, w = randn(3, 6, 5, 5), randn(6, 6 // groups, 3, 3, seed=1)
+    shapes = ({0: torch.export.Dim("n", min=2)}, None)
+    exported = torch.export.export(Block(), (x, w), dynamic_shapes=shapes).module()
+    other = randn(9, 6, 5, 5, seed=2)
+    assert torch.equal(exported(other, w), Block()(other, w))
+
+
+def test_two_threads_interpret_by_turns():
+    x, w = randn(1, 3, 4, 4), randn(2, 3, 3, 3, seed=1)
+    expected = conv_bn_act(x, w, backend="triton")
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: conv_bn_act(x, w, backend="triton"), range(6)))
+    assert all(torch.equal(y, expected) for y in found)

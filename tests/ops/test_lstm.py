@@ -353,3 +353,16 @@ def test_traced_shapes_on_cuda(dtype, pitches):
     assert cell_reserve.shape == (3 * 50,)
     # Rows of 6 and 10 elements padded to whole 16 bytes, and a float32 for each.
     assert packed.shape == (40 * sum(pitches),)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_features(backend):
+    torch.manual_seed(0)
+    states = (torch.randn(1, 2, 3), torch.randn(1, 2, 3))
+    weights = [torch.randn(12, 0), torch.randn(12, 3), torch.randn(12), torch.randn(12)]
+    expected, _, _ = torch.lstm(torch.randn(4, 2, 0), states, weights, True, 1, 0.0, False, False, False)
+    x = torch.randn(4, 2, 0, requires_grad=True)
+    y, _ = pk.ops.lstm(x, states, weights, backend=backend)
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+    torch.testing.assert_close(y, expected)

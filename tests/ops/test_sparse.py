@@ -17,6 +17,7 @@ A = torch.ones(4, 4, dtype=torch.int8)
     [
         (lambda: pk.ops.conv_bn_act(X.to_sparse(), W), "conv_bn_act: x"),
         (lambda: pk.ops.conv_bn_act(X, W.to_sparse()), "conv_bn_act: weight"),
+        (lambda: pk.ops.conv_bn_act(X, W, torch.zeros(4).to_sparse()), "conv_bn_act: bias"),
         (lambda: pk.ops.lstm(torch.randn(5, 2, 3).to_sparse(), STATES, WEIGHTS), "lstm: x"),
         (lambda: pk.ops.int8_matmul(A.to_sparse(), A), "int8_matmul: a"),
         (lambda: pk.ops.quantize_int8(X.to_sparse()), "quantize_int8: x"),

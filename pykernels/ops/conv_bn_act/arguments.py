@@ -181,6 +181,8 @@ def check_channels(
             continue
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"pykernels.{OP}: {name}: expected a tensor, got {type(tensor).__name__}")
+        if tensor.layout != torch.strided:
+            raise ValueError(f"pykernels.{OP}: {name}: expected a dense tensor, got layout {tensor.layout}")
         if tensor.dim() != 1 or tensor.shape[0] != k:
             raise ValueError(f"pykernels.{OP}: {name}: expected shape ({k},), got {tuple(tensor.shape)}")
         if not tensor.is_floating_point():

@@ -56,7 +56,7 @@ def config(images: int, length: int, channels: int, last: bool, device: Device) 
     else:
         block_w = min(1024, max(8, triton.next_power_of_2(length)))
         # More channels a program would cost more registers for their parameters than the loads in flight gain.
-        block_c = min(8, tile // block_w, triton.next_power_of_2(channels))
+        block_c = min(8, tile // block_w, max(1, triton.next_power_of_2(channels)))
     columns, tiles = triton.cdiv(channels, block_c), images * triton.cdiv(length, block_w)
     slabs = spread = 1
     while slabs < 512 and columns * slabs < 4 * device.multiprocessors and tiles >= 8 * slabs:

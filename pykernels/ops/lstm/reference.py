@@ -9,6 +9,7 @@ bfloat16 and float16 compute in float32, and round once, where a layer hands its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -87,7 +88,7 @@ def lstm(
         x, h0, c0, batch_first = x.unsqueeze(1), h0.unsqueeze(1), c0.unsqueeze(1), False
     if batch_first and batch_sizes is None:
         x = x.transpose(0, 1)
-    steps, rows = x.shape[:-1], x.reshape(-1, x.shape[-1])
+    steps, rows = x.shape[:-1], x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     sizes = [x.shape[1]] * x.shape[0] if batch_sizes is None else [int(size) for size in batch_sizes]
     check_sizes(sizes, rows.shape[0], h0.shape[1])
 
