@@ -305,3 +305,19 @@ def test_a_training_step_is_torchs(module):
     for (name, got), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert relative_l2(got.grad.cpu(), expected.grad) <= 1e-5, name
         assert relative_l2(got.detach().cpu(), expected.detach()) <= 1e-6, name
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_no_features(batch_first):
+    torch.manual_seed(0)
+    states = (torch.randn(1, 2, 3), torch.randn(1, 2, 3))
+    found = {}
+    for backend in ("triton", "reference"):
+        torch.manual_seed(1)
+        weights = [t.requires_grad_() for t in (torch.randn(12, 0), torch.randn(12, 3))]
+        x = torch.randn(4, 2, 0, requires_grad=True)
+        y, _ = pk.ops.lstm(
+            x.transpose(0, 1) if batch_first else x, states, weights, batch_first=batch_first, backend=backend
+        )
+        found[backend] = (y, *torch.autograd.grad(y.sum(), (x, *weights)))
+    torch.testing.assert_close(found["triton"], found["reference"])

@@ -23,6 +23,7 @@ The reserve's layout is at the head of triton_layout.py.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -541,7 +542,7 @@ def lstm_backward(
     transposed = batch_first and batch_sizes is None
 
     def rows_of(t: Tensor) -> Tensor:
-        return (t.transpose(0, 1) if transposed else t).reshape(-1, t.shape[-1]).contiguous()
+        return (t.transpose(0, 1) if transposed else t).reshape(math.prod(t.shape[:-1]), t.shape[-1]).contiguous()
 
     flat_x, flat_output = rows_of(x), rows_of(output)
     rows = flat_x.shape[0]
