@@ -148,9 +148,9 @@ _too_late._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 @functools.cache
 def _import_triton() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed; `pip install 'pykernels[triton]'` brings it"
     try:
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed; `pip install 'pykernels[triton]'` brings it"
         importlib.import_module("pykernels.ops._triton")
     except Exception as problem:  # whatever a broken installation raises
         return f"Triton cannot be imported ({type(problem).__name__}: {problem}); reinstall triton"

@@ -8,7 +8,15 @@ import torch
 
 from pykernels._backend import choose, kernels
 from pykernels.ops._activation import activation_code
-from pykernels.ops.conv_bn_act.arguments import OP, check_call, check_channels, is_autocast, tf32_allowed, with_channels
+from pykernels.ops.conv_bn_act.arguments import (
+    OP,
+    check_call,
+    check_channels,
+    check_number,
+    is_autocast,
+    tf32_allowed,
+    with_channels,
+)
 from pykernels.ops.conv_bn_act.reference import conv_bn_act_reference
 
 __all__ = ["batch_norm_act", "conv_bn_act", "fold_batch_norm", "int8_conv2d"]
@@ -80,6 +88,7 @@ def conv_bn_act(
         RuntimeError: The backend asked for cannot run.
     """
     code = activation_code(OP, activation)
+    check_number(OP, "negative_slope", negative_slope)
     g = check_call(x, weight, residual, stride, padding, dilation, groups)
     check_channels(x, weight.shape[0], bias, running_mean, running_var, bn_weight, bn_bias, eps)
     if is_autocast(x.device) and x.dtype != torch.float64:

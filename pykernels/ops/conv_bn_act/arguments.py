@@ -161,6 +161,12 @@ def _check_like(x: torch.Tensor, name: str, tensor: torch.Tensor) -> None:
         raise TypeError(f"pykernels.{OP}: {name}: expected x's dtype {x.dtype}, got {tensor.dtype}")
 
 
+def check_number(op: str, name: str, value: object) -> None:
+    """Raises where ``value`` is nothing that a kernel could take for a float."""
+    if not hasattr(value, "__float__"):
+        raise TypeError(f"pykernels.{op}: {name}: expected a number, got {type(value).__name__}")
+
+
 def check_channels(
     x: torch.Tensor,
     k: int,
@@ -172,6 +178,7 @@ def check_channels(
     eps: float,
 ) -> None:
     """Raises where a vector of length ``k`` is not one, or is there without its fellows."""
+    check_number(OP, "eps", eps)
     given = {
         "bias": bias, "running_mean": running_mean, "running_var": running_var, "bn_weight": bn_weight,
         "bn_bias": bn_bias,

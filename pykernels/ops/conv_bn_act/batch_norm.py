@@ -9,7 +9,7 @@ import torch
 
 from pykernels._backend import choose, kernels
 from pykernels.ops._activation import activation_code
-from pykernels.ops.conv_bn_act.arguments import is_autocast
+from pykernels.ops.conv_bn_act.arguments import check_number, is_autocast
 from pykernels.ops.conv_bn_act.reference import batch_norm_act_reference
 
 OP = "batch_norm_act"
@@ -70,6 +70,8 @@ def batch_norm_act(
         RuntimeError: The backend asked for cannot run.
     """
     code = activation_code(OP, activation)
+    for name, value in (("momentum", momentum), ("eps", eps), ("negative_slope", negative_slope)):
+        check_number(OP, name, value)
     if residual is not None and isinstance(x, torch.Tensor) and is_autocast(x.device) and residual.is_floating_point():
         residual = residual.to(x.dtype)
     _check(x, residual, running_mean, running_var, weight, bias, training, eps)

@@ -133,6 +133,8 @@ def lstm(
     (Appleyard, Kocisky, Blunsom, 2016), each thread with its own share of the units (Zhang et al., DeepCPU, ATC 2018).
     """
     h0, c0 = two_states("lstm", states)
+    if isinstance(weights, Tensor) or not hasattr(weights, "__iter__"):
+        raise TypeError(f"pykernels.lstm: weights: expected a sequence of tensors, got {type(weights).__name__}")
     tensors, autocast_off = for_autocast((x, h0, c0, *weights))
     x, h0, c0 = (tensor("lstm", n, t) for n, t in zip(("x", "h0", "c0"), tensors, strict=False))
     flat = [tensor("lstm", f"weights[{i}]", w) for i, w in enumerate(tensors[3:])]
