@@ -104,9 +104,18 @@ def _why_not(spec: OpSpec, wanted: str, device: torch.device, dtype: torch.dtype
 
 def triton_missing(device: torch.device) -> str | None:
     """Why Triton's kernels cannot run on ``device``; None if they can, and then Triton has been imported."""
+    if not _has_triton():
+        return "Triton is not installed; `pip install triton` brings it"
     if device.type != "cuda" and not (device.type == "cpu" and _interprets()):
         return f"on {device.type!r} Triton's kernels run only under TRITON_INTERPRET=1, interpreted"
     return _triton_error() or (_too_old(device.index) if device.type == "cuda" else _too_late())
+
+
+def _has_triton() -> bool:
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except Exception:  # a finder of a broken installation; importing it will tell
+        return True
 
 
 def _interprets() -> bool:
@@ -140,6 +149,7 @@ def _too_late() -> str | None:
 
 
 # As `_current`: constants of a trace.
+_has_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _interprets._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _triton_error._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _too_old._dynamo_marked_constant = True  # type: ignore[attr-defined]
@@ -149,8 +159,6 @@ _too_late._dynamo_marked_constant = True  # type: ignore[attr-defined]
 @functools.cache
 def _import_triton() -> str | None:
     try:
-        if importlib.util.find_spec("triton") is None:
-            return "Triton is not installed; `pip install 'pykernels[triton]'` brings it"
         importlib.import_module("pykernels.ops._triton")
     except Exception as problem:  # whatever a broken installation raises
         return f"Triton cannot be imported ({type(problem).__name__}: {problem}); reinstall triton"

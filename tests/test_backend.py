@@ -56,7 +56,7 @@ def test_without_triton_it_is_named(product, monkeypatch):
     )
     monkeypatch.setattr(_backend, "_import_triton", _backend._import_triton.__wrapped__)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    why = r"int8_matmul: backend='triton' cannot run: Triton is not installed; `pip install 'pykernels\[triton\]'`"
+    why = r"int8_matmul: backend='triton' cannot run: Triton is not installed; `pip install triton`"
     with pytest.raises(RuntimeError, match=why):
         product(backend="triton")
     assert product().tolist() == [[3] * 4] * 2

@@ -83,7 +83,7 @@ def test_a_missing_contender_is_named_and_skipped(folder):
     results = driver.measure_row(row, [contenders.by_name("eager"), absent], 1, QUICK, folder)
     skipped = results[1]
     assert skipped.status == "skipped"
-    assert skipped.reason == "no_such_engine not installed (pip install 'pykernels[bench]')"
+    assert skipped.reason == "no_such_engine not installed (pip install '.[bench]' in the source tree)"
     shown = _text(report.row_table(results))
     assert "ort skipped: no_such_engine not installed" in shown
 

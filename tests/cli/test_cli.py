@@ -148,7 +148,7 @@ def test_demo_without_its_packages_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(demos, "_is_there", lambda name: name != "sklearn")
     done = run("demo", "--out", str(tmp_path))
     assert done.exit_code == 1
-    assert "sklearn cannot be imported; pip install pykernels[demo]" in words(done.output)
+    assert "sklearn cannot be imported; pip install '.[demo]'" in words(done.output)
 
 
 def test_demo_without_kernels_says_why(monkeypatch, tmp_path):

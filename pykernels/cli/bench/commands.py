@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -43,7 +44,7 @@ def show_listing(chosen: Chosen) -> None:
     console.print(table)
     table = Table("contender", "what it is", "here")
     for contender in CONTENDERS:
-        table.add_row(contender.name, contender.says, why_missing(contender) or "yes")
+        table.add_row(contender.name, contender.says, escape(why_missing(contender) or "yes"))
     console.print(table)
 
 

@@ -125,6 +125,36 @@ def _int8_matmul(
     return z.round_().clamp_(-128, 127).to(torch.int8) if out_dtype == torch.int8 else z.to(out_dtype)
 
 
+def _int8_conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    *,
+    residual: torch.Tensor | None = None,
+    residual_scale: float = 1.0,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    activation: str = "none",
+    negative_slope: float = 0.01,
+    out_scale: float = 1.0,
+    out_dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    z = F.conv2d(x.float(), weight.float(), None, stride, padding, dilation, groups)
+    if out_dtype == torch.int32:
+        return z.to(torch.int32)
+    for vector, apply in ((scale, z.mul_), (bias, z.add_)):
+        if vector is not None:
+            apply(vector.reshape(-1, 1, 1))
+    if residual is not None:
+        z.add_(residual, alpha=residual_scale)
+    z = z.relu_() if activation == "relu" else apply_activation(z, activation, negative_slope)
+    z *= out_scale
+    return z.round_().clamp_(-128, 127).to(torch.int8) if out_dtype == torch.int8 else z.to(out_dtype)
+
+
 def _quantize_int8(x: torch.Tensor, *, axis: int | None = None, symmetric: bool = True) -> Any:
     slices = () if axis is None else (x.shape[axis],)
     dims = [d for d in range(x.dim()) if axis is None or d != axis % x.dim()]
@@ -146,5 +176,6 @@ _EAGER: dict[str, Callable[..., Any]] = {
     "lstm": _lstm,
     "int8_matmul": _int8_matmul,
     "int8_matmul_scaled": _int8_matmul,
+    "int8_conv2d": _int8_conv2d,
     "quantize_int8": _quantize_int8,
 }

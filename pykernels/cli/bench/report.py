@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pykernels.cli.bench.driver import Plan, Result
@@ -72,7 +73,7 @@ def row_table(results: list[Result]) -> Table:
     lines = [f"{', '.join(names)} {why}" for why, names in reasons.items()]
     if (others := max((r.others or 0.0) for r in results)) + first.threads > (os.cpu_count() or 1) + 0.1:
         lines.append(f"NOT QUIET: others kept up to {others:.1f} CPUs busy; believe the best calls, not the medians")
-    table.caption = "\n".join(lines) or None
+    table.caption = escape("\n".join(lines)) or None
     table.caption_justify = "left"
     return table
 
@@ -112,7 +113,7 @@ def ops_table(timings: list[Timing], peaks: Peaks) -> Table:
         table.add_column(column, justify="right")
     for t in timings:
         if t.ours_ms is None:
-            table.add_row(t.op, t.sample, number(t.error, 2), f"[yellow]{t.reason}[/yellow]")
+            table.add_row(t.op, t.sample, number(t.error, 2), f"[yellow]{escape(t.reason or '')}[/yellow]")
             continue
         of_peak = "-" if t.gflops is None else f"{100 * t.gflops / peaks.gflops:.0f}%"
         of_roof = "-" if t.of_roof is None else f"{100 * t.of_roof:.0f}%"

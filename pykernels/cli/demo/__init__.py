@@ -27,7 +27,7 @@ def run(quick: bool, out: Path, threads: int | None) -> int:
     if missing:
         console.print(
             f"The demo's photographs, text and signal come with scikit-learn and matplotlib, and {', '.join(missing)} "
-            "cannot be imported; pip install pykernels[demo] brings them.",
+            "cannot be imported; pip install '.[demo]' in the source tree brings them.",
             style="bold red",
             markup=False,
         )

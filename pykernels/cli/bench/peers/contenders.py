@@ -130,4 +130,4 @@ def why_missing(contender: Contender) -> str | None:
     absent = [name for name in (*contender.needs, *contender.prepares) if importlib.util.find_spec(name) is None]
     if not absent:
         return None
-    return f"{' and '.join(absent)} not installed (pip install 'pykernels[bench]')"
+    return f"{' and '.join(absent)} not installed (pip install '.[bench]' in the source tree)"
