@@ -65,8 +65,10 @@ def test_fake_gradients_through_autograds_own_functions(sizes, bias):
         outputs = torch.ops.pykernels.lstm(*args, True)
         ctx = SimpleNamespace(mark_non_differentiable=lambda *_: None, set_materialize_grads=lambda _: None)
         ctx.save_for_backward = lambda *saved: setattr(ctx, "saved_tensors", saved)
-        autograd._lstm_setup(ctx, (*args, True), outputs)
-        grad_x, grad_h0, grad_c0, grads, *rest = autograd._lstm_backward(ctx, outputs[0], None, outputs[2], None)
+        autograd.lstm_setup(ctx, (*args, True), outputs)
+        grad_x, grad_h0, grad_c0, grads, *rest = autograd.lstm_backward("lstm_backward")(
+            ctx, outputs[0], None, outputs[2], None
+        )
         wanted = [*args[:3], *args[3]]
         for g, t in zip([grad_x, grad_h0, grad_c0, *grads], wanted, strict=True):
             assert (g.shape, g.dtype, g.device.type) == (t.shape, t.dtype, "cuda")
@@ -87,8 +89,8 @@ def test_fake_cells(dtype, bias):
         assert {t.dtype for t in (h_out, c_out, reserve)} == {dtype}
         ctx = SimpleNamespace(mark_non_differentiable=lambda *_: None, set_materialize_grads=lambda _: None)
         ctx.save_for_backward = lambda *saved: setattr(ctx, "saved_tensors", saved)
-        autograd._cell_setup(ctx, (x, h, h, w_ih, w_hh, *biases, True), (h_out, c_out, reserve))
-        grads = autograd._cell_backward(ctx, h_out, None, None)
+        autograd.cell_setup(ctx, (x, h, h, w_ih, w_hh, *biases, True), (h_out, c_out, reserve))
+        grads = autograd.cell_backward("lstm_cell_backward")(ctx, h_out, None, None)
         for g, t in zip(grads, (x, h, h, w_ih, w_hh, *biases, None), strict=True):
             assert (g is None) == (t is None)
             assert g is None or (g.shape, g.dtype, g.device.type) == (t.shape, t.dtype, "cuda")
