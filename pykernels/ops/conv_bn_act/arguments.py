@@ -162,8 +162,9 @@ def _check_like(x: torch.Tensor, name: str, tensor: torch.Tensor) -> None:
 
 
 def check_number(op: str, name: str, value: object) -> None:
-    """Raises where ``value`` is nothing that a kernel could take for a float."""
-    if not hasattr(value, "__float__"):
+    """Raises where ``value`` is no number."""
+    # Asked the other way round, for Dynamo's symbolic floats have no type of ours.
+    if value is None or isinstance(value, str | bytes | list | tuple | dict):
         raise TypeError(f"pykernels.{op}: {name}: expected a number, got {type(value).__name__}")
 
 

@@ -94,10 +94,11 @@ def check_lstm(
 ) -> bool:
     """Raises for what does not fit; returns whether there are biases."""
     op, directions = "lstm", 2 if bidirectional else 1
-    for name, value, kind in (("num_layers", num_layers, "__index__"), ("dropout", dropout, "__float__")):
-        if not hasattr(value, kind):
-            number = "an int" if kind == "__index__" else "a number"
-            raise TypeError(f"pykernels.{op}: {name}: expected {number}, got {type(value).__name__}")
+    # Asked the other way round, for Dynamo's symbolic numbers have no type of ours.
+    if num_layers is None or isinstance(num_layers, str | float | list | tuple):
+        raise TypeError(f"pykernels.{op}: num_layers: expected an int, got {type(num_layers).__name__}")
+    if dropout is None or isinstance(dropout, str | list | tuple):
+        raise TypeError(f"pykernels.{op}: dropout: expected a number, got {type(dropout).__name__}")
     if num_layers < 1:
         _fail(op, "num_layers", "at least 1", num_layers)
     if not 0 <= dropout <= 1:
