@@ -51,11 +51,8 @@ from pykernels.ops._triton import (
 from pykernels.ops._tuned import tuned
 from pykernels.ops.lstm import autograd, reference
 from pykernels.ops.lstm import triton_backward as triton_backward
-from pykernels.ops.lstm.triton_layout import first_rows, gates_offset, output_offset, reserve_size
+from pykernels.ops.lstm.triton_layout import APART, UNROLLED, first_rows, gates_offset, output_offset, reserve_size
 from pykernels.ops.lstm.triton_product import product
-
-#: Ints between the counters of two groups, which so lie in cache lines of their own.
-_APART = 32
 
 
 @dataclass(frozen=True)
@@ -431,7 +428,7 @@ def _launch_steps(
     output_strides = (width, time * width) if output_batch_first else (batch * width, width)
     state = torch.empty(h0.shape, dtype=torch.float32, device=h0.device)
     tiles, groups = triton.cdiv(hidden, c.units), directions * triton.cdiv(batch, c.block_b)
-    counters = torch.zeros((groups * _APART if c.persistent else 1,), dtype=torch.int32, device=h0.device)
+    counters = torch.zeros((groups * APART if c.persistent else 1,), dtype=torch.int32, device=h0.device)
     spans = [(0, time)] if c.persistent else [(step, step + 1) for step in range(time)]
     options = {"launch_cooperative_grid": True} if c.persistent else {}
     for begin, end in spans:
@@ -442,7 +439,7 @@ def _launch_steps(
             begin, end, time, batch, hidden, rows, *sums_strides, *output_strides,
             layer * directions * batch * hidden, gates_offset(layer * directions, rows, hidden),
             BLOCK_B=c.block_b, UNITS=c.units, SPLITS=c.splits, BLOCK_K=c.block_k, TAIL_K=c.tail_k,
-            RESIDENT=c.resident, PERSISTENT=c.persistent, APART=_APART, PACKED=starts is not None,
+            RESIDENT=c.resident, PERSISTENT=c.persistent, APART=APART, PACKED=starts is not None,
             DIRECTIONS=directions, SAVE=reserve.numel() > 0, PRECISION=matrix_precision(h0.dtype, False, device),
             AMD=compiles_for_amd(device), num_warps=c.warps, num_stages=c.stages, **options,
         )  # fmt: skip
@@ -450,7 +447,7 @@ def _launch_steps(
 
 def _programs(c: Config, tiles: int, groups: int, device: Device) -> int:
     """How many programs share a group's tiles of units: where they wait for each other, all have to be resident."""
-    return tiles if not c.persistent or c.resident else min(tiles, device.multiprocessors // groups)
+    return tiles if not c.persistent or c.resident else max(1, min(tiles, device.multiprocessors // groups))
 
 
 @torch.library.custom_op("pykernels::lstm_steps_triton", mutates_args=("output", "h_n", "c_n", "reserve"))
@@ -477,10 +474,6 @@ def _choose(h0: Tensor, time: int, persistent: bool = True) -> Config:
         return Config(**known)
     steps = hinted(time) if persistent else 1
     return config(steps, hinted(batch), hidden, directions, h0.element_size(), device_of(h0))
-
-
-#: A trace has so many steps one by one, for the compiler to see; more are one call of an op that it cannot see into.
-_UNROLLED = 16
 
 
 @triton_op("pykernels::lstm_triton")
@@ -530,7 +523,7 @@ def lstm(
         )  # fmt: skip
         if not traced:
             _launch_steps(*arguments, _choose(states[0], time))
-        elif isinstance(time, int) and time <= _UNROLLED:
+        elif isinstance(time, int) and time <= UNROLLED:
             _launch_steps(*arguments, _choose(states[0], time, persistent=False))
         else:
             _opaque_steps(*arguments)

@@ -49,11 +49,8 @@ from pykernels.ops._triton import (
     wait_for,
 )
 from pykernels.ops._tuned import tuned
-from pykernels.ops.lstm.triton_layout import first_rows, gates_offset, output_offset
+from pykernels.ops.lstm.triton_layout import APART, UNROLLED, first_rows, gates_offset, output_offset
 from pykernels.ops.lstm.triton_product import product
-
-#: Integers between the counters of two groups of programs: a cache line each.
-_APART = 32
 
 
 #: A persistent program holds its part of W_hh in so many tensors at most.
@@ -440,12 +437,12 @@ def _recurrence(
         "num_warps": c.warps, "num_stages": c.stages,
     }  # fmt: skip
     if c.persistent:
-        arrived = torch.zeros((_APART * tiles[1] * directions,), dtype=torch.int32, device=c0.device)
+        arrived = torch.zeros((APART * tiles[1] * directions,), dtype=torch.int32, device=c0.device)
         grid = (tiles[0] * tiles[1] * directions,)
         # A co-operative launch fails where not all programs would be resident, instead of waiting for ever.
         constants |= {
             "CHUNKS": c.chunks,
-            "APART": _APART,
+            "APART": APART,
             "AMD": compiles_for_amd(device),
             "launch_cooperative_grid": True,
         }
@@ -473,10 +470,6 @@ def _fake_recurrence(
     directions, _, hidden = c0.shape
     d_gates = c0.new_empty((reserve.numel() // (5 * directions * hidden), directions, 4 * hidden))
     return d_gates, c0.new_empty(c0.shape), c0.new_empty(c0.shape)
-
-
-#: A trace has so many steps one by one, for the compiler to see; more are one call of an op that it cannot see into.
-_UNROLLED = 16
 
 
 def _states_before(output: Tensor, h0: Tensor, direction: int, steps: int, batch: int, starts: Tensor | None) -> Tensor:
@@ -557,7 +550,7 @@ def lstm_backward(
     between = [reserve.narrow(0, a, b - a).view(rows, -1) for a, b in itertools.pairwise(outputs)]
     recurrence: Callable[..., tuple[Tensor, Tensor, Tensor]] = _recurrence
     if is_fake(x):
-        few = isinstance(steps, int) and steps <= _UNROLLED
+        few = isinstance(steps, int) and steps <= UNROLLED
         recurrence = partial(_recurrence, may_wait=False) if few else _opaque_recurrence
     grad_weights: list[Tensor] = []
     grads_h: list[Tensor] = []

@@ -17,6 +17,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: Ints between the counters of two groups of programs, which so lie in cache lines of their own.
+APART = 32
+#: A trace has so many steps one by one, for the compiler to see; more are one call of an op that it cannot see into.
+UNROLLED = 16
+
 
 def reserve_size(rows: int, hidden: int, num_layers: int, directions: int) -> int:
     """Elements of the reserve."""
