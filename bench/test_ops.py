@@ -21,7 +21,7 @@ def test_op(spec, sample, who, benchmark):
     args, kwargs = inputs_of(sample, torch.float32)
     function = eager(spec)
     if who == "ours":
-        if (reason := spec.backends.get("cpu") or _native.error) is not None:
+        if (reason := spec.op.backends.get("cpu") or _native.error) is not None:
             pytest.skip(reason)
         outcome = compare(spec, sample, "cpu", torch.float32)
         assert outcome.problem is None

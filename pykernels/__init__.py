@@ -6,7 +6,7 @@
 """
 
 from pykernels import models, nn, ops
-from pykernels._backend import backend
+from pykernels.ops._dispatch import backend
 from pykernels.optimize import optimize
 
 __version__ = "0.1.0"

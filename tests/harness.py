@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from pykernels import _native
-from pykernels._backend import triton_missing
 from pykernels._native import _cuda
 from pykernels.ops._check import (
     compare,
@@ -21,6 +20,7 @@ from pykernels.ops._check import (
     tensors_of,
     to_double,
 )
+from pykernels.ops._dispatch import triton_missing
 from pykernels.ops._spec import OpSpec, Sample
 
 __all__ = [

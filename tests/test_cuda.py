@@ -25,8 +25,10 @@ pytestmark = [
 ]
 
 SPECS = {spec.name: spec for spec in all_specs()}
-OPS = [pytest.param(s, marks=[] if s.backends["cuda"] is None else pytest.mark.skip(s.backends["cuda"]), id=s.name)
-       for s in SPECS.values()]  # fmt: skip
+OPS = [
+    pytest.param(spec, marks=[pytest.mark.skip(reason)] if (reason := spec.op.backends["cuda"]) else [], id=spec.name)
+    for spec in SPECS.values()
+]
 HALF = {torch.float16: 3e-3, torch.bfloat16: 3e-2}
 
 
@@ -37,7 +39,7 @@ def sample_of(spec):
 
 def call_of(spec, dtype=None, device="cuda"):
     """A function of no arguments that runs the op once on ``device``; and its inputs."""
-    dtype = spec.takes("cuda")[-1] if dtype is None else dtype
+    dtype = spec.op.takes("cuda")[-1] if dtype is None else dtype
     args, kwargs = on_device(inputs_of(sample_of(spec), dtype), device)
 
     def call():
@@ -273,8 +275,8 @@ GRADIENTS = ["conv_bn_act", "lstm", "lstm_cell"]
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_gradients(name, dtype):
     spec = SPECS[name]
-    if spec.backends["cuda"] is not None:
-        pytest.skip(spec.backends["cuda"])
+    if spec.op.backends["cuda"] is not None:
+        pytest.skip(spec.op.backends["cuda"])
     for sample in [s for s in spec.samples if not s.bench and s.name != "no-batch"]:
         host = inputs_of(sample, dtype)
 
@@ -300,7 +302,7 @@ def test_gradients(name, dtype):
 @pytest.mark.parametrize("spec", OPS)
 def test_compiles_into_one_graph(spec):
     call, _ = call_of(spec)
-    args, kwargs = on_device(inputs_of(sample_of(spec), spec.takes("cuda")[-1]), "cuda")
+    args, kwargs = on_device(inputs_of(sample_of(spec), spec.op.takes("cuda")[-1]), "cuda")
     expected = call()
     torch._dynamo.reset()
     with torch.no_grad(), pk.backend("cuda"):
@@ -345,7 +347,7 @@ def test_packed_sequences():
 
 @pytest.mark.parametrize("spec", OPS)
 def test_a_tensor_on_another_device_is_named(spec):
-    args, kwargs = inputs_of(sample_of(spec), spec.takes("cuda")[-1])
+    args, kwargs = inputs_of(sample_of(spec), spec.op.takes("cuda")[-1])
     there = on_device((args, kwargs), "cuda")
     if len(tensors_of(args)) == 1:
         pytest.skip("it has one tensor")
@@ -356,7 +358,7 @@ def test_a_tensor_on_another_device_is_named(spec):
 
 @pytest.mark.parametrize("spec", OPS)
 def test_explicit_cuda_refuses_cpu_tensors_and_float64(spec):
-    args, kwargs = inputs_of(sample_of(spec), spec.takes("cuda")[-1])
+    args, kwargs = inputs_of(sample_of(spec), spec.op.takes("cuda")[-1])
     with pytest.raises(RuntimeError, match="its tensors are on 'cpu'"), pk.backend("cuda"):
         spec.function(*args, **kwargs)
     wide = on_device(to_double((args, kwargs)), "cuda")

@@ -275,6 +275,6 @@ CASES = {
 @pytest.mark.parametrize("name", list(CASES))
 def test_modules_take_the_cuda_kernels_for_tensors_on_cuda(with_cuda, name):
     spec = next(s for s in all_specs() if s.name == name)
-    if spec.backends["cuda"] is not None:
-        pytest.skip(spec.backends["cuda"])
+    if spec.op.backends["cuda"] is not None:
+        pytest.skip(spec.op.backends["cuda"])
     assert told(FAKE.replace("CASES", CASES[name]), with_cuda) == "good"

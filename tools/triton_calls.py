@@ -102,8 +102,8 @@ def lstm() -> Calls:
 
 def lstm_backward() -> Calls:
     """Persistent and a launch a step, few and many sequences; the products behind them."""
-    from pykernels.ops.lstm import triton_backward as ops
-    from pykernels.ops.lstm.triton_layout import reserve_size
+    from pykernels.ops.lstm.triton import backward as ops
+    from pykernels.ops.lstm.triton.layout import reserve_size
 
     def sequence(dtype, time, batch, features, hidden, *, layers=1, both=False, bias=True, packed=False):
         directions = 2 if both else 1
@@ -141,7 +141,7 @@ def lstm_backward() -> Calls:
 def batch_norm() -> Calls:
     """Training's batch norm: both layouts, whole and divided channels, the ways to the activation's slope."""
     from pykernels.ops._activation import ACTIVATIONS
-    from pykernels.ops.conv_bn_act import triton_batch_norm as ops
+    from pykernels.ops.batch_norm_act import triton as ops
 
     last, planes = torch.channels_last, torch.contiguous_format
 

@@ -12,8 +12,8 @@ from torch import nn
 
 import pykernels as pk
 from gpu_rows.measure import TRITON, Bench
-from pykernels import _backend
 from pykernels.models import reference_twin
+from pykernels.ops import _dispatch
 
 
 def subjects(bench: Bench) -> Iterator[tuple[str, Callable[[], nn.Module], Callable[[], torch.Tensor]]]:
@@ -87,8 +87,8 @@ def row(
     with torch.no_grad():
         found = bench.row(contenders, lambda: expected, 3e-2, pick=lambda y: _first(y)[:2], seconds=3.0)
         found["pk.optimize us"] = bench.time([partial(with_backend, optimised)])
-    if not bench.dry and _backend._told:  # "auto" is silent but for its log
-        found["problem"] = f"not ours alone: {'; '.join(sorted(_backend._told))}"
+    if not bench.dry and _dispatch._told:  # "auto" is silent but for its log
+        found["problem"] = f"not ours alone: {'; '.join(sorted(_dispatch._told))}"
     return found
 
 

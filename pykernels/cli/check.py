@@ -12,10 +12,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from pykernels import _native
-from pykernels._backend import triton_missing
 from pykernels.cli._console import console as make_console
 from pykernels.cli.info import BACKENDS, slot
 from pykernels.ops._check import compare, forced_isa, host_isas
+from pykernels.ops._dispatch import triton_missing
 from pykernels.ops._spec import OpSpec, all_specs
 
 
@@ -55,7 +55,7 @@ def cases(op: str | None, backend: str | None, isa: str | None, dtype: str | Non
         if _native.error is not None:
             raise ValueError(f"isa: {_native.error}")
         _check("isa", isa, isas)
-    names = list(dict.fromkeys(str(d).removeprefix("torch.") for s in specs for d in s.takes("reference")))
+    names = list(dict.fromkeys(str(d).removeprefix("torch.") for s in specs for d in s.op.takes("reference")))
     _check("dtype", None if dtype is None else dtype.removeprefix("torch."), names)
     for spec in specs:
         for where in BACKENDS:
@@ -64,7 +64,7 @@ def cases(op: str | None, backend: str | None, isa: str | None, dtype: str | Non
             if isa is not None and where != "cpu":
                 continue
             for name in isas if where == "cpu" else [None]:
-                for kind in spec.takes(where):
+                for kind in spec.op.takes(where):
                     if isa in (None, name) and dtype in (None, str(kind), str(kind).removeprefix("torch.")):
                         yield Case(spec, where, name, kind)
 

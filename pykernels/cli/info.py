@@ -14,17 +14,18 @@ from rich.console import Console
 from rich.table import Table
 
 import pykernels
-from pykernels import _backend, _native
+from pykernels import _native
 from pykernels.cli._console import console
 from pykernels.cli.bench.machine import cpu_name
+from pykernels.ops import _dispatch
 from pykernels.ops._spec import OpSpec, all_specs
 
-BACKENDS = _backend.BACKENDS[1:]  # all but "auto"
+BACKENDS = _dispatch.BACKENDS[1:]  # all but "auto"
 
 
 def slot(spec: OpSpec, backend: str) -> str | None:
     """None where the op is built for the backend, or the reason why it is not; the reference is always there."""
-    return spec.backends.get(backend, None if backend == "reference" else "it has no kernels there")
+    return spec.op.backends.get(backend, None if backend == "reference" else "it has no kernels there")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def collect() -> Facts:
         native_error=error,
         cuda_error=_native.why_not("cuda", torch.device("cuda")),
         cuda_build=_native.cuda_build(),
-        triton_error=_backend.triton_missing(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        triton_error=_dispatch.triton_missing(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         isas_compiled=compiled,
         isas_supported=supported,
         isa=isa,

@@ -21,10 +21,10 @@ import torch
 from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pykernels._backend import backend, triton_missing
 from pykernels.cli._console import console as make_console
 from pykernels.ops import _tuned
 from pykernels.ops._check import inputs_of, relative_l2
+from pykernels.ops._dispatch import backend, triton_missing
 from pykernels.ops._spec import Sample
 
 Shape = tuple[int, ...]
@@ -73,10 +73,10 @@ def shapes_only(sample: Sample) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _int8_bench() -> list[Shape]:
-    from pykernels.ops.int8_matmul.spec import INT8_MATMUL, INT8_MATMUL_SCALED
+    from pykernels.ops.int8_matmul.spec import INT8_MATMUL_SCALED_SPEC, INT8_MATMUL_SPEC
 
     shapes = []
-    for spec in (INT8_MATMUL, INT8_MATMUL_SCALED):
+    for spec in (INT8_MATMUL_SPEC, INT8_MATMUL_SCALED_SPEC):
         for sample in spec.samples:
             if sample.bench:
                 (a, b), _ = shapes_only(sample)
@@ -96,7 +96,7 @@ def _int8_candidates(shape: Shape, dtype: torch.dtype, device: Any) -> list[Any]
 def _int8_trial(shape: Shape, dtype: torch.dtype, device: torch.device) -> Trial:
     from pykernels.ops.int8_matmul import int8_matmul
     from pykernels.ops.int8_matmul.reference import int8_matmul_reference
-    from pykernels.ops.int8_matmul.spec import INT8_MATMUL_SCALED
+    from pykernels.ops.int8_matmul.spec import INT8_MATMUL_SCALED_SPEC
 
     m, n, k = shape
     g = torch.Generator(device).manual_seed(0)
@@ -110,12 +110,12 @@ def _int8_trial(shape: Shape, dtype: torch.dtype, device: torch.device) -> Trial
     return Trial(
         lambda: int8_matmul(a, b.t(), **given),
         lambda: int8_matmul_reference(a, b.t(), **given),
-        INT8_MATMUL_SCALED.tolerance(torch.float16, sample),
+        INT8_MATMUL_SCALED_SPEC.tolerance(torch.float16, sample),
     )
 
 
 def _product_candidates(shape: Shape, dtype: torch.dtype, device: Any) -> list[Any]:
-    from pykernels.ops.lstm.triton_product import config
+    from pykernels.ops.lstm.triton.gemm import config
 
     m, n, k = shape
     return neighbours(config(m, n, k, dtype.itemsize, device))
@@ -123,7 +123,7 @@ def _product_candidates(shape: Shape, dtype: torch.dtype, device: Any) -> list[A
 
 def _product_trial(shape: Shape, dtype: torch.dtype, device: torch.device) -> Trial:
     from pykernels.ops.lstm.spec import SPECS
-    from pykernels.ops.lstm.triton_product import product
+    from pykernels.ops.lstm.triton.gemm import product
 
     m, n, k = shape
     g = torch.Generator(device).manual_seed(0)
@@ -139,11 +139,11 @@ def _product_bench() -> list[Shape]:
 
 
 def _conv_bench() -> list[Shape]:
-    from pykernels.ops.conv_bn_act.spec import CONV_BN_ACT
-    from pykernels.ops.conv_bn_act.triton_config import is_depthwise
+    from pykernels.ops.conv_bn_act.spec import CONV_BN_ACT_SPEC
+    from pykernels.ops.conv_bn_act.triton.config import is_depthwise
 
     shapes = []
-    for sample in CONV_BN_ACT.samples:
+    for sample in CONV_BN_ACT_SPEC.samples:
         if sample.bench:
             (x, weight, *_), options = shapes_only(sample)
             groups, (k, channels, r, s) = options.get("groups", 1), weight.shape
@@ -157,7 +157,7 @@ def _conv_bench() -> list[Shape]:
 
 
 def _conv_candidates(shape: Shape, dtype: torch.dtype, device: Any) -> list[Any]:
-    from pykernels.ops.conv_bn_act.triton_config import config
+    from pykernels.ops.conv_bn_act.triton.config import config
 
     m, filters, channels, taps, groups = shape
     vec = math.gcd(16 // dtype.itemsize, filters * groups)
@@ -167,7 +167,7 @@ def _conv_candidates(shape: Shape, dtype: torch.dtype, device: Any) -> list[Any]
 def _conv_trial(shape: Shape, dtype: torch.dtype, device: torch.device) -> Trial:
     from pykernels.ops.conv_bn_act import conv_bn_act
     from pykernels.ops.conv_bn_act.reference import conv_bn_act_reference
-    from pykernels.ops.conv_bn_act.spec import CONV_BN_ACT
+    from pykernels.ops.conv_bn_act.spec import CONV_BN_ACT_SPEC
 
     m, filters, channels, taps, groups = shape
     side = math.isqrt(taps)
@@ -185,7 +185,7 @@ def _conv_trial(shape: Shape, dtype: torch.dtype, device: torch.device) -> Trial
     return Trial(
         lambda: conv_bn_act(x, weight, **options),
         lambda: conv_bn_act_reference(x.double(), weight.double(), **options),
-        CONV_BN_ACT.tolerance(dtype, sample),
+        CONV_BN_ACT_SPEC.tolerance(dtype, sample),
     )
 
 

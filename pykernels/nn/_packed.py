@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from pykernels import _backend, _native
-from pykernels.ops._spec import OpSpec
+from pykernels import _native
+from pykernels.ops import _dispatch
+from pykernels.ops._op import Op
 
 _steps = 0
 
@@ -134,7 +135,7 @@ class PacksWeights(nn.Module):
     def _current_pack(
         self,
         names: Sequence[str],
-        spec: OpSpec,
+        op: Op,
         make: Callable[[list[Tensor]], Tensor],
         inputs: Sequence[Tensor],
     ) -> Pack | None:
@@ -150,7 +151,7 @@ class PacksWeights(nn.Module):
                 return None
         first = inputs[0]
         kind = "cpu" if first.is_cpu else "cuda"
-        if _backend._current() not in ("auto", kind):
+        if _dispatch._current() not in ("auto", kind):
             return None
         parameters: dict[str, Any] = self._parameters
         if torch.is_grad_enabled() and (
@@ -166,7 +167,7 @@ class PacksWeights(nn.Module):
         if pack is not None and pack.is_of(parameters, dtype, index):
             return pack
         tensors: list[Any] = [parameters.get(name) for name in names]
-        if dtype not in spec.takes(kind) or not _backend.has_native(spec, first.device):
+        if dtype not in op.takes(kind) or not _dispatch.has_native(op, first.device):
             return None
         if not all(plain(t) and not t.is_inference() and t.get_device() == index for t in tensors):
             return None

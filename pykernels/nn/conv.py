@@ -14,13 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pykernels import _backend, _native
+from pykernels import _native
 from pykernels.nn._packed import active_isa, capturing, finish, isa_of, optimizer_steps, undisturbed
 from pykernels.nn._replaceable import check_replaceable
+from pykernels.ops import _dispatch
 from pykernels.ops._activation import ACTIVATIONS, activation_code, apply_activation
-from pykernels.ops.conv_bn_act import batch_norm_act, conv_batch_norm_act, conv_bn_act, fold_batch_norm
+from pykernels.ops.batch_norm_act import batch_norm_act
+from pykernels.ops.batch_norm_act.op import BATCH_NORM_ACT
+from pykernels.ops.conv_bn_act import conv_bn_act, fold_batch_norm
 from pykernels.ops.conv_bn_act.arguments import check_call, geometry, is_autocast, tf32_allowed
-from pykernels.ops.conv_bn_act.spec import BATCH_NORM_ACT, CONV_BN_ACT
+from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
+from pykernels.ops.conv_bn_act.statistics import conv_batch_norm_act
 
 torch.fx.wrap("conv_bn_act")  # one node in a symbolic trace
 torch.fx.wrap("batch_norm_act")
@@ -176,7 +180,7 @@ class ConvBNAct2d(nn.Module):
                 activation=self.activation, negative_slope=self.negative_slope,
             )  # fmt: skip
         # Without a GPU Triton's kernels are interpreted, where that is asked for by name.
-        if (conv.weight.is_cuda or _backend._current() == "triton") and _runs_nothing_else(bn):
+        if (conv.weight.is_cuda or _dispatch._current() == "triton") and _runs_nothing_else(bn):
             if _has_kernels(conv, x):
                 return self._train(bn, x, padding, residual)
             return self._normalise(bn, self._convolve(x, padding), residual)
@@ -256,7 +260,7 @@ class ConvBNAct2d(nn.Module):
         if not (x.is_cpu or x.is_cuda):
             return None
         kind = "cpu" if x.is_cpu else "cuda"
-        if (bn is not None and bn.training) or _backend._current() not in ("auto", kind):
+        if (bn is not None and bn.training) or _dispatch._current() not in ("auto", kind):
             return None
         if torch.is_grad_enabled() and (
             x.requires_grad or (residual is not None and residual.requires_grad) or _requires_grad(conv, bn)
@@ -357,7 +361,7 @@ class _Pack:
 
 def _make_pack(conv: nn.Conv2d, bn: nn.BatchNorm2d | None, dtype: torch.dtype, device: torch.device) -> _Pack | None:
     """The pack, or None where the kernels don't take these tensors: the plain op then says why, or does without."""
-    if dtype not in CONV_BN_ACT.takes(device.type) or not _backend.has_native(CONV_BN_ACT, device):
+    if dtype not in CONV_BN_ACT.takes(device.type) or not _dispatch.has_native(CONV_BN_ACT, device):
         return None
     try:
         tensors = [owner[name] for owner, name in _slots(conv, bn)]
@@ -397,7 +401,7 @@ def _has_kernels(conv: nn.Conv2d, x: torch.Tensor) -> bool:
     dtype = x.dtype
     if dtype != torch.float64 and is_autocast(x.device):
         dtype = torch.get_autocast_dtype(x.device.type)
-    where = {_backend.choose(spec, conv.weight.device, dtype) for spec in (CONV_BN_ACT, BATCH_NORM_ACT)}
+    where = {_dispatch.choose(spec, conv.weight.device, dtype) for spec in (CONV_BN_ACT, BATCH_NORM_ACT)}
     return where in ({"cuda"}, {"triton"})
 
 

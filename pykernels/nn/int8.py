@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pykernels import _backend, _native
+from pykernels import _native
 from pykernels.nn._packed import Pack, PacksWeights, capturing, plain, undisturbed
 from pykernels.nn._replaceable import check_replaceable
+from pykernels.ops import _dispatch
 from pykernels.ops._activation import activation_code
 from pykernels.ops.int8_matmul import int8_linear, quantize_int8
-from pykernels.ops.int8_matmul.spec import INT8_MATMUL_SCALED
+from pykernels.ops.int8_matmul.op import INT8_MATMUL_SCALED
 
 
 class Int8Linear(PacksWeights, nn.Module):
@@ -95,7 +96,7 @@ class Int8Linear(PacksWeights, nn.Module):
         if not plain(x) or not plain(weight) or weight.is_inference() or x.get_device() != weight.get_device():
             return None
         kind = "cpu" if x.is_cpu else "cuda"
-        if _backend._current() not in ("auto", kind):
+        if _dispatch._current() not in ("auto", kind):
             return None
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         if dtype not in INT8_MATMUL_SCALED.takes(kind):
@@ -103,7 +104,7 @@ class Int8Linear(PacksWeights, nn.Module):
         # Published in one assignment. Threads that meet here may each make one; any will do.
         pack = self._pack
         if pack is None or not pack.is_of(self._buffers, torch.int8, x.get_device()):
-            if not _backend.has_native(INT8_MATMUL_SCALED, x.device):
+            if not _dispatch.has_native(INT8_MATMUL_SCALED, x.device):
                 return None
             with torch.inference_mode(False), torch.no_grad():
                 pack = Pack(("weight",), (weight,), torch.int8, _pack_weight)

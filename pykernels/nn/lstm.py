@@ -13,8 +13,8 @@ from pykernels.nn._packed import Pack, PacksWeights
 from pykernels.nn._replaceable import check_replaceable
 from pykernels.ops import lstm as lstm_op
 from pykernels.ops import lstm_cell as lstm_cell_op
-from pykernels.ops.lstm.spec import LSTM as SPEC
-from pykernels.ops.lstm.spec import LSTM_CELL as CELL_SPEC
+from pykernels.ops.lstm.op import LSTM as SPEC
+from pykernels.ops.lstm.op import LSTM_CELL as CELL_SPEC
 
 States = tuple[Tensor, Tensor]
 

@@ -1,7 +1,9 @@
 """The ops: public functions. Each family's folder holds its spec, reference, autograd and kernels' launchers."""
 
 from pykernels.ops._activation import ACTIVATIONS
-from pykernels.ops.conv_bn_act import batch_norm_act, conv_bn_act, int8_conv2d
+from pykernels.ops.batch_norm_act import batch_norm_act
+from pykernels.ops.conv_bn_act import conv_bn_act
+from pykernels.ops.int8_conv2d import int8_conv2d
 from pykernels.ops.int8_matmul import int8_matmul, quantize_int8
 from pykernels.ops.lstm import lstm, lstm_cell
 

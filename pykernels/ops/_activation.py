@@ -1,36 +1,113 @@
-"""The nine activations: names, codes of the kernel API (their index), reference functions."""
+"""The activations, one entry each: name, code of the kernel API (its index), function, gradient.
+
+A new one is an entry here, a name in ``enum class Activation`` of csrc/include/pykernels/activation.h, and a branch in
+the kernels' own tables: csrc/cpu/activate.h, csrc/cuda/activate.cuh and `pykernels.ops._triton.activate`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+from pykernels.ops._arguments import check_choice
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One activation: y = ``forward(z, slope)``, where ``slope`` is leaky_relu's negative_slope.
+
+    Its gradient gz = gy y'(z) comes from z, or from y where that tells it: then z need not be kept. Both are
+    differentiable themselves.
+    """
+
+    forward: Callable[[Tensor, float], Tensor]
+    #: (gy, z, slope) -> gz
+    from_input: Callable[[Tensor, Tensor, float], Tensor]
+    #: (gy, y, slope) -> gz; None where y does not tell the slope at z.
+    from_output: Callable[[Tensor, Tensor, float], Tensor] | None = None
+    #: Does the gradient depend on z's sign alone?
+    signed: bool = False
+
+
+def _silu_backward(gy: Tensor, z: Tensor, slope: float) -> Tensor:
+    if torch.is_grad_enabled():  # aten.silu_backward has no derivative of its own
+        s = torch.sigmoid(z)
+        return gy * s * (1 + z * (1 - s))
+    return aten.silu_backward(gy, z)
+
 
 #: In the order of ``enum class Activation`` in csrc/include/pykernels/activation.h.
-ACTIVATIONS = ("none", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu", "hardswish")
-
-_FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "none": lambda x: x,
-    "relu": F.relu,
-    "elu": F.elu,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "hardswish": F.hardswish,
+_TABLE = {
+    "none": Activation(lambda z, _: z, lambda gy, z, _: gy, lambda gy, y, _: gy),
+    "relu": Activation(
+        lambda z, _: F.relu(z),
+        lambda gy, z, _: aten.threshold_backward(gy, z, 0),
+        lambda gy, y, _: aten.threshold_backward(gy, y, 0),
+        signed=True,
+    ),
+    "leaky_relu": Activation(
+        lambda z, slope: F.leaky_relu(z, slope),
+        lambda gy, z, slope: aten.leaky_relu_backward(gy, z, slope, False),
+        lambda gy, y, slope: aten.leaky_relu_backward(gy, y, slope, True),
+        signed=True,
+    ),
+    "elu": Activation(
+        lambda z, _: F.elu(z),
+        lambda gy, z, _: aten.elu_backward(gy, 1, 1, 1, False, z),
+        lambda gy, y, _: aten.elu_backward(gy, 1, 1, 1, True, y),
+    ),
+    "sigmoid": Activation(
+        lambda z, _: torch.sigmoid(z),
+        lambda gy, z, _: aten.sigmoid_backward(gy, torch.sigmoid(z)),
+        lambda gy, y, _: aten.sigmoid_backward(gy, y),
+    ),
+    "tanh": Activation(
+        lambda z, _: torch.tanh(z),
+        lambda gy, z, _: aten.tanh_backward(gy, torch.tanh(z)),
+        lambda gy, y, _: aten.tanh_backward(gy, y),
+    ),
+    "silu": Activation(lambda z, _: F.silu(z), _silu_backward),
+    "gelu": Activation(lambda z, _: F.gelu(z), lambda gy, z, _: aten.gelu_backward(gy, z)),
+    "hardswish": Activation(lambda z, _: F.hardswish(z), lambda gy, z, _: aten.hardswish_backward(gy, z)),
 }
+
+ACTIVATIONS = tuple(_TABLE)
 
 
 def activation_code(op: str, activation: str) -> int:
     """The kernel API's number of an activation. ValueError names the op and the choices."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"pykernels.{op}: activation: expected one of {', '.join(ACTIVATIONS)}; got {activation!r}")
+    check_choice(op, "activation", activation, ACTIVATIONS)
     return ACTIVATIONS.index(activation)
 
 
-def apply_activation(x: torch.Tensor, activation: str, negative_slope: float = 0.01) -> torch.Tensor:
+def apply_activation(z: Tensor, activation: str, negative_slope: float = 0.01) -> Tensor:
     """``activation`` as plain PyTorch; ``negative_slope`` is leaky_relu's."""
-    if activation == "leaky_relu":
-        return F.leaky_relu(x, negative_slope)
-    return _FUNCTIONS[activation](x)
+    return _TABLE[activation].forward(z, negative_slope)
+
+
+def is_signed(activation: str) -> bool:
+    """Does the gradient depend on the sign of the activation's input alone?"""
+    return _TABLE[activation].signed
+
+
+def output_tells(activation: str, slope: float) -> bool:
+    """Can the gradient be computed from the output? leaky_relu's not where a slope <= 0 has folded the signs."""
+    return _TABLE[activation].from_output is not None and (activation != "leaky_relu" or slope > 0)
+
+
+def activation_backward(gy: Tensor, activation: str, slope: float, y: Tensor | None, z: Callable[[], Tensor]) -> Tensor:
+    """The gradient of the activation's input: from its output ``y``, or, if that is None, from its input ``z()``."""
+    entry = _TABLE[activation]
+    if activation == "none":
+        return gy
+    if y is None:
+        return entry.from_input(gy, z(), slope)
+    if entry.from_output is None:
+        raise AssertionError(f"the output of {activation} does not tell its gradient")
+    return entry.from_output(gy, y, slope)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pykernels import _native
-from pykernels._backend import backend as backend_block
+from pykernels.ops._dispatch import backend as backend_block
 from pykernels.ops._spec import OpSpec, Sample
 
 SEED = 20261122

@@ -9,18 +9,10 @@ from typing import Any
 
 import torch
 
+from pykernels.ops._op import FAMILIES, Op
+
 #: Unit roundoff: half the distance from 1 to the next number.
 ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-
-#: What the kernels of a backend take, where an op has no reason for less. The CPU ones have no float16.
-FLOATS: dict[str, tuple[torch.dtype, ...]] = {
-    "cpu": (torch.float32, torch.bfloat16),
-    "cuda": (torch.float32, torch.bfloat16, torch.float16),
-    "triton": (torch.float32, torch.bfloat16, torch.float16),
-}
-
-#: The op families, in the order of every table.
-FAMILIES = ("conv_bn_act", "lstm", "int8_matmul")
 
 
 @dataclass(frozen=True)
@@ -42,26 +34,21 @@ class Sample:
 
 @dataclass(frozen=True)
 class OpSpec:
-    """One op: its name, its public function, its oracle, where it runs, and how exact it is."""
+    """An op as the tests know it: its public function, its oracle, its samples, and how exact it is."""
 
-    name: str
+    op: Op
     function: Callable[..., Any]
     reference: Callable[..., Any]
     samples: tuple[Sample, ...]
-    #: Backend -> None where it is built, or the reason why it is not.
-    backends: dict[str, str | None]
-    #: Backend -> the dtypes of its kernels. Use `takes`, which knows the reference too.
-    dtypes: dict[str, tuple[torch.dtype, ...]]
     #: True: equal to the bit, no tolerance.
     exact: bool = False
     #: Factor on the rounding bound for what comes on top of one sum (a recurrence, an activation's slope).
     growth: float = 1.0
 
-    def takes(self, backend: str) -> tuple[torch.dtype, ...]:
-        """The dtypes to run on a backend: those of its kernels; the reference, which takes any, has all of them."""
-        if backend == "reference":
-            return tuple(dict.fromkeys(dtype for dtypes in self.dtypes.values() for dtype in dtypes))
-        return self.dtypes.get(backend, ())
+    @property
+    def name(self) -> str:
+        """The op's name."""
+        return self.op.name
 
     def tolerance(self, dtype: torch.dtype, sample: Sample) -> float:
         """The largest relative L2 error against the float64 reference on the same (rounded) inputs.
@@ -77,8 +64,23 @@ class OpSpec:
         return summed + stored
 
 
+def lay_out(x: torch.Tensor, layout: str) -> torch.Tensor:
+    """The same values as ``x`` (..., C, H, W) in another layout, beside NaN (99 for integers) where it has gaps."""
+    if layout == "channels_last":
+        return x.to(memory_format=torch.channels_last)
+    if layout == "sliced":  # every second column of a wider tensor
+        between = torch.full_like(x, torch.nan if x.is_floating_point() else 99)
+        return torch.stack((x, between), -1).flatten(-2)[..., ::2]
+    if layout == "sliced_channels_last":  # the first channels of more
+        wide = torch.cat((x, torch.full_like(x, torch.nan)), -3)
+        return wide.to(memory_format=torch.channels_last)[:, : x.shape[1]]
+    if layout == "transposed":
+        return x.transpose(-1, -2).contiguous().transpose(-1, -2)
+    return x
+
+
 def all_specs() -> tuple[OpSpec, ...]:
-    """Every op's spec, in the order of `FAMILIES`."""
+    """Every op's spec, in the order of `pykernels.ops._op.FAMILIES`."""
     found: list[OpSpec] = []
     for family in FAMILIES:
         found.extend(importlib.import_module(f"pykernels.ops.{family}.spec").SPECS)

@@ -25,13 +25,13 @@ Table = dict[str, dict[str, dict[str, dict[str, Any]]]]
 
 #: Op -> where its Config is. `read` imports those that a table names, to know their fields.
 CONFIGS = {
-    "batch_norm_act": "pykernels.ops.conv_bn_act.triton_batch_norm",
-    "conv_bn_act": "pykernels.ops.conv_bn_act.triton_config",
+    "batch_norm_act": "pykernels.ops.batch_norm_act.triton",
+    "conv_bn_act": "pykernels.ops.conv_bn_act.triton.config",
     "int8_matmul": "pykernels.ops.int8_matmul.triton",
     "lstm": "pykernels.ops.lstm.triton",
-    "lstm_backward": "pykernels.ops.lstm.triton_backward",
+    "lstm_backward": "pykernels.ops.lstm.triton.backward",
     "lstm_cell": "pykernels.ops.lstm.triton",
-    "lstm_product": "pykernels.ops.lstm.triton_product",
+    "lstm_product": "pykernels.ops.lstm.triton.gemm",
 }
 
 _forced: dict[str, dict[str, Any]] = {}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pykernels import _native
-from pykernels._backend import triton_missing
+from pykernels.ops._dispatch import triton_missing
 from pykernels.optimize._modules import Optimized
 from pykernels.optimize._report import Left, Replaced, Report
 from pykernels.optimize._rewrite import Rewriter

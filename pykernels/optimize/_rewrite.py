@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from pykernels import _backend
 from pykernels.nn import LSTM, ConvBNAct2d, LSTMCell
-from pykernels.ops.conv_bn_act.spec import CONV_BN_ACT
-from pykernels.ops.lstm.spec import LSTM as LSTM_SPEC
-from pykernels.ops.lstm.spec import LSTM_CELL as CELL_SPEC
+from pykernels.ops import _dispatch
+from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
+from pykernels.ops.lstm.op import LSTM as LSTM_SPEC
+from pykernels.ops.lstm.op import LSTM_CELL as CELL_SPEC
 from pykernels.optimize._modules import FusedConv, FusedLinear, Rewritten, like_input, stand_in
 from pykernels.optimize._patterns import Activation, GraphReader, changes_in_place
 from pykernels.optimize._report import Left, Replaced, Report
@@ -219,7 +219,7 @@ def _why_not(module: nn.Module) -> str | None:
         return None if not isinstance(module, _FAMILY) else "is a subclass, whose forward may be another"
     spec = LSTM_SPEC if isinstance(module, nn.LSTM) else CELL_SPEC if isinstance(module, nn.LSTMCell) else CONV_BN_ACT
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    why = _backend.why_no_kernels(spec, device)
+    why = _dispatch.why_no_kernels(spec, device)
     if why is not None:
         return f"is on {device.type!r}: {why}"
     taken = spec.takes(device.type)

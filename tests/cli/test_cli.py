@@ -39,7 +39,7 @@ def test_info_tells_what_there_is():
         assert word in done.output
     for spec in all_specs():
         assert spec.name in done.output
-        for reason in spec.backends.values():
+        for reason in spec.op.backends.values():
             assert reason is None or reason in words(done.output)
 
 
@@ -125,7 +125,7 @@ def test_check_fails_on_a_wrong_answer_and_on_an_exception(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--op", "lstn"), "op: expected one of conv_bn_act, batch_norm_act, int8_conv2d, lstm_cell"),
+        (("--op", "lstn"), "op: expected one of conv_bn_act, batch_norm_act, lstm_cell, lstm"),
         (("--backend", "tpu"), "backend: expected one of cpu, cuda, triton, reference; got 'tpu'"),
         (("--isa", "sse2"), "isa: expected one of scalar"),
         (("--dtype", "int4"), "dtype: expected one of float32, bfloat16, float16; got 'int4'"),

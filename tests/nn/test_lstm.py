@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 import pykernels as pk
-from pykernels.ops.lstm.spec import LSTM as LSTM_SPEC
+from pykernels.ops.lstm.op import LSTM as LSTM_SPEC
 from tests.harness import tensors_of
 
 NATIVE = LSTM_SPEC.backends["cpu"] is None

@@ -15,7 +15,7 @@ import torch
 import pykernels as pk
 from pykernels import _native
 from pykernels.ops._spec import ROUNDOFF
-from pykernels.ops.lstm.spec import LSTM
+from pykernels.ops.lstm.spec import LSTM_SPEC
 from tests.harness import forced_isa, host_isas, relative_l2, tensors_of
 
 pytestmark = pytest.mark.skipif(_native.error is not None, reason="the native library is not built")
@@ -152,7 +152,7 @@ def test_with_gradients_wanted_nothing_is_packed(make):
 
 def agree(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Packed and plain weights are summed in another order: each may be off by the bound for the longest sum, 3 H."""
-    rounding = LSTM.growth * (3 * 9) ** 0.5 * ROUNDOFF[torch.float32]
+    rounding = LSTM_SPEC.growth * (3 * 9) ** 0.5 * ROUNDOFF[torch.float32]
     return relative_l2(a, b.detach()) <= 2 * rounding
 
 

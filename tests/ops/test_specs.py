@@ -11,10 +11,10 @@ from tests.harness import check_op, forced_isa, host_isas, inputs_of, needs_cuda
 CASES = [
     pytest.param(spec, sample, dtype, isa, id=f"{spec.name}-{sample.name}-{str(dtype)[6:]}-{isa}")
     for spec in all_specs()
-    if spec.backends["cpu"] is None
+    if spec.op.backends["cpu"] is None
     for sample in spec.samples
     if not sample.bench
-    for dtype in spec.takes("cpu")
+    for dtype in spec.op.takes("cpu")
     for isa in host_isas()
 ]
 
@@ -28,10 +28,10 @@ def test_cpu_kernels(spec, sample, dtype, isa):
 CUDA_CASES = [
     pytest.param(spec, sample, dtype, id=f"{spec.name}-{sample.name}-{str(dtype)[6:]}")
     for spec in all_specs()
-    if spec.backends["cuda"] is None
+    if spec.op.backends["cuda"] is None
     for sample in spec.samples
     if not sample.bench
-    for dtype in spec.takes("cuda")
+    for dtype in spec.op.takes("cuda")
 ]
 
 

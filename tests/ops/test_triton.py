@@ -10,10 +10,10 @@ from tests.harness import check_op, needs_triton
 CASES = [
     pytest.param(spec, sample, dtype, id=f"{spec.name}-{sample.name}-{str(dtype)[6:]}")
     for spec in all_specs()
-    if spec.backends["triton"] is None
+    if spec.op.backends["triton"] is None
     for sample in spec.samples
     if not sample.bench
-    for dtype in spec.takes("triton")
+    for dtype in spec.op.takes("triton")
 ]
 
 

@@ -2,7 +2,7 @@
 #include <cstring>
 
 #include "cpu/conv_bn_act/kernels.h"
-#include "cpu/sizes.h"
+#include "common/sizes.h"
 
 namespace pk {
 namespace {

@@ -2,7 +2,7 @@
 #include <cstring>
 
 #include "cpu/int8_matmul/kernels.h"
-#include "cpu/sizes.h"
+#include "common/sizes.h"
 
 namespace pk {
 namespace {

@@ -1,7 +1,7 @@
 // The entries of pykernels/lstm.h: validates the call, picks the ISA, runs its kernels.
 #include "cpu/lstm/kernels.h"
 #include "cpu/lstm/layout.h"
-#include "cpu/sizes.h"
+#include "common/sizes.h"
 
 namespace pk {
 namespace {

@@ -2,7 +2,7 @@
 //
 // The first kernel reads x once, at the speed of memory; the second reads slabs * c * 8 bytes, and serves the partial
 // statistics of a convolution's epilogue as well.
-#include "cuda/conv_bn_act/batch_norm.cuh"
+#include "cuda/batch_norm_act/batch_norm.cuh"
 #include "cuda/conv_bn_act/moments.cuh"
 
 namespace pk::cuda {

@@ -1,5 +1,5 @@
 // The int8 entry points: validation, the operands brought into the form that the products want, and the dispatch.
-#include "cpu/sizes.h"
+#include "common/sizes.h"
 #include "cuda/int8_matmul/kernels.h"
 #include "cuda/platform.cuh"
 #include "pykernels/cuda/int8_matmul.h"

@@ -1,4 +1,4 @@
-// conv_bn_act, conv_pack and conv_bn_act_packed on CUDA; the schemas are in csrc/torch/conv_bn_act.cpp.
+// conv_bn_act, conv_pack and conv_bn_act_packed on CUDA; the schemas are in csrc/torch/cpu/conv_bn_act.cpp.
 #include "torch/cuda/checks.h"
 // checks.h first: it names torch's headers.
 #include "pykernels/cuda/conv_bn_act.h"

@@ -1,4 +1,4 @@
-// The int8 family's CUDA implementations; the schemas are in csrc/torch/int8_matmul.cpp.
+// The int8 family's CUDA implementations; the schemas are in csrc/torch/cpu/int8_matmul.cpp.
 #include "torch/int8_matmul.h"
 
 #include "pykernels/cuda/int8_matmul.h"

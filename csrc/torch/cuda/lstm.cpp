@@ -1,5 +1,5 @@
 // torch.ops.pykernels.lstm, lstm_pack, lstm_packed, lstm_cell and lstm_cell_packed on CUDA; their schemas are in
-// csrc/torch/lstm.cpp.
+// csrc/torch/cpu/lstm.cpp.
 #include "torch/cuda/lstm_call.h"
 
 namespace pk::binding {

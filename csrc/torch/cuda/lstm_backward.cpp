@@ -1,4 +1,4 @@
-// torch.ops.pykernels.lstm_backward and lstm_cell_backward on CUDA; their schemas are in csrc/torch/lstm.cpp.
+// torch.ops.pykernels.lstm_backward and lstm_cell_backward on CUDA; their schemas are in csrc/torch/cpu/lstm.cpp.
 #include "torch/cuda/lstm_call.h"
 
 namespace pk::binding {

@@ -53,7 +53,7 @@ def time_ops(pairs: list[tuple[OpSpec, Sample]], peaks: Peaks, seconds: float) -
 
 
 def _time(spec: OpSpec, sample: Sample, peaks: Peaks, seconds: float) -> Timing:
-    reason = spec.backends.get("cpu") or _native.error
+    reason = spec.op.backends.get("cpu") or _native.error
     if reason is not None:
         return Timing(spec.name, sample.name, reason=reason)
     outcome = compare(spec, sample, "cpu", torch.float32)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from pykernels._backend import choose, kernels
 from pykernels.ops._activation import activation_code
+from pykernels.ops._dispatch import choose, kernels
+from pykernels.ops.conv_bn_act import autograd as autograd
 from pykernels.ops.conv_bn_act.arguments import (
     OP,
     check_call,
@@ -17,9 +18,10 @@ from pykernels.ops.conv_bn_act.arguments import (
     tf32_allowed,
     with_channels,
 )
+from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.ops.conv_bn_act.reference import conv_bn_act_reference
 
-__all__ = ["batch_norm_act", "conv_bn_act", "fold_batch_norm", "int8_conv2d"]
+__all__ = ["conv_bn_act", "fold_batch_norm"]
 
 
 def conv_bn_act(
@@ -107,7 +109,7 @@ def conv_bn_act(
     if unbatched:
         x = x[None]
         residual = None if residual is None else residual[None]
-    y = kernels(where, "pykernels.ops.conv_bn_act.triton").conv_bn_act(
+    y = kernels(where, CONV_BN_ACT).conv_bn_act(
         x, weight, scale, shift, residual, g.stride, g.padding, g.dilation, g.groups, code, negative_slope,
         tf32_allowed(x.device),
     )  # fmt: skip
@@ -138,11 +140,3 @@ def fold_batch_norm(
     if bn_bias is not None:
         shift = shift + bn_bias.double()
     return scale, shift.float()
-
-
-# Last: the spec names the function above.
-from pykernels.ops.conv_bn_act import autograd as autograd  # noqa: E402
-from pykernels.ops.conv_bn_act.batch_norm import batch_norm_act  # noqa: E402
-from pykernels.ops.conv_bn_act.conv_statistics import conv_batch_norm_act as conv_batch_norm_act  # noqa: E402
-from pykernels.ops.conv_bn_act.int8_conv import int8_conv2d  # noqa: E402
-from pykernels.ops.conv_bn_act.spec import CONV_BN_ACT  # noqa: E402

@@ -19,43 +19,11 @@ import torch.nn.functional as F
 from torch._prims_common import suggest_memory_format
 
 from pykernels import _native
-from pykernels.ops._activation import ACTIVATIONS
+from pykernels.ops._activation import ACTIVATIONS, activation_backward, output_tells
+from pykernels.ops._autocast import register_autocast
 from pykernels.ops.conv_bn_act.arguments import Geometry, output_size, packed_shape
 
 aten = torch.ops.aten
-
-
-def _activation_backward(gy: torch.Tensor, activation: str, slope: float, y: torch.Tensor | None, z: Any) -> Any:
-    """The gradient of z, from the output ``y`` where that tells enough, else from ``z()``."""
-    if activation == "none":
-        return gy
-    if y is None:
-        return _backward_from_input(gy, activation, slope, z())
-    if activation == "relu":
-        return aten.threshold_backward(gy, y, 0)
-    if activation == "leaky_relu":
-        return aten.leaky_relu_backward(gy, y, slope, True)
-    if activation == "elu":
-        return aten.elu_backward(gy, 1, 1, 1, True, y)
-    return aten.sigmoid_backward(gy, y) if activation == "sigmoid" else aten.tanh_backward(gy, y)
-
-
-def _backward_from_input(gy: torch.Tensor, activation: str, slope: float, z: torch.Tensor) -> torch.Tensor:
-    if activation == "leaky_relu":
-        return aten.leaky_relu_backward(gy, z, slope, False)
-    if activation == "gelu":
-        return aten.gelu_backward(gy, z)
-    if activation == "hardswish":
-        return aten.hardswish_backward(gy, z)
-    if torch.is_grad_enabled():  # aten.silu_backward has no derivative of its own
-        s = torch.sigmoid(z)
-        return gy * s * (1 + z * (1 - s))
-    return aten.silu_backward(gy, z)
-
-
-def _output_tells(activation: str, slope: float) -> bool:
-    """Can the slope of the activation be read from its output?"""
-    return activation in ("relu", "elu", "sigmoid", "tanh") or (activation == "leaky_relu" and slope > 0)
 
 
 def _convolution_backward(
@@ -81,7 +49,7 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> No
     ctx.geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
     ctx.code, ctx.slope, ctx.tf32 = code, slope, tf32
     activation = ACTIVATIONS[code]
-    from_output = _output_tells(activation, slope)
+    from_output = output_tells(activation, slope)
     again = activation != "none" and not from_output
     ctx.save_for_backward(
         x, weight, scale, output if from_output else None, shift if again else None, residual if again else None
@@ -99,7 +67,7 @@ def backward_with(convolve: Callable[..., torch.Tensor]) -> Callable[..., tuple[
         def pre_activation() -> torch.Tensor:
             return convolve(x, weight, scale, shift, residual, *g, 0, 0.0, ctx.tf32)
 
-        gz = _activation_backward(gy, ACTIVATIONS[ctx.code], ctx.slope, y, pre_activation)
+        gz = activation_backward(gy, ACTIVATIONS[ctx.code], ctx.slope, y, pre_activation)
         dx = dw = dscale = dshift = None
         if need_x or need_weight or need_scale:
             scaled = weight if scale is None else (weight * scale[:, None, None, None]).to(weight.dtype)
@@ -139,20 +107,6 @@ def _fake_pack(weight: torch.Tensor, groups: int, algorithm: int) -> torch.Tenso
     return weight.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.uint8)
 
 
-def _autocast(device_type: str, key: torch._C.DispatchKey) -> Any:
-    without = torch._C.DispatchKeySet(key)
-
-    def cast(x: Any, weight: Any, scale: Any, shift: Any, residual: Any, *rest: Any) -> torch.Tensor:
-        dtype = torch.get_autocast_dtype(device_type)
-        with torch._C._ExcludeDispatchKeyGuard(without):
-            if x.dtype != torch.float64:
-                x, weight = x.to(dtype), weight.to(dtype)
-                residual = None if residual is None else residual.to(dtype)
-            return torch.ops.pykernels.conv_bn_act(x, weight, scale, shift, residual, *rest)
-
-    return cast
-
-
 def _native_op(*arguments: Any) -> torch.Tensor:
     return torch.ops.pykernels.conv_bn_act(*arguments)
 
@@ -162,8 +116,7 @@ def _register() -> None:
     torch.library.register_fake("pykernels::conv_bn_act_packed", _fake_packed)
     torch.library.register_fake("pykernels::conv_pack", _fake_pack)
     torch.library.register_autograd("pykernels::conv_bn_act", backward_with(_native_op), setup_context=setup_context)
-    _library.impl("conv_bn_act", _autocast("cpu", torch._C.DispatchKey.AutocastCPU), "AutocastCPU")
-    _library.impl("conv_bn_act", _autocast("cuda", torch._C.DispatchKey.AutocastCUDA), "AutocastCUDA")
+    register_autocast(_library, "conv_bn_act", casts=(0, 1, 4))
 
 
 if _native.error is None:

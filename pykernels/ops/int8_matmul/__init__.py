@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from pykernels._backend import choose, kernels
 from pykernels.ops._activation import activation_code
+from pykernels.ops._dispatch import choose, kernels
+from pykernels.ops.int8_matmul import autograd as autograd
 from pykernels.ops.int8_matmul.arguments import (
     check_bias,
     check_out_dtype,
@@ -14,11 +15,10 @@ from pykernels.ops.int8_matmul.arguments import (
     vector,
     widest,
 )
+from pykernels.ops.int8_matmul.op import INT8_MATMUL, INT8_MATMUL_SCALED, QUANTIZE_INT8
 from pykernels.ops.int8_matmul.reference import int8_matmul_reference, quantize_int8_reference
 
 __all__ = ["int8_linear", "int8_matmul", "quantize_int8"]
-
-_TRITON = "pykernels.ops.int8_matmul.triton"
 
 
 def int8_matmul(
@@ -84,15 +84,15 @@ def int8_matmul(
     check_bias(op, bias, n, device)
     plain = a_scale is None and b_scale is None and bias is None and activation == "none"
     check_out_dtype(op, out_dtype, plain)
-    spec = INT8_MATMUL if out_dtype == torch.int32 else INT8_MATMUL_SCALED
-    where = choose(spec, device, widest(out_dtype, a_scale, b_scale, bias), backend)
+    op_run = INT8_MATMUL if out_dtype == torch.int32 else INT8_MATMUL_SCALED
+    where = choose(op_run, device, widest(out_dtype, a_scale, b_scale, bias), backend)
     if where == "reference":
         _check_zero_point(op, a_zero_point)
         return int8_matmul_reference(
             a, b, a_scale=a_scale, b_scale=b_scale, a_zero_point=a_zero_point, bias=bias, activation=activation,
             out_dtype=out_dtype,
         )  # fmt: skip
-    return kernels(where, _TRITON).int8_matmul(
+    return kernels(where, INT8_MATMUL).int8_matmul(
         a, b, _float(a_scale), _float(b_scale), a_zero_point, _float(bias), code, out_dtype
     )
 
@@ -143,7 +143,7 @@ def quantize_int8(
     where = choose(QUANTIZE_INT8, x.device, x.dtype, backend)
     if where == "reference":
         return quantize_int8_reference(x, axis=axis, symmetric=symmetric)
-    q, scale, zero_point = kernels(where, _TRITON).quantize_int8(x, -1 if axis is None else axis, symmetric)
+    q, scale, zero_point = kernels(where, QUANTIZE_INT8).quantize_int8(x, -1 if axis is None else axis, symmetric)
     return q, scale, zero_point
 
 
@@ -208,7 +208,7 @@ def int8_linear(
         )
         return y
     if packed is None or where == "triton":
-        return kernels(where, _TRITON).int8_linear(x, weight.t(), scale.float(), _float(bias), code)
+        return kernels(where, INT8_MATMUL_SCALED).int8_linear(x, weight.t(), scale.float(), _float(bias), code)
     return torch.ops.pykernels.int8_linear_packed(x, packed, n, scale.float(), _float(bias), code)
 
 
@@ -230,8 +230,3 @@ def _check_zero_point(op: str, zero_point: torch.Tensor | None) -> None:
         return
     if type(zero_point) is torch.Tensor and not -128 <= int(zero_point.min()) <= int(zero_point.max()) <= 127:
         raise RuntimeError(f"pykernels.{op}: a_zero_point: expected values in [-128, 127]")
-
-
-# Last: the spec names the functions above.
-from pykernels.ops.int8_matmul import autograd as autograd  # noqa: E402
-from pykernels.ops.int8_matmul.spec import INT8_MATMUL, INT8_MATMUL_SCALED, QUANTIZE_INT8  # noqa: E402

@@ -7,15 +7,10 @@ from typing import Any
 import torch
 
 from pykernels.ops._activation import ACTIVATIONS
-from pykernels.ops._spec import FLOATS, OpSpec, Sample
+from pykernels.ops._spec import OpSpec, Sample
 from pykernels.ops.int8_matmul import int8_matmul, quantize_int8
+from pykernels.ops.int8_matmul.op import INT8_MATMUL, INT8_MATMUL_SCALED, QUANTIZE_INT8
 from pykernels.ops.int8_matmul.reference import int8_matmul_reference, quantize_int8_reference
-
-_BACKENDS: dict[str, str | None] = {
-    "cpu": None,
-    "cuda": None,
-    "triton": None,
-}
 
 
 def _integers(generator: torch.Generator, *shape: int) -> torch.Tensor:
@@ -106,8 +101,8 @@ def _quantized(
     return Sample(name, make, reduction=1, flops=4 * n, bytes=9 * n, bench=bench)
 
 
-INT8_MATMUL = OpSpec(
-    name="int8_matmul",
+INT8_MATMUL_SPEC = OpSpec(
+    op=INT8_MATMUL,
     function=int8_matmul,
     reference=int8_matmul_reference,
     samples=(
@@ -134,13 +129,11 @@ INT8_MATMUL = OpSpec(
         _product("16x4096x4096", 16, 4096, 4096, b="transposed", bench=True),
         _product("1x4096x4096", 1, 4096, 4096, b="transposed", bench=True),
     ),
-    backends=_BACKENDS,
-    dtypes=dict.fromkeys(FLOATS, (torch.float32,)),  # what counts for the choice; there is no floating tensor
     exact=True,
 )
 
-INT8_MATMUL_SCALED = OpSpec(
-    name="int8_matmul_scaled",
+INT8_MATMUL_SCALED_SPEC = OpSpec(
+    op=INT8_MATMUL_SCALED,
     function=int8_matmul,
     reference=int8_matmul_reference,
     samples=(
@@ -163,12 +156,10 @@ INT8_MATMUL_SCALED = OpSpec(
         _scaled("4096x1024x4096-int8-out", 4096, 4096, 1024, activation="relu", out=torch.int8, bench=True),
         _scaled("16x4096x4096-f32-out", 16, 4096, 4096, bench=True),
     ),
-    backends=_BACKENDS,
-    dtypes=FLOATS,
 )
 
-QUANTIZE_INT8 = OpSpec(
-    name="quantize_int8",
+QUANTIZE_INT8_SPEC = OpSpec(
+    op=QUANTIZE_INT8,
     function=quantize_int8,
     reference=quantize_int8_reference,
     samples=(
@@ -197,8 +188,6 @@ QUANTIZE_INT8 = OpSpec(
         _quantized("1024x4096-rows", (1024, 4096), axis=0, bench=True),
         _quantized("4096x4096", (4096, 4096), bench=True),
     ),
-    backends=_BACKENDS,
-    dtypes=FLOATS,
 )
 
-SPECS: tuple[OpSpec, ...] = (INT8_MATMUL, INT8_MATMUL_SCALED, QUANTIZE_INT8)
+SPECS: tuple[OpSpec, ...] = (INT8_MATMUL_SPEC, INT8_MATMUL_SCALED_SPEC, QUANTIZE_INT8_SPEC)

@@ -13,13 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pykernels._backend import choose, kernels
+from pykernels.ops._dispatch import choose, kernels
 from pykernels.ops.lstm import autograd, reference
 from pykernels.ops.lstm.arguments import CELL_NAMES, check_cell, check_lstm, for_autocast, tensor, two_states
+from pykernels.ops.lstm.op import LSTM, LSTM_CELL
 
 States = tuple[Tensor, Tensor]
-
-_TRITON = "pykernels.ops.lstm.triton"
 
 
 def lstm_cell(
@@ -77,7 +76,7 @@ def lstm_cell(
         if unbatched:
             x, h, c = x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0)
         save = autograd.wanted(x, h, c, w_ih, w_hh, b_ih, b_hh)
-        h, c, _ = kernels(where, _TRITON).lstm_cell.default(x, h, c, w_ih, w_hh, b_ih, b_hh, save)
+        h, c, _ = kernels(where, LSTM_CELL).lstm_cell.default(x, h, c, w_ih, w_hh, b_ih, b_hh, save)
         return (h.squeeze(0), c.squeeze(0)) if unbatched else (h, c)
 
 
@@ -183,7 +182,7 @@ def _call_kernels(
     has_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     save = autograd.wanted(x, h0, c0, *weights)
-    output, h_n, c_n, _ = kernels(where, _TRITON).lstm.default(
+    output, h_n, c_n, _ = kernels(where, LSTM).lstm.default(
         x, h0, c0, weights, batch_sizes, num_layers, bidirectional, batch_first, has_bias, save
     )
     return output, h_n, c_n
@@ -217,6 +216,3 @@ def _with_dropout(
         last_h.append(h)
         last_c.append(c)
     return (x.transpose(0, 1) if transposed else x), torch.cat(last_h), torch.cat(last_c)
-
-
-from pykernels.ops.lstm.spec import LSTM, LSTM_CELL  # noqa: E402  the specs hold the functions above

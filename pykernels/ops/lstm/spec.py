@@ -7,19 +7,13 @@ from typing import Any
 
 import torch
 
-from pykernels.ops._spec import FLOATS, OpSpec, Sample
+from pykernels.ops._spec import OpSpec, Sample
 from pykernels.ops.lstm import lstm, lstm_cell, reference
+from pykernels.ops.lstm.op import LSTM, LSTM_CELL
 
 #: Relative error of h against that of one sum: c' = f c + i g and h = o tanh(c) each multiply two gates of equal
 #: relative error (2), and c hands its error on, times a forget gate that is 1/2 on average: 1 + 1/2 + 1/4 + ... (2).
 GROWTH = 4.0
-
-_BACKENDS: dict[str, str | None] = {
-    "cpu": None,
-    "cuda": None,
-    "triton": None,
-    "reference": None,
-}
 
 
 def _uniform(shape: Sequence[int], bound: float, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
@@ -112,8 +106,8 @@ def _cell(
     return Sample(name, make, input_size + hidden + 2, flops=2 * batch * products, bytes=4 * moved, bench=bench)
 
 
-LSTM_CELL = OpSpec(
-    name="lstm_cell",
+LSTM_CELL_SPEC = OpSpec(
+    op=LSTM_CELL,
     function=lstm_cell,
     reference=reference.lstm_cell,
     samples=(
@@ -129,13 +123,11 @@ LSTM_CELL = OpSpec(
         _cell("b1-h512", 1, 512, 512, bench=True),
         _cell("b64-h512", 64, 512, 512, bench=True),
     ),
-    backends=_BACKENDS,
-    dtypes=FLOATS,
     growth=GROWTH,
 )
 
-LSTM = OpSpec(
-    name="lstm",
+LSTM_SPEC = OpSpec(
+    op=LSTM,
     function=lstm,
     reference=reference.lstm,
     samples=(
@@ -160,9 +152,7 @@ LSTM = OpSpec(
         _sequence("b32-t64-h512x2", 64, 32, 256, 512, layers=2, zero_states=True, bench=True),
         _sequence("b1-t50-h128-both", 50, 1, 1280, 128, bidirectional=True, zero_states=True, bench=True),
     ),
-    backends=_BACKENDS,
-    dtypes=FLOATS,
     growth=GROWTH,
 )
 
-SPECS: tuple[OpSpec, ...] = (LSTM_CELL, LSTM)
+SPECS: tuple[OpSpec, ...] = (LSTM_CELL_SPEC, LSTM_SPEC)

@@ -1,13 +1,13 @@
 // The batch-norm kernels against double: statistics, forward, all gradients; every layout, dtype and activation, tails,
 // cancellation, the smallest sizes; the same bits under every schedule.
-#include "pykernels/cuda/batch_norm.h"
+#include "pykernels/cuda/batch_norm_act.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string>
 
-#include "cuda/conv_bn_act/batch_norm_choose.h"
+#include "cuda/batch_norm_act/choose.h"
 #include "cuda/numeric.cuh"
 #include "simt/simt.h"
 #include "test.h"

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "pykernels/conv_bn_act.h"
-#include "pykernels/cuda/batch_norm.h"
+#include "pykernels/cuda/batch_norm_act.h"
 
 namespace pk::cuda {
 

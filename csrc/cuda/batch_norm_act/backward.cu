@@ -1,0 +1,279 @@
+// dx, dresidual, dweight, dbias of batch_norm_act in two passes over memory:
+//
+//   1. dy, x (and the mask or the residual) -> sums of dz and dz * (x - mean) of each slab, joined to dbias and dweight
+//   2. dy, x (and the same) -> dx, dresidual
+//
+// dz = dy * act'(z), where z is not kept: its sign is in the mask, or it is computed again from x. Where that would
+// read the residual twice, the first pass writes dresidual = dz, and the second reads that in place of dy.
+#include "cuda/batch_norm_act/batch_norm.cuh"
+
+namespace pk::cuda {
+namespace bn {
+namespace {
+
+// Rows that a thread has in flight; the elements of an unaligned one are loads of their own.
+template <bool kWhole>
+constexpr int kInFlight = kWhole ? 2 : 1;
+
+// How dz comes of dy.
+enum class Slope { one, from_mask, from_x, from_x_and_residual };
+
+struct Backward {
+  Walk walk;
+  BatchNormActBackward args;
+  Slope slope;
+  float over_m;    // 1 / (n * hw); 0 where mean and var are no function of x
+  float* partial;  // (slabs, 2, c): sums of dz and dz * (x - mean)
+};
+
+struct Sums {
+  float dz, dzx;
+
+  PK_DEVICE void add(const Sums& other) {
+    dz += other.dz;
+    dzx += other.dzx;
+  }
+};
+
+// What a group's dz is computed from, as it lies in memory.
+template <class T, bool kWhole>
+struct Inputs {
+  Raw<T> dy, x, residual;
+  unsigned mask;
+
+  PK_DEVICE void read(const Backward& b, int64_t offset, int64_t mask_offset, const Lane<kWhole>& lane) {
+    dy = load<T, kWhole>(static_cast<const T*>(b.args.dy) + offset, lane, b.walk.inner);
+    x = load<T, kWhole>(static_cast<const T*>(b.args.forward.x) + offset, lane, b.walk.inner);
+    if (b.slope == Slope::from_mask) mask = b.args.forward.mask[mask_offset + lane.group];
+    if (b.slope == Slope::from_x_and_residual) {
+      residual = load<T, kWhole>(static_cast<const T*>(b.args.forward.residual) + offset, lane, b.walk.inner);
+    }
+  }
+
+  template <bool kLast>
+  PK_DEVICE void dz(const Backward& b, const Affine<kLast>& affine, float (&out)[kGroup]) const {
+    const BatchNormAct& f = b.args.forward;
+    PK_UNROLL
+    for (int j = 0; j < kGroup; ++j) out[j] = dy[j];
+    if (b.slope == Slope::one) return;
+    if (f.activation == Activation::relu || f.activation == Activation::leaky_relu) {
+      PK_UNROLL
+      for (int j = 0; j < kGroup; ++j) {
+        const bool positive = b.slope == Slope::from_mask ? (mask >> j & 1) != 0 : !(affine(x[j], j) <= 0.0f);
+        // Not dy * 0: dy may be infinite.
+        if (!positive) out[j] = f.activation == Activation::relu ? 0.0f : out[j] * f.negative_slope;
+      }
+      return;
+    }
+    PK_UNROLL
+    for (int j = 0; j < kGroup; ++j) {
+      float z = affine(x[j], j);
+      if (b.slope == Slope::from_x_and_residual) z += residual[j];
+      out[j] *= activation_slope(z, f.activation, f.negative_slope);
+    }
+  }
+};
+
+template <class T, bool kLast, bool kWhole>
+__global__ void __launch_bounds__(kThreads, kSumsBlocks) slab_sums(Backward b) {
+  constexpr int kRows = kInFlight<kWhole>;
+  const Walk& w = b.walk;
+  const Slab<kLast> slab(w);
+  const int height = static_cast<int>(blockDim.y), y = static_cast<int>(threadIdx.y);
+  // The first pass writes dz where the second would have to read the residual again.
+  T* const write = b.slope == Slope::from_x_and_residual ? static_cast<T*>(b.args.dresidual) : nullptr;
+  Sums sums[kGroup] = {};
+  for (int i = 0; i < slab.tiles; ++i) {
+    const Lane<kWhole> lane = lane_of<kWhole>(w, slab.tile(i));
+    if (!lane.active) continue;
+    const Affine<kLast> affine(w, lane, b.args.forward);
+    for (int64_t r = slab.begin + y; r < slab.end; r += height * kRows) {
+      Inputs<T, kWhole> in[kRows];
+      PK_UNROLL
+      for (int u = 0; u < kRows; ++u) {
+        const int64_t row = r + u * height;
+        if (row >= slab.end) continue;
+        in[u].read(b, slab.offset + row * w.row_stride, slab.mask_offset + row * w.mask_stride, lane);
+      }
+      PK_UNROLL
+      for (int u = 0; u < kRows; ++u) {
+        const int64_t row = r + u * height;
+        if (row >= slab.end) continue;
+        float dz[kGroup];
+        in[u].dz(b, affine, dz);
+        if (write) store<T, kWhole>(write + slab.offset + row * w.row_stride, lane, w.inner, dz);
+        PK_UNROLL
+        for (int j = 0; j < kGroup; ++j) {
+          if (!kLast && !kWhole && lane.element(j) >= w.inner) continue;
+          sums[j].dz += dz[j];
+          sums[j].dzx = fmaf(dz[j], in[u].x[j] - affine.mean[j], sums[j].dzx);
+        }
+      }
+    }
+  }
+  Sums* const shared = dynamic_shared<Sums>();
+  float* const to = b.partial + static_cast<int64_t>(blockIdx.y) * 2 * w.channels;
+  if constexpr (kLast) {
+    combine_rows(sums, static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x), y, height, shared);
+    const Lane<kWhole> lane = lane_of<kWhole>(w, slab.tile(0));
+    if (y != 0 || !lane.active) return;
+    PK_UNROLL
+    for (int j = 0; j < kGroup; ++j) {
+      const int c = lane.element(j);
+      if (c >= w.channels) continue;
+      to[c] = sums[j].dz;
+      to[w.channels + c] = sums[j].dzx;
+    }
+  } else {
+    PK_UNROLL
+    for (int half = kGroup / 2; half > 0; half /= 2) {
+      PK_UNROLL
+      for (int j = 0; j < half; ++j) sums[j].add(sums[j + half]);
+    }
+    Sums all[1] = {sums[0]};
+    const int thread = y * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
+    combine_rows(all, 0, 1, thread, kThreads, shared);
+    if (thread != 0) return;
+    to[blockIdx.x] = all[0].dz;
+    to[w.channels + blockIdx.x] = all[0].dzx;
+  }
+}
+
+constexpr int kSlabs = 32;  // slabs that a block of `join_sums` reads at once, each for 32 channels
+constexpr int kLoads = 4;   // of a thread in flight
+
+__global__ void __launch_bounds__(kWarp* kSlabs) join_sums(Backward b, int64_t slabs) {
+  const int64_t channels = b.walk.channels, c = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x;
+  const int y = static_cast<int>(threadIdx.y);
+  Sums sums[1] = {};
+  if (c < channels) {
+    for (int64_t s = y; s < slabs; s += kSlabs * kLoads) {
+      Sums read[kLoads] = {};
+      PK_UNROLL
+      for (int u = 0; u < kLoads; ++u) {
+        const int64_t slab = s + u * kSlabs;
+        if (slab < slabs) read[u] = {b.partial[2 * slab * channels + c], b.partial[(2 * slab + 1) * channels + c]};
+      }
+      PK_UNROLL
+      for (int u = 0; u < kLoads; ++u) sums[0].add(read[u]);
+    }
+  }
+  combine_rows(sums, static_cast<int>(threadIdx.x), kWarp, y, kSlabs, dynamic_shared<Sums>());
+  if (y != 0 || c >= channels) return;
+  b.args.dbias[c] = sums[0].dz;
+  b.args.dweight[c] = sums[0].dzx * Affine<true>::inverse_deviation(b.args.forward, static_cast<int>(c));
+}
+
+// dx = scale * (dz - dbias / m - (x - mean) * dweight / (m * sqrt(var + eps)))
+template <class T, bool kLast, bool kWhole>
+__global__ void __launch_bounds__(kThreads, kPointwiseResident) gradients(Backward b) {
+  constexpr int kRows = kInFlight<kWhole>;
+  const Walk& w = b.walk;
+  const Slab<kLast> slab(w);
+  const int height = static_cast<int>(blockDim.y);
+  auto* const dx = static_cast<T*>(b.args.dx);
+  auto* const dresidual = static_cast<T*>(b.args.dresidual);
+  for (int i = 0; i < slab.tiles; ++i) {
+    const Lane<kWhole> lane = lane_of<kWhole>(w, slab.tile(i));
+    if (!lane.active) continue;
+    const Affine<kLast> affine(w, lane, b.args.forward);
+    const auto common = per_channel<kLast>(w, lane, [&](int c) { return b.args.dbias[c] * b.over_m; });
+    const auto slope = per_channel<kLast>(w, lane, [&](int c) {
+      return b.args.dweight[c] * b.over_m * Affine<kLast>::inverse_deviation(b.args.forward, c);
+    });
+    for (int64_t r = slab.begin + threadIdx.y; r < slab.end; r += height * kRows) {
+      Inputs<T, kWhole> in[kRows];
+      PK_UNROLL
+      for (int u = 0; u < kRows; ++u) {
+        const int64_t row = r + u * height;
+        if (row >= slab.end) continue;
+        in[u].read(b, slab.offset + row * w.row_stride, slab.mask_offset + row * w.mask_stride, lane);
+      }
+      PK_UNROLL
+      for (int u = 0; u < kRows; ++u) {
+        const int64_t row = r + u * height;
+        if (row >= slab.end) continue;
+        float dz[kGroup];
+        in[u].dz(b, affine, dz);
+        if (dresidual) store<T, kWhole>(dresidual + slab.offset + row * w.row_stride, lane, w.inner, dz);
+        PK_UNROLL
+        for (int j = 0; j < kGroup; ++j) {
+          const float centred = in[u].x[j] - affine.mean[j];
+          dz[j] = affine.scale[j] * fmaf(-centred, slope[j], dz[j] - common[j]);
+        }
+        store<T, kWhole>(dx + slab.offset + row * w.row_stride, lane, w.inner, dz);
+      }
+    }
+  }
+}
+
+Slope slope_of(const BatchNormAct& f) {
+  if (f.activation == Activation::none) return Slope::one;
+  if (f.mask) return Slope::from_mask;
+  return f.residual ? Slope::from_x_and_residual : Slope::from_x;
+}
+
+}  // namespace
+}  // namespace bn
+
+Status batch_norm_act_backward_workspace(const BatchNormActBackward& args, int64_t* bytes) {
+  const BatchNormShape& shape = args.forward.shape;
+  if (Status s = bn::check_shape(shape); !s) return s;
+  if (Status s = bn::check_dtype(args.forward.dtype); !s) return s;
+  Device device;
+  if (Status s = current_device(&device); !s) return s;
+  *bytes = bn::plan(shape, device.multiprocessors * bn::kSumsBlocks).slabs * 2 * shape.c *
+           static_cast<int64_t>(sizeof(float));
+  return kOk;
+}
+
+Status batch_norm_act_backward(const BatchNormActBackward& args, void* workspace, int64_t workspace_bytes,
+                               void* stream) {
+  using namespace bn;
+  const BatchNormAct& f = args.forward;
+  int64_t needed = 0;
+  if (Status s = batch_norm_act_backward_workspace(args, &needed); !s) return s;
+  if (workspace_bytes < needed || (needed && !workspace)) return {"workspace: too small"};
+  if (f.shape.c > 0 && (!args.dweight || !args.dbias)) return {"dweight, dbias: expected pointers, got null"};
+  if (f.shape.c > 0 && (!f.mean || !f.var)) return {"mean, var: expected pointers, got null"};
+  Device device;
+  if (Status s = current_device(&device); !s) return s;
+  const Plan p = plan(f.shape, device.multiprocessors * kSumsBlocks);
+  const Plan pointwise = plan(f.shape, device.multiprocessors * kPointwiseBlocks);
+  Backward b = {walk_of(f.shape, p), args, slope_of(f), 0.0f, static_cast<float*>(workspace)};
+  const int64_t m = f.shape.n * f.shape.hw;
+  if (args.batch_statistics && m > 0) b.over_m = static_cast<float>(1.0 / static_cast<double>(m));
+  if (p.slabs) {
+    if (!args.dy || !f.x || !args.dx) return {"dy, x, dx: expected pointers, got null"};
+    if (b.slope == Slope::from_mask && !batch_norm_act_has_mask(f.activation, true)) {
+      return {"mask: expected null for this activation"};
+    }
+    if (batch_norm_act_has_mask(f.activation, f.residual) && !f.mask) return {"mask: expected a pointer, got null"};
+  }
+  const bool whole = p.inner % kGroup == 0 && is_aligned(f.x) && is_aligned(f.residual) && is_aligned(args.dy) &&
+                     is_aligned(args.dx) && is_aligned(args.dresidual);
+  const int shared = (f.shape.channels_last ? kGroup : 1) * kThreads / 2 * static_cast<int>(sizeof(Sums));
+  Status status = choose_kernel(f.dtype, f.shape.channels_last, whole, [&](auto element, auto last, auto all) {
+    return launch(slab_sums<decltype(element), decltype(last)::value, decltype(all)::value>, launch_of(p, shared),
+                  stream, b);
+  });
+  if (!status) return status;
+  status = launch(join_sums,
+                  {.grid = dim3(static_cast<unsigned>(ceil_div<int64_t>(f.shape.c, kWarp))),
+                   .block = dim3(kWarp, kSlabs),
+                   .shared_bytes = kWarp * kSlabs / 2 * static_cast<int>(sizeof(Sums))},
+                  stream, b, p.slabs);
+  if (!status) return status;
+  if (b.slope == Slope::from_x_and_residual && args.dresidual) {
+    b.args.dy = args.dresidual;
+    b.args.dresidual = nullptr;
+    b.slope = Slope::one;
+  }
+  b.walk = walk_of(f.shape, pointwise);
+  return choose_kernel(f.dtype, f.shape.channels_last, whole, [&](auto element, auto last, auto all) {
+    return launch(gradients<decltype(element), decltype(last)::value, decltype(all)::value>, launch_of(pointwise),
+                  stream, b);
+  });
+}
+
+}  // namespace pk::cuda

@@ -1,0 +1,254 @@
+// What the batch-norm kernels share: the walk over a tensor, groups of eight elements, sums over a block, slopes.
+//
+// A thread owns one group of a row and strides over rows. Where every group is 16-byte aligned and full (kWhole), it is
+// eight neighbours, moved by vectors. Else the lanes of a block interleave: a group is eight elements `step` apart, so
+// that neighbours still lie in neighbouring threads. kLast: channels_last, a group's elements are eight channels.
+#pragma once
+
+#include "cuda/batch_norm_act/choose.h"
+#include "cuda/device.h"
+#include "cuda/launch.cuh"
+#include "cuda/numeric.cuh"
+#include "cuda/platform.cuh"
+
+namespace pk::cuda::bn {
+
+// The plan as the kernels take it, strides in elements (mask: bytes).
+struct Walk {
+  int64_t rows, rows_per_slab, row_stride, mask_stride;
+  int inner, groups, channels;
+};
+
+inline Walk walk_of(const BatchNormShape& s, const Plan& p) {
+  const int64_t row = s.channels_last ? 1 : s.c;
+  return {p.rows, p.rows_per_slab, row * p.inner, row * p.groups, p.inner, p.groups, static_cast<int>(s.c)};
+}
+
+inline Launch launch_of(const Plan& p, int shared_bytes = 0) {
+  return {.grid = dim3(static_cast<unsigned>(p.columns), static_cast<unsigned>(p.slabs)),
+          .block = dim3(p.width, kThreads / p.width),
+          .shared_bytes = shared_bytes};
+}
+
+template <bool kWhole>
+struct Lane {
+  int base, step;  // of its elements in a row
+  int group;
+  bool active;
+
+  PK_DEVICE int element(int j) const { return kWhole ? base + j : base + j * step; }
+};
+
+// This thread's group in the `tile`-th stretch of a row. The last stretch may be narrower: then so is its step, and the
+// groups of a row are always ceil(inner / 8).
+template <bool kWhole>
+PK_DEVICE Lane<kWhole> lane_of(const Walk& w, int tile) {
+  const int first = tile * static_cast<int>(blockDim.x), x = static_cast<int>(threadIdx.x);
+  const int width = min(static_cast<int>(blockDim.x), w.groups - first);
+  return {first * kGroup + (kWhole ? x * kGroup : x), width, first + x, x < width};
+}
+
+// Where this block's rows begin and end, and what it adds to each row's offset.
+template <bool kLast>
+struct Slab {
+  int64_t begin, end, offset, mask_offset;
+  int tiles;
+
+  PK_DEVICE explicit Slab(const Walk& w) {
+    begin = blockIdx.y * w.rows_per_slab;
+    end = begin + w.rows_per_slab < w.rows ? begin + w.rows_per_slab : w.rows;
+    offset = kLast ? 0 : static_cast<int64_t>(blockIdx.x) * w.inner;
+    mask_offset = kLast ? 0 : static_cast<int64_t>(blockIdx.x) * w.groups;
+    tiles = kLast ? 1 : ceil_div(w.groups, static_cast<int>(blockDim.x));
+  }
+  PK_DEVICE int tile(int i) const { return kLast ? static_cast<int>(blockIdx.x) : i; }
+};
+
+// One value for each element of a group: of its channel (kLast), else of the block's one channel.
+template <bool kLast>
+struct PerChannel {
+  float v[kLast ? kGroup : 1];
+
+  PK_DEVICE float& operator[](int j) { return v[kLast ? j : 0]; }
+  PK_DEVICE float operator[](int j) const { return v[kLast ? j : 0]; }
+};
+
+// f(channel) for each; 0 where there is no such channel.
+template <bool kLast, bool kWhole, class F>
+PK_DEVICE PerChannel<kLast> per_channel(const Walk& w, const Lane<kWhole>& lane, F f) {
+  PerChannel<kLast> result;
+  PK_UNROLL
+  for (int j = 0; j < (kLast ? kGroup : 1); ++j) {
+    const int channel = kLast ? lane.element(j) : static_cast<int>(blockIdx.x);
+    result.v[j] = channel < w.channels ? f(channel) : 0.0f;
+  }
+  return result;
+}
+
+// A group as it lies in memory.
+template <class T>
+struct Raw {
+  static constexpr int kWords = kGroup * sizeof(T) / 4;
+  uint32_t w[kWords];
+
+  PK_DEVICE float operator[](int j) const {
+    if constexpr (sizeof(T) == 4) {
+      return __uint_as_float(w[j]);
+    } else {
+      return to_float(T{static_cast<uint16_t>(w[j / 2] >> 16 * (j % 2))});
+    }
+  }
+};
+
+PK_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
+PK_DEVICE uint32_t bits_of(f16 x) { return x.bits; }
+PK_DEVICE uint32_t bits_of(bf16 x) { return x.bits; }
+
+// `row` is the row's first element. Elements behind its end are 0.
+template <class T, bool kWhole>
+PK_DEVICE Raw<T> load(const T* __restrict__ row, const Lane<kWhole>& lane, int inner) {
+  Raw<T> raw;
+  if constexpr (kWhole) {
+    PK_UNROLL
+    for (int i = 0; i < Raw<T>::kWords / 4; ++i) {
+      const uint4 q = reinterpret_cast<const uint4*>(row + lane.base)[i];
+      raw.w[4 * i] = q.x;
+      raw.w[4 * i + 1] = q.y;
+      raw.w[4 * i + 2] = q.z;
+      raw.w[4 * i + 3] = q.w;
+    }
+  } else {
+    PK_UNROLL
+    for (int i = 0; i < Raw<T>::kWords; ++i) raw.w[i] = 0;
+    PK_UNROLL
+    for (int j = 0; j < kGroup; ++j) {
+      const int e = lane.element(j);
+      if (e < inner) raw.w[j * sizeof(T) / 4] |= bits_of(row[e]) << (sizeof(T) == 4 ? 0 : 16 * (j % 2));
+    }
+  }
+  return raw;
+}
+
+template <class T, bool kWhole>
+PK_DEVICE void store(T* __restrict__ row, const Lane<kWhole>& lane, int inner, const float (&v)[kGroup]) {
+  if constexpr (kWhole) {
+    uint32_t w[Raw<T>::kWords];
+    PK_UNROLL
+    for (int i = 0; i < Raw<T>::kWords; ++i) {
+      if constexpr (sizeof(T) == 4) {
+        w[i] = __float_as_uint(v[i]);
+      } else {
+        w[i] = pack2<T>(v[2 * i], v[2 * i + 1]);
+      }
+    }
+    PK_UNROLL
+    for (int i = 0; i < Raw<T>::kWords / 4; ++i) {
+      reinterpret_cast<uint4*>(row + lane.base)[i] = make_uint4(w[4 * i], w[4 * i + 1], w[4 * i + 2], w[4 * i + 3]);
+    }
+  } else {
+    PK_UNROLL
+    for (int j = 0; j < kGroup; ++j) {
+      if (lane.element(j) < inner) row[lane.element(j)] = from_float<T>(v[j]);
+    }
+  }
+}
+
+// The normalisation of a group: z = (x - mean) * scale + bias, with scale = weight / sqrt(var + eps). The subtraction
+// comes first, so that a mean that is large against the deviation costs nothing. Forward and backward pass share it to
+// the bit, for the sign of z is read from it again.
+template <bool kLast>
+struct Affine {
+  PerChannel<kLast> mean, scale, bias;
+
+  template <bool kWhole>
+  PK_DEVICE Affine(const Walk& w, const Lane<kWhole>& lane, const BatchNormAct& a) {
+    mean = per_channel<kLast>(w, lane, [&](int c) { return a.mean[c]; });
+    scale =
+        per_channel<kLast>(w, lane, [&](int c) { return inverse_deviation(a, c) * (a.weight ? a.weight[c] : 1.0f); });
+    bias = per_channel<kLast>(w, lane, [&](int c) { return a.bias ? a.bias[c] : 0.0f; });
+  }
+  PK_DEVICE static float inverse_deviation(const BatchNormAct& a, int c) { return 1.0f / sqrtf(a.var[c] + a.eps); }
+  PK_DEVICE float operator()(float x, int j) const { return fmaf(x - mean[j], scale[j], bias[j]); }
+};
+
+// A thread's values v combined with those of the same x in all other rows y of the block, in a fixed tree; the result
+// is in row 0. shared: [kCount * kThreads / 2].
+template <int kCount, class V>
+PK_DEVICE void combine_rows(V (&v)[kCount], int x, int width, int y, int height, V* shared) {
+  for (int half = height / 2; half > 0; half /= 2) {
+    V* const mine = shared + (y < half ? y : y - half) * width + x;
+    if (y >= half && y < 2 * half) {
+      PK_UNROLL
+      for (int i = 0; i < kCount; ++i) mine[i * (kThreads / 2)] = v[i];
+    }
+    __syncthreads();
+    if (y < half) {
+      PK_UNROLL
+      for (int i = 0; i < kCount; ++i) v[i].add(mine[i * (kThreads / 2)]);
+    }
+    __syncthreads();
+  }
+}
+
+// act'(z), in float32. At a kink torch's choice: relu's and hardswish's are 0 from the left, leaky_relu's the slope.
+PK_DEVICE float activation_slope(float z, Activation activation, float negative_slope) {
+  switch (activation) {
+    case Activation::none:
+      return 1.0f;
+    case Activation::relu:
+      return z <= 0.0f ? 0.0f : 1.0f;
+    case Activation::leaky_relu:
+      return z <= 0.0f ? negative_slope : 1.0f;
+    case Activation::elu:
+      return z > 0.0f ? 1.0f : expf(z);
+    case Activation::sigmoid: {
+      const float s = 1.0f / (1.0f + expf(-z));
+      return s * (1.0f - s);
+    }
+    case Activation::tanh: {
+      const float t = tanhf(z);
+      return 1.0f - t * t;
+    }
+    case Activation::silu: {
+      const float s = 1.0f / (1.0f + expf(-z));
+      return s * (1.0f + z * (1.0f - s));
+    }
+    case Activation::gelu:  // the normal distribution and z times its density
+      return normcdff(z) + z * 0.3989422804014327f * expf(-0.5f * z * z);
+    case Activation::hardswish:
+      return z < -3.0f ? 0.0f : z <= 3.0f ? z * (1.0f / 3.0f) + 0.5f : 1.0f;
+  }
+  return 1.0f;
+}
+
+// Checks that all entries share.
+inline Status check_shape(const BatchNormShape& s) {
+  constexpr int64_t kMost = (int64_t{1} << 31) - 4096;
+  if (s.n < 0 || s.c < 0 || s.hw < 0) return {"shape: expected sizes that are not negative"};
+  if (s.c >= kMost || s.hw >= kMost || s.n >= kMost) return {"shape: expected n, c and h * w below 2^31 - 4096"};
+  if (s.c && s.hw && s.n && s.n > (int64_t{1} << 62) / s.c / s.hw) return {"shape: expected less than 2^62 elements"};
+  return kOk;
+}
+
+inline Status check_dtype(DType t) {
+  if (t == DType::f32 || t == DType::f16 || t == DType::bf16) return kOk;
+  return {"dtype: expected f32, f16 or bf16"};
+}
+
+inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+// Calls f(T{}, std::bool_constant kLast, kWhole).
+template <bool B>
+struct Flag {
+  static constexpr bool value = B;
+};
+template <class F>
+Status choose_kernel(DType dtype, bool last, bool whole, F f) {
+  const auto layouts = [&](auto element) {
+    if (last) return whole ? f(element, Flag<true>{}, Flag<true>{}) : f(element, Flag<true>{}, Flag<false>{});
+    return whole ? f(element, Flag<false>{}, Flag<true>{}) : f(element, Flag<false>{}, Flag<false>{});
+  };
+  return dtype == DType::f32 ? layouts(float{}) : dtype == DType::f16 ? layouts(f16{}) : layouts(bf16{});
+}
+
+}  // namespace pk::cuda::bn

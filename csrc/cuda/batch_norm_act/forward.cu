@@ -1,0 +1,90 @@
+// y = act((x - mean) * weight / sqrt(var + eps) + bias + residual) in one pass: x and residual are read once, y and one
+// bit for each element's sign are written. The parameters of a thread's eight channels stay in registers.
+#include "cuda/activate.cuh"
+#include "cuda/batch_norm_act/batch_norm.cuh"
+
+namespace pk::cuda {
+namespace bn {
+namespace {
+
+// Rows that a thread has in flight; the elements of an unaligned one are loads of their own.
+template <bool kWhole>
+constexpr int kInFlight = kWhole ? 2 : 1;
+
+template <class T, bool kLast, bool kWhole>
+__global__ void __launch_bounds__(kThreads, kPointwiseResident) normalise(Walk w, BatchNormAct a) {
+  constexpr int kRows = kInFlight<kWhole>;
+  const auto* const x = static_cast<const T*>(a.x);
+  const auto* const residual = static_cast<const T*>(a.residual);
+  auto* const y = static_cast<T*>(a.y);
+  const Slab<kLast> slab(w);
+  const int height = static_cast<int>(blockDim.y);
+  for (int i = 0; i < slab.tiles; ++i) {
+    const Lane<kWhole> lane = lane_of<kWhole>(w, slab.tile(i));
+    if (!lane.active) continue;
+    const Affine<kLast> affine(w, lane, a);
+    for (int64_t r = slab.begin + threadIdx.y; r < slab.end; r += height * kRows) {
+      Raw<T> raw[kRows], added[kRows];
+      PK_UNROLL
+      for (int u = 0; u < kRows; ++u) {
+        const int64_t row = r + u * height;
+        if (row >= slab.end) continue;
+        raw[u] = load<T, kWhole>(x + slab.offset + row * w.row_stride, lane, w.inner);
+        if (residual) added[u] = load<T, kWhole>(residual + slab.offset + row * w.row_stride, lane, w.inner);
+      }
+      PK_UNROLL
+      for (int u = 0; u < kRows; ++u) {
+        const int64_t row = r + u * height;
+        if (row >= slab.end) continue;
+        float z[kGroup];
+        PK_UNROLL
+        for (int j = 0; j < kGroup; ++j) z[j] = affine(raw[u][j], j);
+        if (residual) {
+          PK_UNROLL
+          for (int j = 0; j < kGroup; ++j) z[j] += added[u][j];
+        }
+        if (a.mask) {
+          unsigned bits = 0;
+          PK_UNROLL
+          for (int j = 0; j < kGroup; ++j) bits |= z[j] <= 0.0f ? 0u : 1u << j;
+          a.mask[slab.mask_offset + row * w.mask_stride + lane.group] = static_cast<uint8_t>(bits);
+        }
+        PK_UNROLL
+        for (int j = 0; j < kGroup; ++j) z[j] = activate(z[j], a.activation, a.negative_slope);
+        store<T, kWhole>(y + slab.offset + row * w.row_stride, lane, w.inner, z);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace bn
+
+bool batch_norm_act_has_mask(Activation activation, bool residual) {
+  return residual && (activation == Activation::relu || activation == Activation::leaky_relu);
+}
+
+Status batch_norm_mask_bytes(const BatchNormShape& shape, int64_t* bytes) {
+  if (Status s = bn::check_shape(shape); !s) return s;
+  const int64_t inner = shape.channels_last ? shape.c : shape.hw;
+  *bytes = shape.n * (shape.channels_last ? shape.hw : shape.c) * ceil_div<int64_t>(inner, bn::kGroup);
+  return kOk;
+}
+
+Status batch_norm_act(const BatchNormAct& a, void* stream) {
+  using namespace bn;
+  Device device;
+  if (Status s = check_shape(a.shape); !s) return s;
+  if (Status s = check_dtype(a.dtype); !s) return s;
+  if (Status s = current_device(&device); !s) return s;
+  const Plan p = plan(a.shape, device.multiprocessors * kPointwiseBlocks);
+  if (p.slabs == 0) return kOk;
+  if (!a.x || !a.y || !a.mean || !a.var) return {"x, y, mean, var: expected pointers, got null"};
+  const bool whole = p.inner % kGroup == 0 && is_aligned(a.x) && is_aligned(a.y) && is_aligned(a.residual);
+  return choose_kernel(a.dtype, a.shape.channels_last, whole, [&](auto element, auto last, auto all) {
+    return launch(normalise<decltype(element), decltype(last)::value, decltype(all)::value>, launch_of(p), stream,
+                  walk_of(a.shape, p), a);
+  });
+}
+
+}  // namespace pk::cuda

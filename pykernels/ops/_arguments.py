@@ -1,0 +1,121 @@
+"""The one dialect of argument checks: every op, module and backend refuses an argument here, in the same words.
+
+    pykernels.<op>: <argument>: expected <what>, got <what came>
+
+- TypeError: something of the wrong type. No tensor, no number, no pair; a tensor of the wrong dtype.
+- ValueError: of the right type, with a wrong value. A shape, a layout, a device, a number out of range, an unknown
+  name.
+- RuntimeError: nothing is wrong with the arguments, but it cannot run. A backend that is not there, a gradient of what
+  has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+
+def fail(error: type[Exception], op: str, argument: str, expected: str, got: object) -> NoReturn:
+    """Raises ``error`` in the words of the package."""
+    raise error(f"pykernels.{op}: {argument}: expected {expected}, got {got}")
+
+
+def check_tensor(op: str, argument: str, value: object) -> Tensor:
+    """``value``, if it is a dense tensor."""
+    if not isinstance(value, Tensor):
+        fail(TypeError, op, argument, "a tensor", type(value).__name__)
+    if value.layout != torch.strided:
+        fail(ValueError, op, argument, "a dense tensor", f"layout {value.layout}")
+    return value
+
+
+def check_floating(op: str, argument: str, value: Tensor) -> None:
+    """TypeError unless ``value`` is of a floating dtype."""
+    if not value.is_floating_point():
+        fail(TypeError, op, argument, "a floating dtype", value.dtype)
+
+
+def check_dtype(op: str, argument: str, value: Tensor, dtype: torch.dtype, whose: str = "") -> None:
+    """TypeError unless ``value`` is of ``dtype``; ``whose`` says where that comes from: "x's dtype "."""
+    if value.dtype != dtype:
+        fail(TypeError, op, argument, f"{whose}{dtype}", value.dtype)
+
+
+def check_device(op: str, argument: str, value: Tensor, device: torch.device, whose: str = "x's") -> None:
+    """ValueError unless ``value`` is on ``device``."""
+    if value.device != device:
+        fail(ValueError, op, argument, f"{whose} device {device}", value.device)
+
+
+def check_like(op: str, argument: str, value: object, x: Tensor, *, any_float: bool = False) -> Tensor:
+    """``value``, if it is a dense tensor of ``x``'s device and dtype; any floating dtype will do if ``any_float``."""
+    tensor = check_tensor(op, argument, value)
+    check_device(op, argument, tensor, x.device)
+    if any_float:
+        check_floating(op, argument, tensor)
+    else:
+        check_dtype(op, argument, tensor, x.dtype, "x's dtype ")
+    return tensor
+
+
+def check_shape(op: str, argument: str, value: Tensor, shape: Sequence[int], what: str = "shape") -> None:
+    """ValueError unless ``value`` has ``shape``; ``what`` names it: "the output's shape"."""
+    # Size by size, for a traced size compares with a number, but not inside a tuple.
+    if value.dim() != len(shape) or any(a != b for a, b in zip(value.shape, shape, strict=True)):
+        fail(ValueError, op, argument, f"{what} {tuple(shape)}", tuple(value.shape))
+
+
+def check_vector(op: str, argument: str, value: object, n: int, x: Tensor) -> Tensor:
+    """``value``, if it is a dense tensor of ``n`` numbers of any floating dtype on ``x``'s device."""
+    tensor = check_like(op, argument, value, x, any_float=True)
+    check_shape(op, argument, tensor, (n,))
+    return tensor
+
+
+def check_number(op: str, argument: str, value: Any) -> None:
+    """TypeError unless ``value`` is a number."""
+    # Asked the other way round, for Dynamo's symbolic numbers have no type of ours.
+    if value is None or isinstance(value, str | bytes | list | tuple | dict):
+        fail(TypeError, op, argument, "a number", type(value).__name__)
+
+
+def check_int(op: str, argument: str, value: Any, least: int) -> None:
+    """TypeError unless ``value`` is an int, ValueError unless it is ``least`` at least."""
+    if value is None or isinstance(value, str | bytes | float | list | tuple | dict):
+        fail(TypeError, op, argument, "an int", type(value).__name__)
+    if value < least:
+        fail(ValueError, op, argument, f"an int >= {least}", value)
+
+
+def check_choice(op: str, argument: str, value: object, choices: Sequence[object]) -> None:
+    """ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"pykernels.{op}: {argument}: expected one of {', '.join(map(str, choices))}; got {value!r}")
+
+
+def pair(op: str, argument: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
+    """``value``, one int or (vertical, horizontal), as two ints of ``least`` at least."""
+    if isinstance(value, int):
+        both: tuple[int, ...] = (value, value)
+    elif isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, int) for v in value):
+        both = (value[0], value[0]) if len(value) == 1 else tuple(value)
+    else:
+        fail(TypeError, op, argument, "an int or two ints", repr(value))
+    if len(both) != 2 or both[0] < least or both[1] < least:
+        fail(ValueError, op, argument, f"an int or two ints >= {least}", repr(value))
+    return both
+
+
+def refuse_gradient(op: str, **tensors: Tensor | None) -> None:
+    """RuntimeError where a gradient of one of the ``tensors`` would be recorded: the op has none."""
+    if not torch.is_grad_enabled():
+        return
+    for argument, tensor in tensors.items():
+        if tensor is not None and tensor.requires_grad:
+            raise RuntimeError(
+                f"pykernels.{op}: {argument}: expected a tensor that requires no gradient, because quantisation has "
+                "none; got one that does: detach it, or call under torch.no_grad()"
+            )

@@ -1,0 +1,54 @@
+"""What autocast means to an op: its floating arguments in autocast's dtype, and the op itself without autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast gives an op's arguments where ``x`` is; None where it leaves them.
+
+    Off, a device without autocast ("meta"), and float64, which autocast never narrows.
+    """
+    kind = x.device.type
+    if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def cast(dtype: torch.dtype | None, value: Any) -> Any:
+    """``value`` with its floating tensors, but for float64 ones, in ``dtype``; as it is for None.
+
+    Looks into lists and tuples; whatever else is no tensor stays.
+    """
+    if dtype is None:
+        return value
+    if isinstance(value, list | tuple):
+        return type(value)(cast(dtype, v) for v in value)
+    if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+        return value.to(dtype)
+    return value
+
+
+def register_autocast(library: torch.library.Library, name: str, casts: Iterable[int] | None = None) -> None:
+    """Gives ``pykernels::name`` its autocast, on CPU and CUDA: as above, for callers of `torch.ops` and for traces.
+
+    ``casts``: the positions of the arguments that are cast; None for all.
+    """
+    chosen = None if casts is None else frozenset(casts)
+    op = getattr(torch.ops.pykernels, name).default
+
+    def with_dtype(kind: str) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            dtype = torch.get_autocast_dtype(kind)
+            with torch.autocast(kind, enabled=False):
+                return op(*(cast(dtype, a) if chosen is None or i in chosen else a for i, a in enumerate(args)))
+
+        return run
+
+    library.impl(name, with_dtype("cpu"), "AutocastCPU")
+    library.impl(name, with_dtype("cuda"), "AutocastCUDA")

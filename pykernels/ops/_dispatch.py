@@ -1,0 +1,226 @@
+"""Which implementation runs an op: asked for per call or per block, or chosen."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.autograd import forward_ad
+
+from pykernels import _native
+
+if TYPE_CHECKING:
+    from pykernels.ops._op import Op
+
+BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
+
+_asked: contextvars.ContextVar[str] = contextvars.ContextVar("pykernels_backend", default="auto")
+_log = logging.getLogger("pykernels")
+_told: set[str] = set()
+
+
+def check_backend(name: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"pykernels: backend: expected one of {', '.join(BACKENDS)}; got {name!r}")
+    return name
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Run every op inside the block on one backend.
+
+    ``"auto"`` takes the kernels of the tensors' device and falls back to the reference, saying so once in the log.
+    Any other name is explicit: an op that cannot run there raises and says why.
+
+    A compiled function keeps the backend that was in force when it was traced. The block is of the thread (and task)
+    that entered it: threads started inside begin with ``"auto"``, unless they are run in a copy of its context.
+
+    >>> with pk.backend("reference"):
+    ...     y = pk.ops.conv_bn_act(x, weight)
+    """
+    token = _asked.set(check_backend(name))
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def _current() -> str:
+    return _asked.get()
+
+
+# torch.compiler.assume_constant_result does the same, and imports torch._dynamo for it: ten times what we take.
+_current._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def choose(op: Op, device: torch.device, dtype: torch.dtype, asked: str | None = None) -> str:
+    """The backend that runs ``op`` for tensors of ``device`` and ``dtype``: any of `BACKENDS` but ``"auto"``.
+
+    Raises:
+        ValueError: ``asked`` names no backend.
+        RuntimeError: an explicit backend cannot run; the message says why.
+    """
+    asked = _current() if asked is None else check_backend(asked)
+    if asked == "reference":
+        return asked
+    wanted = device.type if asked == "auto" else asked
+    reason = _why_not(op, wanted, device, dtype)
+    if reason is None:
+        return wanted
+    if asked != "auto":
+        raise RuntimeError(f"pykernels.{op.name}: backend={asked!r} cannot run: {reason}")
+    # On a GPU, Triton's kernels stand in where CUDA's are not built.
+    if wanted == "cuda" and _why_not(op, "triton", device, dtype) is None:
+        _tell_once(f"{op.name}: {reason}; using Triton")
+        return "triton"
+    _tell_once(f"{op.name}: {reason}; using the reference")
+    return "reference"
+
+
+def _why_not(op: Op, wanted: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    if wanted not in BACKENDS:
+        return f"there are no kernels for device type {wanted!r}"
+    if op.backends.get(wanted) is not None:
+        return op.backends[wanted]
+    missing = triton_missing(device) if wanted == "triton" else None
+    if missing is not None:
+        return missing
+    if wanted not in (device.type, "triton"):
+        return f"its tensors are on {device.type!r}"
+    if dtype not in op.takes(wanted):
+        return f"its kernels take {', '.join(map(str, op.takes(wanted)))}, not {dtype}"
+    if is_transformed():
+        return "torch.func's transforms and forward-mode differentiation can follow plain PyTorch only"
+    return None if wanted == "triton" else _native.why_not(wanted, device)
+
+
+def triton_missing(device: torch.device) -> str | None:
+    """Why Triton's kernels cannot run on ``device``; None if they can, and then Triton has been imported."""
+    if not _has_triton():
+        return "Triton is not installed; `pip install triton` brings it"
+    if device.type != "cuda" and not (device.type == "cpu" and _interprets()):
+        return f"on {device.type!r} Triton's kernels run only under TRITON_INTERPRET=1, interpreted"
+    return _triton_error() or (_too_old(device.index) if device.type == "cuda" else _too_late())
+
+
+def _has_triton() -> bool:
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except Exception:  # a finder of a broken installation; importing it will tell
+        return True
+
+
+def _interprets() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _triton_error() -> str | None:
+    return _import_triton()
+
+
+def _too_old(index: int | None) -> str | None:
+    """Triton and its tiles are for NVIDIA's GPUs from Ampere on; on an older one a kernel fails in the middle."""
+    major, minor = _capability(index)
+    return None if major >= 8 else f"Triton's kernels need sm_80 (Ampere) or later; this GPU is sm_{major}{minor}"
+
+
+@functools.cache
+def _capability(index: int | None) -> tuple[int, int]:
+    """Of a GPU of NVIDIA's; of any other, and of a fake tensor's, one that is new enough."""
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return 8, 0
+    return torch.cuda.get_device_capability(index)
+
+
+def _too_late() -> str | None:
+    from pykernels.ops import _triton
+
+    if _triton.INTERPRETED and not _triton.SWITCHED_LATE:
+        return None
+    return "TRITON_INTERPRET=1 was set after Triton had been imported; set it before the program starts"
+
+
+# As `_current`: constants of a trace.
+_has_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_interprets._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_triton_error._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_too_old._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_too_late._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _import_triton() -> str | None:
+    try:
+        importlib.import_module("pykernels.ops._triton")
+    except Exception as problem:  # whatever a broken installation raises
+        return f"Triton cannot be imported ({type(problem).__name__}: {problem}); reinstall triton"
+    return None
+
+
+def kernels(where: str, op: Op) -> Any:
+    """What has the native ops of ``op``'s family by name: ``torch.ops.pykernels``, or for Triton, its twin.
+
+    Triton's are registered as ``pykernels::<op>_triton`` when the family's module is imported, at its first use:
+    ``import pykernels`` imports no Triton.
+    """
+    if where != "triton":
+        return torch.ops.pykernels
+    _load(op.triton)
+    return _TRITON_OPS
+
+
+class _TritonOps:
+    def __getattr__(self, op: str) -> Any:
+        return getattr(torch.ops.pykernels, f"{op}_triton")
+
+
+_TRITON_OPS = _TritonOps()
+
+
+def _load(module: str) -> bool:
+    return importlib.import_module(module) is not None
+
+
+_load._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def why_no_kernels(op: Op, device: torch.device) -> str | None:
+    """Why there are no kernels for ``op`` that run on ``device``, whatever the dtype; None where there are."""
+    reason = why_no_native(op, device)
+    if reason is not None and device.type == "cuda" and op.backends["triton"] is None:
+        return reason if triton_missing(device) is not None else None
+    return reason
+
+
+def why_no_native(op: Op, device: torch.device) -> str | None:
+    """The same of the kernels in C++ and CUDA C++ alone: those that take packed weights."""
+    if device.type not in BACKENDS:
+        return f"there are no kernels for device type {device.type!r}"
+    return op.backends[device.type] or _native.why_not(device.type, device)
+
+
+def has_native(op: Op, device: torch.device) -> bool:
+    """Are there kernels in C++ or CUDA C++ for ``op`` that run on ``device``?"""
+    return why_no_native(op, device) is None
+
+
+def is_transformed() -> bool:
+    """Inside torch.func's grad, vmap and their like, or forward-mode differentiation?"""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def _tell_once(message: str) -> None:
+    if torch.compiler.is_compiling() or message in _told:
+        return
+    _told.add(message)
+    _log.warning(message)

@@ -1,0 +1,43 @@
+"""What the package itself has to know of an op: its name, where it runs, and on which dtypes.
+
+What the tests, the benches and ``check`` know beside it (samples, tolerance, costs) is in `pykernels.ops._spec`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+#: What the kernels of a backend take, where an op has no reason for less. The CPU ones have no float16.
+FLOATS: dict[str, tuple[torch.dtype, ...]] = {
+    "cpu": (torch.float32, torch.bfloat16),
+    "cuda": (torch.float32, torch.bfloat16, torch.float16),
+    "triton": (torch.float32, torch.bfloat16, torch.float16),
+}
+
+#: The op families, in the order of every table. Each is a folder of `pykernels.ops`.
+FAMILIES = ("conv_bn_act", "batch_norm_act", "lstm", "int8_matmul", "int8_conv2d")
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op: its name, its family, and its kernels."""
+
+    name: str
+    family: str
+    #: Backend -> None where it is built, or the reason why it is not.
+    backends: dict[str, str | None]
+    #: Backend -> the dtypes of its kernels. Use `takes`, which knows the reference too.
+    dtypes: dict[str, tuple[torch.dtype, ...]]
+
+    def takes(self, backend: str) -> tuple[torch.dtype, ...]:
+        """The dtypes to run on a backend: those of its kernels; the reference, which takes any, has all of them."""
+        if backend == "reference":
+            return tuple(dict.fromkeys(dtype for dtypes in self.dtypes.values() for dtype in dtypes))
+        return self.dtypes.get(backend, ())
+
+    @property
+    def triton(self) -> str:
+        """The module that registers the Triton kernels when it is imported."""
+        return f"pykernels.ops.{self.family}.triton"

@@ -1,0 +1,177 @@
+"""batch_norm_act: act(batch_norm(x) + residual), with the statistics of the batch: what training runs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from pykernels.ops._activation import activation_code
+from pykernels.ops._dispatch import choose, kernels
+from pykernels.ops.batch_norm_act import autograd as autograd
+from pykernels.ops.batch_norm_act.op import BATCH_NORM_ACT
+from pykernels.ops.batch_norm_act.reference import batch_norm_act_reference
+from pykernels.ops.conv_bn_act.arguments import check_number, is_autocast
+
+OP = "batch_norm_act"
+
+
+def batch_norm_act(
+    x: torch.Tensor,
+    running_mean: torch.Tensor | None = None,
+    running_var: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    *,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    residual: torch.Tensor | None = None,
+    activation: str = "relu",
+    negative_slope: float = 0.01,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Batch norm, residual add and activation, fused; forward in two passes over ``x``, backward in two over ``dy``.
+
+    The same as::
+
+        y = act(F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps) + residual)
+
+    Args:
+        x: (N, C), (N, C, L), (N, C, H, W) or more dimensions; contiguous or channels_last, others are copied.
+        running_mean: (C,); with ``training`` it is updated in place, with ``running_var``, if given.
+        running_var: (C,).
+        weight: (C,); 1 if None.
+        bias: (C,); 0 if None.
+        training: Normalise by the mean and variance of ``x``; else by the running ones, which then must be given.
+        momentum: The share of the batch in the running statistics.
+        eps: Added to the variance.
+        residual: Added before the activation; of ``x``'s shape and dtype.
+        activation: "none", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu" or "hardswish".
+        negative_slope: leaky_relu's.
+        backend: "auto", "cuda", "triton" or "reference"; None takes the `pykernels.backend` block's.
+
+    Returns:
+        A tensor of ``x``'s shape, dtype and memory format.
+
+    Differentiable twice in ``x``, ``weight``, ``bias`` and ``residual``. For the backward pass ReLU keeps one bit an
+    element, and only where there is a residual. The CUDA and Triton kernels take float32, float16 and bfloat16, compute
+    in float32 and have a fixed order of summation: the same input on the same GPU model gives the same bits. Elsewhere
+    it runs as plain PyTorch; so it does under `torch.func` and forward-mode differentiation. Under autocast ``x`` keeps
+    its dtype, as with ``F.batch_norm``, and ``residual`` is cast to it.
+
+    The relative error of what is normalised is a few roundings of float32, plus one of the mean relative to the
+    deviation.
+
+    Raises:
+        TypeError: An argument is no tensor, or of a dtype that does not go with ``x``.
+        ValueError: A shape, a device, ``eps``, ``activation`` or ``backend`` is wrong, or training has one value per
+            channel. The message names it.
+        RuntimeError: The backend asked for cannot run.
+    """
+    code = activation_code(OP, activation)
+    for name, value in (("momentum", momentum), ("eps", eps), ("negative_slope", negative_slope)):
+        check_number(OP, name, value)
+    if residual is not None and isinstance(x, torch.Tensor) and is_autocast(x.device) and residual.is_floating_point():
+        residual = residual.to(x.dtype)
+    _check(x, residual, running_mean, running_var, weight, bias, training, eps)
+    where = choose(BATCH_NORM_ACT, x.device, x.dtype, backend)
+    if where == "reference":
+        return batch_norm_act_reference(
+            x, running_mean, running_var, weight, bias, training=training, momentum=momentum, eps=eps,
+            residual=residual, activation=activation, negative_slope=negative_slope,
+        )  # fmt: skip
+    ops = kernels(where, BATCH_NORM_ACT)
+    shape = x.shape
+    x = _four(x)
+    residual = None if residual is None else _four(residual)
+    if training:
+        with torch.no_grad():
+            mean, var = _statistics(ops, x, running_mean, running_var, momentum)
+    else:
+        assert running_mean is not None
+        assert running_var is not None
+        mean, var = running_mean.detach().float(), running_var.detach().float()
+    weight = None if weight is None else weight.float()
+    bias = None if bias is None else bias.float()
+    y, _ = ops.batch_norm_act(x, mean, var, weight, bias, residual, training, eps, code, negative_slope)
+    return y if y.dim() == len(shape) else y.reshape(shape)
+
+
+def _statistics(
+    ops: Any, x: torch.Tensor, running_mean: torch.Tensor | None, running_var: torch.Tensor | None, momentum: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean and variance of the batch; the running ones are updated, through a copy where they aren't float32."""
+    given = (running_mean, running_var)
+    direct = [
+        t if t is None or (t.dtype == torch.float32 and t.is_contiguous()) else t.float().contiguous() for t in given
+    ]
+    mean, var = ops.batch_norm_statistics(x, *direct, momentum)
+    for original, updated in zip(given, direct, strict=True):
+        if original is None or updated is None:
+            continue
+        if original is not updated:
+            original.copy_(updated)
+        elif not torch.compiler.is_compiling() and not original.is_inference():
+            torch.autograd.graph.increment_version(original)  # a kernel's writing does not count as a change
+    return mean, var
+
+
+def _four(x: torch.Tensor) -> torch.Tensor:
+    """``x`` as (N, C, H, W)."""
+    if x.dim() > 4:
+        return x.flatten(3)
+    return x if x.dim() == 4 else x[(...,) + (None,) * (4 - x.dim())]
+
+
+def _check(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    training: bool,
+    eps: float,
+) -> None:
+    given = {
+        "x": x, "residual": residual, "running_mean": running_mean, "running_var": running_var, "weight": weight,
+        "bias": bias,
+    }  # fmt: skip
+    for name, tensor in given.items():
+        if tensor is None and name != "x":
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"pykernels.{OP}: {name}: expected a tensor, got {type(tensor).__name__}")
+        if tensor.layout != torch.strided:
+            raise ValueError(f"pykernels.{OP}: {name}: expected a dense tensor, got layout {tensor.layout}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"pykernels.{OP}: {name}: expected a floating dtype, got {tensor.dtype}")
+        if tensor.device != x.device:
+            raise ValueError(f"pykernels.{OP}: {name}: expected x's device {x.device}, got {tensor.device}")
+    if x.dim() < 2:
+        raise ValueError(f"pykernels.{OP}: x: expected (N, C, ...), got shape {tuple(x.shape)}")
+    if residual is not None and residual.dtype != x.dtype:
+        raise TypeError(f"pykernels.{OP}: residual: expected x's dtype {x.dtype}, got {residual.dtype}")
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"pykernels.{OP}: residual: expected x's shape {tuple(x.shape)}, got {tuple(residual.shape)}")
+    for name in ("running_mean", "running_var", "weight", "bias"):
+        tensor = given[name]
+        if tensor is not None and (tensor.dim() != 1 or tensor.shape[0] != x.shape[1]):
+            raise ValueError(f"pykernels.{OP}: {name}: expected shape ({x.shape[1]},), got {tuple(tensor.shape)}")
+    if (running_mean is None) != (running_var is None):
+        missing = "running_mean" if running_mean is None else "running_var"
+        raise ValueError(f"pykernels.{OP}: {missing}: expected a tensor, because its fellow is given; got None")
+    if training:
+        if not eps > 0:
+            raise ValueError(f"pykernels.{OP}: eps: expected a number > 0 in training, got {eps}")
+        if x.shape[0] * math.prod(x.shape[2:]) == 1:
+            raise ValueError(
+                f"pykernels.{OP}: x: expected more than 1 value per channel in training, got shape {tuple(x.shape)}"
+            )
+    else:
+        if running_mean is None:
+            raise ValueError(f"pykernels.{OP}: running_mean: expected a tensor where training is False, got None")
+        if not eps >= 0:
+            raise ValueError(f"pykernels.{OP}: eps: expected a number >= 0, got {eps}")

@@ -1,0 +1,230 @@
+"""What PyTorch needs to know of the batch-norm ops: shapes without data, gradients, and plain PyTorch for a CPU.
+
+With x^ = (x - mean) / sqrt(var + eps), z = x^ * weight + bias + residual, y = act(z), dz = dy act'(z) and m values of a
+channel, mean and var being those of x:
+
+    dresidual = dz,  dbias = sum(dz),  dweight = sum(dz x^)
+    dx = weight / sqrt(var + eps) * (dz - dbias / m - x^ dweight / m)
+
+One op computes all four. The gradient of that (create_graph) goes through the same formulas in aten ops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._prims_common import suggest_memory_format
+
+from pykernels import _native
+from pykernels.ops._activation import ACTIVATIONS, activation_backward, apply_activation, is_signed, output_tells
+
+_DIMS = (0, 2, 3)
+
+
+def _has_mask(activation: str, residual: torch.Tensor | None) -> bool:
+    return residual is not None and is_signed(activation)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _channels(t: torch.Tensor) -> torch.Tensor:
+    return t[:, None, None]
+
+
+# Plain PyTorch: the CPU's kernels, and the backward pass that can be differentiated again.
+
+
+def _normalised(x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, eps: float) -> torch.Tensor:
+    return (x - _channels(mean)) * _channels(torch.rsqrt(var + eps))
+
+
+def _affine(xhat: torch.Tensor, weight: Any, bias: Any, residual: Any) -> torch.Tensor:
+    z = xhat if weight is None else xhat * _channels(weight)
+    z = z if bias is None else z + _channels(bias)
+    return z if residual is None else z + residual
+
+
+def _gradients(
+    dz: torch.Tensor, xhat: torch.Tensor, var: torch.Tensor, weight: Any, training: bool, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    dbias, dweight = dz.sum(_DIMS), (dz * xhat).sum(_DIMS)
+    scale = torch.rsqrt(var + eps)
+    scale = scale if weight is None else scale * weight
+    inner = dz
+    if training:
+        m = max(xhat.shape[0] * xhat.shape[2] * xhat.shape[3], 1)
+        inner = dz - _channels(dbias / m) - xhat * _channels(dweight / m)
+    return inner * _channels(scale), dweight, dbias
+
+
+def _statistics_on_cpu(x: torch.Tensor, running_mean: Any, running_var: Any, momentum: float) -> Any:
+    wide = x.to(_wide(x.dtype))
+    values = x.shape[0] * x.shape[2] * x.shape[3]
+    if values == 0:
+        return wide.new_zeros(x.shape[1]), wide.new_zeros(x.shape[1])
+    var, mean = torch.var_mean(wide, _DIMS, correction=0)
+    if running_mean is not None:
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+    if running_var is not None:
+        running_var.lerp_((var * values / (values - 1)).to(running_var.dtype), momentum)
+    return mean, var
+
+
+_BITS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+def _rows(t: torch.Tensor, last: bool) -> torch.Tensor:
+    """(rows, elements that are adjacent in memory), padded to whole bytes of bits."""
+    rows = t.permute(0, 2, 3, 1).flatten(0, 2) if last else t.flatten(2).flatten(0, 1)
+    return torch.nn.functional.pad(rows, (0, -rows.shape[1] % 8))
+
+
+def _act_on_cpu(
+    x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, weight: Any, bias: Any, residual: Any, training: bool,
+    eps: float, code: int, slope: float,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    activation, format = ACTIVATIONS[code], suggest_memory_format(x)
+    z = _affine(_normalised(x.to(_wide(x.dtype)), mean, var, eps), weight, bias, residual)
+    y = apply_activation(z, activation, slope).to(x.dtype).contiguous(memory_format=format)
+    mask = x.new_empty(0, dtype=torch.uint8)
+    if _has_mask(activation, residual):
+        bits = _rows(~(z <= 0), format == torch.channels_last).to(torch.uint8).unflatten(1, (-1, 8))
+        mask = (bits * bits.new_tensor(_BITS)).sum(2, dtype=torch.uint8).flatten()
+    return y, mask
+
+
+def _backward_on_cpu(
+    dy: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, weight: Any, bias: Any, residual: Any,
+    mask: torch.Tensor, training: bool, eps: float, code: int, slope: float, need_residual: bool,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    activation, format = ACTIVATIONS[code], suggest_memory_format(x)
+    xhat = _normalised(x.to(_wide(x.dtype)), mean, var, eps)
+    if mask.numel():
+        n, c, h, w = x.shape
+        last = format == torch.channels_last
+        positive = (mask[:, None] & mask.new_tensor(_BITS)).ne(0).view(_rows(x, last).shape)
+        if last:
+            positive = positive[:, :c].unflatten(0, (n, h, w)).permute(0, 3, 1, 2)
+        else:
+            positive = positive[:, : h * w].unflatten(0, (n, c)).unflatten(2, (h, w))
+        z = positive.to(xhat.dtype) * 2 - 1  # its sign is all that matters
+    else:
+        z = _affine(xhat, weight, bias, residual)
+    y = apply_activation(z, activation, slope) if output_tells(activation, slope) else None
+    dz = activation_backward(dy.to(xhat.dtype), activation, slope, y, lambda: z)
+    dx, dweight, dbias = _gradients(dz, xhat, var, weight, training, eps)
+    dresidual = dz.to(x.dtype, copy=True).contiguous(memory_format=format) if need_residual else x.new_empty(0)
+    return dx.to(x.dtype).contiguous(memory_format=format), dresidual, dweight, dbias
+
+
+# Shapes.
+
+
+def _like(x: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(x.shape).to(memory_format=suggest_memory_format(x))
+
+
+def _fake_statistics(x: torch.Tensor, running_mean: Any, running_var: Any, momentum: float) -> Any:
+    return tuple(x.new_empty(x.shape[1], dtype=_wide(x.dtype)) for _ in range(2))
+
+
+def _fake_act(
+    x: torch.Tensor, mean: Any, var: Any, weight: Any, bias: Any, residual: Any, training: Any, eps: Any, code: int,
+    slope: Any,
+) -> Any:  # fmt: skip
+    size: Any = 0
+    if _has_mask(ACTIVATIONS[code], residual):
+        n, c, h, w = x.shape
+        last = suggest_memory_format(x) == torch.channels_last
+        rows, inner = (n * h * w, c) if last else (n * c, h * w)
+        size = rows * ((inner + 7) // 8)
+    return _like(x), x.new_empty(size, dtype=torch.uint8)
+
+
+def _fake_backward(dy: Any, x: torch.Tensor, *rest: Any) -> Any:
+    vectors = (x.new_empty(x.shape[1], dtype=_wide(x.dtype)) for _ in range(2))
+    return _like(x), _like(x) if rest[-1] else x.new_empty(0), *vectors
+
+
+# Gradients.
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, mean, var, weight, bias, residual, *ctx.options = inputs
+    y, mask = output
+    activation, slope = ACTIVATIONS[ctx.options[2]], ctx.options[3]
+    ctx.mark_non_differentiable(mask)
+    ctx.set_materialize_grads(False)
+    # y is alive anyway where a convolution follows. It is for the second derivative; the first one takes the mask.
+    tells = output_tells(activation, slope)
+    needs_residual = activation != "none" and not (_has_mask(activation, residual) and tells)
+    ctx.save_for_backward(x, mean, var, weight, bias, residual if needs_residual else None, mask, y if tells else None)
+
+
+def backward_by(op: Callable[[], Any]) -> Callable[..., tuple[Any, ...]]:
+    """The gradient of a batch_norm_act, by the batch_norm_act_backward that ``op()`` is."""
+
+    def backward(ctx: Any, dy: torch.Tensor | None, _: Any) -> tuple[Any, ...]:
+        if dy is None:
+            return (None,) * 10
+        x, mean, var, weight, bias, residual, mask, y = ctx.saved_tensors
+        activation = ACTIVATIONS[ctx.options[2]]
+        need_x, _, _, need_weight, need_bias, need_residual = ctx.needs_input_grad[:6]
+        if torch.is_grad_enabled():
+            dx, dresidual, dweight, dbias = _differentiable(dy, x, mean, var, weight, bias, residual, y, ctx.options)
+        else:
+            separate = need_residual and activation != "none"
+            dx, dresidual, dweight, dbias = op()(dy, x, mean, var, weight, bias, residual, mask, *ctx.options, separate)
+            if need_residual and not separate:
+                dresidual = dy
+        return (
+            dx if need_x else None,
+            None,
+            None,
+            dweight if need_weight else None,
+            dbias if need_bias else None,
+            dresidual if need_residual else None,
+            *[None] * 4,
+        )
+
+    return backward
+
+
+def _differentiable(
+    dy: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, weight: Any, bias: Any, residual: Any,
+    y: Any, options: Any,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    training, eps, code, slope = options
+    wide = x.to(_wide(x.dtype))
+    if training:  # as functions of x
+        var, mean = torch.var_mean(wide, _DIMS, correction=0)
+    xhat = _normalised(wide, mean, var, eps)
+    dz = activation_backward(
+        dy.to(wide.dtype), ACTIVATIONS[code], slope, None if y is None else y.to(wide.dtype),
+        lambda: _affine(xhat, weight, bias, residual),
+    )  # fmt: skip
+    dx, dweight, dbias = _gradients(dz, xhat, var, weight, training, eps)
+    return dx.to(x.dtype), dz.to(x.dtype), dweight, dbias
+
+
+def _register() -> None:
+    torch.library.register_fake("pykernels::batch_norm_statistics", _fake_statistics)
+    torch.library.register_fake("pykernels::batch_norm_act", _fake_act)
+    torch.library.register_fake("pykernels::batch_norm_act_backward", _fake_backward)
+    torch.library.register_autograd(
+        "pykernels::batch_norm_act",
+        backward_by(lambda: torch.ops.pykernels.batch_norm_act_backward),
+        setup_context=_setup_context,
+    )
+    _library.impl("batch_norm_statistics", _statistics_on_cpu, "CPU")
+    _library.impl("batch_norm_act", _act_on_cpu, "CPU")
+    _library.impl("batch_norm_act_backward", _backward_on_cpu, "CPU")
+
+
+if _native.error is None:
+    _library = torch.library.Library("pykernels", "FRAGMENT")
+    _register()

@@ -1,0 +1,126 @@
+"""conv_statistics: a convolution and the statistics of its output, which training's batch norm needs.
+
+    z = conv2d(x, weight) + bias,  mean, var = those of each channel of z as it is stored
+
+In CUDA C++ the convolution's epilogue leaves the statistics, so that z is not read for them. The gradient of z is the
+convolution's; mean and var have none of their own, because batch_norm_act's gradient takes them as functions of z.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch._prims_common import suggest_memory_format
+
+from pykernels import _native
+from pykernels.ops._activation import activation_code
+from pykernels.ops._dispatch import choose, kernels
+from pykernels.ops.batch_norm_act import _check
+from pykernels.ops.conv_bn_act.arguments import OP, Geometry, check_call, is_autocast, tf32_allowed, with_channels
+from pykernels.ops.conv_bn_act.autograd import _convolution_backward, _fake_output
+from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
+
+
+def conv_batch_norm_act(
+    x: torch.Tensor,
+    conv_weight: torch.Tensor,
+    conv_bias: torch.Tensor | None,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    *,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    dilation: int | Sequence[int],
+    groups: int,
+    momentum: float,
+    eps: float,
+    residual: torch.Tensor | None,
+    activation: str,
+    negative_slope: float,
+) -> torch.Tensor:
+    """Training's ``act(batch_norm(conv2d(x)) + residual)`` by the kernels: a convolution that leaves the statistics,
+    and one pass over its output. ``x`` is (N, C, H, W); the other arguments are `conv_bn_act`'s and `batch_norm_act`'s,
+    the running statistics those to update.
+    """
+    code = activation_code(OP, activation)
+    g = check_call(x, conv_weight, residual, stride, padding, dilation, groups)
+    if is_autocast(x.device) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, conv_weight = x.to(dtype), conv_weight.to(dtype)
+        residual = None if residual is None else residual.to(dtype)
+    x, conv_weight = with_channels(x, conv_weight, groups)
+    ops = kernels(choose(CONV_BN_ACT, x.device, x.dtype), CONV_BN_ACT)
+    z, mean, var = ops.conv_statistics(x, conv_weight, _wide(conv_bias), *g, tf32_allowed(x.device))
+    _check(z, residual, running_mean, running_var, weight, bias, True, eps)
+    values = z.shape[0] * z.shape[2] * z.shape[3]
+    if values > 0:
+        with torch.no_grad():  # as F.batch_norm moves them
+            if running_mean is not None:
+                running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            if running_var is not None:
+                running_var.lerp_((var * (values / (values - 1))).to(running_var.dtype), momentum)
+    y, _ = ops.batch_norm_act(z, mean, var, _wide(weight), _wide(bias), residual, True, eps, code, negative_slope)
+    return y
+
+
+def _wide(vector: torch.Tensor | None) -> torch.Tensor | None:
+    return None if vector is None else vector.float()
+
+
+def _on_cpu(
+    x: torch.Tensor, weight: torch.Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int,
+    tf32: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    top, left, bottom, right = padding
+    wide = torch.promote_types(x.dtype, torch.float32)
+    z = F.conv2d(F.pad(x, (left, right, top, bottom)).to(wide), weight.to(wide), bias, stride, 0, dilation, groups)
+    z = z.to(x.dtype).contiguous(memory_format=suggest_memory_format(x))
+    if z.numel() == 0:
+        return z, z.new_zeros(z.shape[1], dtype=wide), z.new_zeros(z.shape[1], dtype=wide)
+    var, mean = torch.var_mean(z.to(wide), (0, 2, 3), correction=0)
+    return z, mean, var
+
+
+def _fake(x: torch.Tensor, weight: torch.Tensor, bias: Any, *geometry: Any) -> tuple[torch.Tensor, ...]:
+    z = _fake_output(x, weight.shape, geometry)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return z, *(z.new_empty(z.shape[1], dtype=wide) for _ in range(2))
+
+
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    """Keeps x and weight."""
+    x, weight, _, stride, padding, dilation, groups, *ctx.tf32 = inputs
+    ctx.geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, weight)
+
+
+def backward(ctx: Any, gz: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+    """The convolution's gradient."""
+    if gz is None:
+        return (None,) * (7 + len(ctx.tf32))
+    x, weight = ctx.saved_tensors
+    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+    dx = dw = dbias = None
+    if need_x or need_weight:
+        dx, dw = _convolution_backward(gz, x, weight, ctx.geometry, need_x, need_weight)
+    if need_bias:
+        dbias = gz.sum((0, 2, 3), dtype=torch.promote_types(gz.dtype, torch.float32))
+    return (dx, dw, dbias, *[None] * (4 + len(ctx.tf32)))
+
+
+def _register() -> None:
+    torch.library.register_fake("pykernels::conv_statistics", _fake)
+    torch.library.register_autograd("pykernels::conv_statistics", backward, setup_context=setup_context)
+    _library.impl("conv_statistics", _on_cpu, "CPU")
+
+
+if _native.error is None:
+    _library = torch.library.Library("pykernels", "FRAGMENT")
+    _register()

@@ -1,0 +1,172 @@
+"""int8_conv2d: int8 x int8 -> exact int32, then scale, bias, residual, activation and a cast in the same pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from pykernels.ops._activation import activation_code
+from pykernels.ops._dispatch import choose, kernels
+from pykernels.ops.conv_bn_act.arguments import Geometry, geometry, output_size, with_channels
+from pykernels.ops.int8_conv2d.op import INT8_CONV2D
+from pykernels.ops.int8_conv2d.reference import int8_conv2d_reference
+from pykernels.ops.int8_matmul.arguments import MAX_K, OUT_DTYPES, check_bias, check_tensor, vector, widest
+
+OP = "int8_conv2d"
+
+
+def int8_conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    *,
+    residual: torch.Tensor | None = None,
+    residual_scale: float = 1.0,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    activation: str = "none",
+    negative_slope: float = 0.01,
+    out_scale: float = 1.0,
+    out_dtype: torch.dtype = torch.float32,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """2-d convolution of int8 tensors, summed exactly, then scaled, biased, added to, activated and cast in one pass.
+
+    With the arguments that are None left out::
+
+        sums = F.conv2d(x.double(), weight.double(), None, stride, padding, dilation, groups)      # exact
+        y = act(scale[:, None, None] * sums + bias[:, None, None] + residual_scale * residual) * out_scale
+        y = y.to(out_dtype)
+
+    There are no zero points: x is padded with zeros.
+
+    Args:
+        x: (N, C, H, W), or (C, H, W) unbatched, int8; contiguous, channels_last (the fastest) or any other strides.
+        weight: (K, C / groups, R, S), int8.
+        scale: One element or (K,), of a floating dtype: the scale of ``x`` times those of ``weight``.
+        bias: (K,), of a floating dtype.
+        residual: Of the output's shape, int8 or of a floating dtype.
+        residual_scale: The scale of ``residual``.
+        stride: One int or (vertical, horizontal).
+        padding: One int, (vertical, horizontal), ``"valid"``, or ``"same"`` (stride 1 only).
+        dilation: One int or (vertical, horizontal).
+        groups: Divides C and K.
+        activation: "none", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu" or "hardswish".
+        negative_slope: leaky_relu's.
+        out_scale: For an int8 output the inverse of its scale.
+        out_dtype: ``torch.int32`` for the sums themselves (then nothing else may be given); ``torch.float32``;
+            ``torch.bfloat16``; ``torch.float16``; or ``torch.int8``: the float result rounded to nearest even and
+            saturated to [-128, 127], NaN giving 0.
+        backend: "auto", "triton" or "reference"; None takes the `pykernels.backend` block's.
+
+    Returns:
+        (N, K, P, Q), or (K, P, Q) for unbatched input, of ``out_dtype``, in ``x``'s memory format.
+
+    The sums are exact, so an int32 output is equal to the bit on every backend. To keep them so, C / groups * R * S may
+    be 131071 at most. The rest is computed in float32 (in float64 by the reference if a tensor is float64): a few
+    roundings. The same input gives the same bits. There is no gradient. The kernel is Triton's; where that cannot run,
+    on a CPU above all, plain PyTorch does it, by a convolution in float64.
+
+    Raises:
+        TypeError: An argument is no tensor or of the wrong dtype.
+        ValueError: A shape, a device, the geometry, ``out_dtype``, ``activation`` or ``backend`` is wrong. The message
+            names it.
+        RuntimeError: The backend asked for cannot run, or a tensor requires a gradient, which quantisation has not.
+    """
+    code = activation_code(OP, activation)
+    g = _check_convolution(x, weight, stride, padding, dilation, groups)
+    k = weight.shape[0]
+    scale = vector(OP, "scale", scale, k, "(1, n)", x.device)
+    check_bias(OP, bias, k, x.device)
+    _check_residual(x, weight, residual, g)
+    if out_dtype not in OUT_DTYPES:
+        names = ", ".join(map(str, OUT_DTYPES))
+        raise ValueError(f"pykernels.{OP}: out_dtype: expected one of {names}; got {out_dtype}")
+    plain = scale is None and bias is None and residual is None and activation == "none" and out_scale == 1
+    if out_dtype == torch.int32 and not plain:
+        raise ValueError(
+            f"pykernels.{OP}: out_dtype: expected torch.float32, torch.bfloat16, torch.float16 or torch.int8, because "
+            "a scale, a bias, a residual or an activation is given; got torch.int32, which is for the plain sums"
+        )
+    for name, t in (("scale", scale), ("bias", bias), ("residual", residual)):
+        if t is not None and t.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"pykernels.{OP}: {name}: expected a tensor that requires no gradient, because quantisation has none; "
+                "got one that does: detach it, or call under torch.no_grad()"
+            )
+    x, weight = with_channels(x, weight, groups)
+    where = choose(INT8_CONV2D, x.device, widest(out_dtype, scale, bias, residual), backend)
+    if where == "reference":
+        return int8_conv2d_reference(
+            x, weight, scale, bias, residual=residual, residual_scale=residual_scale, stride=stride, padding=padding,
+            dilation=dilation, groups=groups, activation=activation, negative_slope=negative_slope,
+            out_scale=out_scale, out_dtype=out_dtype,
+        )  # fmt: skip
+    unbatched = x.dim() == 3
+    if unbatched:
+        x, residual = x[None], None if residual is None else residual[None]
+    y = kernels(where, INT8_CONV2D).int8_conv2d(
+        x, weight, None if scale is None else scale.float().expand(k), None if bias is None else bias.float(), residual,
+        float(residual_scale), g.stride, g.padding, g.dilation, g.groups, code, negative_slope, float(out_scale),
+        out_dtype,
+    )  # fmt: skip
+    return y[0] if unbatched else y
+
+
+def _check_convolution(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    dilation: int | Sequence[int],
+    groups: int,
+) -> Geometry:
+    for name, t in (("x", x), ("weight", weight)):
+        check_tensor(OP, name, t)
+        if t.dtype != torch.int8:
+            raise TypeError(f"pykernels.{OP}: {name}: expected torch.int8, got {t.dtype}")
+    if x.dim() not in (3, 4):
+        raise ValueError(f"pykernels.{OP}: x: expected (N, C, H, W) or (C, H, W), got shape {tuple(x.shape)}")
+    if weight.dim() != 4:
+        raise ValueError(f"pykernels.{OP}: weight: expected (K, C/groups, R, S), got shape {tuple(weight.shape)}")
+    g = geometry(weight.shape[2:], stride, padding, dilation, groups, op=OP)
+    k, c, r, s = weight.shape
+    if k == 0 or r == 0 or s == 0:
+        raise ValueError(f"pykernels.{OP}: weight: expected K, R and S of at least 1, got shape {tuple(weight.shape)}")
+    if k % groups:
+        raise ValueError(f"pykernels.{OP}: weight: expected K divisible by groups = {groups}, got K = {k}")
+    if c * groups != x.shape[-3]:
+        raise ValueError(
+            f"pykernels.{OP}: x: expected {c * groups} channels (weight {tuple(weight.shape)}, groups = {groups}), "
+            f"got {x.shape[-3]} in shape {tuple(x.shape)}"
+        )
+    if x.shape[-2] == 0 or x.shape[-1] == 0:
+        raise ValueError(f"pykernels.{OP}: x: expected H and W of at least 1, got shape {tuple(x.shape)}")
+    if weight.device != x.device:
+        raise ValueError(f"pykernels.{OP}: weight: expected x's device {x.device}, got {weight.device}")
+    if c * r * s > MAX_K:
+        raise ValueError(
+            f"pykernels.{OP}: weight: expected at most {MAX_K} numbers a filter, beyond which int32 sums may wrap, "
+            f"got shape {tuple(weight.shape)}"
+        )
+    return g
+
+
+def _check_residual(x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None, g: Geometry) -> None:
+    p, q = output_size(x.shape[-2], x.shape[-1], weight.shape[2:], g, op=OP)
+    if residual is None:
+        return
+    check_tensor(OP, "residual", residual)
+    if residual.dtype != torch.int8 and not residual.is_floating_point():
+        raise TypeError(f"pykernels.{OP}: residual: expected torch.int8 or a floating dtype, got {residual.dtype}")
+    expected = (*x.shape[:-3], weight.shape[0], p, q)
+    if tuple(residual.shape) != expected:
+        raise ValueError(
+            f"pykernels.{OP}: residual: expected the output's shape {expected}, got {tuple(residual.shape)}"
+        )
+    if residual.device != x.device:
+        raise ValueError(f"pykernels.{OP}: residual: expected x's device {x.device}, got {residual.device}")

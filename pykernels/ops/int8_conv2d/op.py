@@ -1,0 +1,14 @@
+"""Where int8_conv2d runs."""
+
+from pykernels.ops._op import FLOATS, Op
+
+INT8_CONV2D = Op(
+    name="int8_conv2d",
+    family="int8_conv2d",
+    backends={
+        "cpu": "its kernels are for GPUs alone: on a CPU it runs as plain PyTorch",
+        "cuda": "its kernels are Triton's: the one of csrc/cuda is not bound",
+        "triton": None,
+    },
+    dtypes=FLOATS,
+)
