@@ -62,6 +62,8 @@ def error_bound(y, x, weight, bias, mean, var, bn_weight, bn_bias, residual, con
     magnitude = F.conv2d(x.abs(), weight.abs(), **conv)
     magnitude = magnitude if scale is None else magnitude * scale.double().abs()[:, None, None]
     magnitude = magnitude if shift is None else magnitude + shift.double().abs()[:, None, None]
+    # The rounding of the scale multiplies what is normalised, which bn_bias is not part of, and may cancel.
+    magnitude = magnitude if bn_bias is None else magnitude + bn_bias.abs()[:, None, None]
     magnitude = magnitude if residual is None else magnitude + residual.abs()
     u = 2.0**-24
     return 1.5 * (weight[0].numel() + 4) * u * magnitude + 8 * u * y.abs() + 1e-38

@@ -45,7 +45,7 @@ def layer(rows: Any, sizes: list[int], h: Any, c: Any, weights: list[Any], rever
 
 
 def reserve_of(args: tuple[Any, ...], named: dict[str, Any]) -> torch.Tensor:
-    """What the forward keeps (pykernels/ops/lstm/triton_layout.py), from the equations."""
+    """What the forward keeps (pykernels/ops/lstm/triton/layout.py), from the equations."""
     x, (h0, c0), weights = args
     directions, each = 2 if named["bidirectional"] else 1, len(weights) // h0.shape[0]
     packed = named.get("batch_sizes")

@@ -4,7 +4,7 @@
     c' = sigmoid(f) c + sigmoid(i) tanh(g)
     h' = sigmoid(o) tanh(c')
 
-A layer is one product for the inputs of all time steps (triton_product.py), biases added: `sums` (rows, 4H) in
+A layer is one product for the inputs of all time steps (gemm.py), biases added: `sums` (rows, 4H) in
 float32; and then the recurrence, of which a program makes a tile of BLOCK_B sequences x UNITS units, all four gates:
 
 - persistent: one launch makes all steps. Each tile of sequences of each direction is a group of programs that wait for
@@ -19,7 +19,7 @@ A tile of 16 x 4 * 8 is too small for warps to share, so they share K = H: the p
 one a warp, and their sum. The columns of a tile are (unit, gate), so that the four gates of a unit are neighbours.
 
 Packed data shrink the batch of a step: rows past it are masked, groups past it only pass the barrier. Nobody looks at
-batch_sizes but the device. The reserve for the backward is described in triton_layout.py.
+batch_sizes but the device. The reserve for the backward is described in layout.py.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ and stays on the multiprocessor where it fits. Where the programs would not all 
 launch of its own. d_gates are kept in the tensors' dtype, in rows of (direction, gate, unit): what programs exchange is
 what the products read.
 
-The reserve's layout is at the head of triton_layout.py.
+The reserve's layout is at the head of layout.py.
 """
 
 from __future__ import annotations
