@@ -16,7 +16,7 @@ from pykernels.ops._spec import ROUNDOFF
 from pykernels.ops.lstm import reference
 from pykernels.ops.lstm.spec import GROWTH, LSTM_CELL_SPEC, LSTM_SPEC
 from tests.harness import forced_isa, host_isas, relative_l2, to_double
-from tests.ops.test_lstm import flat, problem
+from tests.ops.lstm.test_call import flat, problem
 
 pytestmark = pytest.mark.skipif(_native.error is not None, reason="the native library is not built")
 

@@ -11,8 +11,8 @@ import torch
 import pykernels as pk
 from pykernels.ops.lstm import reference
 from tests.harness import relative_l2, triton_reason
-from tests.ops.test_lstm import flat, problem
-from tests.ops.test_lstm_kernels import tolerance
+from tests.ops.lstm.test_call import flat, problem
+from tests.ops.lstm.test_kernels import tolerance
 
 if triton_reason() is not None:
     pytest.skip(f"needs Triton: {triton_reason()}", allow_module_level=True)
