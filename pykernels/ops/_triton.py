@@ -236,6 +236,8 @@ def activate(x, ACTIVATION: tl.constexpr, negative_slope):
         y = x + 3.0
         y = tl.where(y < 0.0, 0.0, tl.where(y > 6.0, 6.0, y))
         x = x * y * 0.16666667
+    else:
+        tl.static_assert(ACTIVATION == 0, "unknown activation")
     return x
 
 

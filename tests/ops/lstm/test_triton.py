@@ -238,7 +238,7 @@ def test_gradients():
         assert relative_l2(got, want) <= 1e-5
 
 
-@pytest.mark.parametrize("time", [3, triton._UNROLLED + 1])
+@pytest.mark.parametrize("time", [3, triton.UNROLLED + 1])
 def test_what_a_trace_runs(time, monkeypatch):
     """Steps one by one, or one opaque op: the way of a trace, taken with data."""
     args, named = problem(time, 2, 5, 9, bidirectional=True)

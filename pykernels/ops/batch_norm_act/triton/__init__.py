@@ -313,6 +313,7 @@ def _slope(z, ACTIVATION: tl.constexpr):
     elif ACTIVATION == 7:  # the normal distribution and z times its density
         s = 0.5 + 0.5 * tl.erf(z * 0.70710678) + z * 0.39894228 * tl.exp(-0.5 * z * z)
     else:
+        tl.static_assert(ACTIVATION == 8, "unknown activation, or one that its sign tells")
         s = tl.where(z < -3.0, 0.0, tl.where(z <= 3.0, z * 0.33333333 + 0.5, 1.0))
     return s
 
