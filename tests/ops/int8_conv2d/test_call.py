@@ -163,7 +163,7 @@ X, W = torch.zeros(1, 4, 5, 5, dtype=torch.int8), torch.zeros(6, 4, 3, 3, dtype=
         ({"weight": W[:0]}, ValueError, "weight: expected K, R and S of at least 1"),
         ({"weight": W[:, :2], "groups": 2, "stride": 0}, ValueError, "stride: expected an int or two ints >= 1"),
         ({"weight": W[:5, :2], "groups": 2}, ValueError, "weight: expected K divisible by groups = 2, got K = 5"),
-        ({"groups": 0}, ValueError, "groups: expected a positive int"),
+        ({"groups": 0}, ValueError, "groups: expected an int >= 1"),
         ({"padding": "full"}, ValueError, "padding: expected an int, two ints, 'same' or 'valid'"),
         ({"dilation": "a"}, TypeError, "dilation: expected an int or two ints"),
         ({"weight": W.to("meta")}, ValueError, "weight: expected x's device cpu, got meta"),

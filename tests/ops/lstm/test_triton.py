@@ -155,10 +155,10 @@ def test_strided_tensors(how):
     check(args, named, run(args, named))
 
 
-@pytest.mark.parametrize("sizes", [[3, 4], [2, 2], [3, 3, 1], [3, -1, 1]])
+@pytest.mark.parametrize("sizes", [[3, 4], [2, 2], [3, 3, 1], [3, -1, 1], [3, 2, 0]])
 def test_batch_sizes_that_no_packed_data_have(sizes):
     args, named = problem(2, 3, 5, 6, batch_sizes=[3, 2])
-    with pytest.raises(ValueError, match=r"pykernels.lstm: batch_sizes: expected sizes that do not rise"):
+    with pytest.raises(ValueError, match=r"pykernels.lstm: batch_sizes: expected sizes >= 1 that do not rise"):
         run(args, {**named, "batch_sizes": torch.tensor(sizes)})
 
 
