@@ -32,7 +32,7 @@ void run(const Int8Matmul& p, const Executor& executor) {
   Int8MatmulPlan plan;
   const Status s = make_plan(p, executor.threads, &plan);
   EXPECT(s || wide, "%s", s.error);  // a blob packed by `wide` is another ISA's
-  if (wide) plan = plan_for(p, *wide, executor.threads);
+  if (wide) fill_plan(p, *wide, executor.threads, &plan);
   std::vector<char> workspace(static_cast<size_t>(plan.workspace_bytes) + 1, 0x55);
   pk::run(plan, workspace.data() + 1, executor);  // any alignment will do
 }

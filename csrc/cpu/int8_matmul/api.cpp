@@ -84,7 +84,7 @@ Status make_plan(const Int8Matmul& problem, int threads, Int8MatmulPlan* plan) {
   const Int8Kernels* kernels;
   if (Status s = kernels_in_force(&kernels); !s) return s;
   if (Status s = check(*kernels, problem); !s) return s;
-  *plan = plan_for(problem, *kernels, threads);
+  fill_plan(problem, *kernels, threads, plan);
   return kOk;
 }
 

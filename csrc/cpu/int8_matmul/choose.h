@@ -46,12 +46,13 @@ constexpr Int8Blocking choose(int64_t m, int64_t n, int64_t k, bool packed, cons
 }
 
 // The plan of a problem that has been checked, on these kernels.
-inline Int8MatmulPlan plan_for(const Int8Matmul& p, const Int8Kernels& kernels, int threads) {
-  Int8MatmulPlan plan{p, &kernels, {}, 0};
-  if (p.m == 0 || p.n == 0) return plan;
-  plan.blocking = choose(p.m, p.n, p.k, p.packed != nullptr, kernels.tiling, threads);
-  plan.workspace_bytes = 64 + plan.blocking.packed_bytes + plan.blocking.slots * plan.blocking.slot_bytes;
-  return plan;
+inline void fill_plan(const Int8Matmul& p, const Int8Kernels& kernels, int threads, Int8MatmulPlan* plan) {
+  plan->problem = p;
+  plan->kernels = &kernels;
+  plan->workspace_bytes = 0;
+  if (p.m == 0 || p.n == 0) return;
+  const Int8Blocking& cut = plan->blocking = choose(p.m, p.n, p.k, p.packed != nullptr, kernels.tiling, threads);
+  plan->workspace_bytes = 64 + cut.packed_bytes + cut.slots * cut.slot_bytes;
 }
 
 }  // namespace

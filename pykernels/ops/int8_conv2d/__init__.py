@@ -10,6 +10,7 @@ from pykernels.ops._activation import activation_code
 from pykernels.ops._arguments import check_number, refuse_gradient
 from pykernels.ops._dispatch import choose, kernels
 from pykernels.ops.conv_bn_act.arguments import with_channels
+from pykernels.ops.int8_conv2d import autograd as autograd
 from pykernels.ops.int8_conv2d.arguments import OP, check_call
 from pykernels.ops.int8_conv2d.op import INT8_CONV2D
 from pykernels.ops.int8_conv2d.reference import int8_conv2d_reference
@@ -61,15 +62,15 @@ def int8_conv2d(
         out_dtype: ``torch.int32`` for the sums themselves (then nothing else may be given); ``torch.float32``;
             ``torch.bfloat16``; ``torch.float16``; or ``torch.int8``: the float result rounded to nearest even and
             saturated to [-128, 127], NaN giving 0.
-        backend: "auto", "triton" or "reference"; None takes the `pykernels.backend` block's.
+        backend: "auto", "cuda", "triton" or "reference"; None takes the `pykernels.backend` block's.
 
     Returns:
         (N, K, P, Q), or (K, P, Q) for unbatched input, of ``out_dtype``, in ``x``'s memory format.
 
     The sums are exact, so an int32 output is equal to the bit on every backend. To keep them so, C / groups * R * S may
     be 131071 at most. The rest is computed in float32 (in float64 by the reference if a tensor is float64): a few
-    roundings. The same input gives the same bits. There is no gradient. The kernel is Triton's; where that cannot run,
-    on a CPU above all, plain PyTorch does it, by a convolution in float64.
+    roundings. The same input gives the same bits. There is no gradient. The kernels are for GPUs, in CUDA C++ and
+    Triton; where neither can run, on a CPU above all, plain PyTorch does it, by a convolution in float64.
 
     Raises:
         TypeError: An argument is no tensor or of the wrong dtype.
