@@ -362,16 +362,14 @@ def test_float64_and_float16_go_to_the_reference(spec):
 def test_the_binding_refuses_bad_batch_sizes(sizes, message, packed):
     (x, (h0, c0), weights), _ = problem(1, 2, 5, 6, batch_sizes=[2, 2, 1])
     ops, batch_sizes = torch.ops.pykernels, torch.tensor(sizes, dtype=torch.int64)
+    call = x, h0, c0, ops.lstm_pack(weights, 1, False, True) if packed else weights
+    op, options = (ops.lstm_packed, (1, False, False)) if packed else (ops.lstm, (1, False, False, True, False))
     with pytest.raises(RuntimeError, match=re.escape("batch_sizes: " + message)):
-        if packed:
-            block = ops.lstm_pack(weights, 1, False, True)
-            ops.lstm_packed(x, h0, c0, block, 5, 6, batch_sizes, 1, False, False)
-        else:
-            ops.lstm(x, h0, c0, weights, batch_sizes, 1, False, False, True, False)
+        op(*call, *((5, 6) if packed else ()), batch_sizes, *options)
 
 
 @pytest.mark.parametrize("length", [0, 10, 127, 200])
 def test_the_binding_refuses_a_short_block(length):
     (x, (h0, c0), _), _ = problem(1, 2, 5, 6)
-    with pytest.raises(RuntimeError, match="pykernels.lstm_cell_packed: packed: "):
+    with pytest.raises(RuntimeError, match=r"pykernels\.lstm_cell_packed: packed: "):
         torch.ops.pykernels.lstm_cell_packed(x[0], h0[0], c0[0], torch.zeros(length, dtype=torch.uint8), 5, 6)
