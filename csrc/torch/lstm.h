@@ -180,10 +180,13 @@ struct LstmCall {
     check(shape.steps > 0, op, argument, "expected sequence length to be larger than 0, got shape ", shape_of(given));
     const int64_t* const p = static_cast<const int64_t*>(sizes->const_data_ptr());
     starts.resize(static_cast<size_t>(shape.steps) + 1);
-    if (const Status status = lstm_starts(p, shape.steps, starts.data()); !status) {
+    if (!lstm_starts(p, shape.steps, starts.data())) {
       const int64_t* const end = p + shape.steps;
       const int64_t* const risen = std::is_sorted_until(p, end, std::greater<>());
-      fail(op, argument, "expected positive sizes that don't increase, got ", risen == end ? end[-1] : *risen);
+      const int64_t bad = risen == end ? end[-1] : *risen;
+      // A last size that is good was added to too many others.
+      fail(op, argument, "expected positive sizes that don't increase", bad < 1 || risen != end ? "" : ", and fewer",
+           ", got ", bad);
     }
     check(starts.back() == x.size(0), op, argument, "expected a sum of x's ", x.size(0), " rows, got ", starts.back());
     shape.batch = p[0];
