@@ -69,8 +69,14 @@ Tensor run(const char* op, const ConvPlan& plan, ConvArgs* args, const Tensor& x
   for (int64_t i = 0; i < 4; ++i) args->y_stride[i] = y.stride(i);
   args->packed = data_of(packed);
   args->packed_bytes = packed.numel();
-  const Tensor workspace = empty_bytes(plan.workspace_bytes);
-  args->workspace = workspace.mutable_data_ptr();
+  // A small convolution takes less time than an allocation through torch.
+  char small[4096];
+  MaybeTensor large;
+  args->workspace = small;
+  if (plan.workspace_bytes > static_cast<int64_t>(sizeof small)) {
+    large = empty_bytes(plan.workspace_bytes);
+    args->workspace = large->mutable_data_ptr();
+  }
   args->workspace_bytes = plan.workspace_bytes;
   check_status(conv_run(plan, *args, executor), op);
   return y;
