@@ -161,10 +161,11 @@ PK_DEVICE void activate_eight(float (&v)[8], Activation activation, float negati
 
 template <class Type, class Sum>
 PK_DEVICE void finish(const Epilogue& e, const Channels& channels, int row, const Sum (&sum)[8]) {
-  const int64_t y_at = pixel_offset(e, e.y_stride, row) + channels.k * e.y_stride[1];
+  // Said twice, not kept: an offset that lives through all of this costs reduce_splits a spill.
+  const auto y_at = [&] { return pixel_offset(e, e.y_stride, row) + channels.k * e.y_stride[1]; };
   if constexpr (std::is_same_v<Type, AnyType>) {
     if (e.y_dtype == DType::i32) {
-      store_sums(static_cast<int32_t*>(e.y) + y_at, e.y_stride[1], e.vectors, channels.count, sum);
+      store_sums(static_cast<int32_t*>(e.y) + y_at(), e.y_stride[1], e.vectors, channels.count, sum);
       return;
     }
   }
@@ -190,7 +191,7 @@ PK_DEVICE void finish(const Epilogue& e, const Channels& channels, int row, cons
   }
   with_type<Type>(e.y_dtype, [&](auto type) {
     using T = decltype(type);
-    store_channels(static_cast<T*>(e.y) + y_at, e.y_stride[1], e.vectors, channels.count, v);
+    store_channels(static_cast<T*>(e.y) + y_at(), e.y_stride[1], e.vectors, channels.count, v);
   });
 }
 
