@@ -233,10 +233,19 @@ def test_parameters_that_cannot_be_watched_are_not_packed(make):
     with torch.no_grad():
         module(X)
     assert module._pack is None
+
+
+@make_any
+def test_parameters_made_in_inference_mode_are_packed_and_followed(make):
     with torch.inference_mode():
         born = make().eval()
-        assert torch.equal(tensors_of(born(X))[0], tensors_of(born(X))[0])
-    assert born._pack is None
+        assert_current(born)
+        pack = born._pack
+        assert_current(born)
+        assert born._pack is pack
+        write_in_place(born)
+        assert_current(born)
+    assert_current(born)
 
 
 @make_any

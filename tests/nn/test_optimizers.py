@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import pykernels as pk
+from pykernels import _native
 
 MODULES = {
     "ConvBNAct2d": (lambda: pk.nn.ConvBNAct2d(3, 4, 3), lambda: torch.randn(2, 3, 8, 8)),
@@ -46,3 +47,27 @@ def test_a_step_is_seen(name, optimizer, optimised):
             expected = first(module(x))
     assert not torch.allclose(before, after, atol=1e-3)
     assert torch.allclose(after, expected, atol=1e-5)
+
+
+@pytest.mark.skipif(_native.error is not None, reason="the native library is not built")
+@pytest.mark.parametrize("view", [False, True], ids=["its parameters", "a view of their memory"])
+@pytest.mark.parametrize("name", MODULES)
+def test_a_step_leaves_the_packs_of_others(name, view):
+    make, data = MODULES[name]
+    mine, other, x = make().eval(), make().eval(), data()
+    with torch.no_grad():
+        mine(x), other(x)
+    packs = mine._pack, other._pack
+    parameters = list(mine.parameters())
+    if view:
+        parameters = [torch.nn.Parameter(p.detach().flatten()) for p in parameters]
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    torch.optim.SGD(parameters, lr=0.1, fused=True).step()
+    with torch.no_grad():
+        after = first(mine(x))
+        other(x)
+        with pk.backend("reference"):
+            assert torch.allclose(after, first(mine(x)), atol=1e-5)
+    assert mine._pack is not packs[0]
+    assert other._pack is packs[1]
