@@ -41,9 +41,9 @@ ConvAlgorithm choose_algorithm(const ConvShape& shape, bool packs) {
     return static_cast<double>(shape.n) * static_cast<double>((shape.p() + m - 1) / m) *
            static_cast<double>((shape.q() + m - 1) / m);
   };
-  // In multiplications of a matrix product in cache. Measured (docs/kernels/conv_bn_act/cpu.md): a float of weight costs 10
-  // to bring in, where it comes from memory; transforms cost 350 a tile and input channel and 650 a tile and output
-  // channel for F(4, 3), about half for F(2, 3); packing a filter costs 2000, 1200, 700.
+  // In multiplications of a matrix product in cache. Measured (docs/kernels/conv_bn_act/cpu.md): a float of weight
+  // costs 10 to bring in, where it comes from memory; transforms cost 350 a tile and input channel and 650 a tile and
+  // output channel for F(4, 3), about half for F(2, 3); packing a filter costs 2000, 1200, 700.
   constexpr double kFloat = 10, kMargin = 1.2;
   const double winograd4 = tiles(4) * (36 * filters + 350 * c + 650 * k) + filters * (36 * kFloat + (packs ? 2000 : 0));
   const double winograd2 = tiles(2) * (16 * filters + 180 * c + 340 * k) + filters * (16 * kFloat + (packs ? 1200 : 0));
