@@ -210,11 +210,11 @@ class PacksWeights(nn.Module):
         if not undisturbed() or _native.error is not None:
             return None
         first: Any = inputs[0]
-        for t in inputs:
-            if type(t) is not Tensor and t is not first and t is not None and type(t) is not nn.Parameter:
-                return None
         if not plain(first):
             return None
+        for t in inputs[1:]:
+            if t is not None and not (plain(t) and t.get_device() == first.get_device()):
+                return None
         kind = "cpu" if first.is_cpu else "cuda"
         asked = _asked()
         if asked != "auto" and asked != kind:
@@ -255,12 +255,12 @@ class PacksWeights(nn.Module):
     def _takes(self, tensors: list[Any], dtype: torch.dtype) -> bool:
         return all(t is None or t.dtype is dtype for t in tensors)
 
-    def _after_failure(self, pack: Pack, problem: RuntimeError, plain_op: Callable[[], Any]) -> Any:
+    def _after_failure(self, pack: Pack, problem: RuntimeError, plain_op: Callable[..., Any], *args: Any) -> Any:
         """What to return after the packed kernel's ``problem``: raises it, unless the ISA has just changed.
 
         The plain op is asked first: where an argument is wrong, it raises in its own words.
         """
-        result = plain_op()
+        result = plain_op(*args)
         if pack.is_of_isa():
             raise problem
         self._pack = None

@@ -105,14 +105,14 @@ class LSTM(PacksWeights, RNNBase):
             return self._run_plain(x, hx, batch_sizes)
         h0, c0 = hx
         if self.training and self.dropout > 0 and self.num_layers > 1:
-            return self._run_plain(x, (h0, c0), batch_sizes)
+            return self._run_plain(x, hx, batch_sizes)
         pack = self._current_pack(SPEC, (x, h0, c0))
         if pack is None:
-            return self._run_plain(x, (h0, c0), batch_sizes)
+            return self._run_plain(x, hx, batch_sizes)
         try:
             return self._run_packed(x, h0, c0, pack, batch_sizes)
         except RuntimeError as problem:
-            return self._after_failure(pack, problem, lambda: self._run_plain(x, (h0, c0), batch_sizes))
+            return self._after_failure(pack, problem, self._run_plain, x, hx, batch_sizes)
 
     def _run_plain(self, x: Tensor, hx: States, batch_sizes: Tensor | None) -> tuple[Tensor, States]:
         return lstm_op(
@@ -208,11 +208,11 @@ class LSTMCell(PacksWeights, nn.LSTMCell):
         h, c = hx
         pack = self._current_pack(CELL_SPEC, (input, h, c))
         if pack is None:
-            return self._run_plain(input, (h, c))
+            return self._run_plain(input, hx)
         try:
             return self._run_packed(input, h, c, pack)
         except RuntimeError as problem:
-            return self._after_failure(pack, problem, lambda: self._run_plain(input, (h, c)))
+            return self._after_failure(pack, problem, self._run_plain, input, hx)
 
     def _run_plain(self, x: Tensor, hx: States) -> States:
         return lstm_cell_op(x, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
