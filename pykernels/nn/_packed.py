@@ -39,6 +39,9 @@ from pykernels.ops._op import Op
 #: A module's ``_parameters`` or ``_buffers``, and a name in it.
 Slot = tuple[dict[str, Any], str]
 
+_PLAIN = frozenset((Tensor, nn.Parameter))
+
+# Every call asks these; by their full names the look-ups would take longer than the answers.
 _is_compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_level = torch._C._functorch.peek_interpreter_stack
@@ -89,7 +92,7 @@ def undisturbed() -> bool:
 
 def plain(t: Any) -> bool:
     """An ordinary tensor or parameter of a CPU or a CUDA device."""
-    return (type(t) is Tensor or type(t) is nn.Parameter) and (t.is_cpu or t.is_cuda)
+    return type(t) in _PLAIN and (t.is_cpu or t.is_cuda)
 
 
 @functools.cache
@@ -210,12 +213,17 @@ class PacksWeights(nn.Module):
         if not undisturbed() or _native.error is not None:
             return None
         first: Any = inputs[0]
-        if not plain(first):
+        if type(first) not in _PLAIN:
             return None
-        for t in inputs[1:]:
-            if t is not None and not (plain(t) and t.get_device() == first.get_device()):
+        index, on_cpu = first.get_device(), first.is_cpu
+        if not on_cpu and not first.is_cuda:
+            return None
+        for t in inputs:
+            if t is first or t is None:
+                continue
+            if type(t) not in _PLAIN or t.is_cpu is not on_cpu or t.get_device() != index:
                 return None
-        kind = "cpu" if first.is_cpu else "cuda"
+        kind = "cpu" if on_cpu else "cuda"
         asked = _asked()
         if asked != "auto" and asked != kind:
             return None
@@ -229,7 +237,7 @@ class PacksWeights(nn.Module):
             if to is not None and dtype.is_floating_point:
                 dtype, autocast = to, True
         # Published in one assignment. Threads that meet here may each make one; any will do.
-        pack, index, key = self._pack, first.get_device(), self._key()
+        pack, key = self._pack, self._key()
         if pack is not None and pack.is_current(packed_as or dtype, index, key):
             return pack if packed_as is None or dtype in op.takes(kind) else None
         if dtype not in op.takes(kind) or not _dispatch.has_native(op, first.device):

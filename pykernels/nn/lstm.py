@@ -22,7 +22,7 @@ States = tuple[Tensor, Tensor]
 
 def _are_two(hx: Any) -> bool:
     """May ``hx`` be taken apart? What is not a pair goes to the op as it is, which says so."""
-    return isinstance(hx, torch.fx.Proxy) or (isinstance(hx, tuple | list) and len(hx) == 2)
+    return (isinstance(hx, tuple | list) and len(hx) == 2) or isinstance(hx, torch.fx.Proxy)
 
 
 def _check_source(ours: type, theirs: type, module: nn.Module) -> None:
@@ -220,10 +220,11 @@ class LSTMCell(PacksWeights, nn.LSTMCell):
     def _run_packed(self, x: Tensor, h: Tensor, c: Tensor, pack: Pack) -> States:
         if x.dtype is not pack.dtype or torch._C._is_any_autocast_enabled():
             x, h, c = x.to(pack.dtype), h.to(pack.dtype), c.to(pack.dtype)
-        op, sizes = torch.ops.pykernels.lstm_cell_packed.default, (self.input_size, self.hidden_size)
+        op = torch.ops.pykernels.lstm_cell_packed.default
         if x.dim() == 2:
-            return op(x, h, c, pack.value, *sizes)
-        h, c = op(x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), pack.value, *sizes)
+            return op(x, h, c, pack.value, self.input_size, self.hidden_size)
+        x, h, c = x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0)
+        h, c = op(x, h, c, pack.value, self.input_size, self.hidden_size)
         return h.squeeze(0), c.squeeze(0)
 
     def _slots(self) -> Sequence[Slot]:
