@@ -44,7 +44,7 @@ sanitize: setup
 	PATH=$(BIN):$$PATH ctest --test-dir build/sanitize --no-tests=error --output-on-failure
 
 # No GPU is needed: the kernels are compiled for sm_80 and sm_90a, and the machine code is read. The second one writes
-# docs/kernels/cuda-resources.md anew.
+# tools/cuda_resources.tsv anew.
 cuda: $(VENV)/cuda.stamp
 	PATH=$(BIN):$$PATH $(BIN)/python tools/cuda_gate.py
 

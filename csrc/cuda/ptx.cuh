@@ -94,8 +94,8 @@ PK_DEVICE void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const ui
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-// tf32 elements, float bits of which the lowest 13 are ignored (round with to_tf32 first). a (16 x 8): a[0] = (g, t),
-// a[1] = (g + 8, t), a[2] = (g, t + 4), a[3] = (g + 8, t + 4); b (8 x 8): b[0] = (t, g), b[1] = (t + 4, g).
+// tf32 elements, float bits of which the lowest 13 are ignored (round first: gemm/mainloop.cuh). a (16 x 8): a[0] = (g,
+// t), a[1] = (g + 8, t), a[2] = (g, t + 4), a[3] = (g + 8, t + 4); b (8 x 8): b[0] = (t, g), b[1] = (t + 4, g).
 PK_DEVICE void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
@@ -113,32 +113,7 @@ PK_DEVICE void mma_m16n8k32_s8(int32_t (&d)[4], const uint32_t (&a)[4], const ui
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// x rounded to tf32 (10 bits of fraction), to nearest, ties away from zero.
-PK_DEVICE uint32_t to_tf32(float x) {
-  uint32_t bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
-  return bits;
-}
-
 // ---- Memory that other blocks write and read ----
-// What a thread wrote before a release is seen by the thread whose acquire reads the released value.
-PK_DEVICE uint32_t load_acquire(const uint32_t* p) {
-  uint32_t value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
-  return value;
-}
-PK_DEVICE void store_release(uint32_t* p, uint32_t value) {
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
-}
-// Adds and returns what was there before.
-PK_DEVICE uint32_t add_acquire_release(uint32_t* p, uint32_t value) {
-  uint32_t before;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(p), "r"(value) : "memory");
-  return before;
-}
-PK_DEVICE void add_release(uint32_t* p, uint32_t value) {
-  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
-}
 // Unordered, but straight from L2: for polling the data itself. Each of the 16 bytes' 4-byte words arrives whole.
 PK_DEVICE uint4 load_relaxed_16(const void* p) {
   uint4 v;
@@ -147,11 +122,6 @@ PK_DEVICE uint4 load_relaxed_16(const void* p) {
                : "l"(p)
                : "memory");
   return v;
-}
-PK_DEVICE uint32_t load_relaxed(const uint32_t* p) {
-  uint32_t value;
-  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
-  return value;
 }
 PK_DEVICE void store_relaxed_16(void* p, uint4 v) {
   asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
@@ -164,13 +134,9 @@ PK_DEVICE void store_relaxed(uint32_t* p, uint32_t value) {
 PK_DEVICE void backoff() { asm volatile("nanosleep.u32 20;"); }
 
 // ---- Named barriers ----
-// Barrier `id` (1-15; 0 is __syncthreads) of `threads` threads, a multiple of 32: sync arrives and waits, arrive only
-// arrives.
+// Arrives and waits at barrier `id` (1-15; 0 is __syncthreads) of `threads` threads, a multiple of 32.
 PK_DEVICE void barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-PK_DEVICE void barrier_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 // ---- Fast functions, of about single precision less two bits ----
@@ -206,10 +172,6 @@ PK_DEVICE void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                : "memory");
 }
-// Arrives once this thread's earlier cp_async copies have landed; the arrival is one of the barrier's count.
-PK_DEVICE void mbarrier_arrive_cp_async(uint64_t* barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
 // One try, which may suspend the thread for a while. Acquires: what was written before the arrivals is seen.
 PK_DEVICE bool mbarrier_try_wait(uint64_t* barrier, uint32_t parity) {
   uint32_t done;
@@ -235,22 +197,14 @@ PK_DEVICE void mbarrier_wait_cluster(uint64_t* barrier, uint32_t parity) {
   } while (done == 0);
 }
 
-// ---- Proxies ----
-// TMA and wgmma reach memory through the async proxy. Whoever wrote shared memory by ordinary stores, for TMA to store
-// or wgmma to read, calls this before the barrier after which that is issued. Not needed to refill a buffer that was
-// only read.
-PK_DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-// The same for global memory that the kernel itself wrote by ordinary stores and TMA will read.
-PK_DEVICE void fence_proxy_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
-
 // ---- TMA: one thread asks, the copy engine does it ----
+// TMA and wgmma reach shared memory through the async proxy, which does not see ordinary stores that no proxy fence
+// follows. None is here: what wgmma reads, TMA wrote.
+//
 // `shared` is 128-byte aligned (1024 with the 128-byte swizzle). Loads count their bytes, out-of-range zeros included,
 // on `barrier`, whose phase expects box bytes each. Coordinates are in elements, innermost dimension first, and may be
 // negative or past the end: such elements are zeros. The box lies dense in shared memory, innermost dimension first;
 // under the 128-byte swizzle (rows of 128 bytes) bits 4-6 of each byte's address are xored with its bits 7-9.
-PK_DEVICE void tma_prefetch_map(const TensorMap* map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
 PK_DEVICE void tma_load_2d(void* shared, const TensorMap* map, uint64_t* barrier, int x0, int x1) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::
@@ -263,21 +217,6 @@ PK_DEVICE void tma_load_3d(void* shared, const TensorMap* map, uint64_t* barrier
       "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
       "[%2];" ::"r"(shared_address(shared)),
       "l"(map), "r"(shared_address(barrier)), "r"(x0), "r"(x1), "r"(x2)
-      : "memory");
-}
-PK_DEVICE void tma_load_4d(void* shared, const TensorMap* map, uint64_t* barrier, int x0, int x1, int x2, int x3) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
-      "[%2];" ::"r"(shared_address(shared)),
-      "l"(map), "r"(shared_address(barrier)), "r"(x0), "r"(x1), "r"(x2), "r"(x3)
-      : "memory");
-}
-PK_DEVICE void tma_load_5d(void* shared, const TensorMap* map, uint64_t* barrier, int x0, int x1, int x2, int x3,
-                           int x4) {
-  asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, "
-      "%7}], [%2];" ::"r"(shared_address(shared)),
-      "l"(map), "r"(shared_address(barrier)), "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(x4)
       : "memory");
 }
 // The box goes to the same offset of every block of the cluster whose bit is set in `blocks`, and counts on the barrier
@@ -310,39 +249,6 @@ PK_DEVICE void tma_load_im2col_4d(void* shared, const TensorMap* map, uint64_t* 
       "l"(map), "r"(shared_address(barrier)), "r"(c), "r"(w), "r"(h), "r"(n), "h"(offset_w), "h"(offset_h)
       : "memory");
 }
-PK_DEVICE void tma_load_im2col_4d_multicast(void* shared, const TensorMap* map, uint64_t* barrier, int c, int w, int h,
-                                            int n, uint16_t offset_w, uint16_t offset_h, uint16_t blocks) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-      "[%1, {%3, %4, %5, %6}], [%2], {%7, %8}, %9;" ::"r"(shared_address(shared)),
-      "l"(map), "r"(shared_address(barrier)), "r"(c), "r"(w), "r"(h), "r"(n), "h"(offset_w), "h"(offset_h), "h"(blocks)
-      : "memory");
-}
-// Stores what of the box lies inside the matrix. A thread's stores since its last bulk_commit form a group. Before:
-// fence_proxy_async by the writers of `shared`, then a barrier.
-PK_DEVICE void tma_store_2d(const TensorMap* map, const void* shared, int x0, int x1) {
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
-               "r"(shared_address(shared)), "r"(x0), "r"(x1)
-               : "memory");
-}
-PK_DEVICE void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-// Returns when at most kPending of the thread's latest groups have shared memory left to read (which may then be
-// reused), or (bulk_wait) have anything left to do.
-template <int kPending>
-PK_DEVICE void bulk_wait_read() {
-  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
-}
-template <int kPending>
-PK_DEVICE void bulk_wait() {
-  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
-}
-// Contiguous bytes, global to shared; addresses and size are multiples of 16. Counts its bytes on `barrier`.
-PK_DEVICE void bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t* barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(shared)),
-               "l"(global), "r"(bytes), "r"(shared_address(barrier))
-               : "memory");
-}
 
 // ---- wgmma: d (64 x n) (+)= a (64 x k) b (k x n), by the 128 threads of a warpgroup, asynchronously ----
 // k is 16 for 16-bit elements, 32 for int8: 32 bytes. n follows from d: n / 2 registers, n = 8, 16, 32, 64, 128, 256.
@@ -350,12 +256,9 @@ PK_DEVICE void bulk_load(void* shared, const void* global, uint32_t bytes, uint6
 //
 // Lane map of d: warp w of the warpgroup has rows 16w..16w+15 and d[4j], d[4j + 1] = (row 16w + g, columns 8j + 2t,
 // 8j + 2t + 1), d[4j + 2], d[4j + 3] = (row 16w + g + 8, the same columns).
-// a from registers: warp w has rows 16w..16w+15 as in mma_m16n8k16: a[0] = (g, 2t..2t+1), a[1] = (g + 8, 2t..), a[2] =
-// (g, 2t + 8..), a[3] = (g + 8, 2t + 8..).
 //
-// Use: wgmma_fence (before the first product, and wherever registers of d or a were touched since), products,
-// wgmma_commit, wgmma_wait<pending>(d...). Between product and wait nothing touches d, a's registers or the shared
-// operands.
+// Use: wgmma_fence (before the first product, and wherever registers of d were touched since), products, wgmma_commit,
+// wgmma_wait<pending>(d...). Between product and wait nothing touches d or the shared operands.
 PK_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 PK_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // Tells the compiler that registers change here, so that it moves no use of them across.
@@ -410,9 +313,8 @@ PK_DEVICE uint64_t wgmma_descriptor(const void* tile) {
 #define PK_TIE_128(type, i) PK_TIE_64(type, i), PK_TIE_64(type, i + 32)
 #define PK_TIE_256(type, i) PK_TIE_128(type, i), PK_TIE_128(type, i + 64)
 
-// wgmma_f16, wgmma_bf16 (a from shared memory or registers) and wgmma_s8, for one n; o0.. are the numbers of the
-// operands that follow the n / 2 of d.
-#define PK_WGMMA_SHARED(name, element, scales, n, k, type, o0, o1, o2)                                               \
+// wgmma_f16, wgmma_bf16 and wgmma_s8 for one n; o0.. are the numbers of the operands that follow the n / 2 of d.
+#define PK_WGMMA_ELEMENT(name, element, scales, n, k, type, o0, o1, o2)                                              \
   PK_DEVICE void name(element(&d)[n / 2], uint64_t a, uint64_t b, bool accumulate) {                                 \
     asm volatile("{ .reg .pred p; setp.ne.u32 p, " o2 ", 0; wgmma.mma_async.sync.aligned.m64n" #n k " {" PK_LIST_##n \
                  "}, " o0 ", " o1 ", p" scales "; }"                                                                 \
@@ -420,29 +322,18 @@ PK_DEVICE uint64_t wgmma_descriptor(const void* tile) {
                  : "l"(a), "l"(b), "r"(static_cast<uint32_t>(accumulate))                                            \
                  : "memory");                                                                                        \
   }
-#define PK_WGMMA_REGISTERS(name, n, k, o0, o1, o2, o3, o4, o5)                                                       \
-  PK_DEVICE void name(float (&d)[n / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate) {                      \
-    asm volatile("{ .reg .pred p; setp.ne.u32 p, " o5 ", 0; wgmma.mma_async.sync.aligned.m64n" #n k " {" PK_LIST_##n \
-                 "}, {" o0 ", " o1 ", " o2 ", " o3 "}, " o4 ", p, 1, 1, 0; }"                                        \
-                 : PK_TIE_##n("+f", 0)                                                                               \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<uint32_t>(accumulate))        \
-                 : "memory");                                                                                        \
-  }
-#define PK_WGMMA(n, o0, o1, o2, o3, o4, o5)                                                    \
-  PK_WGMMA_SHARED(wgmma_f16, float, ", 1, 1, 0, 0", n, "k16.f32.f16.f16", "+f", o0, o1, o2)    \
-  PK_WGMMA_SHARED(wgmma_bf16, float, ", 1, 1, 0, 0", n, "k16.f32.bf16.bf16", "+f", o0, o1, o2) \
-  PK_WGMMA_SHARED(wgmma_s8, int32_t, "", n, "k32.s32.s8.s8", "+r", o0, o1, o2)                 \
-  PK_WGMMA_REGISTERS(wgmma_f16, n, "k16.f32.f16.f16", o0, o1, o2, o3, o4, o5)                  \
-  PK_WGMMA_REGISTERS(wgmma_bf16, n, "k16.f32.bf16.bf16", o0, o1, o2, o3, o4, o5)
-PK_WGMMA(8, "%4", "%5", "%6", "%7", "%8", "%9")
-PK_WGMMA(16, "%8", "%9", "%10", "%11", "%12", "%13")
-PK_WGMMA(32, "%16", "%17", "%18", "%19", "%20", "%21")
-PK_WGMMA(64, "%32", "%33", "%34", "%35", "%36", "%37")
-PK_WGMMA(128, "%64", "%65", "%66", "%67", "%68", "%69")
-PK_WGMMA(256, "%128", "%129", "%130", "%131", "%132", "%133")
+#define PK_WGMMA(n, o0, o1, o2)                                                                 \
+  PK_WGMMA_ELEMENT(wgmma_f16, float, ", 1, 1, 0, 0", n, "k16.f32.f16.f16", "+f", o0, o1, o2)    \
+  PK_WGMMA_ELEMENT(wgmma_bf16, float, ", 1, 1, 0, 0", n, "k16.f32.bf16.bf16", "+f", o0, o1, o2) \
+  PK_WGMMA_ELEMENT(wgmma_s8, int32_t, "", n, "k32.s32.s8.s8", "+r", o0, o1, o2)
+PK_WGMMA(8, "%4", "%5", "%6")
+PK_WGMMA(16, "%8", "%9", "%10")
+PK_WGMMA(32, "%16", "%17", "%18")
+PK_WGMMA(64, "%32", "%33", "%34")
+PK_WGMMA(128, "%64", "%65", "%66")
+PK_WGMMA(256, "%128", "%129", "%130")
 #undef PK_WGMMA
-#undef PK_WGMMA_SHARED
-#undef PK_WGMMA_REGISTERS
+#undef PK_WGMMA_ELEMENT
 
 // Takes registers from, or gives them to, the block's pool: each warp of a warpgroup calls it; registers a thread, a
 // multiple of 8 from 24 to 256. increase waits until other warpgroups have given enough back.
@@ -463,11 +354,6 @@ PK_DEVICE uint32_t cluster_rank() {
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
-PK_DEVICE uint32_t cluster_blocks() {
-  uint32_t blocks;
-  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
-  return blocks;
-}
 // A barrier of all threads of all blocks: arrive releases, wait acquires. Each thread arrives, then waits.
 PK_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
 PK_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
@@ -477,60 +363,17 @@ PK_DEVICE uint32_t cluster_address(const void* shared, uint32_t rank) {
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(shared)), "r"(rank));
   return address;
 }
-// Ordinary accesses at cluster addresses.
-PK_DEVICE uint32_t cluster_load(uint32_t address) {
-  uint32_t value;
-  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
-  return value;
-}
-PK_DEVICE uint4 cluster_load_16(uint32_t address) {
-  uint4 v;
-  asm volatile("ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(address)
-               : "memory");
-  return v;
-}
-PK_DEVICE void cluster_store(uint32_t address, uint32_t value) {
-  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
-}
-PK_DEVICE void cluster_store_16(uint32_t address, uint4 v) {
-  asm volatile("st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z),
-               "r"(v.w)
-               : "memory");
-}
-// Arrives at a barrier of any block of the cluster, given by its cluster address; releases at cluster scope.
-PK_DEVICE void mbarrier_arrive_cluster(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-// The same by a thread that has only read what may be overwritten now: without the fence of all memory that a release
-// at cluster scope costs.
+// Arrives at a barrier of any block of the cluster, given by its cluster address, by a thread that has only read what
+// may be overwritten now: without the fence of all memory that a release at cluster scope costs.
 PK_DEVICE void mbarrier_arrive_cluster_read(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// Stores whose bytes count on an mbarrier of the same block as the destination (both cluster addresses): the waiter
-// (mbarrier_wait_cluster) sees the data without any fence. 4-, 8- and 16-byte aligned.
-PK_DEVICE void st_async(uint32_t address, uint32_t value, uint32_t barrier) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(address), "r"(value),
-               "r"(barrier)
-               : "memory");
-}
-PK_DEVICE void st_async_8(uint32_t address, uint2 v, uint32_t barrier) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.u32 [%0], {%1, %2}, [%3];" ::"r"(address),
-               "r"(v.x), "r"(v.y), "r"(barrier)
-               : "memory");
-}
+// A store whose 16 bytes, 16-byte aligned, count on an mbarrier of the same block as the destination (both cluster
+// addresses): the waiter (mbarrier_wait_cluster) sees the data without any fence.
 PK_DEVICE void st_async_16(uint32_t address, uint4 v, uint32_t barrier) {
   asm volatile(
       "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),
       "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier)
-      : "memory");
-}
-// Contiguous bytes from this block's shared memory to another's; multiples of 16. Counts on that block's barrier.
-PK_DEVICE void bulk_copy_cluster(uint32_t address, const void* shared, uint32_t bytes, uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(address),
-      "r"(shared_address(shared)), "r"(bytes), "r"(barrier)
       : "memory");
 }
 

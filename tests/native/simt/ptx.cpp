@@ -46,24 +46,9 @@ void cp_async_wait(size_t pending) {
 }
 
 // ---- Memory that other blocks write and read ----
-uint32_t load_acquire(const uint32_t* p) {
-  race::read_atomic(p, 4);
-  race::acquire(p);
-  return *p;
-}
-uint32_t load_relaxed(const uint32_t* p) {
-  race::read_atomic(p, 4);
-  return *p;
-}
 uint4 load_relaxed_16(const void* p) {
   race::read_atomic(p, 16);
   return *static_cast<const uint4*>(p);
-}
-void store_release(uint32_t* p, uint32_t value) {
-  simt::yield();
-  race::write_atomic(p, 4);
-  race::release(p);
-  *p = value;
 }
 void store_relaxed(uint32_t* p, uint32_t value) {
   simt::yield();
@@ -78,21 +63,6 @@ void store_relaxed_16(void* p, uint4 v) {
     race::write_atomic(static_cast<uint32_t*>(p) + (i ^ first), 4);
     static_cast<uint32_t*>(p)[i ^ first] = words[i ^ first];
   }
-}
-uint32_t add_acquire_release(uint32_t* p, uint32_t value) {
-  simt::yield();
-  race::write_atomic(p, 4);
-  race::acquire(p);
-  race::release(p);
-  const uint32_t before = *p;
-  *p = before + value;
-  return before;
-}
-void add_release(uint32_t* p, uint32_t value) {
-  simt::yield();
-  race::write_atomic(p, 4);
-  race::release(p);
-  *p += value;
 }
 
 }  // namespace pk::cuda::ptx

@@ -123,27 +123,15 @@ inline void mma_m16n8k32_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint3
                       [](uint32_t r, int e) { return int32_t{static_cast<int8_t>(r >> 8 * e)}; });
 }
 
-inline uint32_t to_tf32(float x) {
-  const uint32_t bits = std::bit_cast<uint32_t>(x);
-  if ((bits & 0x7f800000) == 0x7f800000) return bits & 0x7fffff ? 0x7fffffff : bits;
-  return (bits + 0x1000) & 0xffffe000;
-}
-
 // ---- Memory that other blocks write and read ----
 // Loads don't let others run: they stand in polling loops, and those have backoff().
-uint32_t load_acquire(const uint32_t* p);
-uint32_t load_relaxed(const uint32_t* p);
 uint4 load_relaxed_16(const void* p);
-void store_release(uint32_t* p, uint32_t value);
 void store_relaxed(uint32_t* p, uint32_t value);
 // Only the four words are whole: another thread may see some of them new and some old.
 void store_relaxed_16(void* p, uint4 v);
-uint32_t add_acquire_release(uint32_t* p, uint32_t value);
-void add_release(uint32_t* p, uint32_t value);
 inline void backoff() { simt::spin(); }
 
 inline void barrier_sync(int id, int threads) { simt::barrier_sync(id, static_cast<unsigned>(threads)); }
-inline void barrier_arrive(int id, int threads) { simt::barrier_arrive(id, static_cast<unsigned>(threads)); }
 
 inline float exp2_approx(float x) { return std::exp2(x); }
 inline float reciprocal_approx(float x) { return 1.0f / x; }

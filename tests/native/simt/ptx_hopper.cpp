@@ -27,16 +27,6 @@ struct HopperBlock {
   std::vector<Warpgroup> warpgroups;
 };
 
-// A TMA store between its issue and its end.
-struct BulkStore {
-  std::function<void()> read, write;
-  bool was_read = false, was_written = false;
-};
-struct BulkStores {
-  std::vector<std::shared_ptr<BulkStore>> open;
-  std::deque<std::vector<std::shared_ptr<BulkStore>>> groups;
-};
-
 }  // namespace simt
 
 namespace pk::cuda::ptx {
@@ -158,24 +148,11 @@ void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t bytes) {
   change(here(barrier), bytes, 1);
 }
 
-void mbarrier_arrive_cluster(uint32_t barrier) {
+void mbarrier_arrive_cluster_read(uint32_t barrier) {
   simt::yield();
   const Place place = at_cluster_address(barrier);
   check_alive(place, 8, "mbarrier.arrive");
   change(place, 0, 1);
-}
-
-void mbarrier_arrive_cp_async(uint64_t* barrier) {
-  const Place place = here(barrier);
-  simt::Thread* const thread = simt::current;
-  simt::asynchronously([=] {
-    const OnBehalf as(thread);
-    check_alive(place, 8, "cp.async.mbarrier.arrive");
-    // Performs all that is under way, later copies too: those may land at any time.
-    cp_async_commit();
-    cp_async_wait(0);
-    change(place, 0, 1);
-  });
 }
 
 bool mbarrier_try_wait(uint64_t* barrier, uint32_t parity) {
@@ -188,12 +165,6 @@ bool mbarrier_try_wait(uint64_t* barrier, uint32_t parity) {
 
 void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
   while (!mbarrier_try_wait(barrier, parity)) simt::park(barrier, "an mbarrier");
-}
-
-// ---- Proxies ----
-void fence_proxy_async() {
-  simt::Block* const block = simt::current->block;
-  std::memcpy(hopper(block).async_image.data(), block->shared, block->shared_bytes);
 }
 
 // ---- TMA ----
@@ -326,89 +297,6 @@ void tma_load_im2col(void* shared, const TensorMap* map, uint64_t* barrier, int 
            [=](auto f) { for_each_of_im2col(m, c, w, h, n, offset_w, offset_h, f); });
 }
 
-void bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t* barrier) {
-  const Place place = here(shared), counts = here(barrier);
-  if (place.offset % 16 || reinterpret_cast<uintptr_t>(global) % 16 || bytes % 16) {
-    fail("a bulk copy: addresses and size are multiples of 16");
-  }
-  (void)load_barrier(counts);
-  simt::Thread* const thread = simt::current;
-  simt::asynchronously([=] {
-    const OnBehalf as(thread);
-    const auto* from = static_cast<const unsigned char*>(global);
-    race::read(from, bytes);
-    deliver(place.offset, counts.offset, {from, from + bytes}, this_block());
-  });
-}
-
-// ---- TMA stores ----
-namespace {
-
-simt::BulkStores& bulk_stores() {
-  auto& stores = simt::current->bulk;
-  if (!stores) stores = std::make_shared<simt::BulkStores>();
-  return *stores;
-}
-
-void perform_read(simt::BulkStore& store) {
-  if (!store.was_read) store.read();
-  store.was_read = true;
-}
-void perform_write(simt::BulkStore& store) {
-  perform_read(store);
-  if (!store.was_written) store.write();
-  store.was_written = true;
-}
-
-}  // namespace
-
-void tma_store_2d(const TensorMap* map, const void* shared, int x0, int x1) {
-  const TensorMap m = *map;
-  const Place place = here(shared);
-  if (m.im2col || m.rank != 2) fail("TMA: a tile is stored by a map of another kind or rank");
-  check_box(place, m);
-  const auto total = static_cast<size_t>(m.box[0] * m.box[1] * m.element);
-  simt::Thread* const thread = simt::current;
-  const auto bytes = std::make_shared<std::vector<unsigned char>>();
-  auto store = std::make_shared<simt::BulkStore>();
-  store->read = [=] {
-    const OnBehalf as(thread);
-    check_alive(place, total, "a TMA store that nobody waited for");
-    race::read(place.bytes(), total);
-    bytes->assign(place.image(), place.image() + total);
-  };
-  store->write = [=] {
-    const OnBehalf as(thread);
-    const int64_t at[5] = {x0, x1, 0, 0, 0};
-    for_each_of_tile(m, at, [&](int64_t offset, const unsigned char* to) {
-      if (!to) return;
-      race::write(to, static_cast<size_t>(m.element));
-      std::memcpy(const_cast<unsigned char*>(to), bytes->data() + swizzled(static_cast<uint32_t>(offset), m.swizzle),
-                  static_cast<size_t>(m.element));
-    });
-  };
-  bulk_stores().open.push_back(store);
-  simt::asynchronously([store] {
-    perform_read(*store);
-    simt::asynchronously([store] { perform_write(*store); });
-  });
-}
-
-void bulk_commit() {
-  auto& stores = bulk_stores();
-  stores.groups.push_back(std::move(stores.open));
-  stores.open.clear();
-}
-
-void bulk_wait(size_t pending, bool written) {
-  auto& groups = bulk_stores().groups;
-  for (size_t i = 0; i + pending < groups.size(); ++i) {
-    for (const auto& store : groups[i]) written ? perform_write(*store) : perform_read(*store);
-  }
-  if (!written) return;
-  while (groups.size() > pending) groups.pop_front();
-}
-
 // ---- wgmma ----
 namespace {
 
@@ -481,17 +369,8 @@ void multiply(const simt::Product& product) {
   for (int row = 0; row < 64; ++row) {
     const int g = row % 8, warp = row / 16, high = row / 8 % 2;
     Value left[kK];
-    if (first.a_registers) {
-      for (int k = 0; k < kK; ++k) {
-        const int t = k % 8 / 2;
-        const uint32_t r = product.parts[warp * 32 + g * 4 + t].a_registers[k / 8 * 2 + high];
-        const uint16_t halves[2] = {static_cast<uint16_t>(r), static_cast<uint16_t>(r >> 16)};
-        left[k] = element_of<Kind, Value>(reinterpret_cast<const unsigned char*>(halves), k % 2);
-      }
-    } else {
-      row_of(decode(first.a), row, bytes);
-      for (int k = 0; k < kK; ++k) left[k] = element_of<Kind, Value>(bytes, k);
-    }
+    row_of(decode(first.a), row, bytes);
+    for (int k = 0; k < kK; ++k) left[k] = element_of<Kind, Value>(bytes, k);
     Wide sums[256] = {};
     const auto d = [&](int column) -> Sum& {
       const WgmmaPart& part = product.parts[warp * 32 + g * 4 + column % 8 / 2];
@@ -530,7 +409,7 @@ void wgmma(WgmmaPart part) {
       product.parts[t] = *static_cast<const WgmmaPart*>(all[t]);
       const WgmmaPart &mine = product.parts[t], &first = product.parts[0];
       if (mine.element != first.element || mine.n != first.n || mine.a != first.a || mine.b != first.b ||
-          mine.accumulate != first.accumulate || !mine.a_registers != !first.a_registers) {
+          mine.accumulate != first.accumulate) {
         fail("wgmma: the threads of a warpgroup disagree on the product");
       }
     }
@@ -593,59 +472,17 @@ Place checked(uint32_t address, size_t bytes, const char* what) {
 }
 }  // namespace
 
-uint32_t cluster_load(uint32_t address) {
-  const Place place = checked(address, 4, "a load from the cluster");
-  race::read(place.bytes(), 4);
-  return *reinterpret_cast<const uint32_t*>(place.bytes());
-}
-uint4 cluster_load_16(uint32_t address) {
-  const Place place = checked(address, 16, "a load from the cluster");
-  race::read(place.bytes(), 16);
-  return *reinterpret_cast<const uint4*>(place.bytes());
-}
-void cluster_store(uint32_t address, uint32_t value) {
-  simt::yield();
-  const Place place = checked(address, 4, "a store to the cluster");
-  race::write(place.bytes(), 4);
-  std::memcpy(place.bytes(), &value, 4);
-}
-void cluster_store_16(uint32_t address, uint4 v) {
-  simt::yield();
-  const Place place = checked(address, 16, "a store to the cluster");
-  race::write(place.bytes(), 16);
-  std::memcpy(place.bytes(), &v, 16);
-}
-
-void st_async_bytes(uint32_t address, const void* value, uint32_t bytes, uint32_t barrier) {
-  const Place to = checked(address, bytes, "st.async"), counts = checked(barrier, 8, "st.async");
+void st_async_16(uint32_t address, uint4 v, uint32_t barrier) {
+  const Place to = checked(address, 16, "st.async"), counts = checked(barrier, 8, "st.async");
   if (to.block != counts.block) fail("st.async: destination and barrier lie in different blocks");
   (void)load_barrier(counts);
-  std::array<unsigned char, 16> copy = {};
-  std::memcpy(copy.data(), value, bytes);
   simt::Thread* const thread = simt::current;
   simt::asynchronously([=] {
     const OnBehalf as(thread);
-    check_alive(to, bytes, "st.async");
-    race::write(to.bytes(), bytes);
-    std::memcpy(to.bytes(), copy.data(), bytes);
-    change(counts, -int64_t{bytes}, 0);
-  });
-}
-
-void bulk_copy_cluster(uint32_t address, const void* shared, uint32_t bytes, uint32_t barrier) {
-  const Place from = here(shared), to = at_cluster_address(address), counts = checked(barrier, 8, "a bulk copy");
-  if (from.offset % 16 || to.offset % 16 || bytes % 16) fail("a bulk copy: addresses and size are multiples of 16");
-  if (to.block != counts.block) fail("a bulk copy: destination and barrier lie in different blocks");
-  (void)load_barrier(counts);
-  simt::Thread* const thread = simt::current;
-  simt::asynchronously([=] {
-    const OnBehalf as(thread);
-    check_alive(from, bytes, "a bulk copy");
-    check_alive(to, bytes, "a bulk copy");
-    race::read(from.bytes(), bytes);
-    const std::vector<unsigned char> copy(from.image(), from.image() + bytes);
-    async_write(to, copy.data(), bytes);
-    change(counts, -int64_t{bytes}, 0);
+    check_alive(to, 16, "st.async");
+    race::write(to.bytes(), 16);
+    std::memcpy(to.bytes(), &v, 16);
+    change(counts, -16, 0);
   });
 }
 

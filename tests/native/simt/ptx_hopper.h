@@ -3,9 +3,9 @@
 //
 //   mbarriers   the state is in the barrier's own 8 bytes. Uninitialised barriers and arrivals beyond the count are
 //               errors.
-//   proxies     TMA and wgmma read a second image of shared memory, which ordinary stores reach only when some thread
-//               of the block calls fence_proxy_async: without it they see what was there before.
-//   wgmma       reads its operands (a's registers too) and writes d when it is performed: at the wait, if copies are
+//   proxies     wgmma reads a second image of shared memory, which TMA writes and ordinary stores don't reach: no
+//               kernel has the fence that would let them.
+//   wgmma       reads its operands and writes d when it is performed: at the wait, if copies are
 //               late. The first one of a warpgroup needs a wgmma_fence.
 //   bulk copies may land when nothing else can run; one that would touch the shared memory of a block that has ended is
 //               an error.
@@ -22,15 +22,10 @@ void mbarrier_init(uint64_t* barrier, uint32_t count);
 inline void fence_mbarrier_init() {}
 void mbarrier_arrive(uint64_t* barrier);
 void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t bytes);
-void mbarrier_arrive_cp_async(uint64_t* barrier);
 bool mbarrier_try_wait(uint64_t* barrier, uint32_t parity);
 void mbarrier_wait(uint64_t* barrier, uint32_t parity);
 inline void mbarrier_wait_cluster(uint64_t* barrier, uint32_t parity) { mbarrier_wait(barrier, parity); }
 
-void fence_proxy_async();
-inline void fence_proxy_async_global() {}
-
-inline void tma_prefetch_map(const TensorMap*) {}
 void tma_load_tile(void* shared, const TensorMap* map, uint64_t* barrier, std::initializer_list<int> at,
                    uint16_t blocks);
 void tma_load_im2col(void* shared, const TensorMap* map, uint64_t* barrier, int c, int w, int h, int n,
@@ -41,12 +36,6 @@ inline void tma_load_2d(void* shared, const TensorMap* map, uint64_t* barrier, i
 }
 inline void tma_load_3d(void* shared, const TensorMap* map, uint64_t* barrier, int x0, int x1, int x2) {
   tma_load_tile(shared, map, barrier, {x0, x1, x2}, this_block());
-}
-inline void tma_load_4d(void* shared, const TensorMap* map, uint64_t* barrier, int x0, int x1, int x2, int x3) {
-  tma_load_tile(shared, map, barrier, {x0, x1, x2, x3}, this_block());
-}
-inline void tma_load_5d(void* shared, const TensorMap* map, uint64_t* barrier, int x0, int x1, int x2, int x3, int x4) {
-  tma_load_tile(shared, map, barrier, {x0, x1, x2, x3, x4}, this_block());
 }
 inline void tma_load_2d_multicast(void* shared, const TensorMap* map, uint64_t* barrier, int x0, int x1,
                                   uint16_t blocks) {
@@ -60,22 +49,6 @@ inline void tma_load_im2col_4d(void* shared, const TensorMap* map, uint64_t* bar
                                uint16_t offset_w, uint16_t offset_h) {
   tma_load_im2col(shared, map, barrier, c, w, h, n, offset_w, offset_h, this_block());
 }
-inline void tma_load_im2col_4d_multicast(void* shared, const TensorMap* map, uint64_t* barrier, int c, int w, int h,
-                                         int n, uint16_t offset_w, uint16_t offset_h, uint16_t blocks) {
-  tma_load_im2col(shared, map, barrier, c, w, h, n, offset_w, offset_h, blocks);
-}
-void tma_store_2d(const TensorMap* map, const void* shared, int x0, int x1);
-void bulk_commit();
-void bulk_wait(size_t pending, bool written);
-template <int kPending>
-void bulk_wait_read() {
-  bulk_wait(kPending, false);
-}
-template <int kPending>
-void bulk_wait() {
-  bulk_wait(kPending, true);
-}
-void bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t* barrier);
 
 // ---- wgmma ----
 enum class WgmmaElement { f16, bf16, s8 };
@@ -84,8 +57,7 @@ enum class WgmmaElement { f16, bf16, s8 };
 struct WgmmaPart {
   WgmmaElement element;
   int n;
-  void* d;                      // n / 2 sums
-  const uint32_t* a_registers;  // 4, or null: a is a descriptor
+  void* d;  // n / 2 sums
   uint64_t a, b;
   bool accumulate;
 };
@@ -112,25 +84,16 @@ constexpr int wgmma_n() {
 }
 template <int registers>
 void wgmma_f16(float (&d)[registers], uint64_t a, uint64_t b, bool accumulate) {
-  wgmma({WgmmaElement::f16, wgmma_n<registers>(), d, nullptr, a, b, accumulate});
+  wgmma({WgmmaElement::f16, wgmma_n<registers>(), d, a, b, accumulate});
 }
 template <int registers>
 void wgmma_bf16(float (&d)[registers], uint64_t a, uint64_t b, bool accumulate) {
-  wgmma({WgmmaElement::bf16, wgmma_n<registers>(), d, nullptr, a, b, accumulate});
+  wgmma({WgmmaElement::bf16, wgmma_n<registers>(), d, a, b, accumulate});
 }
 template <int registers>
 void wgmma_s8(int32_t (&d)[registers], uint64_t a, uint64_t b, bool accumulate) {
-  wgmma({WgmmaElement::s8, wgmma_n<registers>(), d, nullptr, a, b, accumulate});
+  wgmma({WgmmaElement::s8, wgmma_n<registers>(), d, a, b, accumulate});
 }
-template <int registers>
-void wgmma_f16(float (&d)[registers], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-  wgmma({WgmmaElement::f16, wgmma_n<registers>(), d, a, 0, b, accumulate});
-}
-template <int registers>
-void wgmma_bf16(float (&d)[registers], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-  wgmma({WgmmaElement::bf16, wgmma_n<registers>(), d, a, 0, b, accumulate});
-}
-
 template <int registers>
 void registers_increase() {
   static_assert(registers % 8 == 0 && registers >= 24 && registers <= 256);
@@ -142,23 +105,11 @@ void registers_decrease() {
 
 // ---- Clusters ----
 inline uint32_t cluster_rank() { return simt::current->block->cluster_rank; }
-inline uint32_t cluster_blocks() { return static_cast<uint32_t>(simt::current->block->cluster->blocks.size()); }
 inline void cluster_arrive() { simt::cluster_arrive(); }
 inline void cluster_wait() { simt::cluster_wait(); }
 // Rank in the highest 8 bits, offset into the block's shared memory in the others.
 uint32_t cluster_address(const void* shared, uint32_t rank);
-uint32_t cluster_load(uint32_t address);
-uint4 cluster_load_16(uint32_t address);
-void cluster_store(uint32_t address, uint32_t value);
-void cluster_store_16(uint32_t address, uint4 v);
-void mbarrier_arrive_cluster(uint32_t barrier);
-inline void mbarrier_arrive_cluster_read(uint32_t barrier) { mbarrier_arrive_cluster(barrier); }
-void st_async_bytes(uint32_t address, const void* value, uint32_t bytes, uint32_t barrier);
-inline void st_async(uint32_t address, uint32_t value, uint32_t barrier) {
-  st_async_bytes(address, &value, 4, barrier);
-}
-inline void st_async_8(uint32_t address, uint2 v, uint32_t barrier) { st_async_bytes(address, &v, 8, barrier); }
-inline void st_async_16(uint32_t address, uint4 v, uint32_t barrier) { st_async_bytes(address, &v, 16, barrier); }
-void bulk_copy_cluster(uint32_t address, const void* shared, uint32_t bytes, uint32_t barrier);
+void mbarrier_arrive_cluster_read(uint32_t barrier);
+void st_async_16(uint32_t address, uint4 v, uint32_t barrier);
 
 }  // namespace pk::cuda::ptx

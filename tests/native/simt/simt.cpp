@@ -3,22 +3,14 @@
 #ifdef _FORTIFY_SOURCE
 #undef _FORTIFY_SOURCE  // its longjmp refuses to leave for another stack
 #endif
-#include "simt/simt.h"
-
-#include <setjmp.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
-#include <deque>
-#include <map>
-#include <memory>
 #include <stdexcept>
 
-#include "simt/race.h"
+#include "simt/machine.h"
 
 namespace simt {
 
@@ -32,98 +24,7 @@ constexpr unsigned kResident = 2048;  // threads of a grid that is not cooperati
 constexpr size_t kMostStacks = 1 << 16;
 constexpr int64_t kMostSwitches = int64_t{2000} * 1000 * 1000;
 
-enum class State { ready, spinning, waiting, done };
-
-struct Fiber {
-  Thread thread;
-  jmp_buf context;
-  ucontext_t start;
-  void* stack = nullptr;
-  bool started = false;
-  State state = State::ready;
-  bool victim = false;
-  const char* waits_for = "";
-  size_t place = 0;  // in its list
-};
-
-struct Rendezvous {
-  uint32_t mask, arrived = 0;
-  const char* tag;
-  void* arguments[kWarp] = {};
-};
-
-struct GroupRendezvous {
-  const char* tag = nullptr;
-  unsigned arrived = 0;
-  void* arguments[128] = {};
-};
-
-struct Barrier {
-  unsigned arrived = 0;
-  unsigned expected = 0;
-  std::vector<Fiber*> waiting;
-};
-
-struct LiveCluster;
-
-struct LiveBlock : Block {
-  std::vector<Fiber*> fibers;
-  std::vector<std::vector<Rendezvous>> rendezvous;  // of each warp
-  std::vector<GroupRendezvous> group_rendezvous;    // of each warpgroup
-  std::map<int, Barrier> barriers;
-  unsigned alive = 0;
-  LiveCluster* live_cluster = nullptr;
-};
-
-struct LiveCluster : Cluster {
-  std::vector<std::unique_ptr<LiveBlock>> live;
-  unsigned alive = 0;    // threads
-  unsigned arrived = 0;  // at the cluster's barrier, in this phase
-  unsigned phase = 0;
-  std::map<Fiber*, unsigned> arrival_phase;
-  std::vector<Fiber*> waiting;
-};
-
-struct Operation {
-  std::function<void()> run;
-  const void* order;
-};
-
-const Schedule kDefault = {"in order", false, Starve::nobody, 0, Copies::lazy, 1};
-
-// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014). Not one of <random>: the linker could take the copy of its functions
-// that a watched test has, and the race detector would watch the harness itself.
-struct Random {
-  using result_type = uint64_t;
-  uint64_t state = 1;
-  static constexpr uint64_t min() { return 0; }
-  static constexpr uint64_t max() { return ~uint64_t{0}; }
-  uint64_t operator()() {
-    uint64_t z = state += 0x9e3779b97f4a7c15;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-    z = (z ^ z >> 27) * 0x94d049bb133111eb;
-    return z ^ z >> 31;
-  }
-};
-
-struct Machine {
-  Schedule schedule = kDefault;
-  Random random;
-  jmp_buf scheduler;
-  Fiber* running = nullptr;
-  const std::function<void()>* kernel = nullptr;
-  std::vector<Fiber*> ready, victims, spinning;
-  std::map<const void*, std::vector<Fiber*>> parked;
-  std::deque<Operation> operations;
-  std::vector<std::unique_ptr<LiveCluster>> clusters;
-  unsigned char* stacks = nullptr;  // all in one piece, so that an address tells whether it is on one
-  size_t stacks_made = 0;
-  std::vector<void*> free_stacks;
-  size_t failed_polls = 0;  // since something else has happened
-  size_t turn = 0;
-  bool failing = false;
-  std::string error;
-};
+}  // namespace
 
 Machine& machine() {
   static Machine* const m = [] {
@@ -137,9 +38,7 @@ Machine& machine() {
   return *m;
 }
 
-LiveBlock& block_of(Fiber* f) { return *static_cast<LiveBlock*>(f->thread.block); }
-
-std::vector<Fiber*>* list_of(Fiber* f) {
+static std::vector<Fiber*>* list_of(Fiber* f) {
   Machine& m = machine();
   if (f->state == State::ready) return f->victim ? &m.victims : &m.ready;
   if (f->state == State::spinning) return &m.spinning;
@@ -160,7 +59,7 @@ void set_state(Fiber* f, State state) {
 }
 
 // Out of the running fiber, to the scheduler.
-__attribute__((noinline)) void leave() {
+__attribute__((noinline)) static void leave() {
   Fiber* const f = machine().running;
   if (_setjmp(f->context) == 0) _longjmp(machine().scheduler, 1);
 }
@@ -172,27 +71,7 @@ void wait_here(const char* for_what) {
   leave();
 }
 
-void wake(Fiber* f) { set_state(f, State::ready); }
-
-void release(Barrier* barrier) {
-  barrier->arrived = 0;
-  barrier->expected = 0;
-  std::vector<Fiber*> waiting;
-  waiting.swap(barrier->waiting);
-  for (Fiber* f : waiting) {
-    race::acquire_for(f->thread.number, barrier);
-    wake(f);
-  }
-}
-
-void finish_cluster_phase(LiveCluster& cluster) {
-  if (cluster.alive == 0 || cluster.arrived < cluster.alive) return;
-  cluster.arrived = 0;
-  ++cluster.phase;
-  std::vector<Fiber*> waiting;
-  waiting.swap(cluster.waiting);
-  for (Fiber* f : waiting) wake(f);
-}
+namespace {
 
 void fiber_main() {
   Machine& m = machine();
@@ -339,22 +218,12 @@ void set_error(const std::string& why) {
 
 void run_operation(bool at_random) {
   Machine& m = machine();
-  size_t i = 0;
-  if (at_random) {
-    i = m.random() % m.operations.size();
-    // Those of one order go oldest first.
-    for (size_t j = 0; j < i; ++j) {
-      if (m.operations[j].order && m.operations[j].order == m.operations[i].order) {
-        i = j;
-        break;
-      }
-    }
-  }
-  const Operation operation = std::move(m.operations[i]);
+  const size_t i = at_random ? m.random() % m.operations.size() : 0;
+  const std::function<void()> operation = std::move(m.operations[i]);
   m.operations.erase(m.operations.begin() + static_cast<std::ptrdiff_t>(i));
   m.failed_polls = 0;
   try {
-    operation.run();
+    operation();
   } catch (const std::runtime_error& problem) {
     set_error(problem.what());
   }
@@ -536,122 +405,6 @@ void launch(const Grid& grid, const std::function<void()>& kernel) {
 
 void* dynamic_shared() { return current->block->shared; }
 
-void collective(uint32_t mask, const char* tag, void* argument, void (*body)(void** arguments, uint32_t mask)) {
-  Machine& m = machine();
-  Fiber* const f = m.running;
-  const unsigned lane = f->thread.lane;
-  LiveBlock& block = block_of(f);
-  auto& pending = block.rendezvous[f->thread.warp];
-  const size_t first = static_cast<size_t>(f->thread.warp) * kWarp;
-  // A warp at the block's end may have fewer threads than lanes.
-  if (block.fibers.size() - first < kWarp) mask &= (1u << (block.fibers.size() - first)) - 1;
-  if (!(mask >> lane & 1)) fail(std::string(tag) + ": lane " + std::to_string(lane) + " is not in its own mask");
-  Rendezvous* r = nullptr;
-  for (auto& p : pending) {
-    if (p.tag == tag && p.mask == mask && !(p.arrived >> lane & 1)) {
-      r = &p;
-    } else if (p.mask & mask) {
-      fail(std::string("divergence: lane ") + std::to_string(lane) + " is at " + tag + " while others are at " + p.tag);
-    }
-  }
-  if (!r) {
-    pending.push_back({mask, 0, tag, {}});
-    r = &pending.back();
-  }
-  r->arguments[lane] = argument;
-  r->arrived |= 1u << lane;
-  if (std::strcmp(tag, "__syncwarp") == 0) race::release(&pending);
-  if (r->arrived != mask) {
-    for (unsigned l = 0; l < kWarp; ++l) {
-      if ((mask >> l & 1) && block.fibers[first + l]->state == State::done) {
-        fail(std::string(tag) + ": lane " + std::to_string(l) + " has returned and will never come");
-      }
-    }
-    return wait_here(tag);
-  }
-  const bool orders = std::strcmp(tag, "__syncwarp") == 0;  // the others promise nothing about memory
-  Rendezvous all = *r;
-  pending.erase(pending.begin() + (r - pending.data()));
-  body(all.arguments, mask);
-  for (unsigned l = 0; l < kWarp; ++l) {
-    if (!(mask >> l & 1)) continue;
-    if (orders) race::acquire_for(block.fibers[first + l]->thread.number, &pending);
-    if (l != lane) wake(block.fibers[first + l]);
-  }
-}
-
-void warpgroup_collective(const char* tag, void* argument, void (*body)(void** arguments)) {
-  Machine& m = machine();
-  Fiber* const f = m.running;
-  LiveBlock& block = block_of(f);
-  const unsigned group = f->thread.warp / 4;
-  const unsigned place = f->thread.warp % 4 * kWarp + f->thread.lane;
-  const size_t first = static_cast<size_t>(group) * 128;
-  if (block.fibers.size() < first + 128) fail(std::string(tag) + ": needs a whole warpgroup of 128 threads");
-  GroupRendezvous& r = block.group_rendezvous[group];
-  if (r.arrived == 0) r.tag = tag;
-  if (r.tag != tag) {
-    fail(std::string("divergence: a thread of a warpgroup is at ") + tag + " while others are at " + r.tag);
-  }
-  r.arguments[place] = argument;
-  if (++r.arrived < 128) return wait_here(tag);
-  GroupRendezvous all = r;
-  r.arrived = 0;
-  body(all.arguments);
-  for (unsigned t = 0; t < 128; ++t) {
-    if (t != place) wake(block.fibers[first + t]);
-  }
-}
-
-static void barrier_join(int id, unsigned threads, bool waits) {
-  Fiber* const f = machine().running;
-  LiveBlock& block = block_of(f);
-  Barrier& barrier = block.barriers[id];
-  if (barrier.arrived > 0 && barrier.expected != threads) {
-    fail("barrier " + std::to_string(id) + ": threads disagree on how many take part");
-  }
-  barrier.expected = threads;
-  ++barrier.arrived;
-  const unsigned wanted = threads ? threads : block.alive;
-  if (barrier.arrived > wanted) fail("barrier " + std::to_string(id) + ": more threads arrived than take part");
-  race::release(&barrier);
-  if (barrier.arrived == wanted) {
-    if (waits) race::acquire(&barrier);
-    release(&barrier);
-    return race::forget(&barrier);
-  }
-  if (waits) {
-    barrier.waiting.push_back(f);
-    wait_here("a barrier of the block");
-  }
-}
-void barrier_sync(int id, unsigned threads) { barrier_join(id, threads, true); }
-void barrier_arrive(int id, unsigned threads) { barrier_join(id, threads, false); }
-
-void cluster_arrive() {
-  Fiber* const f = machine().running;
-  LiveCluster& cluster = *block_of(f).live_cluster;
-  const auto before = cluster.arrival_phase.find(f);
-  if (before != cluster.arrival_phase.end() && before->second == cluster.phase + 1) {
-    fail("cluster barrier: a thread arrived twice without waiting");
-  }
-  cluster.arrival_phase[f] = cluster.phase + 1;
-  race::release(&cluster);
-  ++cluster.arrived;
-  finish_cluster_phase(cluster);
-}
-void cluster_wait() {
-  Fiber* const f = machine().running;
-  LiveCluster& cluster = *block_of(f).live_cluster;
-  const auto arrival = cluster.arrival_phase.find(f);
-  if (arrival == cluster.arrival_phase.end()) fail("cluster barrier: a thread waits that has not arrived");
-  while (cluster.phase < arrival->second) {
-    cluster.waiting.push_back(f);
-    wait_here("the cluster's barrier");
-  }
-  race::acquire(&cluster);
-}
-
 void yield() { leave(); }
 void spin() {
   machine().running->waits_for = "a poll of memory";
@@ -680,10 +433,10 @@ void begin_atomic(const void* p, void* value, size_t bytes) {
 }
 void end_atomic(void* p, const void* value, size_t bytes) { std::memcpy(p, value, bytes); }
 
-void asynchronously(std::function<void()> operation, const void* order) {
+void asynchronously(std::function<void()> operation) {
   Machine& m = machine();
   if (m.schedule.copies == Copies::eager) return operation();
-  m.operations.push_back({std::move(operation), order});
+  m.operations.push_back(std::move(operation));
 }
 
 Copies copies() { return machine().schedule.copies; }

@@ -100,7 +100,6 @@ void launch(const Grid& grid, const std::function<void()>& kernel);
 
 struct Cluster;
 struct HopperBlock;  // of ptx_hopper.cpp
-struct BulkStores;
 
 // A block of the running grid.
 struct Block {
@@ -131,7 +130,6 @@ struct Thread {
   unsigned number = 0;          // of the launch's threads
   std::vector<AsyncCopy> open_copies;
   std::vector<std::vector<AsyncCopy>> copy_groups;  // committed and unfinished, oldest first
-  std::shared_ptr<BulkStores> bulk;
 };
 
 extern Thread* current;  // the running thread
@@ -147,7 +145,6 @@ void warpgroup_collective(const char* tag, void* argument, void (*body)(void** a
 
 // Barrier `id` of the block: waits for `threads` arrivals (0: every thread of the block that has not returned).
 void barrier_sync(int id, unsigned threads);
-void barrier_arrive(int id, unsigned threads);
 // Barrier of the cluster: arrive, and later wait.
 void cluster_arrive();
 void cluster_wait();
@@ -166,9 +163,8 @@ bool has_ended(const Block& block);
 void begin_atomic(const void* p, void* value, size_t bytes);
 void end_atomic(void* p, const void* value, size_t bytes);
 
-// Something that happens by itself (a bulk copy): at once, at random or when all threads wait, as the schedule says. Of
-// the operations with the same `order` key that are pending, the oldest goes first (nullptr: no order).
-void asynchronously(std::function<void()> operation, const void* order = nullptr);
+// Something that happens by itself (a bulk copy): at once, at random or when all threads wait, as the schedule says.
+void asynchronously(std::function<void()> operation);
 
 Copies copies();
 // A coin for choices that the schedule leaves open.
