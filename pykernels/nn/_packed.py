@@ -9,9 +9,10 @@ A write behind autograd's back goes unseen, that is one through ``p.data``, a Nu
 ``repack`` after one.
 
 Tensors made under ``torch.inference_mode()`` count no versions. On the CPU a pack keeps a copy of each such source and
-compares the whole of it at every call: nothing less would see every write, and it costs no more than the packing that
-the plain op does at every call. On CUDA a comparison would wait for the stream and could not be captured into a graph,
-so there the plain op runs.
+compares the whole of it at every call, for nothing less would see every write. That is faster than the plain op while
+the weights are small, and slower once they leave the cache (`torch.equal` reads a few GB/s): so there is a limit
+for each class, above which the plain op runs. On CUDA it always does: a comparison would wait for the stream, and could
+not be captured into a graph.
 
 On CUDA a pack is finished before anyone sees it (one wait for the stream when it is made, none after), so that any
 stream may read it. A pack made while a CUDA graph is captured is the graph's own and is not kept: its memory holds
@@ -183,6 +184,8 @@ class PacksWeights(nn.Module):
     """
 
     _pack: Any = None
+    #: Up to so many bytes of weights made in inference mode are packed, and compared at every call.
+    _most_compared = 1 << 16
 
     def repack(self) -> None:
         """Forget the packed weights; the next call makes them again."""
@@ -250,7 +253,10 @@ class PacksWeights(nn.Module):
         # What is not there may be None, but for the weight.
         if not all((t is None and i > 0) or (plain(t) and t.get_device() == index) for i, t in enumerate(tensors)):
             return None
-        if tensors[0].numel() == 0 or (index >= 0 and any(t is not None and t.is_inference() for t in tensors)):
+        if tensors[0].numel() == 0:
+            return None
+        uncounted = sum(t.nbytes for t in tensors if t is not None and t.is_inference())
+        if uncounted > (self._most_compared if on_cpu else 0):
             return None
         if not autocast and packed_as is None and not self._takes(tensors, dtype):
             return None
