@@ -9,9 +9,10 @@ A write behind autograd's back goes unseen, that is one through ``p.data``, a Nu
 ``repack`` after one.
 
 Tensors made under ``torch.inference_mode()`` count no versions. On the CPU a pack keeps a copy of each such source and
-compares the whole of it at every call: nothing less would see every write, and it costs no more than the packing that
-the plain op does at every call. On CUDA a comparison would wait for the stream and could not be captured into a graph,
-so there the plain op runs.
+compares the whole of it at every call, for nothing less would see every write. That is faster than the plain op while
+the weights are small, and slower once they leave the cache (`torch.equal` reads a few GB/s): so there is a limit
+for each class, above which the plain op runs. On CUDA it always does: a comparison would wait for the stream, and could
+not be captured into a graph.
 
 On CUDA a pack is finished before anyone sees it (one wait for the stream when it is made, none after), so that any
 stream may read it. A pack made while a CUDA graph is captured is the graph's own and is not kept: its memory holds
@@ -39,6 +40,9 @@ from pykernels.ops._op import Op
 #: A module's ``_parameters`` or ``_buffers``, and a name in it.
 Slot = tuple[dict[str, Any], str]
 
+_PLAIN = frozenset((Tensor, nn.Parameter))
+
+# Every call asks these; by their full names the look-ups would take longer than the answers.
 _is_compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_level = torch._C._functorch.peek_interpreter_stack
@@ -89,7 +93,7 @@ def undisturbed() -> bool:
 
 def plain(t: Any) -> bool:
     """An ordinary tensor or parameter of a CPU or a CUDA device."""
-    return (type(t) is Tensor or type(t) is nn.Parameter) and (t.is_cpu or t.is_cuda)
+    return type(t) in _PLAIN and (t.is_cpu or t.is_cuda)
 
 
 @functools.cache
@@ -180,6 +184,8 @@ class PacksWeights(nn.Module):
     """
 
     _pack: Any = None
+    #: Up to so many bytes of weights made in inference mode are packed, and compared at every call.
+    _most_compared = 1 << 16
 
     def repack(self) -> None:
         """Forget the packed weights; the next call makes them again."""
@@ -210,12 +216,17 @@ class PacksWeights(nn.Module):
         if not undisturbed() or _native.error is not None:
             return None
         first: Any = inputs[0]
-        for t in inputs:
-            if type(t) is not Tensor and t is not first and t is not None and type(t) is not nn.Parameter:
-                return None
-        if not plain(first):
+        if type(first) not in _PLAIN:
             return None
-        kind = "cpu" if first.is_cpu else "cuda"
+        index, on_cpu = first.get_device(), first.is_cpu
+        if not on_cpu and not first.is_cuda:
+            return None
+        for t in inputs:
+            if t is first or t is None:
+                continue
+            if type(t) not in _PLAIN or t.is_cpu is not on_cpu or t.get_device() != index:
+                return None
+        kind = "cpu" if on_cpu else "cuda"
         asked = _asked()
         if asked != "auto" and asked != kind:
             return None
@@ -229,7 +240,7 @@ class PacksWeights(nn.Module):
             if to is not None and dtype.is_floating_point:
                 dtype, autocast = to, True
         # Published in one assignment. Threads that meet here may each make one; any will do.
-        pack, index, key = self._pack, first.get_device(), self._key()
+        pack, key = self._pack, self._key()
         if pack is not None and pack.is_current(packed_as or dtype, index, key):
             return pack if packed_as is None or dtype in op.takes(kind) else None
         if dtype not in op.takes(kind) or not _dispatch.has_native(op, first.device):
@@ -242,7 +253,10 @@ class PacksWeights(nn.Module):
         # What is not there may be None, but for the weight.
         if not all((t is None and i > 0) or (plain(t) and t.get_device() == index) for i, t in enumerate(tensors)):
             return None
-        if tensors[0].numel() == 0 or (index >= 0 and any(t is not None and t.is_inference() for t in tensors)):
+        if tensors[0].numel() == 0:
+            return None
+        uncounted = sum(t.nbytes for t in tensors if t is not None and t.is_inference())
+        if uncounted > (self._most_compared if on_cpu else 0):
             return None
         if not autocast and packed_as is None and not self._takes(tensors, dtype):
             return None
@@ -255,12 +269,12 @@ class PacksWeights(nn.Module):
     def _takes(self, tensors: list[Any], dtype: torch.dtype) -> bool:
         return all(t is None or t.dtype is dtype for t in tensors)
 
-    def _after_failure(self, pack: Pack, problem: RuntimeError, plain_op: Callable[[], Any]) -> Any:
+    def _after_failure(self, pack: Pack, problem: RuntimeError, plain_op: Callable[..., Any], *args: Any) -> Any:
         """What to return after the packed kernel's ``problem``: raises it, unless the ISA has just changed.
 
         The plain op is asked first: where an argument is wrong, it raises in its own words.
         """
-        result = plain_op()
+        result = plain_op(*args)
         if pack.is_of_isa():
             raise problem
         self._pack = None

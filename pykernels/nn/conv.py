@@ -65,6 +65,7 @@ class ConvBNAct2d(PacksWeights):
     bn: nn.BatchNorm2d | None
     activation: str
     negative_slope: float
+    _most_compared = 1 << 18  # more work is done with each weight than in the others
 
     def __init__(
         self,
@@ -134,13 +135,15 @@ class ConvBNAct2d(PacksWeights):
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """(N, C, H, W) or (C, H, W) to (N, K, P, Q) or (K, P, Q), in ``x``'s dtype and memory format."""
         # A compiled graph holds the plain op: it is never stale, and it runs on any machine.
-        pack = self._current_pack(CONV_BN_ACT, (x, residual))
+        bn: Any = self._modules["bn"]
+        # In training the statistics are the batch's.
+        pack = None if bn is not None and bn.training else self._current_pack(CONV_BN_ACT, (x, residual))
         if pack is None:
             return self._forward(x, residual)
         try:
             return self._run(pack, x, residual)
         except RuntimeError as problem:
-            return self._after_failure(pack, problem, lambda: self._forward(x, residual))
+            return self._after_failure(pack, problem, self._forward, x, residual)
 
     def extra_repr(self) -> str:
         """The activation; the rest is told by the children."""
@@ -220,11 +223,6 @@ class ConvBNAct2d(PacksWeights):
         tf32 = pack.index >= 0 and tf32_allowed(pack.device)
         y = pack.op(x, *weights, residual, *pack.geometry, _CODES[self.activation], self.negative_slope, tf32)
         return y[0] if unbatched else y
-
-    def _current_pack(self, *args: Any) -> Any:
-        bn: Any = self._modules["bn"]
-        # In training the statistics are the batch's.
-        return None if bn is not None and bn.training else super()._current_pack(*args)
 
     def _wants_gradients(self) -> bool:
         return any(t.requires_grad for t in (*self.parameters(), *self.buffers()))

@@ -22,7 +22,7 @@ States = tuple[Tensor, Tensor]
 
 def _are_two(hx: Any) -> bool:
     """May ``hx`` be taken apart? What is not a pair goes to the op as it is, which says so."""
-    return isinstance(hx, torch.fx.Proxy) or (isinstance(hx, tuple | list) and len(hx) == 2)
+    return (isinstance(hx, tuple | list) and len(hx) == 2) or isinstance(hx, torch.fx.Proxy)
 
 
 def _check_source(ours: type, theirs: type, module: nn.Module) -> None:
@@ -105,14 +105,14 @@ class LSTM(PacksWeights, RNNBase):
             return self._run_plain(x, hx, batch_sizes)
         h0, c0 = hx
         if self.training and self.dropout > 0 and self.num_layers > 1:
-            return self._run_plain(x, (h0, c0), batch_sizes)
+            return self._run_plain(x, hx, batch_sizes)
         pack = self._current_pack(SPEC, (x, h0, c0))
         if pack is None:
-            return self._run_plain(x, (h0, c0), batch_sizes)
+            return self._run_plain(x, hx, batch_sizes)
         try:
             return self._run_packed(x, h0, c0, pack, batch_sizes)
         except RuntimeError as problem:
-            return self._after_failure(pack, problem, lambda: self._run_plain(x, (h0, c0), batch_sizes))
+            return self._after_failure(pack, problem, self._run_plain, x, hx, batch_sizes)
 
     def _run_plain(self, x: Tensor, hx: States, batch_sizes: Tensor | None) -> tuple[Tensor, States]:
         return lstm_op(
@@ -208,11 +208,11 @@ class LSTMCell(PacksWeights, nn.LSTMCell):
         h, c = hx
         pack = self._current_pack(CELL_SPEC, (input, h, c))
         if pack is None:
-            return self._run_plain(input, (h, c))
+            return self._run_plain(input, hx)
         try:
             return self._run_packed(input, h, c, pack)
         except RuntimeError as problem:
-            return self._after_failure(pack, problem, lambda: self._run_plain(input, (h, c)))
+            return self._after_failure(pack, problem, self._run_plain, input, hx)
 
     def _run_plain(self, x: Tensor, hx: States) -> States:
         return lstm_cell_op(x, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
@@ -220,10 +220,11 @@ class LSTMCell(PacksWeights, nn.LSTMCell):
     def _run_packed(self, x: Tensor, h: Tensor, c: Tensor, pack: Pack) -> States:
         if x.dtype is not pack.dtype or torch._C._is_any_autocast_enabled():
             x, h, c = x.to(pack.dtype), h.to(pack.dtype), c.to(pack.dtype)
-        op, sizes = torch.ops.pykernels.lstm_cell_packed.default, (self.input_size, self.hidden_size)
+        op = torch.ops.pykernels.lstm_cell_packed.default
         if x.dim() == 2:
-            return op(x, h, c, pack.value, *sizes)
-        h, c = op(x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), pack.value, *sizes)
+            return op(x, h, c, pack.value, self.input_size, self.hidden_size)
+        x, h, c = x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0)
+        h, c = op(x, h, c, pack.value, self.input_size, self.hidden_size)
         return h.squeeze(0), c.squeeze(0)
 
     def _slots(self) -> Sequence[Slot]:

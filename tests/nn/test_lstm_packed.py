@@ -353,7 +353,7 @@ def test_packed_sequences_on_packed_weights(enforce_sorted):
     ("x", "message"),
     [
         (torch.randn(2, 3, 4, 6), "x: expected"),
-        (torch.randn(4, 7), r"expected shape \(36, 7\), got \(36, 6\)"),
+        (torch.randn(4, 7), r"(w_ih|weights\[0\]): expected shape \(36, 7\), got \(36, 6\)"),
         (torch.randn(4, 6).double(), "x: expected the weights' dtype torch.float32, got"),
     ],
     ids=["dimensions", "features", "dtype"],
