@@ -79,16 +79,6 @@ Status begin_plan(const Call& call, const Executor& executor, Plan* plan) {
 
 }  // namespace
 
-Status lstm_starts(const int64_t* batch_sizes, int64_t steps, int64_t* starts) {
-  starts[0] = 0;
-  for (int64_t t = 0; t < steps; ++t) {
-    if (batch_sizes[t] < 1 || (t && batch_sizes[t] > batch_sizes[t - 1]))
-      return {"batch_sizes: expected positive sizes that don't increase"};
-    if (__builtin_add_overflow(starts[t], batch_sizes[t], &starts[t + 1])) return {"batch_sizes: too many rows"};
-  }
-  return kOk;
-}
-
 Status lstm_packed_bytes(const LstmShape& shape, int64_t* bytes) {
   const LstmKernels* kernels;
   if (const Status status = pick(&kernels); !status) return status;

@@ -38,8 +38,16 @@ struct LstmShape {
 };
 
 // The one walk over batch_sizes (steps): starts (steps + 1) gets the rows before each step and, last, those in all.
-// Refuses sizes below 1 and sizes that increase.
-PK_API Status lstm_starts(const int64_t* batch_sizes, int64_t steps, int64_t* starts);
+// Refuses sizes below 1 and sizes that increase. Here, not in a library, because the CUDA binding links no CPU kernels.
+static inline Status lstm_starts(const int64_t* batch_sizes, int64_t steps, int64_t* starts) {
+  starts[0] = 0;
+  for (int64_t t = 0; t < steps; ++t) {
+    if (batch_sizes[t] < 1 || (t && batch_sizes[t] > batch_sizes[t - 1]))
+      return {"batch_sizes: expected positive sizes that don't increase"};
+    if (__builtin_add_overflow(starts[t], batch_sizes[t], &starts[t + 1])) return {"batch_sizes: too many rows"};
+  }
+  return kOk;
+}
 
 // Time steps of all sequences together; the weights of layer `layer`'s input; weight tensors in nn.LSTM's flat order.
 static inline int64_t lstm_rows(const LstmShape& s) { return s.batch_sizes ? s.starts[s.steps] : s.steps * s.batch; }
