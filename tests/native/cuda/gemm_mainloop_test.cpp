@@ -56,7 +56,8 @@ double seen(typename gemm::ElementTraits<Element>::Storage x) {
   if constexpr (std::is_same_v<Element, int8_t>) {
     return x;
   } else if constexpr (std::is_same_v<Element, gemm::tf32>) {
-    return __uint_as_float(ptx::to_tf32(x));
+    // To nearest, ties away from zero.
+    return __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xffffe000u);
   } else {
     return to_float(x);
   }
