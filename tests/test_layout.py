@@ -45,6 +45,7 @@ def test_the_binding_uses_only_the_stable_abi(path):
         "torch/checks.h",
         "torch/conv_bn_act.h",
         "torch/int8_matmul.h",
+        "torch/lstm.h",
         "torch/cuda/",
         "torch/csrc/stable/",
         "torch/headeronly/",

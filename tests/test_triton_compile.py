@@ -21,7 +21,7 @@ SCRIPT = '''
 import json, sys
 import torch, triton
 import pykernels as pk
-from pykernels.ops.conv_bn_act import conv_batch_norm_act
+from pykernels.ops.conv_bn_act.statistics import conv_batch_norm_act
 from pykernels.ops.int8_matmul import int8_linear
 from torch._dynamo.backends.common import aot_autograd
 from torch._library.triton import get_triton_kernels_for_op

@@ -25,6 +25,7 @@ OPS: tuple[str, ...] = (
     *("conv_bn_act", "conv_pack", "conv_bn_act_packed"),
     *("lstm", "lstm_backward", "lstm_pack", "lstm_packed", "lstm_cell", "lstm_cell_backward", "lstm_cell_packed"),
     *("int8_matmul", "int8_pack", "int8_matmul_packed", "int8_linear", "int8_linear_packed", "quantize_int8"),
+    "int8_conv2d",
 )
 
 

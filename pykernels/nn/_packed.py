@@ -1,9 +1,18 @@
 """Weights in a kernel's own layout: made once, kept beside the module's parameters, made again when those change.
 
-A change is: another tensor in a parameter's place, an in-place write (optimizer step, load_state_dict: torch counts a
-version), other memory under the same parameter (``p.data = ...``, ``.to()``), another dtype asked for, or another ISA
-in force, a step of any optimizer (the fused ones count no version). A write behind autograd's back goes unseen, that is
-through ``p.data``, a NumPy view or another process: call ``repack`` after one.
+A change is: another tensor in a parameter's place, an in-place write (load_state_dict, most optimizers: torch counts a
+version), other memory under the same parameter (``p.data = ...``, ``.to()``), another dtype asked for, another ISA in
+force, another value of a module's further keys, or a step of an optimizer that holds memory of these parameters (the
+fused ones count no version). The steps of other optimizers leave a pack alone.
+
+A write behind autograd's back goes unseen, that is one through ``p.data``, a NumPy view or another process: call
+``repack`` after one.
+
+Tensors made under ``torch.inference_mode()`` count no versions. On the CPU a pack keeps a copy of each such source and
+compares the whole of it at every call, for nothing less would see every write. That is faster than the plain op while
+the weights are small, and slower once they leave the cache (`torch.equal` reads a few GB/s): so there is a limit
+for each class, above which the plain op runs. On CUDA it always does: a comparison would wait for the stream, and could
+not be captured into a graph.
 
 On CUDA a pack is finished before anyone sees it (one wait for the stream when it is made, none after), so that any
 stream may read it. A pack made while a CUDA graph is captured is the graph's own and is not kept: its memory holds
@@ -13,7 +22,9 @@ nothing before the first replay. So call the module once before capturing, or th
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -23,53 +34,71 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pykernels import _native
 from pykernels.ops import _dispatch
+from pykernels.ops._autocast import autocast_dtype
 from pykernels.ops._op import Op
 
-_steps = 0
+#: A module's ``_parameters`` or ``_buffers``, and a name in it.
+Slot = tuple[dict[str, Any], str]
+
+_PLAIN = frozenset((Tensor, nn.Parameter))
+
+# Every call asks these; by their full names the look-ups would take longer than the answers.
+_is_compiling = torch.compiler.is_compiling
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_functorch_level = torch._C._functorch.peek_interpreter_stack
+_jit_trace = torch._C._get_tracing_state
+_any_autocast = torch._C._is_any_autocast_enabled
+_asked = _dispatch._current
+
+#: Steps of which nobody can tell whose memory they wrote.
+_untold_steps = 0
+_live: weakref.WeakSet[Pack] = weakref.WeakSet()
+_live_lock = threading.Lock()
 
 
-def _count_step(*_: Any) -> None:
-    global _steps
-    _steps += 1
+def _after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Marks the packs that lie in the memory of ``optimizer``'s parameters as stale."""
+    global _untold_steps
+    if _is_compiling():
+        _untold_steps += 1
+        return
+    with _live_lock:
+        packs = list(_live)
+    if not packs:
+        return
+    try:
+        # By storage: a view or a flat buffer of a parameter is another tensor in the same memory.
+        written = {p.untyped_storage().data_ptr() for group in optimizer.param_groups for p in group["params"]}
+    except (RuntimeError, NotImplementedError):  # a tensor without memory of its own
+        _untold_steps += 1
+        return
+    for pack in packs:
+        if not written.isdisjoint(pack.storages):
+            pack.stepped = True
 
 
-register_optimizer_step_post_hook(_count_step)
-
-
-def optimizer_steps() -> int:
-    """How many steps all optimizers of this process have made."""
-    return _steps
+register_optimizer_step_post_hook(_after_step)
 
 
 def undisturbed() -> bool:
     """No tracer, dispatch mode or transform is looking."""
     return (
-        not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._get_tracing_state() is None
+        not _is_compiling()
+        and _dispatch_modes() == 0
+        and _functorch_level() is None
+        and _jit_trace() is None
         and forward_ad._current_level < 0
     )
 
 
 def plain(t: Any) -> bool:
     """An ordinary tensor or parameter of a CPU or a CUDA device."""
-    return (type(t) is Tensor or type(t) is nn.Parameter) and (t.is_cpu or t.is_cuda)
+    return type(t) in _PLAIN and (t.is_cpu or t.is_cuda)
 
 
 @functools.cache
 def _isa_function() -> Callable[[], str]:
     return _native.introspect().active_isa
-
-
-def active_isa() -> str:
-    """The ISA in force."""
-    return _isa_function()()
-
-
-def isa_of(device: torch.device) -> str | None:
-    """The ISA that a pack on ``device`` depends on; None on CUDA, where there is one layout."""
-    return active_isa() if device.type == "cpu" else None
 
 
 def capturing(device: torch.device) -> bool:
@@ -83,39 +112,65 @@ def finish(device: torch.device) -> None:
         torch.cuda.current_stream(device).synchronize()
 
 
+def _twin(t: Tensor | None) -> Tensor | None:
+    """The same memory under another name; a copy of what counts no versions."""
+    if t is None:
+        return None
+    return t.clone() if t.is_inference() else t.detach()
+
+
 class Pack:
-    """Packed weights, and what they were made from. Never changed: a thread sees one or another, not a mixture."""
+    """Packed weights, and what they were made from. A thread sees one or another, not a mixture.
 
-    __slots__ = ("dtype", "index", "isa", "sources", "steps", "storages", "tensor")
+    ``slots`` name the tensors, of which some may be None; ``key`` is whatever else the packed weights depend on.
+    """
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        tensors: Sequence[Tensor],
-        dtype: torch.dtype,
-        make: Callable[[list[Tensor]], Tensor],
-    ) -> None:
-        self.dtype = dtype
-        device = tensors[0].device
-        self.index = tensors[0].get_device()  # -1 on the CPU
-        self.isa = isa_of(device)
-        self.steps = _steps
-        # The versions before the packing: if another thread changes a tensor meanwhile, the next call sees it.
-        self.sources = tuple((n, t, t._version, t.data_ptr()) for n, t in zip(names, tensors, strict=True))
+    def __init__(self, slots: Sequence[Slot], dtype: torch.dtype, key: Hashable, make: Callable[..., Any]) -> None:
+        self.dtype, self.key = dtype, key
+        present = [(owner, name, owner[name]) for owner, name in slots if owner[name] is not None]
+        self.device: torch.device = present[0][2].device
+        self.index = present[0][2].get_device()  # -1 on the CPU
+        # On CUDA there is one layout.
+        self.active_isa = _isa_function() if self.index < 0 else None
+        self.isa = None if self.active_isa is None else self.active_isa()
+        self.captured = capturing(self.device)  # then it is the graph's, and holds nothing before the first replay
+        self.absent = tuple((owner, name) for owner, name in slots if owner[name] is None)
+        # Told of steps, and the versions read, before the packing: if another thread changes a tensor meanwhile, the
+        # next call sees it.
+        self.stepped, self.untold_steps = False, _untold_steps
+        self.storages = frozenset(t.untyped_storage().data_ptr() for _, _, t in present)
+        with _live_lock:
+            _live.add(self)
+        self.sources = tuple((o, n, t, t._version, t.data_ptr()) for o, n, t in present if not t.is_inference())
         # Kept alive, so that nothing that replaces them (``p.data = other``) can get their addresses.
-        self.storages = [t.detach() for t in tensors]
-        self.tensor = make([t.to(dtype) for t in self.storages])
-        if not capturing(device):
-            finish(device)
+        self.twins = [_twin(owner[name]) for owner, name in slots]
+        pairs = [(*slot, twin) for slot, twin in zip(slots, self.twins, strict=True) if twin is not None]
+        self.uncounted = tuple((o, n, o[n], twin) for o, n, twin in pairs if o[n].is_inference())
+        self.value: Any = make(self.twins)
+        if not self.captured:
+            finish(self.device)
 
-    def is_of(self, parameters: dict[str, Any], dtype: torch.dtype, index: int) -> bool:
-        """Would packing these parameters anew, for inputs on device ``index``, give the same?"""
-        if dtype is not self.dtype or self.steps != _steps or index != self.index:
+    def is_of_isa(self) -> bool:
+        """Is the ISA in force that of the packing?"""
+        return self.active_isa is None or self.active_isa() == self.isa
+
+    def is_current(self, dtype: torch.dtype, index: int, key: Hashable) -> bool:
+        """Would packing anew, for inputs on device ``index``, give the same?"""
+        if self.stepped or dtype is not self.dtype or index != self.index or self.untold_steps != _untold_steps:
             return False
-        for name, tensor, version, pointer in self.sources:
-            if parameters.get(name) is not tensor or tensor._version != version or tensor.data_ptr() != pointer:
-                return False
-        return self.isa is None or self.isa == active_isa()
+        try:
+            for owner, name, tensor, version, pointer in self.sources:
+                if owner[name] is not tensor or tensor._version != version or tensor.data_ptr() != pointer:
+                    return False
+            for owner, name, tensor, copy in self.uncounted:
+                if owner[name] is not tensor or tensor.dtype is not copy.dtype or not torch.equal(tensor, copy):
+                    return False
+            for owner, name in self.absent:
+                if owner[name] is not None:
+                    return False
+        except KeyError:  # parametrized since
+            return False
+        return key == self.key and (self.active_isa is None or self.active_isa() == self.isa)
 
 
 class PacksWeights(nn.Module):
@@ -124,60 +179,106 @@ class PacksWeights(nn.Module):
     Any number of threads may call at once. The packed weights are in a plain attribute, not in a buffer, because
     buffers that come and go would end in every `torch.export` and shift what pairs the buffers of two models. Copies,
     pickles and state_dicts are without them; `.to()` and training drop them.
+
+    A class says what is packed (`_slots`), what else the result depends on (`_key`) and how it is made (`_make`).
     """
 
-    _pack: Pack | None = None
+    _pack: Any = None
+    #: Up to so many bytes of weights made in inference mode are packed, and compared at every call.
+    _most_compared = 1 << 16
 
     def repack(self) -> None:
         """Forget the packed weights; the next call makes them again."""
         self._pack = None
 
-    def _current_pack(
-        self,
-        names: Sequence[str],
-        op: Op,
-        make: Callable[[list[Tensor]], Tensor],
-        inputs: Sequence[Tensor],
-    ) -> Pack | None:
-        """The packed parameters ``names`` for ``inputs`` (the first one's dtype and device count), made if need be.
+    def _slots(self) -> Sequence[Slot]:
+        raise NotImplementedError
 
-        None where the plain op has to run: a gradient is wanted, a tracer looks on, the kernels do not take these
-        tensors, or the parameters cannot be watched (they are computed, or made in inference mode).
+    def _key(self) -> Hashable:
+        return None
+
+    def _make(self, tensors: list[Any], dtype: torch.dtype) -> Any:
+        raise NotImplementedError
+
+    def _new_pack(self, slots: Sequence[Slot], dtype: torch.dtype, key: Hashable) -> Pack | None:
+        return Pack(slots, dtype, key, lambda tensors: self._make(tensors, dtype))
+
+    def _wants_gradients(self) -> bool:
+        return any(p is not None and p.requires_grad for p in self._parameters.values())
+
+    def _current_pack(self, op: Op, inputs: Sequence[Tensor | None], packed_as: torch.dtype | None = None) -> Any:
+        """The packed parameters for ``inputs`` (the first one's dtype and device count), made if need be.
+
+        In ``packed_as``; None for the dtype of the inputs, which must then be that of the parameters too, unless
+        autocast casts them. The result is None where the plain op has to run: a gradient is wanted, a tracer looks on,
+        the kernels do not take these tensors, or the parameters cannot be watched (they are computed).
         """
-        if _native.error is not None or not undisturbed():
+        if not undisturbed() or _native.error is not None:
+            return None
+        first: Any = inputs[0]
+        if type(first) not in _PLAIN:
+            return None
+        index, on_cpu = first.get_device(), first.is_cpu
+        if not on_cpu and not first.is_cuda:
             return None
         for t in inputs:
-            if not plain(t):
+            if t is first or t is None:
+                continue
+            if type(t) not in _PLAIN or t.is_cpu is not on_cpu or t.get_device() != index:
                 return None
-        first = inputs[0]
-        kind = "cpu" if first.is_cpu else "cuda"
-        if _dispatch._current() not in ("auto", kind):
+        kind = "cpu" if on_cpu else "cuda"
+        asked = _asked()
+        if asked != "auto" and asked != kind:
             return None
-        parameters: dict[str, Any] = self._parameters
         if torch.is_grad_enabled() and (
-            any(t.requires_grad for t in inputs) or any(p is not None and p.requires_grad for p in parameters.values())
+            any(t is not None and t.requires_grad for t in inputs) or self._wants_gradients()
         ):
             return None
         dtype, autocast = first.dtype, False
-        if torch._C._is_any_autocast_enabled() and dtype is not torch.float64 and torch.is_autocast_enabled(kind):
-            dtype, autocast = torch.get_autocast_dtype(kind), True
+        if _any_autocast():
+            to = autocast_dtype(first)
+            if to is not None and dtype.is_floating_point:
+                dtype, autocast = to, True
         # Published in one assignment. Threads that meet here may each make one; any will do.
-        pack = self._pack
-        index = first.get_device()
-        if pack is not None and pack.is_of(parameters, dtype, index):
-            return pack
-        tensors: list[Any] = [parameters.get(name) for name in names]
+        pack, key = self._pack, self._key()
+        if pack is not None and pack.is_current(packed_as or dtype, index, key):
+            return pack if packed_as is None or dtype in op.takes(kind) else None
         if dtype not in op.takes(kind) or not _dispatch.has_native(op, first.device):
             return None
-        if not all(plain(t) and not t.is_inference() and t.get_device() == index for t in tensors):
+        slots = self._slots()
+        try:
+            tensors = [owner[name] for owner, name in slots]
+        except KeyError:  # parametrized: computed anew at every call
             return None
-        if not autocast and any(t.dtype is not dtype for t in tensors):
+        # What is not there may be None, but for the weight.
+        if not all((t is None and i > 0) or (plain(t) and t.get_device() == index) for i, t in enumerate(tensors)):
+            return None
+        if tensors[0].numel() == 0:
+            return None
+        uncounted = sum(t.nbytes for t in tensors if t is not None and t.is_inference())
+        if uncounted > (self._most_compared if on_cpu else 0):
+            return None
+        if not autocast and packed_as is None and not self._takes(tensors, dtype):
             return None
         with torch.inference_mode(False), torch.no_grad():
-            pack = Pack(names, tensors, dtype, make)
-        if not capturing(first.device):
+            pack = self._new_pack(slots, packed_as or dtype, key)
+        if pack is not None and not pack.captured:
             self._pack = pack
         return pack
+
+    def _takes(self, tensors: list[Any], dtype: torch.dtype) -> bool:
+        return all(t is None or t.dtype is dtype for t in tensors)
+
+    def _after_failure(self, pack: Pack, problem: RuntimeError, plain_op: Callable[..., Any], *args: Any) -> Any:
+        """What to return after the packed kernel's ``problem``: raises it, unless the ISA has just changed.
+
+        The plain op is asked first: where an argument is wrong, it raises in its own words.
+        """
+        result = plain_op(*args)
+        if pack.is_of_isa():
+            raise problem
+        self._pack = None
+        return result
 
     def train(self, mode: bool = True) -> Any:
         """As `nn.Module.train`; training drops the packed weights."""

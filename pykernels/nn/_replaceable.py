@@ -15,8 +15,10 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def is_torchs(module: Any, kind: type, *methods: str) -> bool:
-    """Is ``module`` a ``kind`` (a class of torch.nn) that runs torch's own ``methods``?"""
-    return isinstance(module, kind) and all(getattr(type(module), m) is getattr(kind, m) for m in methods)
+    """Is ``module`` a ``kind`` (a class of torch.nn) that runs torch's own ``methods``, not its class's or its own?"""
+    return isinstance(module, kind) and all(
+        getattr(type(module), m) is getattr(kind, m) and m not in vars(module) for m in methods
+    )
 
 
 def check_replaceable(where: str, argument: str, module: Any, kind: type, *methods: str) -> None:

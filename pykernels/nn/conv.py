@@ -8,6 +8,7 @@ buffers of two models. Copies, pickles and state_dicts are without them.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,14 +16,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from pykernels import _native
-from pykernels.nn._packed import active_isa, capturing, finish, isa_of, optimizer_steps, undisturbed
+from pykernels.nn._packed import Pack, PacksWeights, Slot, capturing, finish
 from pykernels.nn._replaceable import check_replaceable
 from pykernels.ops import _dispatch
 from pykernels.ops._activation import ACTIVATIONS, activation_code, apply_activation
+from pykernels.ops._autocast import autocast_dtype, cast
 from pykernels.ops.batch_norm_act import batch_norm_act
 from pykernels.ops.batch_norm_act.op import BATCH_NORM_ACT
 from pykernels.ops.conv_bn_act import conv_bn_act, fold_batch_norm
-from pykernels.ops.conv_bn_act.arguments import check_call, geometry, is_autocast, tf32_allowed
+from pykernels.ops.conv_bn_act.arguments import geometry, tf32_allowed
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.ops.conv_bn_act.statistics import conv_batch_norm_act
 
@@ -32,10 +34,9 @@ torch.fx.wrap("batch_norm_act")
 _CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 _DIRECT = 0
 _MOST_SHAPES = 256
-_PLAIN = frozenset((torch.Tensor, nn.Parameter, type(None)))
 
 
-class ConvBNAct2d(nn.Module):
+class ConvBNAct2d(PacksWeights):
     """``act(bn(conv(x)) + residual)``, the same as the torch modules one after the other, in one pass.
 
     The arguments are those of `torch.nn.Conv2d`, then those of `torch.nn.BatchNorm2d` (``batch_norm=False`` for none),
@@ -46,9 +47,9 @@ class ConvBNAct2d(nn.Module):
     so it does in eval mode with ``track_running_stats=False``. Everything is differentiable. Where no gradient is to be
     recorded (``torch.no_grad()``, ``torch.inference_mode()``, or nothing requires one), the weights are packed once and
     packed again when a source tensor is changed in place or replaced, or when the dtype, the instruction set or the
-    geometry changes; and once more for each algorithm that the shapes of the inputs ask for. Only a change behind
-    autograd's back goes unseen, that is one through ``tensor.data`` in place; call `repack` after it. Any number of
-    threads may call at once.
+    geometry changes; and once more for each algorithm that the shapes of the inputs ask for. A change behind
+    autograd's back goes unseen (`pykernels.nn._packed`); call `repack` after it. Any number of threads may call at
+    once.
 
     >>> block = pk.nn.ConvBNAct2d(64, 128, 3, padding=1, activation="relu").eval()
     >>> with torch.no_grad():
@@ -64,6 +65,7 @@ class ConvBNAct2d(nn.Module):
     bn: nn.BatchNorm2d | None
     activation: str
     negative_slope: float
+    _most_compared = 1 << 18  # more work is done with each weight than in the others
 
     def __init__(
         self,
@@ -129,44 +131,24 @@ class ConvBNAct2d(nn.Module):
         self.register_module("bn", bn)  # a plain assignment of None would not register it
         self.activation = activation
         self.negative_slope = negative_slope
-        self._pack: _Pack | None = None
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """(N, C, H, W) or (C, H, W) to (N, K, P, Q) or (K, P, Q), in ``x``'s dtype and memory format."""
         # A compiled graph holds the plain op: it is never stale, and it runs on any machine.
-        if undisturbed() and type(x) in _PLAIN and type(residual) in _PLAIN:
-            pack = self._current_pack(x, residual)
-            if pack is not None:
-                try:
-                    return self._run(pack, x, residual)
-                except RuntimeError:
-                    if pack.is_of_isa():
-                        self._check(x, residual)
-                        raise
-                    self._pack = None
-        return self._forward(x, residual)
-
-    def repack(self) -> None:
-        """Forget the packed weights; the next call makes them again."""
-        self._pack = None
-
-    def train(self, mode: bool = True) -> ConvBNAct2d:
-        """As `nn.Module.train`; training drops the packed weights."""
-        if mode:
-            self._pack = None
-        return super().train(mode)
+        bn: Any = self._modules["bn"]
+        # In training the statistics are the batch's.
+        pack = None if bn is not None and bn.training else self._current_pack(CONV_BN_ACT, (x, residual))
+        if pack is None:
+            return self._forward(x, residual)
+        try:
+            return self._run(pack, x, residual)
+        except RuntimeError as problem:
+            return self._after_failure(pack, problem, self._forward, x, residual)
 
     def extra_repr(self) -> str:
         """The activation; the rest is told by the children."""
         slope = f", negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else ""
         return f"activation={self.activation!r}{slope}"
-
-    def _apply(self, fn: Any, recurse: bool = True) -> ConvBNAct2d:
-        self._pack = None
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pack": None}
 
     def _forward(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         """Differentiable, from the parameters as they are."""
@@ -227,99 +209,79 @@ class ConvBNAct2d(nn.Module):
         )  # fmt: skip
         return y[0] if unbatched else y
 
-    def _check(self, x: torch.Tensor, residual: torch.Tensor | None) -> None:
-        """Raises where an argument is wrong, in the words of the plain op."""
-        conv = self.conv
-        x, padding = _pad(conv, x)
-        check_call(x, conv.weight, residual, conv.stride, padding, conv.dilation, conv.groups)
-
-    def _run(self, pack: _Pack, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        if pack.dtype is not x.dtype:  # autocast
+    def _run(self, pack: _ConvPack, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        if x.dtype is not pack.dtype:  # autocast
             x = x.to(pack.dtype)
+        if residual is not None and residual.dtype is not pack.dtype:
+            residual = cast(autocast_dtype(residual), residual)
         if pack.pads:
             x, _ = _pad(self.conv, x)
         unbatched = x.dim() == 3
         if unbatched:
-            x = x[None]
-        if residual is not None:
-            if residual.dtype is not pack.dtype and torch.is_autocast_enabled(pack.device.type):
-                residual = residual.to(pack.dtype)
-            if unbatched:
-                residual = residual[None]
-        code = _CODES[self.activation]
+            x, residual = x[None], None if residual is None else residual[None]
         weights = pack.by_shape.get(x.shape) or pack.weights_for(x.shape)
-        tf32 = tf32_allowed(pack.device)
-        y = pack.op(x, *weights, residual, *pack.geometry, code, self.negative_slope, tf32)
+        tf32 = pack.index >= 0 and tf32_allowed(pack.device)
+        y = pack.op(x, *weights, residual, *pack.geometry, _CODES[self.activation], self.negative_slope, tf32)
         return y[0] if unbatched else y
 
-    def _current_pack(self, x: torch.Tensor, residual: torch.Tensor | None) -> _Pack | None:
-        """The packed weights for this call, made if need be; None where the plain op has to run."""
-        modules = self._modules  # nn.Module's own attribute lookup takes as long as all the rest
-        conv: Any = modules["conv"]
-        bn: Any = modules["bn"]
-        if not (x.is_cpu or x.is_cuda):
+    def _wants_gradients(self) -> bool:
+        return any(t.requires_grad for t in (*self.parameters(), *self.buffers()))
+
+    def _slots(self) -> Sequence[Slot]:
+        """Where the modules keep weight, bias, running_mean, running_var, the batch norm's weight and its bias."""
+        conv, bn = self.conv, self.bn
+        slots: list[Any] = [(conv._parameters, "weight"), (conv._parameters, "bias")]
+        if bn is not None:
+            slots += [(bn._buffers, "running_mean"), (bn._buffers, "running_var")]
+            slots += [(bn._parameters, "weight"), (bn._parameters, "bias")]
+        return slots
+
+    def _takes(self, tensors: list[Any], dtype: torch.dtype) -> bool:
+        return tensors[0].dtype is dtype
+
+    def _key(self) -> Hashable:
+        modules: Any = self._modules  # nn.Module's own attribute lookup takes as long as all the rest
+        conv, bn = modules["conv"], modules["bn"]
+        eps = 0.0 if bn is None else bn.eps
+        return conv, bn, eps, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
+
+    def _new_pack(self, slots: Sequence[Slot], dtype: torch.dtype, key: Hashable) -> Pack | None:
+        if self.bn is not None and self.bn.running_mean is None:  # the statistics of the batch
             return None
-        kind = "cpu" if x.is_cpu else "cuda"
-        if (bn is not None and bn.training) or _dispatch._current() not in ("auto", kind):
-            return None
-        if torch.is_grad_enabled() and (
-            x.requires_grad or (residual is not None and residual.requires_grad) or _requires_grad(conv, bn)
-        ):
-            return None
-        dtype = x.dtype
-        if torch._C._is_any_autocast_enabled() and dtype is not torch.float64 and torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
-        # A pack is immutable and published in one assignment. Threads that meet here may each make one; any will do.
-        pack = self._pack
-        if pack is None or pack.dtype is not dtype or pack.index != x.get_device() or not pack.is_of(conv, bn):
-            pack = _make_pack(conv, bn, dtype, x.device)
-            if pack is None or not pack.captured:
-                self._pack = pack
-        return pack
+        return _ConvPack(slots, dtype, key)
 
 
 #: The packed weight, the shape of the plain one, scale and shift.
 _Weights = tuple[torch.Tensor, tuple[int, ...], torch.Tensor | None, torch.Tensor | None]
 
 
-class _Pack:
-    """Packed weights, the tensors and settings they were made from, and the geometry for the kernel.
+class _ConvPack(Pack):
+    """The folded batch norm, the geometry for the kernel, and the weight, packed for each algorithm that is asked for.
 
-    The weight is packed for an algorithm, and which one is fastest depends on the input's shape: so it is packed when
-    the first input comes that wants it so.
+    Which algorithm is fastest depends on the input's shape: so the weight is packed when the first input comes that
+    wants it so.
     """
 
-    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, dtype: torch.dtype) -> None:
+    def __init__(self, slots: Sequence[Slot], dtype: torch.dtype, key: Any) -> None:
         self.op = torch.ops.pykernels.conv_bn_act_packed.default
-        self.conv, self.bn, self.dtype = conv, bn, dtype
-        self.device, self.index = conv.weight.device, conv.weight.get_device()
-        self.isa = isa_of(self.device)
-        self.captured = capturing(self.device)  # then it is the graph's, and holds nothing before the first replay
-        self.steps = optimizer_steps()
-        self.settings = _settings(conv)
-        self.eps = 0.0 if bn is None else bn.eps
+        conv, _, eps, *_ = key
         self.pads = conv.padding_mode != "zeros"
-        # The versions are read before the values: if another thread changes a tensor meanwhile, the next call sees it.
-        slots = _slots(conv, bn)
-        self.absent = tuple((owner, name) for owner, name in slots if owner[name] is None)
-        present = [(owner, name, owner[name]) for owner, name in slots if owner[name] is not None]
-        self.sources = tuple((owner, name, t, t._version, t.data_ptr()) for owner, name, t in present)
-        # Detached twins keep the storage alive, so that what replaces it (``parameter.data = other``) lies elsewhere.
-        self.twins = tuple(None if owner[name] is None else owner[name].detach() for owner, name in slots)
-        weight, bias, mean, var, bn_weight, bn_bias = self.twins + (None,) * (6 - len(slots))
-        assert weight is not None
         padding = 0 if self.pads else conv.padding
-        self.geometry = geometry(weight.shape[2:], conv.stride, padding, conv.dilation, conv.groups)
-        self.weight = weight
-        self.scale, self.shift = fold_batch_norm(bias, mean, var, bn_weight, bn_bias, self.eps)
-        if not self.captured:
-            finish(self.device)  # other streams may read scale and shift from now on
+        self.geometry = geometry(conv.weight.shape[2:], conv.stride, padding, conv.dilation, conv.groups)
         self.by_algorithm: dict[int, _Weights] = {}
         self.by_shape: dict[torch.Size, _Weights] = {}
 
+        def fold(tensors: list[Any]) -> Any:
+            bias, *rest = tensors[1:]
+            mean, var, bn_weight, bn_bias = rest or (None,) * 4
+            return fold_batch_norm(bias, mean, var, bn_weight, bn_bias, eps)
+
+        super().__init__(slots, dtype, key, fold)
+
     def weights_for(self, x: torch.Size) -> _Weights:
         """The kernel's weight arguments for an input of shape ``x``."""
-        algorithm, shape, geometry = _DIRECT, tuple(self.weight.shape), self.geometry
+        weight: Any = self.twins[0]
+        algorithm, shape, geometry = _DIRECT, tuple(weight.shape), self.geometry
         if len(x) == 4 and self.isa is not None:
             algorithm = _native.introspect().conv_algorithm(tuple(x), shape, *geometry)
         weights = self.by_algorithm.get(algorithm)
@@ -327,65 +289,17 @@ class _Pack:
             if not self.is_of_isa():
                 raise RuntimeError("another ISA is in force than at packing")  # all of a pack is of one
             with torch.inference_mode(False), torch.no_grad():
-                packed = torch.ops.pykernels.conv_pack(self.weight.to(self.dtype), geometry.groups, algorithm)
-            weights = packed, shape, self.scale, self.shift
+                packed = torch.ops.pykernels.conv_pack(weight.to(self.dtype), geometry.groups, algorithm)
+            weights = packed, shape, *self.value
             if capturing(self.device) and not self.captured:
                 return weights
             if not self.captured:
-                finish(self.device)  # as above
+                finish(self.device)
             self.by_algorithm[algorithm] = weights
         if len(self.by_shape) >= _MOST_SHAPES:
             self.by_shape.clear()
         self.by_shape[x] = weights
         return weights
-
-    def is_of_isa(self) -> bool:
-        """Is the ISA in force that of the packing?"""
-        return self.isa is None or self.isa == active_isa()
-
-    def is_of(self, conv: Any, bn: Any) -> bool:
-        """Would packing these two anew, for the same dtype, give the same?"""
-        if conv is not self.conv or bn is not self.bn or self.steps != optimizer_steps():
-            return False
-        try:
-            for owner, name, tensor, version, pointer in self.sources:
-                if owner[name] is not tensor or tensor._version != version or tensor.data_ptr() != pointer:
-                    return False
-            for owner, name in self.absent:
-                if owner[name] is not None:
-                    return False
-        except KeyError:  # parametrized since
-            return False
-        return self.settings == _settings(conv) and (bn is None or bn.eps == self.eps)
-
-
-def _make_pack(conv: nn.Conv2d, bn: nn.BatchNorm2d | None, dtype: torch.dtype, device: torch.device) -> _Pack | None:
-    """The pack, or None where the kernels don't take these tensors: the plain op then says why, or does without."""
-    if dtype not in CONV_BN_ACT.takes(device.type) or not _dispatch.has_native(CONV_BN_ACT, device):
-        return None
-    try:
-        tensors = [owner[name] for owner, name in _slots(conv, bn)]
-    except KeyError:  # parametrized: computed anew at every call
-        return None
-    weight = tensors[0]
-    if weight.numel() == 0 or (weight.dtype != dtype and not torch.is_autocast_enabled(device.type)):
-        return None
-    if bn is not None and bn.running_mean is None:  # the statistics of the batch
-        return None
-    # Tensors made under inference_mode count no versions, so a change of theirs would go unseen.
-    if any(type(t) not in _PLAIN or (t is not None and (t.is_inference() or t.device != device)) for t in tensors):
-        return None
-    with torch.inference_mode(False), torch.no_grad():
-        return _Pack(conv, bn, dtype)
-
-
-def _slots(conv: Any, bn: Any) -> list[tuple[dict[str, Any], str]]:
-    """Where the modules keep weight, bias, running_mean, running_var, the batch norm's weight and its bias."""
-    slots = [(conv._parameters, "weight"), (conv._parameters, "bias")]
-    if bn is not None:
-        slots += [(bn._buffers, "running_mean"), (bn._buffers, "running_var")]
-        slots += [(bn._parameters, "weight"), (bn._parameters, "bias")]
-    return slots
 
 
 def _runs_nothing_else(bn: nn.BatchNorm2d) -> bool:
@@ -398,9 +312,7 @@ def _has_kernels(conv: nn.Conv2d, x: torch.Tensor) -> bool:
     """Do one backend's GPU kernels take this batch in training, those of the convolution and those of batch norm?"""
     if not isinstance(x, torch.Tensor):  # a symbolic trace
         return False
-    dtype = x.dtype
-    if dtype != torch.float64 and is_autocast(x.device):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    dtype = autocast_dtype(x) or x.dtype
     where = {_dispatch.choose(spec, conv.weight.device, dtype) for spec in (CONV_BN_ACT, BATCH_NORM_ACT)}
     return where in ({"cuda"}, {"triton"})
 
@@ -416,17 +328,10 @@ def _count_batch(bn: nn.BatchNorm2d) -> tuple[bool, float]:
     return tracks, momentum
 
 
-def _requires_grad(conv: Any, bn: Any) -> bool:
-    modules = [conv] if bn is None else [conv, bn]
-    return any(t.requires_grad for module in modules for t in (*module.parameters(), *module.buffers()))
-
-
-def _settings(conv: nn.Conv2d) -> tuple[Any, ...]:
-    return conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
-
-
 def _pad(conv: nn.Conv2d, x: torch.Tensor) -> tuple[torch.Tensor, Any]:
     """``x`` padded where the mode is not zeros, and the zero padding that is left to the convolution."""
-    if conv.padding_mode == "zeros":
+    # What is no image is left to the op, which says so.
+    no_image = x.dim() not in (3, 4) if isinstance(x, torch.Tensor) else not hasattr(x, "shape")
+    if conv.padding_mode == "zeros" or no_image:
         return x, conv.padding
     return F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pykernels import _native
-from pykernels.nn._packed import Pack, PacksWeights, capturing, plain, undisturbed
+from pykernels.nn._packed import PacksWeights, Slot
 from pykernels.nn._replaceable import check_replaceable
-from pykernels.ops import _dispatch
 from pykernels.ops._activation import activation_code
 from pykernels.ops.int8_matmul import int8_linear, quantize_int8
 from pykernels.ops.int8_matmul.op import INT8_MATMUL_SCALED
@@ -43,6 +41,7 @@ class Int8Linear(PacksWeights, nn.Module):
     weight: Tensor
     weight_scale: Tensor
     bias: Tensor | None
+    _most_compared = 0  # packing saves less here than a comparison costs
 
     def __init__(
         self,
@@ -81,36 +80,22 @@ class Int8Linear(PacksWeights, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(*, in_features) to (*, out_features), in ``x``'s dtype, or autocast's."""
+        if not hasattr(x, "shape"):  # the op says that x is not a tensor
+            return int8_linear(x, self.weight, self.weight_scale, self.bias, self.activation)
         if x.shape[-1:] != (self.in_features,):
             raise ValueError(f"pykernels.Int8Linear: x: expected (*, {self.in_features}), got shape {tuple(x.shape)}")
         rows = x[None] if x.dim() == 1 else x.flatten(0, -2)
-        y = int8_linear(rows, self.weight, self.weight_scale, self.bias, self.activation, packed=self._packed_for(x))
+        # None where a compiled graph, which is to hold no copies, or the reference runs.
+        pack = self._current_pack(INT8_MATMUL_SCALED, (x,), torch.int8)
+        packed = None if pack is None else pack.value
+        y = int8_linear(rows, self.weight, self.weight_scale, self.bias, self.activation, packed=packed)
         return y.view(*x.shape[:-1], self.out_features)
 
-    def _packed_for(self, x: Tensor) -> Tensor | None:
-        """The packed weight; None where the reference runs, or a compiled graph, which is to hold no copies."""
-        weight = self.weight
-        if _native.error is not None or not undisturbed():
-            return None
-        # Tensors made under inference_mode count no versions, so a change of theirs would go unseen.
-        if not plain(x) or not plain(weight) or weight.is_inference() or x.get_device() != weight.get_device():
-            return None
-        kind = "cpu" if x.is_cpu else "cuda"
-        if _dispatch._current() not in ("auto", kind):
-            return None
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        if dtype not in INT8_MATMUL_SCALED.takes(kind):
-            return None
-        # Published in one assignment. Threads that meet here may each make one; any will do.
-        pack = self._pack
-        if pack is None or not pack.is_of(self._buffers, torch.int8, x.get_device()):
-            if not _dispatch.has_native(INT8_MATMUL_SCALED, x.device):
-                return None
-            with torch.inference_mode(False), torch.no_grad():
-                pack = Pack(("weight",), (weight,), torch.int8, _pack_weight)
-            if not capturing(x.device):
-                self._pack = pack
-        return pack.tensor
+    def _slots(self) -> Sequence[Slot]:
+        return [(self._buffers, "weight")]
+
+    def _make(self, tensors: list[Any], dtype: torch.dtype) -> Tensor:
+        return torch.ops.pykernels.int8_pack.default(tensors[0].t())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         scale = self.weight_scale
@@ -132,10 +117,6 @@ class Int8Linear(PacksWeights, nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"activation={self.activation!r}"
         )
-
-
-def _pack_weight(weights: list[Tensor]) -> Tensor:
-    return torch.ops.pykernels.int8_pack.default(weights[0].t())
 
 
 def _quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
-from pykernels.nn._packed import Pack, PacksWeights
+from pykernels.nn._packed import Pack, PacksWeights, Slot
 from pykernels.nn._replaceable import check_replaceable
 from pykernels.ops import lstm as lstm_op
 from pykernels.ops import lstm_cell as lstm_cell_op
@@ -17,6 +18,11 @@ from pykernels.ops.lstm.op import LSTM as SPEC
 from pykernels.ops.lstm.op import LSTM_CELL as CELL_SPEC
 
 States = tuple[Tensor, Tensor]
+
+
+def _are_two(hx: Any) -> bool:
+    """May ``hx`` be taken apart? What is not a pair goes to the op as it is, which says so."""
+    return (isinstance(hx, tuple | list) and len(hx) == 2) or isinstance(hx, torch.fx.Proxy)
 
 
 def _check_source(ours: type, theirs: type, module: nn.Module) -> None:
@@ -85,7 +91,7 @@ class LSTM(PacksWeights, RNNBase):
         if not isinstance(input, PackedSequence):
             return self._run(input, hx, None)
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        if hx is not None and sorted_indices is not None:
+        if hx is not None and sorted_indices is not None and _are_two(hx):
             hx = hx[0].index_select(1, sorted_indices), hx[1].index_select(1, sorted_indices)
         output, (h_n, c_n) = self._run(data, hx, batch_sizes)
         if unsorted_indices is not None:
@@ -93,14 +99,25 @@ class LSTM(PacksWeights, RNNBase):
         return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
 
     def _run(self, x: Tensor, hx: States | None, batch_sizes: Tensor | None) -> tuple[Tensor, States]:
-        h0, c0 = self._zero_states(x, batch_sizes) if hx is None else hx
-        if not (self.training and self.dropout > 0 and self.num_layers > 1):
-            pack = self._current_pack(self._flat_weights_names, SPEC, self._make, (x, h0, c0))
-            if pack is not None:
-                return self._run_packed(x, h0, c0, pack, batch_sizes)
+        if hx is None:
+            hx = self._zero_states(x, batch_sizes)
+        elif not _are_two(hx):
+            return self._run_plain(x, hx, batch_sizes)
+        h0, c0 = hx
+        if self.training and self.dropout > 0 and self.num_layers > 1:
+            return self._run_plain(x, hx, batch_sizes)
+        pack = self._current_pack(SPEC, (x, h0, c0))
+        if pack is None:
+            return self._run_plain(x, hx, batch_sizes)
+        try:
+            return self._run_packed(x, h0, c0, pack, batch_sizes)
+        except RuntimeError as problem:
+            return self._after_failure(pack, problem, self._run_plain, x, hx, batch_sizes)
+
+    def _run_plain(self, x: Tensor, hx: States, batch_sizes: Tensor | None) -> tuple[Tensor, States]:
         return lstm_op(
             x,
-            (h0, c0),
+            hx,
             [getattr(self, name) for name in self._flat_weights_names],
             num_layers=self.num_layers,
             bidirectional=self.bidirectional,
@@ -111,6 +128,8 @@ class LSTM(PacksWeights, RNNBase):
         )
 
     def _zero_states(self, x: Tensor, batch_sizes: Tensor | None) -> States:
+        if not hasattr(x, "new_zeros"):
+            return x, x  # the op says that x is not a tensor
         rows = self.num_layers * (2 if self.bidirectional else 1)
         if batch_sizes is not None:
             shape: tuple[Any, ...] = (rows, batch_sizes[0], self.hidden_size)
@@ -121,7 +140,11 @@ class LSTM(PacksWeights, RNNBase):
         zeros = x.new_zeros(shape)
         return zeros, zeros
 
-    def _make(self, weights: list[Tensor]) -> Tensor:
+    def _slots(self) -> Sequence[Slot]:
+        return [(self._parameters, name) for name in self._flat_weights_names]
+
+    def _make(self, tensors: list[Any], dtype: torch.dtype) -> Tensor:
+        weights = [t.to(dtype) for t in tensors]
         return torch.ops.pykernels.lstm_pack.default(weights, self.num_layers, self.bidirectional, self.bias)
 
     def _run_packed(
@@ -136,7 +159,7 @@ class LSTM(PacksWeights, RNNBase):
             x,
             h0,
             c0,
-            pack.tensor,
+            pack.value,
             self.input_size,
             self.hidden_size,
             batch_sizes,
@@ -175,25 +198,40 @@ class LSTMCell(PacksWeights, nn.LSTMCell):
     def forward(self, input: Tensor, hx: States | None = None) -> States:
         """As torch.nn.LSTMCell's: (B, I) or (I,) in, (h, c) out."""
         if hx is None:
-            h = c = input.new_zeros((*input.shape[:-1], self.hidden_size))
-        else:
-            h, c = hx
-        names = _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2]
-        pack = self._current_pack(names, CELL_SPEC, self._make, (input, h, c))
+            # What is not a tensor is left to the op, which says so.
+            zeros: Any = input
+            if hasattr(input, "new_zeros"):
+                zeros = input.new_zeros((*input.shape[:-1], self.hidden_size))
+            hx = zeros, zeros
+        elif not _are_two(hx):
+            return self._run_plain(input, hx)
+        h, c = hx
+        pack = self._current_pack(CELL_SPEC, (input, h, c))
         if pack is None:
-            return lstm_cell_op(input, (h, c), self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        x = input
+            return self._run_plain(input, hx)
+        try:
+            return self._run_packed(input, h, c, pack)
+        except RuntimeError as problem:
+            return self._after_failure(pack, problem, self._run_plain, input, hx)
+
+    def _run_plain(self, x: Tensor, hx: States) -> States:
+        return lstm_cell_op(x, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+
+    def _run_packed(self, x: Tensor, h: Tensor, c: Tensor, pack: Pack) -> States:
         if x.dtype is not pack.dtype or torch._C._is_any_autocast_enabled():
             x, h, c = x.to(pack.dtype), h.to(pack.dtype), c.to(pack.dtype)
+        op = torch.ops.pykernels.lstm_cell_packed.default
         if x.dim() == 2:
-            return torch.ops.pykernels.lstm_cell_packed.default(x, h, c, pack.tensor, self.input_size, self.hidden_size)
-        h, c = torch.ops.pykernels.lstm_cell_packed.default(
-            x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), pack.tensor, self.input_size, self.hidden_size
-        )
+            return op(x, h, c, pack.value, self.input_size, self.hidden_size)
+        x, h, c = x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0)
+        h, c = op(x, h, c, pack.value, self.input_size, self.hidden_size)
         return h.squeeze(0), c.squeeze(0)
 
-    def _make(self, weights: list[Tensor]) -> Tensor:
-        return torch.ops.pykernels.lstm_pack.default(weights, 1, False, self.bias)
+    def _slots(self) -> Sequence[Slot]:
+        return [(self._parameters, name) for name in (_CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2])]
+
+    def _make(self, tensors: list[Any], dtype: torch.dtype) -> Tensor:
+        return torch.ops.pykernels.lstm_pack.default([t.to(dtype) for t in tensors], 1, False, self.bias)
 
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")

@@ -39,7 +39,7 @@ def check_floating(op: str, argument: str, value: Tensor) -> None:
 
 
 def check_dtype(op: str, argument: str, value: Tensor, dtype: torch.dtype, whose: str = "") -> None:
-    """TypeError unless ``value`` is of ``dtype``; ``whose`` says where that comes from: "x's dtype "."""
+    """TypeError unless ``value`` is of ``dtype``; ``whose`` says where that comes from: ``"x's dtype "``."""
     if value.dtype != dtype:
         fail(TypeError, op, argument, f"{whose}{dtype}", value.dtype)
 
@@ -61,18 +61,27 @@ def check_like(op: str, argument: str, value: object, x: Tensor, *, any_float: b
     return tensor
 
 
-def check_shape(op: str, argument: str, value: Tensor, shape: Sequence[int], what: str = "shape") -> None:
-    """ValueError unless ``value`` has ``shape``; ``what`` names it: "the output's shape"."""
-    # Size by size, for a traced size compares with a number, but not inside a tuple.
-    if value.dim() != len(shape) or any(a != b for a, b in zip(value.shape, shape, strict=True)):
+def check_shape(op: str, argument: str, value: Tensor, shape: tuple[int, ...], what: str = "shape") -> None:
+    """ValueError unless ``value`` has ``shape``; ``what`` names it: ``"the output's shape"``."""
+    if torch.compiler.is_compiling():  # a traced size compares with a number, but not inside a tuple
+        same = value.dim() == len(shape) and all(a == b for a, b in zip(value.shape, shape, strict=True))
+    else:
+        same = value.shape == shape
+    if not same:
         fail(ValueError, op, argument, f"{what} {tuple(shape)}", tuple(value.shape))
 
 
-def check_vector(op: str, argument: str, value: object, n: int, x: Tensor) -> Tensor:
-    """``value``, if it is a dense tensor of ``n`` numbers of any floating dtype on ``x``'s device."""
-    tensor = check_like(op, argument, value, x, any_float=True)
-    check_shape(op, argument, tensor, (n,))
-    return tensor
+def check_vector(op: str, argument: str, value: Tensor | None, n: int, x: Tensor) -> None:
+    """Raises unless ``value`` is None or a dense tensor (n,) of any floating dtype on ``x``'s device."""
+    if value is not None:
+        check_like(op, argument, value, x, any_float=True)
+        check_shape(op, argument, value, (n,))
+
+
+def check_given(op: str, argument: str, value: object, because: str, other: object) -> None:
+    """ValueError if ``value`` is None though ``other``, which is called ``because``, is not."""
+    if value is None and other is not None:
+        fail(ValueError, op, argument, f"a tensor, because {because} is given", None)
 
 
 def check_number(op: str, argument: str, value: Any) -> None:
@@ -88,6 +97,13 @@ def check_int(op: str, argument: str, value: Any, least: int) -> None:
         fail(TypeError, op, argument, "an int", type(value).__name__)
     if value < least:
         fail(ValueError, op, argument, f"an int >= {least}", value)
+
+
+def check_at_least(op: str, argument: str, value: Any, least: float) -> None:
+    """TypeError unless ``value`` is a number, ValueError unless it is ``least`` at least; a NaN is not."""
+    check_number(op, argument, value)
+    if not value >= least:
+        fail(ValueError, op, argument, f"a number >= {least}", value)
 
 
 def check_choice(op: str, argument: str, value: object, choices: Sequence[object]) -> None:

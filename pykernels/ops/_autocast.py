@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -32,6 +33,11 @@ def cast(dtype: torch.dtype | None, value: Any) -> Any:
     if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
         return value.to(dtype)
     return value
+
+
+def autocast_off(dtype: torch.dtype | None, x: Tensor) -> AbstractContextManager[Any]:
+    """A context without autocast where ``x`` is; ``dtype`` is its `autocast_dtype`, and None needs no context."""
+    return nullcontext() if dtype is None else torch.autocast(x.device.type, enabled=False)
 
 
 def register_autocast(library: torch.library.Library, name: str, casts: Iterable[int] | None = None) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch.autograd import forward_ad
 
 from pykernels import _native
+from pykernels.ops._arguments import check_choice
 
 if TYPE_CHECKING:
     from pykernels.ops._op import Op
@@ -25,12 +26,6 @@ BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
 _asked: contextvars.ContextVar[str] = contextvars.ContextVar("pykernels_backend", default="auto")
 _log = logging.getLogger("pykernels")
 _told: set[str] = set()
-
-
-def check_backend(name: str) -> str:
-    if name not in BACKENDS:
-        raise ValueError(f"pykernels: backend: expected one of {', '.join(BACKENDS)}; got {name!r}")
-    return name
 
 
 @contextmanager
@@ -46,7 +41,8 @@ def backend(name: str) -> Iterator[None]:
     >>> with pk.backend("reference"):
     ...     y = pk.ops.conv_bn_act(x, weight)
     """
-    token = _asked.set(check_backend(name))
+    check_choice("backend", "name", name, BACKENDS)
+    token = _asked.set(name)
     try:
         yield
     finally:
@@ -61,14 +57,19 @@ def _current() -> str:
 _current._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def choose(op: Op, device: torch.device, dtype: torch.dtype, asked: str | None = None) -> str:
+def choose(op: Op, device: torch.device, dtype: torch.dtype, asked: str | None = None, caller: str = "") -> str:
     """The backend that runs ``op`` for tensors of ``device`` and ``dtype``: any of `BACKENDS` but ``"auto"``.
+
+    ``caller`` is the public function whose ``backend`` was ``asked`` for, where it isn't called what ``op`` is.
 
     Raises:
         ValueError: ``asked`` names no backend.
         RuntimeError: an explicit backend cannot run; the message says why.
     """
-    asked = _current() if asked is None else check_backend(asked)
+    if asked is None:
+        asked = _current()
+    else:
+        check_choice(caller or op.name, "backend", asked, BACKENDS)
     if asked == "reference":
         return asked
     wanted = device.type if asked == "auto" else asked

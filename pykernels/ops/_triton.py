@@ -7,6 +7,7 @@ sees what is launched, with which constants, for which device.
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import sys
 import threading
@@ -49,7 +50,7 @@ HOPPER = Device("cuda", 90, 132, 232448)
 CDNA3 = Device("hip", 0, 304, 65536)
 INTERPRETER = Device("cuda", 80, 3, 166912)
 
-_forced: Device | None = None
+_forced: contextvars.ContextVar[Device | None] = contextvars.ContextVar("triton_device", default=None)
 
 #: The interpreter exchanges triton.language's functions while a kernel runs: two threads at once would break it.
 _interpreter = threading.Lock()
@@ -57,13 +58,15 @@ _interpreter = threading.Lock()
 
 @contextmanager
 def on_device(device: Device) -> Iterator[None]:
-    """Choose tiles for another device than the tensors' inside the block: for tests, and for the compile gate."""
-    global _forced
-    before, _forced = _forced, device
+    """Choose tiles for another device than the tensors' inside the block: for tests, and for the compile gate.
+
+    As `pykernels.backend`, the block is of the thread (and task) that entered it.
+    """
+    token = _forced.set(device)
     try:
         yield
     finally:
-        _forced = before
+        _forced.reset(token)
 
 
 @functools.cache
@@ -77,8 +80,9 @@ def _properties(index: int) -> Device:
 
 def device_of(t: torch.Tensor) -> Device:
     """What tiles for a tensor are chosen for: its GPU, or `INTERPRETER` where kernels are interpreted."""
-    if _forced is not None:
-        return _forced
+    forced = _forced.get()
+    if forced is not None:
+        return forced
     if t.is_cuda and torch.cuda.is_available():
         return _properties(t.device.index)
     return INTERPRETER
@@ -236,6 +240,8 @@ def activate(x, ACTIVATION: tl.constexpr, negative_slope):
         y = x + 3.0
         y = tl.where(y < 0.0, 0.0, tl.where(y > 6.0, 6.0, y))
         x = x * y * 0.16666667
+    else:
+        tl.static_assert(ACTIVATION == 0, "unknown activation")
     return x
 
 

@@ -8,14 +8,16 @@ tuned by itself. Without it, and for devices and shapes that it doesn't hold, th
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import functools
 import importlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,18 +25,16 @@ import torch
 #: Device -> op -> "m,n,k dtype" -> the config's fields.
 Table = dict[str, dict[str, dict[str, dict[str, Any]]]]
 
-#: Op -> where its Config is. `read` imports those that a table names, to know their fields.
+#: Op -> where its Config is: the ops that `pykernels.cli.tune` tunes. `read` imports those that a table names, to know
+#: their fields.
 CONFIGS = {
-    "batch_norm_act": "pykernels.ops.batch_norm_act.triton",
     "conv_bn_act": "pykernels.ops.conv_bn_act.triton.config",
     "int8_matmul": "pykernels.ops.int8_matmul.triton",
-    "lstm": "pykernels.ops.lstm.triton",
-    "lstm_backward": "pykernels.ops.lstm.triton.backward",
-    "lstm_cell": "pykernels.ops.lstm.triton",
     "lstm_product": "pykernels.ops.lstm.triton.gemm",
 }
 
-_forced: dict[str, dict[str, Any]] = {}
+_NOTHING: Mapping[str, dict[str, Any]] = MappingProxyType({})
+_forced: contextvars.ContextVar[Mapping[str, dict[str, Any]]] = contextvars.ContextVar("tuned", default=_NOTHING)
 
 
 @functools.cache
@@ -106,8 +106,9 @@ def key(shape: tuple[int, ...], dtype: torch.dtype) -> str:
 
 def tuned(op: str, t: torch.Tensor, shape: tuple[int, ...]) -> dict[str, Any] | None:
     """The measured config for exactly this shape and the dtype of ``t``, on the device of ``t``; or None."""
-    if op in _forced:
-        return _forced[op]
+    found = _forced.get().get(op)
+    if found is not None:
+        return found
     if not table() or not t.is_cuda or not torch.cuda.is_available():
         return None
     return table().get(_device_name(t.device.index), {}).get(op, {}).get(key(shape, t.dtype))
@@ -115,11 +116,12 @@ def tuned(op: str, t: torch.Tensor, shape: tuple[int, ...]) -> dict[str, Any] | 
 
 @contextmanager
 def forced(op: str, fields: dict[str, Any]) -> Iterator[None]:
-    """The op's kernels take this config inside the block, whatever the shape: how ``tune`` tries its candidates."""
-    before = dict(_forced)
-    _forced[op] = fields
+    """The op's kernels take this config inside the block, whatever the shape: how ``tune`` tries its candidates.
+
+    As `pykernels.backend`, the block is of the thread (and task) that entered it.
+    """
+    token = _forced.set({**_forced.get(), op: fields})
     try:
         yield
     finally:
-        _forced.clear()
-        _forced.update(before)
+        _forced.reset(token)

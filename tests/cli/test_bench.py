@@ -269,3 +269,13 @@ def _text(table):
     console = Console(width=250, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(table)
     return console.export_text()
+
+
+def test_every_op_has_its_baseline_and_an_unknown_one_is_named():
+    assert all(callable(eager(spec)) for spec in all_specs())
+    spec = all_specs()[0]
+    unknown = replace(spec, op=replace(spec.op, name="softmax"))
+    with pytest.raises(
+        ValueError, match=r"pykernels bench: softmax: expected an op with a baseline, one of conv_bn_act"
+    ):
+        eager(unknown)

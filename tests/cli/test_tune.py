@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,7 +124,7 @@ def test_a_candidate_with_a_wrong_answer_never_wins(fake_gpu, monkeypatch, confi
         made = right(shape, dtype, device)
 
         def call():
-            wrong = _tuned._forced["int8_matmul"]["splits"] > 1
+            wrong = _tuned._forced.get()["int8_matmul"]["splits"] > 1
             return made.call() + (1 if wrong else 0)
 
         return dataclasses.replace(made, call=call)
@@ -207,7 +211,7 @@ def table_of(fields):
         ("{}", "'devices': expected an object, got None"),
         ('{"devices": {"x": 3}}', "x: expected an object, got 3"),
         ('{"devices": {"x": {"softmax": {}}}}', "expected ops among .*, got 'softmax'"),
-        ('{"devices": {"x": {"lstm": 4}}}', "x, lstm: expected an object"),
+        ('{"devices": {"x": {"lstm_product": 4}}}', "x, lstm_product: expected an object"),
         (table_of([1]), "1,2,3 int8: expected an object"),
         (table_of({**FIELDS, "colour": 1}), "expected fields among block_m, .*, got 'colour'"),
         (table_of({"block_m": 64}), "block_n, block_k, products, warps, stages, resident missing"),
@@ -237,6 +241,40 @@ def test_a_missing_table_is_refused_by_name(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"none\.json"):
         _tuned.table()
     _tuned.table.cache_clear()
+
+
+def test_every_op_that_is_looked_up_can_be_tuned_and_no_other():
+    sources = "".join(path.read_text() for path in Path(pk.__file__).parent.rglob("*.py"))
+    asked_for = re.findall(r'\btuned\(\s*"(\w+)"', sources)
+    assert set(asked_for) == set(_tuned.CONFIGS) == set(tune.TUNABLES)
+
+
+def test_a_forced_config_is_of_its_context():
+    x, fields = torch.zeros(1), {"block_m": 16}
+
+    def found(op="lstm_product"):
+        return _tuned.tuned(op, x, (1, 2, 3))
+
+    with _tuned.forced("lstm_product", fields):
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(found).result() is None
+            assert pool.submit(contextvars.copy_context().run, found).result() == fields
+        with _tuned.forced("int8_matmul", {}):
+            assert (found(), found("int8_matmul")) == (fields, {})
+        assert (found(), found("int8_matmul")) == (fields, None)
+    assert found() is None
+
+
+@needs_triton
+def test_a_device_to_choose_tiles_for_is_of_its_context():
+    from pykernels.ops import _triton
+
+    x = torch.zeros(1)
+    before = _triton.device_of(x)
+    with _triton.on_device(_triton.HOPPER), ThreadPoolExecutor(1) as pool:
+        assert _triton.device_of(x) == _triton.HOPPER
+        assert pool.submit(_triton.device_of, x).result() == before
+    assert _triton.device_of(x) == before
 
 
 @needs_triton

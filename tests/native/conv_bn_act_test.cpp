@@ -36,12 +36,11 @@ ConvLayout layout_of(const ConvShape& s) {
 std::vector<char> pack(const ConvShape& shape, DType dtype, Array& weight, const ConvKernels* table,
                        const Executor& executor) {
   if (table == nullptr) {
-    int64_t bytes = 0;
-    Status status = conv_packed_bytes(shape, algorithm, &bytes);
+    ConvPlan plan;
+    const Status status = conv_plan_pack(shape, algorithm, dtype, &plan);
     EXPECT(status, "%s", status.error);
-    std::vector<char> packed(static_cast<size_t>(bytes));
-    status = conv_pack(shape, algorithm, dtype, weight.tensor(), packed.data(), bytes, executor);
-    EXPECT(status, "%s", status.error);
+    std::vector<char> packed(static_cast<size_t>(plan.packed_bytes));
+    conv_pack(plan, weight.tensor(), packed.data(), executor);
     return packed;
   }
   const ConvMethod& method = *table->methods[static_cast<int>(layout_of(shape))];
@@ -50,27 +49,30 @@ std::vector<char> pack(const ConvShape& shape, DType dtype, Array& weight, const
   return packed;
 }
 
+void run_planned(const ConvPlan& plan, ConvArgs args, const Executor& executor) {
+  std::vector<char> workspace(static_cast<size_t>(plan.workspace_bytes), char(0xff));  // NaN
+  args.workspace = workspace.data();
+  args.workspace_bytes = plan.workspace_bytes;
+  const Status status = conv_run(plan, args, executor);
+  EXPECT(status, "%s", status.error);
+}
+
 void run(ConvArgs args, const std::vector<char>& packed, const ConvKernels* table, const Executor& executor) {
   args.packed = packed.data();
   args.packed_bytes = static_cast<int64_t>(packed.size());
+  ConvPlan plan;
   if (table == nullptr) {
-    int64_t bytes = 0;
-    Status status = conv_workspace_bytes(args, executor, &bytes);
+    const Status status = conv_plan_packed(args, executor.threads, &plan);
     EXPECT(status, "%s", status.error);
-    std::vector<char> workspace(static_cast<size_t>(bytes), char(0xff));  // NaN
-    args.workspace = workspace.data();
-    args.workspace_bytes = bytes;
-    status = conv_bn_act(args, executor);
-    EXPECT(status, "%s", status.error);
+    run_planned(plan, args, executor);
     return;
   }
   if (args.shape.n == 0) return;
   const ConvMethod& method = *table->methods[static_cast<int>(layout_of(args.shape))];
-  const int64_t bytes = method.workspace_bytes(args, executor.threads);
+  const int64_t bytes = method.plan(args, executor.threads, plan.blocking);
   std::vector<char> workspace(static_cast<size_t>(bytes + kConvAlign), char(0xff));
-  args.workspace = workspace.data() + (kConvAlign - reinterpret_cast<uintptr_t>(workspace.data()) % kConvAlign);
-  args.workspace_bytes = bytes;
-  method.run(args, reinterpret_cast<const float*>(packed.data()), executor);
+  char* aligned = workspace.data() + (kConvAlign - reinterpret_cast<uintptr_t>(workspace.data()) % kConvAlign);
+  method.run(plan.blocking, args, reinterpret_cast<const float*>(packed.data()), aligned, executor);
 }
 
 void check_shapes(const char* name, const ConvKernels* table) {
@@ -269,11 +271,11 @@ void check_choice() {
 
 // Packed for Winograd: refused where it does not suit, at packing or at the call.
 void check_winograd_refusals() {
-  int64_t bytes;
+  ConvPlan plan;
   for (const ConvShape& s : {ConvShape{1, 8, 6, 7, 24, 5, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},
                              ConvShape{1, 8, 6, 7, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 2},
                              ConvShape{1, 0, 6, 7, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}}) {
-    const Status status = conv_packed_bytes(s, ConvAlgorithm::winograd4, &bytes);
+    const Status status = conv_plan_pack(s, ConvAlgorithm::winograd4, DType::f32, &plan);
     EXPECT(!status && std::string(status.error).find("algorithm") == 0, "packed what does not suit");
   }
   const ConvShape good = {1, 8, 9, 9, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
@@ -287,7 +289,7 @@ void check_winograd_refusals() {
   for (auto field : {&ConvShape::stride_h, &ConvShape::stride_w, &ConvShape::dilation_h, &ConvShape::dilation_w}) {
     args.shape = good;
     args.shape.*field = 2;
-    const Status status = conv_workspace_bytes(args, serial_executor(), &bytes);
+    const Status status = conv_plan_packed(args, 1, &plan);
     EXPECT(!status && std::string(status.error).find("stride 1") != std::string::npos, "ran what does not suit");
   }
 }
@@ -322,15 +324,79 @@ bool says(Status status, const char* part) {
   return !status && std::string(status.error).find(part) != std::string::npos;
 }
 
+// One plan packs and runs any number of times, with the bits of plans of their own, also where another ISA has come in
+// force since; the next plan is of the new one.
+void check_plan(const char* name) {
+  for (const ConvShape& s : {ConvShape{1, 24, 6, 7, 40, 3, 3, 2, 1, 1, 1, 1, 1, 1, 1, 1},
+                             ConvShape{1, 64, 28, 28, 64, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},
+                             ConvShape{2, 20, 6, 7, 20, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 20}}) {
+    Array weight({s.k, s.c / s.groups, s.r, s.s}, DType::f32, Format::nchw),
+        x({s.n, s.c, s.h, s.w}, DType::f32, Format::nchw);
+    Array y({s.n, s.k, s.p(), s.q()}, DType::f32, Format::nchw),
+        expected({s.n, s.k, s.p(), s.q()}, DType::f32, Format::nchw);
+    weight.fill(1);
+    ConvArgs args{};
+    args.shape = s;
+    args.dtype = DType::f32;
+    args.x.stride[1] = x.stride[1];
+    args.y_stride[1] = y.stride[1];
+    ConvPlan plan;
+    Status status = conv_plan_unpacked(args, 3, &plan);
+    EXPECT(status, "%s", status.error);
+    ConvAlgorithm chosen;
+    status = conv_choose(s, true, &chosen);
+    EXPECT(status && plan.algorithm == chosen, "%s: another algorithm than conv_choose's", name);
+    std::vector<char> packed(static_cast<size_t>(plan.packed_bytes));
+    conv_pack(plan, weight.tensor(), packed.data(), serial_executor());
+    args.x = x.tensor();
+    args.packed = packed.data();
+    args.packed_bytes = plan.packed_bytes;
+    std::copy(y.stride, y.stride + 4, args.y_stride);
+    for (const unsigned seed : {2u, 3u}) {
+      x.fill(seed);
+      args.y = expected.data();
+      run(args, packed, nullptr, serial_executor());
+      status = force_isa("scalar");
+      EXPECT(status, "%s", status.error);
+      args.y = y.data();
+      run_planned(plan, args, test::thread_executor(3));
+      EXPECT(y.values() == expected.values(), "%s: other bits by a plan that is used again", name);
+      ConvPlan next;
+      status = conv_plan_unpacked(args, 1, &next);
+      EXPECT(status, "%s", status.error);
+      const bool other = next.lanes != plan.lanes;
+      EXPECT(other == says(conv_plan_packed(args, 1, &next), "another ISA"), "%s: the ISA of the next plan", name);
+      status = force_isa(name);
+      EXPECT(status, "%s", status.error);
+    }
+  }
+}
+
+// Every plan refuses a bad shape, and with the same words.
+Status check_shape(const ConvShape& shape) {
+  ConvAlgorithm chosen;
+  ConvPlan plan;
+  ConvArgs args{};
+  args.shape = shape;
+  args.dtype = DType::f32;
+  const Status status = conv_choose(shape, false, &chosen);
+  const Status others[] = {conv_plan_pack(shape, ConvAlgorithm::direct, DType::f32, &plan),
+                           conv_plan_unpacked(args, 1, &plan), conv_plan_packed(args, 1, &plan)};
+  for (const Status& other : others) {
+    if (!status) EXPECT(says(other, status.error), "%s: %s", status.error, other.error ? other.error : "accepted");
+  }
+  return status;
+}
+
 void check_refusals() {
   const ConvShape good = {1, 8, 6, 7, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
   const auto refused = [&](int64_t ConvShape::* field, int64_t value, const char* part) {
     ConvShape bad = good;
     bad.*field = value;
-    const Status status = conv_check(bad);
+    const Status status = check_shape(bad);
     EXPECT(says(status, part), "%s: %s", part, status.error ? status.error : "accepted");
   };
-  EXPECT(conv_check(good), "a good shape");
+  EXPECT(check_shape(good), "a good shape");
   refused(&ConvShape::k, 0, "weight");
   refused(&ConvShape::r, 0, "weight");
   refused(&ConvShape::r, 9, "larger than the padded input");
@@ -343,11 +409,11 @@ void check_refusals() {
   refused(&ConvShape::w, int64_t{1} << 40, "2^31");
   ConvShape huge = good;
   huge.n = huge.h = huge.w = huge.c = int64_t{1} << 30;
-  EXPECT(says(conv_check(huge), "too large"), "huge");
+  EXPECT(says(check_shape(huge), "too large"), "huge");
   // Every tensor fits, the multiply-adds don't; depthwise, the copy of x doesn't.
   const int64_t k = 1 << 20;
-  EXPECT(says(conv_check({1, k, 1024, 1024, k, 9, 9, 1, 1, 4, 4, 4, 4, 1, 1, 1}), "too large"), "work");
-  EXPECT(says(conv_check({1, 2, k, k, k << 10, 1, 1, k, k, 0, 0, 0, 0, 1, 1, 2}), "too large"), "depthwise copy");
+  EXPECT(says(check_shape({1, k, 1024, 1024, k, 9, 9, 1, 1, 4, 4, 4, 4, 1, 1, 1}), "too large"), "work");
+  EXPECT(says(check_shape({1, 2, k, k, k << 10, 1, 1, k, k, 0, 0, 0, 0, 1, 1, 2}), "too large"), "depthwise copy");
 
   Array weight({good.k, good.c, good.r, good.s}, DType::f32, Format::nchw);
   weight.fill(1);
@@ -364,10 +430,9 @@ void check_refusals() {
   const auto opened = [&](const std::vector<char>& blob) {
     args.packed = blob.data();
     args.packed_bytes = static_cast<int64_t>(blob.size());
-    int64_t bytes;
-    const Status status = conv_workspace_bytes(args, serial_executor(), &bytes);
-    const Status again = conv_bn_act(args, serial_executor());
-    EXPECT(!again, "ran without a workspace");
+    ConvPlan plan;
+    const Status status = conv_plan_packed(args, 1, &plan);
+    if (status) EXPECT(says(conv_run(plan, args, serial_executor()), "workspace"), "ran without a workspace");
     return status;
   };
   const auto altered = [&](auto ConvHeader::* field, auto value) {
@@ -395,8 +460,10 @@ void check_refusals() {
   EXPECT(says(altered(&ConvHeader::floats, int64_t{1}), "size"), "floats");
   args.dtype = DType::i8;
   EXPECT(says(opened(packed), "float32 or bfloat16"), "dtype");
-  int64_t bytes;
-  EXPECT(says(conv_packed_bytes(good, static_cast<ConvAlgorithm>(9), &bytes), "algorithm"), "algorithm");
+  ConvPlan plan;
+  EXPECT(says(conv_plan_unpacked(args, 1, &plan), "float32 or bfloat16"), "dtype, unpacked");
+  EXPECT(says(conv_plan_pack(good, ConvAlgorithm::direct, DType::i8, &plan), "float32 or bfloat16"), "dtype, packing");
+  EXPECT(says(conv_plan_pack(good, static_cast<ConvAlgorithm>(9), DType::f32, &plan), "algorithm"), "algorithm");
 }
 
 }  // namespace
@@ -409,6 +476,7 @@ int main() {
     check_activations(isa_name(isa), nullptr);
     check_special_values(isa_name(isa), nullptr);
     check_batch(isa_name(isa));
+    check_plan(isa_name(isa));
     check_refusals();
   }
   check_shapes("wide512", &wide512::conv_kernels);

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <limits>
 
-#include "cpu/int8_matmul/kernels.h"
+#include "cpu/int8_matmul/choose.h"
 #include "int8_matmul_reference.h"
 #include "test.h"
 
@@ -29,18 +29,12 @@ const Int8Kernels* wide = nullptr;
 const QuantizeKernels* wide_quantize = nullptr;
 
 void run(const Int8Matmul& p, const Executor& executor) {
-  size_t n = 0;
-  Status s = int8_matmul_workspace(p, executor.threads, &n);
-  if (wide && p.m > 0 && p.n > 0) n = wide->workspace(p, executor.threads);
-  std::vector<char> workspace(n + 1, 0x55);
-  char* odd = workspace.data() + 1;  // any alignment will do
-  if (wide) {
-    if (p.m > 0 && p.n > 0) wide->matmul(p, odd, executor);
-    return;
-  }
-  EXPECT(s, "%s", s.error);
-  s = int8_matmul(p, odd, n, executor);
-  EXPECT(s, "%s", s.error);
+  Int8MatmulPlan plan;
+  const Status s = make_plan(p, executor.threads, &plan);
+  EXPECT(s || wide, "%s", s.error);  // a blob packed by `wide` is another ISA's
+  if (wide) fill_plan(p, *wide, executor.threads, &plan);
+  std::vector<char> workspace(static_cast<size_t>(plan.workspace_bytes) + 1, 0x55);
+  pk::run(plan, workspace.data() + 1, executor);  // any alignment will do
 }
 
 std::vector<char> pack(const std::vector<int8_t>& b, int64_t k, int64_t n, int64_t sk, int64_t sn) {
@@ -222,14 +216,12 @@ void refusals() {
   Int8Matmul good;
   good.m = 8, good.n = 8, good.k = 8, good.a = v.data(), good.a_stride_m = 8, good.a_stride_k = 1;
   good.packed = blob.data(), good.packed_bytes = static_cast<int64_t>(blob.size()), good.out = out.data();
-  size_t n = 0;
+  Int8MatmulPlan plan;
   const auto refuses = [&](const Int8Matmul& p, const char* word) {
-    const Status s = int8_matmul_workspace(p, 1, &n);
+    const Status s = make_plan(p, 1, &plan);
     EXPECT(!s && std::strstr(s.error, word) != nullptr, "expected '%s', got '%s'", word, s ? "success" : s.error);
   };
-  EXPECT(int8_matmul_workspace(good, 1, &n), "the good one");
-  Status small = int8_matmul(good, v.data(), 1, serial_executor());
-  EXPECT(!small && std::strstr(small.error, "workspace"), "a small workspace");
+  EXPECT(make_plan(good, 1, &plan) && plan.workspace_bytes > 0, "the good one");
   Int8Matmul p = good;
   p.k = kInt8MaxK + 1, p.packed = nullptr;
   refuses(p, "131071");

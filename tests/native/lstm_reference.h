@@ -63,9 +63,10 @@ struct Problem {
     s = {c.steps,  c.batch,  c.input,
          c.hidden, c.layers, c.directions,
          c.bias,   dtype,    sizes.empty() ? nullptr : sizes.data()};
-    rows = lstm_rows(s);
     starts.push_back(0);
     for (int64_t t = 0; t < s.steps; ++t) starts.push_back(starts.back() + active(t));
+    s.starts = starts.data();
+    rows = lstm_rows(s);
     unsigned seed = 1;
     const auto make = [&](int64_t n, float scale) {
       auto v = test::normal(static_cast<size_t>(n), seed++, scale);

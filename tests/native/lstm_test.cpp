@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstring>
 #include <functional>
+#include <type_traits>
 
 #include "cpu/lstm/kernels.h"
 #include "cpu/lstm/layout.h"
@@ -38,7 +39,28 @@ struct Workspace {
   std::vector<char> memory;
 };
 
-// table: nullptr for the public entry points and the ISA in force.
+// A plan of `call`, by the public entry points and the ISA in force, or by `table`.
+template <class Plan, class Call>
+Plan planned(const Call& call, const LstmKernels* table, const Executor& executor) {
+  Plan plan;
+  if (!table) {
+    const Status status = make_plan(call, executor, &plan);
+    EXPECT(status, "plan: %s", status.error);
+    return plan;
+  }
+  const LstmShape& s = call.shape;
+  plan.call = call;
+  plan.executor = executor;
+  plan.kernels = table;
+  plan.reserve_floats = lstm_rows(s) * s.directions * s.hidden * (6 * s.layers - 1);
+  if constexpr (std::is_same_v<Call, LstmForward>)
+    table->plan_forward(&plan);
+  else
+    table->plan_backward(&plan);
+  return plan;
+}
+
+// table: nullptr for the ISA in force.
 Results run(const Problem& p, const LstmKernels* table, Weights how, Order order, const Executor& executor,
             bool backward) {
   const LstmShape& s = p.s;
@@ -51,15 +73,13 @@ Results run(const Problem& p, const LstmKernels* table, Weights how, Order order
   x.set(p.x);
   Buffer h0(s.dtype, p.h0), c0(s.dtype, p.c0), h_n(s.dtype, p.h0.size()), c_n(s.dtype, p.h0.size());
   Results r;
-  int64_t floats = 0, bytes = 0;
-  if (backward) EXPECT(lstm_reserve_size(s, &floats), "reserve");
-  r.reserve.resize(static_cast<size_t>(floats));
+  int64_t bytes = 0;
 
   LstmForward f;
   f.shape = s;
-  f.x = x.view(), f.output = output.view();
-  f.h0 = h0.data(), f.c0 = c0.data(), f.h_n = h_n.data(), f.c_n = c_n.data();
-  f.reserve = backward ? r.reserve.data() : nullptr;
+  f.x = x.view();
+  f.h0 = h0.data(), f.c0 = c0.data();
+  f.save = backward;
   f.weights = pointers.data();
   std::vector<char> packed;
   if (how == Weights::packed) {
@@ -74,18 +94,13 @@ Results run(const Problem& p, const LstmKernels* table, Weights how, Order order
       EXPECT(lstm_pack(s, pointers.data(), packed.data(), bytes, executor), "pack");
     f.packed = packed.data(), f.packed_bytes = bytes;
   }
-  if (table)
-    f.workspace_bytes = table->forward_workspace(f, executor.threads);
-  else
-    EXPECT(lstm_forward_workspace(f, executor.threads, &f.workspace_bytes), "workspace");
-  Workspace workspace(f.workspace_bytes);
-  f.workspace = workspace.data();
-  if (table) {
-    table->forward(f, executor);
-  } else {
-    const Status status = lstm_forward(f, executor);
-    EXPECT(status, "forward: %s", status.error);
-  }
+  auto forward = planned<LstmForwardPlan>(f, table, executor);
+  EXPECT(backward || table || forward.reserve_floats == 0, "a reserve that nobody wants");
+  if (backward) r.reserve.resize(static_cast<size_t>(forward.reserve_floats));
+  forward.call.output = output.view();
+  forward.call.h_n = h_n.data(), forward.call.c_n = c_n.data();
+  forward.call.reserve = backward ? r.reserve.data() : nullptr;
+  run(forward, Workspace(forward.workspace_bytes).data());
   r.output = output.dense(), r.h_n = h_n.floats(), r.c_n = c_n.floats();
   if (!backward) return r;
 
@@ -100,20 +115,11 @@ Results run(const Problem& p, const LstmKernels* table, Weights how, Order order
   LstmBackward b;
   b.shape = s;
   b.grad_output = grad_output.view(), b.grad_h_n = grad_h_n.data(), b.grad_c_n = grad_c_n.data();
-  b.x = f.x, b.h0 = f.h0, b.c0 = f.c0, b.weights = f.weights, b.output = f.output, b.reserve = r.reserve.data();
+  b.x = f.x, b.h0 = f.h0, b.c0 = f.c0, b.weights = f.weights, b.output = output.view(), b.reserve = r.reserve.data();
   b.grad_x = grad_x.view(), b.grad_h0 = grad_h0.data(), b.grad_c0 = grad_c0.data(), b.grad_weights = to.data();
-  if (table)
-    b.workspace_bytes = table->backward_workspace(b, executor.threads);
-  else
-    EXPECT(lstm_backward_workspace(b, executor.threads, &b.workspace_bytes), "workspace");
-  Workspace other(b.workspace_bytes);
-  b.workspace = other.data();
-  if (table) {
-    table->backward(b, executor);
-  } else {
-    const Status status = lstm_backward(b, executor);
-    EXPECT(status, "backward: %s", status.error);
-  }
+  const auto plan = planned<LstmBackwardPlan>(b, table, executor);
+  EXPECT(plan.reserve_floats == static_cast<int64_t>(r.reserve.size()), "the reserve's size");
+  run(plan, Workspace(plan.workspace_bytes).data());
   r.grad_x = grad_x.dense(), r.grad_h0 = grad_h0.floats(), r.grad_c0 = grad_c0.floats();
   for (const auto& g : grads) r.grad_weights.push_back(g.floats());
   return r;
@@ -244,6 +250,31 @@ void check_extremes(const char* name) {
   for (size_t i = 0; i < 20; ++i) EXPECT(std::isnan(r.h_n[20 + i]), "%s: NaN in h_n", name);
 }
 
+// Is a call with this block of packed weights planned?
+bool accepted(const LstmShape& shape, const void* packed, int64_t bytes) {
+  LstmForward call;
+  call.shape = shape;
+  call.packed = packed, call.packed_bytes = bytes;
+  LstmForwardPlan plan;
+  return static_cast<bool>(make_plan(call, serial_executor(), &plan));
+}
+// A call with unpacked weights, which planning doesn't read?
+bool accepted(const LstmShape& shape) {
+  const void* weights[1] = {};
+  LstmForward call;
+  call.shape = shape;
+  call.weights = weights;
+  call.save = true;
+  LstmForwardPlan plan;
+  return static_cast<bool>(make_plan(call, serial_executor(), &plan));
+}
+bool accepted_backward(const LstmShape& shape) {
+  LstmBackward call;
+  call.shape = shape;
+  LstmBackwardPlan plan;
+  return static_cast<bool>(make_plan(call, serial_executor(), &plan));
+}
+
 void check_malformed(const char* name) {
   const Problem p({2, 2, 6, 10, 2, 1, true, {}}, DType::f32);
   std::vector<const void*> pointers;
@@ -252,19 +283,20 @@ void check_malformed(const char* name) {
   EXPECT(lstm_packed_bytes(p.s, &bytes), "bytes");
   std::vector<char> good(static_cast<size_t>(bytes));
   EXPECT(lstm_pack(p.s, pointers.data(), good.data(), bytes, serial_executor()), "pack");
-  bool bias = false;
-  EXPECT(lstm_check_packed(p.s, good.data(), bytes, &bias) && bias, "%s: a good block", name);
+  EXPECT(accepted(p.s, good.data(), bytes), "%s: a good block", name);
+  EXPECT(accepted(p.s) && accepted_backward(p.s), "%s: a good shape", name);
+  EXPECT(!accepted(p.s, nullptr, 0), "%s: no weights", name);
   EXPECT(!lstm_pack(p.s, pointers.data(), good.data(), bytes - 1, serial_executor()), "pack into too little");
   for (const int64_t size : {int64_t{0}, int64_t{10}, bytes - 1, bytes / 2, bytes + 64}) {
     std::vector<char> block(static_cast<size_t>(size));
     std::memcpy(block.data(), good.data(), static_cast<size_t>(size < bytes ? size : bytes));
-    EXPECT(!lstm_check_packed(p.s, block.data(), size, &bias), "%s: %ld bytes", name, static_cast<long>(size));
+    EXPECT(!accepted(p.s, block.data(), size), "%s: %ld bytes", name, static_cast<long>(size));
   }
   // Every field of the header: magic 8, version, lanes, dtype, layers, directions 4 each, bias, input, hidden, bytes.
   for (const size_t at : {0u, 8u, 12u, 16u, 20u, 24u, 32u, 40u, 48u}) {
     std::vector<char> block = good;
     block[at] = static_cast<char>(block[at] ^ 3);
-    EXPECT(!lstm_check_packed(p.s, block.data(), bytes, &bias), "%s: header byte %zu", name, at);
+    EXPECT(!accepted(p.s, block.data(), bytes), "%s: header byte %zu", name, at);
   }
   const std::function<void(LstmShape&)> changes[] = {
       [](LstmShape& s) { s.input = 7; },           [](LstmShape& s) { s.hidden = 11; },
@@ -274,7 +306,7 @@ void check_malformed(const char* name) {
   for (const auto& change : changes) {
     LstmShape s = p.s;
     change(s);
-    EXPECT(!lstm_check_packed(s, good.data(), bytes, &bias), "%s: another shape", name);
+    EXPECT(!accepted(s, good.data(), bytes), "%s: another shape", name);
   }
   // Each size within its own limit, their products not: refused wherever a size is made of them.
   const std::function<void(LstmShape&)> large[] = {
@@ -286,41 +318,54 @@ void check_malformed(const char* name) {
     change(s);
     int64_t size;
     EXPECT(!lstm_packed_bytes(s, &size), "%s: packed bytes of too large a shape", name);
-    EXPECT(!lstm_check_packed(s, good.data(), bytes, &bias), "%s: a block for too large a shape", name);
-    EXPECT(!lstm_reserve_size(s, &size), "%s: reserve of too large a shape", name);
+    EXPECT(!accepted(s, good.data(), bytes), "%s: a block for too large a shape", name);
+    EXPECT(!accepted(s), "%s: a call of too large a shape", name);
   }
-  LstmForward call;
-  LstmBackward backward;
-  int64_t need;
   const std::function<void(LstmShape&)> long_ones[] = {
       [](LstmShape& s) { s.batch = INT64_MAX; }, [](LstmShape& s) { s.steps = INT64_MAX; },
       [](LstmShape& s) { s.steps = s.batch = int64_t{1} << 32; },
       [](LstmShape& s) { s.steps = s.batch = 1 << 20, s.hidden = 1 << 20; }};
   for (const auto& change : long_ones) {
-    call.shape = p.s;
-    change(call.shape);
-    backward.shape = call.shape;
-    EXPECT(!lstm_reserve_size(call.shape, &need), "%s: reserve of too long a sequence", name);
-    EXPECT(!lstm_forward_workspace(call, 2, &need), "%s: too long a sequence", name);
-    EXPECT(!lstm_backward_workspace(backward, 2, &need), "%s: too long a sequence, backward", name);
+    LstmShape s = p.s;
+    change(s);
+    EXPECT(!accepted(s), "%s: too long a sequence", name);
+    EXPECT(!accepted_backward(s), "%s: too long a sequence, backward", name);
   }
-  const int64_t rising[] = {1, 2}, wrong[] = {2, 0};
-  const std::function<void(LstmShape&)> bad[] = {[](LstmShape& s) { s.steps = 0; },
-                                                 [](LstmShape& s) { s.batch = -1; },
+  const std::function<void(LstmShape&)> bad[] = {[](LstmShape& s) { s.steps = 0; }, [](LstmShape& s) { s.batch = -1; },
                                                  [](LstmShape& s) { s.dtype = DType::i8; },
-                                                 [](LstmShape& s) { s.directions = 3; },
-                                                 [&](LstmShape& s) { s.batch_sizes = rising; },
-                                                 [&](LstmShape& s) { s.batch_sizes = wrong; }};
+                                                 [](LstmShape& s) { s.directions = 3; }};
   for (const auto& change : bad) {
-    call.shape = p.s;
-    change(call.shape);
-    EXPECT(!lstm_forward_workspace(call, 1, &need), "%s: a bad shape", name);
+    LstmShape s = p.s;
+    change(s);
+    EXPECT(!accepted(s), "%s: a bad shape", name);
+    EXPECT(!accepted_backward(s), "%s: a bad shape, backward", name);
   }
+}
+
+// batch_sizes are read once, by lstm_starts; a plan takes them only with what that has made of them.
+void check_batch_sizes() {
+  const int64_t good[] = {3, 3, 1};
+  int64_t starts[4];
+  EXPECT(lstm_starts(good, 3, starts), "good sizes");
+  EXPECT(starts[0] == 0 && starts[1] == 3 && starts[2] == 6 && starts[3] == 7, "starts");
+  for (const std::vector<int64_t>& bad :
+       std::vector<std::vector<int64_t>>{{1, 2}, {2, 0}, {0}, {-1}, {2, 2, 3}, {INT64_MAX, INT64_MAX}}) {
+    std::vector<int64_t> to(bad.size() + 1);
+    EXPECT(!lstm_starts(bad.data(), static_cast<int64_t>(bad.size()), to.data()), "sizes from %ld",
+           static_cast<long>(bad[0]));
+  }
+  LstmShape s = {3, 3, 4, 8, 1, 1, true, DType::f32, good, starts};
+  EXPECT(accepted(s) && accepted_backward(s), "packed sequences");
+  s.batch = 2;
+  EXPECT(!accepted(s) && !accepted_backward(s), "another batch than the first size");
+  s.batch = 3, s.starts = nullptr;
+  EXPECT(!accepted(s) && !accepted_backward(s), "sizes that nobody has read");
 }
 
 }  // namespace
 
 int main() {
+  check_batch_sizes();
   for (const Isa isa : test::host_isas()) {
     if (isa == Isa::avx512_vnni) continue;
     EXPECT(force_isa(isa_name(isa)), "force");
@@ -334,12 +379,11 @@ int main() {
       std::vector<const void*> pointers;
       for (const auto& w : p.weights) pointers.push_back(w.data());
       int64_t bytes = 0;
-      bool bias;
       EXPECT(lstm_packed_bytes(p.s, &bytes), "bytes");
       std::vector<char> block(static_cast<size_t>(bytes));
       EXPECT(lstm_pack(p.s, pointers.data(), block.data(), bytes, serial_executor()), "pack");
       EXPECT(force_isa("scalar"), "force");
-      EXPECT(!lstm_check_packed(p.s, block.data(), bytes, &bias), "another ISA's block");
+      EXPECT(!accepted(p.s, block.data(), bytes), "another ISA's block");
     }
   }
   EXPECT(force_isa(nullptr), "unforce");

@@ -582,11 +582,19 @@ def test_functional_call_and_transforms(x):
     assert relative_l2(tangent, expected) < 1e-5
 
 
-def test_parameters_made_in_inference_mode_are_never_cached(x):
+@native
+def test_parameters_made_in_inference_mode_are_packed_and_followed(x):
     with torch.inference_mode():
         block = make()
         block(x)
-        block.conv.weight.mul_(2)
+        pack = block._pack
+        block(x)
+        assert pack is not None
+        assert block._pack is pack
+        for t in (block.conv.weight, block.bn.running_var, block.bn.bias):
+            t.mul_(2)
+            assert relative_l2(block(x), plain(block, x)) < 2e-6
+    with torch.no_grad():
         assert relative_l2(block(x), plain(block, x)) < 2e-6
 
 

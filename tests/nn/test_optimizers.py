@@ -1,4 +1,4 @@
-"""Packed weights follow every optimizer; the fused ones write without counting a version."""
+"""Packed weights follow writes that count no version: fused optimizers, and weights made in inference mode."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import pykernels as pk
+from pykernels import _native
 
 MODULES = {
     "ConvBNAct2d": (lambda: pk.nn.ConvBNAct2d(3, 4, 3), lambda: torch.randn(2, 3, 8, 8)),
@@ -46,3 +47,52 @@ def test_a_step_is_seen(name, optimizer, optimised):
             expected = first(module(x))
     assert not torch.allclose(before, after, atol=1e-3)
     assert torch.allclose(after, expected, atol=1e-5)
+
+
+@pytest.mark.skipif(_native.error is not None, reason="the native library is not built")
+@pytest.mark.parametrize("view", [False, True], ids=["its parameters", "a view of their memory"])
+@pytest.mark.parametrize("name", MODULES)
+def test_a_step_leaves_the_packs_of_others(name, view):
+    make, data = MODULES[name]
+    mine, other, x = make().eval(), make().eval(), data()
+    with torch.no_grad():
+        mine(x), other(x)
+    packs = mine._pack, other._pack
+    parameters = list(mine.parameters())
+    if view:
+        parameters = [torch.nn.Parameter(p.detach().flatten()) for p in parameters]
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    torch.optim.SGD(parameters, lr=0.1, fused=True).step()
+    with torch.no_grad():
+        after = first(mine(x))
+        other(x)
+        with pk.backend("reference"):
+            assert torch.allclose(after, first(mine(x)), atol=1e-5)
+    assert mine._pack is not packs[0]
+    assert other._pack is packs[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "data"),
+    [
+        (lambda: pk.nn.ConvBNAct2d(272, 272, 1), lambda: torch.randn(1, 272, 2, 2)),
+        (lambda: pk.nn.LSTM(80, 80), lambda: torch.randn(3, 2, 80)),
+        (lambda: pk.nn.LSTMCell(80, 80), lambda: torch.randn(2, 80)),
+        (lambda: pk.nn.Int8Linear(80, 80), lambda: torch.randn(2, 80)),
+    ],
+    ids=["ConvBNAct2d", "LSTM", "LSTMCell", "Int8Linear"],
+)
+def test_large_weights_made_in_inference_mode_are_not_packed_but_followed(make, data):
+    with torch.inference_mode():
+        module, x = make().eval(), data()
+        before = first(module(x))
+        for t in (*module.parameters(), *module.buffers()):
+            if t.is_floating_point():
+                t.mul_(2)
+        after = first(module(x))
+        with pk.backend("reference"):
+            expected = first(module(x))
+    assert module._pack is None
+    assert not torch.allclose(before, after, atol=1e-3)
+    assert torch.allclose(after, expected, rtol=1e-4, atol=1e-4)

@@ -26,7 +26,7 @@ def call():
 
 def test_an_unknown_name():
     with (
-        pytest.raises(ValueError, match=r"backend: expected one of auto, cpu, cuda, triton, reference; got 'gpu'"),
+        pytest.raises(ValueError, match=r"pykernels.backend: name: expected one of auto, cpu, cuda, .*; got 'gpu'"),
         pk.backend("gpu"),
     ):
         pass

@@ -33,7 +33,6 @@ struct Plan {
     copied = multiplier > 1 || args.dtype != DType::f32 || args.x.stride[1] != 1;
     images = copied ? min(max(kCopyBytes / max(4 * image_floats, 1), 1), shape.n) : shape.n;
   }
-  int64_t copy_floats() const { return copied ? images * image_floats : 0; }
 };
 
 int64_t packed_floats(const ConvShape& shape) { return shape.r * shape.s * round_up(shape.k, kLanes); }
@@ -50,7 +49,13 @@ void pack(const ConvShape& shape, DType dtype, const ConvTensor& weight, float* 
   }
 }
 
-int64_t workspace_bytes(const ConvArgs& args, int) { return Plan(args).copy_floats() * 4; }
+static_assert(sizeof(Plan) <= kConvBlockingBytes);
+
+int64_t make_plan(const ConvArgs& args, int, void* blocking) {
+  const Plan plan(args);
+  std::memcpy(blocking, &plan, sizeof plan);
+  return plan.copied ? plan.images * plan.image_floats * 4 : 0;
+}
 
 struct Row {
   const float* x;  // image
@@ -110,10 +115,10 @@ void run_row(const ConvArgs& args, const Epilogue& e, const Row& row) {
   }
 }
 
-void run(const ConvArgs& args, const float* weight, const Executor& executor) {
+void run(const void* blocking, const ConvArgs& args, const float* weight, char* workspace, const Executor& executor) {
   const ConvShape& shape = args.shape;
-  const Plan plan(args);
-  auto* copy = static_cast<float*>(args.workspace);
+  const Plan& plan = *static_cast<const Plan*>(blocking);
+  auto* copy = reinterpret_cast<float*>(workspace);
   const Epilogue epilogue = make_epilogue(args);
   const int64_t p_size = shape.p();
   const int64_t row_work = shape.q() * shape.k * shape.r * shape.s;
@@ -148,7 +153,7 @@ void run(const ConvArgs& args, const float* weight, const Executor& executor) {
 }  // namespace
 
 extern const ConvMethod conv_depthwise;
-const ConvMethod conv_depthwise = {packed_floats, pack, workspace_bytes, run};
+const ConvMethod conv_depthwise = {packed_floats, pack, make_plan, run};
 
 }  // namespace PK_ISA
 }  // namespace pk

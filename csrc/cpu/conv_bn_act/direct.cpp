@@ -168,8 +168,11 @@ void pack(const ConvShape& shape, DType dtype, const ConvTensor& weight, float* 
   }
 }
 
-int64_t workspace_bytes(const ConvArgs& args, int threads) {
+static_assert(sizeof(Plan) <= kConvBlockingBytes);
+
+int64_t make_plan(const ConvArgs& args, int threads, void* blocking) {
   const Plan plan(args, threads);
+  std::memcpy(blocking, &plan, sizeof plan);
   return plan.copy_bytes + plan.zero_bytes + plan.threads * plan.slot_bytes;
 }
 
@@ -308,10 +311,9 @@ void split(const Plan& plan, int64_t pixels, int64_t panels, int64_t* rows, int6
   }
 }
 
-void run(const ConvArgs& args, const float* weight, const Executor& executor) {
+void run(const void* blocking, const ConvArgs& args, const float* weight, char* workspace, const Executor& executor) {
   const ConvShape& shape = args.shape;
-  const Plan plan(args, executor.threads);
-  auto* workspace = static_cast<char*>(args.workspace);
+  const Plan& plan = *static_cast<const Plan*>(blocking);
   auto* copy = reinterpret_cast<float*>(workspace);
   auto* zeros = reinterpret_cast<float*>(workspace + plan.copy_bytes);
   char* slots = workspace + plan.copy_bytes + plan.zero_bytes;
@@ -347,7 +349,7 @@ void run(const ConvArgs& args, const float* weight, const Executor& executor) {
 }  // namespace
 
 extern const ConvMethod conv_direct;
-const ConvMethod conv_direct = {packed_floats, pack, workspace_bytes, run};
+const ConvMethod conv_direct = {packed_floats, pack, make_plan, run};
 
 }  // namespace PK_ISA
 }  // namespace pk

@@ -1,6 +1,6 @@
 // What an ISA offers for convolutions: a table of methods, and the header that says which of them a packed weight is
 // for. A new algorithm is one ConvMethod in its own file, one ConvLayout, one line in table.cpp and one in
-// api.cpp:choose_layout.
+// choose.h:choose_layout.
 #pragma once
 
 #include "cpu/dispatch.h"
@@ -12,14 +12,16 @@ enum class ConvLayout : int32_t { direct, depthwise, winograd4, winograd2 };
 
 inline constexpr int kConvLayouts = 4;
 
-// Sizes that method functions work out are of a shape that conv_check has passed; pointers are checked by api.cpp.
+// All arguments have been checked by the plan.
 struct ConvMethod {
   // Elements of the packed weight, behind the header.
   int64_t (*packed_floats)(const ConvShape& shape);
   void (*pack)(const ConvShape& shape, DType dtype, const ConvTensor& weight, float* packed, const Executor& executor);
-  int64_t (*workspace_bytes)(const ConvArgs& args, int threads);
+  // Fills ConvPlan::blocking with the method's Plan, and returns the bytes of workspace that `run` needs with it.
+  int64_t (*plan)(const ConvArgs& args, int threads, void* blocking);
   // `weight` is what `pack` filled; the workspace begins on a boundary of kConvAlign bytes.
-  void (*run)(const ConvArgs& args, const float* weight, const Executor& executor);
+  void (*run)(const void* blocking, const ConvArgs& args, const float* weight, char* workspace,
+              const Executor& executor);
 };
 
 struct ConvKernels {

@@ -217,8 +217,10 @@ void pack(const ConvShape& shape, DType dtype, const ConvTensor& weight, float* 
 }
 
 template <class F>
-int64_t workspace_bytes(const ConvArgs& args, int threads) {
+int64_t make_plan(const ConvArgs& args, int threads, void* blocking) {
+  static_assert(sizeof(Plan<F>) <= kConvBlockingBytes);
   const Plan<F> plan(args, threads);
+  std::memcpy(blocking, &plan, sizeof plan);
   return plan.copy_bytes + plan.zero_bytes + plan.threads * plan.slot_bytes;
 }
 
@@ -506,10 +508,9 @@ void split(const Plan<F>& plan, int64_t tiles, int64_t* rows, int64_t* columns) 
 }
 
 template <class F>
-void run(const ConvArgs& args, const float* weight, const Executor& executor) {
+void run(const void* blocking, const ConvArgs& args, const float* weight, char* workspace, const Executor& executor) {
   const ConvShape& shape = args.shape;
-  const Plan<F> plan(args, executor.threads);
-  auto* workspace = static_cast<char*>(args.workspace);
+  const auto& plan = *static_cast<const Plan<F>*>(blocking);
   auto* copy = reinterpret_cast<float*>(workspace);
   auto* zeros = reinterpret_cast<float*>(workspace + plan.copy_bytes);
   char* slots = workspace + plan.copy_bytes + plan.zero_bytes;
@@ -543,8 +544,8 @@ void run(const ConvArgs& args, const float* weight, const Executor& executor) {
 }  // namespace
 
 extern const ConvMethod conv_winograd4, conv_winograd2;
-const ConvMethod conv_winograd4 = {packed_floats<F4>, pack<F4>, workspace_bytes<F4>, run<F4>};
-const ConvMethod conv_winograd2 = {packed_floats<F2>, pack<F2>, workspace_bytes<F2>, run<F2>};
+const ConvMethod conv_winograd4 = {packed_floats<F4>, pack<F4>, make_plan<F4>, run<F4>};
+const ConvMethod conv_winograd2 = {packed_floats<F2>, pack<F2>, make_plan<F2>, run<F2>};
 
 }  // namespace PK_ISA
 }  // namespace pk

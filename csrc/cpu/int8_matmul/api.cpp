@@ -1,8 +1,8 @@
-// The int8 entry points: validation, then the table of the ISA in force.
+// The int8 entry points: validation and the plan, then the table of the ISA in force.
 #include <cstring>
 
-#include "cpu/int8_matmul/kernels.h"
 #include "common/sizes.h"
+#include "cpu/int8_matmul/choose.h"
 
 namespace pk {
 namespace {
@@ -16,8 +16,7 @@ Status kernels_in_force(const Int8Kernels** kernels) {
 
 // The packed form's size, of k and n that have been checked.
 int64_t packed_size(int64_t k, int64_t n) {
-  const int64_t columns = round_up(n, kPackedColumns);
-  return static_cast<int64_t>(sizeof(PackedHeader)) + 4 * columns + round_up(k, kPackedRows) * columns;
+  return static_cast<int64_t>(sizeof(PackedHeader)) + packed_body_bytes(k, n);
 }
 
 Status check_b(int64_t k, int64_t n) {
@@ -81,25 +80,17 @@ Status int8_packed_bytes(int64_t k, int64_t n, int64_t* bytes) {
   return kOk;
 }
 
-Status int8_matmul_workspace(const Int8Matmul& problem, int threads, size_t* bytes) {
+Status make_plan(const Int8Matmul& problem, int threads, Int8MatmulPlan* plan) {
   const Int8Kernels* kernels;
   if (Status s = kernels_in_force(&kernels); !s) return s;
   if (Status s = check(*kernels, problem); !s) return s;
-  *bytes = problem.m > 0 && problem.n > 0 ? kernels->workspace(problem, threads) : 0;
+  fill_plan(problem, *kernels, threads, plan);
   return kOk;
 }
 
-Status int8_matmul(const Int8Matmul& problem, void* workspace, size_t workspace_bytes, const Executor& executor) {
-  const Int8Kernels* kernels;
-  if (Status s = kernels_in_force(&kernels); !s) return s;
-  // Again: another thread may have forced another ISA in between.
-  if (Status s = check(*kernels, problem); !s) return s;
-  if (problem.m == 0 || problem.n == 0) return kOk;
-  if (workspace_bytes < kernels->workspace(problem, executor.threads)) {
-    return {"workspace: smaller than int8_matmul_workspace asked for"};
-  }
-  kernels->matmul(problem, static_cast<char*>(workspace), executor);
-  return kOk;
+void run(const Int8MatmulPlan& plan, void* workspace, const Executor& executor) {
+  if (plan.problem.m == 0 || plan.problem.n == 0) return;
+  plan.kernels->matmul(plan, static_cast<char*>(workspace), executor);
 }
 
 Status int8_pack(const int8_t* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n, void* packed,

@@ -22,13 +22,30 @@ inline constexpr uint32_t kPackedVersion = 1;
 // Rounding that suits every ISA, so that the size of a blob depends on k and n alone.
 inline constexpr int64_t kPackedColumns = 32, kPackedRows = 4;
 
-static constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+static constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+static constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static constexpr int64_t round_up(int64_t x, int64_t to) { return ceil_div(x, to) * to; }
 
-// The functions get a checked problem with m, n > 0. `body` is a packed blob behind its header.
+// What is behind the header: column sums and panels.
+static constexpr int64_t packed_body_bytes(int64_t k, int64_t n) {
+  return (4 + round_up(k, kPackedRows)) * round_up(n, kPackedColumns);
+}
+// Of the panels that a thread packs for itself: a line over, so that they don't meet in one cache set.
+static constexpr int64_t panel_stride(int64_t depth, int64_t nr) { return depth * nr + 64; }
+
+// What choose.h must know of an ISA; tiling.h has the numbers.
+struct Int8Tiling {
+  int64_t mr, nr, kc, group;
+  int64_t a_row_bytes;  // of a row of a in one block of k
+  int64_t wide_bytes;   // of a panel widened to 16 bits; 0 where that is never done
+};
+
+// `body` is a packed blob behind its header.
 struct Int8Kernels {
   uint32_t layout;  // identifies the packed form: width of a panel, depth of a block, bytes of a group
-  size_t (*workspace)(const Int8Matmul&, int threads);
-  void (*matmul)(const Int8Matmul&, char* workspace, const Executor&);
+  Int8Tiling tiling;
+  void (*matmul)(const Int8MatmulPlan&, char* workspace, const Executor&);  // m, n > 0
   void (*pack)(const int8_t* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n, char* body, const Executor&);
 };
 

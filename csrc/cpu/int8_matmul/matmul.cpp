@@ -20,50 +20,6 @@ namespace {
 // From this many tiles a block on, widening a panel beforehand wins over widening at each load.
 constexpr int64_t kTilesToWiden = 4;
 
-// How the problem is cut, and what each thread ("slot") has of the workspace.
-struct Plan {
-  int64_t tiles, blocks, chunks, slots;
-  int64_t block_rows;  // the most rows of a block
-  bool pack_first;     // b is not packed yet, and worth packing as a whole
-  int64_t a_bytes, sums_bytes, panels_bytes, wide_bytes, scale_bytes, column_bytes, slot_bytes, packed_bytes;
-};
-
-// Of the panels that a thread packs for itself: a line over, so that they don't meet in one cache set.
-inline int64_t panel_stride(int64_t depth) { return depth * kNr + 64; }
-
-inline int64_t lines(int64_t bytes) { return round_up(bytes, 64); }
-
-inline Plan make_plan(const Int8Matmul& problem, int threads) {
-  const PackedB b{problem.k, problem.n};
-  Plan plan{};
-  plan.tiles = ceil_div(problem.m, kMr);
-  const int64_t row_bytes = larger(1, b.blocks()) * kARow * static_cast<int64_t>(sizeof(AValue));
-  const int64_t most_tiles = larger(1, smaller(kMc, kABytes / row_bytes) / kMr);
-  plan.blocks = ceil_div(plan.tiles, most_tiles);
-  plan.block_rows = smaller(problem.m, (ceil_div(plan.tiles, plan.blocks)) * kMr);
-  plan.pack_first = problem.packed == nullptr && plan.blocks > 1;
-
-  // Cycles, roughly: a vector instruction a group, and b's bytes from memory. A thread is worth waking for 5 us.
-  const int64_t tiles_of_b = b.panels() * larger(1, b.rows());
-  const int64_t cycles = smaller(tiles_of_b, int64_t{1} << 40) * larger(2, plan.tiles * kMr) / kGroup;
-  plan.slots = smaller(larger(1, cycles / 15000), threads);
-  plan.chunks = ceil_div(b.panels() * kNr, kNc);
-  while (plan.blocks * plan.chunks % plan.slots != 0 && plan.chunks < b.panels()) ++plan.chunks;
-  plan.slots = smaller(plan.slots, plan.blocks * plan.chunks);
-
-  const int64_t chunk_panels = ceil_div(b.panels(), plan.chunks);
-  plan.a_bytes = lines(plan.block_rows * row_bytes);
-  plan.sums_bytes = lines(4 * (b.blocks() > 1 ? plan.block_rows * chunk_panels : kMr) * kNr);
-  plan.panels_bytes = problem.packed == nullptr && !plan.pack_first ? chunk_panels * panel_stride(b.depth(0)) : 0;
-  plan.wide_bytes = kDot4 ? 0 : 2 * kKc * kNr;
-  plan.scale_bytes = lines(4 * plan.block_rows);
-  plan.column_bytes = lines(4 * chunk_panels * kNr);
-  plan.slot_bytes =
-      plan.a_bytes + plan.sums_bytes + plan.panels_bytes + plan.wide_bytes + plan.scale_bytes + plan.column_bytes;
-  plan.packed_bytes = plan.pack_first ? lines(b.bytes()) : 0;
-  return plan;
-}
-
 struct Slot {
   AValue* a;
   int32_t* sums;
@@ -73,14 +29,14 @@ struct Slot {
   int32_t* columns;
 };
 
-inline Slot slot_at(const Plan& plan, char* memory) {
+inline Slot slot_at(const Int8Blocking& cut, char* memory) {
   Slot s;
   s.a = reinterpret_cast<AValue*>(memory);
-  s.sums = reinterpret_cast<int32_t*>(memory += plan.a_bytes);
-  s.panels = reinterpret_cast<int8_t*>(memory += plan.sums_bytes);
-  s.wide = reinterpret_cast<int16_t*>(memory += plan.panels_bytes);
-  s.scales = reinterpret_cast<float*>(memory += plan.wide_bytes);
-  s.columns = reinterpret_cast<int32_t*>(memory += plan.scale_bytes);
+  s.sums = reinterpret_cast<int32_t*>(memory += cut.a_bytes);
+  s.panels = reinterpret_cast<int8_t*>(memory += cut.sums_bytes);
+  s.wide = reinterpret_cast<int16_t*>(memory += cut.panels_bytes);
+  s.scales = reinterpret_cast<float*>(memory += cut.wide_bytes);
+  s.columns = reinterpret_cast<int32_t*>(memory += cut.scale_bytes);
   return s;
 }
 
@@ -88,17 +44,17 @@ inline Slot slot_at(const Plan& plan, char* memory) {
 inline int64_t share(int64_t n, int64_t i, int64_t parts) { return n / parts * i + smaller(i, n % parts); }
 
 // Rows before tile t of all tiles, of even height.
-inline int64_t tile_row(const Int8Matmul& p, const Plan& plan, int64_t t) { return share(p.m, t, plan.tiles); }
+inline int64_t tile_row(const Int8Matmul& p, const Int8Blocking& cut, int64_t t) { return share(p.m, t, cut.tiles); }
 
 // All tiles of a block against one panel and one block of k.
 template <class BValue>
-inline void tiles_of_panel(const Int8Matmul& p, const Plan& plan, int64_t block, const AValue* a, const BValue* panel,
-                           int64_t depth, int32_t* sums, bool first, bool last, const Epilogue& epilogue, int64_t index,
-                           const int32_t* column_sums) {
-  const int64_t begin = share(plan.tiles, block, plan.blocks), end = share(plan.tiles, block + 1, plan.blocks);
-  const int64_t first_row = tile_row(p, plan, begin);
+inline void tiles_of_panel(const Int8Matmul& p, const Int8Blocking& cut, int64_t block, const AValue* a,
+                           const BValue* panel, int64_t depth, int32_t* sums, bool first, bool last,
+                           const Epilogue& epilogue, int64_t index, const int32_t* column_sums) {
+  const int64_t begin = share(cut.tiles, block, cut.blocks), end = share(cut.tiles, block + 1, cut.blocks);
+  const int64_t first_row = tile_row(p, cut, begin);
   for (int64_t t = begin; t < end; ++t) {
-    const int64_t row = tile_row(p, plan, t), rows = tile_row(p, plan, t + 1) - row, local = row - first_row;
+    const int64_t row = tile_row(p, cut, t), rows = tile_row(p, cut, t + 1) - row, local = row - first_row;
     // A single block of k needs no sums kept: each tile is finished while it is in L1.
     int32_t* c = sums + (first && last ? 0 : local * kNr);
     run_tile(rows, a + local * kARow, panel, depth / kGroup, c, kNr, first);
@@ -106,15 +62,15 @@ inline void tiles_of_panel(const Int8Matmul& p, const Plan& plan, int64_t block,
   }
 }
 
-inline void run_task(const Int8Matmul& p, const Plan& plan, const Slot& s, const char* body, int64_t block,
+inline void run_task(const Int8Matmul& p, const Int8Blocking& cut, const Slot& s, const char* body, int64_t block,
                      int64_t chunk) {
   const PackedB b{p.k, p.n};
   const SourceB source{p.b, p.b_stride_k, p.b_stride_n, p.k, p.n};
-  const int64_t first_tile = share(plan.tiles, block, plan.blocks);
-  const int64_t first_row = tile_row(p, plan, first_tile);
-  const int64_t tiles = share(plan.tiles, block + 1, plan.blocks) - first_tile;
-  const int64_t rows = tile_row(p, plan, first_tile + tiles) - first_row;
-  const int64_t begin = share(b.panels(), chunk, plan.chunks), end = share(b.panels(), chunk + 1, plan.chunks);
+  const int64_t first_tile = share(cut.tiles, block, cut.blocks);
+  const int64_t first_row = tile_row(p, cut, first_tile);
+  const int64_t tiles = share(cut.tiles, block + 1, cut.blocks) - first_tile;
+  const int64_t rows = tile_row(p, cut, first_tile + tiles) - first_row;
+  const int64_t begin = share(b.panels(), chunk, cut.chunks), end = share(b.panels(), chunk + 1, cut.chunks);
   const Epilogue epilogue{&p, p.a_dtype == DType::i8 ? nullptr : s.scales, first_row};
 
   if (body == nullptr || b.blocks() == 0) std::memset(s.columns, 0, static_cast<size_t>(4 * (end - begin) * kNr));
@@ -123,9 +79,9 @@ inline void run_task(const Int8Matmul& p, const Plan& plan, const Slot& s, const
     const int64_t depth = b.depth(kb);
     const AValue* a = s.a + kb * rows * kARow;
     if (body == nullptr && depth > 0)
-      pack_panels(source, kb, begin, end - begin, depth, s.panels, panel_stride(depth), s.columns);
+      pack_panels(source, kb, begin, end - begin, depth, s.panels, panel_stride(depth, kNr), s.columns);
     for (int64_t j = begin; j < end; ++j) {
-      const int8_t* panel = s.panels + (j - begin) * panel_stride(depth);
+      const int8_t* panel = s.panels + (j - begin) * panel_stride(depth, kNr);
       const int32_t* columns = s.columns + (j - begin) * kNr;
       if (body != nullptr) {
         panel = reinterpret_cast<const int8_t*>(body + 4 * b.columns() + b.offset(kb, j));
@@ -135,46 +91,42 @@ inline void run_task(const Int8Matmul& p, const Plan& plan, const Slot& s, const
       const bool first = kb == 0, last = kb + 1 == blocks;
       if (!kDot4 && tiles >= kTilesToWiden) {
         widen_panel(panel, depth, s.wide);
-        tiles_of_panel(p, plan, block, a, s.wide, depth, sums, first, last, epilogue, j, columns);
+        tiles_of_panel(p, cut, block, a, s.wide, depth, sums, first, last, epilogue, j, columns);
       } else {
-        tiles_of_panel(p, plan, block, a, panel, depth, sums, first, last, epilogue, j, columns);
+        tiles_of_panel(p, cut, block, a, panel, depth, sums, first, last, epilogue, j, columns);
       }
     }
   }
 }
 
-void matmul(const Int8Matmul& problem, char* workspace, const Executor& executor) {
-  const Plan plan = make_plan(problem, executor.threads);
+void matmul(const Int8MatmulPlan& plan, char* workspace, const Executor& executor) {
+  const Int8Matmul& problem = plan.problem;
+  const Int8Blocking& cut = plan.blocking;
   workspace += (64 - reinterpret_cast<uintptr_t>(workspace) % 64) % 64;
   const char* body =
       problem.packed != nullptr ? static_cast<const char*>(problem.packed) + sizeof(PackedHeader) : nullptr;
-  if (plan.pack_first) {
+  if (cut.pack_first) {
     pack_all({problem.b, problem.b_stride_k, problem.b_stride_n, problem.k, problem.n}, workspace, executor);
     body = workspace;
-    workspace += plan.packed_bytes;
+    workspace += cut.packed_bytes;
   }
-  parallel_for(executor, 0, plan.slots, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(executor, 0, cut.slots, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const Slot slot = slot_at(plan, workspace + i * plan.slot_bytes);
-      const int64_t tasks = plan.blocks * plan.chunks;
+      const Slot slot = slot_at(cut, workspace + i * cut.slot_bytes);
+      const int64_t tasks = cut.blocks * cut.chunks;
       int64_t packed_block = -1;
-      for (int64_t t = share(tasks, i, plan.slots); t < share(tasks, i + 1, plan.slots); ++t) {
-        const int64_t block = t / plan.chunks;
+      for (int64_t t = share(tasks, i, cut.slots); t < share(tasks, i + 1, cut.slots); ++t) {
+        const int64_t block = t / cut.chunks;
         if (block != packed_block) {
-          const int64_t row = tile_row(problem, plan, share(plan.tiles, block, plan.blocks));
-          const int64_t next = tile_row(problem, plan, share(plan.tiles, block + 1, plan.blocks));
+          const int64_t row = tile_row(problem, cut, share(cut.tiles, block, cut.blocks));
+          const int64_t next = tile_row(problem, cut, share(cut.tiles, block + 1, cut.blocks));
           pack_rows(problem, row, next - row, slot.a, slot.scales);
           packed_block = block;
         }
-        run_task(problem, plan, slot, body, block, t % plan.chunks);
+        run_task(problem, cut, slot, body, block, t % cut.chunks);
       }
     }
   });
-}
-
-size_t workspace(const Int8Matmul& problem, int threads) {
-  const Plan plan = make_plan(problem, threads);
-  return static_cast<size_t>(64 + plan.packed_bytes + plan.slots * plan.slot_bytes);
 }
 
 void pack(const int8_t* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n, char* body,
@@ -185,7 +137,7 @@ void pack(const int8_t* b, int64_t k, int64_t n, int64_t stride_k, int64_t strid
 }  // namespace
 
 extern const Int8Kernels int8_kernels;
-const Int8Kernels int8_kernels = {kLayout, workspace, matmul, pack};
+const Int8Kernels int8_kernels = {kLayout, kTiling, matmul, pack};
 
 }  // namespace PK_ISA
 }  // namespace pk

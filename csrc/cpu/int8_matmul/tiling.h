@@ -1,4 +1,4 @@
-// The numbers that the packers and the microkernel share.
+// The numbers that the packers and the microkernel share; how a product is cut into these is choose.h's business.
 //
 // b is cut into blocks of kKc rows, a block into panels of kNr columns, and a panel is laid out
 // [k / kGroup][kNr][kGroup]: the bytes that one dot-product instruction sums lie together. a is laid out
@@ -34,23 +34,18 @@ inline constexpr int32_t kAOffset = kDot4 ? 128 : 0;
 inline constexpr int kNrVectors = 2, kNr = kNrVectors * kLanes;
 inline constexpr int kMr = kRegisters == 32 ? 12 : 6;
 
-// A panel of b (kKc x kNr, as the microkernel reads it) stays in half of L1. A block of a (kMc x kKc) stays in L2.
+// A panel of b (kKc x kNr, as the microkernel reads it) stays in half of L1.
 inline constexpr int64_t kKc = kDot4 || kLanes <= 8 ? 512 : 256;
-inline constexpr int64_t kMc = 96;
-inline constexpr int64_t kNc = 256;
 // A row of a's block: a cache line more than kKc values, so that rows don't share cache sets.
 inline constexpr int64_t kARow = kKc + 64 / static_cast<int64_t>(sizeof(AValue));
-// The packed rows of a that one thread holds take at most this.
-inline constexpr int64_t kABytes = 2 << 20;
 
 static_assert(kPackedColumns % kNr == 0 && kPackedRows % kGroup == 0 && kKc % kPackedRows == 0);
 
+inline constexpr Int8Tiling kTiling = {
+    kMr, kNr, kKc, kGroup, kARow* static_cast<int64_t>(sizeof(AValue)), kDot4 ? 0 : 2 * kKc* kNr};
+
 inline constexpr uint32_t kLayout =
     static_cast<uint32_t>(kGroup) << 24 | static_cast<uint32_t>(kNr) << 16 | static_cast<uint32_t>(kKc);
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Where b's packed panel (block kb, panel p) starts behind the column sums, and how many rows it has.
 struct PackedB {
@@ -62,7 +57,6 @@ struct PackedB {
   int64_t panels() const { return ceil_div(n, kNr); }
   int64_t depth(int64_t kb) const { return smaller(kKc, rows() - kb * kKc); }
   int64_t offset(int64_t kb, int64_t p) const { return kb * kKc * columns() + p * kNr * depth(kb); }
-  int64_t bytes() const { return 4 * columns() + rows() * columns(); }
 };
 
 }  // namespace

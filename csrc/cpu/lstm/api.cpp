@@ -1,7 +1,7 @@
-// The entries of pykernels/lstm.h: validates the call, picks the ISA, runs its kernels.
+// The entries of pykernels/lstm.h: a plan validates the call and picks the ISA, whose kernels then run.
+#include "common/sizes.h"
 #include "cpu/lstm/kernels.h"
 #include "cpu/lstm/layout.h"
-#include "common/sizes.h"
 
 namespace pk {
 namespace {
@@ -42,15 +42,52 @@ Status check_call(const LstmShape& s) {
       !product_fits({s.steps, s.batch + 1, s.directions, 4, padded_units(s), widest_input(s)}))
     return {"steps, batch, hidden: the sequences are too large"};
   if (!s.batch_sizes) return kOk;
+  if (!s.starts) return {"batch_sizes: expected lstm_starts to have read them"};
   if (s.batch_sizes[0] != s.batch) return {"batch_sizes: expected the first to be the batch"};
-  for (int64_t t = 0; t < s.steps; ++t) {
-    if (s.batch_sizes[t] < 1) return {"batch_sizes: expected each to be at least 1"};
-    if (t && s.batch_sizes[t] > s.batch_sizes[t - 1]) return {"batch_sizes: expected them not to increase"};
-  }
+  return kOk;
+}
+
+// Is `packed` what lstm_pack makes for this shape and this many lanes?
+Status check_packed(const LstmShape& shape, int lanes, const void* packed, int64_t bytes) {
+  LstmHeader h;
+  if (bytes < kHeaderBytes) return {"packed: too short to be a block of packed LSTM weights"};
+  std::memcpy(&h, packed, sizeof h);
+  if (std::memcmp(h.magic, kLstmMagic, sizeof kLstmMagic) != 0) return {"packed: not a block of packed LSTM weights"};
+  if (h.version != 1) return {"packed: packed by another version of pykernels; pack the weights again"};
+  if (h.lanes != lanes) return {"packed: packed for another instruction set; pack the weights again"};
+  if (h.dtype != static_cast<int32_t>(shape.dtype)) return {"packed: packed from weights of another dtype"};
+  if (h.input != shape.input) return {"packed: packed for another input size"};
+  if (h.hidden != shape.hidden) return {"packed: packed for another hidden size"};
+  if (h.layers != shape.layers) return {"packed: packed for another number of layers"};
+  if (h.directions != shape.directions) return {"packed: packed for another number of directions"};
+  if (h.bytes != bytes || bytes != packed_bytes_of(shape, h.lanes))
+    return {"packed: truncated or overlong block of packed LSTM weights"};
+  return kOk;
+}
+
+// What both passes' plans have in common.
+template <class Plan, class Call>
+Status begin_plan(const Call& call, const Executor& executor, Plan* plan) {
+  if (const Status status = pick(&plan->kernels); !status) return status;
+  const LstmShape& s = call.shape;
+  if (const Status status = check_call(s); !status) return status;
+  plan->call = call;
+  plan->executor = executor;
+  plan->reserve_floats = lstm_rows(s) * s.directions * (s.layers * reserve_row(s) + (s.layers - 1) * s.hidden);
   return kOk;
 }
 
 }  // namespace
+
+Status lstm_starts(const int64_t* batch_sizes, int64_t steps, int64_t* starts) {
+  starts[0] = 0;
+  for (int64_t t = 0; t < steps; ++t) {
+    if (batch_sizes[t] < 1 || (t && batch_sizes[t] > batch_sizes[t - 1]))
+      return {"batch_sizes: expected positive sizes that don't increase"};
+    if (__builtin_add_overflow(starts[t], batch_sizes[t], &starts[t + 1])) return {"batch_sizes: too many rows"};
+  }
+  return kOk;
+}
 
 Status lstm_packed_bytes(const LstmShape& shape, int64_t* bytes) {
   const LstmKernels* kernels;
@@ -83,85 +120,39 @@ Status lstm_pack(const LstmShape& shape, const void* const* weights, void* packe
   return kOk;
 }
 
-Status lstm_check_packed(const LstmShape& shape, const void* packed, int64_t bytes, bool* bias) {
-  const LstmKernels* kernels;
-  if (const Status status = pick(&kernels); !status) return status;
-  if (const Status status = check_shape(shape); !status) return status;
-  LstmHeader h;
-  if (bytes < kHeaderBytes) return {"packed: too short to be a block of packed LSTM weights"};
-  std::memcpy(&h, packed, sizeof h);
-  if (std::memcmp(h.magic, kLstmMagic, sizeof kLstmMagic) != 0) return {"packed: not a block of packed LSTM weights"};
-  if (h.version != 1) return {"packed: packed by another version of pykernels; pack the weights again"};
-  if (h.lanes != kernels->lanes) return {"packed: packed for another instruction set; pack the weights again"};
-  if (h.dtype != static_cast<int32_t>(shape.dtype)) return {"packed: packed from weights of another dtype"};
-  if (h.input != shape.input) return {"packed: packed for another input size"};
-  if (h.hidden != shape.hidden) return {"packed: packed for another hidden size"};
-  if (h.layers != shape.layers) return {"packed: packed for another number of layers"};
-  if (h.directions != shape.directions) return {"packed: packed for another number of directions"};
-  if (h.bytes != bytes || bytes != packed_bytes_of(shape, h.lanes))
-    return {"packed: truncated or overlong block of packed LSTM weights"};
-  *bias = h.bias != 0;
-  return kOk;
-}
-
-Status lstm_reserve_size(const LstmShape& shape, int64_t* floats) {
-  if (const Status status = check_call(shape); !status) return status;
-  *floats =
-      lstm_rows(shape) * shape.directions * (shape.layers * reserve_row(shape) + (shape.layers - 1) * shape.hidden);
-  return kOk;
-}
-
-Status lstm_forward_workspace(const LstmForward& call, int threads, int64_t* bytes) {
-  const LstmKernels* kernels;
-  if (const Status status = pick(&kernels); !status) return status;
-  if (const Status status = check_call(call.shape); !status) return status;
-  *bytes = kernels->forward_workspace(call, threads);
-  return kOk;
-}
-
-Status lstm_forward(const LstmForward& call, const Executor& executor) {
-  const LstmKernels* kernels;
-  if (const Status status = pick(&kernels); !status) return status;
-  if (const Status status = check_call(call.shape); !status) return status;
+Status make_plan(const LstmForward& call, const Executor& executor, LstmForwardPlan* plan) {
+  if (const Status status = begin_plan(call, executor, plan); !status) return status;
   if (call.packed) {
-    bool bias;
-    if (const Status status = lstm_check_packed(call.shape, call.packed, call.packed_bytes, &bias); !status)
-      return status;
+    const Status status = check_packed(call.shape, plan->kernels->lanes, call.packed, call.packed_bytes);
+    if (!status) return status;
   } else if (!call.weights) {
     return {"weights: expected weights or packed weights"};
   }
-  if (call.workspace_bytes < kernels->forward_workspace(call, executor.threads))
-    return {"workspace: expected lstm_forward_workspace bytes"};
-  if (call.shape.batch > 0) kernels->forward(call, executor);
+  if (!call.save) plan->reserve_floats = 0;
+  plan->kernels->plan_forward(plan);
   return kOk;
 }
 
-Status lstm_backward_workspace(const LstmBackward& call, int threads, int64_t* bytes) {
-  const LstmKernels* kernels;
-  if (const Status status = pick(&kernels); !status) return status;
-  if (const Status status = check_call(call.shape); !status) return status;
-  *bytes = kernels->backward_workspace(call, threads);
+void run(const LstmForwardPlan& plan, void* workspace) {
+  if (plan.call.shape.batch > 0) plan.kernels->forward(plan, workspace);
+}
+
+Status make_plan(const LstmBackward& call, const Executor& executor, LstmBackwardPlan* plan) {
+  if (const Status status = begin_plan(call, executor, plan); !status) return status;
+  plan->kernels->plan_backward(plan);
   return kOk;
 }
 
-Status lstm_backward(const LstmBackward& call, const Executor& executor) {
-  const LstmKernels* kernels;
-  if (const Status status = pick(&kernels); !status) return status;
-  if (const Status status = check_call(call.shape); !status) return status;
-  if (call.workspace_bytes < kernels->backward_workspace(call, executor.threads))
-    return {"workspace: expected lstm_backward_workspace bytes"};
-  if (call.shape.batch > 0) {
-    kernels->backward(call, executor);
-    return kOk;
-  }
-  // No sequences: the weights' gradients are zero, everything else is empty.
+void run(const LstmBackwardPlan& plan, void* workspace) {
+  const LstmBackward& call = plan.call;
   const LstmShape& s = call.shape;
+  if (s.batch > 0) return plan.kernels->backward(plan, workspace);
+  // No sequences: the weights' gradients are zero, everything else is empty.
   for (int i = 0; i < lstm_weights(s); ++i) {
     const int per_cell = s.bias ? 4 : 2, which = i % per_cell;
     const int64_t columns = which == 0 ? lstm_input(s, i / per_cell / s.directions) : which == 1 ? s.hidden : 1;
     std::memset(call.grad_weights[i], 0, static_cast<size_t>(4 * s.hidden * columns) * size_of(s.dtype));
   }
-  return kOk;
 }
 
 }  // namespace pk

@@ -17,19 +17,6 @@ namespace pk {
 namespace PK_ISA {
 namespace {
 
-// Below this many multiply-adds a second thread costs more than it brings: in a layer, and in each share of a step.
-inline constexpr int64_t kLayerWork = 1 << 18;
-inline constexpr int64_t kShareWork = 1 << 14;
-
-inline int team_size(const LstmShape& s, int threads) {
-  const int64_t step = 4 * s.hidden * s.hidden * s.batch * s.directions;
-  int64_t team = threads;
-  if (step * s.steps < kLayerWork) team = 1;
-  if (team > step / kShareWork) team = step / kShareWork;
-  if (team > panels_of(s.hidden)) team = panels_of(s.hidden);
-  return team < 1 ? 1 : static_cast<int>(team);
-}
-
 struct Direction {
   const float* w_hh;         // panels (padded/kPanel, 4h, kPanel)
   const float* reserve;      // (rows, 5, h)
@@ -110,8 +97,8 @@ void share_step(const Layer& l, const Direction& d, int64_t s, int64_t begin, in
   }
 }
 
-void run_layer(const Layer& l, Share* shares, const Executor& executor) {
-  const int team = team_size(l.shape, executor.threads), directions = l.shape.directions;
+void run_layer(const Layer& l, Share* shares, int team, const Executor& executor) {
+  const int directions = l.shape.directions;
   const int64_t panels = l.padded / kPanel;
   Chain chains[2];
   for (int d = 0; d < directions; ++d) {
@@ -152,8 +139,7 @@ void write_matrix(const float* from, int64_t rows, int64_t columns, void* to, co
   });
 }
 
-struct Plan {
-  Rows rows;
+struct Parts {
   float *x, *output, *grad_output, *grad_x;  // dense copies, or nullptr
   float* between[2];                         // gradients of the inner layers' outputs
   float* states;                             // c0, grad_h_n, grad_h0, h0 of one layer: (d, 4, b, h)
@@ -163,45 +149,34 @@ struct Plan {
   float* panels;       // W_ih, x or h_{t-1} in panels
   float* grad_weight;  // bf16: a gradient before it is rounded
   Share* shares;
-  int64_t bytes;
 };
 
-Plan make_plan(const LstmBackward& call, int threads, char* base) {
-  const LstmShape& s = call.shape;
-  Arena arena{base};
-  Plan p{};
-  const int64_t rows = lstm_rows(s), width = s.directions * s.hidden, padded = round_up(s.hidden, kPanel);
-  const int64_t widest = s.layers > 1 && width > s.input ? width : s.input;
-  if (base) {
-    p.rows = make_rows(s, arena);
-  } else if (s.batch_sizes) {
-    arena.take<int64_t>(s.steps + 1);
-  }
-  if (needs_copy(call.x, s, s.input)) p.x = arena.take<float>(rows * s.input);
-  if (needs_copy(call.output, s, width)) p.output = arena.take<float>(rows * width);
-  if (call.grad_output.data && needs_copy(call.grad_output, s, width)) p.grad_output = arena.take<float>(rows * width);
-  if (needs_copy(call.grad_x, s, s.input)) p.grad_x = arena.take<float>(rows * s.input);
-  for (int i = 0; i < 2; ++i)
-    if (s.layers > 1 + i) p.between[i] = arena.take<float>(rows * width);
-  p.states = arena.take<float>(s.directions * 4 * s.batch * s.hidden);
-  p.running = arena.take<float>(s.directions * 2 * s.batch * padded);
-  p.d_gates = arena.take<float>(s.directions * rows * 4 * s.hidden);
-  for (int d = 0; d < s.directions; ++d) p.w_hh[d] = arena.take<float>(4 * s.hidden * padded);
-  const int64_t k = rows > 4 * s.hidden ? rows : 4 * s.hidden;
-  p.panels = arena.take<float>(k * round_up(widest > s.hidden ? widest : s.hidden, kPanel));
-  if (s.dtype == DType::bf16) p.grad_weight = arena.take<float>(4 * s.hidden * (widest > s.hidden ? widest : s.hidden));
-  p.shares = arena.take<Share>(s.directions * team_size(s, threads));
-  p.bytes = arena.used;
-  return p;
+Parts parts_of(const LstmBackwardParts& at, void* workspace) {
+  const auto floats = [&](int64_t offset) { return part<float>(workspace, offset); };
+  return {floats(at.x),
+          floats(at.output),
+          floats(at.grad_output),
+          floats(at.grad_x),
+          {floats(at.between[0]), floats(at.between[1])},
+          floats(at.states),
+          floats(at.running),
+          floats(at.d_gates),
+          {floats(at.w_hh[0]), floats(at.w_hh[1])},
+          floats(at.panels),
+          floats(at.grad_weight),
+          part<Share>(workspace, at.shares)};
 }
 
 template <class W>
 struct Backward {
+  const LstmBackwardPlan& plan;
   const LstmBackward& call;
-  const Executor& executor;
   const LstmShape& s;
-  Plan plan;
+  const Executor& executor;
+  Parts at;
+  Rows order;
   int64_t rows, width, padded, state;
+  const float* reserve;
 
   const W* weight(int cell, int which) const {
     return static_cast<const W*>(call.weights[cell * (s.bias ? 4 : 2) + which]);
@@ -220,30 +195,30 @@ struct Backward {
   // out (4h, n) = d_gates^T B, B given by its rows.
   template <class Row>
   void weight_gradient(const float* d_gates, int64_t n, void* out, const Row& row) const {
-    pack_panels(rows, n, plan.panels, executor, row);
-    float* const c = s.dtype == DType::f32 ? static_cast<float*>(out) : plan.grad_weight;
-    gemm({4 * s.hidden, n, rows, d_gates, 1, 4 * s.hidden, plan.panels, c, n, false}, executor);
+    pack_panels(rows, n, at.panels, executor, row);
+    float* const c = s.dtype == DType::f32 ? static_cast<float*>(out) : at.grad_weight;
+    gemm({4 * s.hidden, n, rows, d_gates, 1, 4 * s.hidden, at.panels, c, n, false}, executor);
     if (s.dtype != DType::f32) write_matrix(c, 4 * s.hidden, n, out, executor);
   }
 
   // One layer: its input x and output y (dense), the gradients of both.
   void layer(int index, const float* x, const float* y, const float* grad_y, float* grad_x) const {
-    Layer l{s, plan.rows, padded, {}};
+    Layer l{s, order, padded, {}};
     const int64_t input = lstm_input(s, index), hidden = s.hidden, gates = 4 * hidden;
     const float* h0[2] = {};
     for (int d = 0; d < s.directions; ++d) {
       const int cell = cell_of(s, index, d);
       Direction& to = l.direction[d];
-      pack_panels(gates, hidden, plan.w_hh[d], executor, [&](int64_t j) { return weight(cell, 1) + j * hidden; });
-      float* const states = plan.states + d * 4 * state;
-      to.w_hh = plan.w_hh[d];
-      to.reserve = call.reserve + cell * rows * reserve_row(s);
+      pack_panels(gates, hidden, at.w_hh[d], executor, [&](int64_t j) { return weight(cell, 1) + j * hidden; });
+      float* const states = at.states + d * 4 * state;
+      to.w_hh = at.w_hh[d];
+      to.reserve = reserve + cell * rows * reserve_row(s);
       to.c0 = read_states(call.c0, cell, states);
       to.grad_h_n = read_states(call.grad_h_n, cell, states + state);
       to.grad_h0 = states + 2 * state;
       h0[d] = read_states(call.h0, cell, states + 3 * state);
-      to.d_gates = plan.d_gates + d * rows * gates;
-      to.dh = plan.running + d * 2 * s.batch * padded;
+      to.d_gates = at.d_gates + d * rows * gates;
+      to.dh = at.running + d * 2 * s.batch * padded;
       to.dc = to.dh + s.batch * padded;
       std::memset(to.dc, 0, static_cast<size_t>(s.batch * padded) * sizeof(float));
       for (int64_t b = 0; call.grad_c_n && b < s.batch; ++b)
@@ -251,7 +226,7 @@ struct Backward {
       to.grad_output = grad_y ? grad_y + d * hidden : nullptr;
       to.reversed = d == 1;
     }
-    run_layer(l, plan.shares, executor);
+    run_layer(l, at.shares, plan.team, executor);
     for (int d = 0; d < s.directions; ++d) {
       const int cell = cell_of(s, index, d);
       const Direction& from = l.direction[d];
@@ -262,73 +237,98 @@ struct Backward {
       weight_gradient(from.d_gates, input, grad_weight(cell, 0), [&](int64_t r) { return x + r * input; });
       // h_{t-1} of row r: its step is found by division, or by bisection among packed sequences.
       weight_gradient(from.d_gates, hidden, grad_weight(cell, 1), [&](int64_t r) {
-        const int64_t t = time_of_row(r), b = r - plan.rows.first(t), before = row_before(l, from, t, b);
+        const int64_t t = time_of_row(r), b = r - order.first(t), before = row_before(l, from, t, b);
         return before < 0 ? h0[d] + b * hidden : y + before * width + d * hidden;
       });
       if (s.bias) sum_columns(from.d_gates, rows, gates, s.dtype, grad_weight(cell, 2), grad_weight(cell, 3), executor);
-      pack_panels(gates, input, plan.panels, executor, [&](int64_t j) { return weight(cell, 0) + j * input; });
-      gemm({rows, input, gates, from.d_gates, gates, 1, plan.panels, grad_x, input, d > 0}, executor);
+      pack_panels(gates, input, at.panels, executor, [&](int64_t j) { return weight(cell, 0) + j * input; });
+      gemm({rows, input, gates, from.d_gates, gates, 1, at.panels, grad_x, input, d > 0}, executor);
     }
   }
 
   int64_t time_of_row(int64_t row) const {
-    if (!plan.rows.sizes) return row / s.batch;
+    if (!order.sizes) return row / s.batch;
     int64_t low = 0, high = s.steps;
     while (high - low > 1) {
       const int64_t middle = (low + high) / 2;
-      (plan.rows.starts[middle] <= row ? low : high) = middle;
+      (order.starts[middle] <= row ? low : high) = middle;
     }
     return low;
   }
 
   void run() const {
-    const float* const x = dense_rows(call.x, s, plan.rows, s.input, plan.x, executor);
-    const float* y = dense_rows(call.output, s, plan.rows, width, plan.output, executor);
+    const float* const x = dense_rows(call.x, s, order, s.input, at.x, executor);
+    const float* y = dense_rows(call.output, s, order, width, at.output, executor);
     const float* grad_y =
-        call.grad_output.data ? dense_rows(call.grad_output, s, plan.rows, width, plan.grad_output, executor) : nullptr;
-    const float* const outputs = call.reserve + s.layers * s.directions * rows * reserve_row(s);
+        call.grad_output.data ? dense_rows(call.grad_output, s, order, width, at.grad_output, executor) : nullptr;
+    const float* const outputs = reserve + s.layers * s.directions * rows * reserve_row(s);
     for (int i = s.layers - 1; i >= 0; --i) {
       const float* const input = i ? outputs + (i - 1) * rows * width : x;
-      float* const grad_x = i             ? plan.between[(i - 1) & 1]
-                            : plan.grad_x ? plan.grad_x
-                                          : static_cast<float*>(call.grad_x.data);
+      float* const grad_x = i ? at.between[(i - 1) & 1] : at.grad_x ? at.grad_x : static_cast<float*>(call.grad_x.data);
       layer(i, input, y, grad_y, grad_x);
       y = input;
       grad_y = grad_x;
     }
-    if (!plan.grad_x) return;
+    if (!at.grad_x) return;
     parallel_for(executor, 0, s.steps, 1 + 32768 / (s.batch * s.input + 1), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t)
-        for (int64_t b = 0; b < plan.rows.active(t); ++b)
-          write_row(call.grad_x.data, s.dtype, offset_of(call.grad_x, plan.rows, t, b), s.input,
-                    plan.grad_x + (plan.rows.first(t) + b) * s.input);
+        for (int64_t b = 0; b < order.active(t); ++b)
+          write_row(call.grad_x.data, s.dtype, offset_of(call.grad_x, order, t, b), s.input,
+                    at.grad_x + (order.first(t) + b) * s.input);
     });
   }
 };
 
 template <class W>
-void backward(const LstmBackward& call, const Executor& executor) {
-  const LstmShape& s = call.shape;
-  const Backward<W> pass{call,
-                         executor,
+void backward(const LstmBackwardPlan& plan, void* workspace) {
+  const LstmShape& s = plan.call.shape;
+  const Backward<W> pass{plan,
+                         plan.call,
                          s,
-                         make_plan(call, executor.threads, static_cast<char*>(call.workspace)),
-                         lstm_rows(s),
+                         plan.executor,
+                         parts_of(plan.at, workspace),
+                         Rows(s),
+                         plan.rows,
                          s.directions * s.hidden,
-                         round_up(s.hidden, kPanel),
-                         s.batch * s.hidden};
+                         plan.padded,
+                         s.batch * s.hidden,
+                         static_cast<const float*>(plan.call.reserve)};
   pass.run();
 }
 
 }  // namespace
 
-int64_t lstm_backward_bytes(const LstmBackward& call, int threads) { return make_plan(call, threads, nullptr).bytes; }
+void lstm_plan_backward(LstmBackwardPlan* plan) {
+  const LstmBackward& call = plan->call;
+  const LstmShape& s = call.shape;
+  const int64_t rows = lstm_rows(s), width = s.directions * s.hidden, padded = round_up(s.hidden, kPanel);
+  const int64_t inputs = s.layers > 1 && width > s.input ? width : s.input;
+  const int64_t widest = inputs > s.hidden ? inputs : s.hidden, gates = 4 * s.hidden;
+  plan->rows = rows;
+  plan->padded = padded;
+  plan->team = team_size(s, plan->executor.threads, panels_of(s.hidden));
+  Arena arena;
+  LstmBackwardParts& at = plan->at;
+  at.x = arena.take_if<float>(needs_copy(call.x, s, s.input), rows * s.input);
+  at.output = arena.take_if<float>(needs_copy(call.output, s, width), rows * width);
+  at.grad_output = arena.take_if<float>(call.grad_output.data && needs_copy(call.grad_output, s, width), rows * width);
+  at.grad_x = arena.take_if<float>(needs_copy(call.grad_x, s, s.input), rows * s.input);
+  for (int i = 0; i < 2; ++i) at.between[i] = arena.take_if<float>(s.layers > 1 + i, rows * width);
+  at.states = arena.take<float>(s.directions * 4 * s.batch * s.hidden);
+  at.running = arena.take<float>(s.directions * 2 * s.batch * padded);
+  at.d_gates = arena.take<float>(s.directions * rows * gates);
+  for (int d = 0; d < 2; ++d) at.w_hh[d] = arena.take_if<float>(d < s.directions, gates * padded);
+  at.panels = arena.take<float>((rows > gates ? rows : gates) * round_up(widest, kPanel));
+  at.grad_weight = arena.take_if<float>(s.dtype == DType::bf16, gates * widest);
+  at.shares = arena.take<Share>(s.directions * plan->team);
+  plan->workspace_bytes = arena.used;
+}
 
-void lstm_backward_pass(const LstmBackward& call, const Executor& executor) {
-  if (call.shape.dtype == DType::bf16)
-    backward<bf16_t>(call, executor);
+void lstm_backward(const LstmBackwardPlan& plan, void* workspace) {
+  if (plan.call.shape.dtype == DType::bf16)
+    backward<bf16_t>(plan, workspace);
   else
-    backward<float>(call, executor);
+    backward<float>(plan, workspace);
 }
 
 }  // namespace PK_ISA

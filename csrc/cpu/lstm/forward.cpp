@@ -20,27 +20,11 @@ namespace {
 
 // Rows of x that one GEMM takes: enough to amortise a pass over W_ih.
 inline constexpr int64_t kSpanRows = 96;
-// Below this many multiply-adds a second thread costs more than it brings: in a layer, and in each share of a step.
-inline constexpr int64_t kLayerWork = 1 << 18;
-inline constexpr int64_t kShareWork = 1 << 14;
-
 inline int64_t span_of(const LstmShape& s) { return s.batch >= kSpanRows ? 1 : kSpanRows / (s.batch ? s.batch : 1); }
 
 // Up to so many rows in all, weights that come unpacked are used as they are: packing costs as much as some hundred
 // rows.
 inline constexpr int64_t kUnpackedRows = 512;
-
-inline bool packs(const LstmForward& call) { return !call.packed && lstm_rows(call.shape) > kUnpackedRows; }
-
-inline int team_size(const LstmShape& s, int threads) {
-  const int64_t blocks = (s.hidden + kLanes - 1) / kLanes;
-  const int64_t step = 4 * s.hidden * s.hidden * s.batch * s.directions;
-  int64_t team = threads;
-  if (step * s.steps < kLayerWork) team = 1;
-  if (team > step / kShareWork) team = step / kShareWork;
-  if (team > blocks) team = blocks;
-  return team < 1 ? 1 : static_cast<int>(team);
-}
 
 // One direction of one layer.
 template <class W>
@@ -157,45 +141,9 @@ void share_step(const Layer<W>& l, int index, int64_t s, int64_t begin, int64_t 
   }
 }
 
-// Everything the pass keeps in its workspace.
-struct Plan {
-  Rows rows;
-  float* x;           // dense copy of the input, or nullptr
-  float* between[2];  // outputs of inner layers (rows, d * h), where no reserve holds them
-  float *gx, *state;  // of one layer
-  Share* shares;
-  char* packed;
-  float* bias;  // of one layer, where nothing is packed
-  int64_t bytes;
-};
-
-inline Plan make_plan(const LstmForward& call, int threads, char* base) {
-  const LstmShape& s = call.shape;
-  Arena arena{base};
-  Plan p{};
-  const int64_t rows = lstm_rows(s), padded = round_up(s.hidden, kLanes);
-  if (base) {
-    p.rows = make_rows(s, arena);
-  } else if (s.batch_sizes) {
-    arena.take<int64_t>(s.steps + 1);
-  }
-  if (needs_copy(call.x, s, s.input)) p.x = arena.take<float>(rows * s.input);
-  for (int i = 0; i < 2; ++i)
-    if (!call.reserve && s.layers > 1 + i) p.between[i] = arena.take<float>(rows * s.directions * s.hidden);
-  p.gx = arena.take<float>(s.directions * span_of(s) * s.batch * 4 * padded);
-  p.state = arena.take<float>(s.directions * 3 * s.batch * padded);
-  p.shares = arena.take<Share>(s.directions * team_size(s, threads));
-  if (packs(call))
-    p.packed = arena.take<char>(packed_bytes_of(s, kLanes));
-  else if (!call.packed)
-    p.bias = arena.take<float>(s.directions * 4 * padded);
-  p.bytes = arena.used;
-  return p;
-}
-
 template <class W>
-void run_layer(const Layer<W>& l, Share* shares, const Executor& executor) {
-  const int team = team_size(l.shape, executor.threads), directions = l.shape.directions;
+void run_layer(const Layer<W>& l, Share* shares, int team, const Executor& executor) {
+  const int directions = l.shape.directions;
   const int64_t blocks = l.padded / kLanes;
   Chain chains[2];
   for (int d = 0; d < directions; ++d) {
@@ -214,24 +162,28 @@ void run_layer(const Layer<W>& l, Share* shares, const Executor& executor) {
 }
 
 template <class W>
-void forward(const LstmForward& call, const Executor& executor) {
+void forward(const LstmForwardPlan& plan, void* workspace) {
+  const LstmForward& call = plan.call;
   const LstmShape& s = call.shape;
-  Plan plan = make_plan(call, executor.threads, static_cast<char*>(call.workspace));
+  const Executor& executor = plan.executor;
   const char* packed = static_cast<const char*>(call.packed);
-  if (packs(call)) {
-    lstm_pack_weights(s, call.weights, plan.packed, executor);
-    packed = plan.packed;
+  if (char* const own = part<char>(workspace, plan.at.packed)) {
+    lstm_pack_weights(s, call.weights, own, executor);
+    packed = own;
   }
-  const int64_t rows = lstm_rows(s), padded = round_up(s.hidden, kLanes), width = s.directions * s.hidden;
+  const Rows order(s);
+  const int64_t rows = plan.rows, padded = plan.padded, width = s.directions * s.hidden, span = span_of(s);
   const int64_t element = static_cast<int64_t>(size_of(s.dtype)), state = s.batch * s.hidden;
-  const float* x = dense_rows(call.x, s, plan.rows, s.input, plan.x, executor);
+  float* const reserve = call.save ? static_cast<float*>(call.reserve) : nullptr;
+  float* const all_gx = part<float>(workspace, plan.at.gx);
+  float* const all_states = part<float>(workspace, plan.at.state);
+  const float* x = dense_rows(call.x, s, order, s.input, part<float>(workspace, plan.at.x), executor);
   for (int layer = 0; layer < s.layers; ++layer) {
     const bool top = layer + 1 == s.layers;
-    Layer<W> l{s, plan.rows, padded, lstm_input(s, layer), span_of(s), packed != nullptr, x, call.output, s.dtype, {}};
+    Layer<W> l{s, order, padded, lstm_input(s, layer), span, packed != nullptr, x, call.output, s.dtype, {}};
     if (!top) {
-      float* const between = call.reserve
-                                 ? call.reserve + s.layers * s.directions * rows * reserve_row(s) + layer * rows * width
-                                 : plan.between[layer & 1];
+      float* const between = reserve ? reserve + s.layers * s.directions * rows * reserve_row(s) + layer * rows * width
+                                     : part<float>(workspace, plan.at.between[layer & 1]);
       l.output = {between, s.batch * width, width};
       l.output_dtype = DType::f32;
       x = between;
@@ -248,13 +200,13 @@ void forward(const LstmForward& call, const Executor& executor) {
         const void* const* w = call.weights + index * (s.bias ? 4 : 2);
         to.w_ih = static_cast<const W*>(w[0]);
         to.w_hh = static_cast<const W*>(w[1]);
-        float* const bias = plan.bias + d * 4 * padded;
+        float* const bias = part<float>(workspace, plan.at.bias) + d * 4 * padded;
         pack_bias(static_cast<const W*>(s.bias ? w[2] : nullptr), static_cast<const W*>(s.bias ? w[3] : nullptr),
                   s.hidden, bias);
         to.bias = bias;
       }
-      to.gx = plan.gx + d * l.span * s.batch * 4 * padded;
-      float* const states = plan.state + d * 3 * s.batch * padded;
+      to.gx = all_gx + d * l.span * s.batch * 4 * padded;
+      float* const states = all_states + d * 3 * s.batch * padded;
       to.h[0] = states, to.h[1] = states + s.batch * padded, to.c = states + 2 * s.batch * padded;
       std::memset(states, 0, static_cast<size_t>(3 * s.batch * padded) * sizeof(float));
       for (int64_t b = 0; b < s.batch; ++b) {
@@ -263,24 +215,45 @@ void forward(const LstmForward& call, const Executor& executor) {
         read_row(call.h0, s.dtype, from, s.hidden, to.h[1] + b * padded);
         read_row(call.c0, s.dtype, from, s.hidden, to.c + b * padded);
       }
-      to.reserve = call.reserve ? call.reserve + index * rows * reserve_row(s) : nullptr;
+      to.reserve = reserve ? reserve + index * rows * reserve_row(s) : nullptr;
       to.h_n = static_cast<char*>(call.h_n) + index * state * element;
       to.c_n = static_cast<char*>(call.c_n) + index * state * element;
       to.reversed = d == 1;
     }
-    run_layer(l, plan.shares, executor);
+    run_layer(l, part<Share>(workspace, plan.at.shares), plan.team, executor);
   }
 }
 
 }  // namespace
 
-int64_t lstm_forward_bytes(const LstmForward& call, int threads) { return make_plan(call, threads, nullptr).bytes; }
+void lstm_plan_forward(LstmForwardPlan* plan) {
+  const LstmForward& call = plan->call;
+  const LstmShape& s = call.shape;
+  const int64_t rows = lstm_rows(s), blocks = (s.hidden + kLanes - 1) / kLanes, padded = blocks * kLanes;
+  plan->rows = rows;
+  plan->padded = padded;
+  plan->team = team_size(s, plan->executor.threads, blocks);
+  Arena arena;
+  LstmForwardParts& at = plan->at;
+  at.x = arena.take_if<float>(needs_copy(call.x, s, s.input), rows * s.input);
+  // Outputs of inner layers (rows, d * h), where no reserve holds them.
+  for (int i = 0; i < 2; ++i)
+    at.between[i] = arena.take_if<float>(!call.save && s.layers > 1 + i, rows * s.directions * s.hidden);
+  // Of one layer.
+  at.gx = arena.take<float>(s.directions * span_of(s) * s.batch * 4 * padded);
+  at.state = arena.take<float>(s.directions * 3 * s.batch * padded);
+  at.shares = arena.take<Share>(s.directions * plan->team);
+  const bool packs = !call.packed && rows > kUnpackedRows;
+  at.packed = packs ? arena.take<char>(packed_bytes_of(s, kLanes)) : -1;
+  at.bias = arena.take_if<float>(!call.packed && !packs, s.directions * 4 * padded);
+  plan->workspace_bytes = arena.used;
+}
 
-void lstm_forward_pass(const LstmForward& call, const Executor& executor) {
-  if (call.shape.dtype == DType::bf16)
-    forward<bf16_t>(call, executor);
+void lstm_forward(const LstmForwardPlan& plan, void* workspace) {
+  if (plan.call.shape.dtype == DType::bf16)
+    forward<bf16_t>(plan, workspace);
   else
-    forward<float>(call, executor);
+    forward<float>(plan, workspace);
 }
 
 }  // namespace PK_ISA

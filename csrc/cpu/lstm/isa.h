@@ -7,10 +7,10 @@ namespace pk {
 namespace PK_ISA {
 
 void lstm_pack_weights(const LstmShape& shape, const void* const* weights, void* packed, const Executor& executor);
-int64_t lstm_forward_bytes(const LstmForward& call, int threads);
-void lstm_forward_pass(const LstmForward& call, const Executor& executor);
-int64_t lstm_backward_bytes(const LstmBackward& call, int threads);
-void lstm_backward_pass(const LstmBackward& call, const Executor& executor);
+void lstm_plan_forward(LstmForwardPlan* plan);
+void lstm_forward(const LstmForwardPlan& plan, void* workspace);
+void lstm_plan_backward(LstmBackwardPlan* plan);
+void lstm_backward(const LstmBackwardPlan& plan, void* workspace);
 
 }  // namespace PK_ISA
 }  // namespace pk

@@ -46,37 +46,37 @@ inline int64_t packed_bytes_of(const LstmShape& s, int lanes) {
   return packed_offsets(s, lanes, s.layers - 1, s.directions - 1).end;
 }
 
-// Hands out 64-byte aligned pieces of a workspace; with a null base it only counts.
+// Lays a workspace out in 64-byte aligned parts.
 struct Arena {
-  char* base = nullptr;
   int64_t used = 0;
 
+  // Where the next part of `count` T begins.
   template <class T>
-  T* take(int64_t count) {
-    char* const p = base + used;
+  int64_t take(int64_t count) {
+    const int64_t begin = used;
     used += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
-    return base ? reinterpret_cast<T*>(p) : nullptr;
+    return begin;
+  }
+  template <class T>
+  int64_t take_if(bool needed, int64_t count) {
+    return needed ? take<T>(count) : -1;
   }
 };
+// The part of a workspace that begins at `offset`, or nullptr where that is -1.
+template <class T>
+T* part(void* workspace, int64_t offset) {
+  return offset < 0 ? nullptr : reinterpret_cast<T*>(static_cast<char*>(workspace) + offset);
+}
 
 // Time step t's sequences are rows first(t) .. first(t) + active(t) of everything that is stored densely.
 struct Rows {
-  int64_t steps, batch;
-  const int64_t* sizes;   // or nullptr
-  const int64_t* starts;  // (steps + 1), only where sizes is set
+  int64_t batch;
+  const int64_t *sizes, *starts;  // or nullptr
 
+  explicit Rows(const LstmShape& s) : batch(s.batch), sizes(s.batch_sizes), starts(s.starts) {}
   int64_t active(int64_t t) const { return sizes ? sizes[t] : batch; }
   int64_t first(int64_t t) const { return sizes ? starts[t] : t * batch; }
 };
-
-inline Rows make_rows(const LstmShape& s, Arena& arena) {
-  int64_t* starts = s.batch_sizes ? arena.take<int64_t>(s.steps + 1) : nullptr;
-  if (starts) {
-    starts[0] = 0;
-    for (int64_t t = 0; t < s.steps; ++t) starts[t + 1] = starts[t] + s.batch_sizes[t];
-  }
-  return {s.steps, s.batch, s.batch_sizes, starts};
-}
 
 // Element offset of (t, b, 0) in a sequence tensor.
 inline int64_t offset_of(const LstmSequence& q, const Rows& rows, int64_t t, int64_t b) {

@@ -5,8 +5,8 @@ namespace pk {
 namespace PK_ISA {
 
 extern const LstmKernels lstm_kernels;
-const LstmKernels lstm_kernels = {PK_LANES,          lstm_pack_weights,   lstm_forward_bytes,
-                                  lstm_forward_pass, lstm_backward_bytes, lstm_backward_pass};
+const LstmKernels lstm_kernels = {PK_LANES,     lstm_pack_weights,  lstm_plan_forward,
+                                  lstm_forward, lstm_plan_backward, lstm_backward};
 
 }  // namespace PK_ISA
 }  // namespace pk

@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "cpu/vec.h"
+#include "pykernels/lstm.h"
 
 namespace pk {
 namespace {
@@ -23,6 +24,20 @@ struct Share {
   int64_t present;
   char padding[128 - 3 * sizeof(int64_t)];  // two lines: neighbours are fetched in pairs
 };
+
+// Below this many multiply-adds a second thread costs more than it brings: in a layer, and in each share of a step.
+inline constexpr int64_t kLayerWork = 1 << 18;
+inline constexpr int64_t kShareWork = 1 << 14;
+
+// Members that a step is worth which can be cut into `blocks`.
+inline int team_size(const LstmShape& s, int threads, int64_t blocks) {
+  const int64_t step = 4 * s.hidden * s.hidden * s.batch * s.directions;
+  int64_t team = threads;
+  if (step * s.steps < kLayerWork) team = 1;
+  if (team > step / kShareWork) team = step / kShareWork;
+  if (team > blocks) team = blocks;
+  return team < 1 ? 1 : static_cast<int>(team);
+}
 
 // About 20 us of waiting before a present member counts as absent, or a claimed share's thread as descheduled.
 inline constexpr int kSpins = 600;

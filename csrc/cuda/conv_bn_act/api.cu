@@ -324,8 +324,12 @@ Status to_problem(const ConvArgs& args, Problem* problem) {
 }
 
 Status to_problem(const Int8Conv& args, Problem* problem) {
-  const auto known = [](DType t) { return t == DType::i8 || t == DType::f16 || t == DType::f32; };
-  if (!known(args.y_dtype) || !known(args.residual_dtype)) return {"y, residual: expected int8, float16 or float32"};
+  if (args.residual_dtype == DType::i32) return {"residual: expected int8 or a float dtype"};
+  const bool plain = args.scale == nullptr && args.shift == nullptr && args.residual.data == nullptr &&
+                     args.activation == Activation::none && args.y_scale == 1.0f;
+  if (args.y_dtype == DType::i32 && !plain) {
+    return {"y: int32 is the plain sum; expected no scale, shift, residual, activation or y_scale beside it"};
+  }
   Epilogue e = {};
   e.scale = args.scale, e.shift = args.shift;
   e.residual_dtype = args.residual_dtype, e.y_dtype = args.y_dtype;

@@ -85,6 +85,23 @@ PK_DEVICE void store_channels(T* to, int64_t stride, bool vectors, int count, co
   }
 }
 
+// The sums themselves.
+PK_DEVICE void store_sums(int32_t* to, int64_t stride, bool vectors, int count, const int32_t (&sum)[8]) {
+  if (vectors && count == 8) {
+    PK_UNROLL
+    for (int i = 0; i < 8; i += 4) {
+      *reinterpret_cast<uint4*>(to + i) =
+          make_uint4(static_cast<uint32_t>(sum[i]), static_cast<uint32_t>(sum[i + 1]),
+                     static_cast<uint32_t>(sum[i + 2]), static_cast<uint32_t>(sum[i + 3]));
+    }
+    return;
+  }
+  PK_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    if (i < count) to[i * stride] = sum[i];
+  }
+}
+
 // f(T{}) for the type that `Type` is, or, for AnyType, that `dtype` says.
 template <class Type, class F>
 PK_DEVICE void with_type(DType dtype, F&& f) {
@@ -93,6 +110,8 @@ PK_DEVICE void with_type(DType dtype, F&& f) {
       f(int8_t{});
     } else if (dtype == DType::f16) {
       f(f16{});
+    } else if (dtype == DType::bf16) {
+      f(bf16{});
     } else {
       f(float{});
     }
@@ -142,6 +161,14 @@ PK_DEVICE void activate_eight(float (&v)[8], Activation activation, float negati
 
 template <class Type, class Sum>
 PK_DEVICE void finish(const Epilogue& e, const Channels& channels, int row, const Sum (&sum)[8]) {
+  // Said twice, not kept: an offset that lives through all of this costs reduce_splits a spill.
+  const auto y_at = [&] { return pixel_offset(e, e.y_stride, row) + channels.k * e.y_stride[1]; };
+  if constexpr (std::is_same_v<Type, AnyType>) {
+    if (e.y_dtype == DType::i32) {
+      store_sums(static_cast<int32_t*>(e.y) + y_at(), e.y_stride[1], e.vectors, channels.count, sum);
+      return;
+    }
+  }
   float v[8];
   PK_UNROLL
   for (int i = 0; i < 8; ++i) v[i] = static_cast<float>(sum[i]) * channels.scale[i] + channels.shift[i];
@@ -162,10 +189,9 @@ PK_DEVICE void finish(const Epilogue& e, const Channels& channels, int row, cons
     PK_UNROLL
     for (int i = 0; i < 8; ++i) v[i] *= e.y_scale;
   }
-  const int64_t at = pixel_offset(e, e.y_stride, row) + channels.k * e.y_stride[1];
   with_type<Type>(e.y_dtype, [&](auto type) {
     using T = decltype(type);
-    store_channels(static_cast<T*>(e.y) + at, e.y_stride[1], e.vectors, channels.count, v);
+    store_channels(static_cast<T*>(e.y) + y_at(), e.y_stride[1], e.vectors, channels.count, v);
   });
 }
 

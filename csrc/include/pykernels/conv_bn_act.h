@@ -1,9 +1,12 @@
 // y = act(conv2d(x, weight) * scale[k] + shift[k] + residual): convolution, folded batch norm, residual and activation
 // in one pass.
 //
-// The weight is packed once for the ISA in force (conv_pack) and then used any number of times (conv_bn_act). Sums are
+// The weight is packed once for the ISA in force (conv_pack) and then used any number of times (conv_run). Sums are
 // float32 whatever the element type; each output's summation order depends on the shape, the algorithm and the ISA
 // alone, so for one packed weight the bits don't depend on the threads, the batch or the memory format.
+//
+// A call is a plan and its run. The plan refuses what cannot be computed and works out everything that does not need
+// the data; what runs by it checks nothing again.
 #pragma once
 
 #include <cstdint>
@@ -58,27 +61,46 @@ struct ConvArgs {
   int64_t y_stride[4] = {};
   Activation activation = Activation::none;
   float negative_slope = 0.01f;  // leaky_relu's
-  void* workspace = nullptr;     // [workspace_bytes], at least conv_workspace_bytes
+  void* workspace = nullptr;     // [workspace_bytes], at least what the plan or, on CUDA, conv_workspace_bytes says
   int64_t workspace_bytes = 0;
   bool tf32 = false;  // f32 factors may be rounded to tf32, where that is faster; on CUDA it is
 };
 
-// Refuses sizes that are negative or impossible, and an output without pixels. All functions below check it first.
-PK_API Status conv_check(const ConvShape& shape);
+struct ConvMethod;
+inline constexpr int kConvBlockingBytes = 192;
+
+// A call whose arguments are checked, for the ISA that was in force when it was planned.
+struct ConvPlan {
+  ConvShape shape;
+  DType dtype;  // of weight, where it is packed by this plan
+  ConvAlgorithm algorithm;
+  int32_t layout, lanes;  // as the packed weight's header has them
+  int64_t packed_bytes;
+  int64_t workspace_bytes;
+  const ConvMethod* method;
+  alignas(8) unsigned char blocking[kConvBlockingBytes];  // the method's own
+};
 
 // The algorithm that is likely fastest for the shape, by a model of its operations and of the bytes of weight that it
 // streams. A function of the shape alone, not of threads or ISA. `packs`: the weight is packed for this one call, and
-// the packing counts.
+// the packing counts. Refuses what every plan refuses: sizes that are negative or impossible, an output without pixels.
 PK_API Status conv_choose(const ConvShape& shape, bool packs, ConvAlgorithm* algorithm);
 
-// The size of the packed weight for the ISA in force, and the packing. weight: (k, c / groups, r, s), f32 or bf16.
-PK_API Status conv_packed_bytes(const ConvShape& shape, ConvAlgorithm algorithm, int64_t* bytes);
-PK_API Status conv_pack(const ConvShape& shape, ConvAlgorithm algorithm, DType dtype, const ConvTensor& weight,
-                        void* packed, int64_t packed_bytes, const Executor& executor);
+// A plan for packing alone. weight: (k, c / groups, r, s), f32 or bf16.
+PK_API Status conv_plan_pack(const ConvShape& shape, ConvAlgorithm algorithm, DType dtype, ConvPlan* plan);
 
-// The size of the workspace that conv_bn_act needs with these arguments, `workspace` itself unset. Checks `packed`:
-// a blob that is truncated, of another shape or packed for another ISA is refused.
-PK_API Status conv_workspace_bytes(const ConvArgs& args, const Executor& executor, int64_t* bytes);
-PK_API Status conv_bn_act(const ConvArgs& args, const Executor& executor);
+// A plan for running with `packed`: a blob that is truncated, of another shape or packed for another ISA is refused.
+// Both plans for running read shape, dtype, activation, and x's and y's stride[1] of the arguments; the rest, the data
+// above all, may still be unset.
+PK_API Status conv_plan_packed(const ConvArgs& args, int threads, ConvPlan* plan);
+
+// A plan for packing and running, with the algorithm that suits the two together.
+PK_API Status conv_plan_unpacked(const ConvArgs& args, int threads, ConvPlan* plan);
+
+// Fills `packed`, plan.packed_bytes of room.
+PK_API void conv_pack(const ConvPlan& plan, const ConvTensor& weight, void* packed, const Executor& executor);
+
+// The arguments are those of the plan, complete. Refuses a workspace that is too small.
+PK_API Status conv_run(const ConvPlan& plan, const ConvArgs& args, const Executor& executor);
 
 }  // namespace pk

@@ -1,7 +1,6 @@
 // int8 matrix product with an epilogue, its packed weights, and quantisation. Everything here is free of torch.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
 #include "pykernels/activation.h"
@@ -51,12 +50,32 @@ struct Int8Matmul {
   void* out = nullptr;  // (m, n), rows contiguous
 };
 
-// Checks the problem and gives the bytes of the workspace for `threads` threads; any alignment will do.
-PK_API Status int8_matmul_workspace(const Int8Matmul& problem, int threads, size_t* bytes);
-PK_API Status int8_matmul(const Int8Matmul& problem, void* workspace, size_t workspace_bytes, const Executor& executor);
+// How the product is cut, by csrc/cpu/int8_matmul/choose.h: the business of the kernels alone.
+struct Int8Blocking {
+  int64_t tiles, blocks, chunks, slots;  // of a's rows, of tiles, of b's columns; threads that have a part of workspace
+  bool pack_first;                       // b is not packed yet, and worth packing as a whole
+  int64_t packed_bytes;                  // of workspace: that packed b, then for each slot slot_bytes, which are
+  int64_t slot_bytes, a_bytes, sums_bytes, panels_bytes, wide_bytes, scale_bytes;
+};
+
+struct Int8Kernels;
+
+// A problem that has been checked, the kernels that run it, and how. It holds for one ISA: that in force when it was
+// made. A plan may run any number of times, and with any data behind the same shapes, strides and packed header.
+struct Int8MatmulPlan {
+  Int8Matmul problem;  // `out` may be set, and any pointer changed, between make_plan and run
+  const Int8Kernels* kernels = nullptr;
+  Int8Blocking blocking = {};
+  int64_t workspace_bytes = 0;
+};
+
+// Checks the problem, `packed` and zero points included, and plans it for up to `threads` threads.
+PK_API Status make_plan(const Int8Matmul& problem, int threads, Int8MatmulPlan* plan);
+// workspace: [plan.workspace_bytes], of any alignment. Trusts the plan: nothing is checked again.
+PK_API void run(const Int8MatmulPlan& plan, void* workspace, const Executor& executor);
 
 // Packs b (k, n) once for many products. The size is the same for every ISA, the contents are not: a blob says which
-// layout it has, and int8_matmul refuses another's.
+// layout it has, and make_plan refuses another's.
 PK_API Status int8_packed_bytes(int64_t k, int64_t n, int64_t* bytes);
 PK_API Status int8_pack(const int8_t* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n, void* packed,
                         const Executor& executor);

@@ -7,6 +7,12 @@
 // Shapes: t steps, b sequences, `rows` = t * b time steps in all (packed sequences: the sum of batch_sizes), i input
 // features, h hidden units, d directions, l layers. Layer 0 reads i features, every other d * h.
 // float32 throughout, or bfloat16 for every tensor with float32 arithmetic and state inside.
+//
+//   LstmForward call;  // shape, inputs, weights or packed weights
+//   LstmForwardPlan plan;
+//   Status status = make_plan(call, executor, &plan);  // all the checks, the ISA, sizes and blocking: once a call
+//   plan.call.output = ...;                            // results, now that plan.reserve_floats is known
+//   run(plan, workspace);                              // plan.workspace_bytes, 64-byte aligned; trusts the plan
 #pragma once
 
 #include <cstdint>
@@ -28,15 +34,15 @@ struct LstmShape {
   bool bias = true;
   DType dtype = DType::f32;              // f32 or bf16
   const int64_t* batch_sizes = nullptr;  // (t), non-increasing, each >= 1, or nullptr: all steps have b rows
+  const int64_t* starts = nullptr;       // (t + 1), as lstm_starts makes it of batch_sizes
 };
 
+// The one walk over batch_sizes (steps): starts (steps + 1) gets the rows before each step and, last, those in all.
+// Refuses sizes below 1 and sizes that increase.
+PK_API Status lstm_starts(const int64_t* batch_sizes, int64_t steps, int64_t* starts);
+
 // Time steps of all sequences together; the weights of layer `layer`'s input; weight tensors in nn.LSTM's flat order.
-static inline int64_t lstm_rows(const LstmShape& s) {
-  if (!s.batch_sizes) return s.steps * s.batch;
-  int64_t rows = 0;
-  for (int64_t t = 0; t < s.steps; ++t) rows += s.batch_sizes[t];
-  return rows;
-}
+static inline int64_t lstm_rows(const LstmShape& s) { return s.batch_sizes ? s.starts[s.steps] : s.steps * s.batch; }
 static inline int64_t lstm_input(const LstmShape& s, int layer) { return layer ? s.directions * s.hidden : s.input; }
 static inline int lstm_weights(const LstmShape& s) { return s.layers * s.directions * (s.bias ? 4 : 2); }
 
@@ -48,39 +54,22 @@ struct LstmSequence {
   int64_t row = 0;
 };
 
-// Packed weights of every layer and direction in one block: a header, then for each W_ih (h/v, I_l, 4, v), W_hh
-// (h/v, h, 4, v) in `dtype` and the sum of the biases (h/v, 4, v) in float32, v being the lanes of the active ISA.
-PK_API Status lstm_packed_bytes(const LstmShape& shape, int64_t* bytes);
-// weights: per layer and direction w_ih (4h, I_l), w_hh (4h, h) and, with bias, b_ih (4h), b_hh (4h), contiguous.
-PK_API Status lstm_pack(const LstmShape& shape, const void* const* weights, void* packed, int64_t bytes,
-                        const Executor& executor);
-// Is `packed` what lstm_pack makes for this shape (input, hidden, layers, directions, dtype) and the active ISA?
-// Sets *bias to whether it was packed with biases.
-PK_API Status lstm_check_packed(const LstmShape& shape, const void* packed, int64_t bytes, bool* bias);
-
-struct LstmForward {
+// A forward pass's tensors, on every device.
+struct LstmForwardTensors {
   LstmShape shape;
   LstmSequence x;                        // (t, b, i)
   const void* h0 = nullptr;              // (l * d, b, h)
   const void* c0 = nullptr;              // (l * d, b, h)
   const void* const* weights = nullptr;  // lstm_weights(shape) pointers, as in lstm_pack; or
-  const void* packed = nullptr;          // lstm_pack's block of packed_bytes, and then weights is not read
-  int64_t packed_bytes = 0;
-  LstmSequence output;        // (t, b, d * h)
-  void* h_n = nullptr;        // (l * d, b, h)
-  void* c_n = nullptr;        // (l * d, b, h)
-  float* reserve = nullptr;   // lstm_reserve_size(shape) floats for lstm_backward, or nullptr
-  void* workspace = nullptr;  // lstm_forward_workspace bytes, 64-byte aligned
-  int64_t workspace_bytes = 0;
+  const void* packed = nullptr;          // lstm_pack's block, and then weights and shape.bias are not read
+  LstmSequence output;                   // (t, b, d * h); data may be nullptr where only h_n and c_n are wanted
+  void* h_n = nullptr;                   // (l * d, b, h)
+  void* c_n = nullptr;                   // (l * d, b, h)
+  void* reserve = nullptr;               // what the backward pass needs, or nullptr
 };
 
-// Floats that the backward pass needs: per layer and direction (rows, 5, h): the four gates and c; then the outputs of
-// all layers but the last (layers - 1, rows, d * h).
-PK_API Status lstm_reserve_size(const LstmShape& shape, int64_t* floats);
-PK_API Status lstm_forward_workspace(const LstmForward& call, int threads, int64_t* bytes);
-PK_API Status lstm_forward(const LstmForward& call, const Executor& executor);
-
-struct LstmBackward {
+// A backward pass's.
+struct LstmBackwardTensors {
   LstmShape shape;
   LstmSequence grad_output;              // (t, b, d * h), data may be nullptr: zero
   const void* grad_h_n = nullptr;        // (l * d, b, h) or nullptr
@@ -90,16 +79,63 @@ struct LstmBackward {
   const void* c0 = nullptr;              // (l * d, b, h)
   const void* const* weights = nullptr;  // as in lstm_pack
   LstmSequence output;                   // (t, b, d * h), the forward pass's
-  const float* reserve = nullptr;        // written by the forward pass
+  const void* reserve = nullptr;         // written by the forward pass
   LstmSequence grad_x;                   // (t, b, i)
   void* grad_h0 = nullptr;               // (l * d, b, h)
   void* grad_c0 = nullptr;               // (l * d, b, h)
   void* const* grad_weights = nullptr;   // lstm_weights(shape) pointers, shaped as the weights
-  void* workspace = nullptr;             // lstm_backward_workspace bytes, 64-byte aligned
-  int64_t workspace_bytes = 0;
 };
 
-PK_API Status lstm_backward_workspace(const LstmBackward& call, int threads, int64_t* bytes);
-PK_API Status lstm_backward(const LstmBackward& call, const Executor& executor);
+// Packed weights of every layer and direction in one block: a header, then for each W_ih (h/v, I_l, 4, v), W_hh
+// (h/v, h, 4, v) in `dtype` and the sum of the biases (h/v, 4, v) in float32, v being the lanes of the active ISA.
+PK_API Status lstm_packed_bytes(const LstmShape& shape, int64_t* bytes);
+// weights: per layer and direction w_ih (4h, I_l), w_hh (4h, h) and, with bias, b_ih (4h), b_hh (4h), contiguous.
+PK_API Status lstm_pack(const LstmShape& shape, const void* const* weights, void* packed, int64_t bytes,
+                        const Executor& executor);
+
+struct LstmForward : LstmForwardTensors {
+  int64_t packed_bytes = 0;
+  bool save = false;  // write `reserve`
+};
+using LstmBackward = LstmBackwardTensors;
+
+// One ISA's kernels: csrc/cpu/lstm/kernels.h.
+struct LstmKernels;
+
+// Plain data, valid as long as the call's arrays are; may run any number of times, each with a workspace of its own.
+template <class Call, class Parts>
+struct LstmPlan {
+  Call call;
+  Executor executor;
+  const LstmKernels* kernels = nullptr;
+  int64_t workspace_bytes = 0;
+  // Of `reserve`, in float32: per layer and direction (rows, 5, h), the four gates and c; then the outputs of all
+  // layers but the last (layers - 1, rows, d * h).
+  int64_t reserve_floats = 0;
+  // The rest is the kernels' own: rows in all, hidden units rounded up to whole vectors or panels, shares of a step,
+  // and where in the workspace things lie, in bytes; -1 for what the call doesn't need.
+  int64_t rows = 0, padded = 0;
+  int team = 1;
+  Parts at{};
+};
+
+struct LstmForwardParts {
+  int64_t x, between[2], gx, state, shares, packed, bias;
+};
+using LstmForwardPlan = LstmPlan<LstmForward, LstmForwardParts>;
+
+struct LstmBackwardParts {
+  int64_t x, output, grad_output, grad_x, between[2], states, running, d_gates, w_hh[2], panels, grad_weight, shares;
+};
+using LstmBackwardPlan = LstmPlan<LstmBackward, LstmBackwardParts>;
+
+// Checks the call and works out all that doesn't depend on data: reads the shape, x's strides, `packed` and its header,
+// and `save`. The other pointers may be set in plan.call afterwards. A block of packed weights is refused unless it is
+// what lstm_pack makes for this shape and the active ISA.
+PK_API Status make_plan(const LstmForward& call, const Executor& executor, LstmForwardPlan* plan);
+PK_API void run(const LstmForwardPlan& plan, void* workspace);
+// Reads the strides of grad_output, output and grad_x too, and whether there is a grad_output.
+PK_API Status make_plan(const LstmBackward& call, const Executor& executor, LstmBackwardPlan* plan);
+PK_API void run(const LstmBackwardPlan& plan, void* workspace);
 
 }  // namespace pk

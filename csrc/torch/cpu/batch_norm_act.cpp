@@ -1,6 +1,6 @@
-// Schemas of batch norm + residual + activation, and of the convolution before it: see batch_norm.py and
-// conv_statistics.py in pykernels/ops/conv_bn_act for what they compute. The CUDA kernels are in csrc/torch/cuda; on a
-// CPU they are plain PyTorch, in those files and batch_norm_autograd.py.
+// Schemas of batch norm + residual + activation, and of the convolution before it: see pykernels/ops/batch_norm_act and
+// pykernels/ops/conv_bn_act/statistics.py for what they compute. The CUDA kernels are in csrc/torch/cuda; on a CPU they
+// are plain PyTorch, in those files.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {

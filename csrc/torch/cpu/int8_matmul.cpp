@@ -24,7 +24,7 @@ const T* vector_of(const MaybeTensor& t, int64_t n, ScalarType dtype, const char
 }
 
 // Fills in what both forms share, runs, returns the output.
-Tensor run(const char* op, Int8Matmul p, const EpilogueArguments& e, ScalarType out_dtype) {
+Tensor multiply(const char* op, Int8Matmul& p, const EpilogueArguments& e, ScalarType out_dtype) {
   p.out_dtype = to_dtype(out_dtype, op, "out_dtype");
   p.activation = to_activation(e.activation, op);
   p.a_scale = vector_of<float>(e.a_scale, p.m, ScalarType::Float, op, "a_scale", &p.a_scale_stride);
@@ -44,64 +44,59 @@ Tensor run(const char* op, Int8Matmul p, const EpilogueArguments& e, ScalarType 
     p.b_scale = static_cast<const float*>(b_scale.const_data_ptr());
   }
   const Executor executor = torch_executor();
-  size_t bytes = 0;
-  check_status(int8_matmul_workspace(p, executor.threads, &bytes), op);
+  Int8MatmulPlan plan;
+  check_status(make_plan(p, executor.threads, &plan), op);
   const Tensor out = torch::stable::empty({p.m, p.n}, out_dtype);
-  const Tensor workspace = torch::stable::empty({static_cast<int64_t>(bytes)}, ScalarType::Byte);
-  p.out = out.mutable_data_ptr();
-  check_status(int8_matmul(p, workspace.mutable_data_ptr(), bytes, executor), op);
+  const Tensor workspace = torch::stable::empty({plan.workspace_bytes}, ScalarType::Byte);
+  plan.problem.out = out.mutable_data_ptr();
+  pk::run(plan, workspace.mutable_data_ptr(), executor);
   return out;
 }
 
 Tensor matmul(const Tensor& a, const Tensor& b, const MaybeTensor& a_scale, const MaybeTensor& b_scale,
               const MaybeTensor& a_zero_point, const MaybeTensor& bias, int64_t activation, ScalarType out_dtype) {
   const char* op = "int8_matmul";
-  check_isa(op);
   Int8Matmul p;
   check_cpu(a, op, "a");
   set_int8_a(op, a, &p);
   check_cpu(b, op, "b");
   set_b(op, b, &p);
-  return run(op, p, {a_scale, b_scale, a_zero_point, bias, activation}, out_dtype);
+  return multiply(op, p, {a_scale, b_scale, a_zero_point, bias, activation}, out_dtype);
 }
 
 Tensor matmul_packed(const Tensor& a, const Tensor& packed, int64_t n, const MaybeTensor& a_scale,
                      const MaybeTensor& b_scale, const MaybeTensor& a_zero_point, const MaybeTensor& bias,
                      int64_t activation, ScalarType out_dtype) {
   const char* op = "int8_matmul_packed";
-  check_isa(op);
   Int8Matmul p;
   check_cpu(a, op, "a");
   set_int8_a(op, a, &p);
   check_cpu(packed, op, "packed");
   set_packed(op, packed, n, &p);
-  return run(op, p, {a_scale, b_scale, a_zero_point, bias, activation}, out_dtype);
+  return multiply(op, p, {a_scale, b_scale, a_zero_point, bias, activation}, out_dtype);
 }
 
 Tensor linear(const Tensor& x, const Tensor& b, const Tensor& b_scale, const MaybeTensor& bias, int64_t activation) {
   const char* op = "int8_linear";
-  check_isa(op);
   Int8Matmul p;
   const Tensor rows = set_float_a(op, x, cpu_float(x, op), &p);
   check_cpu(b, op, "b");
   set_b(op, b, &p);
-  return run(op, p, {std::nullopt, b_scale, std::nullopt, bias, activation}, x.scalar_type());
+  return multiply(op, p, {std::nullopt, b_scale, std::nullopt, bias, activation}, x.scalar_type());
 }
 
 Tensor linear_packed(const Tensor& x, const Tensor& packed, int64_t n, const Tensor& b_scale, const MaybeTensor& bias,
                      int64_t activation) {
   const char* op = "int8_linear_packed";
-  check_isa(op);
   Int8Matmul p;
   const Tensor rows = set_float_a(op, x, cpu_float(x, op), &p);
   check_cpu(packed, op, "packed");
   set_packed(op, packed, n, &p);
-  return run(op, p, {std::nullopt, b_scale, std::nullopt, bias, activation}, x.scalar_type());
+  return multiply(op, p, {std::nullopt, b_scale, std::nullopt, bias, activation}, x.scalar_type());
 }
 
 Tensor pack(const Tensor& b) {
   const char* op = "int8_pack";
-  check_isa(op);
   check_cpu(b, op, "b");
   check_dtype(b, ScalarType::Char, op, "b");
   check_matrix(b, op, "b");
@@ -118,7 +113,6 @@ Tensor pack(const Tensor& b) {
 // axis < 0: one scale for all of x.
 std::tuple<Tensor, Tensor, Tensor> quantize(const Tensor& x, int64_t axis, bool symmetric) {
   const char* op = "quantize_int8";
-  check_isa(op);
   QuantizeInt8 p;
   p.x_dtype = cpu_float(x, op);
   const std::vector<int64_t> sizes = set_slices(op, x, axis, &p);

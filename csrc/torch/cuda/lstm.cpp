@@ -5,115 +5,86 @@
 namespace pk::binding {
 namespace {
 
-// A forward op's call and its results.
-class ForwardCall : public LstmCall {
- public:
-  using LstmCall::LstmCall;
+using Call = CudaLstmCall;
 
-  // The packed weights are known by their dtype and length alone: there is no header, for reading one would wait for
-  // the device.
-  void set_packed(const Tensor& given, int64_t input_size, int64_t hidden_size) {
-    check(input_size == shape_.input, op_, "x", "expected ", input_size, " features, got shape ", shape_of(*x_));
-    check(hidden_size == shape_.hidden, op_, cell_ ? "h" : "h0", "expected ", hidden_size, " units, got shape ",
-          shape_of(*h0_));
-    packed_ = dense(checked(given, {packed_elements()}, "packed"));
-  }
+int64_t packed_elements(const Call& c) {
+  int64_t bytes = 0;
+  check_status(cuda::lstm_packed_bytes(c.shape, &bytes), c.op);
+  return bytes / static_cast<int64_t>(size_of(c.shape.dtype));
+}
 
-  int64_t packed_elements() const {
-    int64_t bytes = 0;
-    check_status(cuda::lstm_packed_bytes(shape_, &bytes), op_);
-    return bytes / static_cast<int64_t>(size_of(shape_.dtype));
-  }
-
-  Tensor pack() const {
-    const Tensor packed = on_.empty({packed_elements()}, dtype_);
-    check_status(cuda::lstm_pack(shape_, pointers_.data(), packed.mutable_data_ptr(), on_.stream()), op_);
-    return packed;
-  }
-
-  void run(bool save) {
-    h_n = on_.empty(state_shape(), dtype_);
-    c_n = on_.empty(state_shape(), dtype_);
-    cuda::LstmForward call;
-    call.shape = shape_;
-    call.x = read(*x_);
-    call.h0 = h0_->const_data_ptr();
-    call.c0 = c0_->const_data_ptr();
-    call.weights = pointers_.data();
-    if (packed_) call.packed = packed_->const_data_ptr();
-    int64_t elements = 0;
-    if (save) check_status(cuda::lstm_reserve_elements(shape_, &elements), op_);
-    reserve = on_.empty({elements}, dtype_);
-    if (elements) call.reserve = reserve->mutable_data_ptr();
-    if (!cell_) {
-      output = on_.empty(sequence_shape(shape_.directions * shape_.hidden), dtype_);
-      call.output = sequence_of(*output, output->mutable_data_ptr());
-    }
-    call.h_n = h_n->mutable_data_ptr();
-    call.c_n = c_n->mutable_data_ptr();
-    check_status(cuda::lstm_forward_workspace(call, &call.workspace_bytes), op_);
-    const Tensor workspace = on_.workspace(static_cast<size_t>(call.workspace_bytes));
-    call.workspace = workspace.mutable_data_ptr();
-    check_status(cuda::lstm_forward(call, on_.stream()), op_);
-  }
-
-  std::optional<Tensor> output, h_n, c_n, reserve;
-
- private:
-  std::optional<Tensor> packed_;
+// Outputs of a cell: only h_n and c_n are there.
+struct Forward {
+  MaybeTensor output;
+  Tensor h_n, c_n, reserve;
 };
 
+Forward run_forward(const Call& c, const void* packed, bool save) {
+  cuda::LstmForward call;
+  c.set_inputs(&call);
+  call.packed = packed;
+  int64_t elements = 0;
+  if (save) check_status(cuda::lstm_reserve_elements(c.shape, &elements), c.op);
+  Forward to{{}, c.empty(c.state_shape()), c.empty(c.state_shape()), c.empty({elements})};
+  if (elements) call.reserve = to.reserve.mutable_data_ptr();
+  if (!c.cell) {
+    to.output = c.empty(c.sequence_shape(c.width()));
+    call.output = c.output(*to.output);
+  }
+  call.h_n = to.h_n.mutable_data_ptr();
+  call.c_n = to.c_n.mutable_data_ptr();
+  check_status(cuda::lstm_forward_workspace(call, &call.workspace_bytes), c.op);
+  const Tensor workspace = c.on.workspace(static_cast<size_t>(call.workspace_bytes));
+  call.workspace = workspace.mutable_data_ptr();
+  check_status(cuda::lstm_forward(call, c.on.stream()), c.op);
+  return to;
+}
+
+// The packed weights are known by their dtype and length alone: there is no header, for reading one would wait for the
+// device.
+Forward run_packed(const Call& c, const Tensor& given, int64_t input_size, int64_t hidden_size) {
+  c.check_packed_sizes(input_size, hidden_size);
+  const Tensor packed = dense(c.checked(given, c.dtype, {packed_elements(c)}, "packed"));
+  return run_forward(c, packed.const_data_ptr(), false);
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(Tensor x, Tensor h0, Tensor c0, Tensors weights,
-                                                std::optional<Tensor> batch_sizes, int64_t num_layers,
-                                                bool bidirectional, bool batch_first, bool has_bias, bool save) {
-  ForwardCall call("lstm", x, h0, c0, batch_sizes, num_layers, bidirectional, batch_first);
+                                                MaybeTensor batch_sizes, int64_t num_layers, bool bidirectional,
+                                                bool batch_first, bool has_bias, bool save) {
+  Call call("lstm", x, h0, c0, batch_sizes, {num_layers, bidirectional, batch_first});
   call.set_weights(weights, has_bias);
-  call.run(save);
-  return {*call.output, *call.h_n, *call.c_n, *call.reserve};
+  Forward r = run_forward(call, nullptr, save);
+  return {*r.output, r.h_n, r.c_n, r.reserve};
 }
 
 Tensor lstm_pack(Tensors weights, int64_t num_layers, bool bidirectional, bool has_bias) {
-  static const char* const op = "lstm_pack";
-  check(weights.size() >= 2, op, "weights", "expected w_ih, w_hh and so on, got ", weights.size(), " tensors");
-  check(weights[0].dim() == 2 && weights[1].dim() == 2, op, "weights", "expected w_ih (4H, I) and w_hh (4H, H), got ",
-        shape_of(weights[0]), " and ", shape_of(weights[1]));
-  check(num_layers >= 1 && num_layers <= 1 << 16, op, "num_layers", "expected 1 to 65536, got ", num_layers);
-  // An empty call of the right sizes: the same checks as at the call itself.
-  const int64_t states = num_layers * (bidirectional ? 2 : 1);
-  const Tensor x = torch::stable::new_empty(weights[0], {1, 0, weights[0].size(1)});
-  const Tensor h = torch::stable::new_empty(weights[0], {states, 0, weights[1].size(1)});
-  ForwardCall call(op, x, h, h, std::nullopt, num_layers, bidirectional, false);
+  Call call = packing_call<Call>("lstm_pack", weights, num_layers, bidirectional);
   call.set_weights(weights, has_bias);
-  return call.pack();
+  const Tensor packed = call.empty({packed_elements(call)});
+  check_status(cuda::lstm_pack(call.shape, call.pointers.data(), packed.mutable_data_ptr(), call.on.stream()), call.op);
+  return packed;
 }
 
 std::tuple<Tensor, Tensor, Tensor> lstm_packed(Tensor x, Tensor h0, Tensor c0, Tensor packed, int64_t input_size,
-                                               int64_t hidden_size, std::optional<Tensor> batch_sizes,
-                                               int64_t num_layers, bool bidirectional, bool batch_first) {
-  ForwardCall call("lstm_packed", x, h0, c0, batch_sizes, num_layers, bidirectional, batch_first);
-  call.set_packed(packed, input_size, hidden_size);
-  call.run(false);
-  return {*call.output, *call.h_n, *call.c_n};
+                                               int64_t hidden_size, MaybeTensor batch_sizes, int64_t num_layers,
+                                               bool bidirectional, bool batch_first) {
+  const Call call("lstm_packed", x, h0, c0, batch_sizes, {num_layers, bidirectional, batch_first});
+  Forward r = run_packed(call, packed, input_size, hidden_size);
+  return {*r.output, r.h_n, r.c_n};
 }
 
-std::tuple<Tensor, Tensor, Tensor> lstm_cell(Tensor x, Tensor h, Tensor c, Tensor w_ih, Tensor w_hh,
-                                             std::optional<Tensor> b_ih, std::optional<Tensor> b_hh, bool save) {
-  static const char* const op = "lstm_cell";
-  ForwardCall call(op, x, h, c);
-  check(b_ih.has_value() == b_hh.has_value(), op, "b_hh", "expected both biases or none, got one");
-  Tensors weights = {w_ih, w_hh};
-  if (b_ih) weights.insert(weights.end(), {*b_ih, *b_hh});
-  call.set_weights(weights, b_ih.has_value());
-  call.run(save);
-  return {*call.h_n, *call.c_n, *call.reserve};
+std::tuple<Tensor, Tensor, Tensor> lstm_cell(Tensor x, Tensor h, Tensor c, Tensor w_ih, Tensor w_hh, MaybeTensor b_ih,
+                                             MaybeTensor b_hh, bool save) {
+  Call call("lstm_cell", x, h, c);
+  call.set_cell_weights(w_ih, w_hh, b_ih, b_hh);
+  Forward r = run_forward(call, nullptr, save);
+  return {r.h_n, r.c_n, r.reserve};
 }
 
 std::tuple<Tensor, Tensor> lstm_cell_packed(Tensor x, Tensor h, Tensor c, Tensor packed, int64_t input_size,
                                             int64_t hidden_size) {
-  ForwardCall call("lstm_cell_packed", x, h, c);
-  call.set_packed(packed, input_size, hidden_size);
-  call.run(false);
-  return {*call.h_n, *call.c_n};
+  Forward r = run_packed(Call("lstm_cell_packed", x, h, c), packed, input_size, hidden_size);
+  return {r.h_n, r.c_n};
 }
 
 }  // namespace

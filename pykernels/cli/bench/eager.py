@@ -16,7 +16,9 @@ from pykernels.ops._spec import OpSpec
 
 
 def eager(spec: OpSpec) -> Callable[..., Any]:
-    """PyTorch's own way."""
+    """PyTorch's own way. ValueError for an op that has none here."""
+    if spec.name not in _EAGER:
+        raise ValueError(f"pykernels bench: {spec.name}: expected an op with a baseline, one of {', '.join(_EAGER)}")
     return _EAGER[spec.name]
 
 

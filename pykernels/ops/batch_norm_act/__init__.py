@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 
 from pykernels.ops._activation import activation_code
+from pykernels.ops._arguments import check_number, check_tensor
+from pykernels.ops._autocast import autocast_dtype, cast
 from pykernels.ops._dispatch import choose, kernels
 from pykernels.ops.batch_norm_act import autograd as autograd
+from pykernels.ops.batch_norm_act.arguments import OP, check_call
 from pykernels.ops.batch_norm_act.op import BATCH_NORM_ACT
 from pykernels.ops.batch_norm_act.reference import batch_norm_act_reference
-from pykernels.ops.conv_bn_act.arguments import check_number, is_autocast
-
-OP = "batch_norm_act"
 
 
 def batch_norm_act(
@@ -71,11 +70,11 @@ def batch_norm_act(
         RuntimeError: The backend asked for cannot run.
     """
     code = activation_code(OP, activation)
-    for name, value in (("momentum", momentum), ("eps", eps), ("negative_slope", negative_slope)):
-        check_number(OP, name, value)
-    if residual is not None and isinstance(x, torch.Tensor) and is_autocast(x.device) and residual.is_floating_point():
-        residual = residual.to(x.dtype)
-    _check(x, residual, running_mean, running_var, weight, bias, training, eps)
+    check_number(OP, "negative_slope", negative_slope)
+    check_tensor(OP, "x", x)
+    if autocast_dtype(x) is not None:
+        residual = cast(x.dtype, residual)
+    check_call(x, residual, running_mean, running_var, weight, bias, training, momentum, eps)
     where = choose(BATCH_NORM_ACT, x.device, x.dtype, backend)
     if where == "reference":
         return batch_norm_act_reference(
@@ -123,55 +122,3 @@ def _four(x: torch.Tensor) -> torch.Tensor:
     if x.dim() > 4:
         return x.flatten(3)
     return x if x.dim() == 4 else x[(...,) + (None,) * (4 - x.dim())]
-
-
-def _check(
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    training: bool,
-    eps: float,
-) -> None:
-    given = {
-        "x": x, "residual": residual, "running_mean": running_mean, "running_var": running_var, "weight": weight,
-        "bias": bias,
-    }  # fmt: skip
-    for name, tensor in given.items():
-        if tensor is None and name != "x":
-            continue
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"pykernels.{OP}: {name}: expected a tensor, got {type(tensor).__name__}")
-        if tensor.layout != torch.strided:
-            raise ValueError(f"pykernels.{OP}: {name}: expected a dense tensor, got layout {tensor.layout}")
-        if not tensor.is_floating_point():
-            raise TypeError(f"pykernels.{OP}: {name}: expected a floating dtype, got {tensor.dtype}")
-        if tensor.device != x.device:
-            raise ValueError(f"pykernels.{OP}: {name}: expected x's device {x.device}, got {tensor.device}")
-    if x.dim() < 2:
-        raise ValueError(f"pykernels.{OP}: x: expected (N, C, ...), got shape {tuple(x.shape)}")
-    if residual is not None and residual.dtype != x.dtype:
-        raise TypeError(f"pykernels.{OP}: residual: expected x's dtype {x.dtype}, got {residual.dtype}")
-    if residual is not None and residual.shape != x.shape:
-        raise ValueError(f"pykernels.{OP}: residual: expected x's shape {tuple(x.shape)}, got {tuple(residual.shape)}")
-    for name in ("running_mean", "running_var", "weight", "bias"):
-        tensor = given[name]
-        if tensor is not None and (tensor.dim() != 1 or tensor.shape[0] != x.shape[1]):
-            raise ValueError(f"pykernels.{OP}: {name}: expected shape ({x.shape[1]},), got {tuple(tensor.shape)}")
-    if (running_mean is None) != (running_var is None):
-        missing = "running_mean" if running_mean is None else "running_var"
-        raise ValueError(f"pykernels.{OP}: {missing}: expected a tensor, because its fellow is given; got None")
-    if training:
-        if not eps > 0:
-            raise ValueError(f"pykernels.{OP}: eps: expected a number > 0 in training, got {eps}")
-        if x.shape[0] * math.prod(x.shape[2:]) == 1:
-            raise ValueError(
-                f"pykernels.{OP}: x: expected more than 1 value per channel in training, got shape {tuple(x.shape)}"
-            )
-    else:
-        if running_mean is None:
-            raise ValueError(f"pykernels.{OP}: running_mean: expected a tensor where training is False, got None")
-        if not eps >= 0:
-            raise ValueError(f"pykernels.{OP}: eps: expected a number >= 0, got {eps}")

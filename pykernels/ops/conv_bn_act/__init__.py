@@ -7,17 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from pykernels.ops._activation import activation_code
+from pykernels.ops._arguments import check_number
+from pykernels.ops._autocast import autocast_dtype, cast
 from pykernels.ops._dispatch import choose, kernels
 from pykernels.ops.conv_bn_act import autograd as autograd
-from pykernels.ops.conv_bn_act.arguments import (
-    OP,
-    check_call,
-    check_channels,
-    check_number,
-    is_autocast,
-    tf32_allowed,
-    with_channels,
-)
+from pykernels.ops.conv_bn_act.arguments import OP, check_call, check_channels, tf32_allowed, with_channels
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.ops.conv_bn_act.reference import conv_bn_act_reference
 
@@ -93,10 +87,7 @@ def conv_bn_act(
     check_number(OP, "negative_slope", negative_slope)
     g = check_call(x, weight, residual, stride, padding, dilation, groups)
     check_channels(x, weight.shape[0], bias, running_mean, running_var, bn_weight, bn_bias, eps)
-    if is_autocast(x.device) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(dtype), weight.to(dtype)
-        residual = None if residual is None else residual.to(dtype)
+    x, weight, residual = cast(autocast_dtype(x), (x, weight, residual))
     x, weight = with_channels(x, weight, groups)
     where = choose(CONV_BN_ACT, x.device, x.dtype, backend)
     if where == "reference":

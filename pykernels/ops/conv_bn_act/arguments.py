@@ -8,6 +8,21 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from pykernels.ops._arguments import (
+    check_at_least,
+    check_floating,
+    check_given,
+    check_int,
+    check_like,
+    check_number,
+    check_shape,
+    check_tensor,
+    check_vector,
+    fail,
+    pair,
+)
+from pykernels.ops._autocast import autocast_dtype
+
 OP = "conv_bn_act"
 
 
@@ -33,19 +48,18 @@ def geometry(
 
     ``padding="same"`` follows torch: of an odd total, the larger half goes to the bottom and to the right.
     """
-    strides = _pair(op, "stride", stride, 1)
-    dilations = _pair(op, "dilation", dilation, 1)
-    if not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"pykernels.{op}: groups: expected a positive int, got {groups!r}")
+    strides = pair(op, "stride", stride, 1)
+    dilations = pair(op, "dilation", dilation, 1)
+    check_int(op, "groups", groups, 1)
     if not isinstance(padding, str):
-        top, left = _pair(op, "padding", padding, 0)
+        top, left = pair(op, "padding", padding, 0)
         return Geometry(strides, (top, left, top, left), dilations, groups)
     if padding == "valid":
         return Geometry(strides, (0, 0, 0, 0), dilations, groups)
     if padding != "same":
-        raise ValueError(f"pykernels.{op}: padding: expected an int, two ints, 'same' or 'valid', got {padding!r}")
+        fail(ValueError, op, "padding", "an int, two ints, 'same' or 'valid'", repr(padding))
     if strides != (1, 1):
-        raise ValueError(f"pykernels.{op}: padding: 'same' needs stride 1, got stride {strides}")
+        fail(ValueError, op, "stride", "1, because padding is 'same'", strides)
     rows, columns = dilations[0] * (kernel[0] - 1), dilations[1] * (kernel[1] - 1)
     top, left = rows // 2, columns // 2
     return Geometry(strides, (top, left, rows - top, columns - left), dilations, groups)
@@ -57,11 +71,9 @@ def output_size(height: int, width: int, kernel: Sequence[int], g: Geometry, op:
     p = height + top + bottom - g.dilation[0] * (kernel[0] - 1) - 1
     q = width + left + right - g.dilation[1] * (kernel[1] - 1) - 1
     if p < 0 or q < 0:
-        raise ValueError(
-            f"pykernels.{op}: x: expected a padded input no smaller than the dilated kernel "
-            f"({g.dilation[0] * (kernel[0] - 1) + 1} x {g.dilation[1] * (kernel[1] - 1) + 1}), "
-            f"got ({height + top + bottom} x {width + left + right})"
-        )
+        rows, columns = (d * (size - 1) + 1 for d, size in zip(g.dilation, kernel, strict=True))
+        expected = f"a padded input no smaller than the dilated kernel ({rows} x {columns})"
+        fail(ValueError, op, "x", expected, f"({height + top + bottom} x {width + left + right})")
     return p // g.stride[0] + 1, q // g.stride[1] + 1
 
 
@@ -107,6 +119,35 @@ def with_channels(x: torch.Tensor, weight: torch.Tensor, groups: int) -> tuple[t
     return F.pad(x, (0, 0, 0, 0, 0, groups)), F.pad(weight, (0, 0, 0, 0, 0, 1))
 
 
+def check_convolution(
+    op: str,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    dilation: int | Sequence[int],
+    groups: int,
+) -> tuple[Geometry, tuple[int, ...]]:
+    """The geometry and the output's shape of a convolution; raises where tensors ``x`` and ``weight`` do not fit."""
+    if x.dim() not in (3, 4):
+        fail(ValueError, op, "x", "(N, C, H, W) or (C, H, W)", f"shape {tuple(x.shape)}")
+    if weight.dim() != 4:
+        fail(ValueError, op, "weight", "(K, C/groups, R, S)", f"shape {tuple(weight.shape)}")
+    k, c, r, s = weight.shape
+    height, width = x.shape[-2:]
+    g = geometry((r, s), stride, padding, dilation, groups, op)
+    if k == 0 or r == 0 or s == 0:
+        fail(ValueError, op, "weight", "K, R and S of at least 1", f"shape {tuple(weight.shape)}")
+    if k % groups:
+        fail(ValueError, op, "weight", f"K divisible by groups = {groups}", f"K = {k}")
+    if c * groups != x.shape[-3]:
+        expected = f"{c * groups} channels (weight {tuple(weight.shape)}, groups = {groups})"
+        fail(ValueError, op, "x", expected, f"{x.shape[-3]} in shape {tuple(x.shape)}")
+    if height == 0 or width == 0:
+        fail(ValueError, op, "x", "H and W of at least 1", f"shape {tuple(x.shape)}")
+    return g, (*x.shape[:-3], k, *output_size(height, width, (r, s), g, op))
+
+
 def check_call(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -117,55 +158,16 @@ def check_call(
     groups: int,
 ) -> Geometry:
     """The geometry of the call; raises where ``x``, ``weight``, ``residual`` and it do not go together."""
-    for name, tensor in (("x", x), ("weight", weight), ("residual", residual)):
-        if not isinstance(tensor, torch.Tensor) and not (name == "residual" and tensor is None):
-            raise TypeError(f"pykernels.{OP}: {name}: expected a tensor, got {type(tensor).__name__}")
-        if tensor is not None and tensor.layout != torch.strided:
-            raise ValueError(f"pykernels.{OP}: {name}: expected a dense tensor, got layout {tensor.layout}")
-    if not x.is_floating_point():
-        raise TypeError(f"pykernels.{OP}: x: expected a floating dtype, got {x.dtype}")
-    if x.dim() not in (3, 4):
-        raise ValueError(f"pykernels.{OP}: x: expected (N, C, H, W) or (C, H, W), got shape {tuple(x.shape)}")
-    if weight.dim() != 4:
-        raise ValueError(f"pykernels.{OP}: weight: expected (K, C/groups, R, S), got shape {tuple(weight.shape)}")
-    g = geometry(weight.shape[2:], stride, padding, dilation, groups)
-    k, c = weight.shape[0], x.shape[-3]
-    if k == 0 or weight.shape[2] == 0 or weight.shape[3] == 0:
-        raise ValueError(f"pykernels.{OP}: weight: expected K, R and S of at least 1, got shape {tuple(weight.shape)}")
-    if k % groups:
-        raise ValueError(f"pykernels.{OP}: weight: expected K divisible by groups = {groups}, got K = {k}")
-    if weight.shape[1] * groups != c:
-        raise ValueError(
-            f"pykernels.{OP}: x: expected {weight.shape[1] * groups} channels (weight {tuple(weight.shape)}, "
-            f"groups = {groups}), got {c} in shape {tuple(x.shape)}"
-        )
-    if x.shape[-2] == 0 or x.shape[-1] == 0:
-        raise ValueError(f"pykernels.{OP}: x: expected H and W of at least 1, got shape {tuple(x.shape)}")
-    _check_like(x, "weight", weight)
-    p, q = output_size(x.shape[-2], x.shape[-1], weight.shape[2:], g)
+    check_tensor(OP, "x", x)
+    check_tensor(OP, "weight", weight)
+    check_floating(OP, "x", x)
+    g, shape = check_convolution(OP, x, weight, stride, padding, dilation, groups)
+    any_float = autocast_dtype(x) is not None  # it makes them one dtype, as it does for F.conv2d
+    check_like(OP, "weight", weight, x, any_float=any_float)
     if residual is not None:
-        _check_like(x, "residual", residual)
-        expected = (*x.shape[:-3], k, p, q)
-        if residual.dim() != len(expected) or any(a != b for a, b in zip(residual.shape, expected, strict=True)):
-            raise ValueError(
-                f"pykernels.{OP}: residual: expected the output's shape {tuple(expected)}, got {tuple(residual.shape)}"
-            )
+        check_like(OP, "residual", residual, x, any_float=any_float)
+        check_shape(OP, "residual", residual, shape, "the output's shape")
     return g
-
-
-def _check_like(x: torch.Tensor, name: str, tensor: torch.Tensor) -> None:
-    if tensor.device != x.device:
-        raise ValueError(f"pykernels.{OP}: {name}: expected x's device {x.device}, got {tensor.device}")
-    # Autocast makes them one dtype, as it does for F.conv2d.
-    if tensor.dtype != x.dtype and not (is_autocast(x.device) and tensor.is_floating_point()):
-        raise TypeError(f"pykernels.{OP}: {name}: expected x's dtype {x.dtype}, got {tensor.dtype}")
-
-
-def check_number(op: str, name: str, value: object) -> None:
-    """Raises where ``value`` is no number."""
-    # Asked the other way round, for Dynamo's symbolic floats have no type of ours.
-    if value is None or isinstance(value, str | bytes | list | tuple | dict):
-        raise TypeError(f"pykernels.{op}: {name}: expected a number, got {type(value).__name__}")
 
 
 def check_channels(
@@ -179,40 +181,16 @@ def check_channels(
     eps: float,
 ) -> None:
     """Raises where a vector of length ``k`` is not one, or is there without its fellows."""
-    check_number(OP, "eps", eps)
-    given = {
-        "bias": bias, "running_mean": running_mean, "running_var": running_var, "bn_weight": bn_weight,
-        "bn_bias": bn_bias,
-    }  # fmt: skip
-    for name, tensor in given.items():
-        if tensor is None:
-            continue
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"pykernels.{OP}: {name}: expected a tensor, got {type(tensor).__name__}")
-        if tensor.layout != torch.strided:
-            raise ValueError(f"pykernels.{OP}: {name}: expected a dense tensor, got layout {tensor.layout}")
-        if tensor.dim() != 1 or tensor.shape[0] != k:
-            raise ValueError(f"pykernels.{OP}: {name}: expected shape ({k},), got {tuple(tensor.shape)}")
-        if not tensor.is_floating_point():
-            raise TypeError(f"pykernels.{OP}: {name}: expected a floating dtype, got {tensor.dtype}")
-        if tensor.device != x.device:
-            raise ValueError(f"pykernels.{OP}: {name}: expected x's device {x.device}, got {tensor.device}")
+    check_vector(OP, "bias", bias, k, x)
+    check_vector(OP, "running_mean", running_mean, k, x)
+    check_vector(OP, "running_var", running_var, k, x)
+    check_vector(OP, "bn_weight", bn_weight, k, x)
+    check_vector(OP, "bn_bias", bn_bias, k, x)
     if running_mean is None or running_var is None:
-        for name in ("running_mean", "running_var", "bn_weight", "bn_bias"):
-            if given[name] is not None:
-                missing = "running_var" if name == "running_mean" else "running_mean"
-                raise ValueError(f"pykernels.{OP}: {missing}: expected a tensor, because {name} is given; got None")
-    elif not eps >= 0:
-        raise ValueError(f"pykernels.{OP}: eps: expected a number >= 0, got {eps}")
-
-
-def _pair(op: str, argument: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
-    if isinstance(value, int):
-        pair: tuple[int, ...] = (value, value)
-    elif isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, int) for v in value):
-        pair = (value[0], value[0]) if len(value) == 1 else tuple(value)
+        check_number(OP, "eps", eps)
+        check_given(OP, "running_var", running_var, "running_mean", running_mean)
+        check_given(OP, "running_mean", running_mean, "running_var", running_var)
+        check_given(OP, "running_mean", running_mean, "bn_weight", bn_weight)
+        check_given(OP, "running_mean", running_mean, "bn_bias", bn_bias)
     else:
-        raise TypeError(f"pykernels.{op}: {argument}: expected an int or two ints, got {value!r}")
-    if len(pair) != 2 or pair[0] < least or pair[1] < least:
-        raise ValueError(f"pykernels.{op}: {argument}: expected an int or two ints >= {least}, got {value!r}")
-    return pair
+        check_at_least(OP, "eps", eps, 0)

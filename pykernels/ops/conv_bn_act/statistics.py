@@ -17,9 +17,10 @@ from torch._prims_common import suggest_memory_format
 
 from pykernels import _native
 from pykernels.ops._activation import activation_code
+from pykernels.ops._autocast import autocast_dtype, cast
 from pykernels.ops._dispatch import choose, kernels
-from pykernels.ops.batch_norm_act import _check
-from pykernels.ops.conv_bn_act.arguments import OP, Geometry, check_call, is_autocast, tf32_allowed, with_channels
+from pykernels.ops.batch_norm_act.arguments import check_call as check_batch_norm
+from pykernels.ops.conv_bn_act.arguments import OP, Geometry, check_call, tf32_allowed, with_channels
 from pykernels.ops.conv_bn_act.autograd import _convolution_backward, _fake_output
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 
@@ -49,14 +50,11 @@ def conv_batch_norm_act(
     """
     code = activation_code(OP, activation)
     g = check_call(x, conv_weight, residual, stride, padding, dilation, groups)
-    if is_autocast(x.device) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, conv_weight = x.to(dtype), conv_weight.to(dtype)
-        residual = None if residual is None else residual.to(dtype)
+    x, conv_weight, residual = cast(autocast_dtype(x), (x, conv_weight, residual))
     x, conv_weight = with_channels(x, conv_weight, groups)
     ops = kernels(choose(CONV_BN_ACT, x.device, x.dtype), CONV_BN_ACT)
     z, mean, var = ops.conv_statistics(x, conv_weight, _wide(conv_bias), *g, tf32_allowed(x.device))
-    _check(z, residual, running_mean, running_var, weight, bias, True, eps)
+    check_batch_norm(z, residual, running_mean, running_var, weight, bias, True, momentum, eps)
     values = z.shape[0] * z.shape[2] * z.shape[3]
     if values > 0:
         with torch.no_grad():  # as F.batch_norm moves them

@@ -7,7 +7,7 @@ INT8_CONV2D = Op(
     family="int8_conv2d",
     backends={
         "cpu": "its kernels are for GPUs alone: on a CPU it runs as plain PyTorch",
-        "cuda": "its kernels are Triton's: the one of csrc/cuda is not bound",
+        "cuda": None,
         "triton": None,
     },
     dtypes=FLOATS,

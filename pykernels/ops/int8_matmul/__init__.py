@@ -5,16 +5,11 @@ from __future__ import annotations
 import torch
 
 from pykernels.ops._activation import activation_code
+from pykernels.ops._arguments import check_device, check_floating, check_tensor, fail, refuse_gradient
+from pykernels.ops._autocast import autocast_dtype, cast
 from pykernels.ops._dispatch import choose, kernels
 from pykernels.ops.int8_matmul import autograd as autograd
-from pykernels.ops.int8_matmul.arguments import (
-    check_bias,
-    check_out_dtype,
-    check_product,
-    check_tensor,
-    vector,
-    widest,
-)
+from pykernels.ops.int8_matmul.arguments import check_bias, check_int8, check_out_dtype, check_product, vector, widest
 from pykernels.ops.int8_matmul.op import INT8_MATMUL, INT8_MATMUL_SCALED, QUANTIZE_INT8
 from pykernels.ops.int8_matmul.reference import int8_matmul_reference, quantize_int8_reference
 
@@ -78,14 +73,14 @@ def int8_matmul(
     code = activation_code(op, activation)
     check_product(op, a, b, a_zero_point is not None)
     m, n, device = a.shape[0], b.shape[1], a.device
-    a_scale = vector(op, "a_scale", a_scale, m, "(n, 1)", device)
-    b_scale = vector(op, "b_scale", b_scale, n, "(1, n)", device)
-    a_zero_point = vector(op, "a_zero_point", a_zero_point, m, "(n, 1)", device, torch.int32)
-    check_bias(op, bias, n, device)
+    a_scale = vector(op, "a_scale", a_scale, m, "(n, 1)", device, "a's")
+    b_scale = vector(op, "b_scale", b_scale, n, "(1, n)", device, "a's")
+    a_zero_point = vector(op, "a_zero_point", a_zero_point, m, "(n, 1)", device, "a's", torch.int32)
+    check_bias(op, bias, n, device, "a's")
     plain = a_scale is None and b_scale is None and bias is None and activation == "none"
     check_out_dtype(op, out_dtype, plain)
     op_run = INT8_MATMUL if out_dtype == torch.int32 else INT8_MATMUL_SCALED
-    where = choose(op_run, device, widest(out_dtype, a_scale, b_scale, bias), backend)
+    where = choose(op_run, device, widest(out_dtype, a_scale, b_scale, bias), backend, op)
     if where == "reference":
         _check_zero_point(op, a_zero_point)
         return int8_matmul_reference(
@@ -134,11 +129,10 @@ def quantize_int8(
     """
     op = "quantize_int8"
     check_tensor(op, "x", x)
-    if not x.is_floating_point():
-        raise TypeError(f"pykernels.{op}: x: expected a floating dtype, got {x.dtype}")
+    check_floating(op, "x", x)
     if axis is not None and not (isinstance(axis, int) and -x.dim() <= axis < x.dim()):
-        raise ValueError(f"pykernels.{op}: axis: expected None or an axis of shape {tuple(x.shape)}, got {axis!r}")
-    _check_no_gradient(op, "x", x)
+        fail(ValueError, op, "axis", f"None or an axis of shape {tuple(x.shape)}", repr(axis))
+    refuse_gradient(op, x=x)
     axis = None if axis is None else axis % x.dim()
     where = choose(QUANTIZE_INT8, x.device, x.dtype, backend)
     if where == "reference":
@@ -180,27 +174,21 @@ def int8_linear(
     op = "int8_linear"
     code = activation_code(op, activation)
     check_tensor(op, "x", x)
-    if not x.is_floating_point():
-        raise TypeError(f"pykernels.{op}: x: expected a floating dtype, got {x.dtype}")
+    check_floating(op, "x", x)
     if x.dim() != 2:
-        raise ValueError(f"pykernels.{op}: x: expected a matrix, got shape {tuple(x.shape)}")
-    check_tensor(op, "weight", weight)
-    if weight.dtype != torch.int8:
-        raise TypeError(f"pykernels.{op}: weight: expected torch.int8, got {weight.dtype}")
+        fail(ValueError, op, "x", "a matrix", f"shape {tuple(x.shape)}")
+    check_int8(op, "weight", weight)
+    check_device(op, "weight", weight, x.device)
     if weight.dim() != 2 or weight.shape[1] != x.shape[1]:
-        raise ValueError(f"pykernels.{op}: weight: expected shape (N, {x.shape[1]}), got {tuple(weight.shape)}")
+        fail(ValueError, op, "weight", f"shape (N, {x.shape[1]})", tuple(weight.shape))
     n = weight.shape[0]
-    scale = vector(op, "weight_scale", weight_scale, n, "(1, n)", x.device)
-    if scale is None:
-        raise TypeError(f"pykernels.{op}: weight_scale: expected a tensor, got NoneType")
+    scale = vector(op, "weight_scale", check_tensor(op, "weight_scale", weight_scale), n, "(1, n)", x.device)
+    assert scale is not None
     check_bias(op, bias, n, x.device)
-    for name, t in (("x", x), ("weight_scale", scale), ("bias", bias)):
-        _check_no_gradient(op, name, t)
+    refuse_gradient(op, x=x, weight_scale=scale, bias=bias)
+    x = cast(autocast_dtype(x), x)
     dtype = x.dtype
-    if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x = x.to(dtype)
-    where = choose(INT8_MATMUL_SCALED, x.device, dtype, backend)
+    where = choose(INT8_MATMUL_SCALED, x.device, dtype, backend, op)
     if where == "reference":
         q, x_scale, _ = quantize_int8_reference(x, axis=0)
         y = int8_matmul_reference(
@@ -214,14 +202,6 @@ def int8_linear(
 
 def _float(t: torch.Tensor | None) -> torch.Tensor | None:
     return None if t is None else t.float()
-
-
-def _check_no_gradient(op: str, name: str, t: torch.Tensor | None) -> None:
-    if t is not None and t.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError(
-            f"pykernels.{op}: {name}: expected a tensor that requires no gradient, because quantisation has none; got "
-            "one that does: detach it, or call under torch.no_grad()"
-        )
 
 
 def _check_zero_point(op: str, zero_point: torch.Tensor | None) -> None:

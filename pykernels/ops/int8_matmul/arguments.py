@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import torch
 
+from pykernels.ops._arguments import (
+    check_choice,
+    check_device,
+    check_dtype,
+    check_floating,
+    check_shape,
+    check_tensor,
+    fail,
+)
+
 #: The longest sums that no int32 can wrap: K * 2^14 < 2^31, and with zero points K * 255 * 128 < 2^31.
 MAX_K = 131071
 MAX_K_WITH_ZERO_POINT = 65793
@@ -11,86 +21,68 @@ MAX_K_WITH_ZERO_POINT = 65793
 OUT_DTYPES = (torch.int32, torch.float32, torch.bfloat16, torch.float16, torch.int8)
 
 
-def check_tensor(op: str, name: str, value: object) -> None:
-    """TypeError if ``value`` is no tensor, ValueError if it is a sparse one."""
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"pykernels.{op}: {name}: expected a tensor, got {type(value).__name__}")
-    if value.layout != torch.strided:
-        raise ValueError(f"pykernels.{op}: {name}: expected a dense tensor, got layout {value.layout}")
+def check_int8(op: str, name: str, value: torch.Tensor) -> None:
+    """Raises unless ``value`` is a dense int8 tensor."""
+    check_tensor(op, name, value)
+    check_dtype(op, name, value, torch.int8)
 
 
 def check_product(op: str, a: torch.Tensor, b: torch.Tensor, zero_point: bool) -> None:
     """``a`` (M, K) and ``b`` (K, N), int8, of one device, and K within the limit."""
-    for name, t in (("a", a), ("b", b)):
-        check_tensor(op, name, t)
-        if t.dtype != torch.int8:
-            raise TypeError(f"pykernels.{op}: {name}: expected torch.int8, got {t.dtype}")
-        if t.dim() != 2:
-            raise ValueError(f"pykernels.{op}: {name}: expected a matrix, got shape {tuple(t.shape)}")
-    if a.shape[1] != b.shape[0]:
-        raise ValueError(f"pykernels.{op}: b: expected {a.shape[1]} rows, as a has columns, got shape {tuple(b.shape)}")
-    if a.device != b.device:
-        raise ValueError(f"pykernels.{op}: b: expected a's device {a.device}, got {b.device}")
+    check_int8(op, "a", a)
+    check_int8(op, "b", b)
+    if a.dim() != 2:
+        fail(ValueError, op, "a", "a matrix", f"shape {tuple(a.shape)}")
+    k = a.shape[1]
+    if b.dim() != 2:
+        fail(ValueError, op, "b", "a matrix", f"shape {tuple(b.shape)}")
+    if b.shape[0] != k:
+        fail(ValueError, op, "b", f"{k} rows, as a has columns", f"shape {tuple(b.shape)}")
+    check_device(op, "b", b, a.device, "a's")
     limit = MAX_K_WITH_ZERO_POINT if zero_point else MAX_K
-    if a.shape[1] > limit:
+    if k > limit:
         with_zero_point = " with a zero point" if zero_point else ""
-        raise ValueError(
-            f"pykernels.{op}: a: expected at most {limit} columns{with_zero_point}, beyond which int32 sums may wrap, "
-            f"got {a.shape[1]}"
-        )
+        fail(ValueError, op, "a", f"at most {limit} columns{with_zero_point}, beyond which int32 sums may wrap", k)
 
 
 def vector(
-    op: str,
-    name: str,
-    t: torch.Tensor | None,
-    n: int,
-    shape: str,
-    device: torch.device,
+    op: str, name: str, t: torch.Tensor | None, n: int, shape: str, device: torch.device, whose: str = "x's",
     dtype: torch.dtype | None = None,
-) -> torch.Tensor | None:
+) -> torch.Tensor | None:  # fmt: skip
     """``t`` as a vector of 1 or ``n`` elements; ``shape`` is its matrix form, "(n, 1)" or "(1, n)"; None stays.
 
-    ``dtype`` None stands for any floating dtype.
+    ``dtype`` None stands for any floating dtype; ``whose`` the ``device`` is.
     """
     if t is None:
         return None
     check_tensor(op, name, t)
-    if (t.dtype != dtype) if dtype is not None else not t.is_floating_point():
-        raise TypeError(f"pykernels.{op}: {name}: expected {dtype or 'a floating dtype'}, got {t.dtype}")
-    if t.device != device:
-        raise ValueError(f"pykernels.{op}: {name}: expected the device {device}, got {t.device}")
+    if dtype is None:
+        check_floating(op, name, t)
+    else:
+        check_dtype(op, name, t, dtype)
+    check_device(op, name, t, device, whose)
     matrix = (n, 1) if shape == "(n, 1)" else (1, n)
     if t.numel() != 1 and tuple(t.shape) not in ((n,), matrix):
-        raise ValueError(
-            f"pykernels.{op}: {name}: expected one element, ({n},) or {matrix}, got shape {tuple(t.shape)}"
-        )
+        fail(ValueError, op, name, f"one element, ({n},) or {matrix}", f"shape {tuple(t.shape)}")
     return t.reshape(-1)
 
 
-def check_bias(op: str, bias: torch.Tensor | None, n: int, device: torch.device) -> None:
-    """``bias`` (n,), floating, on ``device``; or None."""
-    if bias is None:
-        return
-    check_tensor(op, "bias", bias)
-    if not bias.is_floating_point():
-        raise TypeError(f"pykernels.{op}: bias: expected a floating dtype, got {bias.dtype}")
-    if tuple(bias.shape) != (n,):
-        raise ValueError(f"pykernels.{op}: bias: expected shape ({n},), got {tuple(bias.shape)}")
-    if bias.device != device:
-        raise ValueError(f"pykernels.{op}: bias: expected the device {device}, got {bias.device}")
+def check_bias(op: str, bias: torch.Tensor | None, n: int, device: torch.device, whose: str = "x's") -> None:
+    """``bias`` (n,), floating, on ``device``, which is ``whose``; or None."""
+    if bias is not None:
+        check_tensor(op, "bias", bias)
+        check_floating(op, "bias", bias)
+        check_device(op, "bias", bias, device, whose)
+        check_shape(op, "bias", bias, (n,))
 
 
 def check_out_dtype(op: str, out_dtype: object, plain: bool) -> None:
     """``out_dtype`` is one of `OUT_DTYPES`, and int32 only for the ``plain`` sum."""
-    if out_dtype not in OUT_DTYPES:
-        names = ", ".join(map(str, OUT_DTYPES))
-        raise ValueError(f"pykernels.{op}: out_dtype: expected one of {names}; got {out_dtype}")
+    check_choice(op, "out_dtype", out_dtype, OUT_DTYPES)
     if out_dtype == torch.int32 and not plain:
-        raise ValueError(
-            f"pykernels.{op}: out_dtype: expected torch.float32, torch.bfloat16, torch.float16 or torch.int8, because "
-            "scales, a bias or an activation are given; got torch.int32, which is for the plain sum"
-        )
+        floats = "torch.float32, torch.bfloat16, torch.float16 or torch.int8"
+        because = "because more than the plain sums is asked for: a scale, a bias, a residual or an activation"
+        fail(ValueError, op, "out_dtype", f"{floats}, {because}", out_dtype)
 
 
 def widest(out_dtype: torch.dtype, *tensors: torch.Tensor | None) -> torch.dtype:

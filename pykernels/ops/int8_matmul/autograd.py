@@ -13,6 +13,7 @@ import torch
 
 from pykernels import _native
 from pykernels.ops._activation import ACTIVATIONS
+from pykernels.ops._autocast import register_autocast
 from pykernels.ops.int8_matmul.reference import epilogue_reference
 
 
@@ -102,18 +103,6 @@ def refuse_backward(op: str) -> Any:
     return backward
 
 
-def _autocast_linear(device_type: str, key: torch._C.DispatchKey, op: str) -> Any:
-    without = torch._C.DispatchKeySet(key)
-
-    def cast(x: torch.Tensor, *rest: Any) -> torch.Tensor:
-        with torch._C._ExcludeDispatchKeyGuard(without):
-            if x.dtype != torch.float64:
-                x = x.to(torch.get_autocast_dtype(device_type))
-            return getattr(torch.ops.pykernels, op)(x, *rest)
-
-    return cast
-
-
 def _register() -> None:
     fakes: dict[str, Any] = {
         "int8_matmul": _fake_matmul,
@@ -131,8 +120,7 @@ def _register() -> None:
     for op in ("int8_matmul_packed", "int8_linear", "int8_linear_packed", "quantize_int8"):
         torch.library.register_autograd(f"pykernels::{op}", refuse_backward(op))
     for op in ("int8_linear", "int8_linear_packed"):
-        _library.impl(op, _autocast_linear("cpu", torch._C.DispatchKey.AutocastCPU, op), "AutocastCPU")
-        _library.impl(op, _autocast_linear("cuda", torch._C.DispatchKey.AutocastCUDA, op), "AutocastCUDA")
+        register_autocast(_library, op, casts=(0,))
 
 
 if _native.error is None:

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pykernels.ops._arguments import check_tensor, fail
+from pykernels.ops._autocast import autocast_dtype, autocast_off, cast
 from pykernels.ops._dispatch import choose, kernels
 from pykernels.ops.lstm import autograd, reference
-from pykernels.ops.lstm.arguments import CELL_NAMES, check_cell, check_lstm, for_autocast, tensor, two_states
+from pykernels.ops.lstm.arguments import States, check_cell, check_lstm, two_states
 from pykernels.ops.lstm.op import LSTM, LSTM_CELL
-
-States = tuple[Tensor, Tensor]
 
 
 def lstm_cell(
@@ -47,7 +47,8 @@ def lstm_cell(
         (h, c), each (B, H) or (H,), contiguous, of x's dtype (autocast's, inside autocast).
 
     Raises:
-        ValueError: a shape, dtype or device does not fit; the message says which.
+        TypeError: something is no tensor, or of a dtype that does not fit; the message says which.
+        ValueError: a shape or device does not fit.
         RuntimeError: an explicit backend cannot run.
 
     The same as::
@@ -60,15 +61,20 @@ def lstm_cell(
     Tolerance: `pykernels.ops.lstm.spec`. The equations are those of Hochreiter and Schmidhuber (1997) with the forget
     gate of Gers, Schmidhuber and Cummins (2000).
     """
-    h, c = two_states("lstm_cell", states)
-    tensors, autocast_off = for_autocast((x, h, c, w_ih, w_hh, b_ih, b_hh))
-    x, h, c, w_ih, w_hh = (tensor("lstm_cell", n, t) for n, t in zip(CELL_NAMES, tensors, strict=False))
-    b_ih, b_hh = tensors[5:]
+    op = "lstm_cell"
+    check_tensor(op, "x", x)
+    h, c = two_states(op, states, ("h", "c"))
+    check_tensor(op, "w_ih", w_ih)
+    check_tensor(op, "w_hh", w_hh)
+    b_ih = b_ih if b_ih is None else check_tensor(op, "b_ih", b_ih)
+    b_hh = b_hh if b_hh is None else check_tensor(op, "b_hh", b_hh)
+    dtype = autocast_dtype(x)
+    x, h, c, w_ih, w_hh, b_ih, b_hh = cast(dtype, (x, h, c, w_ih, w_hh, b_ih, b_hh))
     check_cell(x, h, c, w_ih, w_hh, b_ih, b_hh)
     if (b_ih is None) != (b_hh is None):
         b_ih = torch.zeros_like(w_ih[:, 0]) if b_ih is None else b_ih
         b_hh = torch.zeros_like(w_ih[:, 0]) if b_hh is None else b_hh
-    with autocast_off:
+    with autocast_off(dtype, x):
         where = choose(LSTM_CELL, x.device, x.dtype, backend)
         if where == "reference":
             return reference.lstm_cell(x, (h, c), w_ih, w_hh, b_ih, b_hh)
@@ -116,9 +122,9 @@ def lstm(
         (h_n, c_n): the states after each sequence's last step, shaped as states.
 
     Raises:
-        TypeError: something that should be a tensor is none.
-        ValueError: a shape, dtype, device or number of weights does not fit; the message says which.
-        RuntimeError: no time steps (as torch has it), or an explicit backend cannot run.
+        TypeError: something is no tensor, or of a dtype that does not fit; the message says which.
+        ValueError: a shape, a device, the number of weights or ``batch_sizes`` do not fit, or there is no time step.
+        RuntimeError: an explicit backend cannot run.
 
     The same as::
 
@@ -131,15 +137,17 @@ def lstm(
     Tolerance: `pykernels.ops.lstm.spec`. Method: one product for the inputs of all time steps, then the recurrence
     (Appleyard, Kocisky, Blunsom, 2016), each thread with its own share of the units (Zhang et al., DeepCPU, ATC 2018).
     """
-    h0, c0 = two_states("lstm", states)
+    op = "lstm"
+    check_tensor(op, "x", x)
+    h0, c0 = two_states(op, states, ("h0", "c0"))
     if isinstance(weights, Tensor) or not hasattr(weights, "__iter__"):
-        raise TypeError(f"pykernels.lstm: weights: expected a sequence of tensors, got {type(weights).__name__}")
-    tensors, autocast_off = for_autocast((x, h0, c0, *weights))
-    x, h0, c0 = (tensor("lstm", n, t) for n, t in zip(("x", "h0", "c0"), tensors, strict=False))
-    flat = [tensor("lstm", f"weights[{i}]", w) for i, w in enumerate(tensors[3:])]
+        fail(TypeError, op, "weights", "a sequence of tensors", type(weights).__name__)
+    flat = [check_tensor(op, f"weights[{i}]", w) for i, w in enumerate(weights)]
+    dtype = autocast_dtype(x)
+    x, h0, c0, flat = cast(dtype, (x, h0, c0, flat))
     has_bias = check_lstm(x, h0, c0, flat, num_layers, bidirectional, batch_first, dropout, batch_sizes)
     drops = training and dropout > 0 and num_layers > 1
-    with autocast_off:
+    with autocast_off(dtype, x):
         where = choose(LSTM, x.device, x.dtype, backend)
         if where == "reference":
             return reference.lstm(

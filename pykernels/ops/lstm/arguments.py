@@ -1,152 +1,135 @@
-"""What the public functions ask of their arguments, said better than the binding can."""
+"""The arguments of the LSTM ops, checked and refused by name."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pykernels.ops.lstm import autograd
+from pykernels.ops._arguments import (
+    check_device,
+    check_dtype,
+    check_floating,
+    check_int,
+    check_number,
+    check_shape,
+    check_tensor,
+    fail,
+)
+from pykernels.ops.lstm.reference import check_sizes
 
 States = tuple[Tensor, Tensor]
 
-CELL_NAMES = ("x", "h", "c", "w_ih", "w_hh")
 
-
-def _fail(op: str, argument: str, expected: str, got: object) -> None:
-    raise ValueError(f"pykernels.{op}: {argument}: expected {expected}, got {got}")
-
-
-def tensor(op: str, argument: str, value: Tensor | None) -> Tensor:
-    """``value``, if it is a tensor."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"pykernels.{op}: {argument}: expected a tensor, got {type(value).__name__}")
-    return value
-
-
-def two_states(op: str, states: States) -> States:
-    """``states``, if it is a pair."""
+def two_states(op: str, states: States, names: Sequence[str]) -> States:
+    """``states``, if it is a pair of dense tensors, which are called ``names``."""
     if not isinstance(states, tuple | list) or len(states) != 2:
-        got = f"{len(states)} of them" if isinstance(states, tuple | list) else type(states).__name__
-        raise TypeError(f"pykernels.{op}: states: expected a pair (h, c) of tensors, got {got}")
-    return states[0], states[1]
+        got = type(states).__name__ + (f" of {len(states)}" if isinstance(states, tuple | list) else "")
+        fail(TypeError, op, "states", "a pair (h, c) of tensors", got)
+    return check_tensor(op, names[0], states[0]), check_tensor(op, names[1], states[1])
 
 
-def for_autocast(tensors: tuple[Tensor | None, ...]) -> tuple[tuple[Tensor | None, ...], AbstractContextManager[None]]:
-    """The tensors in autocast's dtype and a context without autocast, if it is on for x's device."""
-    x = tensors[0]
-    if not isinstance(x, Tensor) or not torch.amp.is_autocast_available(x.device.type):
-        return tensors, nullcontext()
-    if not torch.is_autocast_enabled(x.device.type):
-        return tensors, nullcontext()
-    cast = autograd.cast(tensors, x.device.type)
-    return cast, torch.autocast(x.device.type, enabled=False)
+def _check_alike(
+    op: str, x: Tensor, states: Sequence[tuple[str, Tensor]], weights: Sequence[tuple[str, Tensor]]
+) -> None:
+    """Raises unless all are of ``x``'s device and dtype. Where only x's differs from the weights', x is to blame."""
+    check_floating(op, "x", x)
+    dtype, device = x.dtype, x.device
+    for name, t in (*states, *weights):
+        if t.dtype != dtype:
+            first = weights[0][1].dtype
+            if first != dtype and all(w.dtype == first for _, w in weights):
+                fail(TypeError, op, "x", f"the weights' dtype {first}", dtype)
+            fail(TypeError, op, name, f"x's dtype {dtype}", t.dtype)
+        check_device(op, name, t, device)
 
 
-def _check_alike(op: str, x: Tensor, named: Sequence[tuple[str, Tensor]]) -> None:
-    if not x.is_floating_point():
-        _fail(op, "x", "a floating dtype", x.dtype)
-    for name, tensor in (("x", x), *named):
-        if tensor.layout != torch.strided:
-            _fail(op, name, "a dense tensor", f"layout {tensor.layout}")
-        if tensor.dtype != x.dtype:
-            _fail(op, name, f"x's dtype {x.dtype}", tensor.dtype)
-        if tensor.device != x.device:
-            _fail(op, name, f"x's device {x.device}", tensor.device)
-
-
-def _check_shape(op: str, argument: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != expected:
-        _fail(op, argument, f"shape {tuple(expected)}", tuple(tensor.shape))
+def _hidden(op: str, name: str, w_hh: Tensor) -> int:
+    """H of ``w_hh`` (4H, H)."""
+    if w_hh.dim() != 2 or w_hh.shape[1] == 0 or w_hh.shape[0] != 4 * w_hh.shape[1]:
+        fail(ValueError, op, name, "shape (4 * H, H) with H > 0", tuple(w_hh.shape))
+    return w_hh.shape[1]
 
 
 def check_cell(
     x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None
 ) -> None:
-    """Raises for what does not fit together in a call of `lstm_cell`."""
+    """Raises for tensors that do not fit together in a call of `lstm_cell`."""
     op = "lstm_cell"
-    biases = [(n, tensor(op, n, b)) for n, b in (("b_ih", b_ih), ("b_hh", b_hh)) if b is not None]
-    _check_alike(op, x, [("h", h), ("c", c), ("w_ih", w_ih), ("w_hh", w_hh), *biases])
+    biases = [(name, b) for name, b in (("b_ih", b_ih), ("b_hh", b_hh)) if b is not None]
+    _check_alike(op, x, (("h", h), ("c", c)), (("w_ih", w_ih), ("w_hh", w_hh), *biases))
     if x.dim() not in (1, 2):
-        _fail(op, "x", "1 or 2 dimensions, (I,) or (B, I)", f"{x.dim()} dimensions")
-    if w_hh.dim() != 2 or w_hh.shape[1] == 0 or w_hh.shape[0] != 4 * w_hh.shape[1]:
-        _fail(op, "w_hh", "shape (4 * H, H) with H > 0", tuple(w_hh.shape))
-    hidden = w_hh.shape[1]
-    _check_shape(op, "w_ih", w_ih, (4 * hidden, x.shape[-1]))
-    for name, state in (("h", h), ("c", c)):
-        _check_shape(op, name, state, (*x.shape[:-1], hidden))
+        fail(ValueError, op, "x", "1 or 2 dimensions, (I,) or (B, I)", f"{x.dim()} dimensions")
+    hidden = _hidden(op, "w_hh", w_hh)
+    *batch, features = x.shape
+    check_shape(op, "w_ih", w_ih, (4 * hidden, features))
+    check_shape(op, "h", h, (*batch, hidden))
+    check_shape(op, "c", c, (*batch, hidden))
     for name, bias in biases:
-        _check_shape(op, name, bias, (4 * hidden,))
+        check_shape(op, name, bias, (4 * hidden,))
+
+
+def _check_batch_sizes(op: str, batch_sizes: Any, x: Tensor, h0: Tensor) -> None:
+    """Raises unless ``batch_sizes`` are those of packed data; the numbers are read where there are any to read."""
+    check_tensor(op, "batch_sizes", batch_sizes)
+    check_dtype(op, "batch_sizes", batch_sizes, torch.int64)
+    if batch_sizes.device.type != "cpu":
+        fail(ValueError, op, "batch_sizes", "a tensor on the CPU", f"one on {batch_sizes.device}")
+    if batch_sizes.dim() != 1:
+        fail(ValueError, op, "batch_sizes", "1 dimension", f"shape {tuple(batch_sizes.shape)}")
+    if x.dim() != 2:
+        fail(ValueError, op, "x", "2 dimensions (packed data)", f"{x.dim()} dimensions")
+    if h0.dim() == 3 and type(batch_sizes) is Tensor and not torch.compiler.is_compiling():  # not a trace's
+        check_sizes(batch_sizes.tolist(), x.shape[0], h0.shape[1])
 
 
 def check_lstm(
     x: Tensor,
     h0: Tensor,
     c0: Tensor,
-    weights: list[Tensor],
+    weights: Sequence[Tensor],
     num_layers: int,
     bidirectional: bool,
     batch_first: bool,
     dropout: float,
     batch_sizes: Tensor | None,
 ) -> bool:
-    """Raises for what does not fit; returns whether there are biases."""
+    """Raises for tensors and numbers that do not fit; returns whether there are biases."""
     op, directions = "lstm", 2 if bidirectional else 1
-    # Asked the other way round, for Dynamo's symbolic numbers have no type of ours.
-    if num_layers is None or isinstance(num_layers, str | float | list | tuple):
-        raise TypeError(f"pykernels.{op}: num_layers: expected an int, got {type(num_layers).__name__}")
-    if dropout is None or isinstance(dropout, str | list | tuple):
-        raise TypeError(f"pykernels.{op}: dropout: expected a number, got {type(dropout).__name__}")
-    if num_layers < 1:
-        _fail(op, "num_layers", "at least 1", num_layers)
+    check_int(op, "num_layers", num_layers, 1)
+    check_number(op, "dropout", dropout)
     if not 0 <= dropout <= 1:
-        _fail(op, "dropout", "a probability in [0, 1]", dropout)
+        fail(ValueError, op, "dropout", "a probability in [0, 1]", dropout)
     each, rest = divmod(len(weights), num_layers * directions)
     if rest or each not in (2, 4):
         without = 2 * num_layers * directions
-        _fail(
-            op,
-            "weights",
-            f"{2 * without} tensors, or {without} without biases (projections are not supported)",
-            len(weights),
-        )
-    _check_alike(op, x, [("h0", h0), ("c0", c0), *((f"weights[{i}]", w) for i, w in enumerate(weights))])
+        expected = f"{2 * without} tensors, or {without} without biases (projections are not supported)"
+        fail(ValueError, op, "weights", expected, len(weights))
+    named = [(f"weights[{i}]", w) for i, w in enumerate(weights)]
+    _check_alike(op, x, (("h0", h0), ("c0", c0)), named)
+    hidden = _hidden(op, *named[1])
 
-    packed = batch_sizes is not None
     if batch_sizes is not None:
-        tensor(op, "batch_sizes", batch_sizes)
-        if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64 or batch_sizes.device.type != "cpu":
-            got = f"{tuple(batch_sizes.shape)} {batch_sizes.dtype} on {batch_sizes.device}"
-            _fail(op, "batch_sizes", "a 1-D int64 tensor on the CPU", got)
-    if x.dim() != 2 and (packed or x.dim() != 3):
-        expected = "2 dimensions (packed data)" if packed else "3 dimensions, or 2 for an unbatched sequence"
-        _fail(op, "x", expected, f"{x.dim()} dimensions")
-    steps = batch_sizes.shape[0] if batch_sizes is not None else x.shape[1 if batch_first and x.dim() == 3 else 0]
-    if steps == 0:
-        raise RuntimeError("pykernels.lstm: x: expected at least one time step, got none")
-
-    w_hh = weights[1]
-    if w_hh.dim() != 2 or w_hh.shape[1] == 0 or w_hh.shape[0] != 4 * w_hh.shape[1]:
-        _fail(op, "weights[1]", "shape (4 * H, H) with H > 0", tuple(w_hh.shape))
-    hidden = w_hh.shape[1]
-    for i, weight in enumerate(weights):
-        wide = x.shape[-1] if i < each * directions else hidden * directions
-        _check_shape(
-            op,
-            f"weights[{i}]",
-            weight,
-            ((4 * hidden, wide), (4 * hidden, hidden), (4 * hidden,), (4 * hidden,))[i % each],
-        )
-
-    states: tuple[int, ...] = (num_layers * directions, hidden)
-    if packed:
+        _check_batch_sizes(op, batch_sizes, x, h0)
         if h0.dim() != 3:
-            _fail(op, "h0", f"shape ({states[0]}, batch, {hidden})", tuple(h0.shape))
-        states = (states[0], h0.shape[1], hidden)
-    elif x.dim() == 3:
-        states = (states[0], x.shape[0 if batch_first else 1], hidden)
-    _check_shape(op, "h0", h0, states)
-    _check_shape(op, "c0", c0, states)
+            fail(ValueError, op, "h0", f"shape ({num_layers * directions}, batch, {hidden})", tuple(h0.shape))
+        steps, batch = batch_sizes.shape[0], h0.shape[1:2]
+    else:
+        if x.dim() not in (2, 3):
+            expected = "3 dimensions, or 2 for an unbatched sequence"
+            fail(ValueError, op, "x", expected, f"{x.dim()} dimensions")
+        time = 1 if batch_first and x.dim() == 3 else 0
+        steps, batch = x.shape[time], x.shape[1 - time : 2 - time] if x.dim() == 3 else x.shape[:0]
+    if steps == 0:
+        fail(ValueError, op, "x", "at least one time step", "none")
+
+    gates = 4 * hidden
+    for i, (name, weight) in enumerate(named):
+        wide = x.shape[-1] if i < each * directions else hidden * directions
+        check_shape(op, name, weight, ((gates, wide), (gates, hidden), (gates,), (gates,))[i % each])
+    states = (num_layers * directions, *batch, hidden)
+    check_shape(op, "h0", h0, states)
+    check_shape(op, "c0", c0, states)
     return each == 4

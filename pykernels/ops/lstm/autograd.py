@@ -14,26 +14,13 @@ import torch
 from torch import Tensor
 
 from pykernels import _native
+from pykernels.ops._autocast import register_autocast
 from pykernels.ops.lstm import reference
 
 
 def wanted(*tensors: Tensor | None) -> bool:
     """Whether autograd will ask for gradients, and the forward must save for the backward."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def cast(values: Sequence[Any], device_type: str) -> tuple[Any, ...]:
-    """Floating tensors, in lists too, to autocast's dtype; float64 stays, as torch's own autocast has it."""
-    dtype = torch.get_autocast_dtype(device_type)
-
-    def one(value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [one(v) for v in value]
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
-            return value.to(dtype)
-        return value
-
-    return tuple(one(v) for v in values)
 
 
 def _differentiable(
@@ -234,16 +221,6 @@ def _cell_backward_fake(
     return _like(x), _like(h), _like(c), _like(w_ih), _like(w_hh), w_hh.new_empty(bias), w_hh.new_empty(bias)
 
 
-def _autocast(library: torch.library.Library, name: str, device_type: str, key: str) -> None:
-    op = getattr(torch.ops.pykernels, name).default
-
-    def cast_and_call(*args: Any) -> Any:
-        with torch.autocast(device_type, enabled=False):
-            return op(*cast(args, device_type))
-
-    library.impl(name, cast_and_call, key)
-
-
 def _register() -> torch.library.Library:
     fakes: dict[str, Callable[..., Any]] = {
         "lstm": _lstm_fake,
@@ -262,8 +239,7 @@ def _register() -> torch.library.Library:
     )
     library = torch.library.Library("pykernels", "FRAGMENT")
     for name in ("lstm", "lstm_cell"):
-        _autocast(library, name, "cpu", "AutocastCPU")
-        _autocast(library, name, "cuda", "AutocastCUDA")
+        register_autocast(library, name)
     return library
 
 

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pykernels.ops._arguments import fail
+
 States = tuple[Tensor, Tensor]
 
 
@@ -89,8 +91,11 @@ def lstm(
     if batch_first and batch_sizes is None:
         x = x.transpose(0, 1)
     steps, rows = x.shape[:-1], x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    sizes = [x.shape[1]] * x.shape[0] if batch_sizes is None else [int(size) for size in batch_sizes]
-    check_sizes(sizes, rows.shape[0], h0.shape[1])
+    if batch_sizes is None:
+        sizes = [x.shape[1]] * x.shape[0]
+    else:
+        sizes = [int(size) for size in batch_sizes]
+        check_sizes(sizes, rows.shape[0], h0.shape[1])
 
     directions = 2 if bidirectional else 1
     each = len(weights) // (num_layers * directions)
@@ -118,10 +123,8 @@ def lstm(
 
 
 def check_sizes(sizes: Sequence[int], rows: int, batch: int) -> None:
-    """Raises for batch_sizes that no packed data have."""
+    """Raises for batch_sizes that no packed data have: for ``rows`` of x, and a ``batch`` of states."""
     falling = all(a >= b for a, b in pairwise(sizes))
-    if not falling or not sizes or sizes[-1] < 0 or sizes[0] != batch or sum(sizes) != rows:
-        raise ValueError(
-            f"pykernels.lstm: batch_sizes: expected sizes that do not rise, from the batch of h0 ({batch}) on, "
-            f"with the sum {rows} of x's rows; got {list(sizes)}"
-        )
+    if sizes and not (falling and sizes[-1] > 0 and sizes[0] == batch and sum(sizes) == rows):
+        expected = f"sizes >= 1 that do not rise, from the batch of h0 ({batch}) on, with the sum {rows} of x's rows"
+        fail(ValueError, "lstm", "batch_sizes", expected, list(sizes))

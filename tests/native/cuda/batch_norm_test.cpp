@@ -1,7 +1,5 @@
 // The batch-norm kernels against double: statistics, forward, all gradients; every layout, dtype and activation, tails,
 // cancellation, the smallest sizes; the same bits under every schedule.
-#include "pykernels/cuda/batch_norm_act.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -9,6 +7,7 @@
 
 #include "cuda/batch_norm_act/choose.h"
 #include "cuda/numeric.cuh"
+#include "pykernels/cuda/batch_norm_act.h"
 #include "simt/simt.h"
 #include "test.h"
 

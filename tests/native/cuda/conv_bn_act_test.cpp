@@ -118,12 +118,34 @@ void check_int8() {
       {{1, 36, 7, 5, 99, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 3}, Format::gaps, DType::i8, DType::f16},
       {{2, 32, 9, 11, 32, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 32}, Format::nhwc, DType::i8, DType::i8},  // depthwise
       {{1, 12, 9, 9, 36, 5, 3, 1, 2, 1, 1, 1, 1, 1, 1, 12}, Format::gaps, DType::i8, DType::f32},
+      {{1, 64, 7, 6, 40, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, Format::nhwc, DType::bf16, DType::bf16},
+      {{1, 24, 6, 5, 19, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, Format::nchw, DType::f32, DType::bf16},
+  };
+  // Sums that float32 does not hold: one tile, a split, copies of 8 bytes, depthwise.
+  const Int8Case sums[] = {
+      {{1, 160, 4, 5, 40, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, Format::nhwc, DType::i8, DType::i32},
+      {{1, 640, 5, 4, 24, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 1}, Format::gaps, DType::i8, DType::i32},
+      {{1, 24, 13, 12, 20, 7, 7, 2, 2, 3, 3, 3, 3, 1, 1, 1}, Format::nchw, DType::i8, DType::i32},
+      {{1, 32, 9, 11, 32, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 32}, Format::nhwc, DType::i8, DType::i32},
   };
   const auto& schedules = simt::schedules();
   for (unsigned i = 0; i < std::size(cases); ++i) {
     simt::Use use(schedules[i % schedules.size()]);
     check_int8_case(cases[i], i);
   }
+  for (unsigned i = 0; i < std::size(sums); ++i) {
+    simt::Use use(schedules[i % schedules.size()]);
+    check_int8_sums(sums[i], i);
+  }
+  cuda::Int8Conv bad;
+  bad.shape = cases[0].shape;
+  bad.y_dtype = DType::i32;
+  bad.y_scale = 2.0f;
+  int64_t bytes = 0;
+  EXPECT(!cuda::int8_conv_workspace_bytes(bad, &bytes), "int32 beside a scale");
+  bad.y_dtype = DType::i8;
+  bad.residual_dtype = DType::i32;
+  EXPECT(!cuda::int8_conv_workspace_bytes(bad, &bytes), "an int32 residual");
 }
 
 void check_special_values() {

@@ -125,6 +125,17 @@ inline void check_case(const Case& c, const Kind& kind, unsigned seed, const cha
   }
 }
 
+inline void run_int8(cuda::Int8Conv& args) {
+  int64_t bytes = 0;
+  Status status = cuda::int8_conv_workspace_bytes(args, &bytes);
+  EXPECT(status, "%s", status.error);
+  Bytes workspace(static_cast<size_t>(bytes));
+  args.workspace = workspace.data();
+  args.workspace_bytes = bytes;
+  status = cuda::int8_conv(args, nullptr);
+  EXPECT(status, "%s", status.error);
+}
+
 // int8: scales are powers of two, so that float32 holds every intermediate result and the answer is one.
 struct Int8Case {
   ConvShape shape;
@@ -168,14 +179,7 @@ inline void check_int8_case(const Int8Case& c, unsigned i) {
   args.y_dtype = y_dtype;
   args.y = on_y.bytes.data();
   std::copy(y.stride, y.stride + 4, args.y_stride);
-  int64_t bytes = 0;
-  Status status = cuda::int8_conv_workspace_bytes(args, &bytes);
-  EXPECT(status, "%s", status.error);
-  Bytes workspace(static_cast<size_t>(bytes));
-  args.workspace = workspace.data();
-  args.workspace_bytes = bytes;
-  status = cuda::int8_conv(args, nullptr);
-  EXPECT(status, "%s", status.error);
+  run_int8(args);
   on_y.fetch();
 
   ConvArgs plain{};
@@ -190,6 +194,42 @@ inline void check_int8_case(const Int8Case& c, unsigned i) {
   });
   EXPECT(y.values() == expected.values(), "int8 case %u: %g", i, test::relative_l2(y.values(), expected.values()));
   EXPECT(y.gaps_untouched(), "int8 case %u: wrote beside y", i);
+}
+
+// The sums themselves, of numbers so large that float32 would round them.
+inline void check_int8_sums(const Int8Case& c, unsigned i) {
+  const ConvShape& s = c.shape;
+  Array weight({s.k, s.c / s.groups, s.r, s.s}, DType::i8, Format::nchw), x({s.n, s.c, s.h, s.w}, DType::i8, c.format);
+  Array y({s.n, s.k, s.p(), s.q()}, DType::f32, c.format);  // int32's bits; what it does not use is a NaN
+  weight.each([&](int64_t k, int64_t ch, int64_t r, int64_t q) {
+    weight.set(k, ch, r, q, static_cast<float>(127 - (k + ch + r + q) % 5));
+  });
+  x.each([&](int64_t n, int64_t ch, int64_t h, int64_t w) {
+    x.set(n, ch, h, w, static_cast<float>((3 * ch + 2 * h + w) % 7 - 128));
+  });
+  OnDevice on_x(x), on_y(y);
+  const Bytes packed(pack(s, DType::i8, weight));
+  cuda::Int8Conv args;
+  args.shape = s;
+  args.x = on_x.tensor();
+  args.packed = packed.data();
+  args.packed_bytes = static_cast<int64_t>(packed.size());
+  args.y_dtype = DType::i32;
+  args.y = on_y.bytes.data();
+  std::copy(y.stride, y.stride + 4, args.y_stride);
+  run_int8(args);
+  on_y.fetch();
+
+  ConvArgs plain{};
+  plain.shape = s;
+  const auto sums = naive(plain, x, weight, y);
+  size_t at = 0;
+  int64_t wrong = 0;
+  y.each([&](int64_t n, int64_t k, int64_t p, int64_t q) {
+    wrong += std::bit_cast<int32_t>(y.get(n, k, p, q)) != sums[at++];
+  });
+  EXPECT(wrong == 0, "int8 sums %u: %d wrong", i, static_cast<int>(wrong));
+  EXPECT(y.gaps_untouched(), "int8 sums %u: wrote beside y", i);
 }
 
 // Infinities and NaN stay within the pixels and channels that they touch: padding, padded channels and other groups

@@ -1,102 +1,86 @@
-"""int8_conv2d: the reference against sums in int64, Triton's kernel (interpreted without a GPU), bad arguments."""
+"""int8_conv2d: the reference against sums in int64, the native op on the CPU and on CUDA, bad arguments."""
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
-import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 import pykernels as pk
+from pykernels import _native
 from pykernels.ops import int8_conv2d
 from pykernels.ops.int8_conv2d.reference import int8_conv2d_reference
 from pykernels.ops.int8_conv2d.spec import INT8_CONV2D_SPEC
-from tests.harness import inputs_of, needs_triton, tensors_of, triton_reason
+from tests.harness import inputs_of, needs_cuda, tensors_of
+from tests.ops.int8_conv2d.checks import DEVICE, each_check, integers
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BACKENDS = ("reference", pytest.param("triton", marks=[] if triton_reason() is None else pytest.mark.skip(
-    triton_reason())))  # fmt: skip
-each_backend = pytest.mark.parametrize("backend", BACKENDS)
-
-
-def integers(*shape, seed=0):
-    t = torch.randint(-128, 128, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int8)
-    return t.to(DEVICE)
+native = pytest.mark.skipif(_native.error is not None, reason=str(_native.error))
+OPS = torch.ops.pykernels
+GEOMETRY = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
 
 
-def sums_by_hand(x, weight, stride, padding):
-    """In int64, one tap after the other."""
-    n, c, _, _ = x.shape
-    k, _, r, s = weight.shape
-    x = F.pad(x.cpu().long(), (padding,) * 4)
-    p, q = (x.shape[2] - r) // stride + 1, (x.shape[3] - s) // stride + 1
-    y = torch.zeros(n, k, p, q, dtype=torch.int64)
-    for i in range(r):
-        for j in range(s):
-            taken = x[:, :, i : i + stride * (p - 1) + 1 : stride, j : j + stride * (q - 1) + 1 : stride]
-            for channel in range(c):
-                y += taken[:, channel, None] * weight[:, channel, i, j].cpu().long()[:, None, None]
-    return y
+@each_check
+def test_reference(check):
+    check("reference")
 
 
-@each_backend
-def test_sums_are_exact(backend):
-    x, weight = integers(2, 5, 8, 7), integers(6, 5, 3, 3, seed=1)
-    y = int8_conv2d(x, weight, stride=2, padding=1, out_dtype=torch.int32, backend=backend)
-    assert y.dtype == torch.int32
-    assert torch.equal(y.cpu().long(), sums_by_hand(x, weight, 2, 1))
+@needs_cuda
+@each_check
+def test_cuda(check):
+    check("cuda")
 
 
-@each_backend
-def test_sums_that_float32_does_not_hold(backend):
-    x = torch.full((1, 200, 3, 3), -128, dtype=torch.int8, device=DEVICE)
-    weight = torch.full((2, 200, 3, 3), 127, dtype=torch.int8, device=DEVICE)
-    weight[1, 0, 0, 0] = 126
-    y = int8_conv2d(x, weight, out_dtype=torch.int32, backend=backend)
-    exact = -128 * 127 * 1800
-    assert y.flatten().tolist() == [exact, exact + 128]
-    assert abs(exact) > 2**24
+@needs_cuda
+@pytest.mark.parametrize("residual", [torch.int8, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("out", [torch.int8, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_cuda_is_the_reference_to_a_rounding(residual, out, groups):
+    x, weight = integers(2, 8, 7, 6), integers(16, 8 // groups, 3, 3, seed=1)
+    scale = torch.exp2(torch.arange(16.0) % 3 - 10).cuda()  # exact, and so is the rounding
+    added = integers(2, 16, 7, 6, seed=2).to(residual)
+    options = {"residual": added, "residual_scale": 0.5, "padding": 1, "groups": groups, "activation": "relu",
+               "out_scale": 0.25, "out_dtype": out}  # fmt: skip
+    y = int8_conv2d(x, weight, scale, scale, **options, backend="cuda")
+    assert torch.equal(y, int8_conv2d(x, weight, scale, scale, **options, backend="reference"))
 
 
-@each_backend
-def test_rounding_saturation_and_nan(backend):
-    values = [5, 7, -5, -7, 126, -126, 0]
-    x = torch.tensor(values, dtype=torch.int8, device=DEVICE).reshape(1, 1, 1, -1)
-    weight = torch.ones(3, 1, 1, 1, dtype=torch.int8, device=DEVICE)
-    scale = torch.tensor([0.5, 2.0, torch.nan], device=DEVICE)
-    y = int8_conv2d(x, weight, scale, out_dtype=torch.int8, backend=backend)
-    assert y[0, :, 0].tolist() == [[2, 4, -2, -4, 63, -63, 0], [10, 14, -10, -14, 127, -128, 0], [0] * 7]
-
-
-@each_backend
-def test_the_whole_formula(backend):
-    x, weight, residual = integers(2, 4, 5, 5), integers(3, 4, 3, 3, seed=1), integers(2, 3, 5, 5, seed=2)
-    scale, bias = torch.tensor([1e-3, 2e-3, 3e-3]).to(DEVICE), torch.tensor([0.5, -1.0, 2.0]).to(DEVICE)
-    y = int8_conv2d(
-        x, weight, scale, bias, residual=residual, residual_scale=0.25, padding=1, activation="leaky_relu",
-        negative_slope=0.5, out_scale=3.0, backend=backend,
-    )  # fmt: skip
-    z = sums_by_hand(x, weight, 1, 1).double() * scale.cpu()[:, None, None] + bias.cpu()[:, None, None]
-    z = F.leaky_relu(z + 0.25 * residual.cpu(), 0.5) * 3
-    torch.testing.assert_close(y.cpu().double(), z, rtol=2e-6, atol=2e-5)
-
-
-@each_backend
+@native
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_memory_format_and_unbatched(layout, backend):
-    x, weight = integers(2, 4, 6, 5).contiguous(memory_format=layout), integers(8, 4, 3, 3, seed=1)
-    y = int8_conv2d(x, weight, out_dtype=torch.int32, backend=backend)
-    assert y.is_contiguous(memory_format=layout)
-    assert torch.equal(int8_conv2d(x[1], weight, out_dtype=torch.int32, backend=backend), y[1])
+def test_opcheck_of_the_native_op(layout):
+    # On the CPU alone: its other end, on CUDA, takes what this takes.
+    x = integers(2, 4, 6, 5).cpu().contiguous(memory_format=layout)
+    weight, residual = integers(8, 4, 3, 3, seed=1).cpu(), torch.rand(2, 8, 6, 5)
+    opcheck(OPS.int8_conv2d.default, (x, weight, torch.rand(8), None, residual, 0.5, *GEOMETRY, 1, 0.01, 2.0,
+                                      torch.float16))  # fmt: skip
 
 
-@each_backend
-def test_a_large_stride_of_the_batch_and_expanded_operands(backend):
-    x, weight = integers(1, 4, 6, 5).expand(3, 4, 6, 5), integers(1, 4, 3, 3, seed=1).expand(8, 4, 3, 3)
-    y = int8_conv2d(x, weight, torch.ones((), device=DEVICE), backend=backend)
-    assert torch.equal(y.cpu().long(), sums_by_hand(x, weight, 1, 0))
+@native
+def test_the_native_op_on_a_cpu_is_the_reference():
+    x, weight, residual = integers(2, 4, 6, 5).cpu(), integers(8, 4, 3, 3, seed=1).cpu(), torch.rand(2, 8, 6, 3)
+    scale, bias = torch.rand(8), torch.rand(8)
+    y = OPS.int8_conv2d(
+        x, weight, scale, bias, residual, 0.5, (1, 2), (0, 1, 2, 1), (1, 1), 1, 2, 0.2, 3.0, torch.bfloat16
+    )
+    padded = torch.nn.functional.pad(x, (1, 1, 0, 2))
+    options = {"residual": residual, "residual_scale": 0.5, "stride": (1, 2), "activation": "leaky_relu"}
+    expected = int8_conv2d_reference(
+        padded, weight, scale, bias, **options, negative_slope=0.2, out_scale=3.0, out_dtype=torch.bfloat16
+    )
+    assert torch.equal(y, expected)
+
+
+@native
+def test_the_native_op_has_a_shape_on_cuda_and_no_gradient():
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x, weight = (torch.empty(s, dtype=torch.int8, device="cuda") for s in ((2, 4, 6, 5), (8, 4, 3, 3)))
+        y = OPS.int8_conv2d(x, weight, None, None, None, 1.0, *GEOMETRY, 0, 0.01, 1.0, torch.int32)
+        assert (y.shape, y.dtype, y.device.type) == ((2, 8, 6, 5), torch.int32, "cuda")
+    scale = torch.rand(8, requires_grad=True)
+    x, weight = integers(1, 4, 6, 5).cpu(), integers(8, 4, 3, 3, seed=1).cpu()
+    y = OPS.int8_conv2d(x, weight, scale, None, None, 1.0, *GEOMETRY, 0, 0.01, 1.0, torch.float32)
+    with pytest.raises(RuntimeError, match=r"pykernels.int8_conv2d: quantisation has no gradient"):
+        y.sum().backward()
 
 
 @pytest.mark.parametrize("sample", [s for s in INT8_CONV2D_SPEC.samples if not s.bench], ids=lambda s: s.name)
@@ -105,30 +89,6 @@ def test_the_reference_in_float32_has_the_bits_of_float64s_integers(sample):
     if kwargs["out_dtype"] == torch.int8:
         wide = [t.double() if t is not None and t.is_floating_point() else t for t in args]
         assert torch.equal(int8_conv2d_reference(*args, **kwargs), int8_conv2d_reference(*wide, **kwargs))
-
-
-@each_backend
-def test_compiles_whole(backend):
-    weight, scale = integers(8, 4, 3, 3, seed=1), torch.rand(8, device=DEVICE)
-
-    def f(x):
-        return int8_conv2d(x, weight, scale, padding=1, activation="relu", backend=backend)
-
-    compiled = torch.compile(f, backend="aot_eager", fullgraph=True)
-    for n in (2, 3):
-        x = integers(n, 4, 6, 5)
-        assert torch.equal(compiled(x), f(x))
-
-
-@needs_triton
-def test_opcheck():
-    ops = importlib.import_module("pykernels.ops.int8_conv2d.triton")
-    for layout in (torch.contiguous_format, torch.channels_last):
-        x, weight = integers(2, 4, 6, 5).contiguous(memory_format=layout), integers(8, 4, 3, 3, seed=1)
-        geometry = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
-        residual = torch.rand(2, 8, 6, 5, device=DEVICE).contiguous(memory_format=layout)
-        end = (1, 0.01, 2.0, torch.float16)
-        opcheck(ops.int8_conv2d, (x, weight, torch.rand(8, device=DEVICE), None, residual, 0.5, *geometry, *end))
 
 
 def test_auto_runs_everywhere_and_a_cpu_says_why_not():
@@ -163,7 +123,7 @@ X, W = torch.zeros(1, 4, 5, 5, dtype=torch.int8), torch.zeros(6, 4, 3, 3, dtype=
         ({"weight": W[:0]}, ValueError, "weight: expected K, R and S of at least 1"),
         ({"weight": W[:, :2], "groups": 2, "stride": 0}, ValueError, "stride: expected an int or two ints >= 1"),
         ({"weight": W[:5, :2], "groups": 2}, ValueError, "weight: expected K divisible by groups = 2, got K = 5"),
-        ({"groups": 0}, ValueError, "groups: expected a positive int"),
+        ({"groups": 0}, ValueError, "groups: expected an int >= 1"),
         ({"padding": "full"}, ValueError, "padding: expected an int, two ints, 'same' or 'valid'"),
         ({"dilation": "a"}, TypeError, "dilation: expected an int or two ints"),
         ({"weight": W.to("meta")}, ValueError, "weight: expected x's device cpu, got meta"),

@@ -231,13 +231,14 @@ def bad(call: Any, kind: type[Exception], message: str) -> None:
     [
         ({"x": torch.randn(3, 2, 4)}, ValueError, "weights[0]: expected shape (24, 4), got (24, 5)"),
         ({"x": torch.randn(1, 3, 2, 5)}, ValueError, "x: expected 3 dimensions, or 2 for an unbatched sequence, got 4"),
-        ({"x": torch.zeros(0, 2, 5)}, RuntimeError, "x: expected at least one time step, got none"),
-        ({"x": torch.zeros(3, 2, 5).long()}, ValueError, "x: expected a floating dtype, got torch.int64"),
+        ({"x": torch.zeros(0, 2, 5)}, ValueError, "x: expected at least one time step, got none"),
+        ({"x": torch.zeros(3, 2, 5).long()}, TypeError, "x: expected a floating dtype, got torch.int64"),
         ({"x": [1.0]}, TypeError, "x: expected a tensor, got list"),
         ({"states": torch.zeros(1, 2, 6)}, TypeError, "states: expected a pair (h, c) of tensors, got Tensor"),
-        ({"states": (torch.zeros(1, 2, 6),)}, TypeError, "states: expected a pair (h, c) of tensors, got 1 of them"),
+        ({"states": (torch.zeros(1, 2, 6),)}, TypeError, "states: expected a pair (h, c) of tensors, got tuple of 1"),
+        ({"x": torch.zeros(3, 2, 5).double()}, TypeError, "x: expected the weights' dtype torch.float32, got"),
         ({"h0": torch.zeros(1, 3, 6)}, ValueError, "h0: expected shape (1, 2, 6), got (1, 3, 6)"),
-        ({"h0": torch.zeros(1, 2, 6).double()}, ValueError, "h0: expected x's dtype torch.float32, got torch.float64"),
+        ({"h0": torch.zeros(1, 2, 6).double()}, TypeError, "h0: expected x's dtype torch.float32, got torch.float64"),
         ({"c0": torch.zeros(1, 2, 7)}, ValueError, "c0: expected shape (1, 2, 6), got (1, 2, 7)"),
         ({"c0": torch.zeros(1, 2, 6, device="meta")}, ValueError, "c0: expected x's device cpu, got meta"),
         ({"c0": None}, TypeError, "c0: expected a tensor, got NoneType"),
@@ -246,12 +247,12 @@ def bad(call: Any, kind: type[Exception], message: str) -> None:
         ({"w_hh": torch.zeros(0, 0)}, ValueError, "weights[1]: expected shape (4 * H, H) with H > 0, got (0, 0)"),
         ({"b_hh": torch.zeros(23)}, ValueError, "weights[3]: expected shape (24,), got (23,)"),
         ({"b_hh": None}, TypeError, "weights[3]: expected a tensor, got NoneType"),
-        ({"num_layers": 0}, ValueError, "num_layers: expected at least 1, got 0"),
+        ({"num_layers": 0}, ValueError, "num_layers: expected an int >= 1, got 0"),
         ({"dropout": 1.5}, ValueError, "dropout: expected a probability in [0, 1], got 1.5"),
         ({"batch_sizes": torch.tensor([2, 2, 2])}, ValueError, "x: expected 2 dimensions (packed data), got 3"),
         ({"batch_sizes": [2]}, TypeError, "batch_sizes: expected a tensor, got list"),
-        ({"batch_sizes": torch.tensor([2], dtype=torch.int32)}, ValueError, "batch_sizes: expected a 1-D int64 tensor"),
-        ({"batch_sizes": torch.tensor([[2]])}, ValueError, "batch_sizes: expected a 1-D int64 tensor on the CPU"),
+        ({"batch_sizes": torch.tensor([2], dtype=torch.int32)}, TypeError, "batch_sizes: expected torch.int64"),
+        ({"batch_sizes": torch.tensor([[2]])}, ValueError, "batch_sizes: expected 1 dimension, got shape (1, 1)"),
         ({"backend": "tpu"}, ValueError, "backend: expected one of"),
         ({"backend": "cuda"}, RuntimeError, "backend='cuda' cannot run"),
     ],
@@ -277,10 +278,10 @@ def test_bad_lstm(change, kind, message):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("sizes", [[2, 3], [1, 1], [3, 1], [2, 1], [5, 0, 0, -1], [2, -1, 4]])
+@pytest.mark.parametrize("sizes", [[2, 3], [1, 1], [3, 1], [2, 1], [5, 0, 0, -1], [2, -1, 4], [2, 2, 1, 0]])
 def test_bad_batch_sizes(backend, sizes):
     (x, (h0, c0), weights), _ = problem(1, 2, 5, 6, batch_sizes=[2, 2, 1])
-    with pytest.raises((ValueError, RuntimeError), match="batch_sizes"):
+    with pytest.raises(ValueError, match=r"pykernels.lstm: batch_sizes: expected sizes >= 1 that do not rise"):
         pk.ops.lstm(x, (h0, c0), weights, batch_sizes=torch.tensor(sizes), backend=backend)
 
 
@@ -288,7 +289,7 @@ def test_packed_without_a_step():
     (x, (h0, c0), weights), _ = problem(1, 2, 5, 6, batch_sizes=[2, 2, 1])
     bad(
         lambda: pk.ops.lstm(x, (h0, c0), weights, batch_sizes=torch.zeros(0, dtype=torch.int64)),
-        RuntimeError,
+        ValueError,
         "expected at least one time step",
     )
 
@@ -298,9 +299,10 @@ def test_packed_without_a_step():
     [
         ({"x": torch.zeros(2, 4)}, ValueError, "w_ih: expected shape (24, 4), got (24, 5)"),
         ({"x": torch.zeros(1, 2, 5)}, ValueError, "x: expected 1 or 2 dimensions, (I,) or (B, I), got 3 dimensions"),
+        ({"x": torch.zeros(2, 5).double()}, TypeError, "x: expected the weights' dtype torch.float32, got"),
         ({"h": torch.zeros(3, 6)}, ValueError, "h: expected shape (2, 6), got (3, 6)"),
         ({"c": torch.zeros(6)}, ValueError, "c: expected shape (2, 6), got (6,)"),
-        ({"c": torch.zeros(2, 6).bfloat16()}, ValueError, "c: expected x's dtype torch.float32, got torch.bfloat16"),
+        ({"c": torch.zeros(2, 6).bfloat16()}, TypeError, "c: expected x's dtype torch.float32, got torch.bfloat16"),
         ({"w_ih": None}, TypeError, "w_ih: expected a tensor, got NoneType"),
         ({"w_hh": torch.zeros(6, 24)}, ValueError, "w_hh: expected shape (4 * H, H) with H > 0, got (6, 24)"),
         ({"b_ih": torch.zeros(6)}, ValueError, "b_ih: expected shape (24,), got (6,)"),

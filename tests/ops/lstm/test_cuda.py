@@ -15,7 +15,7 @@ from pykernels import _native
 from pykernels.ops._check import on_device
 from pykernels.ops.lstm import autograd, reference
 from tests.harness import map_tensors, needs_cuda, relative_l2, tensors_of, to_double
-from tests.ops.test_lstm import flat, problem
+from tests.ops.lstm.test_call import flat, problem
 
 native = pytest.mark.skipif(_native.error is not None, reason="the native library is not built")
 

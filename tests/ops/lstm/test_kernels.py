@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import Any
 
@@ -16,7 +17,7 @@ from pykernels.ops._spec import ROUNDOFF
 from pykernels.ops.lstm import reference
 from pykernels.ops.lstm.spec import GROWTH, LSTM_CELL_SPEC, LSTM_SPEC
 from tests.harness import forced_isa, host_isas, relative_l2, to_double
-from tests.ops.test_lstm import flat, problem
+from tests.ops.lstm.test_call import flat, problem
 
 pytestmark = pytest.mark.skipif(_native.error is not None, reason="the native library is not built")
 
@@ -342,3 +343,33 @@ def test_float64_and_float16_go_to_the_reference(spec):
     assert torch.equal(got[0], expected[0])
     with pytest.raises(RuntimeError, match=r"its kernels take torch\.float32, torch\.bfloat16, not torch\.float64"):
         spec.function(*args, **kwargs, backend="cpu")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([2, 0, 3], "expected positive sizes that don't increase, got 3"),
+        ([2, 2, 1, 0], "expected positive sizes that don't increase, got 0"),
+        ([-1, -1], "expected positive sizes that don't increase, got -1"),
+        ([1, 2, 2], "expected positive sizes that don't increase, got 2"),
+        ([2, 1, 1], "expected a sum of x's 5 rows, got 4"),
+        ([2, 2, 2], "expected a sum of x's 5 rows, got 6"),
+        ([2**62, 2**62], "expected positive sizes that don't increase, and fewer, got 4611686018427387904"),
+        ([], "expected sequence length to be larger than 0, got shape (0)"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_binding_refuses_bad_batch_sizes(sizes, message, packed):
+    (x, (h0, c0), weights), _ = problem(1, 2, 5, 6, batch_sizes=[2, 2, 1])
+    ops, batch_sizes = torch.ops.pykernels, torch.tensor(sizes, dtype=torch.int64)
+    call = x, h0, c0, ops.lstm_pack(weights, 1, False, True) if packed else weights
+    op, options = (ops.lstm_packed, (1, False, False)) if packed else (ops.lstm, (1, False, False, True, False))
+    with pytest.raises(RuntimeError, match=re.escape("batch_sizes: " + message)):
+        op(*call, *((5, 6) if packed else ()), batch_sizes, *options)
+
+
+@pytest.mark.parametrize("length", [0, 10, 127, 200])
+def test_the_binding_refuses_a_short_block(length):
+    (x, (h0, c0), _), _ = problem(1, 2, 5, 6)
+    with pytest.raises(RuntimeError, match=r"pykernels\.lstm_cell_packed: packed: "):
+        torch.ops.pykernels.lstm_cell_packed(x[0], h0[0], c0[0], torch.zeros(length, dtype=torch.uint8), 5, 6)

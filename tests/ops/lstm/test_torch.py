@@ -11,7 +11,7 @@ from torch.library import opcheck
 
 import pykernels as pk
 from pykernels import _native
-from tests.ops.test_lstm import flat, problem
+from tests.ops.lstm.test_call import flat, problem
 
 pytestmark = pytest.mark.skipif(_native.error is not None, reason="the native library is not built")
 

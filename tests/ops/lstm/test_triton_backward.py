@@ -11,8 +11,8 @@ import torch
 import pykernels as pk
 from pykernels.ops.lstm import reference
 from tests.harness import relative_l2, triton_reason
-from tests.ops.test_lstm import flat, problem
-from tests.ops.test_lstm_kernels import tolerance
+from tests.ops.lstm.test_call import flat, problem
+from tests.ops.lstm.test_kernels import tolerance
 
 if triton_reason() is not None:
     pytest.skip(f"needs Triton: {triton_reason()}", allow_module_level=True)
@@ -45,7 +45,7 @@ def layer(rows: Any, sizes: list[int], h: Any, c: Any, weights: list[Any], rever
 
 
 def reserve_of(args: tuple[Any, ...], named: dict[str, Any]) -> torch.Tensor:
-    """What the forward keeps (pykernels/ops/lstm/triton_layout.py), from the equations."""
+    """What the forward keeps (pykernels/ops/lstm/triton/layout.py), from the equations."""
     x, (h0, c0), weights = args
     directions, each = 2 if named["bidirectional"] else 1, len(weights) // h0.shape[0]
     packed = named.get("batch_sizes")

@@ -37,21 +37,21 @@ PK_API Status conv_statistics_fused(const ConvArgs& args, bool* fused);
 // y = cast(act(scale[k] * sum + shift[k] + residual_scale * residual) * y_scale)
 //
 // sum is the exact int32 convolution of x and weight; padding is 0, so x has no zero point. i8 is rounded to nearest
-// even and saturated, NaN giving 0; f16 is rounded to nearest even.
+// even and saturated, NaN giving 0; f16 and bf16 are rounded to nearest even.
 struct Int8Conv {
   ConvShape shape;
   ConvTensor x;                  // (n, c, h, w), i8
   const void* packed = nullptr;  // of conv_pack, i8
   int64_t packed_bytes = 0;
-  const float* scale = nullptr;  // (k,), or null: 1
-  const float* shift = nullptr;  // (k,), or null: 0
-  ConvTensor residual;           // (n, k, p, q), or data null: 0
-  DType residual_dtype = DType::i8;
+  const float* scale = nullptr;      // (k,), or null: 1
+  const float* shift = nullptr;      // (k,), or null: 0
+  ConvTensor residual;               // (n, k, p, q), or data null: 0
+  DType residual_dtype = DType::i8;  // or f32, bf16, f16
   float residual_scale = 1.0f;
   Activation activation = Activation::none;
   float negative_slope = 0.01f;  // leaky_relu's
   float y_scale = 1.0f;
-  DType y_dtype = DType::i8;  // residual and y: i8, f16 or f32
+  DType y_dtype = DType::i8;  // as residual's: i8 or a float; or i32, the sum itself, with nothing else given
   void* y = nullptr;          // (n, k, p, q)
   int64_t y_stride[4] = {};
   void* workspace = nullptr;  // [workspace_bytes], at least int8_conv_workspace_bytes

@@ -1,5 +1,5 @@
 // LSTM on CUDA: whole sequences of any depth and both directions, forward and backward; a single cell step is a
-// sequence of length one. The formulas and LstmShape's and LstmSequence's meaning are those of pykernels/lstm.h; here
+// sequence of length one. The formulas and the tensors' meaning are those of pykernels/lstm.h; here
 // dtype may be f16 as well, and everything but batch_sizes (read on the host during the call) and the arrays of weight
 // pointers lies in device memory.
 //
@@ -35,28 +35,18 @@ enum class LstmPath : int32_t {
   step,        // one kernel a step: the product, with the cell as its epilogue; weights streamed once
 };
 
-struct LstmForward {
-  LstmShape shape;
-  LstmSequence x;                        // (t, b, i)
-  const void* h0 = nullptr;              // (l * d, b, h)
-  const void* c0 = nullptr;              // (l * d, b, h)
-  const void* const* weights = nullptr;  // lstm_weights(shape) pointers, as in lstm_pack; or
-  const void* packed = nullptr;          // lstm_pack's block, and then weights and shape.bias are not read
-  LstmSequence output;                   // (t, b, d * h); data may be nullptr where only h_n and c_n are wanted
-  void* h_n = nullptr;                   // (l * d, b, h)
-  void* c_n = nullptr;                   // (l * d, b, h)
-  void* reserve = nullptr;               // lstm_reserve_elements(shape) elements for lstm_backward, or nullptr
-  void* workspace = nullptr;             // lstm_forward_workspace bytes, 256-byte aligned
+struct LstmForward : LstmForwardTensors {
+  void* workspace = nullptr;  // lstm_forward_workspace bytes, 256-byte aligned
   int64_t workspace_bytes = 0;
   bool tf32 = false;
   LstmPath path = LstmPath::automatic;
 };
 
-// What the backward pass needs, in elements of `dtype` (half the bytes of float32 where training is in 16 bits, and
-// what torch's own kernels keep): per layer and direction the activated gates (rows, h, 4) in the order i, f, g, o, so
-// that the thread of a unit moves them as one vector, then c (rows, h); after all of them the outputs of all layers but
-// the last (layers - 1, rows, d * h). Row first(t) + b is time step t of sequence b, first(t) = t * b or the sum of
-// batch_sizes before t. No padding anywhere.
+// The reserve: what the backward pass needs, in elements of `dtype` (half the bytes of float32 where training is in 16
+// bits, and what torch's own kernels keep): per layer and direction the activated gates (rows, h, 4) in the order i, f,
+// g, o, so that the thread of a unit moves them as one vector, then c (rows, h); after all of them the outputs of all
+// layers but the last (layers - 1, rows, d * h). Row first(t) + b is time step t of sequence b, first(t) = t * b or the
+// sum of batch_sizes before t. No padding anywhere.
 PK_API Status lstm_reserve_elements(const LstmShape& shape, int64_t* elements);
 static inline int64_t lstm_reserve_gates(const LstmShape& s, int layer, int direction) {
   return (static_cast<int64_t>(layer) * s.directions + direction) * 5 * lstm_rows(s) * s.hidden;
@@ -72,22 +62,8 @@ static inline int64_t lstm_reserve_output(const LstmShape& s, int layer) {
 PK_API Status lstm_forward_workspace(const LstmForward& call, int64_t* bytes);
 PK_API Status lstm_forward(const LstmForward& call, void* stream);
 
-struct LstmBackward {
-  LstmShape shape;
-  LstmSequence grad_output;              // (t, b, d * h), data may be nullptr: zero
-  const void* grad_h_n = nullptr;        // (l * d, b, h) or nullptr
-  const void* grad_c_n = nullptr;        // (l * d, b, h) or nullptr
-  LstmSequence x;                        // (t, b, i)
-  const void* h0 = nullptr;              // (l * d, b, h)
-  const void* c0 = nullptr;              // (l * d, b, h)
-  const void* const* weights = nullptr;  // as in lstm_pack
-  LstmSequence output;                   // (t, b, d * h), the forward pass's
-  const void* reserve = nullptr;         // written by the forward pass
-  LstmSequence grad_x;                   // (t, b, i)
-  void* grad_h0 = nullptr;               // (l * d, b, h)
-  void* grad_c0 = nullptr;               // (l * d, b, h)
-  void* const* grad_weights = nullptr;   // lstm_weights(shape) pointers, shaped as the weights
-  void* workspace = nullptr;             // lstm_backward_workspace bytes, 256-byte aligned
+struct LstmBackward : LstmBackwardTensors {
+  void* workspace = nullptr;  // lstm_backward_workspace bytes, 256-byte aligned
   int64_t workspace_bytes = 0;
   bool tf32 = false;
   LstmPath path = LstmPath::automatic;

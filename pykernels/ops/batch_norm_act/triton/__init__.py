@@ -26,7 +26,6 @@ from torch._prims_common import suggest_memory_format
 
 from pykernels.ops._activation import ACTIVATIONS
 from pykernels.ops._triton import Device, activate, device_of, hinted, launch, sigmoid, tanh, triton_op
-from pykernels.ops._tuned import tuned
 from pykernels.ops.batch_norm_act.autograd import _has_mask, _setup_context, backward_by
 
 # How dz = dy act'(z) comes about: it is dy; by the sign in the mask; by z, computed again.
@@ -313,6 +312,7 @@ def _slope(z, ACTIVATION: tl.constexpr):
     elif ACTIVATION == 7:  # the normal distribution and z times its density
         s = 0.5 + 0.5 * tl.erf(z * 0.70710678) + z * 0.39894228 * tl.exp(-0.5 * z * z)
     else:
+        tl.static_assert(ACTIVATION == 8, "unknown activation, or one that its sign tells")
         s = tl.where(z < -3.0, 0.0, tl.where(z <= 3.0, z * 0.33333333 + 0.5, 1.0))
     return s
 
@@ -434,9 +434,7 @@ class _Call:
         across, inner = (n * h * w, c) if self.last else (c, h * w)
         self.align = math.gcd(inner, 16)
         self.walk = (self.images, across, inner // self.align)
-        found = tuned("batch_norm_act", x, (self.images, self.length, c, int(self.last)))
-        sizes = hinted(self.images), hinted(self.length), c
-        self.config = config(*sizes, self.last, device_of(x)) if found is None else Config(**found)
+        self.config = config(hinted(self.images), hinted(self.length), c, self.last, device_of(x))
         self.columns = triton.cdiv(c, self.config.block_c)
 
     def like_x(self, t: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """conv_bn_act in Triton: y = cast(act(conv2d(x, weight) * scale[k] + shift[k] + residual)), in one launch, or two.
 
-A matrix product over pixels, filters and (r, s, c) (triton_gemm.py), whose operands are gathered where they are: x with
+A matrix product over pixels, filters and (r, s, c) (gemm.py), whose operands are gathered where they are: x with
 adjacent channels and the weight as (k, r, s, c), which channels_last tensors have and others are copied to, once. Few
-channels a group go without a product (triton_depthwise.py). y is written in x's memory format. Here is what the host
-does: layout, tiles (triton_config.py), strides, launches. `int8_conv2d` is the same kernel on integers.
+channels a group go without a product (depthwise.py). y is written in x's memory format. Here is what the host
+does: layout, tiles (config.py), strides, launches. `int8_conv2d` is the same kernel on integers.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Config:
     splits: int = 1
 
 
-#: The tiles of a kind of device. None spills in any epilogue (docs/kernels/int8_matmul.md); `cycles` chooses.
+#: The tiles of a kind of device. None spills in any epilogue (docs/kernels/int8_matmul/triton.md); `cycles` chooses.
 _TILES = {
     "ampere": (
         Config(16, 64, 64, 2, 4, 5, 2),

@@ -4,7 +4,7 @@
     c' = sigmoid(f) c + sigmoid(i) tanh(g)
     h' = sigmoid(o) tanh(c')
 
-A layer is one product for the inputs of all time steps (triton_product.py), biases added: `sums` (rows, 4H) in
+A layer is one product for the inputs of all time steps (gemm.py), biases added: `sums` (rows, 4H) in
 float32; and then the recurrence, of which a program makes a tile of BLOCK_B sequences x UNITS units, all four gates:
 
 - persistent: one launch makes all steps. Each tile of sequences of each direction is a group of programs that wait for
@@ -19,7 +19,7 @@ A tile of 16 x 4 * 8 is too small for warps to share, so they share K = H: the p
 one a warp, and their sum. The columns of a tile are (unit, gate), so that the four gates of a unit are neighbours.
 
 Packed data shrink the batch of a step: rows past it are masked, groups past it only pass the barrier. Nobody looks at
-batch_sizes but the device. The reserve for the backward is described in triton_layout.py.
+batch_sizes but the device. The reserve for the backward is described in layout.py.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ from pykernels.ops._triton import (
     triton_op,
     wait_for,
 )
-from pykernels.ops._tuned import tuned
 from pykernels.ops.lstm import autograd, reference
 from pykernels.ops.lstm.triton import backward as backward
 from pykernels.ops.lstm.triton.gemm import product
@@ -469,9 +468,6 @@ def _(*_: object) -> None:
 
 def _choose(h0: Tensor, time: int, persistent: bool = True) -> Config:
     directions, batch, hidden = h0.shape
-    known = tuned("lstm", h0, (time, batch, hidden, directions)) if persistent else None
-    if known is not None:
-        return Config(**known)
     steps = hinted(time) if persistent else 1
     return config(steps, hinted(batch), hidden, directions, h0.element_size(), device_of(h0))
 
@@ -553,8 +549,7 @@ def lstm_cell(
         return h_out, c_out, reserve
     x, h, c, w_ih, w_hh = (t.contiguous() for t in (x, h, c, w_ih, w_hh))
     device = device_of(x)
-    known = tuned("lstm_cell", x, (batch, features, hidden))
-    tiles = config(1, hinted(batch), hidden, 1, x.element_size(), device) if known is None else Config(**known)
+    tiles = config(1, hinted(batch), hidden, 1, x.element_size(), device)
     biases = (x, x) if b_ih is None or b_hh is None else (b_ih.contiguous(), b_hh.contiguous())
     launch(
         cell_kernel, (triton.cdiv(hidden, tiles.units), triton.cdiv(batch, tiles.block_b)),

@@ -17,7 +17,7 @@ and stays on the multiprocessor where it fits. Where the programs would not all 
 launch of its own. d_gates are kept in the tensors' dtype, in rows of (direction, gate, unit): what programs exchange is
 what the products read.
 
-The reserve's layout is at the head of triton_layout.py.
+The reserve's layout is at the head of layout.py.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ from pykernels.ops._triton import (
     triton_op,
     wait_for,
 )
-from pykernels.ops._tuned import tuned
 from pykernels.ops.lstm.triton.gemm import product
 from pykernels.ops.lstm.triton.layout import APART, UNROLLED, first_rows, gates_offset, output_offset
 
@@ -415,9 +414,7 @@ def _recurrence(
     d_gates = torch.empty((rows, directions, 4 * hidden), dtype=c0.dtype, device=c0.device)
     grad_h0, grad_c0 = (torch.empty(c0.shape, dtype=c0.dtype, device=c0.device) for _ in range(2))
     device = device_of(c0)
-    known = tuned("lstm_backward", c0, (steps, batch, hidden, directions)) if may_wait else None
-    chosen = config(hinted(steps) if may_wait else 1, hinted(batch), hidden, directions, c0.element_size(), device)
-    c = chosen if known is None else Config(**known)
+    c = config(hinted(steps) if may_wait else 1, hinted(batch), hidden, directions, c0.element_size(), device)
     packed = starts is not None
     if starts is None:  # not c0, as below: a trace would take what offsets come from for written to, and copy it
         starts = torch.empty((0,), dtype=torch.int32, device=c0.device)

@@ -1,4 +1,5 @@
-// The implicit GEMM of int8, summed in int32.
+// int8_conv2d: the implicit GEMM of csrc/cuda/conv_bn_act on int8, summed in int32. The depthwise kernel and wgmma's
+// tiles of int8 are beside their float twins, and so is the entry, pk::cuda::int8_conv, whose plan is theirs.
 #include "cuda/conv_bn_act/implicit_gemm.cuh"
 
 namespace pk::cuda::conv {

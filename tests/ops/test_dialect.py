@@ -1,0 +1,162 @@
+"""Every op refuses a bad argument in the same words, and by one rule what is a TypeError and what a ValueError."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+import pykernels as pk
+from pykernels.ops._spec import all_specs
+from pykernels.ops.int8_matmul import int8_linear
+
+V, POSITIVE = torch.randn(4), torch.rand(4) + 1
+X, IMAGE = torch.randn(2, 4, 8, 8), torch.randint(-9, 9, (2, 4, 8, 8), dtype=torch.int8)
+A = torch.ones(4, 4, dtype=torch.int8)
+STATE, CELL_STATE, GATES = torch.zeros(1, 2, 4), torch.zeros(2, 4), torch.randn(16, 4)
+
+#: Op -> the arguments of a call that is right. A name with a number is an element of a sequence.
+CALLS = {
+    "conv_bn_act": {
+        "x": X, "weight": torch.randn(4, 4, 1, 1), "bias": V, "running_mean": V, "running_var": POSITIVE,
+        "bn_weight": V, "bn_bias": V, "residual": X,
+    },
+    "batch_norm_act": {
+        "x": X, "running_mean": V, "running_var": POSITIVE, "weight": V, "bias": V, "residual": X,
+    },
+    "lstm_cell": {
+        "x": torch.randn(2, 4), "h": CELL_STATE, "c": CELL_STATE, "w_ih": GATES, "w_hh": GATES,
+        "b_ih": torch.randn(16), "b_hh": torch.randn(16),
+    },
+    "lstm": {
+        "x": torch.randn(3, 4), "h0": STATE, "c0": STATE, "weights[0]": GATES, "weights[1]": GATES,
+        "weights[2]": torch.randn(16), "weights[3]": torch.randn(16), "batch_sizes": torch.tensor([2, 1]),
+    },
+    "int8_matmul": {
+        "a": A, "b": A, "a_scale": V, "b_scale": V, "a_zero_point": torch.zeros(4, dtype=torch.int32), "bias": V,
+    },
+    "int8_linear": {"x": torch.randn(4, 4), "weight": A, "weight_scale": V, "bias": V},
+    "int8_conv2d": {
+        "x": IMAGE, "weight": torch.ones(4, 4, 1, 1, dtype=torch.int8), "scale": V, "bias": V, "residual": X,
+    },
+    "quantize_int8": {"x": X},
+}  # fmt: skip
+
+#: Op -> its arguments that are numbers.
+NUMBERS = {
+    "conv_bn_act": ("eps", "negative_slope"),
+    "batch_norm_act": ("eps", "momentum", "negative_slope"),
+    "lstm": ("dropout",),
+    "int8_conv2d": ("residual_scale", "negative_slope", "out_scale"),
+}
+ACTIVATED = ("conv_bn_act", "batch_norm_act", "int8_matmul", "int8_linear", "int8_conv2d")
+
+
+def call(op, given, **named):
+    """The public function with tensors by name; those of the LSTMs in its pairs and lists."""
+    given = dict(given)
+    if op.startswith("lstm"):
+        named["states"] = tuple(given.pop(name) for name in ("h", "c", "h0", "c0") if name in given)
+        weights = [given.pop(name) for name in list(given) if name.startswith("weights[")]
+        named |= {"weights": weights} if weights else {}
+    if op == "int8_matmul":
+        named.setdefault("out_dtype", torch.float32)
+    return (int8_linear if op == "int8_linear" else getattr(pk.ops, op))(**given, **named)
+
+
+def refused(error, op, argument, expected, given, **named):
+    with pytest.raises(error, match=rf"^pykernels\.{op}: {re.escape(argument)}: expected {expected}") as raised:
+        call(op, given, **named)
+    assert type(raised.value) is error
+
+
+TENSORS = [(op, argument) for op, given in CALLS.items() for argument in given]
+#: The first tensor says which device the others have to be on; batch_sizes belong on the CPU.
+OTHERS = [(op, argument) for op, given in CALLS.items() for argument in list(given)[1:]]
+
+
+def test_every_op_is_here():
+    names = {spec.name.removesuffix("_scaled") for spec in all_specs()}
+    assert names | {"int8_linear"} == set(CALLS)
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_the_calls_are_right(op):
+    call(op, CALLS[op])
+
+
+@pytest.mark.parametrize(("op", "argument"), TENSORS)
+def test_no_tensor(op, argument):
+    refused(TypeError, op, argument, "a tensor, got str", {**CALLS[op], argument: "a"})
+
+
+@pytest.mark.parametrize(("op", "argument"), TENSORS)
+def test_a_sparse_tensor(op, argument):
+    sparse = CALLS[op][argument].to_sparse()
+    refused(ValueError, op, argument, "a dense tensor, got layout torch.sparse_coo", {**CALLS[op], argument: sparse})
+
+
+@pytest.mark.parametrize(("op", "argument"), TENSORS)
+def test_a_wrong_dtype(op, argument):
+    wrong = CALLS[op][argument].to(torch.int16)
+    refused(TypeError, op, argument, ".*got torch.int16", {**CALLS[op], argument: wrong})
+
+
+@pytest.mark.parametrize(("op", "argument"), OTHERS)
+def test_a_wrong_device(op, argument):
+    elsewhere = CALLS[op][argument].to("meta")
+    refused(ValueError, op, argument, ".*(device|CPU).*meta", {**CALLS[op], argument: elsewhere})
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_an_unknown_backend(op):
+    refused(ValueError, op, "backend", "one of auto, .*; got 'gpu'", CALLS[op], backend="gpu")
+
+
+@pytest.mark.parametrize("op", ACTIVATED)
+def test_an_unknown_activation(op):
+    refused(ValueError, op, "activation", "one of none, .*; got 'mish'", CALLS[op], activation="mish")
+
+
+@pytest.mark.parametrize("value", ["a", None, [1.0]])
+@pytest.mark.parametrize(("op", "argument"), [(op, name) for op, names in NUMBERS.items() for name in names])
+def test_no_number(op, argument, value):
+    refused(TypeError, op, argument, f"a number, got {type(value).__name__}", CALLS[op], **{argument: value})
+
+
+@pytest.mark.parametrize("value", ["1", 1.0])
+def test_no_int(value):
+    refused(TypeError, "lstm", "num_layers", f"an int, got {type(value).__name__}", CALLS["lstm"], num_layers=value)
+
+
+@pytest.mark.parametrize("value", [None, torch.zeros(16, 3)])
+def test_no_sequence_of_weights(value):
+    x, h0 = CALLS["lstm"]["x"], STATE
+    with pytest.raises(TypeError, match=r"^pykernels.lstm: weights: expected a sequence of tensors, got \w+"):
+        pk.ops.lstm(x, (h0, h0), value)
+
+
+@pytest.mark.parametrize("op", ["lstm", "lstm_cell"])
+@pytest.mark.parametrize(
+    ("states", "got"), [((STATE,), "tuple of 1"), ([], "list of 0"), (STATE, "Tensor"), (1, "int")]
+)
+def test_no_pair_of_states(op, states, got):
+    with pytest.raises(TypeError, match=rf"^pykernels.{op}: states: expected a pair \(h, c\) of tensors, got {got}"):
+        getattr(pk.ops, op)(X[0, 0], states, *([GATES, GATES],) if op == "lstm" else (GATES, GATES))
+
+
+@pytest.mark.parametrize(
+    ("op", "alone", "missing"),
+    [
+        ("conv_bn_act", "running_mean", "running_var"),
+        ("conv_bn_act", "running_var", "running_mean"),
+        ("conv_bn_act", "bn_weight", "running_mean"),
+        ("conv_bn_act", "bn_bias", "running_mean"),
+        ("batch_norm_act", "running_mean", "running_var"),
+        ("batch_norm_act", "running_var", "running_mean"),
+    ],
+)
+def test_one_without_the_other(op, alone, missing):
+    given = {name: CALLS[op][name] for name in ("x", "weight", alone) if name in CALLS[op]}
+    refused(ValueError, op, missing, f"a tensor, because {alone} is given, got None", given)
