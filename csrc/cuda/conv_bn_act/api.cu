@@ -431,13 +431,6 @@ Status conv_statistics_workspace_bytes(const ConvArgs& args, int64_t* bytes) {
   return kOk;
 }
 
-Status conv_statistics_fused(const ConvArgs& args, bool* fused) {
-  StatisticsPlan plan;
-  if (Status status = plan_statistics(args, &plan); !status) return status;
-  *fused = plan.parts.rows_per_part > 0;
-  return kOk;
-}
-
 Status conv_statistics(const ConvArgs& args, const BatchNormStatistics& statistics, void* stream) {
   StatisticsPlan plan;
   if (Status status = plan_statistics(args, &plan); !status) return status;
