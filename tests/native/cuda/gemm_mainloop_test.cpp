@@ -2,6 +2,7 @@
 // of m, n and k, parts of K, under all schedules.
 #include "cuda/gemm/mainloop.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/tf32.h"
 #include "simt/simt.h"
 #include "test.h"
 
@@ -57,8 +58,7 @@ double seen(typename gemm::ElementTraits<Element>::Storage x) {
   if constexpr (std::is_same_v<Element, int8_t>) {
     return x;
   } else if constexpr (std::is_same_v<Element, gemm::tf32>) {
-    // To nearest, ties away from zero.
-    return __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xffffe000u);
+    return pk::to_tf32(x);
   } else {
     return to_float(x);
   }

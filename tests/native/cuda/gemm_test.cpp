@@ -5,6 +5,7 @@
 #include "cuda/gemm/choose.h"
 #include "cuda/numeric.cuh"
 #include "cuda/ptx.cuh"
+#include "cuda/tf32.h"
 #include "simt/simt.h"
 #include "test.h"
 
@@ -64,7 +65,7 @@ void check(const Case& c) {
   const auto values = [&](size_t n, unsigned seed) {
     auto v = pk::test::normal(n, seed);
     for (float& x : v) {
-      if (c.tf32) x = __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xffffe000u);
+      if (c.tf32) x = pk::to_tf32(x);
     }
     return v;
   };
