@@ -14,8 +14,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/rounding.h"
+
 #define PK_DEVICE __device__ __forceinline__
-#define PK_HOST_DEVICE __host__ __device__ __forceinline__
 
 // Before a loop whose index selects registers: it must be unrolled, or the array goes to local memory. (g++ knows no
 // such pragma.) PK_ROLLED: before one that must not be, or its code would be too long.
@@ -38,11 +39,6 @@
 namespace pk::cuda {
 
 inline constexpr int kWarp = 32;
-
-template <class T>
-PK_HOST_DEVICE constexpr T ceil_div(T a, T b) {
-  return (a + b - 1) / b;
-}
 
 // The block's dynamic shared memory, aligned to 1024 bytes (what the 128-byte swizzle of TMA and wgmma counts from).
 template <class T>

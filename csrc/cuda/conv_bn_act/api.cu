@@ -91,7 +91,7 @@ bool has_vectors(const ConvTensor& t, int64_t element, int64_t channels, int64_t
 // Of what check_shape and make_plan keep below 2^31.
 int to_int(int64_t v) { return static_cast<int>(v); }
 
-int64_t align_256(int64_t bytes) { return round_up_64(bytes, 256); }
+int64_t align_256(int64_t bytes) { return round_up(bytes, 256); }
 
 Status make_plan(const Problem& problem, Plan* plan) {
   const ConvShape& s = problem.shape;
@@ -100,7 +100,7 @@ Status make_plan(const Problem& problem, Plan* plan) {
   if (Status status = current_device(&device); !status) return status;
   plan->depthwise = is_depthwise(s);
   // Depthwise, all channels are one group to the copy; with several filters a channel they are read one by one.
-  plan->padded_c = plan->depthwise ? round_up_64(s.c, 16 / bytes) : padded_channels(c_group, bytes);
+  plan->padded_c = plan->depthwise ? round_up(s.c, 16 / bytes) : padded_channels(c_group, bytes);
   plan->copy = plan->depthwise ? 16 : copy_bytes(c_group, bytes);
   const int64_t unit = plan->depthwise && s.k != s.c ? bytes : plan->copy;
   plan->copies_x = plan->depthwise ? s.c * bytes % unit != 0 || !has_vectors(problem.x, bytes, s.c, s.c, unit)
@@ -123,7 +123,7 @@ Status make_plan(const Problem& problem, Plan* plan) {
   const bool tma = plan->copies_x || (described(s.n, 0) && described(s.h, 2) && described(s.w, 3));
   plan->choice = plan->depthwise ? Choice{} : choose(batch, problem.math, device, tma);
   plan->copied_bytes = plan->copies_x ? align_256(plan->images * s.h * s.w * row * bytes) : 0;
-  const int64_t width = round_up_64(s.k / s.groups, kChannelsAtOnce);
+  const int64_t width = round_up(s.k / s.groups, kChannelsAtOnce);
   const int splits = plan->choice.splits;
   plan->partial_bytes = splits > 1 ? align_256(4 * splits * s.groups * plan->images * pixels * width) : 0;
   const bool whole = !plan->depthwise && splits == 1 && plan->images == s.n;
@@ -193,9 +193,9 @@ Status launch_gemm(const ConvShape& s, const Plan& plan, Math math, const Pixels
   const int64_t steps = steps_of(s, bytes, plan.choice.tile);
   g.steps = to_int(steps);
   g.splits = plan.choice.splits;
-  g.split_steps = to_int(ceil_div_64(steps, g.splits));
-  g.blocks_m = to_int(ceil_div_64(g.rows, small ? 128 : tile.m));
-  g.blocks_n = to_int(ceil_div_64(g.filters, small ? 64 : tile.n));
+  g.split_steps = to_int(ceil_div(steps, g.splits));
+  g.blocks_m = to_int(ceil_div(g.rows, small ? 128 : tile.m));
+  g.blocks_n = to_int(ceil_div(g.filters, small ? 64 : tile.n));
   g.plain = s.r == 1 && s.s == 1 && s.stride_h == 1 && s.stride_w == 1 && s.pad_top == 0 && s.pad_left == 0 &&
             s.pad_bottom == 0 && s.pad_right == 0 && (s.h == 1 || pixels.stride_h == s.w * pixels.stride_w) &&
             (s.n == 1 || pixels.stride_n == s.h * s.w * pixels.stride_w) && s.w > 1;
@@ -387,7 +387,7 @@ Status plan_statistics(const ConvArgs& args, StatisticsPlan* plan) {
     return status;
   }
   const int64_t rows = s.n * s.p() * s.q();
-  plan->parts = {ceil_div_64(rows, conv.tile_rows), conv.tile_rows, rows, s.k, nullptr};
+  plan->parts = {ceil_div(rows, conv.tile_rows), conv.tile_rows, rows, s.k, nullptr};
   plan->more_bytes = align_256(plan->parts.parts * 2 * s.k * static_cast<int64_t>(sizeof(float)));
   return kOk;
 }
@@ -428,13 +428,6 @@ Status conv_statistics_workspace_bytes(const ConvArgs& args, int64_t* bytes) {
   StatisticsPlan plan;
   if (Status status = plan_statistics(args, &plan); !status) return status;
   *bytes = plan.conv_bytes + plan.more_bytes;
-  return kOk;
-}
-
-Status conv_statistics_fused(const ConvArgs& args, bool* fused) {
-  StatisticsPlan plan;
-  if (Status status = plan_statistics(args, &plan); !status) return status;
-  *fused = plan.parts.rows_per_part > 0;
   return kOk;
 }
 

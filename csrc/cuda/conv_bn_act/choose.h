@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "common/rounding.h"
 #include "cuda/device.h"
 #include "pykernels/conv_bn_act.h"
 
@@ -16,16 +17,13 @@ constexpr int64_t element_bytes(Math math) {
   return math == Math::i8 ? 1 : math == Math::f16 || math == Math::bf16 ? 2 : 4;
 }
 
-constexpr int64_t ceil_div_64(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t round_up_64(int64_t a, int64_t b) { return ceil_div_64(a, b) * b; }
-
 constexpr bool is_depthwise(const ConvShape& s) { return s.groups == s.c && s.groups > 1; }
 
 // A group's input channels as the kernels see them: to 16 bytes, so that a copy of 16 never leaves its filter tap; up
 // to 8 bytes to 8, so that three channels of an image are not made eight.
 constexpr int64_t padded_channels(int64_t c_group, int64_t bytes) {
   if (c_group * bytes % 8 == 0 && c_group > 0) return c_group;
-  return c_group * bytes <= 8 ? 8 / bytes : round_up_64(c_group, 16 / bytes);
+  return c_group * bytes <= 8 ? 8 / bytes : round_up(c_group, 16 / bytes);
 }
 
 // The bytes of one copy of x: what divides a tap's channels.
@@ -37,8 +35,8 @@ struct PackedSize {
   int64_t rows, columns;
 };
 constexpr PackedSize packed_size(const ConvShape& s, int64_t bytes) {
-  if (is_depthwise(s)) return {s.r * s.s, round_up_64(s.k, 16 / bytes)};
-  return {s.k, round_up_64(s.r * s.s * padded_channels(s.c / s.groups, bytes), 16 / bytes)};
+  if (is_depthwise(s)) return {s.r * s.s, round_up(s.k, 16 / bytes)};
+  return {s.k, round_up(s.r * s.s * padded_channels(s.c / s.groups, bytes), 16 / bytes)};
 }
 
 // The outputs of a block: pixels x filters. tf32 has no 128 x 128: three products an element want the registers. w...:
@@ -56,8 +54,8 @@ constexpr TileSize tile_size(Tile tile) {
 
 // Steps of the main loop: 64 bytes of the sum over (r, s, c); wgmma's take 128 bytes of one tap.
 constexpr int64_t steps_of(const ConvShape& s, int64_t bytes, Tile tile) {
-  if (!is_wgmma(tile)) return ceil_div_64(packed_size(s, bytes).columns * bytes, 64);
-  return s.r * s.s * ceil_div_64(padded_channels(s.c / s.groups, bytes) * bytes, 128);
+  if (!is_wgmma(tile)) return ceil_div(packed_size(s, bytes).columns * bytes, 64);
+  return s.r * s.s * ceil_div(padded_channels(s.c / s.groups, bytes) * bytes, 128);
 }
 
 // Whether TMA's im2col mode can express the shape: limits of steps and offsets, and whole k tiles where a group's
@@ -105,7 +103,7 @@ inline Choice choose(const ConvShape& s, Math math, const Device& device, bool t
     const int64_t resident = kResident[t], steps = steps_of(s, bytes, tile);
     const int64_t step_bytes = is_wgmma(tile) ? 128 : 64, least_steps = 8 * 64 / step_bytes;
     const double latency = is_wgmma(tile) ? 300 : 220;
-    const int64_t blocks = ceil_div_64(rows, size.m) * ceil_div_64(filters, size.n) * s.groups;
+    const int64_t blocks = ceil_div(rows, size.m) * ceil_div(filters, size.n) * s.groups;
     const double step_work =
         static_cast<double>(size.m) * size.n * (static_cast<double>(step_bytes) / static_cast<double>(bytes));
     const auto round = [&](int64_t together, int64_t k_steps) {
@@ -113,10 +111,10 @@ inline Choice choose(const ConvShape& s, Math math, const Device& device, bool t
       return kFixed + static_cast<double>(k_steps) * (work > latency ? work : latency);
     };
     for (int splits = 1; splits <= 32; ++splits) {
-      const int64_t k_steps = ceil_div_64(steps, splits);
+      const int64_t k_steps = ceil_div(steps, splits);
       // No split of less than 512 bytes, and none that leaves a part empty.
-      if (splits > 1 && (k_steps < least_steps || ceil_div_64(steps, k_steps) != splits)) continue;
-      const int64_t each = ceil_div_64(blocks * splits, device.multiprocessors);
+      if (splits > 1 && (k_steps < least_steps || ceil_div(steps, k_steps) != splits)) continue;
+      const int64_t each = ceil_div(blocks * splits, device.multiprocessors);
       double time = static_cast<double>(each / resident) * round(resident, k_steps);
       if (each % resident > 0) time += round(each % resident, k_steps);
       if (splits > 1) {

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "common/rounding.h"
 #include "cuda/device.h"
 #include "pykernels/dtype.h"
 
@@ -36,12 +37,12 @@ inline GemmChoice choose_gemm(int64_t m, int64_t n, int64_t k, DType dtype, bool
   double best_clocks = 0;
   for (int tile = hopper ? 3 : 2; tile >= 1; --tile) {
     const GemmTile& t = kGemmTiles[tile];
-    const int64_t tiles = (m + t.m - 1) / t.m * ((n + t.n - 1) / t.n);
+    const int64_t tiles = ceil_div(m, t.m) * ceil_div(n, t.n);
     const double rate = products_per_clock * t.efficiency;
     const int64_t most = std::clamp<int64_t>(k / kGemmLeastSlice, 1, kGemmMostSplits);
     for (int64_t split = 1; split <= most; ++split) {
-      const int64_t waves = (tiles * split + device.multiprocessors - 1) / device.multiprocessors;
-      const double slice = static_cast<double>((k + split - 1) / split);
+      const int64_t waves = ceil_div(tiles * split, device.multiprocessors);
+      const double slice = static_cast<double>(ceil_div(k, split));
       double clocks = static_cast<double>(waves) * (static_cast<double>(t.m * t.n) * slice / rate + 1500);
       if (split > 1) {  // written and read once more, by a second kernel
         clocks += 4000 + 8.0 * static_cast<double>(split) * static_cast<double>(m) * static_cast<double>(n) / 2000;

@@ -1,4 +1,5 @@
 // The int8 entry points: validation, the operands brought into the form that the products want, and the dispatch.
+#include "common/rounding.h"
 #include "common/sizes.h"
 #include "cuda/int8_matmul/kernels.h"
 #include "cuda/platform.cuh"
@@ -8,7 +9,6 @@ namespace pk::cuda {
 namespace {
 
 using int8::kMaxStride;
-using int8::round_up;
 
 bool is_float(DType t) { return t == DType::f32 || t == DType::bf16 || t == DType::f16; }
 

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "common/rounding.h"
 #include "cuda/device.h"
 #include "pykernels/cuda/int8_matmul.h"
 
@@ -36,8 +37,6 @@ inline constexpr TileShape kHopperTiles[] = {{Int8Algorithm::tile_64x64, 64, 64,
                                              {Int8Algorithm::tile_128x128, 128, 128, 64, 4, 2, 0.45},
                                              {Int8Algorithm::tile_128x256, 128, 256, 64, 4, 1, 0.5}};
 
-constexpr int64_t blocks_of(int64_t size, int64_t block) { return (size + block - 1) / block; }
-
 constexpr bool is_hopper(Int8Algorithm algorithm) {
   return algorithm == Int8Algorithm::hopper_128x256 || algorithm == Int8Algorithm::hopper_128x128 ||
          algorithm == Int8Algorithm::hopper_swapped;
@@ -48,10 +47,10 @@ inline double tile_cycles(const TileShape& t, int64_t m, int64_t n, int64_t k, i
   // Products of two bytes a cycle and multiprocessor; bytes that L2 delivers to one, and to all; cycles until they
   // come.
   const double rate = device.capability >= 90 ? 4096 : 2048, fill = 48, cache = 2048, latency = 800;
-  const double steps = static_cast<double>(blocks_of(blocks_of(k, t.step), split));
-  const int64_t tiles = blocks_of(m, t.m) * blocks_of(n, t.n) * split, each = blocks_of(tiles, device.multiprocessors);
+  const double steps = static_cast<double>(ceil_div(ceil_div(k, t.step), split));
+  const int64_t tiles = ceil_div(m, t.m) * ceil_div(n, t.n) * split, each = ceil_div(tiles, device.multiprocessors);
   const auto resident = static_cast<double>(each < t.blocks ? each : t.blocks);
-  const double waves = static_cast<double>(blocks_of(each, t.blocks));
+  const double waves = static_cast<double>(ceil_div(each, t.blocks));
   const double outputs = static_cast<double>(t.m) * t.n;
   const double multiply = resident * outputs * t.step / (rate * t.efficiency);
   const double load = resident * static_cast<double>(t.m + t.n) * t.step / fill;
@@ -68,8 +67,8 @@ inline double tile_cycles(const TileShape& t, int64_t m, int64_t n, int64_t k, i
 // wgmma needs a k tile in every slice: as many slices as there then are.
 inline int whole_slices(const TileShape& t, int64_t k, int split) {
   if (!is_hopper(t.algorithm)) return split;
-  const int64_t steps = blocks_of(k, t.step);
-  return static_cast<int>(blocks_of(steps, blocks_of(steps, split)));
+  const int64_t steps = ceil_div(k, t.step);
+  return static_cast<int>(ceil_div(steps, ceil_div(steps, split)));
 }
 
 // The slices of K that fill the device with `blocks` blocks a slice, each slice of at least `least` bytes of K.
@@ -95,7 +94,7 @@ inline Int8Plan choose(int64_t m, int64_t n, int64_t k, const Device& device, In
       return plan;
     case Int8Algorithm::skinny:
       // 32 columns of b a block, eight warps sharing K.
-      if (plan.split == 0) plan.split = filling_split(blocks_of(n, 32), device.multiprocessors, k, 2048);
+      if (plan.split == 0) plan.split = filling_split(ceil_div(n, 32), device.multiprocessors, k, 2048);
       return plan;
     default:
       break;
@@ -131,7 +130,7 @@ inline Int8Plan choose(int64_t m, int64_t n, int64_t k, const Device& device, In
 inline int gemv_warps_along_k(int64_t n, int64_t k, const Device& device) {
   int warps = 1;
   // Four blocks of eight warps a multiprocessor keep enough loads in flight; a warp reads 512 bytes of a row at once.
-  while (warps < 8 && blocks_of(n, 32 / warps) < 4ll * device.multiprocessors && k > 512ll * warps) warps *= 2;
+  while (warps < 8 && ceil_div(n, 32 / warps) < 4ll * device.multiprocessors && k > 512ll * warps) warps *= 2;
   return warps;
 }
 

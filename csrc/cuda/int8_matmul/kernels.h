@@ -38,8 +38,6 @@ struct Product {
   int32_t* partial = nullptr;  // (split, m, round_up(n, 4)), where split > 1
 };
 
-constexpr int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
-
 Status gemv(const Product& p, const Epilogue& e, const Device& device, void* stream);
 Status skinny(const Product& p, const Epilogue& e, void* stream);
 Status tiles(const Product& p, const Epilogue& e, Int8Algorithm algorithm, void* stream);

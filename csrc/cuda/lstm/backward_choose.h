@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "common/rounding.h"
 #include "cuda/device.h"
 #include "pykernels/lstm.h"
 
@@ -30,7 +31,7 @@ struct BackwardChoice {
   int64_t cycles = 0;       // estimate for one layer
 
   bool streams(int64_t hidden) const { return pinned < padded(hidden) / 8; }
-  static int64_t padded(int64_t hidden) { return (hidden + kBackwardPad - 1) / kBackwardPad * kBackwardPad; }
+  static int64_t padded(int64_t hidden) { return round_up(hidden, kBackwardPad); }
 };
 
 // Products of the matrix unit side by side in a warp, as the registers allow.
@@ -47,8 +48,8 @@ static inline BackwardChoice backward_persistent(const LstmShape& s, const Devic
                                                  int unit_tiles) {
   BackwardChoice c;
   const int64_t tiles = BackwardChoice::padded(s.hidden) / 8, element = s.dtype == DType::f32 ? 4 : 2;
-  const int64_t slices = (tiles + unit_tiles - 1) / unit_tiles;
-  const int64_t sequences = 16 * row_tiles, all = (s.batch + sequences - 1) / sequences;
+  const int64_t slices = ceil_div(tiles, unit_tiles);
+  const int64_t sequences = 16 * row_tiles, all = ceil_div(s.batch, sequences);
   const int64_t fit = device.multiprocessors / (slices * s.directions);
   const int64_t room = device.shared_per_block - backward_partial_bytes(row_tiles, unit_tiles);
   if (fit < 1 || room < 0 || all < 1) return c;
@@ -56,7 +57,7 @@ static inline BackwardChoice backward_persistent(const LstmShape& s, const Devic
   c.row_tiles = row_tiles, c.unit_tiles = unit_tiles;
   c.slices = static_cast<int>(slices);
   c.groups = static_cast<int>(all < fit ? all : fit);
-  c.launches = static_cast<int>((all + c.groups - 1) / c.groups);
+  c.launches = static_cast<int>(ceil_div(all, c.groups));
   const int64_t chunk = unit_tiles * backward_fragment_bytes(s.dtype), most = room / chunk;
   c.pinned = static_cast<int>(tiles < most ? tiles : most);
   c.shared_bytes = static_cast<int>(c.pinned * chunk) + backward_partial_bytes(row_tiles, unit_tiles);
@@ -76,8 +77,8 @@ static inline BackwardChoice backward_persistent(const LstmShape& s, const Devic
 // A GEMM and a pointwise kernel a step.
 static inline BackwardChoice backward_alternating(const LstmShape& s, const Device& device) {
   BackwardChoice c;
-  const int64_t blocks = (s.batch + 63) / 64 * ((s.hidden + 63) / 64);
-  const int64_t waves = (blocks + device.multiprocessors - 1) / device.multiprocessors;
+  const int64_t blocks = ceil_div(s.batch, 64) * ceil_div(s.hidden, 64);
+  const int64_t waves = ceil_div(blocks, device.multiprocessors);
   const int64_t product = 4 * s.hidden * (s.dtype == DType::f32 ? 40 : 10);
   c.cycles = (s.steps + 1) * s.directions * (8000 + waves * product);
   return c;

@@ -15,6 +15,7 @@
 
 #include <cstdint>
 
+#include "common/rounding.h"
 #include "cuda/device.h"
 #include "pykernels/cuda/lstm.h"
 
@@ -60,15 +61,13 @@ constexpr int64_t chunks_of(int64_t hidden, int64_t element) {
 
 // Bytes of dynamic shared memory of a persistent block: pinned weights, two buffers of partial sums, c.
 constexpr int64_t persistent_shared(int m_tiles, int64_t element, int64_t chunks, int tiles, int64_t batch) {
-  const int64_t of_warp = (chunks + kWarps - 1) / kWarps, held = held_chunks(m_tiles, element);
+  const int64_t of_warp = ceil_div(chunks, kWarps), held = held_chunks(m_tiles, element);
   const int64_t spilled = of_warp > held ? of_warp - held : 0;
-  const int64_t rows = int64_t{tiles} * kTileRows, padded = (batch + rows - 1) / rows * rows;
+  const int64_t rows = int64_t{tiles} * kTileRows, padded = round_up(batch, rows);
   const int64_t warps = chunks < kWarps ? chunks : kWarps;
   return spilled * kWarps * m_tiles * 1024 + 2 * warps * rows * partial_pitch(m_tiles) * 4 +
          padded * units_of(m_tiles) * 4;
 }
-
-constexpr int64_t ceil_of(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Bytes of a row of h in the shared memory of a cluster's blocks: an odd number of chunks, since the lanes that load
 // together read two rows. Then, of what a block needs for it: two buffers of h, and two mbarriers.
@@ -86,10 +85,10 @@ inline int64_t integer_root(int64_t x) {
 // Does a persistent kernel with m_tiles fit? Fills in what it would be.
 inline bool fits(const LstmShape& s, const Device& device, int m_tiles, Plan* plan) {
   const int64_t element = static_cast<int64_t>(size_of(s.dtype));
-  const int64_t blocks = ceil_of(s.hidden, units_of(m_tiles)), chunks = chunks_of(s.hidden, element);
+  const int64_t blocks = ceil_div(s.hidden, units_of(m_tiles)), chunks = chunks_of(s.hidden, element);
   if (blocks * s.directions > device.multiprocessors || s.batch > kPersistentBatch) return false;
   // A smaller group needs less room for partial sums, and meets more barriers.
-  for (int tiles = static_cast<int>(ceil_of(s.batch < 32 ? s.batch : 32, kTileRows)); tiles >= 1; --tiles) {
+  for (int tiles = static_cast<int>(ceil_div(s.batch < 32 ? s.batch : 32, kTileRows)); tiles >= 1; --tiles) {
     const int64_t bytes = persistent_shared(m_tiles, element, chunks, tiles, s.batch);
     if (bytes > device.shared_per_block) continue;
     plan->persistent = true;
@@ -106,10 +105,10 @@ inline bool fits(const LstmShape& s, const Device& device, int m_tiles, Plan* pl
 // Does a cluster with m_tiles fit? One group of sequences, as its protocol needs.
 inline bool fits_cluster(const LstmShape& s, const Device& device, int m_tiles, Plan* plan) {
   const int64_t element = static_cast<int64_t>(size_of(s.dtype));
-  const int64_t blocks = ceil_of(s.hidden, units_of(m_tiles)), chunks = chunks_of(s.hidden, element);
+  const int64_t blocks = ceil_div(s.hidden, units_of(m_tiles)), chunks = chunks_of(s.hidden, element);
   if (device.capability != 90 || device.multiprocessors < kClusterMultiprocessors) return false;
   if (blocks > kClusterBlocks || s.batch > kTiles * kTileRows) return false;
-  const int tiles = static_cast<int>(ceil_of(s.batch, kTileRows));
+  const int tiles = static_cast<int>(ceil_div(s.batch, kTileRows));
   const int64_t bytes = persistent_shared(m_tiles, element, chunks, tiles, s.batch) + cluster_shared(chunks, tiles);
   if (bytes > device.shared_per_block) return false;
   plan->persistent = plan->cluster = true;
@@ -144,9 +143,9 @@ inline Plan choose(const LstmShape& s, const Device& device, LstmPath path) {
   // n spans take (n + layers - 1) (steps / n + kLaunchSteps) steps' time, least at n = sqrt(steps (layers - 1) /
   // kLaunchSteps).
   int64_t spans = plan.layers_at_once > 1 ? integer_root(s.steps * (plan.layers_at_once - 1) / kLaunchSteps) : 1;
-  const int64_t fewest = ceil_of(s.steps, longest);
+  const int64_t fewest = ceil_div(s.steps, longest);
   spans = spans < fewest ? fewest : spans;
-  plan.span = ceil_of(s.steps, spans < 1 ? 1 : spans);
+  plan.span = ceil_div(s.steps, spans < 1 ? 1 : spans);
   return plan;
 }
 
@@ -154,7 +153,7 @@ inline Plan choose(const LstmShape& s, const Device& device, LstmPath path) {
 enum class ProductTile { few_rows, middle, large };
 inline ProductTile choose_tile(int64_t rows, int64_t hidden, int64_t products, const Device& device) {
   if (rows <= 32) return ProductTile::few_rows;
-  const int64_t tiles = ceil_of(rows, 128) * ceil_of(4 * hidden, 128) * products;
+  const int64_t tiles = ceil_div(rows, 128) * ceil_div(4 * hidden, 128) * products;
   return tiles < device.multiprocessors ? ProductTile::middle : ProductTile::large;
 }
 

@@ -52,7 +52,7 @@ class Forward {
     if (device_starts_) {
       if (const Status status = write_starts(s_, device_starts_, stream); !status) return status;
     }
-    const int64_t spans = ceil_of(s_.steps, plan_.span);
+    const int64_t spans = ceil_div(s_.steps, plan_.span);
     for (int first = 0; first < s_.layers; first += plan_.layers_at_once) {
       const int layers = s_.layers - first < plan_.layers_at_once ? s_.layers - first : plan_.layers_at_once;
       for (int64_t wave = 0; wave < spans + layers - 1; ++wave) {

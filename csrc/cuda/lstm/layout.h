@@ -3,11 +3,10 @@
 
 #include <cstdint>
 
+#include "common/rounding.h"
 #include "pykernels/cuda/lstm.h"
 
 namespace pk::cuda::lstm {
-
-constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 // One layer and direction within the packed block: byte offsets, and the pitches of weight rows in elements.
 struct PackedParts {

@@ -269,9 +269,9 @@ void check_choice() {
         for (const auto math : {Math::f16, Math::f32, Math::i8}) {
           const ConvShape s = square(1, c, 7, 64, r);
           const int64_t bytes = cuda::conv::element_bytes(math);
-          const int64_t steps = cuda::conv::ceil_div_64(cuda::conv::packed_size(s, bytes).columns * bytes, 64);
+          const int64_t steps = ceil_div(cuda::conv::packed_size(s, bytes).columns * bytes, 64);
           const int splits = choose(s, math, device).splits;
-          EXPECT((splits - 1) * cuda::conv::ceil_div_64(steps, splits) < steps, "an empty split");
+          EXPECT((splits - 1) * ceil_div(steps, splits) < steps, "an empty split");
         }
       }
     }

@@ -7,6 +7,7 @@
 #include "test.h"
 
 using namespace pk::cuda;
+using pk::ceil_div;
 namespace gemm = pk::cuda::gemm;
 
 namespace {

@@ -90,23 +90,6 @@ T shuffle(uint32_t mask, T value, unsigned from, const char* tag) {
   return result;
 }
 
-// One bit of each lane of the mask.
-struct Vote {
-  bool mine;
-  uint32_t all;
-};
-inline uint32_t vote(uint32_t mask, bool mine, const char* tag) {
-  Vote v = {mine, 0};
-  collective(mask, tag, &v, [](void** all, uint32_t) {
-    uint32_t bits = 0;
-    for (unsigned l = 0; l < kWarp; ++l) bits |= all[l] && static_cast<Vote*>(all[l])->mine ? 1u << l : 0;
-    for (unsigned l = 0; l < kWarp; ++l) {
-      if (all[l]) static_cast<Vote*>(all[l])->all = bits;
-    }
-  });
-  return v.all;
-}
-
 }  // namespace simt
 
 // ---- Barriers and warp collectives ----
@@ -129,64 +112,14 @@ T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32) {
   const unsigned lane = simt::current->lane;
   return simt::shuffle(mask, value, lane % width + by < unsigned(width) ? lane + by : lane, "__shfl_down_sync");
 }
-template <class T>
-T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32) {
-  const unsigned lane = simt::current->lane;
-  return simt::shuffle(mask, value, lane % width >= by ? lane - by : lane, "__shfl_up_sync");
-}
-inline unsigned __ballot_sync(unsigned mask, int predicate) {
-  return simt::vote(mask, predicate != 0, "__ballot_sync");
-}
-inline int __any_sync(unsigned mask, int predicate) { return simt::vote(mask, predicate != 0, "__any_sync") != 0; }
-inline int __all_sync(unsigned mask, int predicate) { return simt::vote(mask, predicate == 0, "__all_sync") == 0; }
-
-// ---- Memory ----
-inline void __threadfence() { simt::yield(); }
-inline void __threadfence_block() { simt::yield(); }
-template <class T>
-T __ldg(const T* p) {
-  return *p;
-}
-template <class T, class F>
-T read_modify_write(T* p, F f) {
-  T before;
-  simt::begin_atomic(p, &before, sizeof(T));
-  const T after = f(before);
-  simt::end_atomic(p, &after, sizeof(T));
-  return before;
-}
-template <class T>
-T atomicAdd(T* p, T value) {
-  static_assert(!std::is_floating_point_v<T>, "sums of floats in no fixed order are not repeatable");
-  return read_modify_write(p, [=](T before) { return static_cast<T>(before + value); });
-}
-template <class T>
-T atomicMax(T* p, T value) {
-  return read_modify_write(p, [=](T before) { return std::max(before, value); });
-}
-template <class T>
-T atomicExch(T* p, T value) {
-  return read_modify_write(p, [=](T) { return value; });
-}
 
 // ---- Arithmetic ----
 using std::max;
 using std::min;
 inline int __float2int_rn(float x) { return static_cast<int>(std::nearbyint(x)); }
-inline float __int2float_rn(int x) { return static_cast<float>(x); }
-inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
-inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
 inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
-inline float __expf(float x) { return std::exp(x); }
-inline float __fdividef(float a, float b) { return a / b; }
-inline float __frcp_rn(float x) { return 1.0f / x; }
-inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float normcdff(float x) { return static_cast<float>(0.5 * std::erfc(-static_cast<double>(x) * M_SQRT1_2)); }
-inline int __popc(unsigned x) { return std::popcount(x); }
-inline int __clz(int x) { return std::countl_zero(static_cast<unsigned>(x)); }
-inline int __ffs(int x) { return x ? std::countr_zero(static_cast<unsigned>(x)) + 1 : 0; }
-inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>((uint64_t{a} * b) >> 32); }
 inline int __dp4a(int a, int b, int c) {
   for (int i = 0; i < 4; ++i) c += int{static_cast<int8_t>(a >> 8 * i)} * int{static_cast<int8_t>(b >> 8 * i)};
   return c;

@@ -9,6 +9,7 @@
 #include "test.h"
 
 using namespace pk::cuda;
+using pk::ceil_div;
 using pk::DType;
 
 namespace {

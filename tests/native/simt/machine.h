@@ -89,6 +89,7 @@ struct Machine {
   jmp_buf scheduler;
   Fiber* running = nullptr;
   const std::function<void()>* kernel = nullptr;
+  size_t launches = 0;
   std::vector<Fiber*> ready, victims, spinning;
   std::map<const void*, std::vector<Fiber*>> parked;
   std::deque<std::function<void()>> operations;

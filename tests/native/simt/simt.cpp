@@ -373,6 +373,7 @@ void launch(const Grid& grid, const std::function<void()>& kernel) {
   if (grid.grid.y > 65535 || grid.grid.z > 65535) return set_error("a grid has at most 65535 blocks along y and z");
   if (grid.grid.x % cluster) return set_error("grid.x is no multiple of the cluster");
   if (grid.shared_bytes > device().shared_per_block) return set_error("more shared memory than a block can have");
+  ++m.launches;
   m.random.state = m.schedule.seed;
   m.kernel = &kernel;
   m.failing = false;
@@ -403,6 +404,8 @@ void launch(const Grid& grid, const std::function<void()>& kernel) {
   race::end();
 }
 
+size_t launches() { return machine().launches; }
+
 void* dynamic_shared() { return current->block->shared; }
 
 void yield() { leave(); }
@@ -425,13 +428,6 @@ void unpark(const void* key) {
   machine().parked.erase(found);
   for (Fiber* f : waiting) wake(f);
 }
-
-void begin_atomic(const void* p, void* value, size_t bytes) {
-  yield();
-  race::write_atomic(p, bytes);
-  std::memcpy(value, p, bytes);
-}
-void end_atomic(void* p, const void* value, size_t bytes) { std::memcpy(p, value, bytes); }
 
 void asynchronously(std::function<void()> operation) {
   Machine& m = machine();

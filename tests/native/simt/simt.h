@@ -95,6 +95,8 @@ struct Grid {
   bool cooperative;
 };
 void launch(const Grid& grid, const std::function<void()>& kernel);
+// How many there have been.
+size_t launches();
 
 // ---- What the bodies of instructions use ----
 
@@ -158,10 +160,6 @@ void unpark(const void* key);
 
 // All its threads have returned.
 bool has_ended(const Block& block);
-
-// A read and a write of a few bytes that nothing comes between. They are relaxed: they order nothing else.
-void begin_atomic(const void* p, void* value, size_t bytes);
-void end_atomic(void* p, const void* value, size_t bytes);
 
 // Something that happens by itself (a bulk copy): at once, at random or when all threads wait, as the schedule says.
 void asynchronously(std::function<void()> operation);

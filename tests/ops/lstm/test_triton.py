@@ -24,7 +24,7 @@ from pykernels.ops.lstm import triton
 from pykernels.ops.lstm.triton import Config, config
 from pykernels.ops.lstm.triton import gemm as triton_product
 from pykernels.ops.lstm.triton.gemm import product
-from pykernels.ops.lstm.triton.layout import c_offset, first_rows, gates_offset, output_offset, reserve_size
+from pykernels.ops.lstm.triton.layout import first_rows, gates_offset, output_offset, reserve_size
 from tests.triton_programs import SCHEDULES, side_by_side
 
 pytestmark = pytest.mark.triton
@@ -192,7 +192,7 @@ def test_the_reserve():
     assert relative_l2(between.cpu(), first) <= 1e-6
     for cell, h in enumerate([*between.chunk(2, 1), *output.chunk(2, 1)]):
         i, f, g, o = reserve[gates_offset(cell, 7, 6) :][: 7 * 24].view(7, 4, 6).unbind(1)
-        c = reserve[c_offset(cell, 7, 6) :][: 7 * 6].view(7, 6)
+        c = reserve[gates_offset(cell, 7, 6) + 7 * 24 :][: 7 * 6].view(7, 6)
         assert relative_l2(o * torch.tanh(c), h) <= 1e-6
         # c of the step before in the direction's time, rows 0-3, 4-5 and 6; of sequences that begin there, c0.
         begins = moved[0][2][cell]

@@ -31,8 +31,6 @@ PK_API Status conv_bn_act(const ConvArgs& args, void* stream);
 // args: without scale, residual and activation; y is dense, NCHW or NHWC. The workspace is as above.
 PK_API Status conv_statistics_workspace_bytes(const ConvArgs& args, int64_t* bytes);
 PK_API Status conv_statistics(const ConvArgs& args, const BatchNormStatistics& statistics, void* stream);
-// Does the epilogue leave them for these arguments?
-PK_API Status conv_statistics_fused(const ConvArgs& args, bool* fused);
 
 // y = cast(act(scale[k] * sum + shift[k] + residual_scale * residual) * y_scale)
 //

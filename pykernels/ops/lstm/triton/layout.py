@@ -33,11 +33,6 @@ def gates_offset(cell: int, rows: int, hidden: int) -> int:
     return cell * 5 * rows * hidden
 
 
-def c_offset(cell: int, rows: int, hidden: int) -> int:
-    """Where c (rows, H) of a cell begins."""
-    return gates_offset(cell, rows, hidden) + 4 * rows * hidden
-
-
 def output_offset(layer: int, rows: int, hidden: int, num_layers: int, directions: int) -> int:
     """Where the outputs (rows, directions * H) of a layer that is not the last begin."""
     return gates_offset(num_layers * directions, rows, hidden) + layer * rows * directions * hidden
