@@ -75,6 +75,8 @@ def test_no_inline_assembly(path):
     [
         "pykernels/ops/{}/__init__.py",
         "pykernels/ops/{}/op.py",
+        "pykernels/ops/{}/arguments.py",
+        "pykernels/ops/{}/autograd.py",
         "pykernels/ops/{}/reference.py",
         "pykernels/ops/{}/spec.py",
         "tests/ops/{}/test_call.py",
@@ -86,9 +88,15 @@ def test_the_same_stem_everywhere(family, pattern):
 
 #: Where a backend that an op has must have its files.
 SLOTS = {
-    "cpu": ("csrc/include/pykernels/{}.h", "csrc/cpu/{}/api.cpp", "csrc/torch/cpu/{}.cpp", "tests/native/{}_test.cpp"),
-    "cuda": ("csrc/cuda/{}", "csrc/torch/cuda/{}.cpp"),
-    "triton": ("pykernels/ops/{}/triton/__init__.py", "tests/ops/{}/test_triton.py"),
+    "cpu": (
+        "csrc/include/pykernels/{}.h",
+        "csrc/cpu/{}/api.cpp",
+        "csrc/torch/cpu/{}.cpp",
+        "tests/native/{}_test.cpp",
+        "docs/kernels/{}/cpu.md",
+    ),
+    "cuda": ("csrc/cuda/{}", "csrc/torch/cuda/{}.cpp", "docs/kernels/{}/cuda.md"),
+    "triton": ("pykernels/ops/{}/triton/__init__.py", "tests/ops/{}/test_triton.py", "docs/kernels/{}/triton.md"),
 }
 
 

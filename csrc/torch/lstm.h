@@ -156,6 +156,26 @@ struct LstmCall {
     args->weights = pointers.data();
   }
 
+  // The outputs of a backward pass, whose `Args` are told of them.
+  struct Gradients {
+    Tensor x, h0, c0;
+    Tensors weights;
+    std::vector<void*> pointers;  // the weights' data
+  };
+  template <class Args>
+  Gradients make_gradients(Args* args) const {
+    Gradients to{empty(sequence_shape(shape.input)), empty(state_shape()), empty(state_shape()), {}, {}};
+    for (size_t i = 0; i < pointers.size(); ++i) {
+      to.weights.push_back(empty(weight_shape(i)));
+      to.pointers.push_back(to.weights.back().mutable_data_ptr());
+    }
+    args->grad_x = output(to.x);
+    args->grad_h0 = to.h0.mutable_data_ptr();
+    args->grad_c0 = to.c0.mutable_data_ptr();
+    args->grad_weights = to.pointers.data();  // which a move of `to` leaves where they are
+    return to;
+  }
+
   Tensor empty(const std::vector<int64_t>& size) const { return torch::stable::new_empty(x, size); }
   Tensor empty(const std::vector<int64_t>& size, ScalarType type) const {
     return torch::stable::new_empty(x, size, type);

@@ -22,6 +22,7 @@ nothing before the first replay. So call the module once before capturing, or th
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Sequence
@@ -54,6 +55,15 @@ _asked = _dispatch._current
 _untold_steps = 0
 _live: weakref.WeakSet[Pack] = weakref.WeakSet()
 _live_lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    """The thread that held the lock at the fork is not in the child, and would never let go."""
+    global _live_lock
+    _live_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -65,7 +65,7 @@ class OpSpec:
 
 
 def lay_out(x: torch.Tensor, layout: str) -> torch.Tensor:
-    """The same values as ``x`` (..., C, H, W) in another layout, beside NaN (99 for integers) where it has gaps."""
+    """``x`` (..., C, H, W), or for some layouts a matrix, laid out otherwise; NaN (99 for integers) fills gaps."""
     if layout == "channels_last":
         return x.to(memory_format=torch.channels_last)
     if layout == "sliced":  # every second column of a wider tensor
@@ -76,6 +76,8 @@ def lay_out(x: torch.Tensor, layout: str) -> torch.Tensor:
         return wide.to(memory_format=torch.channels_last)[:, : x.shape[1]]
     if layout == "transposed":
         return x.transpose(-1, -2).contiguous().transpose(-1, -2)
+    if layout == "expanded":  # one row of a matrix for all
+        return x[:1].expand_as(x)
     return x
 
 

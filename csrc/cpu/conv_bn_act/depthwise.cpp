@@ -5,6 +5,7 @@
 // A tile of neighbouring pixels of one row shares the weight vectors; x is read in vectors of adjacent channels. With
 // a multiplier above one, x's channels are repeated in its copy, so that the same loop serves.
 // Weight: [tap][k], padded to whole vectors.
+#include "common/rounding.h"
 #include "cpu/conv_bn_act/epilogue.h"
 #include "cpu/conv_bn_act/kernels.h"
 #include "cpu/conv_bn_act/nhwc.h"
@@ -18,7 +19,6 @@ constexpr int64_t kCopyBytes = 4 << 20;
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
 struct Plan {
   int64_t multiplier;

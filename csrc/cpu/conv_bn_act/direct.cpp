@@ -15,6 +15,7 @@
 //
 // Few channels (the stem of a network) make short inner loops. There x is copied once into a padded image, where the
 // taps of one filter row and all their channels are adjacent: a filter row becomes one tap of s * c channels.
+#include "common/rounding.h"
 #include "cpu/conv_bn_act/kernels.h"
 #include "cpu/conv_bn_act/nhwc.h"
 #include "cpu/conv_bn_act/tile.h"
@@ -33,8 +34,6 @@ constexpr int64_t kMergedChannels = 8;
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // What shape and ISA alone decide: the form of the packed weight and the order of summation.
 struct Form {

@@ -24,6 +24,7 @@
 //
 // Weight: [panel][position][channel][output channel of the panel], then [panel][tap][channel][output channel], the last
 // panel one vector wide where that is enough.
+#include "common/rounding.h"
 #include "cpu/conv_bn_act/epilogue.h"
 #include "cpu/conv_bn_act/kernels.h"
 #include "cpu/conv_bn_act/nhwc.h"
@@ -44,8 +45,6 @@ constexpr int64_t kLineFloats = 16;  // of a cache line
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // The transforms of one dimension, on vectors: B^T d, G g and A^T m.
 struct F4 {

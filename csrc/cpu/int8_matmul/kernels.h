@@ -1,6 +1,7 @@
 // The tables of the int8 family, one per ISA, and the head of a packed weight.
 #pragma once
 
+#include "common/rounding.h"
 #include "cpu/dispatch.h"
 #include "pykernels/int8_matmul.h"
 
@@ -24,8 +25,6 @@ inline constexpr int64_t kPackedColumns = 32, kPackedRows = 4;
 
 static constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-static constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static constexpr int64_t round_up(int64_t x, int64_t to) { return ceil_div(x, to) * to; }
 
 // What is behind the header: column sums and panels.
 static constexpr int64_t packed_body_bytes(int64_t k, int64_t n) {

@@ -4,12 +4,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/rounding.h"
 #include "pykernels/lstm.h"
 
 namespace pk {
 namespace {
-
-constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 struct LstmHeader {
   char magic[8];

@@ -93,24 +93,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> run_backward(const Call& c, MaybeTen
   }
   const Tensor y = c.sequence(output, "output");
   call.output = c.input(y);
-  Tensor grad_x = c.empty(c.sequence_shape(c.shape.input)), grad_h0 = c.empty(c.state_shape()),
-         grad_c0 = c.empty(c.state_shape());
-  Tensors grad_weights;
-  std::vector<void*> pointers;
-  for (size_t i = 0; i < c.pointers.size(); ++i) {
-    grad_weights.push_back(c.empty(c.weight_shape(i)));
-    pointers.push_back(grad_weights.back().mutable_data_ptr());
-  }
-  call.grad_x = c.output(grad_x);
-  call.grad_h0 = grad_h0.mutable_data_ptr();
-  call.grad_c0 = grad_c0.mutable_data_ptr();
-  call.grad_weights = pointers.data();
+  const Call::Gradients to = c.make_gradients(&call);
   LstmBackwardPlan plan;
   check_status(make_plan(call, torch_executor(), &plan), c.op);
   const Tensor reserve = dense(c.checked(given_reserve, ScalarType::Float, {plan.reserve_floats}, "reserve"));
   plan.call.reserve = reserve.const_data_ptr();
   run(plan, Workspace(c, plan.workspace_bytes).data());
-  return {grad_x, grad_h0, grad_c0, grad_weights};
+  return {to.x, to.h0, to.c0, to.weights};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(Tensor x, Tensor h0, Tensor c0, Tensors weights,

@@ -90,6 +90,17 @@ class OnDevice {
     if (t) check(*t, argument);
   }
 
+  // The numbers of a float vector (n), or null for none; `kept` owns them.
+  const float* vector(const std::optional<Tensor>& t, int64_t n, const char* argument,
+                      std::optional<Tensor>* kept) const {
+    if (!t) return nullptr;
+    check(*t, argument);
+    check_dtype(*t, ScalarType::Float, op_, argument);
+    check_shape(*t, {n}, op_, argument);
+    *kept = torch::stable::contiguous(*t);
+    return static_cast<const float*>((*kept)->const_data_ptr());
+  }
+
   Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype,
                MemoryFormat format = MemoryFormat::Contiguous) const {
     return torch::stable::empty(sizes, dtype, std::nullopt, device(), std::nullopt, format);

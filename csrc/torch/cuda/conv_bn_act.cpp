@@ -25,16 +25,6 @@ Tensor pack(const OnDevice& on, const Tensor& weight, int64_t groups, const char
   return packed;
 }
 
-const float* per_channel(const OnDevice& on, const MaybeTensor& t, int64_t k, const char* op, const char* argument,
-                         MaybeTensor* keep) {
-  if (!t.has_value()) return nullptr;
-  on.check(*t, argument);
-  check_dtype(*t, ScalarType::Float, op, argument);
-  check_shape(*t, {k}, op, argument);
-  *keep = torch::stable::contiguous(*t);
-  return static_cast<const float*>(data_of(**keep));
-}
-
 // What both forms share. `packed` null: it is made of `weight` here.
 Tensor run(const char* op, const Tensor& x, const Tensor* weight, const Tensor* packed, const Ints& weight_shape,
            const MaybeTensor& scale, const MaybeTensor& shift, const MaybeTensor& residual, const Ints& stride,
@@ -51,8 +41,8 @@ Tensor run(const char* op, const Tensor& x, const Tensor* weight, const Tensor* 
   args.activation = to_activation(activation, op);
   args.negative_slope = static_cast<float>(negative_slope);
   MaybeTensor kept_scale, kept_shift, made;
-  args.scale = per_channel(on, scale, shape.k, op, "scale", &kept_scale);
-  args.shift = per_channel(on, shift, shape.k, op, "shift", &kept_shift);
+  args.scale = on.vector(scale, shape.k, "scale", &kept_scale);
+  args.shift = on.vector(shift, shape.k, "shift", &kept_shift);
   if (residual.has_value()) {
     on.check(*residual, "residual");
     check_dtype(*residual, x.scalar_type(), op, "residual");

@@ -26,13 +26,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_statistics_op(Tensor x, Tensor weight, M
   int64_t size[2];
   check_status(cuda::conv_packed_size(shape, args.dtype, size), op);
   MaybeTensor kept_bias;
-  if (bias) {
-    on.check(*bias, "bias");
-    check_dtype(*bias, ScalarType::Float, op, "bias");
-    check_shape(*bias, {shape.k}, op, "bias");
-    kept_bias = torch::stable::contiguous(*bias);
-    args.shift = static_cast<const float*>(data_of(*kept_bias));
-  }
+  args.shift = on.vector(bias, shape.k, "bias", &kept_bias);
   const Tensor packed = on.empty({size[0], size[1]}, x.scalar_type());
   check_status(cuda::conv_pack(shape, args.dtype, to_conv_tensor(weight), packed.mutable_data_ptr(), on.stream()), op);
   args.packed = data_of(packed);

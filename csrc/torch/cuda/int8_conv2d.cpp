@@ -10,16 +10,6 @@ namespace {
 
 constexpr const char* kOp = "int8_conv2d";
 
-// (k,) of float32; `kept` owns it.
-const float* per_channel(const OnDevice& on, const MaybeTensor& t, int64_t k, const char* argument, Tensor* kept) {
-  if (!t) return nullptr;
-  on.check(*t, argument);
-  check_dtype(*t, ScalarType::Float, kOp, argument);
-  check_shape(*t, {k}, kOp, argument);
-  *kept = torch::stable::contiguous(*t);
-  return static_cast<const float*>(data_of(*kept));
-}
-
 // The weight is packed at every call: a pass over memory that is small beside the convolution's.
 Tensor pack(const OnDevice& on, const ConvShape& shape, const Tensor& weight) {
   int64_t size[2];
@@ -48,9 +38,9 @@ Tensor int8_conv2d(Tensor x, Tensor weight, MaybeTensor scale, MaybeTensor shift
   args.packed = data_of(packed);
   args.packed_bytes = packed.numel();
   args.x = to_conv_tensor(x);
-  Tensor kept_scale, kept_shift;
-  args.scale = per_channel(on, scale, shape.k, "scale", &kept_scale);
-  args.shift = per_channel(on, shift, shape.k, "shift", &kept_shift);
+  MaybeTensor kept_scale, kept_shift;
+  args.scale = on.vector(scale, shape.k, "scale", &kept_scale);
+  args.shift = on.vector(shift, shape.k, "shift", &kept_shift);
   if (residual) {
     on.check(*residual, "residual");
     check_shape(*residual, {shape.n, shape.k, shape.p(), shape.q()}, kOp, "residual");

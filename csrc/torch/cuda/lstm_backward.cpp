@@ -26,18 +26,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> run_backward(const Call& c, const Ma
   if (grad_c) call.grad_c_n = state(*grad_c, c.cell ? "grad_c" : "grad_c_n");
   if (output) call.output = sequence(*output, "output");
 
-  const Tensor grad_x = c.empty(c.sequence_shape(c.shape.input)), grad_h0 = c.empty(c.state_shape()),
-               grad_c0 = c.empty(c.state_shape());
-  Tensors grad_weights;
-  std::vector<void*> grad_pointers;
-  for (size_t i = 0; i < c.pointers.size(); ++i) {
-    grad_weights.push_back(c.empty(c.weight_shape(i)));
-    grad_pointers.push_back(grad_weights.back().mutable_data_ptr());
-  }
-  call.grad_x = c.output(grad_x);
-  call.grad_h0 = grad_h0.mutable_data_ptr();
-  call.grad_c0 = grad_c0.mutable_data_ptr();
-  call.grad_weights = grad_pointers.data();
+  const Call::Gradients to = c.make_gradients(&call);
   check_status(cuda::lstm_backward_workspace(call, &call.workspace_bytes), c.op);  // and checks the shape
   const int64_t saved = cuda::lstm_reserve_output(c.shape, c.shape.layers - 1);    // behind which there is nothing
   kept.push_back(dense(c.checked(given_reserve, c.dtype, {saved}, "reserve")));
@@ -45,7 +34,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> run_backward(const Call& c, const Ma
   const Tensor workspace = c.on.workspace(static_cast<size_t>(call.workspace_bytes));
   call.workspace = workspace.mutable_data_ptr();
   check_status(cuda::lstm_backward(call, c.on.stream()), c.op);
-  return {grad_x, grad_h0, grad_c0, grad_weights};
+  return {to.x, to.h0, to.c0, to.weights};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensors> lstm_backward(MaybeTensor grad_output, MaybeTensor grad_h_n,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,11 @@ class Geometry(NamedTuple):
     padding: tuple[int, int, int, int]
     dilation: tuple[int, int]
     groups: int
+
+    @classmethod
+    def of(cls, stride: Any, padding: Any, dilation: Any, groups: int) -> Geometry:
+        """From an op's arguments, which come as lists."""
+        return cls(tuple(stride), tuple(padding), tuple(dilation), groups)
 
 
 def geometry(
@@ -102,11 +107,6 @@ def _below_highest() -> bool:
 
 # A constant of a trace: Dynamo cannot follow it, but compiles anew when the setting changes.
 _below_highest._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def is_autocast(device: torch.device) -> bool:
-    """Is autocast on for ``device``? (Of "meta" PyTorch refuses to say.)"""
-    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def with_channels(x: torch.Tensor, weight: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:

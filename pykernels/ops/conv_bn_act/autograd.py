@@ -46,7 +46,7 @@ def _convolution_backward(
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     """What the backward keeps: the output, where it tells the activation's slope, else what it is computed from."""
     x, weight, scale, shift, residual, stride, padding, dilation, groups, code, slope, tf32 = inputs
-    ctx.geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
+    ctx.geometry = Geometry.of(stride, padding, dilation, groups)
     ctx.code, ctx.slope, ctx.tf32 = code, slope, tf32
     activation = ACTIVATIONS[code]
     from_output = output_tells(activation, slope)
@@ -94,9 +94,7 @@ def _fake_packed(
 
 
 def _fake_output(x: torch.Tensor, weight_shape: Any, geometry: tuple[Any, ...]) -> torch.Tensor:
-    stride, padding, dilation, groups = geometry[:4]
-    g = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
-    p, q = output_size(x.shape[2], x.shape[3], weight_shape[2:], g)
+    p, q = output_size(x.shape[2], x.shape[3], weight_shape[2:], Geometry.of(*geometry[:4]))
     return x.new_empty((x.shape[0], weight_shape[0], p, q)).to(memory_format=suggest_memory_format(x))
 
 

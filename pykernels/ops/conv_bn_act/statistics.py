@@ -92,8 +92,8 @@ def _fake(x: torch.Tensor, weight: torch.Tensor, bias: Any, *geometry: Any) -> t
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     """Keeps x and weight."""
-    x, weight, _, stride, padding, dilation, groups, *ctx.tf32 = inputs
-    ctx.geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
+    x, weight, _, *geometry = inputs
+    ctx.geometry, ctx.tf32 = Geometry.of(*geometry[:4]), geometry[4:]
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, weight)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pykernels.ops._activation import ACTIVATIONS
-from pykernels.ops._spec import OpSpec, Sample
+from pykernels.ops._spec import OpSpec, Sample, lay_out
 from pykernels.ops.int8_matmul import int8_matmul, quantize_int8
 from pykernels.ops.int8_matmul.op import INT8_MATMUL, INT8_MATMUL_SCALED, QUANTIZE_INT8
 from pykernels.ops.int8_matmul.reference import int8_matmul_reference, quantize_int8_reference
@@ -15,16 +15,6 @@ from pykernels.ops.int8_matmul.reference import int8_matmul_reference, quantize_
 
 def _integers(generator: torch.Generator, *shape: int) -> torch.Tensor:
     return torch.randint(-128, 128, shape, generator=generator, dtype=torch.int8)
-
-
-def _lay_out(t: torch.Tensor, layout: str) -> torch.Tensor:
-    if layout == "transposed":
-        return t.t().contiguous().t()
-    if layout == "sliced":  # every second column of a wider matrix
-        return torch.stack((t, torch.full_like(t, 99)), -1).flatten(-2)[..., ::2]
-    if layout == "expanded":  # one row for all
-        return t[:1].expand_as(t)
-    return t
 
 
 def _product(
@@ -40,7 +30,7 @@ def _product(
         options = {}
         if zero_point:
             options["a_zero_point"] = _integers(generator, *((m,) if zero_point == "rows" else ())).int()
-        return (_lay_out(left, a), _lay_out(right, b)), options
+        return (lay_out(left, a), lay_out(right, b)), options
 
     return Sample(name, make, reduction=k, flops=2 * m * n * k, bytes=m * k + k * n + 4 * m * n, bench=bench)
 
@@ -71,7 +61,7 @@ def _scaled(
             options["a_zero_point"] = _integers(generator, *((m,) if zero_point == "rows" else (1,))).int()
         if bias:
             options["bias"] = torch.randint(-8, 9, (n,), generator=generator).to(dtype) / 8
-        return (_integers(generator, m, k), _lay_out(_integers(generator, k, n), b)), options
+        return (_integers(generator, m, k), lay_out(_integers(generator, k, n), b)), options
 
     width = 1 if out == torch.int8 else 4
     # Roundings: of the sum, of the scales' product, of the multiply-add, and a few of the activation.

@@ -17,6 +17,8 @@ from torch._prims_common import suggest_memory_format
 
 from pykernels.ops._triton import device_of, hinted, launch, matrix_precision, triton_op
 from pykernels.ops._tuned import tuned
+from pykernels.ops.batch_norm_act.triton import batch_norm_statistics
+from pykernels.ops.conv_bn_act import statistics
 from pykernels.ops.conv_bn_act.arguments import Geometry, output_size
 from pykernels.ops.conv_bn_act.autograd import backward_with, setup_context
 from pykernels.ops.conv_bn_act.triton.config import Config, config, depthwise_tiles, is_depthwise
@@ -45,7 +47,7 @@ def conv_bn_act(
     """``torch.ops.pykernels.conv_bn_act`` in Triton: the same arguments, checked by the public function."""
     precision = matrix_precision(x.dtype, tf32, device_of(x))
     return _convolve(
-        x, weight, scale, shift, residual, None, _geometry(stride, padding, dilation, groups),
+        x, weight, scale, shift, residual, None, Geometry.of(stride, padding, dilation, groups),
         activation, negative_slope, None, x.dtype, precision,
     )  # fmt: skip
 
@@ -76,7 +78,7 @@ def int8_conv2d(
     (the sums, the rest unused), int8 (nearest even, saturated, NaN gives 0), float16, bfloat16 or float32.
     """
     return _convolve(
-        x, weight, scale, shift, residual, residual_scale, _geometry(stride, padding, dilation, groups),
+        x, weight, scale, shift, residual, residual_scale, Geometry.of(stride, padding, dilation, groups),
         activation, negative_slope, y_scale, out_dtype, "ieee",
     )  # fmt: skip
 
@@ -170,11 +172,6 @@ def _convolve(
     return y
 
 
-def _geometry(stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> Geometry:
-    top, left, bottom, right = padding
-    return Geometry((stride[0], stride[1]), (top, left, bottom, right), (dilation[0], dilation[1]), groups)
-
-
 def _given(t: torch.Tensor | None, absent: torch.Tensor) -> torch.Tensor:
     """``t``, or any tensor at all: an operand that the kernel never reads."""
     return absent if t is None else t
@@ -212,4 +209,24 @@ def _extent(strides: tuple[int, ...], sizes: tuple[int, ...]) -> int:
     return sum(stride * size for stride, size in zip(strides, sizes, strict=True))
 
 
-from pykernels.ops.conv_bn_act.triton import statistics as statistics  # noqa: E402
+@triton_op("pykernels::conv_statistics_triton")
+def conv_statistics(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    tf32: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``torch.ops.pykernels.conv_statistics`` in Triton: z = conv2d(x, weight) + bias, its channels' mean and variance.
+
+    Two kernels one after the other: z is read once more. (In CUDA C++ the convolution's epilogue leaves them.)
+    """
+    z = conv_bn_act(x, weight, None, bias, None, stride, padding, dilation, groups, 0, 0.0, tf32)
+    mean, var = batch_norm_statistics(z, None, None, 0.0)
+    return z, mean, var
+
+
+conv_statistics.register_autograd(statistics.backward, setup_context=statistics.setup_context)
