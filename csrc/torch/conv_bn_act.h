@@ -44,9 +44,8 @@ inline ConvShape weight_shape_of(const Ints& weight, int64_t groups, const char*
   return shape;
 }
 
-// The convolution of `x`, of four dimensions, by a weight of this shape.
-inline ConvShape conv_shape_of(const char* op, const Tensor& x, const Ints& weight_shape, const Ints& stride,
-                               const Ints& padding, const Ints& dilation, int64_t groups) {
+inline void set_geometry(const char* op, const Ints& stride, const Ints& padding, const Ints& dilation,
+                         ConvShape* shape) {
   check_length(stride, 2, op, "stride");
   check_length(padding, 4, op, "padding");
   check_length(dilation, 2, op, "dilation");
@@ -54,21 +53,26 @@ inline ConvShape conv_shape_of(const char* op, const Tensor& x, const Ints& weig
   for (int64_t p : padding) check(p >= 0, op, "padding", "expected at least 0, got ", p);
   check(dilation[0] >= 1 && dilation[1] >= 1, op, "dilation", "expected at least 1, got (", dilation[0], ", ",
         dilation[1], ")");
+  shape->stride_h = stride[0];
+  shape->stride_w = stride[1];
+  shape->pad_top = padding[0];
+  shape->pad_left = padding[1];
+  shape->pad_bottom = padding[2];
+  shape->pad_right = padding[3];
+  shape->dilation_h = dilation[0];
+  shape->dilation_w = dilation[1];
+}
 
+// The convolution of `x`, of four dimensions, by a weight of this shape.
+inline ConvShape conv_shape_of(const char* op, const Tensor& x, const Ints& weight_shape, const Ints& stride,
+                               const Ints& padding, const Ints& dilation, int64_t groups) {
   ConvShape shape = weight_shape_of(weight_shape, groups, op, "weight");
+  set_geometry(op, stride, padding, dilation, &shape);
   check(x.size(1) == shape.c, op, "x", "expected ", shape.c, " channels (weight's ", weight_shape[1], " x ", groups,
         " groups), got shape ", shape_of(x));
   shape.n = x.size(0);
   shape.h = x.size(2);
   shape.w = x.size(3);
-  shape.stride_h = stride[0];
-  shape.stride_w = stride[1];
-  shape.pad_top = padding[0];
-  shape.pad_left = padding[1];
-  shape.pad_bottom = padding[2];
-  shape.pad_right = padding[3];
-  shape.dilation_h = dilation[0];
-  shape.dilation_w = dilation[1];
   return shape;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "torch/checks.h"
+#include "torch/tensors.h"
 // checks.h first: it names torch's headers.
 #include <algorithm>
 #include <functional>
@@ -176,9 +177,9 @@ struct LstmCall {
     return to;
   }
 
-  Tensor empty(const std::vector<int64_t>& size) const { return torch::stable::new_empty(x, size); }
+  Tensor empty(const std::vector<int64_t>& size) const { return empty(size, x.scalar_type()); }
   Tensor empty(const std::vector<int64_t>& size, ScalarType type) const {
-    return torch::stable::new_empty(x, size, type);
+    return binding::empty(size.data(), size.size(), type, &x);
   }
 
  private:

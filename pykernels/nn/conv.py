@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from pykernels import _native
-from pykernels.nn._packed import Pack, PacksWeights, Slot, capturing, finish
+from pykernels.nn._packed import Pack, PacksWeights, Slot
 from pykernels.nn._replaceable import check_replaceable
 from pykernels.ops import _dispatch
-from pykernels.ops._activation import ACTIVATIONS, activation_code, apply_activation
+from pykernels.ops._activation import activation_code, apply_activation
 from pykernels.ops._autocast import autocast_dtype, cast
 from pykernels.ops.batch_norm_act import batch_norm_act
 from pykernels.ops.batch_norm_act.op import BATCH_NORM_ACT
@@ -31,7 +31,6 @@ from pykernels.ops.conv_bn_act.statistics import conv_batch_norm_act
 torch.fx.wrap("conv_bn_act")  # one node in a symbolic trace
 torch.fx.wrap("batch_norm_act")
 
-_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 _DIRECT = 0
 _MOST_SHAPES = 256
 
@@ -219,9 +218,12 @@ class ConvBNAct2d(PacksWeights):
         unbatched = x.dim() == 3
         if unbatched:
             x, residual = x[None], None if residual is None else residual[None]
-        weights = pack.by_shape.get(x.shape) or pack.weights_for(x.shape)
-        tf32 = pack.index >= 0 and tf32_allowed(pack.device)
-        y = pack.op(x, *weights, residual, *pack.geometry, _CODES[self.activation], self.negative_slope, tf32)
+        if pack.index < 0:
+            bound = pack.by_shape.get(x.shape)
+            y = pack.op(x, pack.bound_for(x.shape) if bound is None else bound, residual)
+        else:
+            tf32 = tf32_allowed(pack.device)
+            y = pack.op(x, *pack.value, residual, *pack.geometry, pack.code, pack.negative_slope, tf32)
         return y[0] if unbatched else y
 
     def _wants_gradients(self) -> bool:
@@ -243,7 +245,8 @@ class ConvBNAct2d(PacksWeights):
         modules: Any = self._modules  # nn.Module's own attribute lookup takes as long as all the rest
         conv, bn = modules["conv"], modules["bn"]
         eps = 0.0 if bn is None else bn.eps
-        return conv, bn, eps, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
+        geometry = conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
+        return conv, bn, eps, self.activation, self.negative_slope, geometry
 
     def _new_pack(self, slots: Sequence[Slot], dtype: torch.dtype, key: Hashable) -> Pack | None:
         if self.bn is not None and self.bn.running_mean is None:  # the statistics of the batch
@@ -251,55 +254,57 @@ class ConvBNAct2d(PacksWeights):
         return _ConvPack(slots, dtype, key)
 
 
-#: The packed weight, the shape of the plain one, scale and shift.
-_Weights = tuple[torch.Tensor, tuple[int, ...], torch.Tensor | None, torch.Tensor | None]
-
-
 class _ConvPack(Pack):
-    """The folded batch norm, the geometry for the kernel, and the weight, packed for each algorithm that is asked for.
+    """All of a block but its inputs, as the kernels take it.
 
-    Which algorithm is fastest depends on the input's shape: so the weight is packed when the first input comes that
-    wants it so.
+    On the CPU that is one tensor of ``conv_bind`` for each algorithm asked for: which is fastest depends on the input's
+    shape, so the weight is packed when the first input comes that wants it so. On CUDA it is the packed weight, the
+    shape of the plain one, and the folded batch norm.
     """
 
     def __init__(self, slots: Sequence[Slot], dtype: torch.dtype, key: Any) -> None:
-        self.op = torch.ops.pykernels.conv_bn_act_packed.default
-        conv, _, eps, *_ = key
+        conv, _, eps, activation, self.negative_slope, _ = key
+        self.code = activation_code("ConvBNAct2d", activation)
         self.pads = conv.padding_mode != "zeros"
         padding = 0 if self.pads else conv.padding
         self.geometry = geometry(conv.weight.shape[2:], conv.stride, padding, conv.dilation, conv.groups)
-        self.by_algorithm: dict[int, _Weights] = {}
-        self.by_shape: dict[torch.Size, _Weights] = {}
+        self.by_algorithm: dict[int, torch.Tensor] = {}
+        self.by_shape: dict[torch.Size, torch.Tensor] = {}
 
-        def fold(tensors: list[Any]) -> Any:
-            bias, *rest = tensors[1:]
+        def make(tensors: list[Any]) -> Any:
+            weight, bias, *rest = tensors
             mean, var, bn_weight, bn_bias = rest or (None,) * 4
-            return fold_batch_norm(bias, mean, var, bn_weight, bn_bias, eps)
+            folded = fold_batch_norm(bias, mean, var, bn_weight, bn_bias, eps)
+            if self.index < 0:
+                return folded
+            return self._packed(_DIRECT), tuple(weight.shape), *folded
 
-        super().__init__(slots, dtype, key, fold)
+        super().__init__(slots, dtype, key, make)
+        ops = torch.ops.pykernels
+        self.op = (ops.conv_bn_act_bound if self.index < 0 else ops.conv_bn_act_packed).default
 
-    def weights_for(self, x: torch.Size) -> _Weights:
-        """The kernel's weight arguments for an input of shape ``x``."""
+    def _packed(self, algorithm: int) -> torch.Tensor:
         weight: Any = self.twins[0]
-        algorithm, shape, geometry = _DIRECT, tuple(weight.shape), self.geometry
-        if len(x) == 4 and self.isa is not None:
-            algorithm = _native.introspect().conv_algorithm(tuple(x), shape, *geometry)
-        weights = self.by_algorithm.get(algorithm)
-        if weights is None:
+        return torch.ops.pykernels.conv_pack(weight.to(self.dtype), self.geometry.groups, algorithm)
+
+    def bound_for(self, x: torch.Size) -> torch.Tensor:
+        """What ``conv_bn_act_bound`` is to run for an input of shape ``x`` on the CPU."""
+        weight: Any = self.twins[0]
+        algorithm, shape, g = _DIRECT, tuple(weight.shape), self.geometry
+        if len(x) == 4:
+            algorithm = _native.introspect().conv_algorithm(tuple(x), shape, *g)
+        bound = self.by_algorithm.get(algorithm)
+        if bound is None:
             if not self.is_of_isa():
                 raise RuntimeError("another ISA is in force than at packing")  # all of a pack is of one
             with torch.inference_mode(False), torch.no_grad():
-                packed = torch.ops.pykernels.conv_pack(weight.to(self.dtype), geometry.groups, algorithm)
-            weights = packed, shape, *self.value
-            if capturing(self.device) and not self.captured:
-                return weights
-            if not self.captured:
-                finish(self.device)
-            self.by_algorithm[algorithm] = weights
+                packed = self._packed(algorithm)
+                bound = torch.ops.pykernels.conv_bind(packed, shape, *self.value, *g, self.code, self.negative_slope)
+            self.by_algorithm[algorithm] = bound
         if len(self.by_shape) >= _MOST_SHAPES:
             self.by_shape.clear()
-        self.by_shape[x] = weights
-        return weights
+        self.by_shape[x] = bound
+        return bound
 
 
 def _runs_nothing_else(bn: nn.BatchNorm2d) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pykernels.nn._packed import PacksWeights, Slot
+from pykernels.nn._packed import Pack, PacksWeights, Slot
 from pykernels.nn._replaceable import check_replaceable
 from pykernels.ops._activation import activation_code
+from pykernels.ops._autocast import autocast_dtype, cast
 from pykernels.ops.int8_matmul import int8_linear, quantize_int8
 from pykernels.ops.int8_matmul.op import INT8_MATMUL_SCALED
 
@@ -80,22 +82,44 @@ class Int8Linear(PacksWeights, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(*, in_features) to (*, out_features), in ``x``'s dtype, or autocast's."""
-        if not hasattr(x, "shape"):  # the op says that x is not a tensor
-            return int8_linear(x, self.weight, self.weight_scale, self.bias, self.activation)
-        if x.shape[-1:] != (self.in_features,):
+        if hasattr(x, "shape") and x.shape[-1:] != (self.in_features,):
             raise ValueError(f"pykernels.Int8Linear: x: expected (*, {self.in_features}), got shape {tuple(x.shape)}")
-        rows = x[None] if x.dim() == 1 else x.flatten(0, -2)
         # None where a compiled graph, which is to hold no copies, or the reference runs.
         pack = self._current_pack(INT8_MATMUL_SCALED, (x,), torch.int8)
-        packed = None if pack is None else pack.value
-        y = int8_linear(rows, self.weight, self.weight_scale, self.bias, self.activation, packed=packed)
+        if pack is None:
+            return self._run_plain(x)
+        try:
+            return self._run_packed(x, pack)
+        except RuntimeError as problem:
+            return self._after_failure(pack, problem, self._run_plain, x)
+
+    def _run_plain(self, x: Tensor) -> Tensor:
+        if not hasattr(x, "shape"):  # the op says that x is not a tensor
+            return int8_linear(x, self.weight, self.weight_scale, self.bias, self.activation)
+        rows = x[None] if x.dim() == 1 else x.flatten(0, -2)
+        y = int8_linear(rows, self.weight, self.weight_scale, self.bias, self.activation)
         return y.view(*x.shape[:-1], self.out_features)
 
-    def _slots(self) -> Sequence[Slot]:
-        return [(self._buffers, "weight")]
+    def _run_packed(self, x: Tensor, pack: Pack) -> Tensor:
+        if torch._C._is_any_autocast_enabled():
+            x = cast(autocast_dtype(x), x)
+        is_matrix = x.dim() == 2
+        with torch._C._AutoDispatchBelowAutograd():  # no gradient is wanted; the op's own check of that takes longer
+            y = _linear_packed()(x if is_matrix else x.reshape(-1, self.in_features), *pack.value)
+        return y if is_matrix else y.view(*x.shape[:-1], self.out_features)
 
-    def _make(self, tensors: list[Any], dtype: torch.dtype) -> Tensor:
-        return torch.ops.pykernels.int8_pack.default(tensors[0].t())
+    def _slots(self) -> Sequence[Slot]:
+        buffers = self._buffers
+        return [(buffers, "weight"), (buffers, "weight_scale"), (buffers, "bias")]
+
+    def _key(self) -> Hashable:
+        return self.activation
+
+    def _make(self, tensors: list[Any], dtype: torch.dtype) -> Any:
+        weight, scale, bias = tensors
+        packed = torch.ops.pykernels.int8_pack.default(weight.t())
+        bias = None if bias is None else bias.float()
+        return packed, weight.shape[0], scale.float(), bias, activation_code("Int8Linear", self.activation)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         scale = self.weight_scale
@@ -117,6 +141,11 @@ class Int8Linear(PacksWeights, nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"activation={self.activation!r}"
         )
+
+
+@functools.cache
+def _linear_packed() -> Callable[..., Tensor]:
+    return torch.ops.pykernels.int8_linear_packed.default
 
 
 def _quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,10 +37,10 @@ std::vector<char> pack(const ConvShape& shape, DType dtype, Array& weight, const
                        const Executor& executor) {
   if (table == nullptr) {
     ConvPlan plan;
-    const Status status = conv_plan_pack(shape, algorithm, dtype, &plan);
+    const Status status = make_packing_plan(shape, algorithm, dtype, &plan);
     EXPECT(status, "%s", status.error);
     std::vector<char> packed(static_cast<size_t>(plan.packed_bytes));
-    conv_pack(plan, weight.tensor(), packed.data(), executor);
+    pk::pack(plan, weight.tensor(), packed.data(), executor);
     return packed;
   }
   const ConvMethod& method = *table->methods[static_cast<int>(layout_of(shape))];
@@ -49,12 +49,9 @@ std::vector<char> pack(const ConvShape& shape, DType dtype, Array& weight, const
   return packed;
 }
 
-void run_planned(const ConvPlan& plan, ConvArgs args, const Executor& executor) {
+void run_planned(const ConvPlan& plan, const Executor& executor) {
   std::vector<char> workspace(static_cast<size_t>(plan.workspace_bytes), char(0xff));  // NaN
-  args.workspace = workspace.data();
-  args.workspace_bytes = plan.workspace_bytes;
-  const Status status = conv_run(plan, args, executor);
-  EXPECT(status, "%s", status.error);
+  pk::run(plan, workspace.data(), executor);
 }
 
 void run(ConvArgs args, const std::vector<char>& packed, const ConvKernels* table, const Executor& executor) {
@@ -62,9 +59,9 @@ void run(ConvArgs args, const std::vector<char>& packed, const ConvKernels* tabl
   args.packed_bytes = static_cast<int64_t>(packed.size());
   ConvPlan plan;
   if (table == nullptr) {
-    const Status status = conv_plan_packed(args, executor.threads, &plan);
+    const Status status = make_plan(args, executor.threads, &plan);
     EXPECT(status, "%s", status.error);
-    run_planned(plan, args, executor);
+    run_planned(plan, executor);
     return;
   }
   if (args.shape.n == 0) return;
@@ -275,7 +272,7 @@ void check_winograd_refusals() {
   for (const ConvShape& s : {ConvShape{1, 8, 6, 7, 24, 5, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},
                              ConvShape{1, 8, 6, 7, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 2},
                              ConvShape{1, 0, 6, 7, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}}) {
-    const Status status = conv_plan_pack(s, ConvAlgorithm::winograd4, DType::f32, &plan);
+    const Status status = make_packing_plan(s, ConvAlgorithm::winograd4, DType::f32, &plan);
     EXPECT(!status && std::string(status.error).find("algorithm") == 0, "packed what does not suit");
   }
   const ConvShape good = {1, 8, 9, 9, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
@@ -289,7 +286,7 @@ void check_winograd_refusals() {
   for (auto field : {&ConvShape::stride_h, &ConvShape::stride_w, &ConvShape::dilation_h, &ConvShape::dilation_w}) {
     args.shape = good;
     args.shape.*field = 2;
-    const Status status = conv_plan_packed(args, 1, &plan);
+    const Status status = make_plan(args, 1, &plan);
     EXPECT(!status && std::string(status.error).find("stride 1") != std::string::npos, "ran what does not suit");
   }
 }
@@ -341,13 +338,13 @@ void check_plan(const char* name) {
     args.x.stride[1] = x.stride[1];
     args.y_stride[1] = y.stride[1];
     ConvPlan plan;
-    Status status = conv_plan_unpacked(args, 3, &plan);
+    Status status = make_packing_plan(args, 3, &plan);
     EXPECT(status, "%s", status.error);
     ConvAlgorithm chosen;
     status = conv_choose(s, true, &chosen);
     EXPECT(status && plan.algorithm == chosen, "%s: another algorithm than conv_choose's", name);
     std::vector<char> packed(static_cast<size_t>(plan.packed_bytes));
-    conv_pack(plan, weight.tensor(), packed.data(), serial_executor());
+    pk::pack(plan, weight.tensor(), packed.data(), serial_executor());
     args.x = x.tensor();
     args.packed = packed.data();
     args.packed_bytes = plan.packed_bytes;
@@ -359,13 +356,14 @@ void check_plan(const char* name) {
       status = force_isa("scalar");
       EXPECT(status, "%s", status.error);
       args.y = y.data();
-      run_planned(plan, args, test::thread_executor(3));
+      plan.args = args;
+      run_planned(plan, test::thread_executor(3));
       EXPECT(y.values() == expected.values(), "%s: other bits by a plan that is used again", name);
       ConvPlan next;
-      status = conv_plan_unpacked(args, 1, &next);
+      status = make_packing_plan(args, 1, &next);
       EXPECT(status, "%s", status.error);
       const bool other = next.lanes != plan.lanes;
-      EXPECT(other == says(conv_plan_packed(args, 1, &next), "another ISA"), "%s: the ISA of the next plan", name);
+      EXPECT(other == says(make_plan(args, 1, &next), "another ISA"), "%s: the ISA of the next plan", name);
       status = force_isa(name);
       EXPECT(status, "%s", status.error);
     }
@@ -380,8 +378,8 @@ Status check_shape(const ConvShape& shape) {
   args.shape = shape;
   args.dtype = DType::f32;
   const Status status = conv_choose(shape, false, &chosen);
-  const Status others[] = {conv_plan_pack(shape, ConvAlgorithm::direct, DType::f32, &plan),
-                           conv_plan_unpacked(args, 1, &plan), conv_plan_packed(args, 1, &plan)};
+  const Status others[] = {make_packing_plan(shape, ConvAlgorithm::direct, DType::f32, &plan),
+                           make_packing_plan(args, 1, &plan), make_plan(args, 1, &plan)};
   for (const Status& other : others) {
     if (!status) EXPECT(says(other, status.error), "%s: %s", status.error, other.error ? other.error : "accepted");
   }
@@ -431,9 +429,7 @@ void check_refusals() {
     args.packed = blob.data();
     args.packed_bytes = static_cast<int64_t>(blob.size());
     ConvPlan plan;
-    const Status status = conv_plan_packed(args, 1, &plan);
-    if (status) EXPECT(says(conv_run(plan, args, serial_executor()), "workspace"), "ran without a workspace");
-    return status;
+    return make_plan(args, 1, &plan);
   };
   const auto altered = [&](auto ConvHeader::* field, auto value) {
     auto blob = packed;
@@ -461,9 +457,10 @@ void check_refusals() {
   args.dtype = DType::i8;
   EXPECT(says(opened(packed), "float32 or bfloat16"), "dtype");
   ConvPlan plan;
-  EXPECT(says(conv_plan_unpacked(args, 1, &plan), "float32 or bfloat16"), "dtype, unpacked");
-  EXPECT(says(conv_plan_pack(good, ConvAlgorithm::direct, DType::i8, &plan), "float32 or bfloat16"), "dtype, packing");
-  EXPECT(says(conv_plan_pack(good, static_cast<ConvAlgorithm>(9), DType::f32, &plan), "algorithm"), "algorithm");
+  EXPECT(says(make_packing_plan(args, 1, &plan), "float32 or bfloat16"), "dtype, unpacked");
+  EXPECT(says(make_packing_plan(good, ConvAlgorithm::direct, DType::i8, &plan), "float32 or bfloat16"),
+         "dtype, packing");
+  EXPECT(says(make_packing_plan(good, static_cast<ConvAlgorithm>(9), DType::f32, &plan), "algorithm"), "algorithm");
 }
 
 }  // namespace

@@ -59,7 +59,6 @@ Status check_shape(const ConvShape& shape) {
 
 void set_method(const ConvKernels& table, const ConvShape& shape, ConvAlgorithm algorithm, ConvLayout layout,
                 ConvPlan* plan) {
-  plan->shape = shape;
   plan->algorithm = algorithm;
   plan->layout = static_cast<int32_t>(layout);
   plan->lanes = table.lanes;
@@ -68,7 +67,7 @@ void set_method(const ConvKernels& table, const ConvShape& shape, ConvAlgorithm 
 }
 
 void set_blocking(const ConvArgs& args, int threads, ConvPlan* plan) {
-  plan->dtype = args.dtype;
+  plan->args = args;
   plan->workspace_bytes = plan->method->plan(args, threads, plan->blocking) + kConvAlign;
 }
 
@@ -132,7 +131,7 @@ Status conv_choose(const ConvShape& shape, bool packs, ConvAlgorithm* algorithm)
   return kOk;
 }
 
-Status conv_plan_pack(const ConvShape& shape, ConvAlgorithm algorithm, DType dtype, ConvPlan* plan) {
+Status make_packing_plan(const ConvShape& shape, ConvAlgorithm algorithm, DType dtype, ConvPlan* plan) {
   if (Status status = check_shape(shape); !status) return status;
   ConvLayout layout;
   if (Status status = choose_layout(shape, algorithm, &layout); !status) return status;
@@ -140,12 +139,13 @@ Status conv_plan_pack(const ConvShape& shape, ConvAlgorithm algorithm, DType dty
   const ConvKernels* table;
   if (Status status = pick(&table); !status) return status;
   set_method(*table, shape, algorithm, layout, plan);
-  plan->dtype = dtype;
+  plan->args.shape = shape;
+  plan->args.dtype = dtype;
   plan->workspace_bytes = 0;
   return kOk;
 }
 
-Status conv_plan_packed(const ConvArgs& args, int threads, ConvPlan* plan) {
+Status make_plan(const ConvArgs& args, int threads, ConvPlan* plan) {
   const ConvKernels* table;
   if (Status status = begin(args, &table); !status) return status;
   if (Status status = open(args, *table, plan); !status) return status;
@@ -153,7 +153,7 @@ Status conv_plan_packed(const ConvArgs& args, int threads, ConvPlan* plan) {
   return kOk;
 }
 
-Status conv_plan_unpacked(const ConvArgs& args, int threads, ConvPlan* plan) {
+Status make_packing_plan(const ConvArgs& args, int threads, ConvPlan* plan) {
   const ConvKernels* table;
   if (Status status = begin(args, &table); !status) return status;
   const ConvAlgorithm algorithm = choose_algorithm(args.shape, true);
@@ -164,25 +164,21 @@ Status conv_plan_unpacked(const ConvArgs& args, int threads, ConvPlan* plan) {
   return kOk;
 }
 
-void conv_pack(const ConvPlan& plan, const ConvTensor& weight, void* packed, const Executor& executor) {
-  const ConvShape& shape = plan.shape;
+void pack(const ConvPlan& plan, const ConvTensor& weight, void* packed, const Executor& executor) {
+  const ConvShape& shape = plan.args.shape;
   const ConvHeader header = {kConvMagic, kConvVersion, plan.layout,  plan.lanes,      shape.k, shape.c,
                              shape.r,    shape.s,      shape.groups, floats_of(plan), {}};
   std::memcpy(packed, &header, sizeof header);
   auto* floats = reinterpret_cast<float*>(static_cast<char*>(packed) + kHeaderBytes);
-  plan.method->pack(shape, plan.dtype, weight, floats, executor);
+  plan.method->pack(shape, plan.args.dtype, weight, floats, executor);
 }
 
-Status conv_run(const ConvPlan& plan, const ConvArgs& args, const Executor& executor) {
-  if (plan.shape.n == 0) return kOk;
-  if (args.workspace == nullptr || args.workspace_bytes < plan.workspace_bytes) {
-    return {"workspace: expected room of the plan's workspace_bytes"};
-  }
-  const auto address = reinterpret_cast<uintptr_t>(args.workspace);
-  auto* workspace = reinterpret_cast<char*>((address + kConvAlign - 1) / kConvAlign * kConvAlign);
-  const auto* weight = reinterpret_cast<const float*>(static_cast<const char*>(args.packed) + kHeaderBytes);
-  plan.method->run(plan.blocking, args, weight, workspace, executor);
-  return kOk;
+void run(const ConvPlan& plan, void* workspace, const Executor& executor) {
+  if (plan.args.shape.n == 0) return;
+  const auto address = reinterpret_cast<uintptr_t>(workspace);
+  auto* aligned = reinterpret_cast<char*>((address + kConvAlign - 1) / kConvAlign * kConvAlign);
+  const auto* weight = reinterpret_cast<const float*>(static_cast<const char*>(plan.args.packed) + kHeaderBytes);
+  plan.method->run(plan.blocking, plan.args, weight, aligned, executor);
 }
 
 }  // namespace pk

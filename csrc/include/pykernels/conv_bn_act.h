@@ -1,7 +1,7 @@
 // y = act(conv2d(x, weight) * scale[k] + shift[k] + residual): convolution, folded batch norm, residual and activation
 // in one pass.
 //
-// The weight is packed once for the ISA in force (conv_pack) and then used any number of times (conv_run). Sums are
+// The weight is packed once for the ISA in force (pack) and then used any number of times (run). Sums are
 // float32 whatever the element type; each output's summation order depends on the shape, the algorithm and the ISA
 // alone, so for one packed weight the bits don't depend on the threads, the batch or the memory format.
 //
@@ -36,7 +36,7 @@ struct ConvShape {
   }
 };
 
-// What the caller of conv_pack asks for. Direct suits every shape. Winograd, F(4, 3) and F(2, 3), suits 3 x 3 filters
+// What the caller of pack asks for. Direct suits every shape. Winograd, F(4, 3) and F(2, 3), suits 3 x 3 filters
 // at stride 1 and dilation 1 in one group; its relative error in L2 is below 1e-6 (F(4, 3)), and it gives NaN and
 // infinity to the same outputs as direct.
 enum class ConvAlgorithm : int32_t { direct, winograd4, winograd2 };
@@ -52,7 +52,7 @@ struct ConvArgs {
   ConvShape shape;
   DType dtype;                   // of x, residual and y: f32 or bf16; on CUDA also f16
   ConvTensor x;                  // (n, c, h, w)
-  const void* packed = nullptr;  // [packed_bytes], of conv_pack
+  const void* packed = nullptr;  // [packed_bytes], of pack; on CUDA of conv_pack
   int64_t packed_bytes = 0;
   const float* scale = nullptr;  // (k,), or null: 1
   const float* shift = nullptr;  // (k,), or null: 0
@@ -61,7 +61,7 @@ struct ConvArgs {
   int64_t y_stride[4] = {};
   Activation activation = Activation::none;
   float negative_slope = 0.01f;  // leaky_relu's
-  void* workspace = nullptr;     // [workspace_bytes], at least what the plan or, on CUDA, conv_workspace_bytes says
+  void* workspace = nullptr;     // CUDA's: [workspace_bytes], at least what conv_workspace_bytes says
   int64_t workspace_bytes = 0;
   bool tf32 = false;  // f32 factors may be rounded to tf32, where that is faster; on CUDA it is
 };
@@ -71,8 +71,7 @@ inline constexpr int kConvBlockingBytes = 192;
 
 // A call whose arguments are checked, for the ISA that was in force when it was planned.
 struct ConvPlan {
-  ConvShape shape;
-  DType dtype;  // of weight, where it is packed by this plan
+  ConvArgs args;  // pointers and y's strides may be set, or changed, between make_plan and run
   ConvAlgorithm algorithm;
   int32_t layout, lanes;  // as the packed weight's header has them
   int64_t packed_bytes;
@@ -86,21 +85,20 @@ struct ConvPlan {
 // the packing counts. Refuses what every plan refuses: sizes that are negative or impossible, an output without pixels.
 PK_API Status conv_choose(const ConvShape& shape, bool packs, ConvAlgorithm* algorithm);
 
+// A plan for running with `args.packed`: a blob that is truncated, of another shape or packed for another ISA is
+// refused. Of the strides a plan for running reads x's and y's stride[1]; the rest, the data above all, may be unset.
+PK_API Status make_plan(const ConvArgs& args, int threads, ConvPlan* plan);
+
+// A plan for packing and running, with the algorithm that suits the two together: `plan->args.packed` is to be set.
+PK_API Status make_packing_plan(const ConvArgs& args, int threads, ConvPlan* plan);
+
 // A plan for packing alone. weight: (k, c / groups, r, s), f32 or bf16.
-PK_API Status conv_plan_pack(const ConvShape& shape, ConvAlgorithm algorithm, DType dtype, ConvPlan* plan);
-
-// A plan for running with `packed`: a blob that is truncated, of another shape or packed for another ISA is refused.
-// Both plans for running read shape, dtype, activation, and x's and y's stride[1] of the arguments; the rest, the data
-// above all, may still be unset.
-PK_API Status conv_plan_packed(const ConvArgs& args, int threads, ConvPlan* plan);
-
-// A plan for packing and running, with the algorithm that suits the two together.
-PK_API Status conv_plan_unpacked(const ConvArgs& args, int threads, ConvPlan* plan);
+PK_API Status make_packing_plan(const ConvShape& shape, ConvAlgorithm algorithm, DType dtype, ConvPlan* plan);
 
 // Fills `packed`, plan.packed_bytes of room.
-PK_API void conv_pack(const ConvPlan& plan, const ConvTensor& weight, void* packed, const Executor& executor);
+PK_API void pack(const ConvPlan& plan, const ConvTensor& weight, void* packed, const Executor& executor);
 
-// The arguments are those of the plan, complete. Refuses a workspace that is too small.
-PK_API Status conv_run(const ConvPlan& plan, const ConvArgs& args, const Executor& executor);
+// workspace: [plan.workspace_bytes], of any alignment. Trusts the plan: nothing is checked again.
+PK_API void run(const ConvPlan& plan, void* workspace, const Executor& executor);
 
 }  // namespace pk

@@ -1,13 +1,14 @@
-// conv_bn_act, conv_pack, conv_bn_act_packed: see pykernels/ops/conv_bn_act for what they compute.
+// conv_bn_act, conv_pack, conv_bn_act_packed: see pykernels/ops/conv_bn_act for what they compute. conv_bind and
+// conv_bn_act_bound: the same for callers who know all but x and the residual beforehand.
 #include "torch/conv_bn_act.h"
+
+#include <cstring>
+
+#include "common/rounding.h"
+#include "torch/tensors.h"
 
 namespace pk::binding {
 namespace {
-
-Tensor empty_bytes(int64_t bytes) {
-  const Ints sizes = {bytes};
-  return torch::stable::empty(sizes, ScalarType::Byte);
-}
 
 const float* per_channel(const MaybeTensor& t, int64_t k, const char* op, const char* argument, MaybeTensor* keep) {
   if (!t.has_value()) return nullptr;
@@ -26,59 +27,67 @@ ConvAlgorithm to_algorithm(int64_t code, const char* op) {
   return static_cast<ConvAlgorithm>(code);
 }
 
-// Everything but packed, residual, y and workspace, as far as a plan reads it. `keep` holds what scale and shift point
-// to.
-ConvArgs args_of(const char* op, const Tensor& x, const Ints& weight_shape, const MaybeTensor& scale,
-                 const MaybeTensor& shift, const Ints& stride, const Ints& padding, const Ints& dilation,
-                 int64_t groups, int64_t activation, double negative_slope, MaybeTensor (&keep)[2]) {
+// x, and what follows from it: y's memory format is x's, as torch's conv2d gives; run makes the rest of its strides.
+void set_x(const char* op, const Tensor& x, ConvArgs* args) {
+  args->dtype = to_dtype(x.scalar_type(), op, "x");
+  args->x = to_conv_tensor(x);
+  args->y_stride[1] = is_channels_last(x) ? 1 : 0;
+}
+
+void check_x(const char* op, const Tensor& x) {
   check_cpu(x, op, "x");
   check_dim(x, 4, op, "x");
   check(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16, op, "x",
         "expected torch.float32 or torch.bfloat16, got ", dtype_name(x.scalar_type()));
+}
+
+void check_blob(const char* op, const char* argument, const char* of, const Tensor& t) {
+  check_cpu(t, op, argument);
+  check(t.dim() == 1 && t.scalar_type() == ScalarType::Byte && t.is_contiguous(), op, argument,
+        "expected the contiguous 1-D torch.uint8 tensor of ", of, ", got ", dtype_name(t.scalar_type()), " of shape ",
+        shape_of(t));
+}
+
+// Everything but packed, residual and y, as far as a plan reads it. `keep` holds what scale and shift point to.
+ConvArgs args_of(const char* op, const Tensor& x, const Ints& weight_shape, const MaybeTensor& scale,
+                 const MaybeTensor& shift, const Ints& stride, const Ints& padding, const Ints& dilation,
+                 int64_t groups, int64_t activation, double negative_slope, MaybeTensor (&keep)[2]) {
+  check_x(op, x);
   ConvArgs args;
   args.shape = conv_shape_of(op, x, weight_shape, stride, padding, dilation, groups);
-  args.dtype = to_dtype(x.scalar_type(), op, "x");
-  args.x = to_conv_tensor(x);
+  set_x(op, x, &args);
   args.scale = per_channel(scale, args.shape.k, op, "scale", &keep[0]);
   args.shift = per_channel(shift, args.shape.k, op, "shift", &keep[1]);
-  args.y_stride[1] = is_channels_last(x) ? 1 : 0;  // y has x's memory format, as torch's conv2d gives; the rest in run
   args.activation = to_activation(activation, op);
   args.negative_slope = static_cast<float>(negative_slope);
   return args;
 }
 
 Tensor pack(const ConvPlan& plan, const Tensor& weight, const Executor& executor) {
-  Tensor packed = empty_bytes(plan.packed_bytes);
-  conv_pack(plan, to_conv_tensor(weight), packed.mutable_data_ptr(), executor);
+  Tensor packed = empty({plan.packed_bytes}, ScalarType::Byte);
+  pk::pack(plan, to_conv_tensor(weight), packed.mutable_data_ptr(), executor);
   return packed;
 }
 
-Tensor run(const char* op, const ConvPlan& plan, ConvArgs* args, const Tensor& x, const Tensor& packed,
-           const MaybeTensor& residual, const Executor& executor) {
-  const Ints sizes = {plan.shape.n, plan.shape.k, plan.shape.p(), plan.shape.q()};
+// `plan` lacks residual and y.
+Tensor run(const char* op, ConvPlan* plan, const Tensor& x, const MaybeTensor& residual, const Executor& executor) {
+  ConvArgs& args = plan->args;
+  const ConvShape& shape = args.shape;
+  const int64_t p = shape.p(), q = shape.q(), sizes[4] = {shape.n, shape.k, p, q};
   if (residual.has_value()) {
     check_cpu(*residual, op, "residual");
     check_dtype(*residual, x.scalar_type(), op, "residual");
-    check_shape(*residual, sizes, op, "residual");
-    args->residual = to_conv_tensor(*residual);
+    check_shape(*residual, {sizes, sizes + 4}, op, "residual");
+    args.residual = to_conv_tensor(*residual);
   }
-  using torch::headeronly::MemoryFormat;
-  Tensor y = torch::stable::empty(sizes, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
-                                  args->y_stride[1] == 1 ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-  args->y = y.mutable_data_ptr();
-  for (int64_t i = 0; i < 4; ++i) args->y_stride[i] = y.stride(i);
-  args->packed = data_of(packed);
-  args->packed_bytes = packed.numel();
-  // A small convolution takes less time than an allocation through torch.
-  char small[4096];
-  MaybeTensor large;
-  args->workspace = small;
-  if (plan.workspace_bytes > static_cast<int64_t>(sizeof small)) {
-    large = empty_bytes(plan.workspace_bytes);
-    args->workspace = large->mutable_data_ptr();
-  }
-  args->workspace_bytes = plan.workspace_bytes;
-  check_status(conv_run(plan, *args, executor), op);
+  // torch's, of which no size counts as less than 1 either.
+  const auto at_least_1 = [](int64_t size) { return size > 1 ? size : int64_t{1}; };
+  const int64_t image = at_least_1(shape.k) * at_least_1(p) * at_least_1(q);
+  const int64_t strides[2][4] = {{image, p * q, q, 1}, {image, 1, q * shape.k, shape.k}};
+  std::memcpy(args.y_stride, strides[args.y_stride[1] == 1], sizeof args.y_stride);
+  const Tensor y = empty_strided(sizes, args.y_stride, 4, x.scalar_type());
+  args.y = y.mutable_data_ptr();
+  pk::run(*plan, Scratch(plan->workspace_bytes).data(), executor);
   return y;
 }
 
@@ -89,7 +98,7 @@ Tensor conv_pack_op(Tensor weight, int64_t groups, int64_t algorithm) {
   const DType dtype = to_dtype(weight.scalar_type(), op, "weight");
   const ConvShape shape = weight_shape_of(sizes_of(weight), groups, op, "weight");
   ConvPlan plan;
-  check_status(conv_plan_pack(shape, to_algorithm(algorithm, op), dtype, &plan), op);
+  check_status(make_packing_plan(shape, to_algorithm(algorithm, op), dtype, &plan), op);
   return pack(plan, weight, torch_executor());
 }
 
@@ -105,18 +114,17 @@ Tensor conv_bn_act_op(Tensor x, Tensor weight, MaybeTensor scale, MaybeTensor sh
                           negative_slope, keep);
   const Executor executor = torch_executor();
   ConvPlan plan;
-  check_status(conv_plan_unpacked(args, executor.threads, &plan), op);
-  return run(op, plan, &args, x, pack(plan, weight, executor), residual, executor);
+  check_status(make_packing_plan(args, executor.threads, &plan), op);
+  const Tensor packed = pack(plan, weight, executor);
+  plan.args.packed = data_of(packed);
+  return run(op, &plan, x, residual, executor);
 }
 
 Tensor conv_bn_act_packed_op(Tensor x, Tensor packed, Ints weight_shape, MaybeTensor scale, MaybeTensor shift,
                              MaybeTensor residual, Ints stride, Ints padding, Ints dilation, int64_t groups,
                              int64_t activation, double negative_slope, bool /*tf32: CUDA's*/) {
   const char* op = "conv_bn_act_packed";
-  check_cpu(packed, op, "packed");
-  check(packed.dim() == 1 && packed.scalar_type() == ScalarType::Byte && packed.is_contiguous(), op, "packed",
-        "expected the contiguous 1-D torch.uint8 tensor of conv_pack, got ", dtype_name(packed.scalar_type()),
-        " of shape ", shape_of(packed));
+  check_blob(op, "packed", "conv_pack", packed);
   MaybeTensor keep[2];
   ConvArgs args =
       args_of(op, x, weight_shape, scale, shift, stride, padding, dilation, groups, activation, negative_slope, keep);
@@ -124,8 +132,89 @@ Tensor conv_bn_act_packed_op(Tensor x, Tensor packed, Ints weight_shape, MaybeTe
   args.packed_bytes = packed.numel();
   const Executor executor = torch_executor();
   ConvPlan plan;
-  check_status(conv_plan_packed(args, executor.threads, &plan), op);
-  return run(op, plan, &args, x, packed, residual, executor);
+  check_status(make_plan(args, executor.threads, &plan), op);
+  return run(op, &plan, x, residual, executor);
+}
+
+// What conv_bind makes: a convolution but for x and the residual. Behind the header come scale and shift, each (k,) or
+// nothing, and the packed weight, all aligned to kAlign.
+struct BoundConv {
+  static constexpr uint32_t kMagic = 0x624b4350;  // "PCKb"
+  static constexpr uint32_t kVersion = 1;
+  static constexpr int64_t kAlign = 64;
+
+  uint32_t magic, version;
+  ConvShape shape;  // n, h and w are x's
+  int32_t activation;
+  float negative_slope;
+  int32_t has_scale, has_shift;
+
+  static int64_t room(int64_t bytes) { return round_up(bytes, kAlign); }
+  int64_t vector_bytes() const { return room(4 * shape.k); }
+  int64_t scale_at() const { return room(sizeof(BoundConv)); }
+  int64_t shift_at() const { return scale_at() + (has_scale ? vector_bytes() : 0); }
+  int64_t packed_at() const { return shift_at() + (has_shift ? vector_bytes() : 0); }
+};
+
+Tensor conv_bind_op(Tensor packed, Ints weight_shape, MaybeTensor scale, MaybeTensor shift, Ints stride, Ints padding,
+                    Ints dilation, int64_t groups, int64_t activation, double negative_slope) {
+  const char* op = "conv_bind";
+  check_blob(op, "packed", "conv_pack", packed);
+  BoundConv bound = {};  // no byte is left to chance
+  bound.magic = BoundConv::kMagic;
+  bound.version = BoundConv::kVersion;
+  bound.shape = weight_shape_of(weight_shape, groups, op, "weight_shape");
+  set_geometry(op, stride, padding, dilation, &bound.shape);
+  bound.shape.h = bound.shape.w = 0;
+  bound.activation = static_cast<int32_t>(to_activation(activation, op));
+  bound.negative_slope = static_cast<float>(negative_slope);
+  bound.has_scale = scale.has_value();
+  bound.has_shift = shift.has_value();
+  MaybeTensor keep[2];
+  const float* const vectors[2] = {per_channel(scale, bound.shape.k, op, "scale", &keep[0]),
+                                   per_channel(shift, bound.shape.k, op, "shift", &keep[1])};
+  const Tensor result = empty({bound.packed_at() + packed.numel()}, ScalarType::Byte);
+  auto* const to = static_cast<char*>(result.mutable_data_ptr());
+  std::memset(to, 0, static_cast<size_t>(bound.packed_at()));
+  std::memcpy(to, &bound, sizeof bound);
+  const auto bytes = static_cast<size_t>(4 * bound.shape.k);
+  if (bound.has_scale) std::memcpy(to + bound.scale_at(), vectors[0], bytes);
+  if (bound.has_shift) std::memcpy(to + bound.shift_at(), vectors[1], bytes);
+  if (packed.numel()) std::memcpy(to + bound.packed_at(), data_of(packed), static_cast<size_t>(packed.numel()));
+  return result;
+}
+
+Tensor conv_bn_act_bound_op(Tensor x, Tensor bound_conv, MaybeTensor residual) {
+  const char* op = "conv_bn_act_bound";
+  check_x(op, x);
+  check_blob(op, "bound_conv", "conv_bind", bound_conv);
+  const auto* const blob = static_cast<const char*>(data_of(bound_conv));
+  const int64_t bytes = bound_conv.numel();
+  BoundConv bound;
+  check(bytes >= static_cast<int64_t>(sizeof bound), op, "bound_conv", "expected what conv_bind makes, got ", bytes,
+        " bytes");
+  std::memcpy(&bound, blob, sizeof bound);
+  check(bound.magic == BoundConv::kMagic && bound.version == BoundConv::kVersion, op, "bound_conv",
+        "expected what conv_bind of this version of pykernels makes, got other bytes");
+  check(bound.shape.k >= 1 && bound.shape.k <= bytes && bound.packed_at() <= bytes, op, "bound_conv",
+        "expected what conv_bind makes, got a part of it");
+  check(x.size(1) == bound.shape.c, op, "x", "expected ", bound.shape.c, " channels, got shape ", shape_of(x));
+  ConvArgs args;
+  args.shape = bound.shape;
+  args.shape.n = x.size(0);
+  args.shape.h = x.size(2);
+  args.shape.w = x.size(3);
+  set_x(op, x, &args);
+  if (bound.has_scale) args.scale = reinterpret_cast<const float*>(blob + bound.scale_at());
+  if (bound.has_shift) args.shift = reinterpret_cast<const float*>(blob + bound.shift_at());
+  args.packed = blob + bound.packed_at();
+  args.packed_bytes = bytes - bound.packed_at();
+  args.activation = static_cast<Activation>(bound.activation);  // the plan checks it
+  args.negative_slope = bound.negative_slope;
+  const Executor executor = torch_executor();
+  ConvPlan plan;
+  check_status(make_plan(args, executor.threads, &plan), op);
+  return run(op, &plan, x, residual, executor);
 }
 
 }  // namespace
@@ -139,12 +228,18 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
       "conv_bn_act_packed(Tensor x, Tensor packed, int[] weight_shape, Tensor? scale, Tensor? shift, "
       "Tensor? residual, int[] stride, int[] padding, int[] dilation, int groups, int activation, "
       "float negative_slope, bool tf32=False) -> Tensor");
+  m.def(
+      "conv_bind(Tensor packed, int[] weight_shape, Tensor? scale, Tensor? shift, int[] stride, int[] padding, "
+      "int[] dilation, int groups, int activation, float negative_slope) -> Tensor");
+  m.def("conv_bn_act_bound(Tensor x, Tensor bound_conv, Tensor? residual) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, m) {
   m.impl("conv_bn_act", TORCH_BOX(&conv_bn_act_op));
   m.impl("conv_pack", TORCH_BOX(&conv_pack_op));
   m.impl("conv_bn_act_packed", TORCH_BOX(&conv_bn_act_packed_op));
+  m.impl("conv_bind", TORCH_BOX(&conv_bind_op));
+  m.impl("conv_bn_act_bound", TORCH_BOX(&conv_bn_act_bound_op));
 }
 
 }  // namespace pk::binding

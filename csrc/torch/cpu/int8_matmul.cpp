@@ -1,6 +1,8 @@
 // The int8 family's schemas and CPU implementations.
 #include "torch/int8_matmul.h"
 
+#include "torch/tensors.h"
+
 namespace pk::binding {
 namespace {
 
@@ -46,10 +48,9 @@ Tensor multiply(const char* op, Int8Matmul& p, const EpilogueArguments& e, Scala
   const Executor executor = torch_executor();
   Int8MatmulPlan plan;
   check_status(make_plan(p, executor.threads, &plan), op);
-  const Tensor out = torch::stable::empty({p.m, p.n}, out_dtype);
-  const Tensor workspace = torch::stable::empty({plan.workspace_bytes}, ScalarType::Byte);
+  const Tensor out = empty({p.m, p.n}, out_dtype);
   plan.problem.out = out.mutable_data_ptr();
-  pk::run(plan, workspace.mutable_data_ptr(), executor);
+  pk::run(plan, Scratch(plan.workspace_bytes).data(), executor);
   return out;
 }
 
@@ -103,7 +104,7 @@ Tensor pack(const Tensor& b) {
   const int64_t k = b.size(0), n = b.size(1);
   int64_t bytes = 0;
   check_status(int8_packed_bytes(k, n, &bytes), op);
-  const Tensor packed = torch::stable::empty({bytes}, ScalarType::Byte);
+  const Tensor packed = empty({bytes}, ScalarType::Byte);
   check_status(int8_pack(static_cast<const int8_t*>(b.const_data_ptr()), k, n, b.stride(0), b.stride(1),
                          packed.mutable_data_ptr(), torch_executor()),
                op);

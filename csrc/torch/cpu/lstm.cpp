@@ -17,17 +17,6 @@ struct OnCpu {
 };
 using Call = LstmCall<OnCpu>;
 
-// Scratch memory of a call: little of it lies on the stack.
-struct Workspace {
-  Workspace(const Call& c, int64_t bytes) {
-    if (bytes > static_cast<int64_t>(sizeof small)) large = c.empty({bytes}, ScalarType::Byte);
-  }
-  void* data() { return large ? large->mutable_data_ptr() : small; }
-
-  alignas(64) char small[16384];
-  std::optional<Tensor> large;
-};
-
 // Outputs of a cell: only h_n and c_n are there.
 struct Forward {
   MaybeTensor output, reserve;
@@ -49,7 +38,7 @@ Forward run_forward(const Call& c, LstmForward call) {
     to.reserve = c.empty({plan.reserve_floats}, ScalarType::Float);
     plan.call.reserve = to.reserve->mutable_data_ptr();
   }
-  run(plan, Workspace(c, plan.workspace_bytes).data());
+  run(plan, Scratch(plan.workspace_bytes).data());
   return to;
 }
 
@@ -98,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> run_backward(const Call& c, MaybeTen
   check_status(make_plan(call, torch_executor(), &plan), c.op);
   const Tensor reserve = dense(c.checked(given_reserve, ScalarType::Float, {plan.reserve_floats}, "reserve"));
   plan.call.reserve = reserve.const_data_ptr();
-  run(plan, Workspace(c, plan.workspace_bytes).data());
+  run(plan, Scratch(plan.workspace_bytes).data());
   return {to.x, to.h0, to.c0, to.weights};
 }
 

@@ -105,6 +105,19 @@ def _fake_pack(weight: torch.Tensor, groups: int, algorithm: int) -> torch.Tenso
     return weight.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.uint8)
 
 
+def _fake_bind(packed: torch.Tensor, weight_shape: Any, scale: Any, shift: Any, *_: Any) -> torch.Tensor:
+    # csrc/torch/cpu/conv_bn_act.cpp, BoundConv: a header, and the vectors in whole lines.
+    vectors = sum(v is not None for v in (scale, shift))
+    return packed.new_empty((192 + vectors * (-(-4 * weight_shape[0] // 64) * 64) + packed.shape[0],))
+
+
+def _fake_bound(x: torch.Tensor, bound_conv: torch.Tensor, residual: Any) -> torch.Tensor:
+    # The weight's shape is among the bytes, which a trace does not read.
+    n, k, p, q = x.shape[0], *(torch.library.get_ctx().new_dynamic_size() for _ in range(3))
+    strides = (k * p * q, 1, k * q, k) if suggest_memory_format(x) is torch.channels_last else (k * p * q, p * q, q, 1)
+    return x.new_empty_strided((n, k, p, q), strides)
+
+
 def _native_op(*arguments: Any) -> torch.Tensor:
     return torch.ops.pykernels.conv_bn_act(*arguments)
 
@@ -113,6 +126,8 @@ def _register() -> None:
     torch.library.register_fake("pykernels::conv_bn_act", _fake)
     torch.library.register_fake("pykernels::conv_bn_act_packed", _fake_packed)
     torch.library.register_fake("pykernels::conv_pack", _fake_pack)
+    torch.library.register_fake("pykernels::conv_bind", _fake_bind)
+    torch.library.register_fake("pykernels::conv_bn_act_bound", _fake_bound)
     torch.library.register_autograd("pykernels::conv_bn_act", backward_with(_native_op), setup_context=setup_context)
     register_autocast(_library, "conv_bn_act", casts=(0, 1, 4))
 

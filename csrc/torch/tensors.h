@@ -1,0 +1,55 @@
+// Tensors for outputs and scratch, made without torch's dispatcher, which takes longer than a small kernel.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <initializer_list>
+#include <optional>
+
+#include "torch/checks.h"
+
+namespace pk::binding {
+
+// Not filled, on `device` or the CPU.
+inline Tensor empty_strided(const int64_t* sizes, const int64_t* strides, size_t dim, ScalarType dtype,
+                            const Tensor* device = nullptr) {
+  int32_t type = aoti_torch_device_type_cpu(), index = 0;
+  if (device != nullptr) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device->get(), &type));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(device->get(), &index));
+  }
+  const auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(static_cast<int64_t>(dim), sizes, strides, code, type, index, &handle));
+  return Tensor(handle);
+}
+
+// The same, contiguous, of at most four dimensions.
+inline Tensor empty(const int64_t* sizes, size_t dim, ScalarType dtype, const Tensor* device = nullptr) {
+  int64_t strides[4], stride = 1;
+  for (size_t i = dim; i-- > 0;) {
+    strides[i] = stride;
+    if (sizes[i] > 1) stride *= sizes[i];  // as torch has it, where one is 0 too
+  }
+  return empty_strided(sizes, strides, dim, dtype, device);
+}
+
+inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  return empty(sizes.begin(), sizes.size(), dtype);
+}
+
+// Scratch memory of a call; little of it lies on the stack.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) {
+    if (bytes > static_cast<int64_t>(sizeof small_)) large_ = empty({bytes}, ScalarType::Byte);
+  }
+  void* data() { return large_ ? large_->mutable_data_ptr() : small_; }
+
+ private:
+  alignas(64) char small_[16384];
+  std::optional<Tensor> large_;
+};
+
+}  // namespace pk::binding
