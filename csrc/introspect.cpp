@@ -47,6 +47,67 @@ int conv_algorithm(Four x, Four weight, Two stride, Four padding, Two dilation, 
   return static_cast<int>(algorithm);
 }
 
+// A snapshot's value that stands for any, and that for a name which is not there.
+PyObject* any_value() { return Py_NotImplemented; }
+PyObject* missing() { return Py_Ellipsis; }
+
+bool same_dict(PyObject* dict, PyObject* snapshot, PyObject* pack, PyObject* call) {
+  const Py_ssize_t size = PyTuple_GET_SIZE(snapshot);
+  Py_ssize_t position = 0, i = 0;
+  PyObject *key, *value;
+  while (PyDict_Next(dict, &position, &key, &value)) {
+    if (key == pack || key == call) continue;
+    if (i + 2 > size || PyTuple_GET_ITEM(snapshot, i) != key) return false;
+    PyObject* const then = PyTuple_GET_ITEM(snapshot, i + 1);
+    if (then != value && then != any_value()) return false;
+    i += 2;
+  }
+  return i == size;
+}
+
+bool same_list(PyObject* list, PyObject* snapshot) {
+  const Py_ssize_t size = PyTuple_GET_SIZE(snapshot);
+  if (PyList_GET_SIZE(list) != size) return false;
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    if (PyList_GET_ITEM(list, i) != PyTuple_GET_ITEM(snapshot, i)) return false;
+  }
+  return true;
+}
+
+// What `owner` (a dict, a class or a closure's cell) has under `name`; null for nothing.
+PyObject* looked_up(PyObject* owner, PyObject* name) {
+  if (PyCell_Check(owner)) return PyCell_GET(owner);
+  PyObject* const dict = PyType_Check(owner) ? reinterpret_cast<PyTypeObject*>(owner)->tp_dict : owner;
+  return dict != nullptr && PyDict_Check(dict) ? PyDict_GetItemWithError(dict, name) : nullptr;
+}
+
+// By pointers alone, so that no code of the user's runs and a thousand objects take a few microseconds.
+bool unchanged(const py::tuple& containers, const py::tuple& snapshots, const py::tuple& entries) {
+  static PyObject* const pack = PyUnicode_InternFromString("_pack");
+  static PyObject* const call = PyUnicode_InternFromString("_compiled_call_impl");
+  const Py_ssize_t count = PyTuple_GET_SIZE(containers.ptr());
+  if (PyTuple_GET_SIZE(snapshots.ptr()) != count) throw py::value_error("unchanged: snapshots: expected one for each");
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* const container = PyTuple_GET_ITEM(containers.ptr(), i);
+    PyObject* const snapshot = PyTuple_GET_ITEM(snapshots.ptr(), i);
+    if (!PyTuple_Check(snapshot)) throw py::type_error("unchanged: snapshots: expected tuples");
+    if (PyDict_Check(container)) {
+      if (!same_dict(container, snapshot, pack, call)) return false;
+    } else if (PyList_Check(container)) {
+      if (!same_list(container, snapshot)) return false;
+    } else {
+      throw py::type_error("unchanged: containers: expected dicts and lists");
+    }
+  }
+  const Py_ssize_t flat = PyTuple_GET_SIZE(entries.ptr());
+  for (Py_ssize_t i = 0; i + 2 < flat; i += 3) {
+    PyObject* value = looked_up(PyTuple_GET_ITEM(entries.ptr(), i), PyTuple_GET_ITEM(entries.ptr(), i + 1));
+    if (value == nullptr) value = missing();
+    if (value != PyTuple_GET_ITEM(entries.ptr(), i + 2)) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_introspect, m) {
@@ -64,6 +125,12 @@ PYBIND11_MODULE(_introspect, m) {
       py::arg("dilation"), py::arg("groups"), py::kw_only(), py::arg("packs") = false,
       "The algorithm for conv_pack that is likely fastest for these shapes: 0 direct, 1 winograd4, 2 winograd2; 0 for "
       "shapes that do not go together. With `packs`, packing the weight for the one call counts.");
+  m.def(
+      "unchanged", &unchanged, py::arg("containers"), py::arg("snapshots"), py::arg("entries"),
+      "Are dicts and lists as their snapshots, tuples of (key, value, ...) and of items, to the very object? And the "
+      "entries, flat triples of an owner (dict, class, cell), a name and a value? NotImplemented in a dict's snapshot "
+      "stands for any value, Ellipsis for an entry that is not there; the keys _pack and _compiled_call_impl of dicts "
+      "do not count.");
   m.def(
       "build_info",
       [] {

@@ -1,14 +1,15 @@
-"""What `optimize` did and what it left alone."""
+"""What an optimised model runs: fused steps, torch's own, and what could not be followed and why."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Replaced:
-    """Modules or calls, by their names in the model, and the fused op that does their work now."""
+    """Calls, by the modules that make them, and the fused op that does their work now."""
 
     where: tuple[str, ...]
     what: str
@@ -26,14 +27,23 @@ class Left:
 
 @dataclass
 class Report:
-    """``print`` it, or read `replaced` and `left`."""
+    """``print`` it, or read `replaced` and `left`. `programs` and `torch_steps` count what was made so far."""
 
     replaced: list[Replaced] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
+    programs: int = 0
+    torch_steps: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return asdict(self)
 
     def __str__(self) -> str:
         """A line for each kind of replacement with its count, then what was left alone, and why."""
-        lines = [f"replaced {len(self.replaced)}:"]
+        if not self.programs and not self.left:
+            return "nothing has run yet: a program is made at the first call of each kind of input"
+        lines = [f"{self.programs} program{'s' * (self.programs != 1)}; {self.torch_steps} calls of torch's own ops"]
+        lines.append(f"replaced {len(self.replaced)}:")
         for (what, by), count in Counter((r.what, r.by) for r in self.replaced).items():
             first = next(r for r in self.replaced if (r.what, r.by) == (what, by))
             lines.append(f"  {count:3d} x {what} -> {by}  (first: {' + '.join(first.where)})")

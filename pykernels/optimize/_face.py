@@ -1,0 +1,131 @@
+"""The optimised model: a twin of the original, of a class that is the original's but for four methods."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from pykernels.optimize._report import Left, Report
+from pykernels.optimize._stub import Family, Stub
+from pykernels.optimize._watch import Watch
+
+
+class Optimized(nn.Module):
+    """What `pykernels.optimize` returns is of this class and of the original's."""
+
+    def report(self) -> Report:
+        """What runs, and what was left to torch and why, by the calls so far."""
+        return _report(_family(self))
+
+    def train(self, mode: bool = True) -> Any:
+        """Stays in evaluation mode, so that a larger model that it is part of may train."""
+        for module in self.modules():
+            module.training = False
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        family = _family(self)
+        above = getattr(super(), "__getstate__", None)
+        kept = dict(above() if callable(above) else vars(self))
+        kept.pop("_compiled_call_impl", None)
+        return _restored, (type(self).__mro__[2], family.outside, family.inside), kept
+
+    def __setstate__(self, kept: Any) -> None:
+        family = _family(self)
+        super().__setstate__(kept)
+        vars(self)["_compiled_call_impl"] = Stub(self, "", family)
+        family.install()
+
+
+def _family(model: nn.Module) -> Family:
+    return vars(model)["_compiled_call_impl"].family
+
+
+def _restored(kind: type, outside: torch.dtype, inside: torch.dtype) -> Any:
+    made: Any = _class_of(kind)
+    new = made.__new__(made)
+    vars(new)["_compiled_call_impl"] = Stub(new, "", Family(new, outside, inside))
+    return new
+
+
+def _class_of(kind: type) -> type:
+    made = type(kind)(kind.__name__, (Optimized, kind), {})
+    made.__module__, made.__qualname__, made.__doc__ = kind.__module__, kind.__qualname__, kind.__doc__
+    return made
+
+
+def face(model: nn.Module, outside: torch.dtype, inside: torch.dtype) -> Any:
+    """The twin of ``model``, with stubs on its modules."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            "pykernels.optimize: model: expected a torch.nn.Module with a forward in Python, got TorchScript; optimise "
+            "the module that it was made of"
+        )
+    if any(is_lazy(t) for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values())):
+        raise ValueError(
+            "pykernels.optimize: model: expected initialised parameters, got lazy ones; call the model once first"
+        )
+    with torch.inference_mode(False), torch.no_grad():
+        twin, copied = _shared_copy(model, outside, inside)
+    twin.eval()
+    twin.__class__ = _class_of(type(twin))
+    family = Family(twin, outside, inside)
+    if copied:
+        family.notes.append(("the model", f"{copied} tensors", "are made in inference mode: copied, not shared"))
+    family.install()
+    return twin
+
+
+def _shared_copy(model: nn.Module, outside: torch.dtype, inside: torch.dtype) -> tuple[nn.Module, int]:
+    """A deep copy of the modules whose tensors are the original's: same storage, same version counter.
+
+    Where the dtype changes they are converted; batch norm keeps its own, because its scale and shift are folded in
+    float32. Tensors made in inference mode count no versions and are copied; how many, is told.
+    """
+    stay = {id(t) for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for t in _tensors(m)}
+    own = {id(t): t for m in model.modules() for t in _tensors(m)}
+    watch = Watch()
+    watch.add(model)
+    memo: dict[int, Any] = {}
+    copied = 0
+    for key, t in {**watch.tensors, **own}.items():
+        if type(t) not in (torch.Tensor, nn.Parameter):
+            continue
+        data = t.detach()
+        if t.is_inference():
+            data, copied = t.clone(), copied + 1
+        if key in own and t.dtype == outside and outside != inside and key not in stay:
+            data = data.to(inside)
+        memo[key] = nn.Parameter(data, requires_grad=False) if isinstance(t, nn.Parameter) else data
+    for thing in watch.opaque_things:
+        if isinstance(thing, torch.jit.ScriptModule | torch.jit.ScriptFunction) or not _copies(thing, memo):
+            memo[id(thing)] = thing
+    return copy.deepcopy(model, memo), copied
+
+
+def _copies(thing: Any, memo: dict[int, Any]) -> bool:
+    try:
+        copy.deepcopy(thing, dict(memo))
+    except Exception:
+        return False
+    return True
+
+
+def _tensors(module: nn.Module) -> list[torch.Tensor]:
+    return [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+
+
+def _report(family: Family) -> Report:
+    report = Report(left=[Left(*n) for n in family.notes])
+    for stub in family.stubs():
+        name = stub.path or "the model"
+        kind = type(stub.module).__name__
+        why = {p for p in stub.programs.values() if isinstance(p, str) and p} | ({stub.why} - {None})
+        report.left += [Left(name, kind, reason) for reason in sorted(why)]
+        for program in {id(p): p for p in stub.programs.values() if not isinstance(p, str)}.values():
+            program.tell(report)
+    return report

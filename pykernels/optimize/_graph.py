@@ -1,0 +1,143 @@
+"""Steps and values: what a recording consists of, and what patterns, layout and code generation read and rewrite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+Constant = str | int | float | bool | None
+
+
+class Value:
+    """A tensor of a recording: an input, a source (a parameter, buffer or other watched tensor) or a step's output.
+
+    ``storage`` tells aliases: two values with the same one may share memory. ``layout`` is eager's: "contiguous" (which
+    goes before), "channels_last" or "other".
+    """
+
+    __slots__ = ("device", "dtype", "dynamic", "index", "kind", "layout", "shape", "storage", "tensor")
+
+    def __init__(self, index: int, kind: str, tensor: torch.Tensor, dynamic: bool = False) -> None:
+        self.index, self.kind, self.dynamic = index, kind, dynamic
+        self.shape, self.dtype, self.device = tuple(tensor.shape), tensor.dtype, tensor.device
+        self.layout = layout_of(tensor)
+        # Any two inputs may share memory at another call, so that all count as one.
+        self.storage = -1 if kind == "input" else storage_of(tensor)
+        #: Kept for sources alone: the others live as long as the recording.
+        self.tensor = tensor if kind == "source" else None
+
+    def __repr__(self) -> str:
+        return f"v{self.index}"
+
+
+def layout_of(t: torch.Tensor) -> str:
+    """Which of the two usual memory formats ``t`` is in."""
+    if t.layout is not torch.strided:
+        return "other"
+    if t.is_contiguous():
+        return "contiguous"
+    channels_last = t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)
+    return "channels_last" if channels_last else "other"
+
+
+def storage_of(t: torch.Tensor) -> int:
+    """Equal for tensors in one piece of memory; of what has none it is the tensor's own."""
+    try:
+        return t.untyped_storage()._cdata
+    except (RuntimeError, NotImplementedError):
+        return id(t)
+
+
+@dataclass(eq=False)
+class Step:
+    """``outputs = function(*args, **kwargs)``, with values in place of tensors.
+
+    ``outputs`` is a value, None, or a nest of tuples of them; ``writes`` are the values whose memory it writes to.
+    ``kind``: "call" of a torch function, "module" (one that is called whole), "opaque" (one that can't be followed) or
+    "fused". ``where`` is the name of the module that ran it.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: Any
+    writes: tuple[Value, ...] = ()
+    kind: str = "call"
+    where: str = ""
+    note: str = ""
+    #: What a fused step is made of, for the report.
+    sources: tuple[str, ...] = ()
+
+    def reads(self) -> Iterator[Value]:
+        """The values among its arguments, as often as they stand there."""
+        yield from values_in(self.args)
+        yield from values_in(self.kwargs)
+
+    def results(self) -> list[Value]:
+        """The values among its outputs."""
+        return list(values_in(self.outputs))
+
+    def name(self) -> str:
+        """What it calls, in a word."""
+        if self.kind in ("module", "opaque"):
+            return type(self.function).__name__
+        name = getattr(self.function, "__name__", "call")
+        if name == "__get__":
+            return str(getattr(getattr(self.function, "__self__", None), "__name__", name))
+        return name
+
+
+@dataclass
+class Graph:
+    """A recording: ``inputs`` in the order of the arguments' tensors, steps, and the nest of the result."""
+
+    inputs: list[Value]
+    steps: list[Step]
+    result: Any
+    #: Holds for the recorded sizes and strides only.
+    exact: bool = False
+    #: Why children could not be followed: name, class, reason.
+    opaque: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def users(self) -> dict[Value, list[Step | None]]:
+        """Who reads each value, once for each time; None is the result."""
+        users: dict[Value, list[Step | None]] = {}
+        for step in self.steps:
+            for value in step.reads():
+                users.setdefault(value, []).append(step)
+        for value in values_in(self.result):
+            users.setdefault(value, []).append(None)
+        return users
+
+
+def values_in(nest: Any) -> Iterator[Value]:
+    """All values in nested tuples, lists, dicts and slices."""
+    if isinstance(nest, Value):
+        yield nest
+    elif isinstance(nest, tuple | list):
+        for x in nest:
+            yield from values_in(x)
+    elif isinstance(nest, dict):
+        for x in nest.values():
+            yield from values_in(x)
+    elif isinstance(nest, slice):
+        for x in (nest.start, nest.stop, nest.step):
+            yield from values_in(x)
+
+
+def mapped(nest: Any, leaf: Callable[[Any], Any]) -> Any:
+    """``nest`` with ``leaf`` applied to whatever is no plain tuple, list, dict or slice."""
+    kind = type(nest)
+    if isinstance(nest, tuple) and kind is not torch.Size:
+        items = [mapped(x, leaf) for x in nest]
+        return kind(*items) if hasattr(nest, "_fields") else tuple(items)
+    if kind is list:
+        return [mapped(x, leaf) for x in nest]
+    if kind is dict:
+        return {k: mapped(v, leaf) for k, v in nest.items()}
+    if kind is slice:
+        return slice(mapped(nest.start, leaf), mapped(nest.stop, leaf), mapped(nest.step, leaf))
+    return leaf(nest)

@@ -1,0 +1,112 @@
+"""What the recorder has to know of torch's functions, by name."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pykernels.optimize._graph import Step, Value, values_in
+
+#: Of what they say nothing depends but dtype, device and rank, which a program is for.
+_METADATA = frozenset(
+    ("dtype device ndim is_cuda is_cpu is_quantized is_sparse is_sparse_csr is_mkldnn is_meta is_mps is_xpu is_xla is_ipu "
+     "is_vulkan is_maia is_mtia is_nested layout requires_grad itemsize dim ndimension is_floating_point is_complex "
+     "get_device element_size is_signed is_conj is_neg has_names").split()
+)  # fmt: skip
+SIZES = frozenset(
+    ("shape", "size", "numel", "nelement", "stride", "is_contiguous", "storage_offset", "__len__", "nbytes")
+)
+_REFUSED = frozenset(
+    ("data __set__ __delete__ is_leaf grad_fn grad _version data_ptr untyped_storage storage set_ resize_ resize_as_ "
+     "requires_grad_ register_hook backward retain_grad share_memory_ pin_memory is_inference type __setstate__ __deepcopy__ "
+     "__reduce_ex__ as_subclass swap_tensors rename_ names result_type can_cast is_shared is_pinned numpy tolist item").split()
+)  # fmt: skip
+#: May hand on their argument, whatever its strides: no step then.
+PASSES = frozenset(
+    ("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout dropout_ feature_dropout to float half "
+     "double bfloat16 long int bool cpu cuda type_as identity").split()
+)  # fmt: skip
+#: The same where the strides are right for it.
+PASSES_BY_LAYOUT = frozenset(("contiguous", "reshape", "flatten", "expand_as", "reshape_as", "view_as", "squeeze"))
+#: Sizes of their results depend on values, or may.
+_DYNAMIC = frozenset(
+    ("nonzero masked_select unique unique_consecutive argwhere repeat_interleave bincount histc combinations one_hot "
+     "_pack_padded_sequence _pad_packed_sequence masked_scatter nms").split()
+)  # fmt: skip
+#: Sizes of their results don't depend on the values of their integer arguments.
+_STATIC = frozenset(
+    ("embedding embedding_bag to float long int bool double half type type_as view reshape flatten unsqueeze squeeze "
+     "transpose permute masked_fill masked_fill_ gather index_select cat stack expand expand_as softmax __add__ __sub__ "
+     "__mul__ __truediv__ __floordiv__ __radd__ __rsub__ __rmul__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __invert__ "
+     "__and__ __or__ __xor__ __neg__ __iadd__ __isub__ __imul__ add sub mul div eq ne lt le gt ge logical_not logical_and "
+     "logical_or clamp sum mean max min argmax argmin any all cumsum t contiguous clone detach chunk split unbind "
+     "ones_like zeros_like full_like scaled_dot_product_attention triu tril scatter scatter_ scatter_add take_along_dim "
+     "cross_entropy nll_loss pad abs neg flip roll maximum minimum masked_fill where T mT movedim").split()
+)  # fmt: skip
+_WRITES_FIRST = frozenset(("__setitem__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__", "__idiv__"))
+_INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def name_of(func: Any) -> str:
+    """The name of a torch function; of a getter that of its attribute."""
+    name = str(getattr(func, "__name__", type(func).__name__))
+    if name in ("__get__", "_get"):
+        owner = getattr(func, "__self__", None)
+        return str(getattr(owner, "__name__", name))
+    return name
+
+
+def is_metadata(func: Any, name: str, args: tuple[Any, ...]) -> bool:
+    """Does it say what a tensor is like, and nothing of its values?"""
+    return name in _METADATA or name in SIZES
+
+
+def is_refused(name: str) -> bool:
+    """Is it of no use, or no meaning, in a program?"""
+    return name in _REFUSED
+
+
+@functools.cache
+def _parameters(func: Any) -> tuple[str, ...]:
+    try:
+        return tuple(inspect.signature(func).parameters)
+    except (TypeError, ValueError):
+        return ()
+
+
+def inplace(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Is its ``inplace`` argument true?"""
+    if "inplace" in kwargs:
+        return kwargs["inplace"] is not False
+    names = _parameters(func)
+    return "inplace" in names and len(args) > names.index("inplace") and args[names.index("inplace")] is not False
+
+
+def written_by_name(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[Value]:
+    """What a function writes to by the rules of torch's names: tensors of inference mode count no versions."""
+    written = set(values_in(kwargs.get("out")))
+    by_name = (name.endswith("_") and not name.endswith("__")) or name in _WRITES_FIRST
+    by_name = by_name or (name.startswith("__i") and name.endswith("__") and name not in ("__invert__", "__index__"))
+    if by_name or inplace(func, args, kwargs):
+        written |= set(values_in(args[0] if args else kwargs.get("input")))
+    return written
+
+
+def depends_on_values(name: str, step: Step, alive: list[torch.Tensor]) -> bool:
+    """May the sizes of its results depend on the values of its arguments?"""
+    if name in _DYNAMIC:
+        return True
+    if name == "where" and len(step.args) + len(step.kwargs) < 3:
+        return True
+    if name in ("__getitem__", "__setitem__"):
+        index = step.args[1] if len(step.args) > 1 else None
+        if isinstance(index, slice) or (isinstance(index, tuple) and any(isinstance(i, slice) for i in index)):
+            parts = index if isinstance(index, tuple) else (index,)
+            if any(True for s in parts if isinstance(s, slice) for _ in values_in(s)):
+                return True
+        return any(v.dtype in (torch.bool, torch.uint8) for v in values_in(index))
+    return name not in _STATIC and any(v.dtype in _INTEGERS for v in step.reads())

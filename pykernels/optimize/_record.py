@@ -1,0 +1,365 @@
+"""Runs a model once, for real, and writes down what torch functions it called.
+
+`Recorder` never raises into the model's code. What can't be written down becomes a reason of the innermost module that
+is being run (`Scope`): its steps are cut off and the module stands as one opaque step; only the root's own code can
+refuse the root.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import threading
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from pykernels.optimize import _kinds
+from pykernels.optimize._graph import Graph, Step, Value, mapped, storage_of
+from pykernels.optimize._purity import Findings, Onlooker, names_any
+from pykernels.optimize._watch import Watch
+
+_PLAIN = (torch.Tensor, nn.Parameter)
+_SCALARS = (type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.memory_format, torch.layout)
+
+
+class _State(threading.local):
+    recorder: Recorder | None = None
+
+
+state = _State()
+
+
+class _Unrecordable(Exception):
+    pass
+
+
+@dataclasses.dataclass
+class Scope:
+    """A module that is being run under the recorder."""
+
+    module: nn.Module
+    path: str
+    first: int  # step
+    known: int  # values
+    findings: Findings
+
+
+class _Mode(TorchFunctionMode):
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.recorder.call(func, args, kwargs or {})
+
+
+class Recorder:
+    """One capture of ``module``; `run` gives its result, `graph` what was written down or None with a `reason`."""
+
+    def __init__(self, module: nn.Module, path: str) -> None:
+        self.module = module
+        self.watch = Watch()
+        self.watch.add(module)
+        self.steps: list[Step] = []
+        self.values: list[Value] = []
+        self.alive: list[torch.Tensor] = []  # parallel to values: no id is used twice while recording
+        self.versions: list[int] = []
+        self.ids: dict[int, Value] = {}
+        self.exact = False
+        self.opaque: list[tuple[str, str, str]] = []
+        self.opaque_modules: list[nn.Module] = []
+        self.scopes = [Scope(module, path, 0, 0, Findings())]
+        self.inputs: list[Value] = []
+        self.input_storages: set[int] = set()
+        self.volatile: set[str] = set()
+        self.paused = 0
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is no graph."""
+        return self.scopes[0].findings.reason
+
+    def refuse(self, reason: str) -> None:
+        """What is being run can't be followed."""
+        self.scopes[-1].findings.refuse(reason)
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[torch.Tensor]) -> Any:
+        """The module's own result; ``tensors`` are those among the arguments, without repetition."""
+        for t in tensors:
+            if id(t) in self.watch.tensors:
+                self.refuse("is given one of its own tensors")
+            self.inputs.append(self._new(t, "input"))
+        before = sys.getprofile()
+        if before is not None:
+            self.refuse("runs under a profiler")
+        onlooker = Onlooker(self.watch, lambda: [s.findings for s in self.scopes])
+        state.recorder = self
+        try:
+            with _Mode(self):
+                if before is None:
+                    sys.setprofile(onlooker)
+                try:
+                    result = self.module._call_impl(*args, **kwargs)
+                finally:
+                    if before is None:
+                        sys.setprofile(None)
+        finally:
+            state.recorder = None
+        return result
+
+    def graph(self, result: Any) -> Graph | None:
+        """What was recorded; None where the root has a `reason`."""
+        root = self.scopes[0].findings
+        if root.reason is None:
+            try:
+                nest = mapped(result, self._leaf_of_result)
+            except _Unrecordable as problem:
+                root.refuse(str(problem))
+        if root.reason is None:
+            self._check_state(root)
+        if root.reason is not None:
+            return None
+        if self._has_effects():
+            self.exact = True
+        return Graph(self.inputs, self.steps, nest, self.exact, self.opaque)
+
+    def _has_effects(self) -> bool:
+        """Is there what must not be done twice, so that a program that fails can't be made good by the twin?"""
+        return any(s.kind == "opaque" or any(v.storage == -1 for v in s.writes) for s in self.steps)
+
+    def _check_state(self, root: Findings) -> None:
+        inside = {id(m) for o in self.opaque_modules for m in o.modules()}
+        changes = self.watch.changes()
+        mine = [(m, n) for m, n in changes if m is None or id(m) not in inside]
+        if mine:
+            names = sorted({n for _, n in mine} - {"order"})
+            root.refuse(f"keeps state ({', '.join(names)}) from call to call")
+            return
+        if changes:
+            self.volatile = self.watch.forgive(inside) - {"order"}
+        hidden = (self.volatile | self.watch.opaque) & root.names
+        if hidden:
+            root.refuse(f"uses {', '.join(sorted(hidden))}, which can't be watched")
+        elif (self.volatile | self.watch.opaque - {""}) and names_any(root.names):
+            root.refuse("reads attributes by computed names beside ones that can't be watched")
+
+    def _leaf_of_result(self, x: Any) -> Any:
+        if isinstance(x, torch.Tensor):
+            value = self._value(x)
+            if value is None:
+                raise _Unrecordable("returns a tensor from elsewhere")
+            return value
+        if isinstance(x, _SCALARS) or type(x) is torch.Size:
+            return x
+        raise _Unrecordable(f"returns a {type(x).__name__}")
+
+    def _new(self, t: torch.Tensor, kind: str, dynamic: bool = False) -> Value:
+        value = Value(len(self.values), kind, t, dynamic)
+        if kind == "input":
+            self.input_storages.add(storage_of(t))
+        elif value.storage in self.input_storages:
+            value.storage = -1
+        self.values.append(value)
+        self.alive.append(t)
+        self.versions.append(_version(t))
+        self.ids[id(t)] = value
+        return value
+
+    def _value(self, t: torch.Tensor) -> Value | None:
+        found = self.ids.get(id(t))
+        if found is not None:
+            return found
+        if id(t) in self.watch.tensors and type(t) in _PLAIN:
+            return self._new(t, "source")
+        return None
+
+    def _argument(self, x: Any) -> Any:
+        if isinstance(x, torch.Tensor):
+            value = self._value(x)
+            if value is None:
+                raise _Unrecordable("uses a tensor that is neither an argument nor on the model")
+            return value
+        if isinstance(x, _SCALARS) or x is Ellipsis or type(x) in (torch.Size, range, torch.finfo, type):
+            return x
+        if isinstance(x, torch.Generator):
+            raise _Unrecordable("uses a random generator")
+        raise _Unrecordable(f"hands a {type(x).__name__} to a torch function")
+
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs a torch function for the model, and writes it down."""
+        if self.paused or self.scopes[-1].findings.reason is not None:
+            return func(*args, **kwargs)
+        name = _kinds.name_of(func)
+        if name == "__iter__":
+            return iter(self.call(torch.Tensor.unbind, args, {}))
+        try:
+            given = mapped(args, self._argument), mapped(kwargs, self._argument)
+        except _Unrecordable as problem:
+            self.refuse(str(problem))
+            return func(*args, **kwargs)
+        if _kinds.is_metadata(func, name, args):
+            self._reads_metadata(name, given)
+            return func(*args, **kwargs)
+        if name == "_set_grad_enabled":
+            if args and args[0] is not torch.is_grad_enabled():
+                self.refuse("changes the gradient mode")
+            return func(*args, **kwargs)
+        read = Step(func, *given, None, (), "call", self.scopes[-1].path)
+        if _kinds.is_refused(name):
+            self.refuse(f"calls {name}")
+            return func(*args, **kwargs)
+        try:
+            result = func(*args, **kwargs)
+        except Exception:
+            self.refuse(f"{name} raises")
+            raise
+        self._wrote_down(read, name, result)
+        return result
+
+    def _reads_metadata(self, name: str, given: Any) -> None:
+        values = list(Step(len, *given, None).reads())
+        if name in _kinds.SIZES:
+            self.exact = True
+            if any(v.dynamic for v in values):
+                self.refuse(f"reads a size ({name}) that depends on values")
+
+    def _wrote_down(self, step: Step, name: str, result: Any) -> None:
+        reads = list(step.reads())
+        named = _kinds.written_by_name(step.function, name, step.args, step.kwargs)
+        written = [v for v in dict.fromkeys(reads) if v in named or self._is_newer(v)]
+        if any(v.kind == "source" or self._aliases_source(v) for v in written):
+            self.refuse(f"writes to its own tensors ({name})")
+            return
+        step.writes = tuple(written)
+        for v in written:  # views count the same versions
+            for w in self.values:
+                if w.storage == v.storage:
+                    self.versions[w.index] = _version(self.alive[w.index])
+        passed = [v for v in dict.fromkeys(reads) if result is self.alive[v.index]]
+        if passed and not written:
+            if name in _kinds.PASSES_BY_LAYOUT:
+                self.exact = True
+            elif name not in _kinds.PASSES:
+                self.refuse(f"{name} hands on its argument")
+            return
+        dynamic = any(v.dynamic for v in reads) or _kinds.depends_on_values(name, step, self.alive)
+        try:
+            step.outputs = self._outputs(result, dynamic)
+        except _Unrecordable:
+            self.refuse(f"reads a value ({name})")
+            return
+        if step.outputs is None and not written:
+            self.refuse(f"reads a value ({name})")
+            return
+        self.steps.append(step)
+
+    def _is_newer(self, v: Value) -> bool:
+        return _version(self.alive[v.index]) != self.versions[v.index]
+
+    def _aliases_source(self, v: Value) -> bool:
+        return any(w.kind == "source" and w.storage == v.storage for w in self.values)
+
+    def _outputs(self, result: Any, dynamic: bool = False) -> Any:
+        if isinstance(result, torch.Tensor):
+            if type(result) not in _PLAIN:
+                raise _Unrecordable
+            return self._new(result, "step", dynamic)
+        if result is None:
+            return None
+        if isinstance(result, tuple | list) and type(result) is not torch.Size:
+            nest = tuple(self._outputs(x, dynamic) for x in result)
+            if result and any(x is not None for x in nest):
+                return nest
+        raise _Unrecordable
+
+    def whole(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> Any:
+        """Runs a module of a kind that is one step."""
+        self.paused += 1
+        try:
+            with torch._C.DisableTorchFunction():
+                result = module._call_impl(*args, **kwargs)
+        finally:
+            self.paused -= 1
+        if self.scopes[-1].findings.reason is None and not self.paused:
+            with torch._C.DisableTorchFunction():
+                self._one_step(module, args, kwargs, path, result, "module")
+        return result
+
+    def scope(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str, why: str | None) -> Any:
+        """Runs a child: its steps become part of the recording, or it becomes one opaque step."""
+        if self.paused or self.scopes[-1].findings.reason is not None:
+            return module._call_impl(*args, **kwargs)
+        scope = Scope(module, path, len(self.steps), len(self.values), Findings())
+        scope.findings.reason = why
+        self.scopes.append(scope)
+        exact = self.exact
+        try:
+            result = module._call_impl(*args, **kwargs)
+        except Exception:
+            self.scopes.pop()
+            self.refuse(f"{path} raises")
+            raise
+        self.scopes.pop()
+        outer = self.scopes[-1].findings
+        if scope.findings.reason is None:
+            outer.codes |= scope.findings.codes
+            outer.names |= scope.findings.names
+            return result
+        self.exact = exact
+        with torch._C.DisableTorchFunction():
+            self._make_opaque(scope, args, kwargs, result)
+        return result
+
+    def _make_opaque(self, scope: Scope, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        name = type(scope.module).__name__
+        changed = [v for v in self.values[: scope.known] if self._is_newer(v)]
+        early = any(w.index < scope.known or w.storage == -1 for s in self.steps[scope.first :] for w in s.writes)
+        del self.steps[scope.first :]
+        for v in self.values[scope.known :]:
+            if v.kind != "source":
+                self.ids.pop(id(self.alive[v.index]), None)
+        if changed or early:
+            self.refuse(f"{scope.path} ({name}) writes to its arguments: {scope.findings.reason}")
+            return
+        self._one_step(scope.module, args, kwargs, scope.path, result, "opaque")
+        self.opaque.append((scope.path, name, str(scope.findings.reason)))
+        self.opaque_modules.append(scope.module)
+
+    def _one_step(self, module: Any, args: Any, kwargs: Any, path: str, result: Any, kind: str) -> None:
+        try:
+            step = Step(module, mapped(args, self._argument), mapped(kwargs, self._argument), None, (), kind, path)
+        except _Unrecordable as problem:
+            self.refuse(f"{path} ({type(module).__name__}) is called with what can't be followed: {problem}")
+            return
+        if any(isinstance(x, torch.Tensor) and id(x) in self.ids for x in _leaves(result)):
+            self.refuse(f"{path} ({type(module).__name__}) hands on its argument")
+            return
+        if not all(isinstance(x, torch.Tensor | None) for x in _leaves(result)) or _has_dicts(result):
+            self.refuse(f"{path} ({type(module).__name__}) returns other than tensors")
+            return
+        dynamic = kind == "opaque" or any(v.dynamic for v in step.reads())
+        try:
+            step.outputs = self._outputs(result, dynamic)
+        except _Unrecordable:
+            self.refuse(f"{path} ({type(module).__name__}) returns other than tensors")
+            return
+        self.steps.append(step)
+
+
+def _version(t: torch.Tensor) -> int:
+    return -1 if t.is_inference() else t._version
+
+
+def _leaves(nest: Any) -> list[Any]:
+    found: list[Any] = []
+    mapped(nest, found.append)
+    return found
+
+
+def _has_dicts(nest: Any) -> bool:
+    if isinstance(nest, tuple | list):
+        return any(_has_dicts(x) for x in nest) or (isinstance(nest, tuple) and type(nest) is not tuple)
+    return isinstance(nest, dict)

@@ -1,0 +1,299 @@
+"""What stands in front of a module's call: finds the program for the arguments, makes one, or runs the module itself.
+
+torch calls a module's ``_compiled_call_impl`` instead of its ``_call_impl`` where there is one; it is not copied, not
+pickled and in no state_dict. A `Stub` there leaves the module as it is: same class, same ``forward``, same hooks.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pykernels.nn._packed import _asked, undisturbed
+from pykernels.nn._replaceable import has_hooks
+from pykernels.optimize import _compile
+from pykernels.optimize._graph import layout_of
+from pykernels.optimize._program import Program
+from pykernels.optimize._record import Recorder, state
+from pykernels.optimize._watch import globally_hooked
+
+_MOST_PROGRAMS = 64
+_MOST_CHANGES = 16
+_PLAIN = (Tensor, nn.Parameter)
+_SCALARS = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size)
+
+#: Modules that stand in a program as one call.
+_WHOLE = (
+    nn.LSTM, nn.LSTMCell, nn.GRU, nn.GRUCell, nn.RNN, nn.RNNCell, nn.MultiheadAttention, nn.Transformer,
+    nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoder, nn.TransformerDecoderLayer,
+)  # fmt: skip
+#: Modules of torch.nn that have something to gain by themselves.
+_GAIN_ALONE = (nn.Conv2d, nn.LSTM, nn.LSTMCell)
+
+_grad, _inference = torch.is_grad_enabled, torch.is_inference_mode_enabled
+_default_dtype = torch.get_default_dtype
+_autocast = torch._C._is_any_autocast_enabled
+_function_modes = torch._C._len_torch_function_stack
+
+
+class Family:
+    """What the stubs of one optimised model share."""
+
+    def __init__(self, root: nn.Module, outside: torch.dtype, inside: torch.dtype) -> None:
+        self.root = root
+        self.outside, self.inside = outside, inside
+        self.store: dict[Hashable, Any] = {}
+        self.notes: list[tuple[str, str, str]] = []
+
+    def install(self) -> None:
+        """Puts a stub on every module that has none and that may have something to gain."""
+        for path, module in self.root.named_modules():
+            if "_compiled_call_impl" in vars(module) or isinstance(module, torch.jit.ScriptModule):
+                continue
+            if module is self.root or _is_of_interest(module):
+                vars(module)["_compiled_call_impl"] = Stub(module, path, self)
+
+    def stubs(self) -> list[Stub]:
+        """Those of the modules that are there now."""
+        found = [vars(m).get("_compiled_call_impl") for m in self.root.modules()]
+        return [s for s in found if isinstance(s, Stub) and s.family is self]
+
+
+def _is_of_interest(module: nn.Module) -> bool:
+    kind = type(module)
+    if kind in _WHOLE or isinstance(module, _GAIN_ALONE) or "forward" in vars(module):
+        return True
+    is_leaf = not module._modules and kind.__module__.startswith(("torch.nn.", "pykernels.nn."))
+    return not is_leaf
+
+
+class Stub:
+    """Calls ``module``. ``programs`` are by exact arguments, ``general`` by what a program may hold for."""
+
+    __slots__ = ("changes", "exact_only", "family", "general", "lock", "module", "path", "programs", "why")
+
+    def __init__(self, module: nn.Module, path: str, family: Family) -> None:
+        self.module, self.path, self.family = module, path, family
+        self.programs: dict[Hashable, Program | str] = {}
+        self.general: dict[Hashable, Program] = {}
+        self.exact_only: set[Hashable] = set()
+        self.changes = 0
+        ours = type(module).__module__.startswith("pykernels.") and not module.__module__.endswith("models.reference")
+        self.why: str | None = "runs the package's kernels by itself" if ours else None
+        self.lock = threading.Lock()
+
+    def __reduce__(self) -> Any:
+        return _nothing, ()
+
+    def __deepcopy__(self, memo: Any) -> None:
+        return None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """``module(*args, **kwargs)``."""
+        if torch.compiler.is_compiling():
+            return self.module._call_impl(*args, **kwargs)
+        family = self.family
+        if self.module is not family.root or family.outside is family.inside or state.recorder is not None:
+            return self._call(args, kwargs)
+        args, kwargs = _cast(args, family.outside, family.inside), _cast(kwargs, family.outside, family.inside)
+        return _cast(self._call(args, kwargs), family.inside, family.outside)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        recorder = state.recorder
+        if recorder is not None:
+            return self._inside(recorder, args, kwargs)
+        module: Any = self.module
+        if self.why is not None or not undisturbed() or _function_modes() or _autocast() or _asked() != "auto":
+            return module._call_impl(*args, **kwargs)
+        tensors: list[Tensor] = []
+        try:
+            key: Hashable = (_signature(args, tensors), _signature(kwargs, tensors) if kwargs else (), *_modes())
+            found = self.programs.get(key)
+        except _Unsuited:
+            return module._call_impl(*args, **kwargs)
+        grad = _grad()
+        if grad and any([t.requires_grad for t in tensors]):
+            return module._call_impl(*args, **kwargs)
+        if found is None:
+            found = self._general(key, tensors)
+        if type(found) is str:
+            return module._call_impl(*args, **kwargs)
+        if isinstance(found, Program):
+            if not found.watch.unchanged():
+                self._changed(key, found)
+            elif grad and found.wants_gradients():
+                return module._call_impl(*args, **kwargs)
+            else:
+                return self._run(found, key, args, kwargs, tensors)
+        return self._capture(key, args, kwargs, tensors)
+
+    def _inside(self, recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.module
+        if module is recorder.module and len(recorder.scopes) == 1 and not recorder.steps:
+            return module._call_impl(*args, **kwargs)
+        ours = type(module).__module__.startswith(("pykernels.nn.", "pykernels.models.")) and self.why is not None
+        if (ours or type(module) in _WHOLE) and "forward" not in vars(module) and not has_hooks(module):
+            return recorder.whole(module, args, kwargs, self.path)
+        why = "has hooks" if has_hooks(module) else self.why
+        return recorder.scope(module, args, kwargs, self.path, why)
+
+    def _run(self, program: Program, key: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
+        self.changes = 0
+        try:
+            return program(tensors)
+        except Exception:
+            if not program.again:
+                raise
+            # What is wrong, the module says in its own words; if nothing is, the program was not for these sizes.
+            result = self.module._call_impl(*args, **kwargs)
+            with self.lock:
+                self.exact_only.add(_general_key(key, tensors))
+                self._forget(program)
+            return result
+
+    def _general(self, key: Any, tensors: list[Tensor]) -> Program | None:
+        program = self.general.get(_general_key(key, tensors))
+        if program is not None:
+            self._keep(key, program)
+        return program
+
+    def _keep(self, key: Hashable, program: Program | str) -> None:
+        with self.lock:
+            while len(self.programs) >= _MOST_PROGRAMS:
+                self.programs.pop(next(iter(self.programs)), None)
+            self.programs[key] = program
+
+    def _forget(self, program: Program) -> None:
+        self.programs = {k: p for k, p in self.programs.items() if p is not program}
+        self.general = {k: p for k, p in self.general.items() if p is not program}
+
+    def _changed(self, key: Hashable, program: Program) -> None:
+        with self.lock:
+            self._forget(program)
+            self.family.store.clear()
+            self.changes += 1
+            if self.changes > _MOST_CHANGES:
+                self.why = "changes what it depends on at every call"
+
+    def _capture(self, key: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
+        """Runs the module itself, once, and keeps what it did."""
+        self.family.install()
+        module = self.module
+        if has_hooks(module) or globally_hooked():
+            return module._call_impl(*args, **kwargs)
+        recorder = Recorder(module, self.path)
+        held = [(c, _contents(c)) for c in _mutable((args, kwargs))]
+        result = recorder.run(args, kwargs, tensors)
+        if any(not _as_it_was(c, then) or _holds(result, c) for c, then in held):
+            recorder.refuse("changes or returns a list or dict that it is given")
+        general = _general_key(key, tensors)
+        recorder.exact |= general in self.exact_only
+        graph = recorder.graph(result)
+        if graph is None:
+            if recorder.reason != "runs under a profiler":
+                self._keep(key, str(recorder.reason))
+            return result
+        program = _compile.compiled(graph, recorder, self.family.store)
+        if program is None:
+            self._keep(key, "")
+            return result
+        self._keep(key, program)
+        if not program.exact:
+            with self.lock:
+                if len(self.general) >= _MOST_PROGRAMS:
+                    self.general.clear()
+                self.general[general] = program
+        return result
+
+
+class _Unsuited(Exception):
+    """Arguments that no program is made for."""
+
+
+def _nothing() -> None:
+    """What a stub becomes in a pickle."""
+
+
+def _modes() -> tuple[Any, ...]:
+    return _grad(), _inference(), _default_dtype()
+
+
+def _signature(x: Any, tensors: list[Tensor]) -> Hashable:
+    """What tells the arguments ``x`` from others; collects their tensors."""
+    kind = type(x)
+    if kind in _PLAIN:
+        if x.layout is not torch.strided or x.is_neg() or x.is_conj():
+            raise _Unsuited
+        for i, t in enumerate(tensors):
+            if t is x:
+                return "again", i
+        tensors.append(x)
+        return x.shape, x.stride(), x.dtype, x.device, x.requires_grad
+    if kind in _SCALARS:
+        if kind is float and x != x:
+            raise _Unsuited
+        return kind, x
+    if kind is tuple or kind is list or (isinstance(x, tuple) and hasattr(x, "_fields")):
+        return kind, tuple([_signature(i, tensors) for i in x])
+    if kind is dict:
+        return kind, tuple([(_signature(k, tensors), _signature(v, tensors)) for k, v in x.items()])
+    raise _Unsuited
+
+
+def _general_key(key: Any, tensors: list[Tensor]) -> Hashable:
+    """``key`` with ranks and memory formats in place of sizes and strides."""
+    at = iter(tensors)
+
+    def leaf(part: Any) -> Any:
+        if type(part) is not tuple:
+            return part
+        if len(part) == 5 and type(part[0]) is torch.Size:
+            t = next(at)
+            channels_last = t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)
+            return t.dim(), layout_of(t), channels_last, *part[2:]
+        return tuple(leaf(p) for p in part)
+
+    return leaf(key)
+
+
+def _mutable(x: Any) -> list[Any]:
+    if isinstance(x, tuple | list):
+        return [*([x] if isinstance(x, list) else []), *(c for i in x for c in _mutable(i))]
+    return [x, *(c for i in x.values() for c in _mutable(i))] if isinstance(x, dict) else []
+
+
+def _contents(container: Any) -> list[Any]:
+    return [x for kv in container.items() for x in kv] if isinstance(container, dict) else list(container)
+
+
+def _as_it_was(container: Any, then: list[Any]) -> bool:
+    now = _contents(container)
+    return len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
+
+
+def _holds(result: Any, container: Any) -> bool:
+    if result is container:
+        return True
+    if isinstance(result, dict):
+        return any(_holds(v, container) for v in result.values())
+    return isinstance(result, tuple | list) and any(_holds(v, container) for v in result)
+
+
+def _cast(value: Any, source: torch.dtype, target: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(target) if value.dtype == source else value
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_cast(v, source, target) for v in value))
+    if isinstance(value, tuple | list):
+        return type(value)(_cast(v, source, target) for v in value)
+    if isinstance(value, dict):
+        new = copy.copy(value)
+        for k, v in value.items():
+            new[k] = _cast(v, source, target)
+        return new
+    return value

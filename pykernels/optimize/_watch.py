@@ -1,0 +1,275 @@
+"""What a program's result depends on beside its inputs, and whether it is still so.
+
+`Watch` walks over modules, plain containers, plain objects, functions' closures and defaults, and notes each container
+with its contents, to the very object. The tensors that it meets are a program's possible sources. What it can't look
+into (iterators, locks, arrays) is noted by the names that lead to it: code that uses such a name can't be followed.
+
+The comparison (`Watch.unchanged`) is native: one pass over pointers, a few microseconds for a thousand modules.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import types
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from pykernels import _native
+
+#: Stands in a snapshot for any value (a module's own state that its stub keeps) and for a name that is not there.
+ANY, MISSING = NotImplemented, Ellipsis
+
+#: Keys of a module's dict that come and go without a meaning.
+SKIPPED = ("_pack", "_compiled_call_impl")
+
+_ATOMS = (
+    type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented), range, slice, torch.dtype,
+    torch.device, torch.Size, torch.layout, torch.memory_format, types.BuiltinFunctionType, types.CodeType,
+    types.MethodDescriptorType, types.WrapperDescriptorType, types.GetSetDescriptorType, types.MethodWrapperType,
+)  # fmt: skip
+_DICTS = (dict, OrderedDict, defaultdict)
+_PLAIN = (torch.Tensor, nn.Parameter)
+
+#: Hooks that run around every module of the process.
+_GLOBAL_HOOKS = [
+    value for name, value in vars(nn.modules.module).items() if name.startswith("_global_") and isinstance(value, dict)
+]
+
+
+def globally_hooked() -> bool:
+    """Are there hooks that run around every module of the process?"""
+    return any(_GLOBAL_HOOKS)
+
+
+def is_own(kind: type) -> bool:
+    """Is this class neither Python's, torch's nor ours?"""
+    return not (kind.__module__ or "").startswith(("torch.", "pykernels.")) and kind.__module__ != "builtins"
+
+
+class Watch:
+    """Containers, their snapshots, and single entries (of globals, classes, cells)."""
+
+    def __init__(self) -> None:
+        self.containers: dict[int, Any] = {}
+        self.snapshots: dict[int, tuple[Any, ...]] = {}
+        self.entries: dict[tuple[int, str], tuple[Any, str, Any]] = {}
+        self.sets: list[tuple[Any, frozenset[Any]]] = []
+        self.tensors: dict[int, torch.Tensor] = {}
+        self.modules: dict[int, nn.Module] = {}
+        self.classes: dict[type, None] = {}
+        self.pymodules: dict[int, types.ModuleType] = {}
+        #: Names that lead to what can't be looked into.
+        self.opaque: set[str] = set()
+        self.opaque_things: list[Any] = []
+        #: Code of functions whose closure is watched.
+        self.closures: set[types.CodeType] = set()
+        #: Which module an attribute container belongs to, and under which name it is found there.
+        self.owners: dict[int, tuple[nn.Module | None, str]] = {}
+        self._seen: dict[int, Any] = {}
+        self._flat: tuple[tuple, tuple, tuple] | None = None
+        for hooks in _GLOBAL_HOOKS:
+            self._container(hooks, None, "")
+
+    def add(self, value: Any, owner: nn.Module | None = None, name: str = "") -> None:
+        """Watches ``value`` and what it leads to; ``owner`` has it under ``name``."""
+        todo = [(value, owner, name)]
+        while todo:
+            value, owner, name = todo.pop()
+            if isinstance(value, _ATOMS) or id(value) in self._seen:
+                continue
+            self._seen[id(value)] = value
+            todo.extend(self._one(value, owner, name))
+        self._flat = None
+
+    def _one(self, value: Any, owner: nn.Module | None, name: str) -> Iterable[tuple[Any, nn.Module | None, str]]:
+        kind = type(value)
+        if isinstance(value, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+            self._opaque(value, name)
+        elif isinstance(value, torch.Tensor):
+            if kind in _PLAIN:
+                self.tensors[id(value)] = value
+            else:
+                self._opaque(value, name)
+        elif isinstance(value, nn.Module):
+            return self._module(value)
+        elif kind in _DICTS or (isinstance(value, dict) and is_own(kind)):
+            return self._container(value, owner, name)
+        elif kind is list:
+            return self._container(value, owner, name)
+        elif isinstance(value, tuple):
+            return [(v, owner, name) for v in value]
+        elif kind in (set, frozenset):
+            if kind is set:
+                self.sets.append((value, frozenset(value)))
+            return [(v, owner, name) for v in value]
+        elif isinstance(value, types.FunctionType):
+            return self._function(value)
+        elif isinstance(value, types.MethodType):
+            return [(value.__func__, owner, name), (value.__self__, owner, name)]
+        elif isinstance(value, functools.partial):
+            return [(v, owner, name) for v in (value.func, value.args, value.keywords)]
+        elif isinstance(value, type):
+            self.classes[value] = None
+        elif isinstance(value, types.ModuleType):
+            self.pymodules[id(value)] = value
+        elif isinstance(value, enum.Enum):
+            pass
+        elif isinstance(value, staticmethod | classmethod):
+            return [(value.__func__, owner, name)]
+        elif isinstance(value, property):
+            return [(f, owner, name) for f in (value.fget, value.fset) if f is not None]
+        else:
+            return self._object(value, owner, name)
+        return ()
+
+    def _module(self, module: nn.Module) -> Iterable[tuple[Any, nn.Module | None, str]]:
+        self.modules[id(module)] = module
+        self.classes[type(module)] = None
+        attributes = vars(module)
+        self._container(attributes, module, "")
+        for key, value in attributes.items():
+            if key not in SKIPPED:
+                yield value, module, key
+        for kind in type(module).__mro__:
+            for key in ("forward", "_conv_forward", "__call__", "_call_impl", "__getattr__"):
+                if key in vars(kind):
+                    self.entry(kind, key, vars(kind)[key])
+            if is_own(kind):
+                yield from ((f, None, key) for key, f in vars(kind).items() if _may_close_over(f))
+
+    def _function(self, function: types.FunctionType) -> Iterable[tuple[Any, nn.Module | None, str]]:
+        self.closures.add(function.__code__)
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            try:
+                value = cell.cell_contents
+            except ValueError:
+                value = MISSING
+            self.entries[id(cell), ""] = cell, name, value
+            if name != "__class__":
+                yield value, None, name
+        yield from ((v, None, function.__name__) for v in function.__defaults__ or ())
+        yield from ((v, None, k) for k, v in (function.__kwdefaults__ or {}).items())
+        wrapped = getattr(function, "__wrapped__", None)
+        if wrapped is not None:
+            yield wrapped, None, function.__name__
+
+    def _object(self, value: Any, owner: nn.Module | None, name: str) -> Iterable[tuple[Any, nn.Module | None, str]]:
+        kind = type(value)
+        attributes = getattr(value, "__dict__", None)
+        plain = type(attributes) is dict and kind.__basicsize__ <= object.__basicsize__ + 16
+        if not plain or any("__slots__" in vars(k) for k in kind.__mro__[:-1]):
+            self._opaque(value, name)
+            return
+        self.classes[kind] = None
+        self._container(attributes, owner, name)
+        for key, held in attributes.items():
+            yield held, owner, key
+        yield from ((f, None, key) for k in kind.__mro__ if is_own(k) for key, f in vars(k).items())
+
+    def _opaque(self, value: Any, name: str) -> None:
+        self.opaque.add(name)
+        self.opaque_things.append(value)
+
+    def _container(self, value: Any, owner: nn.Module | None, name: str) -> list[tuple[Any, nn.Module | None, str]]:
+        self.containers[id(value)] = value
+        self.snapshots[id(value)] = snapshot(value)
+        self.owners[id(value)] = owner, name
+        if isinstance(value, dict):
+            return [(v, owner, k if type(k) is str and not name else name) for k, v in value.items()]
+        return [(v, owner, name) for v in value]
+
+    def entry(self, owner: Any, name: str, value: Any) -> None:
+        """Watches one name of a dict or class; ``value`` is what it has now."""
+        self.entries.setdefault((id(owner), name), (owner, name, value))
+        self._flat = None
+
+    def unchanged(self) -> bool:
+        """Is all of it as it was?"""
+        if self._flat is None:
+            entries = tuple(x for e in self.entries.values() for x in e)
+            self._flat = tuple(self.containers.values()), tuple(self.snapshots.values()), entries
+        return compare()(*self._flat) and all(live == then for live, then in self.sets)
+
+    def changes(self) -> list[tuple[nn.Module | None, str]]:
+        """Whose attributes are not as they were: the module that has them (or None) and their names."""
+        found: list[tuple[nn.Module | None, str]] = []
+        for key, container in self.containers.items():
+            owner, name = self.owners[key]
+            now, then = snapshot(container), self.snapshots[key]
+            if same(now, then):
+                continue
+            found += [(owner, n) for n in ([name] if name else _changed_keys(now, then))]
+        for owner, name, value in self.entries.values():
+            if looked_up(owner, name) is not value:
+                found.append((None, name))
+        found += [(None, "a set") for live, then in self.sets if live != then]
+        return found
+
+    def forgive(self, modules: set[int]) -> set[str]:
+        """Stops watching what has changed in these modules, which answer for it; returns the names."""
+        names: set[str] = set()
+        for key, container in list(self.containers.items()):
+            owner, name = self.owners[key]
+            now, then = snapshot(container), self.snapshots[key]
+            if owner is None or id(owner) not in modules or same(now, then):
+                continue
+            if name:
+                names.add(name)
+                del self.containers[key], self.snapshots[key]
+                continue
+            changed = _changed_keys(now, then)
+            names |= changed
+            self.snapshots[key] = tuple(
+                x for k, v in zip(now[::2], now[1::2], strict=True) for x in (k, ANY if k in changed else v)
+            )
+        self._flat = None
+        return names
+
+
+def _may_close_over(value: Any) -> bool:
+    return isinstance(value, types.FunctionType | staticmethod | classmethod | property)
+
+
+def snapshot(container: Any) -> tuple[Any, ...]:
+    """The contents, as `Watch.unchanged` compares them."""
+    if isinstance(container, dict):
+        return tuple(x for k, v in list(container.items()) if k not in SKIPPED for x in (k, v))
+    return tuple(container)
+
+
+def same(now: tuple[Any, ...], then: tuple[Any, ...]) -> bool:
+    """Are the two snapshots of the very same objects?"""
+    return len(now) == len(then) and all(a is b or b is ANY for a, b in zip(now, then, strict=True))
+
+
+def _changed_keys(now: tuple[Any, ...], then: tuple[Any, ...]) -> set[str]:
+    a, b = (dict(zip(s[::2], s[1::2], strict=False)) for s in (now, then))
+    return {str(k) for k in {*a, *b} if a.get(k, MISSING) is not b.get(k, MISSING) and b.get(k) is not ANY} or {"order"}
+
+
+def looked_up(owner: Any, name: str) -> Any:
+    """What a dict, class or cell has under ``name``; `MISSING` for nothing."""
+    if isinstance(owner, types.CellType):
+        try:
+            return owner.cell_contents
+        except ValueError:
+            return MISSING
+    return (vars(owner) if isinstance(owner, type) else owner).get(name, MISSING)
+
+
+def _compare_slowly(containers: tuple, snapshots: tuple, entries: tuple) -> bool:
+    """What the native `unchanged` does, for where it is not built."""
+    if not all(same(snapshot(c), s) for c, s in zip(containers, snapshots, strict=True)):
+        return False
+    return all(looked_up(o, n) is v for o, n, v in zip(entries[::3], entries[1::3], entries[2::3], strict=True))
+
+
+@functools.cache
+def compare() -> Callable[[tuple, tuple, tuple], bool]:
+    """The native comparison, or Python's."""
+    return _compare_slowly if _native.error is not None else _native.introspect().unchanged
