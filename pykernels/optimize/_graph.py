@@ -29,6 +29,14 @@ class Value:
         #: Kept for sources alone: the others live as long as the recording.
         self.tensor = tensor if kind == "source" else None
 
+    def like(self, index: int) -> Value:
+        """Another value that differs in nothing but where it lies."""
+        new = Value.__new__(Value)
+        for name in Value.__slots__:
+            setattr(new, name, getattr(self, name))
+        new.index = index
+        return new
+
     def __repr__(self) -> str:
         return f"v{self.index}"
 

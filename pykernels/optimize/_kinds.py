@@ -47,6 +47,15 @@ _STATIC = frozenset(
      "ones_like zeros_like full_like scaled_dot_product_attention triu tril scatter scatter_ scatter_add take_along_dim "
      "cross_entropy nll_loss pad abs neg flip roll maximum minimum masked_fill where T mT movedim").split()
 )  # fmt: skip
+#: The same for the same arguments, and nothing else happens.
+PURE = frozenset(
+    ("add sub mul div true_divide neg abs exp log sqrt rsqrt square pow reciprocal sigmoid tanh relu softplus clamp "
+     "clamp_min clamp_max reshape view permute transpose t T mT unsqueeze squeeze flatten expand expand_as sum mean var std "
+     "var_mean std_mean norm vector_norm matrix_norm norm_except_dim _weight_norm matmul mm mv dot bmm cat stack pad to "
+     "float double half bfloat16 flip rot90 roll maximum minimum softmax where eq ne lt le gt ge detach contiguous chunk "
+     "split unbind narrow select __getitem__ __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ "
+     "__rdiv__ __neg__ __pow__ __matmul__ max min amax amin size normalize silu gelu hardswish conv2d").split()
+)  # fmt: skip
 _WRITES_FIRST = frozenset(("__setitem__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__", "__idiv__"))
 _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 

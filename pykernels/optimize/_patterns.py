@@ -1,2 +1,258 @@
+"""Rewrites the steps of a recording: convolution, batch norm, addition and activation become one, LSTMs ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pykernels import _native
+from pykernels.nn import LSTM, LSTMCell
+from pykernels.nn.conv import _ConvPack
+from pykernels.ops import _dispatch
+from pykernels.ops.conv_bn_act.arguments import geometry, tf32_allowed
+from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
+from pykernels.ops.lstm.op import LSTM as LSTM_OP
+from pykernels.ops.lstm.op import LSTM_CELL
+from pykernels.optimize._graph import Graph, Step, Value, values_in
+
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+_ADDS = ("add", "add_", "__add__", "__radd__", "__iadd__")
+_ACTIVATIONS = {"relu", "sigmoid", "tanh", "silu", "hardswish", "gelu", "elu", "leaky_relu"}
+
+
 class FusedConv:
-    pass
+    """The constants of a fused convolution, as values of the graph, and how it is called."""
+
+    def __init__(self, weight: Value, bias: Value | None, options: dict[str, Any]) -> None:
+        self.weight, self.bias = weight, bias
+        self.norm: list[Value | None] | None = None
+        self.eps = 0.0
+        self.activation, self.negative_slope = "none", 0.01
+        self.options = options
+        self.run: Callable[..., Tensor] = _run_on_cuda if weight.device.type == "cuda" else _bound_op()
+        self.channels_last = False
+        #: The format that the result has to be in at once: "contiguous", "channels_last" or "" for either.
+        self.fix = ""
+
+    def parameters(self) -> list[Value]:
+        """The tensors that it is made of."""
+        return [v for v in (self.weight, self.bias, *(self.norm or ())) if v is not None]
+
+    def pack(self, values: dict[Value, Any], store: dict[Hashable, Any]) -> _ConvPack:
+        """All but the input, packed; from ``store``, which programs share, if it is still right."""
+        tensors = [values.get(v, v.tensor) if v is not None else None for v in (self.weight, self.bias, *(self.norm or ()))]  # fmt: skip
+        shape = SimpleNamespace(weight=tensors[0], padding_mode="zeros", **self.options)
+        spec = (self.eps, self.activation, self.negative_slope, tuple(sorted(self.options.items())))
+        key = (*(None if t is None else id(t) for t in tensors), *spec)
+        found = store.get(key)
+        if found is not None and found.is_current(found.dtype, found.index, found.key):
+            return found
+        slots = [({"": t}, "") for t in tensors]
+        made = _ConvPack(slots, self.weight.dtype, (shape, None, self.eps, self.activation, self.negative_slope, None))
+        if not any(v in values for v in self.parameters()):
+            store[key] = made
+        return made
+
+    def constant(self, pack: _ConvPack, x: torch.Size) -> Any:
+        """What `run` takes beside an input of shape ``x``."""
+        return pack.bound_for(x) if pack.index < 0 else pack
+
+
+def _bound_op() -> Any:
+    return torch.ops.pykernels.conv_bn_act_bound.default
+
+
+def _run_on_cuda(x: Tensor, pack: _ConvPack, residual: Tensor | None) -> Tensor:
+    tf32 = tf32_allowed(pack.device)
+    return pack.op(x, *pack.value, residual, *pack.geometry, pack.code, pack.negative_slope, tf32)
+
+
+def is_torchs(function: Any, *names: str) -> bool:
+    """Is it torch's function or method of one of these names?"""
+    name = getattr(function, "__name__", "")
+    return name in names and any(function is getattr(owner, name, None) for owner in (torch, F, torch.Tensor))
+
+
+def bound(step: Step, names: tuple[str, ...]) -> dict[str, Any]:
+    """A step's arguments by name."""
+    return {**dict(zip(names, step.args, strict=False)), **step.kwargs}
+
+
+def _conv(step: Step) -> tuple[FusedConv, Value] | None:
+    if step.kind != "call" or not is_torchs(step.function, "conv2d") or not isinstance(step.outputs, Value):
+        return None
+    given = bound(step, _CONV)
+    x, weight, bias = given.get("input"), given.get("weight"), given.get("bias")
+    if not isinstance(x, Value) or not isinstance(weight, Value) or len(x.shape) != 4 or len(weight.shape) != 4:
+        return None
+    options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    options |= {k: _plain(given[k]) for k in options if k in given}
+    if list(values_in(list(options.values()))) or x.dtype is not weight.dtype or weight.shape[0] == 0:
+        return None
+    if x.dtype not in CONV_BN_ACT.takes(x.device.type) or not _dispatch.has_native(CONV_BN_ACT, x.device):
+        return None
+    try:
+        geometry(torch.Size(weight.shape[2:]), *(options[k] for k in ("stride", "padding", "dilation", "groups")))
+    except (ValueError, TypeError):
+        return None
+    return FusedConv(weight, bias, options), x
+
+
+def _plain(x: Any) -> Any:
+    return tuple(x) if isinstance(x, list | torch.Size) else x
+
+
+def _takes_norm(conv: FusedConv, step: Step, constants: set[Value]) -> bool:
+    """Does ``step`` apply a batch norm with constants? Then ``conv`` has it."""
+    if conv.norm is not None or conv.activation != "none" or not is_torchs(step.function, "batch_norm"):
+        return False
+    if step.function is not F.batch_norm:
+        return False
+    given = bound(step, _NORM)
+    parts = [given.get(k) for k in _NORM[1:5]]
+    eps = given.get("eps", 1e-5)
+    if given.get("training", False) is not False or parts[0] is None or parts[1] is None or type(eps) is not float:
+        return False
+    if (parts[2] is None) is not (parts[3] is None) or not all(p is None or p in constants for p in parts):
+        return False
+    conv.norm, conv.eps = parts, eps
+    return True
+
+
+def _activation(step: Step) -> tuple[str, float] | None:
+    name = getattr(step.function, "__name__", "")
+    base = name.removesuffix("_")
+    if base not in _ACTIVATIONS or not is_torchs(step.function, name):
+        return None
+    rest = {**step.kwargs}
+    rest.pop("input", None), rest.pop("inplace", None)
+    if base == "leaky_relu":
+        given = bound(step, ("input", "negative_slope", "inplace"))
+        slope = given.get("negative_slope", 0.01)
+        return (base, float(slope)) if type(slope) in (int, float) else None
+    if base == "elu":
+        given = bound(step, ("input", "alpha", "inplace"))
+        plain = given.get("alpha", 1.0) == 1.0 and not {"scale", "input_scale"} & set(given) and len(step.args) <= 3
+        return (base, 0.01) if plain else None
+    if base == "gelu":
+        return (base, 0.01) if rest.get("approximate", "none") == "none" and len(step.args) < 2 else None
+    return (base, 0.01) if not rest and len(step.args) <= 2 else None
+
+
+def _added(step: Step, value: Value) -> Value | None:
+    """What ``step`` adds to ``value``, if that is a tensor of the same shape and nothing else is written to."""
+    name = getattr(step.function, "__name__", "")
+    if not is_torchs(step.function, *_ADDS) or len(step.args) != 2 or step.kwargs:
+        return None
+    left, right = step.args
+    other = right if left is value else left
+    in_place = bool(step.writes)
+    if not isinstance(other, Value) or other is value or (in_place and left is not value):
+        return None
+    same = (other.shape, other.dtype, other.device) == (value.shape, value.dtype, value.device)
+    return other if same and name and isinstance(step.outputs, Value) and step.outputs.dtype is value.dtype else None
+
+
+class Fuser:
+    """Finds the chains of one graph. ``constants`` are sources and folded values."""
+
+    def __init__(self, graph: Graph, constants: set[Value]) -> None:
+        self.graph, self.constants = graph, constants
+        self.users = graph.users()
+        self.at = {s: i for i, s in enumerate(graph.steps)}
+        self.by_storage: dict[int, set[Value]] = {}
+        for v in (*graph.inputs, *(v for s in graph.steps for v in (*s.reads(), *s.results()))):
+            self.by_storage.setdefault(v.storage, set()).add(v)
+
+    def fuse(self) -> None:
+        """Puts one step in the place of each chain."""
+        gone: set[Step] = set()
+        fused: dict[Step, Step] = {}
+        for step in self.graph.steps:
+            found = None if step in gone else _conv(step)
+            if found is None or not all(v in self.constants for v in found[0].parameters()):
+                continue
+            conv, x = found
+            chain, residual = self._chain(step, conv, x, gone)
+            gone |= set(chain)
+            last = chain[-1]
+            names = [step.where] + [s.where for s in chain[1:] if s.where]
+            made = Step(conv, (x, residual), {}, last.outputs, (), "fused", step.where, _what(conv, residual), tuple(dict.fromkeys(names)))  # fmt: skip
+            fused[last] = made
+        self.graph.steps = [fused.get(s, s) for s in self.graph.steps if s not in gone or s in fused]
+
+    def _chain(self, first: Step, conv: FusedConv, x: Value, gone: set[Step]) -> tuple[list[Step], Value | None]:
+        chain, residual = [first], None
+        while True:
+            value: Any = chain[-1].outputs
+            users = self.users.get(value, [])
+            user = users[0] if len(users) == 1 else None
+            if user is None or user in gone or user.kind != "call" or conv.activation != "none":
+                return chain, residual
+            held = [x, *conv.parameters(), *([] if residual is None else [residual])]
+            if user.writes and not self._is_alone(value, {s.outputs for s in chain} | {user.outputs}):
+                return chain, residual
+            other = None if residual is not None else _added(user, value)
+            if not self._may_move(chain, user, [*held, *([] if other is None else [other])]):
+                return chain, residual
+            if other is not None:
+                residual = other
+            elif residual is None and _takes_norm(conv, user, self.constants):
+                pass
+            else:
+                found = _activation(user)
+                if found is None or list(user.reads()) != [value] or not isinstance(user.outputs, Value):
+                    return chain, residual
+                conv.activation, conv.negative_slope = found
+            chain.append(user)
+
+    def _is_alone(self, value: Value, chain: set[Any]) -> bool:
+        return value.storage != -1 and self.by_storage[value.storage] <= chain
+
+    def _may_move(self, chain: list[Step], to: Step, held: list[Value]) -> bool:
+        """May what the chain does be done where ``to`` stands: is nothing in between written to that it reads?"""
+        storages = {v.storage for v in held}
+        for step in self.graph.steps[self.at[chain[0]] + 1 : self.at[to]]:
+            if step.kind == "opaque":
+                return False
+            if step not in chain and any(v.storage in storages for v in step.writes):
+                return False
+        return True
+
+
+def _what(conv: FusedConv, residual: Value | None) -> str:
+    parts = ["conv", *(["bn"] if conv.norm else []), *(["add"] if residual is not None else [])]
+    return "+".join([*parts, *([conv.activation] if conv.activation != "none" else [])])
+
+
+def use_our_lstms(graph: Graph, store: dict[Hashable, Any]) -> None:
+    """Puts our LSTM and LSTMCell in the place of torch's."""
+    for step in graph.steps:
+        module: Any = step.function
+        if step.kind != "module" or type(module) not in (nn.LSTM, nn.LSTMCell):
+            continue
+        op = LSTM_OP if type(module) is nn.LSTM else LSTM_CELL
+        parameters = list(module.parameters())
+        x = next(step.reads(), None)
+        fits = x is not None and all(p.dtype is x.dtype and p.device == x.device for p in parameters)
+        if not fits or x is None or x.dtype not in op.takes(x.device.type) or not _dispatch.has_native(op, x.device):
+            continue
+        if getattr(module, "proj_size", 0) or nn.utils.parametrize.is_parametrized(module):
+            continue
+        key = ("lstm", id(module))
+        if key not in store:
+            store[key] = (LSTM if type(module) is nn.LSTM else LSTMCell).from_torch(module), module
+        step.function, step.note = store[key][0], type(module).__name__
+
+
+def can_fuse() -> bool:
+    """Are there kernels at all?"""
+    return _native.error is None
+
+

@@ -18,9 +18,18 @@ from pykernels.nn._packed import Pack
 from pykernels.optimize._graph import Graph, Step, Value, mapped, values_in
 from pykernels.optimize._layout import as_channels_last, as_contiguous
 from pykernels.optimize._patterns import FusedConv
+from pykernels.optimize._report import Left, Replaced, Report
 from pykernels.optimize._watch import Watch
 
 _MOST_SHAPES = 256
+#: Torch's functions that a user may have expected to be replaced.
+_OF_INTEREST = {
+    "conv2d": "is of a dtype, a device or a rank that the kernels don't take, or its weights are no constants",
+    "batch_norm": "does not follow a convolution that nothing else reads, or its statistics are no constants",
+    "linear": "torch's own is as fast",
+    "conv1d": "has no kernels of ours", "conv3d": "has no kernels of ours",
+    "conv_transpose2d": "has no kernels of ours", "layer_norm": "has no kernels of ours",
+}  # fmt: skip
 _LITERALS = (type(None), bool, int, str)
 
 
@@ -46,7 +55,9 @@ class Program:
         self.exact = graph.exact
         self.again = not any(s.kind == "opaque" or any(v.storage == -1 for v in s.writes) for s in graph.steps)
         self.fused = [s for s in graph.steps if isinstance(s.function, FusedConv)]
-        self.sources = list({v: None for s in (*graph.steps, *folded) for v in s.reads() if v.kind == "source"})
+        read = [v for s in (*graph.steps, *folded) for v in s.reads()]
+        read += [v for s in self.fused for v in s.function.parameters()]  # type: ignore[attr-defined]
+        self.sources = [v for v in dict.fromkeys(read) if v.kind == "source"]
         self._constants = [v for s in folded for v in s.results()]
         self._writer = _Writer(self)
         self.run: Callable[..., Any] = self._writer.function("run")
@@ -101,6 +112,23 @@ class Program:
             bound.convs = [s.function.pack(bound.values, self.store) for s in self.fused]  # type: ignore[attr-defined]
         self._bound = bound
         return bound
+
+    def tell(self, report: Report) -> None:
+        """What it runs."""
+        report.programs += 1
+        for step in self.graph.steps:
+            if step in self.fused:
+                report.replaced.append(Replaced(step.sources, step.note, "pk.ops.conv_bn_act"))
+            elif step.kind == "module" and step.note:
+                report.replaced.append(Replaced((step.where,), step.note, f"pk.nn.{step.note}"))
+            elif step.kind == "call" and step.where is not None:
+                report.torch_steps += 1
+                name = step.name()
+                if name in _OF_INTEREST:
+                    report.left.append(Left(step.where or "the model", name, _OF_INTEREST[name]))
+            elif step.kind == "module":
+                report.left.append(Left(step.where, step.name(), "has no kernels of ours"))
+        report.left += [Left(where or "the model", what, why) for where, what, why in self.graph.opaque]
 
     def _fold(self, step: Step, values: dict[Value, Any]) -> None:
         def tensor(x: Any) -> Any:
@@ -167,7 +195,11 @@ class _Writer:
     def _statement(self, step: Step, constant: str) -> str:
         if constant:
             x, residual = step.args
-            call = f"{self._name(step.function.run)}({self._value(x)}, {constant}, {self._expression(residual)})"  # type: ignore[attr-defined]
+            function: Any = step.function
+            given = f"channels_last({self._value(x)})" if function.channels_last else self._value(x)
+            call = f"{self._name(function.run)}({given}, {constant}, {self._expression(residual)})"
+            if function.fix:
+                call = f"{function.fix}({call})"
         else:
             arguments = [self._expression(a) for a in step.args]
             arguments += [f"{k}={self._expression(v)}" for k, v in step.kwargs.items()]
