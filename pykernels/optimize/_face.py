@@ -42,7 +42,9 @@ class Optimized(nn.Module):
 
 
 def _family(model: nn.Module) -> Family:
-    return vars(model)["_compiled_call_impl"].family
+    """A part that was cut out of an optimised model, such as ``fast[1:]``, has one of its own."""
+    stub = vars(model).get("_compiled_call_impl")
+    return stub.family if isinstance(stub, Stub) else Family(model, torch.float32, torch.float32)
 
 
 def _restored(kind: type, outside: torch.dtype, inside: torch.dtype) -> Any:

@@ -15,7 +15,7 @@ from pykernels.optimize._graph import Step, Value, values_in
 _METADATA = frozenset(
     ("dtype device ndim is_cuda is_cpu is_quantized is_sparse is_sparse_csr is_mkldnn is_meta is_mps is_xpu is_xla is_ipu "
      "is_vulkan is_maia is_mtia is_nested layout requires_grad itemsize dim ndimension is_floating_point is_complex "
-     "get_device element_size is_signed is_conj is_neg has_names").split()
+     "get_device element_size is_signed is_conj is_neg").split()
 )  # fmt: skip
 SIZES = frozenset(
     ("shape", "size", "numel", "nelement", "stride", "is_contiguous", "storage_offset", "__len__", "nbytes")

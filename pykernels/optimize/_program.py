@@ -104,6 +104,8 @@ class Program:
         with torch.inference_mode(False), torch.no_grad():
             used = {v: None for s in self.folded for v in s.reads() if v.kind == "source"}
             used.update({v: None for s in self.fused for v in s.function.parameters() if v.kind == "source"})  # type: ignore[attr-defined]
+            if any((t.shape, t.dtype, t.device) != (v.shape, v.dtype, v.device) for v in used if (t := v.tensor) is not None):
+                raise RuntimeError("a source has become another kind of tensor")
             slots = [({"": v.tensor}, "") for v in used]
             pack = Pack(slots, torch.float32, None, lambda tensors: None) if slots else None
             bound = _Bound(pack)

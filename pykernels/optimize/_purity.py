@@ -37,6 +37,12 @@ _CALLABLE = (
     "torch.types", "torch.return_types", "numpy._core", "numpy.core", "numpy.lib._function_base_impl", "pykernels.",
 )  # fmt: skip
 _REFUSED_OF_TORCH = ("set_", "use_", "manual_seed", "seed", "initial_seed", "get_rng", "_set", "save", "load", "compile")
+_STATE_OF_TORCH = ("get_", "_get", "are_", "is_", "_is_", "initial_", "default_generator")
+_KNOWN_STATE = frozenset(
+    ("is_tensor is_storage is_grad_enabled is_inference_mode_enabled is_autocast_enabled is_autocast_cpu_enabled "
+     "get_default_dtype is_floating_point is_complex is_nonzero is_conj is_neg get_device is_same_size is_signed "
+     "is_scripting is_tracing is_compiling is_in_onnx_export is_autocast_cache_enabled _is_any_autocast_enabled").split()
+)  # fmt: skip
 _REFUSED_MODULES = ("torch.nn.init", "torch.nn.parallel")
 _BUILTINS = frozenset(
     ("abs all any bin callable chr divmod filter format getattr hasattr hex isinstance issubclass iter len max min "
@@ -184,7 +190,7 @@ class Onlooker:
         module, name = str(space.get("__name__")), code.co_name
         here = self.part()[-1]
         if module == "torch":
-            if name.startswith(_REFUSED_OF_TORCH):
+            if not _may_ask_torch(name):
                 here.refuse(f"calls torch.{name}")
         elif not module.startswith(_CALLABLE) or module.startswith(_REFUSED_MODULES):
             here.refuse(f"calls {module}.{name}")
@@ -198,12 +204,12 @@ class Onlooker:
             allowed = name in _BUILTINS
         elif isinstance(owner, types.ModuleType) or owner is None:
             of_torch = str(module).split(".")[0] == "torch"
-            allowed = module in _PURE_MODULES or (of_torch and not name.startswith(_REFUSED_OF_TORCH))
+            allowed = module in _PURE_MODULES or (of_torch and _may_ask_torch(name))
         elif isinstance(owner, type):
             allowed = owner in _VALUES or issubclass(owner, tuple | torch.Tensor | torch.nn.Module) or owner is object
             allowed = allowed or str(module).startswith("torch")
         elif str(getattr(owner, "__module__", "")).startswith(("torch._C", "torch._ops", "pykernels")):
-            allowed = not name.startswith(_REFUSED_OF_TORCH)
+            allowed = _may_ask_torch(name)
         else:
             allowed = isinstance(owner, _VALUES) or type(owner).__name__.endswith("iterator") or name in (
                 "__init__", "__init_subclass__", "__new__", "__getattribute__",
@@ -212,6 +218,16 @@ class Onlooker:
         if not allowed:
             whose = module or type(owner).__name__
             self.part()[-1].refuse(f"calls {whose}.{name}, whose result depends on more than its arguments")
+
+
+def _may_ask_torch(name: str) -> bool:
+    """Does torch's function ``name`` neither change nor ask for what lies outside its arguments?
+
+    What it says of gradient mode, autocast and the default dtype is part of a program's key.
+    """
+    if name.startswith(_REFUSED_OF_TORCH):
+        return False
+    return name in _KNOWN_STATE or not name.startswith(_STATE_OF_TORCH)
 
 
 def names_any(names: set[str]) -> bool:

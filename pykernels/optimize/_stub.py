@@ -227,13 +227,13 @@ def _signature(x: Any, tensors: list[Tensor]) -> Hashable:
     """What tells the arguments ``x`` from others; collects their tensors."""
     kind = type(x)
     if kind in _PLAIN:
-        if x.layout is not torch.strided or x.is_neg() or x.is_conj():
+        if x.layout is not torch.strided or x.is_neg() or x.is_conj() or x.is_nested or x.__dict__:
             raise _Unsuited
         for i, t in enumerate(tensors):
             if t is x:
                 return "again", i
         tensors.append(x)
-        return x.shape, x.stride(), x.dtype, x.device, x.requires_grad
+        return x.shape, x.stride(), kind, x.dtype, x.device, x.requires_grad
     if kind in _SCALARS:
         if kind is float and x != x:
             raise _Unsuited
@@ -252,7 +252,7 @@ def _general_key(key: Any, tensors: list[Tensor]) -> Hashable:
     def leaf(part: Any) -> Any:
         if type(part) is not tuple:
             return part
-        if len(part) == 5 and type(part[0]) is torch.Size:
+        if len(part) == 6 and type(part[0]) is torch.Size:
             t = next(at)
             channels_last = t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)
             return t.dim(), layout_of(t), channels_last, *part[2:]
