@@ -1,7 +1,7 @@
 """`optimize`: your model with the fused ops inside.
 
-`_face` makes the twin, `_stub` stands in front of its modules' calls, `_record` writes one call down while `_purity` and
-`_watch` see what it depends on, `_patterns` and `_layout` rewrite the steps, `_program` makes Python of them.
+`_face` makes the twin, `_stub` stands in front of its modules' calls, `_record` writes one call down while `_purity`
+and `_watch` see what it depends on, `_patterns` and `_layout` rewrite the steps, `_program` makes Python of them.
 """
 
 from __future__ import annotations

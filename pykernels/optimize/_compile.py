@@ -64,4 +64,3 @@ def _fold(graph: Graph) -> list[Step]:
             constants |= set(results)
     graph.steps = [s for s in graph.steps if s not in set(folded)]
     return folded
-

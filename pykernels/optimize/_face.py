@@ -67,7 +67,7 @@ def face(model: nn.Module, outside: torch.dtype, inside: torch.dtype) -> Any:
             "pykernels.optimize: model: expected a torch.nn.Module with a forward in Python, got TorchScript; optimise "
             "the module that it was made of"
         )
-    if any(is_lazy(t) for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values())):
+    if any(is_lazy(t) for m in model.modules() for t in _tensors(m)):
         raise ValueError(
             "pykernels.optimize: model: expected initialised parameters, got lazy ones; call the model once first"
         )
@@ -126,7 +126,8 @@ def _report(family: Family) -> Report:
     for stub in family.stubs():
         name = stub.path or "the model"
         kind = type(stub.module).__name__
-        why = {p for p in stub.programs.values() if isinstance(p, str) and p} | ({stub.why} - {None})
+        why = {p for p in stub.programs.values() if isinstance(p, str) and p}
+        why |= {stub.why} if stub.why is not None else set()
         report.left += [Left(name, kind, reason) for reason in sorted(why)]
         for program in {id(p): p for p in stub.programs.values() if not isinstance(p, str)}.values():
             program.tell(report)

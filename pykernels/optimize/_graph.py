@@ -68,7 +68,8 @@ class Step:
     "fused". ``where`` is the name of the module that ran it.
     """
 
-    function: Callable[..., Any]
+    #: Or a `FusedConv`, which says what is called.
+    function: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: Any

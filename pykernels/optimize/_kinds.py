@@ -13,48 +13,60 @@ from pykernels.optimize._graph import Step, Value, values_in
 
 #: Of what they say nothing depends but dtype, device and rank, which a program is for.
 _METADATA = frozenset(
-    ("dtype device ndim is_cuda is_cpu is_quantized is_sparse is_sparse_csr is_mkldnn is_meta is_mps is_xpu is_xla is_ipu "
-     "is_vulkan is_maia is_mtia is_nested layout requires_grad itemsize dim ndimension is_floating_point is_complex "
-     "get_device element_size is_signed is_conj is_neg").split()
+    ["dtype", "device", "ndim", "is_cuda", "is_cpu", "is_quantized", "is_sparse", "is_sparse_csr", "is_mkldnn",
+    "is_meta", "is_mps", "is_xpu", "is_xla", "is_ipu", "is_vulkan", "is_maia", "is_mtia", "is_nested", "layout",
+    "requires_grad", "itemsize", "dim", "ndimension", "is_floating_point", "is_complex", "get_device",
+    "element_size", "is_signed", "is_conj", "is_neg"]
 )  # fmt: skip
 SIZES = frozenset(
     ("shape", "size", "numel", "nelement", "stride", "is_contiguous", "storage_offset", "__len__", "nbytes")
 )
 _REFUSED = frozenset(
-    ("data __set__ __delete__ is_leaf grad_fn grad _version data_ptr untyped_storage storage set_ resize_ resize_as_ "
-     "requires_grad_ register_hook backward retain_grad share_memory_ pin_memory is_inference type __setstate__ __deepcopy__ "
-     "__reduce_ex__ as_subclass swap_tensors rename_ names result_type can_cast is_shared is_pinned numpy tolist item").split()
+    ["data", "__set__", "__delete__", "is_leaf", "grad_fn", "grad", "_version", "data_ptr", "untyped_storage",
+    "storage", "set_", "resize_", "resize_as_", "requires_grad_", "register_hook", "backward", "retain_grad",
+    "share_memory_", "pin_memory", "is_inference", "type", "__setstate__", "__deepcopy__", "__reduce_ex__",
+    "as_subclass", "swap_tensors", "rename_", "names", "result_type", "can_cast", "is_shared", "is_pinned",
+    "numpy", "tolist", "item"]
 )  # fmt: skip
 #: May hand on their argument, whatever its strides: no step then.
 PASSES = frozenset(
-    ("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout dropout_ feature_dropout to float half "
-     "double bfloat16 long int bool cpu cuda type_as identity").split()
+    ["dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "dropout_",
+    "feature_dropout", "to", "float", "half", "double", "bfloat16", "long", "int", "bool", "cpu", "cuda",
+    "type_as", "identity"]
 )  # fmt: skip
 #: The same where the strides are right for it.
 PASSES_BY_LAYOUT = frozenset(("contiguous", "reshape", "flatten", "expand_as", "reshape_as", "view_as", "squeeze"))
 #: Sizes of their results depend on values, or may.
 _DYNAMIC = frozenset(
-    ("nonzero masked_select unique unique_consecutive argwhere repeat_interleave bincount histc combinations one_hot "
-     "_pack_padded_sequence _pad_packed_sequence masked_scatter nms").split()
+    ["nonzero", "masked_select", "unique", "unique_consecutive", "argwhere", "repeat_interleave", "bincount",
+    "histc", "combinations", "one_hot", "_pack_padded_sequence", "_pad_packed_sequence", "masked_scatter", "nms"]
 )  # fmt: skip
 #: Sizes of their results don't depend on the values of their integer arguments.
 _STATIC = frozenset(
-    ("embedding embedding_bag to float long int bool double half type type_as view reshape flatten unsqueeze squeeze "
-     "transpose permute masked_fill masked_fill_ gather index_select cat stack expand expand_as softmax __add__ __sub__ "
-     "__mul__ __truediv__ __floordiv__ __radd__ __rsub__ __rmul__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __invert__ "
-     "__and__ __or__ __xor__ __neg__ __iadd__ __isub__ __imul__ add sub mul div eq ne lt le gt ge logical_not logical_and "
-     "logical_or clamp sum mean max min argmax argmin any all cumsum t contiguous clone detach chunk split unbind "
-     "ones_like zeros_like full_like scaled_dot_product_attention triu tril scatter scatter_ scatter_add take_along_dim "
-     "cross_entropy nll_loss pad abs neg flip roll maximum minimum masked_fill where T mT movedim").split()
+    ["embedding", "embedding_bag", "to", "float", "long", "int", "bool", "double", "half", "type", "type_as",
+    "view", "reshape", "flatten", "unsqueeze", "squeeze", "transpose", "permute", "masked_fill", "masked_fill_",
+    "gather", "index_select", "cat", "stack", "expand", "expand_as", "softmax", "__add__", "__sub__", "__mul__",
+    "__truediv__", "__floordiv__", "__radd__", "__rsub__", "__rmul__", "__eq__", "__ne__", "__lt__", "__le__",
+    "__gt__", "__ge__", "__invert__", "__and__", "__or__", "__xor__", "__neg__", "__iadd__", "__isub__",
+    "__imul__", "add", "sub", "mul", "div", "eq", "ne", "lt", "le", "gt", "ge", "logical_not", "logical_and",
+    "logical_or", "clamp", "sum", "mean", "max", "min", "argmax", "argmin", "any", "all", "cumsum", "t",
+    "contiguous", "clone", "detach", "chunk", "split", "unbind", "ones_like", "zeros_like", "full_like",
+    "scaled_dot_product_attention", "triu", "tril", "scatter", "scatter_", "scatter_add", "take_along_dim",
+    "cross_entropy", "nll_loss", "pad", "abs", "neg", "flip", "roll", "maximum", "minimum", "masked_fill",
+    "where", "T", "mT", "movedim"]
 )  # fmt: skip
 #: The same for the same arguments, and nothing else happens.
 PURE = frozenset(
-    ("add sub mul div true_divide neg abs exp log sqrt rsqrt square pow reciprocal sigmoid tanh relu softplus clamp "
-     "clamp_min clamp_max reshape view permute transpose t T mT unsqueeze squeeze flatten expand expand_as sum mean var std "
-     "var_mean std_mean norm vector_norm matrix_norm norm_except_dim _weight_norm matmul mm mv dot bmm cat stack pad to "
-     "float double half bfloat16 flip rot90 roll maximum minimum softmax where eq ne lt le gt ge detach contiguous chunk "
-     "split unbind narrow select __getitem__ __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ "
-     "__rdiv__ __neg__ __pow__ __matmul__ max min amax amin size normalize silu gelu hardswish conv2d").split()
+    ["add", "sub", "mul", "div", "true_divide", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "square", "pow",
+    "reciprocal", "sigmoid", "tanh", "relu", "softplus", "clamp", "clamp_min", "clamp_max", "reshape", "view",
+    "permute", "transpose", "t", "T", "mT", "unsqueeze", "squeeze", "flatten", "expand", "expand_as", "sum",
+    "mean", "var", "std", "var_mean", "std_mean", "norm", "vector_norm", "matrix_norm", "norm_except_dim",
+    "_weight_norm", "matmul", "mm", "mv", "dot", "bmm", "cat", "stack", "pad", "to", "float", "double", "half",
+    "bfloat16", "flip", "rot90", "roll", "maximum", "minimum", "softmax", "where", "eq", "ne", "lt", "le", "gt",
+    "ge", "detach", "contiguous", "chunk", "split", "unbind", "narrow", "select", "__getitem__", "__add__",
+    "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__", "__rdiv__",
+    "__neg__", "__pow__", "__matmul__", "max", "min", "amax", "amin", "size", "normalize", "silu", "gelu",
+    "hardswish", "conv2d"]
 )  # fmt: skip
 _WRITES_FIRST = frozenset(("__setitem__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__", "__idiv__"))
 _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -16,12 +16,15 @@ from pykernels.optimize._patterns import FusedConv
 
 #: Their values don't depend on strides, they succeed whatever these are, and they are no slower in channels_last.
 _FREE = frozenset(
-    ("add sub mul div __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __neg__ neg relu relu6 "
-     "sigmoid tanh silu hardswish hardsigmoid hardtanh gelu elu leaky_relu mish softplus celu selu prelu clamp exp log "
-     "sqrt rsqrt abs pow __pow__ square cat chunk split __getitem__ narrow max_pool2d _max_pool2d boolean_dispatch "
-     "avg_pool2d adaptive_avg_pool2d interpolate upsample pad mean sum amax amin flatten reshape batch_norm conv2d "
-     "group_norm softmax sigmoid_ relu_ tanh_ add_ mul_ sub_ div_ __iadd__ __imul__ __isub__ hardtanh_ clamp_ fn "
-     "max_pool2d_with_indices unsqueeze maximum minimum where permute transpose linear").split()
+    ["add", "sub", "mul", "div", "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__",
+    "__truediv__", "__rtruediv__", "__neg__", "neg", "relu", "relu6", "sigmoid", "tanh", "silu", "hardswish",
+    "hardsigmoid", "hardtanh", "gelu", "elu", "leaky_relu", "mish", "softplus", "celu", "selu", "prelu", "clamp",
+    "exp", "log", "sqrt", "rsqrt", "abs", "pow", "__pow__", "square", "cat", "chunk", "split", "__getitem__",
+    "narrow", "max_pool2d", "_max_pool2d", "boolean_dispatch", "avg_pool2d", "adaptive_avg_pool2d", "interpolate",
+    "upsample", "pad", "mean", "sum", "amax", "amin", "flatten", "reshape", "batch_norm", "conv2d", "group_norm",
+    "softmax", "sigmoid_", "relu_", "tanh_", "add_", "mul_", "sub_", "div_", "__iadd__", "__imul__", "__isub__",
+    "hardtanh_", "clamp_", "fn", "max_pool2d_with_indices", "unsqueeze", "maximum", "minimum", "where", "permute",
+    "transpose", "linear"]
 )  # fmt: skip
 #: Those of them that may write, and then return what they wrote to.
 _IN_PLACE = frozenset(
@@ -50,9 +53,9 @@ def settle(graph: Graph) -> None:
         return
     if _is_shared_and_written(graph) or not _settle_freely(graph, convs):
         for step in convs:
-            step.function.channels_last = False  # type: ignore[attr-defined]
+            step.function.channels_last = False
             layout = step.outputs.layout
-            step.function.fix = layout if layout in _FIXES else "contiguous"  # type: ignore[attr-defined]
+            step.function.fix = layout if layout in _FIXES else "contiguous"
 
 
 def _is_free(step: Step) -> bool:
@@ -90,7 +93,7 @@ def _join(graph: Graph, convs: list[Step]) -> None:
         before = {c for v in step.reads() for c in origins.get(v, ()) if len(v.shape) == 4}
         if isinstance(step.function, FusedConv):
             for c in before:
-                c.function.channels_last = step.function.channels_last = True  # type: ignore[attr-defined]
+                c.function.channels_last = step.function.channels_last = True
             before = {step}
         for v in step.results():
             if len(v.shape) == 4:

@@ -46,7 +46,8 @@ class FusedConv:
 
     def pack(self, values: dict[Value, Any], store: dict[Hashable, Any]) -> _ConvPack:
         """All but the input, packed; from ``store``, which programs share, if it is still right."""
-        tensors = [values.get(v, v.tensor) if v is not None else None for v in (self.weight, self.bias, *(self.norm or ()))]  # fmt: skip
+        parts = (self.weight, self.bias, *(self.norm or ()))
+        tensors = [None if v is None else values.get(v, v.tensor) for v in parts]
         shape = SimpleNamespace(weight=tensors[0], padding_mode="zeros", **self.options)
         spec = (self.eps, self.activation, self.negative_slope, tuple(sorted(self.options.items())))
         key = (*(None if t is None else id(t) for t in tensors), *spec)
@@ -91,14 +92,14 @@ def _conv(step: Step) -> tuple[FusedConv, Value] | None:
     x, weight, bias = given.get("input"), given.get("weight"), given.get("bias")
     if not isinstance(x, Value) or not isinstance(weight, Value) or len(x.shape) != 4 or len(weight.shape) != 4:
         return None
-    options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    options: dict[str, Any] = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
     options |= {k: _plain(given[k]) for k in options if k in given}
     if list(values_in(list(options.values()))) or x.dtype is not weight.dtype or weight.shape[0] == 0:
         return None
     if x.dtype not in CONV_BN_ACT.takes(x.device.type) or not _dispatch.has_native(CONV_BN_ACT, x.device):
         return None
     try:
-        geometry(torch.Size(weight.shape[2:]), *(options[k] for k in ("stride", "padding", "dilation", "groups")))
+        geometry(weight.shape[2:], **options)
     except (ValueError, TypeError):
         return None
     return FusedConv(weight, bias, options), x
@@ -183,7 +184,8 @@ class Fuser:
             gone |= set(chain)
             last = chain[-1]
             names = [step.where] + [s.where for s in chain[1:] if s.where]
-            made = Step(conv, (x, residual), {}, last.outputs, (), "fused", step.where, _what(conv, residual), tuple(dict.fromkeys(names)))  # fmt: skip
+            made = Step(conv, (x, residual), {}, last.outputs, (), "fused", step.where)
+            made.note, made.sources = _what(conv, residual), tuple(dict.fromkeys(names))
             fused[last] = made
         self.graph.steps = [fused.get(s, s) for s in self.graph.steps if s not in gone or s in fused]
 
@@ -254,5 +256,3 @@ def use_our_lstms(graph: Graph, store: dict[Hashable, Any]) -> None:
 def can_fuse() -> bool:
     """Are there kernels at all?"""
     return _native.error is None
-
-

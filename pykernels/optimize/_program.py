@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pykernels import _native
 from pykernels.nn._packed import Pack
+from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.optimize._graph import Graph, Step, Value, mapped, values_in
 from pykernels.optimize._layout import as_channels_last, as_contiguous
 from pykernels.optimize._patterns import FusedConv
@@ -56,7 +58,7 @@ class Program:
         self.again = not any(s.kind == "opaque" or any(v.storage == -1 for v in s.writes) for s in graph.steps)
         self.fused = [s for s in graph.steps if isinstance(s.function, FusedConv)]
         read = [v for s in (*graph.steps, *folded) for v in s.reads()]
-        read += [v for s in self.fused for v in s.function.parameters()]  # type: ignore[attr-defined]
+        read += [v for s in self.fused for v in s.function.parameters()]
         self.sources = [v for v in dict.fromkeys(read) if v.kind == "source"]
         self._constants = [v for s in folded for v in s.results()]
         self._writer = _Writer(self)
@@ -88,7 +90,7 @@ class Program:
         chosen: list[Any] = [None] * len(self.fused)
 
         def choose(i: int, x: Tensor) -> Any:
-            chosen[i] = self.fused[i].function.constant(bound.convs[i], x.shape)  # type: ignore[attr-defined]
+            chosen[i] = self.fused[i].function.constant(bound.convs[i], x.shape)
             return chosen[i]
 
         result = self._choosing(self._tuple(bound, []), choose, *tensors)
@@ -103,15 +105,19 @@ class Program:
     def _renew(self) -> _Bound:
         with torch.inference_mode(False), torch.no_grad():
             used = {v: None for s in self.folded for v in s.reads() if v.kind == "source"}
-            used.update({v: None for s in self.fused for v in s.function.parameters() if v.kind == "source"})  # type: ignore[attr-defined]
-            if any((t.shape, t.dtype, t.device) != (v.shape, v.dtype, v.device) for v in used if (t := v.tensor) is not None):
+            used.update({v: None for s in self.fused for v in s.function.parameters() if v.kind == "source"})
+            if any(
+                (t.shape, t.dtype, t.device) != (v.shape, v.dtype, v.device)
+                for v in used
+                if (t := v.tensor) is not None
+            ):
                 raise RuntimeError("a source has become another kind of tensor")
             slots = [({"": v.tensor}, "") for v in used]
             pack = Pack(slots, torch.float32, None, lambda tensors: None) if slots else None
             bound = _Bound(pack)
             for step in self.folded:
                 self._fold(step, bound.values)
-            bound.convs = [s.function.pack(bound.values, self.store) for s in self.fused]  # type: ignore[attr-defined]
+            bound.convs = [s.function.pack(bound.values, self.store) for s in self.fused]
         self._bound = bound
         return bound
 
@@ -127,9 +133,9 @@ class Program:
                 report.torch_steps += 1
                 name = step.name()
                 if name in _OF_INTEREST:
-                    report.left.append(Left(step.where or "the model", name, _OF_INTEREST[name]))
+                    report.left.append(Left(step.where or "the model", name, _why_not(step, name)))
             elif step.kind == "module":
-                report.left.append(Left(step.where, step.name(), "has no kernels of ours"))
+                report.left.append(Left(step.where, step.name(), _why_not(step, "")))
         report.left += [Left(where or "the model", what, why) for where, what, why in self.graph.opaque]
 
     def _fold(self, step: Step, values: dict[Value, Any]) -> None:
@@ -139,6 +145,24 @@ class Program:
         result = step.function(*mapped(step.args, tensor), **mapped(step.kwargs, tensor))
         for value, got in zip(step.results(), _flat(result), strict=True):
             values[value] = got
+
+
+def _why_not(step: Step, name: str) -> str:
+    """Why a call is torch's."""
+    if getattr(step.function, "proj_size", 0):
+        return "has projections (proj_size), which the kernels don't know"
+    x = next(step.reads(), None)
+    if name == "conv2d" and x is not None:
+        if _native.error is not None:
+            return _native.error
+        takes = CONV_BN_ACT.takes(x.device.type)
+        if x.dtype not in takes:
+            return f"is {_short(x.dtype)}; the kernels take {' and '.join(map(_short, takes))}"
+    return _OF_INTEREST.get(name, "has no kernels of ours")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _flat(result: Any) -> list[Tensor]:

@@ -31,27 +31,54 @@ _STANDARD = sysconfig.get_paths()["stdlib"] + os.sep
 _INSTALLED = tuple({sysconfig.get_paths()[k] + os.sep for k in ("purelib", "platlib")})
 #: What of torch and NumPy a model may call; more is refused by name.
 _CALLABLE = (
-    "torch.nn.", "torch.functional", "torch._tensor", "torch.overrides", "torch._jit_internal", "torch.autograd.grad_mode",
-    "torch._VF", "torch.jit", "torch.compiler", "torch._dynamo", "torch.onnx", "torch.utils._pytree", "torch.utils._contextlib",
-    "torch.utils.checkpoint", "torch._utils", "torch._classes", "torch._ops", "torch.special", "torch.fft", "torch.linalg",
+    "torch.nn.", "torch.functional", "torch._tensor", "torch.overrides", "torch._jit_internal",
+    "torch.autograd.grad_mode",
+    "torch._VF", "torch.jit", "torch.compiler", "torch._dynamo", "torch.onnx", "torch.utils._pytree",
+    "torch.utils._contextlib",
+    "torch.utils.checkpoint", "torch._utils", "torch._classes", "torch._ops", "torch.special", "torch.fft",
+    "torch.linalg",
     "torch.types", "torch.return_types", "numpy._core", "numpy.core", "numpy.lib._function_base_impl", "pykernels.",
 )  # fmt: skip
-_REFUSED_OF_TORCH = ("set_", "use_", "manual_seed", "seed", "initial_seed", "get_rng", "_set", "save", "load", "compile")
+_REFUSED_OF_TORCH = (
+    "set_",
+    "use_",
+    "manual_seed",
+    "seed",
+    "initial_seed",
+    "get_rng",
+    "_set",
+    "save",
+    "load",
+    "compile",
+)
 _STATE_OF_TORCH = ("get_", "_get", "are_", "is_", "_is_", "initial_", "default_generator")
 _KNOWN_STATE = frozenset(
-    ("is_tensor is_storage is_grad_enabled is_inference_mode_enabled is_autocast_enabled is_autocast_cpu_enabled "
-     "get_default_dtype is_floating_point is_complex is_nonzero is_conj is_neg get_device is_same_size is_signed "
-     "is_scripting is_tracing is_compiling is_in_onnx_export is_autocast_cache_enabled _is_any_autocast_enabled").split()
+    ["is_tensor", "is_storage", "is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled",
+    "is_autocast_cpu_enabled", "get_default_dtype", "is_floating_point", "is_complex", "is_nonzero", "is_conj",
+    "is_neg", "get_device", "is_same_size", "is_signed", "is_scripting", "is_tracing", "is_compiling",
+    "is_in_onnx_export", "is_autocast_cache_enabled", "_is_any_autocast_enabled"]
 )  # fmt: skip
 _REFUSED_MODULES = ("torch.nn.init", "torch.nn.parallel")
 _BUILTINS = frozenset(
-    ("abs all any bin callable chr divmod filter format getattr hasattr hex isinstance issubclass iter len max min "
-     "next oct ord pow range repr reversed round sorted sum zip map __build_class__").split()
+    ["abs", "all", "any", "bin", "callable", "chr", "divmod", "filter", "format", "getattr", "hasattr", "hex",
+    "isinstance", "issubclass", "iter", "len", "max", "min", "next", "oct", "ord", "pow", "range", "repr",
+    "reversed", "round", "sorted", "sum", "zip", "map", "__build_class__"]
 )  # fmt: skip
 _PURE_MODULES = frozenset(
-    ("math", "_operator", "operator", "itertools", "functools", "_functools", "collections", "_collections", "cmath", "_abc")
+    (
+        "math",
+        "_operator",
+        "operator",
+        "itertools",
+        "functools",
+        "_functools",
+        "collections",
+        "_collections",
+        "cmath",
+        "_abc",
+    )
 )
-_VALUES = (
+_VALUES: tuple[Any, ...] = (
     type(None), bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, range, slice, torch.Tensor,
     torch.dtype, torch.device, types.MappingProxyType, types.GeneratorType, type({}.keys()), type({}.values()),
     type({}.items()),
@@ -132,7 +159,7 @@ class Onlooker:
         code, caller = frame.f_code, frame.f_back
         if _is_trusted(code.co_filename):
             if caller is not None and not _is_for_trusted(caller):
-                self._into_trusted(code, frame.f_globals)
+                self._into_trusted(frame)
             return
         if _is_standard(code.co_filename) and _is_for_trusted(caller):
             return
@@ -186,15 +213,15 @@ class Onlooker:
                             self.watch.entry(kind, name, vars(kind)[name])
                             self.watch.add(vars(kind)[name], None, name)
 
-    def _into_trusted(self, code: types.CodeType, space: dict[str, Any]) -> None:
-        module, name = str(space.get("__name__")), code.co_name
+    def _into_trusted(self, frame: types.FrameType) -> None:
+        module, name = str(frame.f_globals.get("__name__")), frame.f_code.co_name
         here = self.part()[-1]
         if module == "torch":
             if not _may_ask_torch(name):
                 here.refuse(f"calls torch.{name}")
         elif not module.startswith(_CALLABLE) or module.startswith(_REFUSED_MODULES):
             here.refuse(f"calls {module}.{name}")
-        elif module == "torch.autograd.grad_mode" and "inference_mode" in code.co_qualname:
+        elif module == "torch.autograd.grad_mode" and isinstance(frame.f_locals.get("self"), torch.inference_mode):
             here.refuse("enters or leaves inference mode")
 
     def _native(self, function: Any) -> None:

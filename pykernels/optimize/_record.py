@@ -209,7 +209,7 @@ class Recorder:
             if args and args[0] is not torch.is_grad_enabled():
                 self.refuse("changes the gradient mode")
             return func(*args, **kwargs)
-        read = Step(func, *given, None, (), "call", self.scopes[-1].path)
+        read = Step(func, given[0], given[1], None, (), "call", self.scopes[-1].path)
         if _kinds.is_refused(name):
             self.refuse(f"calls {name}")
             return func(*args, **kwargs)
@@ -222,7 +222,7 @@ class Recorder:
         return result
 
     def _reads_metadata(self, name: str, given: Any) -> None:
-        values = list(Step(len, *given, None).reads())
+        values = list(Step(len, given[0], given[1], None).reads())
         if name in _kinds.SIZES:
             self.exact = True
             if any(v.dynamic for v in values):
@@ -290,7 +290,9 @@ class Recorder:
                 self._one_step(module, args, kwargs, path, result, "module")
         return result
 
-    def scope(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str, why: str | None) -> Any:
+    def scope(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str, why: str | None
+    ) -> Any:
         """Runs a child: its steps become part of the recording, or it becomes one opaque step."""
         if self.paused or self.scopes[-1].findings.reason is not None:
             return module._call_impl(*args, **kwargs)

@@ -66,7 +66,7 @@ class Family:
 
 def _is_of_interest(module: nn.Module) -> bool:
     kind = type(module)
-    if kind in _WHOLE or isinstance(module, _GAIN_ALONE) or "forward" in vars(module):
+    if kind in _WHOLE or isinstance(module, _GAIN_ALONE) or "forward" in vars(module) or has_hooks(module):
         return True
     is_leaf = not module._modules and kind.__module__.startswith(("torch.nn.", "pykernels.nn."))
     return not is_leaf
@@ -117,7 +117,7 @@ class Stub:
         except _Unsuited:
             return module._call_impl(*args, **kwargs)
         grad = _grad()
-        if grad and any([t.requires_grad for t in tensors]):
+        if grad and any(t.requires_grad for t in tensors):
             return module._call_impl(*args, **kwargs)
         if found is None:
             found = self._general(key, tensors)

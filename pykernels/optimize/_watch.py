@@ -97,9 +97,7 @@ class Watch:
                 self._opaque(value, name)
         elif isinstance(value, nn.Module):
             return self._module(value)
-        elif kind in _DICTS or (isinstance(value, dict) and is_own(kind)):
-            return self._container(value, owner, name)
-        elif kind is list:
+        elif kind in _DICTS or (isinstance(value, dict) and is_own(kind)) or kind is list:
             return self._container(value, owner, name)
         elif isinstance(value, tuple):
             return [(v, owner, name) for v in value]
@@ -160,7 +158,7 @@ class Watch:
 
     def _object(self, value: Any, owner: nn.Module | None, name: str) -> Iterable[tuple[Any, nn.Module | None, str]]:
         kind = type(value)
-        attributes = getattr(value, "__dict__", None)
+        attributes: Any = getattr(value, "__dict__", None)
         plain = type(attributes) is dict and kind.__basicsize__ <= object.__basicsize__ + 16
         if not plain or any("__slots__" in vars(k) for k in kind.__mro__[:-1]):
             self._opaque(value, name)

@@ -34,13 +34,15 @@ def image(*shape: int) -> torch.Tensor:
 
 
 def same(model: nn.Module, *inputs: torch.Tensor) -> pk.optimize:
-    """The optimised model, after checking it against the original on ``inputs``."""
+    """The optimised model, after checking it against the original on ``inputs``: recorded, bound and run."""
     fast = pk.optimize(randomise(model))
     with torch.no_grad():
-        expected, got = model(*inputs), fast(*inputs)
-    assert got.dtype == expected.dtype
-    assert got.is_contiguous() == expected.is_contiguous()
-    assert relative_l2(got, expected) < TOLERANCE
+        expected = model(*inputs)
+        for _ in range(3):
+            got = fast(*inputs)
+            assert got.dtype == expected.dtype
+            assert got.is_contiguous() == expected.is_contiguous()
+            assert relative_l2(got, expected) < TOLERANCE
     return fast
 
 
@@ -190,8 +192,8 @@ class ReadsTwice(nn.Module):
         return self.bn(y) + y
 
 
-def test_an_intermediate_with_two_readers_is_not_folded_away():
-    assert kinds(same(ReadsTwice(), image())) == ["conv"]
+def test_an_intermediate_with_two_readers_ends_a_chain():
+    assert kinds(same(ReadsTwice(), image())) == ["conv+relu"]
 
 
 class View(nn.Module):
@@ -251,10 +253,11 @@ class MakesTensors(Optional):
 
 
 @pytest.mark.parametrize("kind", [Optional, Branches, AsksType, Counts])
-def test_untraceable_models_are_rewritten_module_by_module(kind):
+def test_what_cannot_be_followed_is_left_and_its_children_run_as_programs(kind):
     fast = same(kind(), image())
     assert kinds(fast) == ["conv+bn+relu"]
-    assert any("not traceable" in x.why for x in fast.report().left)
+    reasons = " ".join(x.why for x in fast.report().left)
+    assert {Branches: "reads a value", Counts: "keeps state (calls)"}.get(kind, "") in reasons
     assert fast.describe() == "3 layers"
 
 
@@ -423,7 +426,8 @@ def test_hooks_are_kept():
     fast = pk.optimize(model)
     with torch.no_grad():
         assert relative_l2(fast(image()), model(image())) < TOLERANCE
-    assert len(seen) == 2
+        fast(image())
+    assert len(seen) == 3
     assert any("hooks" in x.why for x in fast.report().left)
 
 
@@ -435,9 +439,14 @@ def test_subclasses_do_what_their_forward_says():
     assert kinds(same(nn.Sequential(MyConv(3, 4, 3), nn.ReLU()), image())) == ["conv"]
 
 
-def test_parametrised_weights_are_left_alone():
+def test_weights_that_are_computed_are_computed_once_for_each_version():
     conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
-    assert kinds(same(nn.Sequential(conv, nn.ReLU()), image())) == []
+    model = nn.Sequential(conv, nn.ReLU())
+    fast = same(model, image())
+    assert kinds(fast) == ["conv+relu"]
+    with torch.no_grad():
+        conv.parametrizations.weight.original1.mul_(2)
+        assert relative_l2(fast(image()), model(image())) < TOLERANCE
 
 
 def test_one_convolution_used_twice():
@@ -451,7 +460,7 @@ def test_batch_norm_alone_and_without_statistics_stays():
         nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)), image()
     )
     assert kinds(fast) == ["conv"]
-    assert {x.what for x in fast.report().left} >= {"BatchNorm2d"}
+    assert {x.what for x in fast.report().left} >= {"batch_norm"}
 
 
 class Recurrent(nn.Module):
@@ -475,10 +484,11 @@ def test_lstm_and_cell_are_replaced():
 
 @pytest.mark.parametrize("shape", [(1, 6), (2, 6), (3, 5, 6), (6,), (0, 6)], ids=str)
 @pytest.mark.parametrize("activation", [nn.GELU(), nn.ReLU(inplace=True), nn.Softmax(-1)], ids=lambda m: repr(m))
-def test_linear_and_its_activation_are_folded(shape, activation):
+def test_linear_is_torchs(shape, activation):
     model = nn.Sequential(nn.Linear(6, 9), activation, nn.Linear(9, 4, bias=False))
     fast = same(model, image(*shape) if shape[0] else torch.empty(shape))
-    assert kinds(fast) == ["linear" if isinstance(activation, nn.Softmax) else f"linear+{kinds(fast)[0][7:]}", "linear"]
+    assert kinds(fast) == []
+    assert [x.what for x in fast.report().left] == ["linear", "linear"]
 
 
 def test_linear_sees_updates_of_its_weight():
@@ -555,7 +565,9 @@ def test_float64_models_are_left_alone():
 
 
 def test_report_reads_well():
-    text = str(pk.optimize(randomise(Block("iadd"))).report())
+    fast = pk.optimize(randomise(Block("iadd")))
+    assert "nothing has run yet" in str(fast.report())
+    text = str(same(Block("iadd"), image(2, 6, 9, 9)).report())
     assert "conv+bn+add+relu -> pk.ops.conv_bn_act" in text
     assert "conv2 + bn2" in text
 
@@ -577,11 +589,15 @@ def test_optimising_twice():
         pk.optimize(pk.optimize(nn.Conv2d(3, 4, 3)))
 
 
-def test_training_is_refused():
-    fast = pk.optimize(nn.Conv2d(3, 4, 3))
-    assert not fast.eval().training
-    with pytest.raises(RuntimeError, match="for inference"):
-        fast.train()
+def test_it_stays_in_evaluation_mode_inside_a_model_that_trains():
+    outer = nn.Sequential(
+        pk.optimize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))), nn.Flatten(), nn.Linear(400, 2)
+    )
+    outer.train()
+    assert outer.training
+    assert not any(m.training for m in outer[0].modules())
+    outer(image()).sum().backward()
+    assert outer[2].weight.grad is not None
 
 
 def test_without_the_native_library_nothing_is_replaced(monkeypatch):
