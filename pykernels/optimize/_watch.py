@@ -80,9 +80,14 @@ class Watch:
         todo = [(value, owner, name)]
         while todo:
             value, owner, name = todo.pop()
-            if isinstance(value, _ATOMS) or id(value) in self._seen:
+            if isinstance(value, _ATOMS):
                 continue
-            self._seen[id(value)] = value
+            if id(value) in self._seen:
+                _, first = self._seen[id(value)]
+                if first is owner or first is None or isinstance(value, nn.Module | torch.Tensor):
+                    continue
+                owner = None  # two lead to it: it is nobody's own, nor is what it leads to
+            self._seen[id(value)] = value, owner
             todo.extend(self._one(value, owner, name))
         self._flat = None
 
@@ -106,7 +111,7 @@ class Watch:
                 self.sets.append((value, frozenset(value)))
             return [(v, owner, name) for v in value]
         elif isinstance(value, types.FunctionType):
-            return self._function(value)
+            return self._function(value, owner)
         elif isinstance(value, types.MethodType):
             return [(value.__func__, owner, name), (value.__self__, owner, name)]
         elif isinstance(value, functools.partial):
@@ -140,7 +145,9 @@ class Watch:
             if is_own(kind):
                 yield from ((f, None, key) for key, f in vars(kind).items() if _may_close_over(f))
 
-    def _function(self, function: types.FunctionType) -> Iterable[tuple[Any, nn.Module | None, str]]:
+    def _function(
+        self, function: types.FunctionType, owner: nn.Module | None
+    ) -> Iterable[tuple[Any, nn.Module | None, str]]:
         self.closures.add(function.__code__)
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             try:
@@ -149,7 +156,7 @@ class Watch:
                 value = MISSING
             self.entries[id(cell), ""] = cell, name, value
             if name != "__class__":
-                yield value, None, name
+                yield value, owner, name
         yield from ((v, None, function.__name__) for v in function.__defaults__ or ())
         yield from ((v, None, k) for k, v in (function.__kwdefaults__ or {}).items())
         wrapped = getattr(function, "__wrapped__", None)
@@ -174,8 +181,9 @@ class Watch:
         self.opaque_things.append(value)
 
     def _container(self, value: Any, owner: nn.Module | None, name: str) -> list[tuple[Any, nn.Module | None, str]]:
-        self.containers[id(value)] = value
-        self.snapshots[id(value)] = snapshot(value)
+        if id(value) not in self.containers:
+            self.containers[id(value)] = value
+            self.snapshots[id(value)] = snapshot(value)
         self.owners[id(value)] = owner, name
         if isinstance(value, dict):
             return [(v, owner, k if type(k) is str and not name else name) for k, v in value.items()]
