@@ -68,15 +68,15 @@ def _is_shared_and_written(graph: Graph) -> bool:
     owners: dict[int, set[Value]] = {}
     for v in (*graph.inputs, *(v for s in graph.steps for v in (*s.reads(), *s.results()))):
         owners.setdefault(v.storage, set()).add(v)
-    written_by = [(s, v) for s in graph.steps for v in s.writes]
-    for step, v in written_by:
-        name = name_of(step.function)
-        if step.kind != "call" or name not in _IN_PLACE or not isinstance(step.outputs, Value):
-            return True
-        chain = {v, step.outputs}
-        chain |= {x for s, w in written_by if w.storage == v.storage for x in (w, s.outputs)}
-        if v.storage == -1 or not owners[v.storage] <= chain:
-            return True
+    overwritten = {s.outputs for s in graph.steps if s.writes and isinstance(s.outputs, Value)}
+    for step in graph.steps:
+        for v in step.writes:
+            name = name_of(step.function)
+            if step.kind != "call" or name not in _IN_PLACE or not isinstance(step.outputs, Value):
+                return True
+            # More than one that no write gave: a view, which another format could turn into a copy.
+            if v.storage == -1 or len(owners[v.storage] - overwritten) > 1:
+                return True
     seen: dict[int, Value] = {}
     for v in values_in(graph.result):
         if seen.setdefault(v.storage, v) is not v:

@@ -607,3 +607,36 @@ def test_without_the_native_library_nothing_is_replaced(monkeypatch):
     fast = same(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), image())
     assert kinds(fast) == []
     assert "not built" in str(fast.report())
+
+
+class WritesThroughAReshape(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x):
+        y = self.b(self.a(x))
+        y.reshape(x.shape[0], -1).mul_(2)
+        y.add_(1)
+        return y
+
+
+def test_what_is_written_through_a_reshape_is_seen_by_its_source():
+    same(WritesThroughAReshape(), image())
+
+
+def test_an_empty_batch_says_nothing_of_the_formats_of_others():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x).transpose(2, 3)
+
+    model = randomise(Turned())
+    fast = pk.optimize(model)
+    with torch.no_grad():
+        for n in (0, 0, 2, 2, 1, 1, 3):
+            x = torch.randn(n, 3, 7, 7)
+            assert fast(x).stride() == model(x).stride()
