@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pykernels import _native
+from pykernels._measure import relative_l2
 from pykernels._native import _cuda
 from pykernels.ops._check import (
     compare,
@@ -16,7 +17,6 @@ from pykernels.ops._check import (
     host_isas,
     inputs_of,
     map_tensors,
-    relative_l2,
     tensors_of,
     to_double,
 )
