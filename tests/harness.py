@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,7 @@ __all__ = [
     "check_op",
     "cuda_build",
     "cuda_reason",
+    "eight_threads",
     "forced_isa",
     "host_isas",
     "inputs_of",
@@ -71,6 +74,26 @@ def needs_triton(function):
     """Marks a test that runs Triton kernels, on a GPU or interpreted."""
     reason = triton_reason()
     return pytest.mark.triton(pytest.mark.skipif(reason is not None, reason=f"needs Triton: {reason}")(function))
+
+
+def eight_threads(work: Callable[[int], object]) -> None:
+    """Calls ``work(0)`` to ``work(7)`` at once, each in a thread; raises the first thing that one of them raised."""
+    start, raised = threading.Barrier(8), []
+
+    def run(i: int) -> None:
+        try:
+            start.wait()
+            work(i)
+        except BaseException as problem:
+            raised.append(problem)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if raised:
+        raise raised[0]
 
 
 def check_op(spec: OpSpec, sample: Sample, backend: str, dtype: torch.dtype) -> float:

@@ -100,10 +100,12 @@ def second_gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> Any
     return torch.autograd.grad(sum(f.square().sum() for f in first), inputs)
 
 
-def assert_close(got: Sequence[Tensor], expected: Sequence[Tensor], allowed: float, dtype: torch.dtype) -> None:
-    """Shapes, dtype and relative L2 error."""
+def assert_close(
+    got: Sequence[Tensor], expected: Sequence[Tensor], allowed: float, dtype: torch.dtype | None = None
+) -> None:
+    """Shapes, dtype (that of ``expected`` unless given) and relative L2 error."""
     for g, e in zip(got, expected, strict=True):
-        assert (g.shape, g.dtype) == (e.shape, dtype)
+        assert (g.shape, g.dtype) == (e.shape, dtype or e.dtype)
         # A state that is all but zero may come out flushed to zero.
         error = relative_l2(g.detach().cpu(), e.detach().cpu())
         assert error <= allowed or (g.double() - e).abs().max() <= torch.finfo(torch.float32).tiny

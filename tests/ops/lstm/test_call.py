@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +10,7 @@ from hypothesis import strategies as st
 import pykernels as pk
 from pykernels.ops.lstm import reference
 from pykernels.ops.lstm.spec import LSTM_CELL_SPEC, bound
-from tests.harness import forced_isa, host_isas, relative_l2, to_double
+from tests.harness import eight_threads, forced_isa, host_isas, relative_l2, to_double
 from tests.ops.lstm.checks import (
     BACKENDS,
     assert_close,
@@ -246,18 +244,5 @@ def test_the_same_bits_every_time_forward_and_backward(both_ways):
 
 @native
 def test_eight_threads_at_once(both_ways):
-    expected, wrong = both_ways(), []
-
-    def work() -> None:
-        try:
-            for _ in range(5):
-                assert_equal(both_ways(), expected)
-        except Exception as problem:
-            wrong.append(repr(problem))
-
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert not wrong
+    expected = both_ways()
+    eight_threads(lambda _: [assert_equal(both_ways(), expected) for _ in range(5)])
