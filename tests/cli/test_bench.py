@@ -214,7 +214,7 @@ def test_the_eager_baseline_computes_the_op(spec):
         expected = flat_tensors(spec.reference(*args, **kwargs))
     assert len(got) == len(expected)
     for g, e in zip(got, expected, strict=True):
-        assert relative_l2(g, e) <= 1e-5
+        assert relative_l2(g, e) <= 2 * spec.tolerance(torch.float32, sample)
 
 
 @pytest.mark.parametrize(

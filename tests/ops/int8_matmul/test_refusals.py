@@ -78,13 +78,10 @@ def test_quantisation_refuses(error, message, arguments):
         (TypeError, "weight: expected torch.int8, got torch.float32", {"weight": torch.ones(3, 6)}),
         (ValueError, r"weight: expected shape \(N, 6\), got \(6, 3\)", {"weight": B}),
         (TypeError, "weight_scale: expected a tensor, got NoneType", {"weight_scale": None}),
-        (
-            RuntimeError,
-            "bias: expected a tensor that requires no gradient",
-            {"bias": torch.ones(3, requires_grad=True)},
-        ),
+        (RuntimeError, "bias: expected a tensor that requires no gradient",
+         {"bias": torch.ones(3, requires_grad=True)}),
     ],
-)
+)  # fmt: skip
 def test_linear_refuses(error, message, arguments):
     with pytest.raises(error, match=f"pykernels.int8_linear: {message}"):
         int8_linear(**{"x": A.float(), "weight": B.t(), "weight_scale": ONE, **arguments})
