@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,14 +10,13 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from pykernels.ops.lstm import reference
-from pykernels.ops.lstm.spec import LSTM_CELL_SPEC, LSTM_SPEC
+from pykernels.ops.lstm.spec import bound
 from tests.harness import map_tensors
 from tests.ops.lstm.checks import (
     assert_close,
     assert_equal,
     cell_problem,
     flat,
-    generator,
     leaves,
     problem,
     run,
@@ -33,55 +33,38 @@ OPTIONS = [
 ]
 
 
-def torchs(module_options: dict[str, Any], width: int = 5, hidden: int = 7) -> torch.nn.LSTM:
-    torch.manual_seed(3)
-    return torch.nn.LSTM(width, hidden, **module_options).double()
+def check_is_torchs(args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    x, hx, weights = args
+    sizes = [named["batch_sizes"]] if "batch_sizes" in named else []
+    flags = len(weights) == 4 * len(hx[0]), named["num_layers"], 0.0, False, named["bidirectional"]
+    expected = torch.lstm(x, *sizes, hx, weights, *flags, *([] if sizes else [named["batch_first"]]))
+    assert_close(flat(reference.lstm(*args, **named)), expected, bound(args, named))
 
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("states", [False, True], ids=["zero", "given"])
 def test_reference_is_torchs_lstm(options, states):
-    module = torchs(options)
-    x = torch.randn(4, 3, 5, dtype=torch.float64, generator=generator())
-    batch = x.shape[0 if module.batch_first else 1]
-    rows = module.num_layers * (2 if module.bidirectional else 1)
-    shape = (rows, batch, 7)
-    hx = tuple(
-        torch.randn(shape, dtype=torch.float64, generator=generator(i)) if states else torch.zeros(shape).double()
-        for i in range(2)
-    )
-    named = {k: v for k, v in options.items() if k != "bias"}
-    got, expected = reference.lstm(x, hx, module._flat_weights, **named), module(x, hx)
-    assert_close(flat(got), flat(expected), LSTM_SPEC.bound(torch.float64, 3 * (5 + 14)), torch.float64)
+    (x, hx, weights), named = problem(4, 3, 5, 7, **options, dtype=torch.float64)
+    check_is_torchs((x, hx if states else tuple(torch.zeros_like(t) for t in hx), weights), named)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_reference_is_torchs_packed_lstm(bidirectional, num_layers):
-    module = torchs({"bidirectional": bidirectional, "num_layers": num_layers})
-    batch_sizes = torch.tensor([4, 4, 2, 1, 1])
-    data = torch.randn(12, 5, dtype=torch.float64, generator=generator())
-    rows = num_layers * (2 if bidirectional else 1)
-    hx = tuple(torch.randn(rows, 4, 7, dtype=torch.float64, generator=generator(i)) for i in range(2))
-    sequence = torch.nn.utils.rnn.PackedSequence(data, batch_sizes)
-    output, states = module(sequence, hx)
-    got = reference.lstm(
-        data, hx, module._flat_weights, num_layers=num_layers, bidirectional=bidirectional, batch_sizes=batch_sizes
-    )
-    assert_close(flat(got), [output.data, *states], LSTM_SPEC.bound(torch.float64, 3 * (5 + 14)), torch.float64)
+    options = {"bidirectional": bidirectional, "num_layers": num_layers, "batch_sizes": [4, 4, 2, 1, 1]}
+    check_is_torchs(*problem(5, 4, 5, 7, **options, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(3, 5), (5,), (0, 5)])
 def test_reference_is_torchs_cell(bias, shape):
-    torch.manual_seed(3)
-    cell = torch.nn.LSTMCell(5, 7, bias=bias).double()
-    x = torch.randn(shape, dtype=torch.float64)
-    hx = tuple(torch.randn((*shape[:-1], 7), dtype=torch.float64) for _ in range(2))
-    weights = [cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh]
-    assert_close(
-        reference.lstm_cell(x, hx, *weights), cell(x, hx), LSTM_CELL_SPEC.bound(torch.float64, 5 + 7), torch.float64
-    )
+    args = x, (h, c), weights = cell_problem(math.prod(shape[:-1]), 5, 7, bias=bias, dtype=torch.float64)
+    if len(shape) == 1:
+        x, h, c = x[0], h[0], c[0]
+    cell = torch.nn.LSTMCell(5, 7, bias=bias).double()  # torch.lstm_cell takes batches only
+    for own, value in zip(cell.parameters(), weights, strict=True):
+        own.data = value
+    assert_close(reference.lstm_cell(x, (h, c), *weights), cell(x, (h, c)), bound(args, {}))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
