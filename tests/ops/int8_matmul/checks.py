@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-import pykernels as pk
 from pykernels import _native
 from pykernels.ops.int8_matmul import int8_matmul
 from pykernels.ops.int8_matmul.reference import int8_matmul_reference
@@ -97,9 +96,3 @@ def check_gradients(
 
     for got, expected in zip(run(backend), run("reference"), strict=True):
         assert relative_l2(got, expected) < 2 * 4 * BOUND  # of both sides; forward, and through two derivatives
-
-
-def composed(x: torch.Tensor, b: torch.Tensor, backend: str = "auto") -> torch.Tensor:
-    q, scale, zero_point = pk.ops.quantize_int8(x, axis=0, symmetric=False, backend=backend)
-    options = {"a_scale": scale, "a_zero_point": zero_point, "out_dtype": torch.float32}
-    return int8_matmul(q, b, **options, backend=backend) + 1

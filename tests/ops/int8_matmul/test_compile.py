@@ -7,7 +7,7 @@ import torch
 from torch.library import opcheck
 
 from pykernels.ops.int8_matmul import int8_matmul, quantize_int8
-from tests.ops.int8_matmul.checks import BACKENDS, OPS, composed, integers, native, normal
+from tests.ops.int8_matmul.checks import BACKENDS, OPS, integers, native, normal
 
 
 @native
@@ -25,6 +25,11 @@ def test_opcheck(m):
     opcheck(OPS.int8_linear_packed, (x, packed, 33, b_scale, None, 0))
     for axis in (-1, 0, 1):
         opcheck(OPS.quantize_int8, (x, axis, axis != 0))
+
+
+def composed(x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    q, scale, zero_point = quantize_int8(x, axis=0, symmetric=False)
+    return int8_matmul(q, b, a_scale=scale, a_zero_point=zero_point, out_dtype=torch.float32) + 1
 
 
 @native
