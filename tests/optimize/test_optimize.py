@@ -131,31 +131,29 @@ def test_a_view_of_a_convolution_keeps_its_order():
     same(View(), image())
 
 
-def test_subclasses_do_what_their_forward_says():
-    class MyConv(nn.Conv2d):
-        def forward(self, x):
-            return super().forward(x) + 1
-
-    assert kinds(same(nn.Sequential(MyConv(3, 4, 3), nn.ReLU()), image())) == ["conv"]
+class MyConv(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) + 1
 
 
-def test_parametrised_weights_are_left_alone():
-    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
-    assert kinds(same(nn.Sequential(conv, nn.ReLU()), image())) == []
+CONV = nn.Conv2d(3, 3, 3, padding=1)
+UNKNOWN = nn.BatchNorm2d(4, track_running_stats=False)
 
 
-def test_one_convolution_used_twice():
-    conv = nn.Conv2d(3, 3, 3, padding=1)
-    fast = same(nn.Sequential(conv, nn.ReLU(), conv, nn.Tanh()), image())
-    assert kinds(fast) == ["conv+relu", "conv+tanh"]
+SEQUENCES = {
+    "a subclass does what its forward says": ((MyConv(3, 4, 3), nn.ReLU()), ["conv"]),
+    "parametrised weights": ((nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.ReLU()), []),
+    "one convolution used twice": ((CONV, nn.ReLU(), CONV, nn.Tanh()), ["conv+relu", "conv+tanh"]),
+    "batch norm alone and without statistics": ((nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), UNKNOWN), ["conv"]),
+}
 
 
-def test_batch_norm_alone_and_without_statistics_stays():
-    fast = same(
-        nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)), image()
-    )
-    assert kinds(fast) == ["conv"]
-    assert {x.what for x in fast.report().left} >= {"BatchNorm2d"}
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_sequences(name):
+    modules, expected = SEQUENCES[name]
+    fast = same(nn.Sequential(*modules), image())
+    assert kinds(fast) == expected
+    assert ("BatchNorm2d" in {x.what for x in fast.report().left}) == ("batch norm" in name)
 
 
 class Recurrent(nn.Module):

@@ -75,7 +75,7 @@ def test_without_the_residuals_gradient():
         dy = normal(2, 5, 4, 4, seed=2)
         y.backward(dy)
         expected.backward(dy.double())
-        assert relative_l2(x.grad, x2.grad) <= 8 * bound(x)
+        assert relative_l2(x.grad, x2.grad) <= 4 * bound(x)
 
 
 def test_gradients_twice():
@@ -101,7 +101,7 @@ def test_a_large_mean_costs_nothing(layout, walk):
     mean, var = ops.batch_norm_statistics(x, None, None, 0.1)
     exact_var, exact_mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
     assert (mean - exact_mean).abs().max() <= 4096 * 2.0**-24 * 1.01
-    assert relative_l2(var, exact_var) <= bound(x)
+    assert relative_l2(var, exact_var) <= bound(x) / 2  # summed by tiles
 
 
 @each_layout
@@ -111,7 +111,7 @@ def test_an_outlier_in_front(layout, walk):
     mean, var = ops.batch_norm_statistics(x, None, None, 0.1)
     exact_var, exact_mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
     assert relative_l2(mean, exact_mean) <= 3e4 / 16 / 35 * 2.0**-24  # it is a sixteenth of what is subtracted
-    assert relative_l2(var, exact_var) <= bound(x)
+    assert relative_l2(var, exact_var) <= bound(x) / 2  # summed by tiles
 
 
 def test_the_same_bits_every_time(walk):

@@ -22,6 +22,6 @@ def gradient_bound(weight: torch.Tensor, y: torch.Tensor, dtype: torch.dtype | N
 
     All of them twice, in the derivative and in what it is multiplied with; and again for a second derivative.
     """
-    filters = weight.shape[0]
-    terms = weight[0].numel() + weight.numel() + y.numel() // filters + 4
+    over_filters, over_pixels = weight.numel() // max(weight.shape[1], 1), y.numel() // weight.shape[0]
+    terms = weight[0].numel() + over_filters + over_pixels + 4
     return CONV_BN_ACT_SPEC.bound(dtype or weight.dtype, 2 * order * terms)

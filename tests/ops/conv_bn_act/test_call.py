@@ -166,7 +166,8 @@ def test_activations_of_extremes(activation, dtype, backend, device):
     weight = torch.ones(1, 1, 1, 1, dtype=dtype)
     y = conv_bn_act(x.to(device), weight.to(device), activation=activation, backend=backend).cpu()
     expected = apply_activation(x, activation)
-    torch.testing.assert_close(y, expected, equal_nan=True)
+    near = {"rtol": 1e-6, "atol": 1e-37} if (backend, dtype) == ("triton", torch.float32) else {}
+    torch.testing.assert_close(y, expected, equal_nan=True, **near)
 
 
 @native
