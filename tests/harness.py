@@ -23,10 +23,12 @@ from pykernels.ops._check import (
     to_double,
 )
 from pykernels.ops._dispatch import triton_missing
-from pykernels.ops._spec import OpSpec, Sample
+from pykernels.ops._spec import OpSpec, Sample, lay_out
 
 __all__ = [
     "CUDA_GATE",
+    "DEVICE",
+    "FORMATS",
     "check_op",
     "cuda_build",
     "cuda_reason",
@@ -34,10 +36,15 @@ __all__ = [
     "forced_isa",
     "host_isas",
     "inputs_of",
+    "leaves",
     "map_tensors",
+    "native",
     "needs_cuda",
     "needs_triton",
+    "normal",
+    "on_cpu_and_triton",
     "relative_l2",
+    "samples_of",
     "tensors_of",
     "to_double",
     "triton_reason",
@@ -94,6 +101,37 @@ def eight_threads(work: Callable[[int], object]) -> None:
         thread.join()
     if raised:
         raise raised[0]
+
+
+native = pytest.mark.skipif(_native.error is not None, reason=str(_native.error))
+#: Where Triton's kernels run: on a GPU, or interpreted.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FORMATS = (torch.contiguous_format, torch.channels_last)
+
+
+def on_cpu_and_triton(function):
+    """The test for each ``backend``, on a ``device`` of its own."""
+    triton = (pytest.mark.triton, pytest.mark.skipif(triton_reason() is not None, reason=f"{triton_reason()}"))
+    cases = [pytest.param("cpu", "cpu", marks=native), pytest.param("triton", DEVICE, marks=triton)]
+    return pytest.mark.parametrize(("backend", "device"), cases, ids=["cpu", "triton"])(function)
+
+
+def samples_of(spec: OpSpec) -> dict[str, Sample]:
+    """The spec's small samples by name."""
+    return {sample.name: sample for sample in spec.samples if not sample.bench}
+
+
+def normal(*shape: int, seed=0, dtype=torch.float32, layout="contiguous", device="cpu") -> torch.Tensor:
+    """Of unit variance, the same at every call; ``layout`` as in `lay_out`, or a memory format."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    t = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device, dtype)
+    return lay_out(t, layout) if isinstance(layout, str) else t.contiguous(memory_format=layout)
+
+
+def leaves(args, kwargs):
+    """Copies that require gradients, and a list of them all."""
+    args, kwargs = map_tensors((args, kwargs), lambda t: t.detach().clone().requires_grad_())
+    return args, kwargs, tensors_of((args, kwargs))
 
 
 def check_op(spec: OpSpec, sample: Sample, backend: str, dtype: torch.dtype) -> float:

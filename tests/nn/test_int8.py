@@ -12,8 +12,8 @@ from torch import nn
 
 import pykernels as pk
 from pykernels import _native
-from tests.harness import eight_threads, forced_isa, host_isas, relative_l2
-from tests.ops.int8_matmul.checks import BOUND, native
+from tests.harness import eight_threads, forced_isa, host_isas, native, relative_l2
+from tests.ops.int8_matmul.checks import BOUND
 
 
 @pytest.fixture(autouse=True)

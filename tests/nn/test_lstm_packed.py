@@ -15,8 +15,8 @@ import torch
 
 import pykernels as pk
 from pykernels.ops.lstm.spec import LSTM_SPEC
-from tests.harness import eight_threads, forced_isa, host_isas, relative_l2, tensors_of
-from tests.ops.lstm.checks import assert_close, assert_equal, native
+from tests.harness import eight_threads, forced_isa, host_isas, native, relative_l2, tensors_of
+from tests.ops.lstm.checks import assert_close, assert_equal
 
 pytestmark = native
 

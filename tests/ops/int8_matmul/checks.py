@@ -8,16 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from pykernels import _native
 from pykernels.ops.int8_matmul import int8_matmul
 from pykernels.ops.int8_matmul.reference import int8_matmul_reference
 from pykernels.ops.int8_matmul.spec import INT8_MATMUL_SCALED_SPEC, ROUNDINGS
 from tests.harness import relative_l2
 
 OPS = torch.ops.pykernels
-native = pytest.mark.skipif(_native.error is not None, reason=f"no native library: {_native.error}")
 BACKENDS = pytest.mark.parametrize("backend", ["auto", "reference"])
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where Triton's kernels run
 
 #: The largest relative error of a scaled product in float32.
 BOUND = INT8_MATMUL_SCALED_SPEC.bound(torch.float32, ROUNDINGS)

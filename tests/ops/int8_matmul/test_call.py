@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pykernels.ops.int8_matmul import int8_linear, int8_matmul, quantize_int8
 from pykernels.ops.int8_matmul.arguments import MAX_K, MAX_K_WITH_ZERO_POINT
 from pykernels.ops.int8_matmul.reference import quantize_int8_reference
-from tests.harness import eight_threads, forced_isa, host_isas
+from tests.harness import eight_threads, forced_isa, host_isas, native
 from tests.ops.int8_matmul.checks import (
     BACKENDS,
     LAYOUTS,
@@ -19,7 +19,6 @@ from tests.ops.int8_matmul.checks import (
     check_int8_output_rounds_to_even_and_saturates,
     check_special_scales_and_biases,
     integers,
-    native,
     normal,
 )
 

@@ -7,7 +7,8 @@ import torch
 from torch.library import opcheck
 
 from pykernels.ops.int8_matmul import int8_matmul, quantize_int8
-from tests.ops.int8_matmul.checks import BACKENDS, OPS, integers, native, normal
+from tests.harness import native
+from tests.ops.int8_matmul.checks import BACKENDS, OPS, integers, normal
 
 
 @native

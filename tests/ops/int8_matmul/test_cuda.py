@@ -7,8 +7,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pykernels.ops.int8_matmul import int8_linear, int8_matmul, quantize_int8
-from tests.harness import needs_cuda
-from tests.ops.int8_matmul.checks import OPS, integers, native, normal
+from tests.harness import native, needs_cuda
+from tests.ops.int8_matmul.checks import OPS, integers, normal
 
 
 @native

@@ -7,8 +7,8 @@ import torch
 
 from pykernels.ops.int8_matmul import int8_linear, int8_matmul, quantize_int8
 from pykernels.ops.int8_matmul.arguments import MAX_K
-from tests.harness import forced_isa, host_isas
-from tests.ops.int8_matmul.checks import OPS, integers, native
+from tests.harness import forced_isa, host_isas, native
+from tests.ops.int8_matmul.checks import OPS, integers
 
 A, B = integers(4, 6), integers(6, 3)
 ONE = torch.ones(())

@@ -14,9 +14,9 @@ import pykernels as pk
 from pykernels.ops import _tuned
 from pykernels.ops.int8_matmul import int8_linear, int8_matmul, quantize_int8
 from pykernels.ops.int8_matmul.reference import int8_matmul_reference, quantize_int8_reference
-from tests.harness import relative_l2, triton_reason
+from tests.harness import DEVICE, relative_l2, triton_reason
 from tests.ops.int8_matmul import checks
-from tests.ops.int8_matmul.checks import BOUND, DEVICE, LAYOUTS, assert_rounded, assert_same_quantisation
+from tests.ops.int8_matmul.checks import BOUND, LAYOUTS, assert_rounded, assert_same_quantisation
 
 pytestmark = pytest.mark.skipif(triton_reason() is not None, reason=f"needs Triton: {triton_reason()}")
 

@@ -11,15 +11,12 @@ import torch
 from torch import Tensor
 
 import pykernels as pk
-from pykernels import _native
 from pykernels.ops.lstm import reference
 from pykernels.ops.lstm.spec import bound, flat_weights
-from tests.harness import relative_l2, tensors_of, to_double
+from tests.harness import native, relative_l2, tensors_of, to_double
 
-native = pytest.mark.skipif(_native.error is not None, reason="the native library is not built")
 BACKENDS = ["reference", pytest.param("cpu", marks=native)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where Triton's kernels run
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import pykernels as pk
 from pykernels.ops.lstm import reference
 from pykernels.ops.lstm.spec import LSTM_CELL_SPEC, bound
-from tests.harness import eight_threads, forced_isa, host_isas, relative_l2, to_double
+from tests.harness import eight_threads, forced_isa, host_isas, native, relative_l2, to_double
 from tests.ops.lstm.checks import (
     BACKENDS,
     assert_close,
@@ -21,7 +21,6 @@ from tests.ops.lstm.checks import (
     flat,
     gradients,
     leaves,
-    native,
     problem,
     run,
     strided,

@@ -11,17 +11,8 @@ from torch.library import opcheck
 
 import pykernels as pk
 from pykernels.ops.lstm.spec import bound
-from tests.harness import relative_l2
-from tests.ops.lstm.checks import (
-    assert_equal,
-    cell_problem,
-    flat,
-    leaves,
-    native,
-    problem,
-    run,
-    run_cell,
-)
+from tests.harness import native, relative_l2
+from tests.ops.lstm.checks import assert_equal, cell_problem, flat, leaves, problem, run, run_cell
 
 pytestmark = native
 

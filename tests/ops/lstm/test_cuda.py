@@ -14,7 +14,7 @@ import pykernels as pk
 from pykernels import _native
 from pykernels.ops.lstm import autograd
 from pykernels.ops.lstm.spec import bound
-from tests.harness import map_tensors, needs_cuda, relative_l2
+from tests.harness import map_tensors, native, needs_cuda, relative_l2
 from tests.ops.lstm.checks import (
     DTYPES,
     assert_close,
@@ -22,7 +22,6 @@ from tests.ops.lstm.checks import (
     check_gradients,
     gradients,
     leaves,
-    native,
     problem,
     run,
     second_gradients,

@@ -7,14 +7,13 @@ import torch
 
 import pykernels as pk
 from pykernels.ops.lstm.spec import bound
-from tests.harness import forced_isa, host_isas, relative_l2
+from tests.harness import forced_isa, host_isas, native, relative_l2
 from tests.ops.lstm.checks import (
     assert_close,
     cell_problem,
     check_gradients,
     gradients,
     leaves,
-    native,
     problem,
     run,
     second_gradients,

@@ -9,8 +9,8 @@ import torch
 
 import pykernels as pk
 from pykernels.ops.lstm.spec import LSTM_CELL_SPEC, LSTM_SPEC
-from tests.harness import tensors_of
-from tests.ops.lstm.checks import BACKENDS, cell_problem, native, problem
+from tests.harness import native, tensors_of
+from tests.ops.lstm.checks import BACKENDS, cell_problem, problem
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,8 @@ import pykernels as pk
 from pykernels.ops._op import FLOATS
 from pykernels.ops.lstm import reference
 from pykernels.ops.lstm.spec import LSTM_SPEC, bound
-from tests.harness import relative_l2, triton_reason
+from tests.harness import DEVICE, relative_l2, triton_reason
 from tests.ops.lstm.checks import (
-    DEVICE,
     assert_close,
     assert_equal,
     cell_problem,

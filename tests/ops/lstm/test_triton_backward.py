@@ -9,9 +9,8 @@ import torch
 
 import pykernels as pk
 from pykernels.ops.lstm.spec import LSTM_SPEC, bound
-from tests.harness import relative_l2, triton_reason
+from tests.harness import DEVICE, relative_l2, triton_reason
 from tests.ops.lstm.checks import (
-    DEVICE,
     DTYPES,
     assert_close,
     assert_equal,
