@@ -21,9 +21,10 @@ import torch
 from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pykernels._measure import gpu_seconds, interleaved, relative_l2
 from pykernels.cli._console import console as make_console
 from pykernels.ops import _tuned
-from pykernels.ops._check import inputs_of, relative_l2
+from pykernels.ops._check import inputs_of
 from pykernels.ops._dispatch import backend, triton_missing
 from pykernels.ops._spec import Sample
 
@@ -208,18 +209,13 @@ class Clock:
 
     def medians(self, calls: list[Callable[[], object]]) -> list[float]:
         """Milliseconds of each call."""
-        times: list[list[float]] = [[] for _ in calls]
-        for turn in range(self.repeats + 2):
-            for call, mine in zip(calls, times, strict=True):
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                self.flush.zero_()
-                start.record()
-                call()
-                end.record()
-                end.synchronize()
-                if turn >= 2:  # the first are warming up
-                    mine.append(start.elapsed_time(end))
-        return [statistics.median(t) for t in times]
+        rounds = self.repeats + 2  # the first two are warming up
+        times = interleaved(calls, 0.0, least=rounds, clock=self._once)
+        return [1e3 * statistics.median(t[2:]) for t in times]
+
+    def _once(self, call: Callable[[], object]) -> float:
+        self.flush.zero_()
+        return gpu_seconds(call)
 
 
 def shapes_of(op: str | None, given: list[str]) -> dict[str, list[Shape]]:
