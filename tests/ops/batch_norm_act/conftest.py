@@ -9,13 +9,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pykernels import _native
 from pykernels.ops import batch_norm_act
-from tests.harness import DEVICE, native, triton_reason
-
-needs_triton = pytest.mark.skipif(triton_reason() is not None, reason=f"needs Triton: {triton_reason()}")
+from tests.harness import DEVICE, triton_reason
 
 
 def _way(name, monkeypatch):
+    reason = triton_reason() if name == "triton" else _native.error
+    if reason is not None:
+        pytest.skip(reason)
     if name == "triton":
         ops = importlib.import_module("pykernels.ops.batch_norm_act.triton")
         return SimpleNamespace(call=partial(batch_norm_act, backend="triton"), ops=ops, device=DEVICE)
@@ -25,7 +27,7 @@ def _way(name, monkeypatch):
     return SimpleNamespace(call=batch_norm_act, ops=torch.ops.pykernels, device="cpu")
 
 
-@pytest.fixture(params=[pytest.param("plain", marks=native), pytest.param("triton", marks=needs_triton)])
+@pytest.fixture(params=["plain", "triton"])
 def way(request, monkeypatch):
     """The public function, the ops and their device, one way after the other."""
     return _way(request.param, monkeypatch)
@@ -33,7 +35,7 @@ def way(request, monkeypatch):
 
 @pytest.fixture
 def through_the_ops(monkeypatch):
-    """The plain way alone, without the native library as well."""
+    """The plain way alone."""
     return _way("plain", monkeypatch)
 
 

@@ -11,7 +11,7 @@ from pykernels.ops import batch_norm_act
 from pykernels.ops._activation import apply_activation
 from pykernels.ops.batch_norm_act.reference import batch_norm_act_reference
 from pykernels.ops.batch_norm_act.spec import BATCH_NORM_ACT_SPEC
-from tests.harness import inputs_of, map_tensors, native, normal, relative_l2, samples_of, tensors_of, to_double
+from tests.harness import inputs_of, map_tensors, normal, relative_l2, samples_of, tensors_of, to_double
 
 SAMPLES = samples_of(BATCH_NORM_ACT_SPEC)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -43,7 +43,6 @@ CASES = [(name, dtype, "plain") for name in SAMPLES for dtype in DTYPES]
 CASES += [(name, torch.bfloat16 if name.startswith("c") else torch.float32, "triton") for name in SAMPLES]
 
 
-@native
 @pytest.mark.parametrize(("name", "dtype", "way"), CASES, indirect=["way"], ids=str)
 def test_values_gradients_and_running_statistics(name, dtype, way):
     sample = SAMPLES[name]

@@ -8,14 +8,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 import pykernels as pk
-from pykernels import _native
 from pykernels.ops import int8_conv2d
 from pykernels.ops.int8_conv2d.reference import int8_conv2d_reference
 from pykernels.ops.int8_conv2d.spec import INT8_CONV2D_SPEC
-from tests.harness import inputs_of, needs_cuda, tensors_of
-from tests.ops.int8_conv2d.checks import DEVICE, each_check, integers
+from tests.harness import DEVICE, inputs_of, native, needs_cuda, tensors_of
+from tests.ops.int8_conv2d.checks import each_check, integers
 
-native = pytest.mark.skipif(_native.error is not None, reason=str(_native.error))
 OPS = torch.ops.pykernels
 GEOMETRY = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
 
