@@ -74,9 +74,34 @@ struct Inputs {
   }
 };
 
+// f(offset, inputs, dz) for each of this lane's groups in its stretch of the slab.
+template <class T, bool kLast, bool kWhole, class F>
+PK_DEVICE void for_each_group(const Backward& b, const Slab<kLast>& slab, const Lane<kWhole>& lane,
+                              const Affine<kLast>& affine, F f) {
+  constexpr int kRows = kInFlight<kWhole>;
+  const Walk& w = b.walk;
+  const int height = static_cast<int>(blockDim.y);
+  for (int64_t r = slab.begin + threadIdx.y; r < slab.end; r += height * kRows) {
+    Inputs<T, kWhole> in[kRows];
+    PK_UNROLL
+    for (int u = 0; u < kRows; ++u) {
+      const int64_t row = r + u * height;
+      if (row >= slab.end) continue;
+      in[u].read(b, slab.offset + row * w.row_stride, slab.mask_offset + row * w.mask_stride, lane);
+    }
+    PK_UNROLL
+    for (int u = 0; u < kRows; ++u) {
+      const int64_t row = r + u * height;
+      if (row >= slab.end) continue;
+      float dz[kGroup];
+      in[u].dz(b, affine, dz);
+      f(slab.offset + row * w.row_stride, in[u], dz);
+    }
+  }
+}
+
 template <class T, bool kLast, bool kWhole>
 __global__ void __launch_bounds__(kThreads, kSumsBlocks) slab_sums(Backward b) {
-  constexpr int kRows = kInFlight<kWhole>;
   const Walk& w = b.walk;
   const Slab<kLast> slab(w);
   const int height = static_cast<int>(blockDim.y), y = static_cast<int>(threadIdx.y);
@@ -87,29 +112,15 @@ __global__ void __launch_bounds__(kThreads, kSumsBlocks) slab_sums(Backward b) {
     const Lane<kWhole> lane = lane_of<kWhole>(w, slab.tile(i));
     if (!lane.active) continue;
     const Affine<kLast> affine(w, lane, b.args.forward);
-    for (int64_t r = slab.begin + y; r < slab.end; r += height * kRows) {
-      Inputs<T, kWhole> in[kRows];
+    for_each_group<T>(b, slab, lane, affine, [&](int64_t offset, const Inputs<T, kWhole>& in, float (&dz)[kGroup]) {
+      if (write) store<T, kWhole>(write + offset, lane, w.inner, dz);
       PK_UNROLL
-      for (int u = 0; u < kRows; ++u) {
-        const int64_t row = r + u * height;
-        if (row >= slab.end) continue;
-        in[u].read(b, slab.offset + row * w.row_stride, slab.mask_offset + row * w.mask_stride, lane);
+      for (int j = 0; j < kGroup; ++j) {
+        if (!kLast && !kWhole && lane.element(j) >= w.inner) continue;
+        sums[j].dz += dz[j];
+        sums[j].dzx = fmaf(dz[j], in.x[j] - affine.mean[j], sums[j].dzx);
       }
-      PK_UNROLL
-      for (int u = 0; u < kRows; ++u) {
-        const int64_t row = r + u * height;
-        if (row >= slab.end) continue;
-        float dz[kGroup];
-        in[u].dz(b, affine, dz);
-        if (write) store<T, kWhole>(write + slab.offset + row * w.row_stride, lane, w.inner, dz);
-        PK_UNROLL
-        for (int j = 0; j < kGroup; ++j) {
-          if (!kLast && !kWhole && lane.element(j) >= w.inner) continue;
-          sums[j].dz += dz[j];
-          sums[j].dzx = fmaf(dz[j], in[u].x[j] - affine.mean[j], sums[j].dzx);
-        }
-      }
-    }
+    });
   }
   Sums* const shared = dynamic_shared<Sums>();
   float* const to = b.partial + static_cast<int64_t>(blockIdx.y) * 2 * w.channels;
@@ -167,10 +178,8 @@ __global__ void __launch_bounds__(kWarp* kSlabs) join_sums(Backward b, int64_t s
 // dx = scale * (dz - dbias / m - (x - mean) * dweight / (m * sqrt(var + eps)))
 template <class T, bool kLast, bool kWhole>
 __global__ void __launch_bounds__(kThreads, kPointwiseResident) gradients(Backward b) {
-  constexpr int kRows = kInFlight<kWhole>;
   const Walk& w = b.walk;
   const Slab<kLast> slab(w);
-  const int height = static_cast<int>(blockDim.y);
   auto* const dx = static_cast<T*>(b.args.dx);
   auto* const dresidual = static_cast<T*>(b.args.dresidual);
   for (int i = 0; i < slab.tiles; ++i) {
@@ -181,29 +190,15 @@ __global__ void __launch_bounds__(kThreads, kPointwiseResident) gradients(Backwa
     const auto slope = per_channel<kLast>(w, lane, [&](int c) {
       return b.args.dweight[c] * b.over_m * Affine<kLast>::inverse_deviation(b.args.forward, c);
     });
-    for (int64_t r = slab.begin + threadIdx.y; r < slab.end; r += height * kRows) {
-      Inputs<T, kWhole> in[kRows];
+    for_each_group<T>(b, slab, lane, affine, [&](int64_t offset, const Inputs<T, kWhole>& in, float (&dz)[kGroup]) {
+      if (dresidual) store<T, kWhole>(dresidual + offset, lane, w.inner, dz);
       PK_UNROLL
-      for (int u = 0; u < kRows; ++u) {
-        const int64_t row = r + u * height;
-        if (row >= slab.end) continue;
-        in[u].read(b, slab.offset + row * w.row_stride, slab.mask_offset + row * w.mask_stride, lane);
+      for (int j = 0; j < kGroup; ++j) {
+        const float centred = in.x[j] - affine.mean[j];
+        dz[j] = affine.scale[j] * fmaf(-centred, slope[j], dz[j] - common[j]);
       }
-      PK_UNROLL
-      for (int u = 0; u < kRows; ++u) {
-        const int64_t row = r + u * height;
-        if (row >= slab.end) continue;
-        float dz[kGroup];
-        in[u].dz(b, affine, dz);
-        if (dresidual) store<T, kWhole>(dresidual + slab.offset + row * w.row_stride, lane, w.inner, dz);
-        PK_UNROLL
-        for (int j = 0; j < kGroup; ++j) {
-          const float centred = in[u].x[j] - affine.mean[j];
-          dz[j] = affine.scale[j] * fmaf(-centred, slope[j], dz[j] - common[j]);
-        }
-        store<T, kWhole>(dx + slab.offset + row * w.row_stride, lane, w.inner, dz);
-      }
-    }
+      store<T, kWhole>(dx + offset, lane, w.inner, dz);
+    });
   }
 }
 
@@ -216,40 +211,14 @@ Slope slope_of(const BatchNormAct& f) {
 }  // namespace
 }  // namespace bn
 
-Status batch_norm_act_backward_workspace(const BatchNormActBackward& args, int64_t* bytes) {
-  const BatchNormShape& shape = args.forward.shape;
-  if (Status s = bn::check_shape(shape); !s) return s;
-  if (Status s = bn::check_dtype(args.forward.dtype); !s) return s;
-  Device device;
-  if (Status s = current_device(&device); !s) return s;
-  *bytes = bn::plan(shape, device.multiprocessors * bn::kSumsBlocks).slabs * 2 * shape.c *
-           static_cast<int64_t>(sizeof(float));
-  return kOk;
-}
-
-Status batch_norm_act_backward(const BatchNormActBackward& args, void* workspace, int64_t workspace_bytes,
-                               void* stream) {
+Status run(const BatchNormActBackwardPlan& plan, void* workspace, void* stream) {
   using namespace bn;
+  const BatchNormActBackward& args = plan.args;
   const BatchNormAct& f = args.forward;
-  int64_t needed = 0;
-  if (Status s = batch_norm_act_backward_workspace(args, &needed); !s) return s;
-  if (workspace_bytes < needed || (needed && !workspace)) return {"workspace: too small"};
-  if (f.shape.c > 0 && (!args.dweight || !args.dbias)) return {"dweight, dbias: expected pointers, got null"};
-  if (f.shape.c > 0 && (!f.mean || !f.var)) return {"mean, var: expected pointers, got null"};
-  Device device;
-  if (Status s = current_device(&device); !s) return s;
-  const Plan p = plan(f.shape, device.multiprocessors * kSumsBlocks);
-  const Plan pointwise = plan(f.shape, device.multiprocessors * kPointwiseBlocks);
+  const Slabs& p = plan.sums;
   Backward b = {walk_of(f.shape, p), args, slope_of(f), 0.0f, static_cast<float*>(workspace)};
   const int64_t m = f.shape.n * f.shape.hw;
   if (args.batch_statistics && m > 0) b.over_m = static_cast<float>(1.0 / static_cast<double>(m));
-  if (p.slabs) {
-    if (!args.dy || !f.x || !args.dx) return {"dy, x, dx: expected pointers, got null"};
-    if (b.slope == Slope::from_mask && !batch_norm_act_has_mask(f.activation, true)) {
-      return {"mask: expected null for this activation"};
-    }
-    if (batch_norm_act_has_mask(f.activation, f.residual) && !f.mask) return {"mask: expected a pointer, got null"};
-  }
   const bool whole = p.inner % kGroup == 0 && is_aligned(f.x) && is_aligned(f.residual) && is_aligned(args.dy) &&
                      is_aligned(args.dx) && is_aligned(args.dresidual);
   const int shared = (f.shape.channels_last ? kGroup : 1) * kThreads / 2 * static_cast<int>(sizeof(Sums));
@@ -269,9 +238,9 @@ Status batch_norm_act_backward(const BatchNormActBackward& args, void* workspace
     b.args.dresidual = nullptr;
     b.slope = Slope::one;
   }
-  b.walk = walk_of(f.shape, pointwise);
+  b.walk = walk_of(f.shape, plan.pointwise);
   return choose_kernel(f.dtype, f.shape.channels_last, whole, [&](auto element, auto last, auto all) {
-    return launch(gradients<decltype(element), decltype(last)::value, decltype(all)::value>, launch_of(pointwise),
+    return launch(gradients<decltype(element), decltype(last)::value, decltype(all)::value>, launch_of(plan.pointwise),
                   stream, b);
   });
 }

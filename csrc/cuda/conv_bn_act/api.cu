@@ -361,8 +361,8 @@ Status make_plan(const ConvArgs& args, bool channels_last, ConvStatisticsPlan* p
   } else {
     // A single channel or pixel lies the same either way, and NHWC's kernel is the better one.
     const BatchNormShape y = {s.n, k, p * q, channels_last || k == 1 || p * q == 1};
-    if (Status status = batch_norm_statistics_workspace(y, args.dtype, &more_bytes); !status) return status;
-    plan->y = y;
+    if (Status status = make_plan(y, args.dtype, &plan->separate); !status) return status;
+    more_bytes = plan->separate.workspace_bytes;
   }
   plan->workspace_bytes = plan->conv_bytes + align_256(more_bytes);
   return kOk;
@@ -378,8 +378,7 @@ Status run(const ConvStatisticsPlan& plan, const BatchNormStatistics& statistics
     return status;
   }
   if (fused) return batch_norm_combine(parts, statistics, stream);
-  return batch_norm_statistics(plan.y, plan.conv.args.dtype, plan.conv.args.y, statistics, more,
-                               plan.workspace_bytes - plan.conv_bytes, stream);
+  return run(plan.separate, plan.conv.args.y, statistics, more, stream);
 }
 
 }  // namespace pk::cuda

@@ -95,7 +95,7 @@ struct ConvStatisticsPlan {
   int64_t workspace_bytes;
   int64_t conv_bytes;    // of workspace; then the moments, or what the separate pass needs
   BatchNormParts parts;  // of the epilogue; rows_per_part is 0 where it leaves none
-  BatchNormShape y;      // for the separate pass
+  BatchNormStatisticsPlan separate;
 };
 PK_API Status make_plan(const ConvArgs& args, bool channels_last, ConvStatisticsPlan* plan);
 PK_API Status run(const ConvStatisticsPlan& plan, const BatchNormStatistics& statistics, void* workspace, void* stream);
