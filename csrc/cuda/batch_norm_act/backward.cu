@@ -1,10 +1,11 @@
-// dx, dresidual, dweight, dbias of batch_norm_act in two passes over memory:
+// grad_x, grad_residual, grad_weight, grad_bias of batch_norm_act in two passes over memory:
 //
-//   1. dy, x (and the mask or the residual) -> sums of dz and dz * (x - mean) of each slab, joined to dbias and dweight
-//   2. dy, x (and the same) -> dx, dresidual
+//   1. grad_y, x (and the mask or the residual) -> sums of dz and dz * (x - mean) of each slab, joined to grad_bias and
+//   grad_weight
+//   2. grad_y, x (and the same) -> grad_x, grad_residual
 //
-// dz = dy * act'(z), where z is not kept: its sign is in the mask, or it is computed again from x. Where that would
-// read the residual twice, the first pass writes dresidual = dz, and the second reads that in place of dy.
+// dz = grad_y * act'(z), where z is not kept: its sign is in the mask, or it is computed again from x. Where that would
+// read the residual twice, the first pass writes grad_residual = dz, and the second reads that in place of grad_y.
 #include "cuda/batch_norm_act/batch_norm.cuh"
 
 namespace pk::cuda {
@@ -15,7 +16,7 @@ namespace {
 template <bool kWhole>
 constexpr int kInFlight = kWhole ? 2 : 1;
 
-// How dz comes of dy.
+// How dz comes of grad_y.
 enum class Slope { one, from_mask, from_x, from_x_and_residual };
 
 struct Backward {
@@ -38,11 +39,11 @@ struct Sums {
 // What a group's dz is computed from, as it lies in memory.
 template <class T, bool kWhole>
 struct Inputs {
-  Raw<T> dy, x, residual;
+  Raw<T> grad_y, x, residual;
   unsigned mask;
 
   PK_DEVICE void read(const Backward& b, int64_t offset, int64_t mask_offset, const Lane<kWhole>& lane) {
-    dy = load<T, kWhole>(static_cast<const T*>(b.args.dy) + offset, lane, b.walk.inner);
+    grad_y = load<T, kWhole>(static_cast<const T*>(b.args.grad_y) + offset, lane, b.walk.inner);
     x = load<T, kWhole>(static_cast<const T*>(b.args.forward.x) + offset, lane, b.walk.inner);
     if (b.slope == Slope::from_mask) mask = b.args.forward.mask[mask_offset + lane.group];
     if (b.slope == Slope::from_x_and_residual) {
@@ -54,13 +55,13 @@ struct Inputs {
   PK_DEVICE void dz(const Backward& b, const Affine<kLast>& affine, float (&out)[kGroup]) const {
     const BatchNormAct& f = b.args.forward;
     PK_UNROLL
-    for (int j = 0; j < kGroup; ++j) out[j] = dy[j];
+    for (int j = 0; j < kGroup; ++j) out[j] = grad_y[j];
     if (b.slope == Slope::one) return;
     if (f.activation == Activation::relu || f.activation == Activation::leaky_relu) {
       PK_UNROLL
       for (int j = 0; j < kGroup; ++j) {
         const bool positive = b.slope == Slope::from_mask ? (mask >> j & 1) != 0 : !(affine(x[j], j) <= 0.0f);
-        // Not dy * 0: dy may be infinite.
+        // Not grad_y * 0: grad_y may be infinite.
         if (!positive) out[j] = f.activation == Activation::relu ? 0.0f : out[j] * f.negative_slope;
       }
       return;
@@ -106,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, kSumsBlocks) slab_sums(Backward b) {
   const Slab<kLast> slab(w);
   const int height = static_cast<int>(blockDim.y), y = static_cast<int>(threadIdx.y);
   // The first pass writes dz where the second would have to read the residual again.
-  T* const write = b.slope == Slope::from_x_and_residual ? static_cast<T*>(b.args.dresidual) : nullptr;
+  T* const write = b.slope == Slope::from_x_and_residual ? static_cast<T*>(b.args.grad_residual) : nullptr;
   Sums sums[kGroup] = {};
   for (int i = 0; i < slab.tiles; ++i) {
     const Lane<kWhole> lane = lane_of<kWhole>(w, slab.tile(i));
@@ -171,33 +172,33 @@ __global__ void __launch_bounds__(kWarp* kSlabs) join_sums(Backward b, int64_t s
   }
   combine_rows(sums, static_cast<int>(threadIdx.x), kWarp, y, kSlabs, dynamic_shared<Sums>());
   if (y != 0 || c >= channels) return;
-  b.args.dbias[c] = sums[0].dz;
-  b.args.dweight[c] = sums[0].dzx * Affine<true>::inverse_deviation(b.args.forward, static_cast<int>(c));
+  b.args.grad_bias[c] = sums[0].dz;
+  b.args.grad_weight[c] = sums[0].dzx * Affine<true>::inverse_deviation(b.args.forward, static_cast<int>(c));
 }
 
-// dx = scale * (dz - dbias / m - (x - mean) * dweight / (m * sqrt(var + eps)))
+// grad_x = scale * (dz - grad_bias / m - (x - mean) * grad_weight / (m * sqrt(var + eps)))
 template <class T, bool kLast, bool kWhole>
 __global__ void __launch_bounds__(kThreads, kPointwiseResident) gradients(Backward b) {
   const Walk& w = b.walk;
   const Slab<kLast> slab(w);
-  auto* const dx = static_cast<T*>(b.args.dx);
-  auto* const dresidual = static_cast<T*>(b.args.dresidual);
+  auto* const grad_x = static_cast<T*>(b.args.grad_x);
+  auto* const grad_residual = static_cast<T*>(b.args.grad_residual);
   for (int i = 0; i < slab.tiles; ++i) {
     const Lane<kWhole> lane = lane_of<kWhole>(w, slab.tile(i));
     if (!lane.active) continue;
     const Affine<kLast> affine(w, lane, b.args.forward);
-    const auto common = per_channel<kLast>(w, lane, [&](int c) { return b.args.dbias[c] * b.over_m; });
+    const auto common = per_channel<kLast>(w, lane, [&](int c) { return b.args.grad_bias[c] * b.over_m; });
     const auto slope = per_channel<kLast>(w, lane, [&](int c) {
-      return b.args.dweight[c] * b.over_m * Affine<kLast>::inverse_deviation(b.args.forward, c);
+      return b.args.grad_weight[c] * b.over_m * Affine<kLast>::inverse_deviation(b.args.forward, c);
     });
     for_each_group<T>(b, slab, lane, affine, [&](int64_t offset, const Inputs<T, kWhole>& in, float (&dz)[kGroup]) {
-      if (dresidual) store<T, kWhole>(dresidual + offset, lane, w.inner, dz);
+      if (grad_residual) store<T, kWhole>(grad_residual + offset, lane, w.inner, dz);
       PK_UNROLL
       for (int j = 0; j < kGroup; ++j) {
         const float centred = in.x[j] - affine.mean[j];
         dz[j] = affine.scale[j] * fmaf(-centred, slope[j], dz[j] - common[j]);
       }
-      store<T, kWhole>(dx + offset, lane, w.inner, dz);
+      store<T, kWhole>(grad_x + offset, lane, w.inner, dz);
     });
   }
 }
@@ -219,8 +220,8 @@ Status run(const BatchNormActBackwardPlan& plan, void* workspace, void* stream) 
   Backward b = {walk_of(f.shape, p), args, slope_of(f), 0.0f, static_cast<float*>(workspace)};
   const int64_t m = f.shape.n * f.shape.hw;
   if (args.batch_statistics && m > 0) b.over_m = static_cast<float>(1.0 / static_cast<double>(m));
-  const bool whole = p.inner % kGroup == 0 && is_aligned(f.x) && is_aligned(f.residual) && is_aligned(args.dy) &&
-                     is_aligned(args.dx) && is_aligned(args.dresidual);
+  const bool whole = p.inner % kGroup == 0 && is_aligned(f.x) && is_aligned(f.residual) && is_aligned(args.grad_y) &&
+                     is_aligned(args.grad_x) && is_aligned(args.grad_residual);
   const int shared = (f.shape.channels_last ? kGroup : 1) * kThreads / 2 * static_cast<int>(sizeof(Sums));
   Status status = choose_kernel(f.dtype, f.shape.channels_last, whole, [&](auto element, auto last, auto all) {
     return launch(slab_sums<decltype(element), decltype(last)::value, decltype(all)::value>, launch_of(p, shared),
@@ -233,9 +234,9 @@ Status run(const BatchNormActBackwardPlan& plan, void* workspace, void* stream) 
                    .shared_bytes = kWarp * kSlabs / 2 * static_cast<int>(sizeof(Sums))},
                   stream, b, p.slabs);
   if (!status) return status;
-  if (b.slope == Slope::from_x_and_residual && args.dresidual) {
-    b.args.dy = args.dresidual;
-    b.args.dresidual = nullptr;
+  if (b.slope == Slope::from_x_and_residual && args.grad_residual) {
+    b.args.grad_y = args.grad_residual;
+    b.args.grad_residual = nullptr;
     b.slope = Slope::one;
   }
   b.walk = walk_of(f.shape, plan.pointwise);

@@ -155,11 +155,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act_backward_op(Tensor dy,
   if (mask.numel() > 0) args.forward.mask = static_cast<uint8_t*>(mask.mutable_data_ptr());  // read only
   const Tensor dx = call.empty_like_x(), dweight = call.empty_vector(), dbias = call.empty_vector();
   const Tensor dresidual = need_residual ? call.empty_like_x() : call.on.empty({0}, x.scalar_type());
-  args.dy = kept.const_data_ptr();
-  args.dx = dx.mutable_data_ptr();
-  args.dresidual = need_residual ? dresidual.mutable_data_ptr() : nullptr;
-  args.dweight = written(dweight);
-  args.dbias = written(dbias);
+  args.grad_y = kept.const_data_ptr();
+  args.grad_x = dx.mutable_data_ptr();
+  args.grad_residual = need_residual ? dresidual.mutable_data_ptr() : nullptr;
+  args.grad_weight = written(dweight);
+  args.grad_bias = written(dbias);
   args.batch_statistics = training;
   cuda::BatchNormActBackwardPlan plan;
   check_status(cuda::make_plan(args, &plan), op);

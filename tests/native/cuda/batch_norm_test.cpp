@@ -180,11 +180,11 @@ void run(const Case& k, std::string* bits) {
   BatchNormActBackward backward;
   backward.forward = forward;
   backward.forward.y = nullptr;
-  backward.dy = dy.data();
-  backward.dx = dx.data();
-  backward.dresidual = k.residual ? dresidual.data() : nullptr;
-  backward.dweight = dweight.data();
-  backward.dbias = dbias.data();
+  backward.grad_y = dy.data();
+  backward.grad_x = dx.data();
+  backward.grad_residual = k.residual ? dresidual.data() : nullptr;
+  backward.grad_weight = dweight.data();
+  backward.grad_bias = dbias.data();
   backward.batch_statistics = k.batch_statistics;
   BatchNormActBackwardPlan backward_plan;
   EXPECT(bool(make_plan(backward, &backward_plan)));
@@ -285,8 +285,8 @@ void sizes_that_are_zero() {
     backward.forward.shape = shape;
     backward.forward.mean = mean.data();
     backward.forward.var = var.data();
-    backward.dweight = dweight.data();
-    backward.dbias = dbias.data();
+    backward.grad_weight = dweight.data();
+    backward.grad_bias = dbias.data();
     BatchNormActPlan plan;
     EXPECT(bool(make_plan(backward.forward, &plan)) && bool(cuda::run(plan, nullptr)));
     BatchNormActBackwardPlan backward_plan;

@@ -2,7 +2,7 @@
 //
 // - batch_norm_statistics: mean[c], var[c] over n, h, w of x; batch_norm_combine: the same from statistics of parts
 // - batch_norm_act: y = act((x - mean) * weight / sqrt(var + eps) + bias + residual)
-// - batch_norm_act_backward: dx, dresidual, dweight, dbias of dy
+// - batch_norm_act_backward: grad_x, grad_residual, grad_weight, grad_bias of grad_y
 //
 // Values are read as `dtype` and computed in float32; vectors of length c are float32. Every sum has a fixed order: the
 // same input on the same GPU model gives the same bits. Nothing here allocates or waits for the device; all of it can
@@ -97,16 +97,16 @@ PK_API Status make_plan(const BatchNormAct& args, BatchNormActPlan* plan);
 PK_API Status run(const BatchNormActPlan& plan, void* stream);
 
 // With x^ = (x - mean) / sqrt(var + eps), z what went into the activation, m = n * hw:
-//   dresidual = dz = dy * act'(z),  dbias = sum(dz),  dweight = sum(dz * x^)
-//   dx = weight / sqrt(var + eps) * (dz - dbias / m - x^ * dweight / m)
+//   grad_residual = dz = grad_y * act'(z),  grad_bias = sum(dz),  grad_weight = sum(dz * x^)
+//   grad_x = weight / sqrt(var + eps) * (dz - grad_bias / m - x^ * grad_weight / m)
 // the last two terms only where mean and var are the batch's own.
 struct BatchNormActBackward {
-  BatchNormAct forward;       // its arguments; y is not read, nor the residual where there is a mask
-  const void* dy = nullptr;   // of the shape
-  void* dx = nullptr;         // of the shape
-  void* dresidual = nullptr;  // of the shape; or null: not wanted
-  float* dweight = nullptr;   // (c,), always written
-  float* dbias = nullptr;     // (c,), always written
+  BatchNormAct forward;           // its arguments; y is not read, nor the residual where there is a mask
+  const void* grad_y = nullptr;   // of the shape
+  void* grad_x = nullptr;         // of the shape
+  void* grad_residual = nullptr;  // of the shape; or null: not wanted
+  float* grad_weight = nullptr;   // (c,), always written
+  float* grad_bias = nullptr;     // (c,), always written
   bool batch_statistics = true;
 };
 
