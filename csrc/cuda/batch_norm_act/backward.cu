@@ -75,34 +75,9 @@ struct Inputs {
   }
 };
 
-// f(offset, inputs, dz) for each of this lane's groups in its stretch of the slab.
-template <class T, bool kLast, bool kWhole, class F>
-PK_DEVICE void for_each_group(const Backward& b, const Slab<kLast>& slab, const Lane<kWhole>& lane,
-                              const Affine<kLast>& affine, F f) {
-  constexpr int kRows = kInFlight<kWhole>;
-  const Walk& w = b.walk;
-  const int height = static_cast<int>(blockDim.y);
-  for (int64_t r = slab.begin + threadIdx.y; r < slab.end; r += height * kRows) {
-    Inputs<T, kWhole> in[kRows];
-    PK_UNROLL
-    for (int u = 0; u < kRows; ++u) {
-      const int64_t row = r + u * height;
-      if (row >= slab.end) continue;
-      in[u].read(b, slab.offset + row * w.row_stride, slab.mask_offset + row * w.mask_stride, lane);
-    }
-    PK_UNROLL
-    for (int u = 0; u < kRows; ++u) {
-      const int64_t row = r + u * height;
-      if (row >= slab.end) continue;
-      float dz[kGroup];
-      in[u].dz(b, affine, dz);
-      f(slab.offset + row * w.row_stride, in[u], dz);
-    }
-  }
-}
-
 template <class T, bool kLast, bool kWhole>
 __global__ void __launch_bounds__(kThreads, kSumsBlocks) slab_sums(Backward b) {
+  constexpr int kRows = kInFlight<kWhole>;
   const Walk& w = b.walk;
   const Slab<kLast> slab(w);
   const int height = static_cast<int>(blockDim.y), y = static_cast<int>(threadIdx.y);
@@ -113,15 +88,29 @@ __global__ void __launch_bounds__(kThreads, kSumsBlocks) slab_sums(Backward b) {
     const Lane<kWhole> lane = lane_of<kWhole>(w, slab.tile(i));
     if (!lane.active) continue;
     const Affine<kLast> affine(w, lane, b.args.forward);
-    for_each_group<T>(b, slab, lane, affine, [&](int64_t offset, const Inputs<T, kWhole>& in, float (&dz)[kGroup]) {
-      if (write) store<T, kWhole>(write + offset, lane, w.inner, dz);
+    for (int64_t r = slab.begin + y; r < slab.end; r += height * kRows) {
+      Inputs<T, kWhole> in[kRows];
       PK_UNROLL
-      for (int j = 0; j < kGroup; ++j) {
-        if (!kLast && !kWhole && lane.element(j) >= w.inner) continue;
-        sums[j].dz += dz[j];
-        sums[j].dzx = fmaf(dz[j], in.x[j] - affine.mean[j], sums[j].dzx);
+      for (int u = 0; u < kRows; ++u) {
+        const int64_t row = r + u * height;
+        if (row >= slab.end) continue;
+        in[u].read(b, slab.offset + row * w.row_stride, slab.mask_offset + row * w.mask_stride, lane);
       }
-    });
+      PK_UNROLL
+      for (int u = 0; u < kRows; ++u) {
+        const int64_t row = r + u * height;
+        if (row >= slab.end) continue;
+        float dz[kGroup];
+        in[u].dz(b, affine, dz);
+        if (write) store<T, kWhole>(write + slab.offset + row * w.row_stride, lane, w.inner, dz);
+        PK_UNROLL
+        for (int j = 0; j < kGroup; ++j) {
+          if (!kLast && !kWhole && lane.element(j) >= w.inner) continue;
+          sums[j].dz += dz[j];
+          sums[j].dzx = fmaf(dz[j], in[u].x[j] - affine.mean[j], sums[j].dzx);
+        }
+      }
+    }
   }
   Sums* const shared = dynamic_shared<Sums>();
   float* const to = b.partial + static_cast<int64_t>(blockIdx.y) * 2 * w.channels;
@@ -179,8 +168,10 @@ __global__ void __launch_bounds__(kWarp* kSlabs) join_sums(Backward b, int64_t s
 // grad_x = scale * (dz - grad_bias / m - (x - mean) * grad_weight / (m * sqrt(var + eps)))
 template <class T, bool kLast, bool kWhole>
 __global__ void __launch_bounds__(kThreads, kPointwiseResident) gradients(Backward b) {
+  constexpr int kRows = kInFlight<kWhole>;
   const Walk& w = b.walk;
   const Slab<kLast> slab(w);
+  const int height = static_cast<int>(blockDim.y);
   auto* const grad_x = static_cast<T*>(b.args.grad_x);
   auto* const grad_residual = static_cast<T*>(b.args.grad_residual);
   for (int i = 0; i < slab.tiles; ++i) {
@@ -191,15 +182,29 @@ __global__ void __launch_bounds__(kThreads, kPointwiseResident) gradients(Backwa
     const auto slope = per_channel<kLast>(w, lane, [&](int c) {
       return b.args.grad_weight[c] * b.over_m * Affine<kLast>::inverse_deviation(b.args.forward, c);
     });
-    for_each_group<T>(b, slab, lane, affine, [&](int64_t offset, const Inputs<T, kWhole>& in, float (&dz)[kGroup]) {
-      if (grad_residual) store<T, kWhole>(grad_residual + offset, lane, w.inner, dz);
+    for (int64_t r = slab.begin + threadIdx.y; r < slab.end; r += height * kRows) {
+      Inputs<T, kWhole> in[kRows];
       PK_UNROLL
-      for (int j = 0; j < kGroup; ++j) {
-        const float centred = in.x[j] - affine.mean[j];
-        dz[j] = affine.scale[j] * fmaf(-centred, slope[j], dz[j] - common[j]);
+      for (int u = 0; u < kRows; ++u) {
+        const int64_t row = r + u * height;
+        if (row >= slab.end) continue;
+        in[u].read(b, slab.offset + row * w.row_stride, slab.mask_offset + row * w.mask_stride, lane);
       }
-      store<T, kWhole>(grad_x + offset, lane, w.inner, dz);
-    });
+      PK_UNROLL
+      for (int u = 0; u < kRows; ++u) {
+        const int64_t row = r + u * height;
+        if (row >= slab.end) continue;
+        float dz[kGroup];
+        in[u].dz(b, affine, dz);
+        if (grad_residual) store<T, kWhole>(grad_residual + slab.offset + row * w.row_stride, lane, w.inner, dz);
+        PK_UNROLL
+        for (int j = 0; j < kGroup; ++j) {
+          const float centred = in[u].x[j] - affine.mean[j];
+          dz[j] = affine.scale[j] * fmaf(-centred, slope[j], dz[j] - common[j]);
+        }
+        store<T, kWhole>(grad_x + slab.offset + row * w.row_stride, lane, w.inner, dz);
+      }
+    }
   }
 }
 
