@@ -65,7 +65,7 @@ def test_fake_sequences(dtype, sizes):
         output, h_n, c_n, reserve = torch.ops.pykernels.lstm(*args, True)
         for t, shape in ((output, (*x.shape[:-1], 2 * hidden)), (h_n, h0.shape), (c_n, h0.shape)):
             assert (t.shape, t.dtype, t.device.type, t.is_contiguous()) == (shape, dtype, "cuda", True)
-        # lstm_reserve_elements in csrc/include/pykernels/cuda/lstm.h, in the tensors' own dtype.
+        # LstmForwardPlan::reserve_elements in csrc/include/pykernels/cuda/lstm.h, in the tensors' own dtype.
         assert (reserve.shape, reserve.dtype) == ((2 * 2 * 5 * rows * hidden + rows * 2 * hidden,), dtype)
         assert reserve.device.type == "cuda"
         assert torch.ops.pykernels.lstm(*args, False)[3].shape == (0,)
