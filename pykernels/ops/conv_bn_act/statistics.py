@@ -18,6 +18,7 @@ from torch._prims_common import suggest_memory_format
 from pykernels import _native
 from pykernels.ops._autocast import autocast_dtype, cast
 from pykernels.ops._dispatch import choose, kernels
+from pykernels.ops.batch_norm_act.arguments import BatchNormCall
 from pykernels.ops.batch_norm_act.arguments import check_call as check_batch_norm
 from pykernels.ops.conv_bn_act.arguments import Geometry, conv_call, padded, with_channels
 from pykernels.ops.conv_bn_act.autograd import _convolution_backward, _fake_output
@@ -52,7 +53,8 @@ def conv_batch_norm_act(
     x, conv_weight = with_channels(x, conv_weight, groups)
     ops = kernels(choose(CONV_BN_ACT, x.device, x.dtype), CONV_BN_ACT)
     z, mean, var = ops.conv_statistics(x, conv_weight, _wide(conv_bias), *call.geometry, call.tf32)
-    check_batch_norm(z, residual, running_mean, running_var, weight, bias, True, momentum, eps)
+    rest = BatchNormCall(True, eps, call.activation, call.negative_slope)
+    check_batch_norm(z, residual, running_mean, running_var, weight, bias, momentum, rest)
     values = z.shape[0] * z.shape[2] * z.shape[3]
     if values > 0:
         with torch.no_grad():  # as F.batch_norm moves them
@@ -60,9 +62,7 @@ def conv_batch_norm_act(
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             if running_var is not None:
                 running_var.lerp_((var * (values / (values - 1))).to(running_var.dtype), momentum)
-    y, _ = ops.batch_norm_act(
-        z, mean, var, _wide(weight), _wide(bias), residual, True, eps, call.activation, negative_slope
-    )
+    y, _ = ops.batch_norm_act(z, mean, var, _wide(weight), _wide(bias), residual, *rest)
     return y
 
 
