@@ -180,18 +180,18 @@ def check_convolution(
     if weight.dim() != 4:
         fail(ValueError, op, "weight", "(K, C/groups, R, S)", f"shape {tuple(weight.shape)}")
     k, c, r, s = weight.shape
-    height, width = x.shape[-2:]
+    *batch, channels, height, width = x.shape
     g = geometry((r, s), stride, padding, dilation, groups, op)
     if k == 0 or r == 0 or s == 0:
         fail(ValueError, op, "weight", "K, R and S of at least 1", f"shape {tuple(weight.shape)}")
     if k % groups:
         fail(ValueError, op, "weight", f"K divisible by groups = {groups}", f"K = {k}")
-    if c * groups != x.shape[-3]:
+    if c * groups != channels:
         expected = f"{c * groups} channels (weight {tuple(weight.shape)}, groups = {groups})"
-        fail(ValueError, op, "x", expected, f"{x.shape[-3]} in shape {tuple(x.shape)}")
+        fail(ValueError, op, "x", expected, f"{channels} in shape {tuple(x.shape)}")
     if height == 0 or width == 0:
         fail(ValueError, op, "x", "H and W of at least 1", f"shape {tuple(x.shape)}")
-    return g, (*x.shape[:-3], k, *output_size(height, width, (r, s), g, op))
+    return g, (*batch, k, *output_size(height, width, (r, s), g, op))
 
 
 def conv_call(
@@ -209,11 +209,10 @@ def conv_call(
     code = activation_code(OP, activation)
     check_number(OP, "negative_slope", negative_slope)
     check_tensor(OP, "x", x)
-    check_tensor(OP, "weight", weight)
     check_floating(OP, "x", x)
-    g, shape = check_convolution(OP, x, weight, stride, padding, dilation, groups)
     any_float = autocast_dtype(x) is not None  # it makes them one dtype, as it does for F.conv2d
     check_like(OP, "weight", weight, x, any_float=any_float)
+    g, shape = check_convolution(OP, x, weight, stride, padding, dilation, groups)
     if residual is not None:
         check_like(OP, "residual", residual, x, any_float=any_float)
         check_shape(OP, "residual", residual, shape, "the output's shape")
@@ -222,13 +221,17 @@ def conv_call(
 
 def check_batch_norm(x: torch.Tensor, k: int, norm: BatchNorm) -> None:
     """Raises where a vector of length ``k`` is not one, or is there without its fellows."""
-    names = ("bias", "running_mean", "running_var", "bn_weight", "bn_bias")
-    for name, vector in zip(names, norm[:5], strict=True):
-        check_vector(OP, name, vector, k, x)
-    if norm.running_mean is None or norm.running_var is None:
-        check_number(OP, "eps", norm.eps)
-        check_given(OP, "running_var", norm.running_var, "running_mean", norm.running_mean)
-        for name, vector in zip(names[2:], norm[2:5], strict=True):
-            check_given(OP, "running_mean", norm.running_mean, name, vector)
+    bias, mean, var, weight, shift, eps = norm
+    check_vector(OP, "bias", bias, k, x)
+    check_vector(OP, "running_mean", mean, k, x)
+    check_vector(OP, "running_var", var, k, x)
+    check_vector(OP, "bn_weight", weight, k, x)
+    check_vector(OP, "bn_bias", shift, k, x)
+    if mean is None or var is None:
+        check_number(OP, "eps", eps)
+        check_given(OP, "running_var", var, "running_mean", mean)
+        check_given(OP, "running_mean", mean, "running_var", var)
+        check_given(OP, "running_mean", mean, "bn_weight", weight)
+        check_given(OP, "running_mean", mean, "bn_bias", shift)
     else:
-        check_at_least(OP, "eps", norm.eps, 0)
+        check_at_least(OP, "eps", eps, 0)
