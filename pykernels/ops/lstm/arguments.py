@@ -62,9 +62,10 @@ def _check_alike(
 
 def _hidden(op: str, name: str, w_hh: Tensor) -> int:
     """H of ``w_hh`` (4H, H)."""
-    if w_hh.dim() != 2 or w_hh.shape[1] == 0 or w_hh.shape[0] != 4 * w_hh.shape[1]:
-        fail(ValueError, op, name, "shape (4 * H, H) with H > 0", tuple(w_hh.shape))
-    return w_hh.shape[1]
+    shape = w_hh.shape
+    if len(shape) != 2 or shape[1] == 0 or shape[0] != 4 * shape[1]:
+        fail(ValueError, op, name, "shape (4 * H, H) with H > 0", tuple(shape))
+    return shape[1]
 
 
 def check_cell(
@@ -147,9 +148,9 @@ def check_lstm(
     if steps == 0:
         fail(ValueError, op, "x", "at least one time step", "none")
 
-    gates = 4 * hidden
+    gates, features = 4 * hidden, x.shape[-1]
     for i, (name, weight) in enumerate(named):
-        wide = x.shape[-1] if i < each * directions else hidden * directions
+        wide = features if i < each * directions else hidden * directions
         check_shape(op, name, weight, ((gates, wide), (gates, hidden), (gates,), (gates,))[i % each])
     states = (num_layers * directions, *batch, hidden)
     check_shape(op, "h0", h0, states)
