@@ -84,16 +84,20 @@ def check_given(op: str, argument: str, value: object, because: str, other: obje
         fail(ValueError, op, argument, f"a tensor, because {because} is given", None)
 
 
+# What is no number, rather than what is one: Dynamo's symbolic numbers have no type of ours.
+_NO_NUMBERS = (str, bytes, list, tuple, dict)
+_NO_INTS = (float, *_NO_NUMBERS)
+
+
 def check_number(op: str, argument: str, value: Any) -> None:
     """TypeError unless ``value`` is a number."""
-    # Asked the other way round, for Dynamo's symbolic numbers have no type of ours.
-    if value is None or isinstance(value, str | bytes | list | tuple | dict):
+    if value is None or isinstance(value, _NO_NUMBERS):
         fail(TypeError, op, argument, "a number", type(value).__name__)
 
 
 def check_int(op: str, argument: str, value: Any, least: int) -> None:
     """TypeError unless ``value`` is an int, ValueError unless it is ``least`` at least."""
-    if value is None or isinstance(value, str | bytes | float | list | tuple | dict):
+    if value is None or isinstance(value, _NO_INTS):
         fail(TypeError, op, argument, "an int", type(value).__name__)
     if value < least:
         fail(ValueError, op, argument, f"an int >= {least}", value)

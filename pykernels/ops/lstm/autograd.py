@@ -16,6 +16,7 @@ from torch import Tensor
 from pykernels import _native
 from pykernels.ops._autocast import register_autocast
 from pykernels.ops.lstm import reference
+from pykernels.ops.lstm.arguments import LSTMCall
 
 
 def wanted(*tensors: Tensor | None) -> bool:
@@ -61,22 +62,20 @@ def _lstm_fake(
     c0: Tensor,
     weights: list[Tensor],
     batch_sizes: Tensor | None,
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-    has_bias: bool,
-    save: bool,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    directions = 2 if bidirectional else 1
+    call, save = LSTMCall(*rest[:-1]), rest[-1]
     rows, hidden = math.prod(x.shape[:-1]), h0.shape[-1]
-    reserve = rows * num_layers * directions * 5 * hidden + (num_layers - 1) * rows * directions * hidden
-    shapes = _lstm_shapes(x, h0, directions)
+    kept = 5 * call.num_layers + call.num_layers - 1  # the gates and c, and what a layer hands to the next
+    reserve = kept * rows * call.directions * hidden
+    shapes = _lstm_shapes(x, h0, call.directions)
     return (*shapes, _reserve(x, reserve if save else 0))
 
 
 def lstm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """What `lstm_backward` needs of a call of `lstm`."""
-    x, h0, c0, weights, batch_sizes, *ctx.options, ctx.saved = inputs
+    x, h0, c0, weights, batch_sizes, *rest, ctx.saved = inputs
+    ctx.call = LSTMCall(*rest)
     ctx.mark_non_differentiable(output[3])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, h0, c0, batch_sizes, output[0], output[3], *weights)
@@ -87,19 +86,11 @@ def lstm_backward(op: str) -> Callable[..., Any]:
 
     def backward(ctx: Any, grad_output: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None, _: Any) -> Any:
         x, h0, c0, batch_sizes, output, reserve, *weights = ctx.saved_tensors
-        num_layers, bidirectional, batch_first, _ = ctx.options
         if torch.is_grad_enabled() or not ctx.saved:
 
             def function(inputs: list[Tensor]) -> Sequence[Tensor]:
-                output, (h_n, c_n) = reference.lstm(
-                    inputs[0],
-                    (inputs[1], inputs[2]),
-                    inputs[3:],
-                    num_layers=num_layers,
-                    bidirectional=bidirectional,
-                    batch_first=batch_first,
-                    batch_sizes=batch_sizes,
-                )
+                x, h0, c0, *weights = inputs
+                output, (h_n, c_n) = reference.sequences(x, (h0, c0), weights, batch_sizes, ctx.call)
                 return output, h_n, c_n
 
             grad_x, grad_h0, grad_c0, *grad_weights = _differentiable(
@@ -107,9 +98,9 @@ def lstm_backward(op: str) -> Callable[..., Any]:
             )
         else:
             grad_x, grad_h0, grad_c0, grad_weights = getattr(torch.ops.pykernels, op).default(
-                grad_output, grad_h, grad_c, x, h0, c0, weights, batch_sizes, output, reserve, *ctx.options
+                grad_output, grad_h, grad_c, x, h0, c0, weights, batch_sizes, output, reserve, *ctx.call
             )
-        return grad_x, grad_h0, grad_c0, list(grad_weights), *[None] * 6
+        return grad_x, grad_h0, grad_c0, list(grad_weights), *[None] * (2 + len(ctx.call))
 
     return backward
 
