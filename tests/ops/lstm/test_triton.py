@@ -29,8 +29,8 @@ if triton_reason() is not None:
 
 from pykernels.ops._triton import AMPERE, CDNA3, HOPPER, INTERPRETER
 from pykernels.ops.lstm import triton
-from pykernels.ops.lstm.triton import Config, config
 from pykernels.ops.lstm.triton import gemm as triton_product
+from pykernels.ops.lstm.triton.config import Config, config
 from pykernels.ops.lstm.triton.gemm import product
 from pykernels.ops.lstm.triton.layout import first_rows, gates_offset, output_offset, reserve_size
 from tests.triton_programs import SCHEDULES, side_by_side
