@@ -300,6 +300,8 @@ def test_tiles(device):
                             assert c.splits * (c.block_k + c.tail_k) * 4 * c.units * size <= 98304
                         else:
                             assert c.tail_k == 0
+                        if size == 4 and not c.persistent and device != CDNA3:
+                            assert c.units == 8  # Triton 3.7 spills kilobytes with more
     c = config(1024, 16, 768, 1, 2, device)
     assert c.persistent
     assert c.resident
