@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pykernels.ops._activation import ACTIVATIONS
 from pykernels.ops.int8_matmul import int8_linear, int8_matmul, quantize_int8
 from tests.harness import native, needs_cuda
 from tests.ops.int8_matmul.checks import OPS, integers, normal
@@ -31,7 +32,7 @@ def test_packed_and_plain_are_the_same_on_cuda(dtype, m, k, n):
     scale, bias = torch.rand(n).cuda() / 100, normal(n).cuda()
     packed = OPS.int8_pack(w.t())
     y = int8_linear(x, w, scale, bias, "gelu", backend="cuda")
-    assert torch.equal(int8_linear(x, w, scale, bias, "gelu", packed=packed, backend="cuda"), y)
+    assert torch.equal(OPS.int8_linear_packed(x, packed, w.shape[0], scale, bias, ACTIVATIONS.index("gelu")), y)
     q, x_scale, _ = quantize_int8(x, axis=0, backend="cuda")
     options = {"a_scale": x_scale, "b_scale": scale, "bias": bias, "activation": "gelu", "out_dtype": dtype}
     assert torch.equal(int8_matmul(q, w.t(), **options, backend="cuda"), y)
