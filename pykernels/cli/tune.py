@@ -86,7 +86,7 @@ def _int8_bench() -> list[Shape]:
 
 
 def _int8_candidates(shape: Shape, dtype: torch.dtype, device: Any) -> list[Any]:
-    from pykernels.ops.int8_matmul.triton import candidates, config
+    from pykernels.ops.int8_matmul.triton.config import candidates, config
 
     m, n, k = shape
     chosen = config(m, n, k, device)

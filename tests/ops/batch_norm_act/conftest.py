@@ -45,7 +45,9 @@ def divided(monkeypatch):
     if triton_reason() is not None:
         pytest.skip(f"needs Triton: {triton_reason()}")
     ops = importlib.import_module("pykernels.ops.batch_norm_act.triton")
-    config = ops.Config(block_w=16, block_c=8, warps=4, slabs=4, spread=3)
+    from pykernels.ops.batch_norm_act.triton.config import Config
+
+    config = Config(block_w=16, block_c=8, warps=4, slabs=4, spread=3)
     monkeypatch.setattr(ops, "config", lambda *_: config)
 
 

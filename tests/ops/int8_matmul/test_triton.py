@@ -66,7 +66,7 @@ def is_power_of_two(n: int) -> bool:
 @pytest.mark.parametrize("name", ["AMPERE", "HOPPER", "CDNA3", "INTERPRETER", "small"])
 def test_config_is_pure_and_fits_the_device(name):
     from pykernels.ops import _triton
-    from pykernels.ops.int8_matmul.triton import candidates, config, shared_bytes
+    from pykernels.ops.int8_matmul.triton.config import candidates, config, shared_bytes
 
     small = _triton.Device("cuda", 86, 46, 101_376)  # a consumer's GPU: mma, and less shared memory
     device = small if name == "small" else getattr(_triton, name)
@@ -88,7 +88,7 @@ def test_config_is_pure_and_fits_the_device(name):
 
 def test_large_products_take_large_tiles_and_long_sums_are_split():
     from pykernels.ops._triton import AMPERE, CDNA3, HOPPER
-    from pykernels.ops.int8_matmul.triton import config
+    from pykernels.ops.int8_matmul.triton.config import config
 
     for device in (AMPERE, HOPPER, CDNA3):
         large = config(8192, 8192, 8192, device)

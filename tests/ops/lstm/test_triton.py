@@ -29,8 +29,8 @@ if triton_reason() is not None:
 
 from pykernels.ops._triton import AMPERE, CDNA3, HOPPER, INTERPRETER
 from pykernels.ops.lstm import triton
-from pykernels.ops.lstm.triton import Config, config
 from pykernels.ops.lstm.triton import gemm as triton_product
+from pykernels.ops.lstm.triton.config import Config, config
 from pykernels.ops.lstm.triton.gemm import product
 from pykernels.ops.lstm.triton.layout import first_rows, gates_offset, output_offset, reserve_size
 from tests.triton_programs import SCHEDULES, side_by_side
@@ -300,6 +300,8 @@ def test_tiles(device):
                             assert c.splits * (c.block_k + c.tail_k) * 4 * c.units * size <= 98304
                         else:
                             assert c.tail_k == 0
+                        if size == 4 and not c.persistent and device != CDNA3:
+                            assert c.units == 8  # Triton 3.7 spills kilobytes with more
     c = config(1024, 16, 768, 1, 2, device)
     assert c.persistent
     assert c.resident

@@ -31,7 +31,7 @@ if triton_reason() is not None:
 
 from pykernels.ops._triton import AMPERE, CDNA3, HOPPER
 from pykernels.ops.lstm.triton import backward as triton_backward
-from pykernels.ops.lstm.triton.backward import Config, config
+from pykernels.ops.lstm.triton.config import BackwardConfig, backward_config
 from tests.triton_programs import side_by_side
 
 pytestmark = pytest.mark.triton
@@ -120,10 +120,10 @@ def test_gradients_of_strange_output_gradients(how):
 # ---- Every path: tiles of their own, more than one each way ----
 
 PATHS = {
-    "a launch a step": Config(False, 16, 16, 16, 2, 4, 1),
-    "one slice of K": Config(True, 16, 16, 64, 1, 4, 1),
-    "slices of K": Config(True, 16, 16, 16, 2, 4, 1),
-    "W_hh held": Config(True, 16, 16, 16, 2, 4, 1, 3),
+    "a launch a step": BackwardConfig(False, 16, 16, 16, 2, 4, 1),
+    "one slice of K": BackwardConfig(True, 16, 16, 64, 1, 4, 1),
+    "slices of K": BackwardConfig(True, 16, 16, 16, 2, 4, 1),
+    "W_hh held": BackwardConfig(True, 16, 16, 16, 2, 4, 1, 3),
 }
 MANY = [
     pytest.param({"bidirectional": True}, id="both"),
@@ -132,7 +132,7 @@ MANY = [
 
 
 def run_on(path: str, call: list[Any], monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    monkeypatch.setattr(triton_backward, "config", lambda *_: PATHS[path])
+    monkeypatch.setattr(triton_backward, "backward_config", lambda *_: PATHS[path])
     return run(call)
 
 
@@ -173,10 +173,10 @@ def test_programs_that_wait_are_all_resident(device):
         for hidden in (1, 20, 512, 768, 1024, 4096):
             for size in (2, 4):
                 for directions in (1, 2):
-                    c = config(50, batch, hidden, directions, size, device)
+                    c = backward_config(50, batch, hidden, directions, size, device)
                     programs = directions * -(-batch // c.block_b) * -(-hidden // c.block_u)
                     assert not c.persistent or programs <= device.multiprocessors
-    assert config(50, 16, 768, 1, 2, device).persistent
+    assert backward_config(50, 16, 768, 1, 2, device).persistent
 
 
 def test_the_same_bits_every_time():
