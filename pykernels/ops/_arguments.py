@@ -86,7 +86,7 @@ def check_given(op: str, argument: str, value: object, because: str, other: obje
 
 # What is no number, rather than what is one: Dynamo's symbolic numbers have no type of ours.
 _NO_NUMBERS = (str, bytes, list, tuple, dict)
-_NO_INTS = (float, *_NO_NUMBERS)
+_NO_INTS = (bool, float, *_NO_NUMBERS)
 
 
 def check_number(op: str, argument: str, value: Any) -> None:
