@@ -111,22 +111,16 @@ X, V = torch.randn(4, 3, 2, 2), torch.ones(3)
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"x": [1.0]}, TypeError, "x: expected a tensor, got list"),
         ({"x": X.int()}, TypeError, "x: expected a floating dtype"),
         ({"x": X[:, 0, 0, 0]}, ValueError, r"x: expected \(N, C, ...\)"),
-        ({"x": X.to_sparse()}, ValueError, "x: expected a dense tensor"),
         ({"x": X[:1, :, :1, :1]}, ValueError, "x: expected more than 1 value per channel"),
         ({"weight": torch.ones(4)}, ValueError, r"weight: expected shape \(3,\), got \(4,\)"),
         ({"bias": torch.ones(3, 1)}, ValueError, r"bias: expected shape \(3,\)"),
-        ({"running_mean": V.clone()}, ValueError, "running_var: expected a tensor"),
         ({"running_mean": V.int(), "running_var": V}, TypeError, "running_mean: expected a floating dtype"),
         ({"training": False}, ValueError, "running_mean: expected a tensor where training is False"),
         ({"eps": 0.0}, ValueError, "eps: expected a number > 0"),
         ({"residual": X[:2]}, ValueError, r"residual: expected x's shape"),
         ({"residual": X.double()}, TypeError, "residual: expected x's dtype"),
-        ({"weight": V.to("meta")}, ValueError, "weight: expected x's device cpu, got meta"),
-        ({"activation": "swish"}, ValueError, "activation: expected one of"),
-        ({"backend": "gpu"}, ValueError, "backend: expected one of"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )

@@ -1,4 +1,4 @@
-"""What `lstm`, `lstm_cell` and their operators refuse, one message each."""
+"""What `lstm`, `lstm_cell` and their operators refuse beyond test_dialect.py, one message each."""
 
 from __future__ import annotations
 
@@ -20,27 +20,19 @@ from tests.ops.lstm.checks import BACKENDS, cell_problem, problem
         ({"x": torch.randn(1, 3, 2, 5)}, ValueError, "x: expected 3 dimensions, or 2 for an unbatched sequence, got 4"),
         ({"x": torch.zeros(0, 2, 5)}, ValueError, "x: expected at least one time step, got none"),
         ({"x": torch.zeros(3, 2, 5).long()}, TypeError, "x: expected a floating dtype, got torch.int64"),
-        ({"x": [1.0]}, TypeError, "x: expected a tensor, got list"),
-        ({"states": torch.zeros(1, 2, 6)}, TypeError, "states: expected a pair (h, c) of tensors, got Tensor"),
-        ({"states": (torch.zeros(1, 2, 6),)}, TypeError, "states: expected a pair (h, c) of tensors, got tuple of 1"),
         ({"x": torch.zeros(3, 2, 5).double()}, TypeError, "x: expected the weights' dtype torch.float32, got"),
         ({"h0": torch.zeros(1, 3, 6)}, ValueError, "h0: expected shape (1, 2, 6), got (1, 3, 6)"),
         ({"h0": torch.zeros(1, 2, 6).double()}, TypeError, "h0: expected x's dtype torch.float32, got torch.float64"),
         ({"c0": torch.zeros(1, 2, 7)}, ValueError, "c0: expected shape (1, 2, 6), got (1, 2, 7)"),
-        ({"c0": torch.zeros(1, 2, 6, device="meta")}, ValueError, "c0: expected x's device cpu, got meta"),
-        ({"c0": None}, TypeError, "c0: expected a tensor, got NoneType"),
         ({"weights": 3}, ValueError, "weights: expected 4 tensors, or 2 without biases (projections are not"),
         ({"w_hh": torch.zeros(24, 5)}, ValueError, "weights[1]: expected shape (4 * H, H) with H > 0, got (24, 5)"),
         ({"w_hh": torch.zeros(0, 0)}, ValueError, "weights[1]: expected shape (4 * H, H) with H > 0, got (0, 0)"),
         ({"b_hh": torch.zeros(23)}, ValueError, "weights[3]: expected shape (24,), got (23,)"),
-        ({"b_hh": None}, TypeError, "weights[3]: expected a tensor, got NoneType"),
         ({"num_layers": 0}, ValueError, "num_layers: expected an int >= 1, got 0"),
         ({"dropout": 1.5}, ValueError, "dropout: expected a probability in [0, 1], got 1.5"),
         ({"batch_sizes": torch.tensor([2, 2, 2])}, ValueError, "x: expected 2 dimensions (packed data), got 3"),
-        ({"batch_sizes": [2]}, TypeError, "batch_sizes: expected a tensor, got list"),
         ({"batch_sizes": torch.tensor([2], dtype=torch.int32)}, TypeError, "batch_sizes: expected torch.int64"),
         ({"batch_sizes": torch.tensor([[2]])}, ValueError, "batch_sizes: expected 1 dimension, got shape (1, 1)"),
-        ({"backend": "tpu"}, ValueError, "backend: expected one of"),
         ({"backend": "cuda"}, RuntimeError, "backend='cuda' cannot run"),
     ],
 )
@@ -49,9 +41,9 @@ def test_bad_lstm(change, kind, message):
     call = {"x": x, "h0": h0, "c0": c0, "w_ih": weights[0], "w_hh": weights[1], "b_ih": weights[2], "b_hh": weights[3]}
     call |= named | change
     x, h0, c0, *weights = (call.pop(name) for name in ("x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh"))
-    states, weights = call.pop("states", (h0, c0)), weights[: call.pop("weights", 4)]
+    weights = weights[: call.pop("weights", 4)]
     with pytest.raises(kind, match=re.escape(message)):
-        pk.ops.lstm(x, states, weights, **call)
+        pk.ops.lstm(x, (h0, c0), weights, **call)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -77,10 +69,8 @@ def test_packed_without_a_step():
         ({"h": torch.zeros(3, 6)}, ValueError, "h: expected shape (2, 6), got (3, 6)"),
         ({"c": torch.zeros(6)}, ValueError, "c: expected shape (2, 6), got (6,)"),
         ({"c": torch.zeros(2, 6).bfloat16()}, TypeError, "c: expected x's dtype torch.float32, got torch.bfloat16"),
-        ({"w_ih": None}, TypeError, "w_ih: expected a tensor, got NoneType"),
         ({"w_hh": torch.zeros(6, 24)}, ValueError, "w_hh: expected shape (4 * H, H) with H > 0, got (6, 24)"),
         ({"b_ih": torch.zeros(6)}, ValueError, "b_ih: expected shape (24,), got (6,)"),
-        ({"b_hh": 0.5}, TypeError, "b_hh: expected a tensor, got float"),
     ],
 )
 def test_bad_cell(change, kind, message):
