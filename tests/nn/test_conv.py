@@ -222,25 +222,5 @@ def test_constructor_refuses():
         pk.nn.ConvBNAct2d(3, 4, 1, groups=2)
 
 
-@pytest.mark.parametrize("grad", [False, True])
-def test_bad_calls_are_named_on_the_packed_path_too(grad, x):
-    block = make()
-    with torch.set_grad_enabled(grad):
-        block(x)
-        with pytest.raises(ValueError, match="x: expected 8 channels"):
-            block(torch.randn(1, 7, 9, 9))
-        with pytest.raises(ValueError, match="residual: expected the output's shape"):
-            block(x, torch.zeros(2, 16, 9, 9))
-        with pytest.raises(TypeError, match=r"residual: expected x's dtype torch.float32, got torch.float64"):
-            block(x, torch.zeros(2, 16, 9, 10, dtype=torch.float64))
-        with pytest.raises(TypeError, match=r"weight: expected x's dtype torch.bfloat16"):
-            block(x.bfloat16())
-        with pytest.raises(TypeError, match="x: expected a tensor, got list"):
-            block([1.0])
-        with pytest.raises(ValueError, match=r"x: expected \(N, C, H, W\)"):
-            block(x[0, 0])
-        assert_same(block, x)
-
-
 def test_repr():
     assert "activation='leaky_relu', negative_slope=0.3" in repr(make(activation="leaky_relu", negative_slope=0.3))

@@ -76,11 +76,12 @@ def test_modules_raise_what_the_op_raises(case):
     assert raised(module, *WRONG[case]) == raised(op, module, *WRONG[case])
 
 
+@pytest.mark.parametrize("what", ["dtype", "dimensions", "features", "not a tensor"])
 @pytest.mark.parametrize("kind", ["lstm", "cell"])
-def test_without_states_what_is_no_tensor_is_refused_by_name(kind):
+def test_modules_raise_the_same_without_states(kind, what):
     make, op = MODULES[kind]
-    module = make().eval()
-    assert raised(module, 3) == raised(lambda: op(module, 3, (3, 3)))
+    module, wrong = make().eval(), WRONG[f"{kind}: {what}"]
+    assert raised(module, wrong[0]) == raised(op, module, *wrong)
 
 
 def test_int8_linear_refuses_what_is_no_tensor_as_its_op():

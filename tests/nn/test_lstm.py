@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from typing import Any
 
 import pytest
@@ -161,20 +160,6 @@ def test_from_torch_refuses_parametrized_weights():
     theirs = torch.nn.utils.parametrizations.weight_norm(torch.nn.LSTM(3, 4), "weight_hh_l0")
     with pytest.raises(ValueError, match="expected plain parameters, got parametrized ones"):
         pk.nn.LSTM.from_torch(theirs)
-
-
-@pytest.mark.parametrize("make", [lambda: pk.nn.LSTM(6, 9, num_layers=2), lambda: pk.nn.LSTMCell(6, 9)])
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_copies_compute_the_same_and_go_their_own_way(make, copied):
-    module, x = make().eval(), torch.randn(5, 6)
-    with torch.no_grad():
-        before = module(x)
-        other = copied(module)
-        assert_same(other(x), before, tolerance=0)
-        for p in other.parameters():
-            p.mul_(0.5)
-        assert_same(module(x), before, tolerance=0)
-        assert not torch.equal(tensors_of(other(x))[0], tensors_of(before)[0])
 
 
 def test_trains_like_torch():
