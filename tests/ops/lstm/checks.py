@@ -92,11 +92,6 @@ def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], used: Sequenc
     return torch.autograd.grad([outputs[i] for i in used], inputs, [ups[i] for i in used], allow_unused=True)
 
 
-def second_gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> Any:
-    first = torch.autograd.grad(sum(o.square().sum() for o in outputs), inputs, create_graph=True)
-    return torch.autograd.grad(sum(f.square().sum() for f in first), inputs)
-
-
 def assert_close(
     got: Sequence[Tensor], expected: Sequence[Tensor], allowed: float, dtype: torch.dtype | None = None
 ) -> None:
@@ -131,6 +126,17 @@ def check_gradients(
         found.append(gradients(outputs, inputs, used))
     assert_close(*found, bound(args, named, gradients=True), args[0].dtype)
     return found[0]
+
+
+def check_second_gradients(args: tuple[Any, ...], named: dict[str, Any], backend: str, device: str = "cpu") -> None:
+    """In float32, against the float64 reference's."""
+    found = []
+    for dtype, where in ((torch.float32, backend), (torch.float64, "reference")):
+        inputs = leaves(args, dtype, device)
+        loss = sum(o.square().sum() for o in run(inputs, named, where))
+        first = torch.autograd.grad(loss, inputs, create_graph=True)
+        found.append(torch.autograd.grad(sum(f.square().sum() for f in first), inputs))
+    assert_close(*found, 4 * bound(args, named, gradients=True), torch.float32)  # two sweeps more, there and back
 
 
 def assert_equal(got: Sequence[Tensor], expected: Sequence[Tensor]) -> None:

@@ -18,7 +18,6 @@ from tests.ops.lstm.checks import (
     assert_equal,
     cell_problem,
     check_forward,
-    check_gradients,
     leaves,
     problem,
 )
@@ -155,13 +154,6 @@ def test_strided_tensors(how):
     check(args, named, run(args, named))
 
 
-@pytest.mark.parametrize("sizes", [[3, 4], [2, 2], [3, 3, 1], [3, -1, 1], [3, 2, 0]])
-def test_batch_sizes_that_no_packed_data_have(sizes):
-    args, named = problem(2, 3, 5, 6, batch_sizes=[3, 2])
-    with pytest.raises(ValueError, match=r"pykernels.lstm: batch_sizes: expected sizes >= 1 that do not rise"):
-        run(args, {**named, "batch_sizes": torch.tensor(sizes)})
-
-
 def test_dropout_takes_torchs_masks():
     args, named = problem(4, 5, 6, 8, num_layers=3)
     found = []
@@ -222,10 +214,6 @@ def test_contract(options):
 def test_contract_of_the_cell():
     call = leaves(cell_problem(3, 5, 6), device=DEVICE)
     torch.library.opcheck(torch.ops.pykernels.lstm_cell_triton.default, (*call, True))
-
-
-def test_gradients():
-    check_gradients(*problem(3, 4, 5, 7, num_layers=2, bidirectional=True, batch_first=True), "triton", device=DEVICE)
 
 
 @pytest.mark.parametrize("time", [3, triton.UNROLLED + 1])
