@@ -107,11 +107,10 @@ def _int8_trial(shape: Shape, dtype: torch.dtype, device: torch.device) -> Trial
         "b_scale": torch.full((n,), 1 / (74 * k**0.5), device=device),
         "out_dtype": torch.float16,
     }
-    sample = Sample("", lambda *_: ((), {}), reduction=8)
     return Trial(
         lambda: int8_matmul(a, b.t(), **given),
         lambda: int8_matmul_reference(a, b.t(), **given),
-        INT8_MATMUL_SCALED_SPEC.tolerance(torch.float16, sample),
+        INT8_MATMUL_SCALED_SPEC.bound(torch.float16, 8),
     )
 
 
@@ -123,16 +122,13 @@ def _product_candidates(shape: Shape, dtype: torch.dtype, device: Any) -> list[A
 
 
 def _product_trial(shape: Shape, dtype: torch.dtype, device: torch.device) -> Trial:
-    from pykernels.ops.lstm.spec import SPECS
+    from pykernels.ops.lstm.spec import LSTM_SPEC
     from pykernels.ops.lstm.triton.gemm import product
 
     m, n, k = shape
     g = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(s, generator=g, dtype=dtype, device=device) for s in ((m, k), (n, k)))
-    sample = Sample("", lambda *_: ((), {}), reduction=k)
-    return Trial(
-        lambda: product(a, b.t(), dtype=dtype), lambda: a.double() @ b.double().t(), SPECS[0].tolerance(dtype, sample)
-    )
+    return Trial(lambda: product(a, b.t(), dtype=dtype), lambda: a.double() @ b.double().t(), LSTM_SPEC.bound(dtype, k))
 
 
 def _product_bench() -> list[Shape]:
@@ -182,11 +178,10 @@ def _conv_trial(shape: Shape, dtype: torch.dtype, device: torch.device) -> Trial
     x = x.contiguous(memory_format=torch.channels_last)
     weight = torch.randn(filters * groups, channels, side, side, generator=g, dtype=dtype, device=device)
     options: dict[str, Any] = {"padding": side // 2, "groups": groups}
-    sample = Sample("", lambda *_: ((), {}), reduction=channels * taps)
     return Trial(
         lambda: conv_bn_act(x, weight, **options),
         lambda: conv_bn_act_reference(x.double(), weight.double(), **options),
-        CONV_BN_ACT_SPEC.tolerance(dtype, sample),
+        CONV_BN_ACT_SPEC.bound(dtype, channels * taps),
     )
 
 
