@@ -17,9 +17,10 @@ from torch import nn
 
 from pykernels import _native
 from pykernels.nn._packed import Pack, PacksWeights, Slot
-from pykernels.nn._replaceable import check_replaceable
+from pykernels.nn._replaceable import check_replaceable, is_replaceable
 from pykernels.ops import _dispatch
 from pykernels.ops._activation import activation_code, apply_activation
+from pykernels.ops._arguments import fail
 from pykernels.ops._autocast import autocast_dtype, cast
 from pykernels.ops.batch_norm_act import batch_norm_act
 from pykernels.ops.batch_norm_act.op import BATCH_NORM_ACT
@@ -114,10 +115,8 @@ class ConvBNAct2d(PacksWeights):
         if bn is not None:
             check_replaceable("ConvBNAct2d", "bn", bn, nn.BatchNorm2d)
         if bn is not None and bn.num_features != conv.out_channels:
-            raise ValueError(
-                f"pykernels.ConvBNAct2d: bn: expected {conv.out_channels} features (conv's output channels), "
-                f"got {bn.num_features}"
-            )
+            expected = f"{conv.out_channels} features (conv's output channels)"
+            fail(ValueError, "ConvBNAct2d", "bn", expected, bn.num_features)
         self = cls.__new__(cls)
         nn.Module.__init__(self)
         self._assemble(conv, bn, activation, negative_slope)
@@ -161,7 +160,7 @@ class ConvBNAct2d(PacksWeights):
                 activation=self.activation, negative_slope=self.negative_slope,
             )  # fmt: skip
         # Without a GPU Triton's kernels are interpreted, where that is asked for by name.
-        if (conv.weight.is_cuda or _dispatch._current() == "triton") and _runs_nothing_else(bn):
+        if (conv.weight.is_cuda or _dispatch._current() == "triton") and is_replaceable(bn, nn.BatchNorm2d):
             if _has_kernels(conv, x):
                 return self._train(bn, x, padding, residual)
             return self._normalise(bn, self._convolve(x, padding), residual)
@@ -305,12 +304,6 @@ class _ConvPack(Pack):
             self.by_shape.clear()
         self.by_shape[x] = bound
         return bound
-
-
-def _runs_nothing_else(bn: nn.BatchNorm2d) -> bool:
-    """Is calling ``bn`` batch norm and nothing else: no hooks, no subclass with a ``forward`` of its own?"""
-    hooks = (bn._forward_hooks, bn._forward_pre_hooks, bn._backward_hooks, bn._backward_pre_hooks)
-    return type(bn) is nn.BatchNorm2d and not any(hooks)
 
 
 def _has_kernels(conv: nn.Conv2d, x: torch.Tensor) -> bool:

@@ -14,6 +14,7 @@ from pykernels.nn._packed import Pack, PacksWeights, Slot
 from pykernels.nn._replaceable import check_replaceable
 from pykernels.ops import lstm as lstm_op
 from pykernels.ops import lstm_cell as lstm_cell_op
+from pykernels.ops._arguments import fail
 from pykernels.ops.lstm.op import LSTM as SPEC
 from pykernels.ops.lstm.op import LSTM_CELL as CELL_SPEC
 
@@ -28,10 +29,8 @@ def _are_two(hx: Any) -> bool:
 def _check_source(ours: type, theirs: type, module: nn.Module) -> None:
     check_replaceable(f"{ours.__name__}.from_torch", "module", module, theirs)
     if nn.utils.parametrize.is_parametrized(module):
-        raise ValueError(
-            f"pykernels.{ours.__name__}.from_torch: module: expected plain parameters, got parametrized ones; "
-            "remove_parametrizations first"
-        )
+        got = "parametrized ones; remove_parametrizations first"
+        fail(ValueError, f"{ours.__name__}.from_torch", "module", "plain parameters", got)
 
 
 class LSTM(PacksWeights, RNNBase):
