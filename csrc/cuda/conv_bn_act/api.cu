@@ -287,7 +287,7 @@ Status plan_any(const Args& args, Plan* plan) {
   if (Status status = read(args, &math); !status) return status;
   if (Status status = check_shape(s); !status) return status;
   const auto code = static_cast<int32_t>(args.activation);
-  if (code < 0 || code >= kActivations) return {"activation: not one of the nine"};
+  if (code < 0 || code >= kActivations) return {"activation: not a code of pykernels.ops.ACTIVATIONS"};
   plan->packing = packing_of(s, element_bytes(math));
   if (args.packed != nullptr || args.packed_bytes != 0) {
     if (args.packed_bytes != plan->packing.bytes()) {

@@ -46,7 +46,7 @@ def batch_norm_act(
         momentum: The share of the batch in the running statistics.
         eps: Added to the variance.
         residual: Added before the activation; of ``x``'s shape and dtype.
-        activation: "none", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu" or "hardswish".
+        activation: One of `pykernels.ops.ACTIVATIONS`.
         negative_slope: leaky_relu's.
         backend: "auto", "cuda", "triton" or "reference"; None takes the `pykernels.backend` block's.
 

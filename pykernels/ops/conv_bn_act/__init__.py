@@ -57,7 +57,7 @@ def conv_bn_act(
         padding: One int, (vertical, horizontal), ``"valid"``, or ``"same"`` (stride 1 only).
         dilation: One int or (vertical, horizontal).
         groups: Divides C and K.
-        activation: "none", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu" or "hardswish".
+        activation: One of `pykernels.ops.ACTIVATIONS`.
         negative_slope: leaky_relu's.
         backend: "auto", "cpu", "cuda", "triton" or "reference"; None takes the `pykernels.backend` block's.
 

@@ -55,7 +55,7 @@ def int8_conv2d(
         padding: One int, (vertical, horizontal), ``"valid"``, or ``"same"`` (stride 1 only).
         dilation: One int or (vertical, horizontal).
         groups: Divides C and K.
-        activation: "none", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu" or "hardswish".
+        activation: One of `pykernels.ops.ACTIVATIONS`.
         negative_slope: leaky_relu's.
         out_scale: For an int8 output the inverse of its scale.
         out_dtype: ``torch.int32`` for the sums themselves (then nothing else may be given); ``torch.float32``;

@@ -44,7 +44,7 @@ def int8_matmul(
         b_scale: One element, (N,) or (1, N), of a floating dtype.
         a_zero_point: One element, (M,) or (M, 1), int32, within [-128, 127].
         bias: (N,), of a floating dtype; added after the scales.
-        activation: "none", "relu", "leaky_relu" (slope 0.01), "elu", "sigmoid", "tanh", "silu", "gelu" or "hardswish".
+        activation: One of `pykernels.ops.ACTIVATIONS`, leaky_relu with a slope of 0.01.
         out_dtype: ``torch.int32`` for the sums themselves (a zero point is allowed, nothing else);
             ``torch.float32``; ``torch.bfloat16``; ``torch.float16`` (on a CPU the reference's); or ``torch.int8``: the
             float result rounded to nearest even and saturated to [-128, 127], NaN giving 0. There is no output scale:
