@@ -20,12 +20,12 @@ from pykernels.nn._packed import Pack, PacksWeights, Slot
 from pykernels.nn._replaceable import check_replaceable, is_replaceable
 from pykernels.ops import _dispatch
 from pykernels.ops._activation import activation_code, apply_activation
-from pykernels.ops._arguments import fail
+from pykernels.ops._arguments import check_number, fail
 from pykernels.ops._autocast import autocast_dtype, cast
 from pykernels.ops.batch_norm_act import batch_norm_act
 from pykernels.ops.batch_norm_act.op import BATCH_NORM_ACT
 from pykernels.ops.conv_bn_act import conv_bn_act, fold_batch_norm
-from pykernels.ops.conv_bn_act.arguments import geometry, tf32_allowed
+from pykernels.ops.conv_bn_act.arguments import BatchNorm, check_batch_norm, geometry, tf32_allowed
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.ops.conv_bn_act.statistics import conv_batch_norm_act
 
@@ -244,13 +244,24 @@ class ConvBNAct2d(PacksWeights):
         modules: Any = self._modules  # nn.Module's own attribute lookup takes as long as all the rest
         conv, bn = modules["conv"], modules["bn"]
         eps = 0.0 if bn is None else bn.eps
-        geometry = conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
+        geometry = _frozen(conv.stride), _frozen(conv.padding), _frozen(conv.dilation), conv.groups, conv.padding_mode
         return conv, bn, eps, self.activation, self.negative_slope, geometry
 
-    def _new_pack(self, slots: Sequence[Slot], dtype: torch.dtype, key: Hashable) -> Pack | None:
+    def _new_pack(self, slots: Sequence[Slot], dtype: torch.dtype, key: Any) -> Pack | None:
         if self.bn is not None and self.bn.running_mean is None:  # the statistics of the batch
             return None
+        weight, *vectors = (owner[name] for owner, name in slots)
+        if weight.dim() != 4:  # the op says so
+            return None
+        check_number("conv_bn_act", "negative_slope", self.negative_slope)
+        norm = BatchNorm(*vectors)._replace(eps=key[2])
+        check_batch_norm(weight, weight.shape[0], norm)
         return _ConvPack(slots, dtype, key)
+
+
+def _frozen(value: Any) -> Any:
+    """``value`` as it is now: a list that is changed in place equals itself afterwards too."""
+    return tuple(value) if type(value) is list else value
 
 
 class _ConvPack(Pack):
@@ -291,7 +302,10 @@ class _ConvPack(Pack):
         weight: Any = self.twins[0]
         algorithm, shape, g = _DIRECT, tuple(weight.shape), self.geometry
         if len(x) == 4:
-            algorithm = _native.introspect().conv_algorithm(tuple(x), shape, *g)
+            try:
+                algorithm = _native.introspect().conv_algorithm(tuple(x), shape, *g)
+            except TypeError as problem:  # a number beyond int64
+                raise RuntimeError("the geometry is out of range") from problem
         bound = self.by_algorithm.get(algorithm)
         if bound is None:
             if not self.is_of_isa():

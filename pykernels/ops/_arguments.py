@@ -116,6 +116,10 @@ def check_choice(op: str, argument: str, value: object, choices: Sequence[object
         raise ValueError(f"pykernels.{op}: {argument}: expected one of {', '.join(map(str, choices))}; got {value!r}")
 
 
+#: Of a stride, padding or dilation; the kernels refuse more, and torch's own words for it name no argument.
+_LARGEST = 2**31
+
+
 def pair(op: str, argument: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     """``value``, one int or (vertical, horizontal), as two ints of ``least`` at least."""
     if isinstance(value, int):
@@ -126,6 +130,8 @@ def pair(op: str, argument: str, value: int | Sequence[int], least: int) -> tupl
         fail(TypeError, op, argument, "an int or two ints", repr(value))
     if len(both) != 2 or both[0] < least or both[1] < least:
         fail(ValueError, op, argument, f"an int or two ints >= {least}", repr(value))
+    if both[0] > _LARGEST or both[1] > _LARGEST:
+        fail(ValueError, op, argument, f"an int or two ints <= {_LARGEST}", repr(value))
     return both
 
 

@@ -61,7 +61,7 @@ struct ConvArgs {
   int64_t y_stride[4] = {};
   Activation activation = Activation::none;
   float negative_slope = 0.01f;  // leaky_relu's
-  bool tf32 = false;  // f32 factors may be rounded to tf32, where that is faster; on CUDA it is
+  bool tf32 = false;             // f32 factors may be rounded to tf32, where that is faster; on CUDA it is
 };
 
 struct ConvMethod;
