@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from pykernels.nn import LSTM, ConvBNAct2d, Int8Linear, LSTMCell
-from tests.harness import normal
+from tests.harness import native, normal
+
+pytestmark = native  # the packs are the native kernels'
 
 
 def turned(p):
