@@ -190,7 +190,7 @@ def table(found: dict[str, Any]) -> str:
         f"{'row':<52}{'ours us':>10}{'Triton us':>10}{'peer us':>10} {'ratio':>6} {'floor':>6}  best peer",
     ]
     for row in found["rows"]:
-        if said := row.get("problem") or row.get("note"):
+        if said := row.get("problem"):
             lines.append(f"{row['row']:<52} {said[:100]}")
             continue
         ours, peer = row["contenders"]["ours"]["us"], row.get("peer")

@@ -7,11 +7,11 @@ import torch
 
 import pykernels as pk
 from pykernels import _native
+from pykernels._measure import relative_l2
 from pykernels.cli.bench.peers.measure import TOLERANCE
 from pykernels.cli.bench.peers.prepare import as_double, flat_tensors
 from pykernels.cli.bench.peers.rows import select
 from pykernels.cli.bench.peers.subjects import build
-from pykernels.ops._check import relative_l2
 
 ROWS = select("models", ["*_b1"])
 DTYPES = {"eager": None, "ours": None, "ours_bf16": torch.bfloat16}

@@ -7,9 +7,10 @@ import torch
 
 import pykernels as pk
 from pykernels import _native
+from pykernels._measure import relative_l2
 from pykernels.cli.bench.eager import eager
 from pykernels.cli.bench.ops import bench_samples
-from pykernels.ops._check import compare, inputs_of, relative_l2, tensors_of
+from pykernels.ops._check import compare, inputs_of, tensors_of
 
 PAIRS = bench_samples()
 

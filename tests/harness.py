@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from pykernels import _native
+from pykernels._measure import relative_l2
 from pykernels._native import _cuda
 from pykernels.ops._check import (
     compare,
@@ -16,25 +19,32 @@ from pykernels.ops._check import (
     host_isas,
     inputs_of,
     map_tensors,
-    relative_l2,
     tensors_of,
     to_double,
 )
 from pykernels.ops._dispatch import triton_missing
-from pykernels.ops._spec import OpSpec, Sample
+from pykernels.ops._spec import OpSpec, Sample, lay_out
 
 __all__ = [
     "CUDA_GATE",
+    "DEVICE",
+    "FORMATS",
     "check_op",
     "cuda_build",
     "cuda_reason",
+    "eight_threads",
     "forced_isa",
     "host_isas",
     "inputs_of",
+    "leaves",
     "map_tensors",
+    "native",
     "needs_cuda",
     "needs_triton",
+    "normal",
+    "on_cpu_and_triton",
     "relative_l2",
+    "samples_of",
     "tensors_of",
     "to_double",
     "triton_reason",
@@ -71,6 +81,57 @@ def needs_triton(function):
     """Marks a test that runs Triton kernels, on a GPU or interpreted."""
     reason = triton_reason()
     return pytest.mark.triton(pytest.mark.skipif(reason is not None, reason=f"needs Triton: {reason}")(function))
+
+
+def eight_threads(work: Callable[[int], object]) -> None:
+    """Calls ``work(0)`` to ``work(7)`` at once, each in a thread; raises the first thing that one of them raised."""
+    start, raised = threading.Barrier(8), []
+
+    def run(i: int) -> None:
+        try:
+            start.wait()
+            work(i)
+        except BaseException as problem:
+            raised.append(problem)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if raised:
+        raise raised[0]
+
+
+native = pytest.mark.skipif(_native.error is not None, reason=str(_native.error))
+#: Where Triton's kernels run: on a GPU, or interpreted.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FORMATS = (torch.contiguous_format, torch.channels_last)
+
+
+def on_cpu_and_triton(function):
+    """The test for each ``backend``, on a ``device`` of its own."""
+    triton = (pytest.mark.triton, pytest.mark.skipif(triton_reason() is not None, reason=f"{triton_reason()}"))
+    cases = [pytest.param("cpu", "cpu", marks=native), pytest.param("triton", DEVICE, marks=triton)]
+    return pytest.mark.parametrize(("backend", "device"), cases, ids=["cpu", "triton"])(function)
+
+
+def samples_of(spec: OpSpec) -> dict[str, Sample]:
+    """The spec's small samples by name."""
+    return {sample.name: sample for sample in spec.samples if not sample.bench}
+
+
+def normal(*shape: int, seed=0, dtype=torch.float32, layout="contiguous", device="cpu") -> torch.Tensor:
+    """Of unit variance, the same at every call; ``layout`` as in `lay_out`, or a memory format."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    t = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device, dtype)
+    return lay_out(t, layout) if isinstance(layout, str) else t.contiguous(memory_format=layout)
+
+
+def leaves(args, kwargs):
+    """Copies that require gradients, and a list of them all."""
+    args, kwargs = map_tensors((args, kwargs), lambda t: t.detach().clone().requires_grad_())
+    return args, kwargs, tensors_of((args, kwargs))
 
 
 def check_op(spec: OpSpec, sample: Sample, backend: str, dtype: torch.dtype) -> float:

@@ -5,8 +5,6 @@ Without a GPU every test here is skipped with the reason, and the end of the run
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -15,7 +13,7 @@ import pykernels as pk
 from pykernels.models import reference_twin
 from pykernels.ops._check import on_device
 from pykernels.ops._spec import all_specs
-from tests.harness import cuda_reason, inputs_of, map_tensors, relative_l2, tensors_of, to_double
+from tests.harness import cuda_reason, eight_threads, inputs_of, map_tensors, relative_l2, tensors_of, to_double
 
 REASON = cuda_reason()
 pytestmark = [
@@ -117,23 +115,17 @@ def test_runs_on_the_device_of_its_tensors(spec):
 @pytest.mark.parametrize("spec", OPS)
 def test_eight_threads(spec):
     call, _ = call_of(spec)
-    expected, wrong = call(), []
+    expected = call()
 
-    def work():
+    def work(_):
         with torch.cuda.stream(torch.cuda.Stream()), torch.no_grad():
             for _ in range(20):
                 got = call()
                 torch.cuda.current_stream().synchronize()
-                if not equal(got, expected):
-                    wrong.append(got)
+                assert equal(got, expected)
 
     torch.cuda.synchronize()
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    eight_threads(work)
 
 
 @pytest.mark.parametrize("spec", OPS)
@@ -302,14 +294,15 @@ def test_gradients(name, dtype):
 @pytest.mark.parametrize("spec", OPS)
 def test_compiles_into_one_graph(spec):
     call, _ = call_of(spec)
-    args, kwargs = on_device(inputs_of(sample_of(spec), spec.op.takes("cuda")[-1]), "cuda")
+    dtype = spec.op.takes("cuda")[-1]
+    args, kwargs = on_device(inputs_of(sample_of(spec), dtype), "cuda")
     expected = call()
     torch._dynamo.reset()
     with torch.no_grad(), pk.backend("cuda"):
         got = tensors_of(torch.compile(spec.function, fullgraph=True)(*args, **kwargs))
     for g, e in zip(got, expected, strict=True):
         assert g.dtype == e.dtype
-        assert relative_l2(g, e) <= (3e-3 if e.is_floating_point() else 0)
+        assert relative_l2(g, e) <= (spec.tolerance(dtype, sample_of(spec)) if e.is_floating_point() else 0)
 
 
 def test_channels_last_and_contiguous_keep_their_format():
@@ -341,8 +334,9 @@ def test_packed_sequences():
     with torch.no_grad():
         got = lstm(x.to("cuda"))
         expected = twin(x.to(torch.float64))
-    assert relative_l2(got[0].data.cpu(), expected[0].data) <= 1e-5
-    assert relative_l2(got[1][0].cpu(), expected[1][0]) <= 1e-5
+    bound = SPECS["lstm"].bound(torch.float32, 2 * (48 + 24 + 2))
+    assert relative_l2(got[0].data.cpu(), expected[0].data) <= bound
+    assert relative_l2(got[1][0].cpu(), expected[1][0]) <= bound
 
 
 @pytest.mark.parametrize("spec", OPS)

@@ -24,12 +24,13 @@ from triton_gate import (
     MATRIX,
     Job,
     Kernel,
+    by_line,
     chosen,
     matrix_instructions,
     parse,
     problems,
     read_amdgcn,
-    stale,
+    rows_of,
     table,
     usage_of,
 )
@@ -171,57 +172,116 @@ def test_a_spill_is_allowed_for_a_reason(monkeypatch):
 
 
 def test_the_table_is_read_as_it_was_written():
-    kernels = [kernel(), kernel(name="other", matrix="", tiles="", spilled=4), kernel(source="y/triton.py")]
-    text = table(kernels, "3.9.0")
+    rows = rows_of([kernel(), kernel(name="other", matrix="", spilled=4), kernel(source="y/triton.py", tiles="")])
+    text = table(rows, "3.9.0")
     assert text.startswith("# Triton 3.9.0\n")
-    assert parse(text) == kernels
-    assert parse("") == []
+    assert parse(text) == rows
+    assert len(rows) == text.count("\n") - 2 == 3
+    assert parse("") == {}
+
+
+def test_a_line_has_the_worst_of_its_launches():
+    on_amd = kernel(target="gfx942", shared=2048, matrix="v_mfma_f32_32x32x8_f16")
+    launches = [kernel(), kernel(call="b", registers=120), on_amd]
+    [row] = rows_of(launches).values()
+    assert (row.registers, row.shared, row.spilled, row.fullest) == (120, 2048, 0, ("b", "sm_80"))
+    assert row.matrix == {"sm_80 HMMA", "gfx942 v_mfma_f32_32x32x8_f16"}
+    assert set(rows_of([*launches, kernel(warps=8), kernel(tiles="64x64")])) == {
+        ("x/triton.py", "k", tiles, warps) for tiles, warps in (("64x128", "4"), ("64x128", "8"), ("64x64", "4"))
+    }
 
 
 @pytest.mark.parametrize("gate", [cuda_gate, triton_gate])
 def test_the_committed_tables_are_read_whole(gate):
     text = gate.TABLE.read_text()
     version = golden.read(text)[0].split()[-1]
-    kernels = gate.parse(text)
-    assert gate.table(kernels, version) == text
-    assert len({k.key for k in kernels}) == len(kernels) == text.count("\n") - 2
+    rows = gate.parse(text)
+    assert gate.table(rows, version) == text
+    assert len(rows) == text.count("\n") - 2
+
+
+def stale(written: list[Kernel], now: list[Kernel]) -> list[str]:
+    return golden.compare(rows_of(written), by_line(now), triton_gate.differences)
 
 
 def test_a_stale_table_is_told():
-    assert stale([kernel()], [kernel(registers=104)]) == []
-    key = "x/triton.py k 1x2 f16 sm_80"
-    assert stale([kernel()], [kernel(registers=105)]) == [f"{key}: registers were 96, are 105"]
-    assert stale([kernel()], []) == [f"{key}: no such launch any more"]
-    assert stale([], [kernel()]) == [f"{key}: a new launch"]
-    assert stale([kernel()], [kernel(matrix="HGMMA")]) == [f"{key}: matrix: was 'HMMA', is 'HGMMA'"]
-    assert stale([kernel()], [kernel(tiles="64x64")]) == [f"{key}: tiles: was '64x128', is '64x64'"]
+    written = [kernel(), kernel(call="b", target="sm_90", registers=80, matrix="HGMMA")]
+    assert stale(written, [kernel(registers=104), written[1]]) == []
+    key, call = "x/triton.py k 64x128 4", "1x2 f16, sm_80"
+    assert stale(written, []) == [f"{key}: no such kernel any more"]
+    assert stale([], written) == [f"{key}: a new kernel"]
+    assert stale(written, written[1:]) == [f"{key}: no such launch any more as {call}"]
+
+    def told(**changes):
+        return stale(written, [kernel(**changes), written[1]])
+
+    assert told(registers=105) == [f"{key}: {call}: registers were 96 at most, are 105"]
+    assert told(registers=87) == [f"{key}: {call}: registers were 96 at most, are 87"]
+    assert told(matrix="IMMA") == [f"{key}: {call}: a new matrix instruction: IMMA"]
+    assert told(spilled=4) == [f"{key}: {call}: spilled was 0 at most, is 4"]
+    assert told(shared=1025) == [f"{key}: {call}: shared was 1024 at most, is 1025"]
+    # What another launch of the line has is no excuse on a target of its own.
+    slower = [written[0], kernel(call="b", target="sm_90", registers=80, matrix="HMMA")]
+    assert stale(written, slower) == [f"{key}: b, sm_90: a new matrix instruction: HMMA"]
+    assert stale(written, [written[0], kernel(call="b", registers=120)]) == [
+        f"{key}: b, sm_80: registers were 96 at most, are 120"
+    ]
 
 
-def test_of_another_triton_only_the_launches_are_compared():
-    other = kernel(registers=200, matrix="HGMMA", spilled=4, shared=0)
-    assert stale([kernel()], [other], same_compiler=False) == []
-    assert len(stale([kernel()], [kernel(warps=8)], same_compiler=False)) == 1
-    assert len(stale([kernel()], [], same_compiler=False)) == 1
+def test_of_what_was_only_recorded_only_the_tiles_are_compared():
+    recorded = {"registers": 0, "matrix": "", "shared": 0}
+    assert stale([kernel()], [kernel(**recorded)]) == []
+    assert len(stale([kernel()], [kernel(**recorded, tiles="64x64")])) == 2
+    assert len(stale([kernel()], [kernel(**recorded, warps=8)])) == 2
 
 
-def test_of_what_was_only_recorded_only_the_launch_is_compared():
-    recorded = kernel(registers=0, matrix="", shared=0, compiled=False)
-    assert stale([kernel()], [recorded]) == []
-    assert len(stale([kernel()], [kernel(tiles="64x64", compiled=False)])) == 1
-
-
-def test_of_each_kernel_target_and_types_the_fullest_is_compiled():
+def test_the_fullest_of_a_line_is_compiled_and_one_of_each_kernel_target_and_types():
     half, single = frozenset({"*fp16"}), frozenset({"*fp32"})
     jobs = [
-        Job(kernel(call=call, target=target), None, None, {}, types)
-        for call, target, types in (
-            ("a", "sm_80", half), ("b", "sm_80", half), ("c", "sm_80", half), ("a", "sm_90", half),
-            ("d", "sm_80", single),
+        Job(kernel(call=call, target=target, tiles=tiles), None, None, {}, types)
+        for call, target, types, tiles in (
+            ("a", "sm_80", half, "64"), ("b", "sm_80", half, "64"), ("c", "sm_80", half, "64"),
+            ("a", "sm_90", half, "64"), ("d", "sm_80", single, "64"), ("e", "sm_80", half, "32"),
+            ("f", "sm_80", half, "32"),
         )
     ]  # fmt: skip
-    written = [kernel(call=call, registers=registers) for call, registers in (("a", 40), ("b", 90), ("c", 80))]
-    assert chosen(jobs, written) == [jobs[1], jobs[3], jobs[4]]
-    assert chosen(jobs, written[:2]) == [jobs[2], jobs[3], jobs[4]]  # c is new
+    calls = (("a", 40, "64"), ("b", 90, "64"), ("c", 80, "64"), ("e", 90, "32"), ("f", 50, "32"))
+    written = [kernel(call=call, registers=registers, tiles=tiles) for call, registers, tiles in calls]
+    assert chosen(jobs, rows_of(written)) == [jobs[1], jobs[5], jobs[4], jobs[3]]
+    assert chosen(jobs, rows_of(written[:3])) == [jobs[1], jobs[5], jobs[6], jobs[4], jobs[3]]  # a new line
+    assert chosen(jobs[2:], rows_of(written[:2])) == [jobs[5], jobs[6], jobs[4], jobs[3]]  # b is gone
+
+
+# ---- the CUDA gate ----
+
+
+def of_cuda(**changes) -> cuda_gate.Kernel:
+    fields = {"source": "x.cu", "name": "k<float>", "target": "sm_80", "registers": 90, "found": {"HMMA", "FFMA"}}
+    return cuda_gate.Kernel(**{**fields, **changes})
+
+
+def test_a_line_of_cuda_is_a_template_with_its_instructions():
+    kernels = [of_cuda(), of_cuda(name="k<bf16>", registers=120), of_cuda(target="sm_90a", found={"HGMMA"}, stack=8)]
+    assert cuda_gate.rows_of(kernels) == {
+        ("x.cu", "k", "HGMMA"): cuda_gate.Row(1, 90, 8, 0),
+        ("x.cu", "k", "HMMA"): cuda_gate.Row(2, 120, 0, 0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        ([of_cuda(registers=98), of_cuda(name="k<bf16>")], []),
+        ([of_cuda(registers=99), of_cuda(name="k<bf16>")], ["x.cu k HMMA: registers were 90, are 99"]),
+        ([of_cuda()], ["x.cu k HMMA: kernels were 2, are 1"]),
+        ([of_cuda(), of_cuda(name="k<bf16>", local=2, stack=8)], ["x.cu k HMMA: stack was 0, is 8"]),
+        ([of_cuda(), of_cuda(found=set())], ["x.cu k : a new kernel", "x.cu k HMMA: kernels were 2, are 1"]),
+        ([], ["x.cu k HMMA: no such kernel any more"]),
+    ],
+)
+def test_a_stale_table_of_cuda_is_told(now, told):
+    written = cuda_gate.rows_of([of_cuda(), of_cuda(name="k<bf16>")])
+    assert golden.compare(written, cuda_gate.rows_of(now), cuda_gate.differences) == told
 
 
 # ---- a real compile ----

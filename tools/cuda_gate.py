@@ -12,8 +12,10 @@ found no registers), and the instructions that the kernel was written for. It fa
 - a target lacks an instruction that its kernels are there for (`EXPECTED`);
 - the committed table names other kernels, other instructions, other local memory, or registers that are far off.
 
-The table: registers per thread; bytes of stack; local: loads and stores of local memory. Shared memory is all dynamic;
-the pages of the families say how much. No GPU is needed, and nothing here says how fast a kernel is.
+A line of the table is a template with the instructions that some of its instances have, on some targets: how many those
+are, and the most that any has of registers per thread, of bytes of stack, and of loads and stores of local memory.
+Shared memory is all dynamic; the pages of the families say how much. No GPU is needed, and nothing here says how fast a
+kernel is.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import golden
@@ -48,9 +50,6 @@ EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
 #: Part of a kernel's name -> why it may use local memory. Anything else that does fails.
 ALLOWED: dict[str, str] = {}
 
-#: Registers may differ this much from the table, for nvcc's patch releases differ.
-SLACK = 8
-
 
 @dataclass
 class Kernel:
@@ -65,14 +64,23 @@ class Kernel:
     found: set[str] = field(default_factory=set)
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        """What names a line of the table."""
-        return self.source, self.name, self.target
-
-    @property
     def instructions(self) -> str:
         """Those of `SHOWN` that it has."""
         return " ".join(i for i in SHOWN if i in self.found)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The instances of a template that have the same instructions."""
+
+    kernels: int
+    registers: int
+    stack: int
+    local: int
+
+
+#: Source, template, instructions -> what there is of it.
+Rows = dict[tuple[str, ...], Row]
 
 
 def find_tool(name: str) -> str:
@@ -167,7 +175,7 @@ def read(source: str, obj: Path, cuobjdump: str) -> list[Kernel]:
     found = list(kernels.values())
     for kernel, readable in zip(found, demangle([k.name for k in found]), strict=True):
         kernel.name = readable
-    return sorted(found, key=lambda k: k.key)
+    return sorted(found, key=lambda k: (k.name, k.target))
 
 
 def _lines(*command: str) -> Iterator[str]:
@@ -195,37 +203,38 @@ def problems(kernels: list[Kernel]) -> list[str]:
     return found
 
 
-COLUMNS = ("source", "kernel", "target", "registers", "stack", "local", "instructions")
+COLUMNS = ("source", "kernel", "instructions", "kernels", "registers", "stack", "local")
 
 
-def table(kernels: list[Kernel], nvcc: str) -> str:
+def rows_of(kernels: Iterable[Kernel]) -> Rows:
+    """The lines of the table, in its order."""
+    groups: dict[tuple[str, ...], list[Kernel]] = {}
+    for k in kernels:
+        groups.setdefault((k.source, k.name.partition("<")[0], k.instructions), []).append(k)
+    return {
+        key: Row(len(own), max(k.registers for k in own), max(k.stack for k in own), max(k.local for k in own))
+        for key, own in sorted(groups.items())
+    }
+
+
+def table(rows: Rows, nvcc: str) -> str:
     """The golden file's text."""
-    rows = ((k.source, k.name, k.target, k.registers, k.stack, k.local, k.instructions) for k in kernels)
-    return golden.write(f"nvcc {nvcc}", COLUMNS, rows)
+    return golden.write(f"nvcc {nvcc}", COLUMNS, ((*key, *astuple(row)) for key, row in rows.items()))
 
 
-def parse(text: str) -> list[Kernel]:
-    """The kernels of a written table."""
-    return [
-        Kernel(source, name, target, *map(int, numbers), found=set(found.split()))
-        for source, name, target, *numbers, found in golden.read(text)[1]
-    ]
+def parse(text: str) -> Rows:
+    """The lines of a written table."""
+    return {tuple(cells[:3]): Row(*map(int, cells[3:])) for cells in golden.read(text)[1]}
 
 
-def stale(written: list[Kernel], now: list[Kernel]) -> list[str]:
-    """In what the written table no longer agrees with the code."""
-    old, new = {k.key: k for k in written}, {k.key: k for k in now}
-    found = [f"{' '.join(key)}: no such kernel any more" for key in old.keys() - new.keys()]
-    found += [f"{' '.join(key)}: a new kernel" for key in new.keys() - old.keys()]
-    for key in old.keys() & new.keys():
-        was, is_ = old[key], new[key]
-        if was.instructions != is_.instructions:
-            found.append(f"{' '.join(key)}: instructions were {was.instructions!r}, are {is_.instructions!r}")
-        if bool(was.local or was.stack) != bool(is_.local or is_.stack):
-            found.append(f"{' '.join(key)}: stack was {was.stack}, is {is_.stack}")
-        if abs(was.registers - is_.registers) > SLACK:
-            found.append(f"{' '.join(key)}: registers were {was.registers}, are {is_.registers}")
-    return sorted(found)
+def differences(was: Row, is_: Row) -> Iterator[str]:
+    """In what a line differs."""
+    if was.kernels != is_.kernels:
+        yield f"kernels were {was.kernels}, are {is_.kernels}"
+    if bool(was.local or was.stack) != bool(is_.local or is_.stack):
+        yield f"stack was {was.stack}, is {is_.stack}"
+    if abs(was.registers - is_.registers) > golden.SLACK:
+        yield f"registers were {was.registers}, are {is_.registers}"
 
 
 def main() -> int:
@@ -236,7 +245,8 @@ def main() -> int:
     cuobjdump = find_tool("cuobjdump")
     nvcc = build()
     kernels = [k for source, obj in objects().items() for k in read(source, obj, cuobjdump)]
-    text = table(kernels, nvcc)
+    rows = rows_of(kernels)
+    text = table(rows, nvcc)
     print(text)
     bad = problems(kernels)
     if options.write:
@@ -246,13 +256,9 @@ def main() -> int:
         if golden.read(written)[0].rsplit(".", 1)[0] != f"nvcc {nvcc}".rsplit(".", 1)[0]:
             print(f"The committed table is of another nvcc than {nvcc}: not compared.")
         else:
-            outdated = stale(parse(written), kernels)
-            bad += [f"{TABLE.name} is stale (`make cuda-table` writes it anew): {line}" for line in outdated]
-    for line in bad:
-        print(f"FAILED: {line}")
+            bad += golden.outdated(TABLE, "cuda-table", golden.compare(parse(written), rows, differences))
     spilled = sum(1 for k in kernels if k.stack or k.local)
-    print(f"{len(kernels)} kernels read, {spilled} with local memory, {len(bad)} problems; none of them was run.")
-    return 1 if bad or not kernels else 0
+    return golden.verdict(bad, f"{len(kernels)} kernels read, {spilled} with local memory", bool(kernels))
 
 
 if __name__ == "__main__":

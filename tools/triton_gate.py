@@ -7,19 +7,20 @@
 Each call of tools/triton_calls.py is made on meta tensors, once per target (sm_80, sm_90, gfx942) with that target's
 tiles, and `_triton.launch` is made to record instead of launching. Triton's own launcher derives from the recorded
 arguments what it would specialise for (types, alignment, integers that are 1 or divisible by 16, constants); each
-result is compiled once, in two processes, and kept in build/triton. Without --all it is one for each kernel, target and
-combination of types: the one that the committed table gives most registers, which is the next to spill. It fails if
+result is compiled once, in two processes, and kept in build/triton. Without --all it is one for each line of the table,
+the fullest, which is the next to spill, and one for each kernel, target and combination of types. It fails if
 
 - a kernel of pykernels/ops is launched by no call, or a call of `launch` there was never reached;
 - a kernel does not compile, or wants more shared memory than the target has;
 - a kernel spills registers, and `ALLOWED` has no reason for it;
 - `tl.dot` was compiled, and no matrix instruction came out;
-- the committed table names other launches, other instructions, other spills, or registers that are far off.
+- the committed table names other kernels and tiles, other instructions, more spills, or registers that are far off.
 
-A line of the table is one kernel as one call specialises it, under the first call that does (tools/triton_calls.py).
-Tiles are the kernel's BLOCK_ constants. Registers are per thread, on gfx942 vector and accumulation registers together;
-shared memory is in bytes per program; spilled: bytes of local memory per thread. No GPU is needed, and nothing here
-says how fast a kernel is.
+A line of the table is one kernel with some tiles (its BLOCK_ constants) and warps: the most that any launch has of
+registers per thread (on gfx942 vector and accumulation registers together), bytes of shared memory per program, and
+bytes of local memory per thread (spilled); then the call (tools/triton_calls.py) and target with most registers; and
+what the launches have of matrix instructions, each target's apart. No GPU is needed, and nothing here says how fast a
+kernel is.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +52,6 @@ MATRIX = re.compile(r"\b(IGMMA|HGMMA|IMMA|HMMA|v_s?mfma\w+)")
 #: Part of "kernel target" -> why it may spill. Anything else that does fails.
 ALLOWED: dict[str, str] = {}
 
-#: Registers may differ this much from the table, for Triton's patch releases differ.
-SLACK = 8
-
 
 @dataclass
 class Kernel:
@@ -62,19 +61,43 @@ class Kernel:
     name: str
     call: str
     target: str
-    tiles: str = ""  # its BLOCK_* constants
+    tiles: str  # its BLOCK_* constants
     warps: int = 0
-    registers: int = 0
+    registers: int = 0  # none: it was recorded, and not compiled
     shared: int = 0  # bytes
     spilled: int = 0  # bytes of local memory (scratch) per thread
     matrix: str = ""
-    dot: bool = field(default=False, compare=False)  # it has a tl.dot; not in the table
-    compiled: bool = field(default=True, compare=False)  # or only recorded
+    dot: bool = False  # it has a tl.dot
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
+    def key(self) -> tuple[str, ...]:
         """What names a line of the table."""
-        return self.source, self.name, self.call, self.target
+        return self.source, self.name, self.tiles, str(self.warps)
+
+    @property
+    def launch(self) -> tuple[str, str]:
+        """The call and the target: what tells apart those of a line."""
+        return self.call, self.target
+
+    @property
+    def instructions(self) -> str:
+        """Its matrix instructions, as the table has them."""
+        return f"{self.target} {self.matrix}" if self.matrix else ""
+
+
+@dataclass
+class Row:
+    """The worst of the launches of a kernel with the same tiles."""
+
+    registers: int
+    shared: int
+    spilled: int
+    fullest: tuple[str, str]  # the call and the target with most registers
+    matrix: frozenset[str]
+
+
+#: Source, kernel, tiles, warps -> what there is of it.
+Rows = dict[tuple[str, ...], Row]
 
 
 # ---- compiling ----
@@ -116,24 +139,26 @@ def jobs_of(launches: list[Launch]) -> list[Job]:
         file, name = kernel_of(launch)
         tiles = "x".join(str(value) for key, value in bound.items() if key.startswith("BLOCK"))
         kernel = Kernel(short(file), name, launch.call, launch.target, tiles, options.num_warps)
-        taken[kernel.key] = taken.get(kernel.key, 0) + 1
-        if taken[kernel.key] > 1:
-            kernel.call += f" ({taken[kernel.key]})"
+        one = kernel.source, name, launch.call, launch.target
+        taken[one] = taken.get(one, 0) + 1
+        if taken[one] > 1:
+            kernel.call += f" ({taken[one]})"
         types = frozenset(t.replace("bf16", "fp16") for t in signature.values() if t.startswith("*"))
         jobs[same] = Job(kernel, source, target, dict(options.__dict__), types)
     return list(jobs.values())
 
 
-def chosen(jobs: list[Job], written: list[Kernel]) -> list[Job]:
-    """Of each kernel, target and types the job with most registers in the written table; a new one before all."""
-    registers = {k.key: k.registers for k in written}
-    most: dict[tuple[Any, ...], Job] = {}
-    for job in jobs:
-        k = job.kernel
-        group = k.source, k.name, k.target, job.types
-        if group not in most or registers.get(k.key, 999) > registers.get(most[group].kernel.key, 999):
-            most[group] = job
-    return list(most.values())
+def chosen(jobs: list[Job], written: Rows) -> list[Job]:
+    """The fullest launch of each line of the table, all without a line, and one of each kernel, target and types that
+    are not among these."""
+    found = [j for j in jobs if j.kernel.key not in written or written[j.kernel.key].fullest == j.kernel.launch]
+
+    def kind(job: Job) -> tuple[Any, ...]:
+        return job.kernel.source, job.kernel.name, job.kernel.target, job.types
+
+    others = {kind(job): job for job in reversed(jobs)}
+    kinds = {kind(job) for job in found}
+    return found + [job for kind, job in others.items() if kind not in kinds]
 
 
 _jobs: list[Job] = []  # a forked worker has them by being forked: kernels cannot be sent
@@ -145,7 +170,9 @@ def _work(index: int) -> Kernel | str:
         return compile_job(job)
     except Exception as problem:  # of the compiler: any
         said = str(problem).strip().splitlines() or [""]
-        return f"{' '.join(job.kernel.key)}: {type(problem).__name__}: {said[-1]}"
+        return (
+            f"{' '.join(job.kernel.key)} ({job.kernel.call}, {job.kernel.target}): {type(problem).__name__}: {said[-1]}"
+        )
 
 
 def compile_all(jobs: list[Job], processes: int = 2) -> tuple[list[Kernel], list[str]]:
@@ -241,41 +268,63 @@ def problems(kernels: list[Kernel], shared: dict[str, int]) -> list[str]:
     return found
 
 
-COLUMNS = ("source", "kernel", "call", "target", "tiles", "warps", "registers", "shared", "spilled", "matrix")
+COLUMNS = ("source", "kernel", "tiles", "warps", "registers", "shared", "spilled", "call", "target", "matrix")
 
 
-def table(kernels: list[Kernel], version: str) -> str:
+def by_line(kernels: Iterable[Kernel]) -> dict[tuple[str, ...], list[Kernel]]:
+    """The launches of each line of the table, in its order."""
+    groups: dict[tuple[str, ...], list[Kernel]] = {}
+    for k in sorted(kernels, key=lambda k: k.key):
+        groups.setdefault(k.key, []).append(k)
+    return groups
+
+
+def rows_of(kernels: Iterable[Kernel]) -> Rows:
+    """The lines of the table."""
+    rows = {}
+    for key, own in by_line(kernels).items():
+        fullest = max(own, key=lambda k: k.registers)
+        rows[key] = Row(
+            fullest.registers, max(k.shared for k in own), max(k.spilled for k in own), fullest.launch,
+            frozenset(k.instructions for k in own if k.matrix),
+        )  # fmt: skip
+    return rows
+
+
+def table(rows: Rows, version: str) -> str:
     """The golden file's text."""
-    rows = (
-        (k.source, k.name, k.call, k.target, k.tiles, k.warps, k.registers, k.shared, k.spilled, k.matrix)
-        for k in kernels
+    cells = (
+        (*key, row.registers, row.shared, row.spilled, *row.fullest, ", ".join(sorted(row.matrix)))
+        for key, row in rows.items()
     )
-    return golden.write(f"Triton {version}", COLUMNS, rows)
+    return golden.write(f"Triton {version}", COLUMNS, cells)
 
 
-def parse(text: str) -> list[Kernel]:
-    """The kernels of a written table."""
-    return [
-        Kernel(source, name, call, target, tiles, *map(int, numbers), matrix=matrix)
-        for source, name, call, target, tiles, *numbers, matrix in golden.read(text)[1]
-    ]
+def parse(text: str) -> Rows:
+    """The lines of a written table."""
+    return {
+        (source, name, tiles, warps): Row(
+            *map(int, numbers), (call, target), frozenset(filter(None, matrix.split(", ")))
+        )
+        for source, name, tiles, warps, *numbers, call, target, matrix in golden.read(text)[1]
+    }
 
 
-def stale(written: list[Kernel], now: list[Kernel], same_compiler: bool = True) -> list[str]:
-    """In what the written table no longer agrees with the code. Another Triton makes other code of the same launches,
-    and of what was only recorded no code is known."""
-    old, new = {k.key: k for k in written}, {k.key: k for k in now}
-    found = [f"{' '.join(key)}: no such launch any more" for key in old.keys() - new.keys()]
-    found += [f"{' '.join(key)}: a new launch" for key in new.keys() - old.keys()]
-    for key in old.keys() & new.keys():
-        was, is_ = old[key], new[key]
-        numbers = same_compiler and is_.compiled
-        for name in ("tiles", "warps", *(("matrix", "spilled", "shared") if numbers else ())):
-            if getattr(was, name) != getattr(is_, name):
-                found.append(f"{' '.join(key)}: {name}: was {getattr(was, name)!r}, is {getattr(is_, name)!r}")
-        if numbers and abs(was.registers - is_.registers) > SLACK:
-            found.append(f"{' '.join(key)}: registers were {was.registers}, are {is_.registers}")
-    return sorted(found)
+def differences(was: Row, launches: list[Kernel]) -> Iterator[str]:
+    """In what those launches of a line that were compiled go beyond it, or its fullest has fewer registers."""
+    if was.fullest not in [k.launch for k in launches]:
+        yield f"no such launch any more as {', '.join(was.fullest)}"
+    for k in launches:
+        what = ", ".join(k.launch)
+        if k.matrix and k.instructions not in was.matrix:
+            yield f"{what}: a new matrix instruction: {k.matrix}"
+        if k.spilled > was.spilled:
+            yield f"{what}: spilled was {was.spilled} at most, is {k.spilled}"
+        if k.shared > was.shared:
+            yield f"{what}: shared was {was.shared} at most, is {k.shared}"
+        fewest = was.registers - golden.SLACK if k.launch == was.fullest else 0
+        if k.registers and not fewest <= k.registers <= was.registers + golden.SLACK:
+            yield f"{what}: registers were {was.registers} at most, are {k.registers}"
 
 
 def main() -> int:
@@ -312,9 +361,8 @@ def main() -> int:
     kernels, failed = compile_all(
         jobs if options.write or options.all or options.only else chosen(jobs, parse(written))
     )
-    kernels.sort(key=lambda k: (k.source, k.name))  # and in the order of the calls
     bad += failed
-    text = table(kernels, triton.__version__)
+    text = table(rows_of(kernels), triton.__version__)
     print(text)
     bad += problems(kernels, {target: getattr(_triton, device).shared for target, (device, _) in TARGETS.items()})
     if options.write:
@@ -323,15 +371,11 @@ def main() -> int:
         same = golden.read(written)[0].split(".")[:2] == f"Triton {triton.__version__}".split(".")[:2]
         if not same:
             print(f"The committed table is of another Triton than {triton.__version__}: only launches are compared.")
-        known = {k.key for k in kernels}
-        recorded = [replace(job.kernel, compiled=False) for job in jobs if job.kernel.key not in known]
-        outdated = stale(parse(written), kernels + recorded, same)
-        bad += [f"{TABLE.name} is stale (`make triton-table` writes it anew): {line}" for line in outdated]
-    for line in bad:
-        print(f"FAILED: {line}")
+        read = {(k.key, k.launch): k for k in kernels if same}  # another Triton makes other code of the same launches
+        now = by_line(read.get((job.kernel.key, job.kernel.launch), job.kernel) for job in jobs)
+        bad += golden.outdated(TABLE, "triton-table", golden.compare(parse(written), now, differences))
     spilled = sum(1 for k in kernels if k.spilled)
-    print(f"{len(kernels)} of {len(jobs)} launches compiled, {spilled} spill, {len(bad)} problems; none was run.")
-    return 1 if bad or not kernels else 0
+    return golden.verdict(bad, f"{len(kernels)} of {len(jobs)} launches compiled, {spilled} spill", bool(kernels))
 
 
 if __name__ == "__main__":

@@ -18,20 +18,14 @@ from typing import Any
 
 import torch
 
+from pykernels._measure import gpu_seconds, interleaved, relative_l2, wall_seconds
+
 Call = Callable[[], Any]
 #: Our own kernels: those in CUDA C++, and those in Triton.
 TRITON = "ours, Triton"
 OURS = ("ours", TRITON)
 
 FLOORS = "gpu-floors-measured.json"
-
-
-def relative_l2(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Of the difference, in float64; infinite if anything is not finite."""
-    got, expected = got.double(), expected.double()
-    if got.shape != expected.shape or not torch.isfinite(got).all():
-        return float("inf")
-    return float((got - expected).norm() / expected.norm().clamp_min(1e-30))
 
 
 class Bench:
@@ -41,6 +35,7 @@ class Bench:
         self.dry = dry_run
         self.deadline = deadline
         self.device = "cpu" if dry_run else "cuda"
+        self.clock = wall_seconds if dry_run else gpu_seconds
         self.backend = "reference" if dry_run else "cuda"
         self.triton = "reference" if dry_run else "triton"
         self.half = torch.bfloat16 if dry_run else torch.float16  # 16 bits where there is a choice
@@ -162,14 +157,15 @@ class Bench:
                 if name == "ours":
                     raise
                 found[name] = {"problem": f"{type(problem).__name__}: {str(problem)[:300]}"}
-        times: dict[str, list[float]] = {name: [] for name in runners}
-        until = min(time.monotonic() + seconds, self.deadline)
-        while len(times["ours"]) < 3 or (time.monotonic() < until and len(times["ours"]) < 200):
-            for name, (runner, count) in runners.items():
-                times[name].append(self._once(runner) / count)
-            if self.dry:
-                break
-        for name, values in times.items():
+        times = interleaved(
+            [runner for runner, _ in runners.values()],
+            min(seconds, self.deadline - time.monotonic()),
+            least=3,
+            most=1 if self.dry else 200,
+            clock=self.clock,
+        )
+        for (name, (_, count)), taken in zip(runners.items(), times, strict=True):
+            values = [1e6 * t / count for t in taken]
             found[name] |= {
                 "us": round(statistics.median(values), 3), "least us": round(min(values), 3), "samples": len(values)
             }  # fmt: skip
@@ -188,8 +184,8 @@ class Bench:
         """What runs the calls, as often as makes about a millisecond; how many those are; the mode."""
         for call in calls:
             call()
-        one = self._once(lambda: [call() for call in calls]) / len(calls)
-        repeats = max(1, min(64, round(1000 / max(one * len(calls), 1))))
+        all_us = 1e6 * self.clock(lambda: [call() for call in calls])
+        repeats = max(1, min(64, round(1000 / max(all_us, 1))))
         if self.dry:
             repeats = 1
 
@@ -216,23 +212,10 @@ class Bench:
             return (stream, count), "stream"
         return (graph.replay, count), "graph"
 
-    def _once(self, run: Call) -> float:
-        """Microseconds."""
-        if self.dry:
-            began = time.perf_counter()
-            run()
-            return (time.perf_counter() - began) * 1e6
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) * 1e3
-
     def time(self, calls: Sequence[Call]) -> float:
         """The median, of a contender alone."""
         return round(self._median(calls), 3)
 
     def _median(self, calls: Sequence[Call]) -> float:
         (runner, count), _ = self._runner(calls)
-        return statistics.median(self._once(runner) / count for _ in range(2 if self.dry else 20))
+        return 1e6 * statistics.median(self.clock(runner) / count for _ in range(2 if self.dry else 20))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -45,7 +44,6 @@ def rows(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """A row a model."""
     for title, make, inputs in subjects(bench):
         yield f"{title} {str(bench.half)[6:]}", partial(row, bench, make, inputs)
-    yield "ResNet-50 int8 batch 64", partial(int8_row, bench)
 
 
 def row(
@@ -94,23 +92,3 @@ def row(
 
 def _first(y: Any) -> torch.Tensor:
     return y[0] if isinstance(y, tuple) else y
-
-
-def int8_row(bench: Bench) -> dict[str, Any]:
-    """W8A8 against the best in float16, once there is `pykernels.quantize`."""
-    if not hasattr(pk, "quantize"):
-        return {"note": "pykernels.quantize is not in this release"}
-    torch.manual_seed(1)
-    model = reference_twin(pk.models.resnet18(10, stem="cifar") if bench.dry else pk.models.resnet50()).eval()
-    model = model.to(bench.device)
-    shape = (2, 3, 32, 32) if bench.dry else (64, 3, 224, 224)
-    x = bench.randn(*shape).contiguous(memory_format=torch.channels_last)
-    quantised = pk.quantize(model, [(x,)])
-    half = copy.deepcopy(model).to(bench.half).to(memory_format=torch.channels_last)
-    narrow = x.to(bench.half)
-    with torch.no_grad():
-        expected = model.double()(x[:2].double())
-        return bench.row(
-            {"ours": [lambda: quantised(x)], "cuDNN": [lambda: half(narrow)]}, lambda: expected, 0.2,
-            pick=lambda y: y[:2], seconds=3.0,
-        )  # fmt: skip

@@ -1,4 +1,4 @@
-// The nine activations on a vector: what every epilogue ends with.
+// The activations on a vector: what every epilogue ends with.
 #pragma once
 
 #include "cpu/vec_math.h"

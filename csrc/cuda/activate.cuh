@@ -1,4 +1,4 @@
-// The nine activations of every epilogue, in float32. NaN stays NaN, as in torch.
+// The activations of every epilogue, in float32. NaN stays NaN, as in torch.
 #pragma once
 
 #include "cuda/platform.cuh"

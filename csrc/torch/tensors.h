@@ -20,8 +20,13 @@ inline Tensor empty_strided(const int64_t* sizes, const int64_t* strides, size_t
   }
   const auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(static_cast<int64_t>(dim), sizes, strides, code, type, index, &handle));
+  if (aoti_torch_empty_strided(static_cast<int64_t>(dim), sizes, strides, code, type, index, &handle) !=
+      AOTI_TORCH_SUCCESS) {
+    std::ostringstream message;
+    message << "pykernels: no memory for a " << dtype_name(dtype) << " tensor of shape (";
+    for (size_t i = 0; i < dim; ++i) message << (i ? ", " : "") << sizes[i];
+    throw std::runtime_error(message.str() + ")");
+  }
   return Tensor(handle);
 }
 

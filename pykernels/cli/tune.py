@@ -21,9 +21,10 @@ import torch
 from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pykernels._measure import gpu_seconds, interleaved, relative_l2
 from pykernels.cli._console import console as make_console
 from pykernels.ops import _tuned
-from pykernels.ops._check import inputs_of, relative_l2
+from pykernels.ops._check import inputs_of
 from pykernels.ops._dispatch import backend, triton_missing
 from pykernels.ops._spec import Sample
 
@@ -85,7 +86,7 @@ def _int8_bench() -> list[Shape]:
 
 
 def _int8_candidates(shape: Shape, dtype: torch.dtype, device: Any) -> list[Any]:
-    from pykernels.ops.int8_matmul.triton import candidates, config
+    from pykernels.ops.int8_matmul.triton.config import candidates, config
 
     m, n, k = shape
     chosen = config(m, n, k, device)
@@ -106,11 +107,10 @@ def _int8_trial(shape: Shape, dtype: torch.dtype, device: torch.device) -> Trial
         "b_scale": torch.full((n,), 1 / (74 * k**0.5), device=device),
         "out_dtype": torch.float16,
     }
-    sample = Sample("", lambda *_: ((), {}), reduction=8)
     return Trial(
         lambda: int8_matmul(a, b.t(), **given),
         lambda: int8_matmul_reference(a, b.t(), **given),
-        INT8_MATMUL_SCALED_SPEC.tolerance(torch.float16, sample),
+        INT8_MATMUL_SCALED_SPEC.bound(torch.float16, 8),
     )
 
 
@@ -122,16 +122,13 @@ def _product_candidates(shape: Shape, dtype: torch.dtype, device: Any) -> list[A
 
 
 def _product_trial(shape: Shape, dtype: torch.dtype, device: torch.device) -> Trial:
-    from pykernels.ops.lstm.spec import SPECS
+    from pykernels.ops.lstm.spec import LSTM_SPEC
     from pykernels.ops.lstm.triton.gemm import product
 
     m, n, k = shape
     g = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(s, generator=g, dtype=dtype, device=device) for s in ((m, k), (n, k)))
-    sample = Sample("", lambda *_: ((), {}), reduction=k)
-    return Trial(
-        lambda: product(a, b.t(), dtype=dtype), lambda: a.double() @ b.double().t(), SPECS[0].tolerance(dtype, sample)
-    )
+    return Trial(lambda: product(a, b.t(), dtype=dtype), lambda: a.double() @ b.double().t(), LSTM_SPEC.bound(dtype, k))
 
 
 def _product_bench() -> list[Shape]:
@@ -181,11 +178,10 @@ def _conv_trial(shape: Shape, dtype: torch.dtype, device: torch.device) -> Trial
     x = x.contiguous(memory_format=torch.channels_last)
     weight = torch.randn(filters * groups, channels, side, side, generator=g, dtype=dtype, device=device)
     options: dict[str, Any] = {"padding": side // 2, "groups": groups}
-    sample = Sample("", lambda *_: ((), {}), reduction=channels * taps)
     return Trial(
         lambda: conv_bn_act(x, weight, **options),
         lambda: conv_bn_act_reference(x.double(), weight.double(), **options),
-        CONV_BN_ACT_SPEC.tolerance(dtype, sample),
+        CONV_BN_ACT_SPEC.bound(dtype, channels * taps),
     )
 
 
@@ -208,18 +204,13 @@ class Clock:
 
     def medians(self, calls: list[Callable[[], object]]) -> list[float]:
         """Milliseconds of each call."""
-        times: list[list[float]] = [[] for _ in calls]
-        for turn in range(self.repeats + 2):
-            for call, mine in zip(calls, times, strict=True):
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                self.flush.zero_()
-                start.record()
-                call()
-                end.record()
-                end.synchronize()
-                if turn >= 2:  # the first are warming up
-                    mine.append(start.elapsed_time(end))
-        return [statistics.median(t) for t in times]
+        rounds = self.repeats + 2  # the first two are warming up
+        times = interleaved(calls, 0.0, least=rounds, clock=self._once)
+        return [1e3 * statistics.median(t[2:]) for t in times]
+
+    def _once(self, call: Callable[[], object]) -> float:
+        self.flush.zero_()
+        return gpu_seconds(call)
 
 
 def shapes_of(op: str | None, given: list[str]) -> dict[str, list[Shape]]:

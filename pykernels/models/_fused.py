@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pykernels.nn import ConvBNAct2d
-from pykernels.nn._replaceable import has_hooks, is_torchs
+from pykernels.nn._replaceable import is_replaceable
 from pykernels.ops._activation import apply_activation
 
 
@@ -43,6 +43,5 @@ class Fused:
 
 
 def _fusible(conv: nn.Module, bn: nn.Module | None) -> bool:
-    if not is_torchs(conv, nn.Conv2d, "forward", "_conv_forward") or has_hooks(conv):
-        return False
-    return bn is None or (is_torchs(bn, nn.BatchNorm2d, "forward") and not has_hooks(bn))
+    convolves = is_replaceable(conv, nn.Conv2d, "forward", "_conv_forward")
+    return convolves and (bn is None or is_replaceable(bn, nn.BatchNorm2d))

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pykernels.models._checks import check_positive
 from pykernels.models._fused import Fused
 from pykernels.nn import LSTM
+from pykernels.ops._arguments import check_int, fail
 
 
 class CNNLSTM(nn.Module):
@@ -41,11 +41,10 @@ class CNNLSTM(nn.Module):
         counts = {
             "num_classes": num_classes, "input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers,
         }  # fmt: skip
-        check_positive("CNNLSTM", **counts)
+        for name, count in counts.items():
+            check_int("CNNLSTM", name, count, 1)
         if input_size % 64:
-            raise ValueError(
-                f"pykernels.CNNLSTM: input_size: expected 64 * (F // 4), a multiple of 64; got {input_size}"
-            )
+            fail(ValueError, "CNNLSTM", "input_size", "64 * (F // 4), a multiple of 64", input_size)
         self.config: dict[str, Any] = {**counts, "per_frame": per_frame}
         self.per_frame = per_frame
         self.conv1 = nn.Conv2d(1, 32, 3, padding=1)
@@ -74,7 +73,8 @@ class CNNLSTM(nn.Module):
         if x.dim() == 4 and x.shape[1] == 1 and x.shape[2] >= 4 and x.shape[3] // 4 == features:
             return
         size = f"; its frames would have 64 * {x.shape[3] // 4} values" if x.dim() == 4 else ""
-        raise ValueError(
-            f"pykernels.CNNLSTM: x: expected (B, 1, T, F) with T at least 4 and F from {4 * features} to "
-            f"{4 * features + 3} (input_size {self.config['input_size']} = 64 * (F // 4)); got {tuple(x.shape)}{size}"
+        expected = (
+            f"(B, 1, T, F) with T at least 4 and F from {4 * features} to {4 * features + 3} "
+            f"(input_size {self.config['input_size']} = 64 * (F // 4))"
         )
+        fail(ValueError, "CNNLSTM", "x", expected, f"{tuple(x.shape)}{size}")

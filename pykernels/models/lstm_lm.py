@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pykernels.models._checks import check_positive
 from pykernels.nn import LSTM
+from pykernels.ops._arguments import check_at_least, check_int, fail
 
 State = tuple[Tensor, Tensor]
 
@@ -38,7 +38,8 @@ class LSTMLanguageModel(nn.Module):
         self.config: dict[str, Any] = {
             "vocab_size": vocab_size, "emb_dim": emb_dim, "hidden_dim": hidden_dim, "num_layers": num_layers,
         }  # fmt: skip
-        check_positive("LSTMLanguageModel", **self.config)
+        for name, count in self.config.items():
+            check_int("LSTMLanguageModel", name, count, 1)
         self.embedding = nn.Embedding(vocab_size, emb_dim)
         self.lstm = LSTM(emb_dim, hidden_dim, num_layers, batch_first=True)
         self.fc = nn.Linear(hidden_dim, vocab_size)
@@ -64,10 +65,9 @@ class LSTMLanguageModel(nn.Module):
         try:
             embedded = self.embedding(x)
         except IndexError as problem:
-            raise IndexError(
-                f"pykernels.LSTMLanguageModel: x: expected token ids from 0 to {self.embedding.num_embeddings - 1}; "
-                f"got ids from {int(x.min())} to {int(x.max())}"
-            ) from problem
+            expected = f"token ids from 0 to {self.embedding.num_embeddings - 1}"
+            got = f"ids from {int(x.min())} to {int(x.max())}"
+            raise IndexError(f"pykernels.LSTMLanguageModel: x: expected {expected}, got {got}") from problem
         output, state = self.lstm(embedded, state)
         return self.fc(output[:, -1]), state
 
@@ -96,13 +96,8 @@ class LSTMLanguageModel(nn.Module):
         """
         one = isinstance(prompt, Tensor) and prompt.dim() == 1
         _check_tokens("prompt", prompt[None] if one else prompt)
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int):
-            raise TypeError(
-                f"pykernels.LSTMLanguageModel.generate: max_new_tokens: expected an int; got {max_new_tokens!r}"
-            )
-        for name, value in (("max_new_tokens", max_new_tokens), ("temperature", temperature)):
-            if not value >= 0:
-                raise ValueError(f"pykernels.LSTMLanguageModel.generate: {name}: expected at least 0; got {value}")
+        check_int("LSTMLanguageModel.generate", "max_new_tokens", max_new_tokens, 0)
+        check_at_least("LSTMLanguageModel.generate", "temperature", temperature, 0)
         # A function of its own, so that the checks are made at the call and not at the first token.
         tokens = self._stream(prompt[None] if one else prompt, max_new_tokens, temperature, generator)
         return (token[0] for token in tokens) if one else tokens
@@ -124,8 +119,6 @@ class LSTMLanguageModel(nn.Module):
 def _check_tokens(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor) or x.dtype not in (torch.int64, torch.int32):
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"pykernels.LSTMLanguageModel: {name}: expected a tensor of int64 or int32; got {got}")
+        fail(TypeError, "LSTMLanguageModel", name, "a tensor of int64 or int32", got)
     if x.dim() != 2 or x.shape[1] < 1:
-        raise ValueError(
-            f"pykernels.LSTMLanguageModel: {name}: expected (B, T) with at least one step; got {tuple(x.shape)}"
-        )
+        fail(ValueError, "LSTMLanguageModel", name, "(B, T) with at least one step", tuple(x.shape))

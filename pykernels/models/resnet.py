@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pykernels.models._checks import check_positive
 from pykernels.models._fused import Fused
+from pykernels.ops._arguments import check_choice, check_int, fail
 
 STEMS = ("imagenet", "cifar")
 
@@ -97,16 +97,15 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         if not (isinstance(block, type) and issubclass(block, BasicBlock | Bottleneck)):
-            raise TypeError(f"pykernels.ResNet: block: expected BasicBlock or Bottleneck; got {block!r}")
-        if stem not in STEMS:
-            raise ValueError(f"pykernels.ResNet: stem: expected one of {', '.join(STEMS)}; got {stem!r}")
+            fail(TypeError, "ResNet", "block", "BasicBlock or Bottleneck", repr(block))
+        check_choice("ResNet", "stem", stem, STEMS)
         if len(layers) != 4:
-            raise ValueError(f"pykernels.ResNet: layers: expected four counts; got {list(layers)}")
+            fail(ValueError, "ResNet", "layers", "four counts", list(layers))
         if num_classes is None:
             num_classes = 1000 if stem == "imagenet" else 10
-        check_positive("ResNet", num_classes=num_classes)
+        check_int("ResNet", "num_classes", num_classes, 1)
         for i, depth in enumerate(layers):
-            check_positive("ResNet", **{f"layers[{i}]": depth})
+            check_int("ResNet", f"layers[{i}]", depth, 1)
         kind = "BasicBlock" if issubclass(block, BasicBlock) else "Bottleneck"
         #: What the twin in `pykernels.models.reference` is built from.
         self.config: dict[str, Any] = {
@@ -150,10 +149,8 @@ class ResNet(nn.Module):
         if good and self.stem == "cifar":
             good = x.shape[2] == 32 and x.shape[3] == 32
         if not good:
-            raise ValueError(
-                f"pykernels.ResNet: x: expected (N, {channels or 'C'}, {size}) for the {self.stem} stem; "
-                f"got {tuple(x.shape)}"
-            )
+            expected = f"(N, {channels or 'C'}, {size}) for the {self.stem} stem"
+            fail(ValueError, "ResNet", "x", expected, tuple(x.shape))
 
 
 def _downsample(inplanes: int, planes: int, stride: int) -> tuple[nn.Sequential | None, Fused | None]:

@@ -1,7 +1,7 @@
 """Weights in a kernel's own layout: made once, kept beside the module's parameters, made again when those change.
 
 A change is: another tensor in a parameter's place, an in-place write (load_state_dict, most optimizers: torch counts a
-version), other memory under the same parameter (``p.data = ...``, ``.to()``), another dtype asked for, another ISA in
+version), another tensor under the same parameter (``p.data = ...``, ``.to()``), another dtype asked for, another ISA in
 force, another value of a module's further keys, or a step of an optimizer that holds memory of these parameters (the
 fused ones count no version). The steps of other optimizers leave a pack alone.
 
@@ -151,7 +151,12 @@ class Pack:
         self.storages = frozenset(t.untyped_storage().data_ptr() for _, _, t in present)
         with _live_lock:
             _live.add(self)
-        self.sources = tuple((o, n, t, t._version, t.data_ptr()) for o, n, t in present if not t.is_inference())
+        # ``p.data = p.data.t()`` is another tensor at the same address.
+        self.sources = tuple(
+            (o, n, t, t._version, t.data_ptr(), t.shape, t.stride(), t.dtype)
+            for o, n, t in present
+            if not t.is_inference()
+        )
         # Kept alive, so that nothing that replaces them (``p.data = other``) can get their addresses.
         self.twins = [_twin(owner[name]) for owner, name in slots]
         pairs = [(*slot, twin) for slot, twin in zip(slots, self.twins, strict=True) if twin is not None]
@@ -169,8 +174,10 @@ class Pack:
         if self.stepped or dtype is not self.dtype or index != self.index or self.untold_steps != _untold_steps:
             return False
         try:
-            for owner, name, tensor, version, pointer in self.sources:
+            for owner, name, tensor, version, pointer, shape, strides, kind in self.sources:
                 if owner[name] is not tensor or tensor._version != version or tensor.data_ptr() != pointer:
+                    return False
+                if tensor.shape != shape or tensor.stride() != strides or tensor.dtype is not kind:
                     return False
             for owner, name, tensor, copy in self.uncounted:
                 if owner[name] is not tensor or tensor.dtype is not copy.dtype or not torch.equal(tensor, copy):

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from pykernels.ops._arguments import fail
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -21,14 +23,14 @@ def is_torchs(module: Any, kind: type, *methods: str) -> bool:
     )
 
 
+def is_replaceable(module: Any, kind: type, *methods: str) -> bool:
+    """Is it `is_torchs` (its ``forward`` where no method is named), without hooks?"""
+    return is_torchs(module, kind, *(methods or ("forward",))) and not has_hooks(module)
+
+
 def check_replaceable(where: str, argument: str, module: Any, kind: type, *methods: str) -> None:
-    """TypeError unless `is_torchs`, ValueError where the module `has_hooks`; for ``forward`` where none is named."""
+    """TypeError or ValueError where the module is not `is_replaceable`."""
     if not is_torchs(module, kind, *(methods or ("forward",))):
-        raise TypeError(
-            f"pykernels.{where}: {argument}: expected a torch.nn.{kind.__name__} with its own forward, "
-            f"got {type(module).__name__}"
-        )
+        fail(TypeError, where, argument, f"a torch.nn.{kind.__name__} with its own forward", type(module).__name__)
     if has_hooks(module):
-        raise ValueError(
-            f"pykernels.{where}: {argument}: expected a module without hooks, got some, which would not run"
-        )
+        fail(ValueError, where, argument, "a module without hooks", "some, which would not run")

@@ -17,14 +17,15 @@ from torch import nn
 
 from pykernels import _native
 from pykernels.nn._packed import Pack, PacksWeights, Slot
-from pykernels.nn._replaceable import check_replaceable
+from pykernels.nn._replaceable import check_replaceable, is_replaceable
 from pykernels.ops import _dispatch
 from pykernels.ops._activation import activation_code, apply_activation
+from pykernels.ops._arguments import check_number, fail
 from pykernels.ops._autocast import autocast_dtype, cast
 from pykernels.ops.batch_norm_act import batch_norm_act
 from pykernels.ops.batch_norm_act.op import BATCH_NORM_ACT
 from pykernels.ops.conv_bn_act import conv_bn_act, fold_batch_norm
-from pykernels.ops.conv_bn_act.arguments import geometry, tf32_allowed
+from pykernels.ops.conv_bn_act.arguments import BatchNorm, check_batch_norm, geometry, tf32_allowed
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.ops.conv_bn_act.statistics import conv_batch_norm_act
 
@@ -114,10 +115,8 @@ class ConvBNAct2d(PacksWeights):
         if bn is not None:
             check_replaceable("ConvBNAct2d", "bn", bn, nn.BatchNorm2d)
         if bn is not None and bn.num_features != conv.out_channels:
-            raise ValueError(
-                f"pykernels.ConvBNAct2d: bn: expected {conv.out_channels} features (conv's output channels), "
-                f"got {bn.num_features}"
-            )
+            expected = f"{conv.out_channels} features (conv's output channels)"
+            fail(ValueError, "ConvBNAct2d", "bn", expected, bn.num_features)
         self = cls.__new__(cls)
         nn.Module.__init__(self)
         self._assemble(conv, bn, activation, negative_slope)
@@ -161,7 +160,7 @@ class ConvBNAct2d(PacksWeights):
                 activation=self.activation, negative_slope=self.negative_slope,
             )  # fmt: skip
         # Without a GPU Triton's kernels are interpreted, where that is asked for by name.
-        if (conv.weight.is_cuda or _dispatch._current() == "triton") and _runs_nothing_else(bn):
+        if (conv.weight.is_cuda or _dispatch._current() == "triton") and is_replaceable(bn, nn.BatchNorm2d):
             if _has_kernels(conv, x):
                 return self._train(bn, x, padding, residual)
             return self._normalise(bn, self._convolve(x, padding), residual)
@@ -245,13 +244,24 @@ class ConvBNAct2d(PacksWeights):
         modules: Any = self._modules  # nn.Module's own attribute lookup takes as long as all the rest
         conv, bn = modules["conv"], modules["bn"]
         eps = 0.0 if bn is None else bn.eps
-        geometry = conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
+        geometry = _frozen(conv.stride), _frozen(conv.padding), _frozen(conv.dilation), conv.groups, conv.padding_mode
         return conv, bn, eps, self.activation, self.negative_slope, geometry
 
-    def _new_pack(self, slots: Sequence[Slot], dtype: torch.dtype, key: Hashable) -> Pack | None:
+    def _new_pack(self, slots: Sequence[Slot], dtype: torch.dtype, key: Any) -> Pack | None:
         if self.bn is not None and self.bn.running_mean is None:  # the statistics of the batch
             return None
+        weight, *vectors = (owner[name] for owner, name in slots)
+        if weight.dim() != 4:  # the op says so
+            return None
+        check_number("conv_bn_act", "negative_slope", self.negative_slope)
+        norm = BatchNorm(*vectors)._replace(eps=key[2])
+        check_batch_norm(weight, weight.shape[0], norm)
         return _ConvPack(slots, dtype, key)
+
+
+def _frozen(value: Any) -> Any:
+    """``value`` as it is now: a list that is changed in place equals itself afterwards too."""
+    return tuple(value) if type(value) is list else value
 
 
 class _ConvPack(Pack):
@@ -292,7 +302,10 @@ class _ConvPack(Pack):
         weight: Any = self.twins[0]
         algorithm, shape, g = _DIRECT, tuple(weight.shape), self.geometry
         if len(x) == 4:
-            algorithm = _native.introspect().conv_algorithm(tuple(x), shape, *g)
+            try:
+                algorithm = _native.introspect().conv_algorithm(tuple(x), shape, *g)
+            except TypeError as problem:  # a number beyond int64
+                raise RuntimeError("the geometry is out of range") from problem
         bound = self.by_algorithm.get(algorithm)
         if bound is None:
             if not self.is_of_isa():
@@ -305,12 +318,6 @@ class _ConvPack(Pack):
             self.by_shape.clear()
         self.by_shape[x] = bound
         return bound
-
-
-def _runs_nothing_else(bn: nn.BatchNorm2d) -> bool:
-    """Is calling ``bn`` batch norm and nothing else: no hooks, no subclass with a ``forward`` of its own?"""
-    hooks = (bn._forward_hooks, bn._forward_pre_hooks, bn._backward_hooks, bn._backward_pre_hooks)
-    return type(bn) is nn.BatchNorm2d and not any(hooks)
 
 
 def _has_kernels(conv: nn.Conv2d, x: torch.Tensor) -> bool:

@@ -112,6 +112,9 @@ class Int8Linear(PacksWeights, nn.Module):
         buffers = self._buffers
         return [(buffers, "weight"), (buffers, "weight_scale"), (buffers, "bias")]
 
+    def _new_pack(self, slots: Sequence[Slot], dtype: torch.dtype, key: Hashable) -> Pack | None:
+        return super()._new_pack(slots, dtype, key) if self.weight.dtype is torch.int8 else None
+
     def _key(self) -> Hashable:
         return self.activation
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,20 @@ from pykernels.nn._packed import Pack, PacksWeights, Slot
 from pykernels.nn._replaceable import check_replaceable
 from pykernels.ops import lstm as lstm_op
 from pykernels.ops import lstm_cell as lstm_cell_op
+from pykernels.ops._arguments import fail
 from pykernels.ops.lstm.op import LSTM as SPEC
 from pykernels.ops.lstm.op import LSTM_CELL as CELL_SPEC
 
 States = tuple[Tensor, Tensor]
+
+
+#: The packed weights, the input size, the hidden size.
+_Packed = tuple[Tensor, int, int]
+
+
+def _pack(weights: list[Tensor], num_layers: int, bidirectional: bool, has_bias: bool) -> _Packed:
+    packed = torch.ops.pykernels.lstm_pack.default(weights, num_layers, bidirectional, has_bias)
+    return packed, weights[0].shape[1], weights[1].shape[1]
 
 
 def _are_two(hx: Any) -> bool:
@@ -28,10 +38,8 @@ def _are_two(hx: Any) -> bool:
 def _check_source(ours: type, theirs: type, module: nn.Module) -> None:
     check_replaceable(f"{ours.__name__}.from_torch", "module", module, theirs)
     if nn.utils.parametrize.is_parametrized(module):
-        raise ValueError(
-            f"pykernels.{ours.__name__}.from_torch: module: expected plain parameters, got parametrized ones; "
-            "remove_parametrizations first"
-        )
+        got = "parametrized ones; remove_parametrizations first"
+        fail(ValueError, f"{ours.__name__}.from_torch", "module", "plain parameters", got)
 
 
 class LSTM(PacksWeights, RNNBase):
@@ -130,7 +138,7 @@ class LSTM(PacksWeights, RNNBase):
     def _zero_states(self, x: Tensor, batch_sizes: Tensor | None) -> States:
         if not hasattr(x, "new_zeros"):
             return x, x  # the op says that x is not a tensor
-        rows = self.num_layers * (2 if self.bidirectional else 1)
+        rows = self._rows()
         if batch_sizes is not None:
             shape: tuple[Any, ...] = (rows, batch_sizes[0], self.hidden_size)
         elif x.dim() == 3:
@@ -143,9 +151,20 @@ class LSTM(PacksWeights, RNNBase):
     def _slots(self) -> Sequence[Slot]:
         return [(self._parameters, name) for name in self._flat_weights_names]
 
-    def _make(self, tensors: list[Any], dtype: torch.dtype) -> Tensor:
-        weights = [t.to(dtype) for t in tensors]
-        return torch.ops.pykernels.lstm_pack.default(weights, self.num_layers, self.bidirectional, self.bias)
+    def _key(self) -> Hashable:
+        return self.num_layers, self.bidirectional, *self._flat_weights_names
+
+    def _new_pack(self, slots: Sequence[Slot], dtype: torch.dtype, key: Hashable) -> Pack | None:
+        # Of another number of weights than the attributes say the op tells.
+        whole = len(slots) in (2 * self._rows(), 4 * self._rows())
+        return super()._new_pack(slots, dtype, key) if whole else None
+
+    def _make(self, tensors: list[Any], dtype: torch.dtype) -> _Packed:
+        has_bias = len(tensors) == 4 * self._rows()
+        return _pack([t.to(dtype) for t in tensors], self.num_layers, self.bidirectional, has_bias)
+
+    def _rows(self) -> int:
+        return self.num_layers * (2 if self.bidirectional else 1)
 
     def _run_packed(
         self, x: Tensor, h0: Tensor, c0: Tensor, pack: Pack, batch_sizes: Tensor | None
@@ -159,9 +178,7 @@ class LSTM(PacksWeights, RNNBase):
             x,
             h0,
             c0,
-            pack.value,
-            self.input_size,
-            self.hidden_size,
+            *pack.value,
             batch_sizes,
             self.num_layers,
             self.bidirectional,
@@ -222,16 +239,21 @@ class LSTMCell(PacksWeights, nn.LSTMCell):
             x, h, c = x.to(pack.dtype), h.to(pack.dtype), c.to(pack.dtype)
         op = torch.ops.pykernels.lstm_cell_packed.default
         if x.dim() == 2:
-            return op(x, h, c, pack.value, self.input_size, self.hidden_size)
+            return op(x, h, c, *pack.value)
         x, h, c = x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0)
-        h, c = op(x, h, c, pack.value, self.input_size, self.hidden_size)
+        h, c = op(x, h, c, *pack.value)
         return h.squeeze(0), c.squeeze(0)
 
     def _slots(self) -> Sequence[Slot]:
-        return [(self._parameters, name) for name in (_CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2])]
+        return [(self._parameters, name) for name in _CELL_WEIGHTS]
 
-    def _make(self, tensors: list[Any], dtype: torch.dtype) -> Tensor:
-        return torch.ops.pykernels.lstm_pack.default([t.to(dtype) for t in tensors], 1, False, self.bias)
+    def _new_pack(self, slots: Sequence[Slot], dtype: torch.dtype, key: Hashable) -> Pack | None:
+        one_bias = (self.bias_ih is None) is not (self.bias_hh is None)
+        return None if one_bias else super()._new_pack(slots, dtype, key)
+
+    def _make(self, tensors: list[Any], dtype: torch.dtype) -> _Packed:
+        weights = [t.to(dtype) for t in tensors if t is not None]
+        return _pack(weights, 1, False, len(weights) == 4)
 
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")

@@ -84,16 +84,20 @@ def check_given(op: str, argument: str, value: object, because: str, other: obje
         fail(ValueError, op, argument, f"a tensor, because {because} is given", None)
 
 
+# What is no number, rather than what is one: Dynamo's symbolic numbers have no type of ours.
+_NO_NUMBERS = (str, bytes, list, tuple, dict)
+_NO_INTS = (bool, float, *_NO_NUMBERS)
+
+
 def check_number(op: str, argument: str, value: Any) -> None:
     """TypeError unless ``value`` is a number."""
-    # Asked the other way round, for Dynamo's symbolic numbers have no type of ours.
-    if value is None or isinstance(value, str | bytes | list | tuple | dict):
+    if value is None or isinstance(value, _NO_NUMBERS):
         fail(TypeError, op, argument, "a number", type(value).__name__)
 
 
 def check_int(op: str, argument: str, value: Any, least: int) -> None:
     """TypeError unless ``value`` is an int, ValueError unless it is ``least`` at least."""
-    if value is None or isinstance(value, str | bytes | float | list | tuple | dict):
+    if value is None or isinstance(value, _NO_INTS):
         fail(TypeError, op, argument, "an int", type(value).__name__)
     if value < least:
         fail(ValueError, op, argument, f"an int >= {least}", value)
@@ -112,6 +116,10 @@ def check_choice(op: str, argument: str, value: object, choices: Sequence[object
         raise ValueError(f"pykernels.{op}: {argument}: expected one of {', '.join(map(str, choices))}; got {value!r}")
 
 
+#: Of a stride, padding or dilation; the kernels refuse more, and torch's own words for it name no argument.
+_LARGEST = 2**31
+
+
 def pair(op: str, argument: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     """``value``, one int or (vertical, horizontal), as two ints of ``least`` at least."""
     if isinstance(value, int):
@@ -122,6 +130,8 @@ def pair(op: str, argument: str, value: int | Sequence[int], least: int) -> tupl
         fail(TypeError, op, argument, "an int or two ints", repr(value))
     if len(both) != 2 or both[0] < least or both[1] < least:
         fail(ValueError, op, argument, f"an int or two ints >= {least}", repr(value))
+    if both[0] > _LARGEST or both[1] > _LARGEST:
+        fail(ValueError, op, argument, f"an int or two ints <= {_LARGEST}", repr(value))
     return both
 
 

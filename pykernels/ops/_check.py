@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from pykernels import _native
+from pykernels._measure import relative_l2
 from pykernels.ops._dispatch import backend as backend_block
 from pykernels.ops._spec import OpSpec, Sample
 
@@ -61,21 +62,6 @@ def to_double(value: Any) -> Any:
 def on_device(value: Any, device: torch.device | str) -> Any:
     """The same value with its tensors on ``device``, but for int64 ones: batch_sizes stay on the CPU, as in torch."""
     return map_tensors(value, lambda t: t if t.dtype == torch.int64 else t.to(device))
-
-
-def relative_l2(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """|got - expected| / |expected|, in float64; infinite if one has a NaN or an infinity that the other has not."""
-    got, expected = got.double(), expected.double()
-    if got.numel() == 0:
-        return 0.0
-    finite = torch.isfinite(expected)
-    if not torch.equal(finite, torch.isfinite(got)) or not torch.equal(
-        got[~finite].nan_to_num(2.0, 1.0, -1.0), expected[~finite].nan_to_num(2.0, 1.0, -1.0)
-    ):
-        return float("inf")
-    difference = (got - expected)[finite].norm().item()
-    norm = expected[finite].norm().item()
-    return difference / norm if norm > 0 else difference
 
 
 def host_isas() -> list[str]:

@@ -51,7 +51,11 @@ class OpSpec:
         return self.op.name
 
     def tolerance(self, dtype: torch.dtype, sample: Sample) -> float:
-        """The largest relative L2 error against the float64 reference on the same (rounded) inputs.
+        """The largest relative L2 error against the float64 reference on the same (rounded) inputs."""
+        return self.bound(dtype, sample.reduction)
+
+    def bound(self, dtype: torch.dtype, reduction: int) -> float:
+        """`tolerance` for a call that is no sample, of sums up to ``reduction`` long.
 
         A sum of n rounded products errs by about sqrt(n) u when errors are independent (Higham, Accuracy and Stability
         of Numerical Algorithms, 2.8); inputs narrower than float32 are accumulated in float32 and rounded once.
@@ -59,7 +63,7 @@ class OpSpec:
         if self.exact:
             return 0.0
         accumulate = torch.float64 if dtype == torch.float64 else torch.float32
-        summed = self.growth * max(sample.reduction, 4) ** 0.5 * ROUNDOFF[accumulate]
+        summed = self.growth * max(reduction, 4) ** 0.5 * ROUNDOFF[accumulate]
         stored = 0.0 if dtype == accumulate else 2.0 * self.growth * ROUNDOFF[dtype]
         return summed + stored
 

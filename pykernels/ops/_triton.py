@@ -219,7 +219,7 @@ def sigmoid(x):
 
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr, negative_slope):
-    """The nine activations by their codes (pykernels/ops/_activation.py), in float32; NaN stays NaN."""
+    """The activations by their codes (pykernels/ops/_activation.py), in float32; NaN stays NaN."""
     if ACTIVATION == 1:
         x = tl.where(x < 0.0, 0.0, x)
     elif ACTIVATION == 2:

@@ -29,7 +29,7 @@ Table = dict[str, dict[str, dict[str, dict[str, Any]]]]
 #: their fields.
 CONFIGS = {
     "conv_bn_act": "pykernels.ops.conv_bn_act.triton.config",
-    "int8_matmul": "pykernels.ops.int8_matmul.triton",
+    "int8_matmul": "pykernels.ops.int8_matmul.triton.config",
     "lstm_product": "pykernels.ops.lstm.triton.gemm",
 }
 

@@ -29,7 +29,7 @@ def run(*arguments: str):
 @pytest.fixture
 def config():
     pytest.importorskip("triton")
-    from pykernels.ops.int8_matmul.triton import Config
+    from pykernels.ops.int8_matmul.triton.config import Config
 
     return Config
 

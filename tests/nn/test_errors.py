@@ -27,63 +27,61 @@ def raised(f, *args):
     return caught.type, str(caught.value)
 
 
-def conv():
-    return pk.nn.ConvBNAct2d(3, 4, 3, batch_norm=False)
-
-
-def lstm():
-    return pk.nn.LSTM(5, 7)
-
-
-def cell():
-    return pk.nn.LSTMCell(5, 7)
-
-
+MODULES = {
+    "conv": (lambda: pk.nn.ConvBNAct2d(3, 4, 3, batch_norm=False), conv_op),
+    "lstm": (lambda: pk.nn.LSTM(5, 7), lstm_op),
+    "cell": (lambda: pk.nn.LSTMCell(5, 7), cell_op),
+}
 IMAGE, ROWS, STATE = torch.randn(2, 3, 8, 8), torch.randn(2, 5), torch.randn(2, 7)
 SEQUENCE, STATES = torch.randn(3, 2, 5), torch.randn(1, 2, 7)
-CASES = {
-    "conv: dtype": (conv, conv_op, (IMAGE,), (IMAGE.double(),)),
-    "conv: integers": (conv, conv_op, (IMAGE,), (IMAGE.long(),)),
-    "conv: dimensions": (conv, conv_op, (IMAGE,), (IMAGE[0, 0],)),
-    "conv: channels": (conv, conv_op, (IMAGE,), (IMAGE[:, :2],)),
-    "conv: too small": (conv, conv_op, (IMAGE,), (IMAGE[..., :2],)),
-    "conv: device": (conv, conv_op, (IMAGE,), (IMAGE.to("meta"),)),
-    "conv: not a tensor": (conv, conv_op, (IMAGE,), ([1.0],)),
-    "conv: residual's shape": (conv, conv_op, (IMAGE,), (IMAGE, torch.randn(2, 4, 6, 5))),
-    "conv: residual's dtype": (conv, conv_op, (IMAGE,), (IMAGE, torch.randn(2, 4, 6, 6).double())),
-    "conv: residual's device": (conv, conv_op, (IMAGE,), (IMAGE, torch.empty(2, 4, 6, 6, device="meta"))),
-    "lstm: state's device": (lstm, lstm_op, (SEQUENCE, (STATES,) * 2), (SEQUENCE, (STATES, STATES.to("meta")))),
-    "cell: state's device": (cell, cell_op, (ROWS, (STATE,) * 2), (ROWS, (STATE.to("meta"), STATE))),
-    "lstm: dtype": (lstm, lstm_op, (SEQUENCE, (STATES,) * 2), (SEQUENCE.double(), (STATES.double(),) * 2)),
-    "lstm: dimensions": (lstm, lstm_op, (SEQUENCE, (STATES,) * 2), (SEQUENCE[None], (STATES,) * 2)),
-    "lstm: features": (lstm, lstm_op, (SEQUENCE, (STATES,) * 2), (SEQUENCE[..., :4], (STATES,) * 2)),
-    "lstm: device": (lstm, lstm_op, (SEQUENCE, (STATES,) * 2), (SEQUENCE.to("meta"), (STATES,) * 2)),
-    "lstm: not a tensor": (lstm, lstm_op, (SEQUENCE, (STATES,) * 2), (3, (STATES,) * 2)),
-    "lstm: one state": (lstm, lstm_op, (SEQUENCE, (STATES,) * 2), (SEQUENCE, (STATES,))),
-    "lstm: no pair": (lstm, lstm_op, (SEQUENCE, (STATES,) * 2), (SEQUENCE, STATES)),
-    "lstm: state's shape": (lstm, lstm_op, (SEQUENCE, (STATES,) * 2), (SEQUENCE, (STATES[..., :6], STATES))),
-    "cell: dtype": (cell, cell_op, (ROWS, (STATE,) * 2), (ROWS.double(), (STATE.double(),) * 2)),
-    "cell: dimensions": (cell, cell_op, (ROWS, (STATE,) * 2), (ROWS[None], (STATE,) * 2)),
-    "cell: features": (cell, cell_op, (ROWS, (STATE,) * 2), (ROWS[:, :4], (STATE,) * 2)),
-    "cell: not a tensor": (cell, cell_op, (ROWS, (STATE,) * 2), ("x", (STATE,) * 2)),
-    "cell: one state": (cell, cell_op, (ROWS, (STATE,) * 2), (ROWS, (STATE,))),
-    "cell: no pair": (cell, cell_op, (ROWS, (STATE,) * 2), (ROWS, STATE)),
-    "cell: state's dtype": (cell, cell_op, (ROWS, (STATE,) * 2), (ROWS, (STATE, STATE.double()))),
+RIGHT = {"conv": (IMAGE,), "lstm": (SEQUENCE, (STATES,) * 2), "cell": (ROWS, (STATE,) * 2)}
+WRONG = {
+    "conv: dtype": (IMAGE.double(),),
+    "conv: integers": (IMAGE.long(),),
+    "conv: dimensions": (IMAGE[0, 0],),
+    "conv: channels": (IMAGE[:, :2],),
+    "conv: too small": (IMAGE[..., :2],),
+    "conv: device": (IMAGE.to("meta"),),
+    "conv: not a tensor": ([1.0],),
+    "conv: residual's shape": (IMAGE, torch.randn(2, 4, 6, 5)),
+    "conv: residual's dtype": (IMAGE, torch.randn(2, 4, 6, 6).double()),
+    "conv: residual's device": (IMAGE, torch.empty(2, 4, 6, 6, device="meta")),
+    "lstm: state's device": (SEQUENCE, (STATES, STATES.to("meta"))),
+    "cell: state's device": (ROWS, (STATE.to("meta"), STATE)),
+    "lstm: dtype": (SEQUENCE.double(), (STATES.double(),) * 2),
+    "lstm: dimensions": (SEQUENCE[None], (STATES,) * 2),
+    "lstm: features": (SEQUENCE[..., :4], (STATES,) * 2),
+    "lstm: device": (SEQUENCE.to("meta"), (STATES,) * 2),
+    "lstm: not a tensor": (3, (STATES,) * 2),
+    "lstm: one state": (SEQUENCE, (STATES,)),
+    "lstm: no pair": (SEQUENCE, STATES),
+    "lstm: state's shape": (SEQUENCE, (STATES[..., :6], STATES)),
+    "cell: dtype": (ROWS.double(), (STATE.double(),) * 2),
+    "cell: dimensions": (ROWS[None], (STATE,) * 2),
+    "cell: features": (ROWS[:, :4], (STATE,) * 2),
+    "cell: not a tensor": ("x", (STATE,) * 2),
+    "cell: one state": (ROWS, (STATE,)),
+    "cell: no pair": (ROWS, STATE),
+    "cell: state's dtype": (ROWS, (STATE, STATE.double())),
 }
 
 
-@pytest.mark.parametrize(("make", "op", "right", "wrong"), CASES.values(), ids=CASES)
-def test_modules_raise_what_the_op_raises(make, op, right, wrong):
+@pytest.mark.parametrize("case", WRONG)
+def test_modules_raise_what_the_op_raises(case):
+    kind = case.split(":")[0]
+    make, op = MODULES[kind]
     module = make().eval()
     with torch.no_grad():
-        module(*right)
-    assert raised(module, *wrong) == raised(op, module, *wrong)
+        module(*RIGHT[kind])
+    assert raised(module, *WRONG[case]) == raised(op, module, *WRONG[case])
 
 
-@pytest.mark.parametrize("make", [lstm, cell])
-def test_without_states_what_is_no_tensor_is_refused_by_name(make):
-    module = make().eval()
-    assert raised(module, 3) == raised(lambda: (lstm_op if make is lstm else cell_op)(module, 3, (3, 3)))
+@pytest.mark.parametrize("what", ["dtype", "dimensions", "features", "not a tensor"])
+@pytest.mark.parametrize("kind", ["lstm", "cell"])
+def test_modules_raise_the_same_without_states(kind, what):
+    make, op = MODULES[kind]
+    module, wrong = make().eval(), WRONG[f"{kind}: {what}"]
+    assert raised(module, wrong[0]) == raised(op, module, *wrong)
 
 
 def test_int8_linear_refuses_what_is_no_tensor_as_its_op():

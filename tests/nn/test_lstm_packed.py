@@ -7,7 +7,6 @@ import io
 import pickle
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +14,11 @@ import pytest
 import torch
 
 import pykernels as pk
-from pykernels import _native
-from pykernels.ops._spec import ROUNDOFF
 from pykernels.ops.lstm.spec import LSTM_SPEC
-from tests.harness import forced_isa, host_isas, relative_l2, tensors_of
+from tests.harness import eight_threads, forced_isa, host_isas, native, relative_l2, tensors_of
+from tests.ops.lstm.checks import assert_close, assert_equal
 
-pytestmark = pytest.mark.skipif(_native.error is not None, reason="the native library is not built")
+pytestmark = native
 
 Module = pk.nn.LSTM | pk.nn.LSTMCell
 
@@ -42,14 +40,17 @@ def torchs(module: Module) -> torch.nn.Module:
     return other.double()
 
 
+def allowed(dtype: torch.dtype) -> float:
+    """The spec's bound for two layers in both directions, 6 wide and then 18, of 9 units."""
+    return LSTM_SPEC.bound(dtype, 2 * (18 + 9 + 2))
+
+
 def assert_current(module: Module, x: torch.Tensor = X) -> None:
     """Without gradients the module computes from the weights as they are now, and on packed ones."""
     with torch.no_grad():
         got, expected = tensors_of(module(x)), tensors_of(torchs(module)(x.double()))
     assert module._pack is not None
-    for g, e in zip(got, expected, strict=True):
-        assert g.dtype == x.dtype
-        assert relative_l2(g, e) <= 32 * ROUNDOFF[x.dtype]
+    assert_close(got, expected, allowed(x.dtype), x.dtype)
 
 
 def first_weight(module: Module) -> torch.nn.Parameter:
@@ -154,8 +155,7 @@ def test_with_gradients_wanted_nothing_is_packed(make):
 
 def agree(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Packed and plain weights are summed in another order: each may be off by the bound for the longest sum, 3 H."""
-    rounding = LSTM_SPEC.growth * (3 * 9) ** 0.5 * ROUNDOFF[torch.float32]
-    return relative_l2(a, b.detach()) <= 2 * rounding
+    return relative_l2(a, b) <= 2 * LSTM_SPEC.bound(torch.float32, 3 * 9)
 
 
 @make_any
@@ -184,6 +184,8 @@ def test_copies_are_without_it_and_correct(make, copied):
     assert_current(module)
     other = copied(module)
     assert other._pack is None
+    with torch.no_grad():
+        assert_equal(tensors_of(other(X)), tensors_of(module(X)))
     assert_current(other)
     write_in_place(other)
     assert_current(other)
@@ -221,9 +223,8 @@ def test_autocast(make, dtype):
         expected = tensors_of(narrow(X.to(dtype)))
         with torch.autocast("cpu", dtype=dtype):
             got = tensors_of(module(X))
-    for g, e in zip(got, expected, strict=True):
-        assert g.dtype == dtype
-        assert torch.equal(g, e)
+    assert all(g.dtype == dtype for g in got)
+    assert_equal(got, expected)
     assert_current(module)
 
 
@@ -259,8 +260,7 @@ def test_functional_call_uses_its_own_parameters(make):
     other.load_state_dict(doubled)
     with torch.no_grad():
         got = torch.func.functional_call(module, doubled, (X,))
-        for g, e in zip(tensors_of(got), tensors_of(other(X)), strict=True):
-            assert torch.equal(g, e)
+        assert_equal(tensors_of(got), tensors_of(other(X)))
     assert_current(module)
     loss = lambda p: tensors_of(torch.func.functional_call(module, p, (X,)))[0].square().sum()  # noqa: E731
     gradients = torch.func.grad(loss)(doubled)
@@ -280,26 +280,17 @@ def test_backend_blocks_are_obeyed(make):
 @make_any
 def test_eight_threads_at_once_while_the_weights_change_between_rounds(make):
     module = make().eval()
-    wrong: list[str] = []
     for _ in range(4):
         write_in_place(module)
         with torch.no_grad():
             expected = tensors_of(copy.deepcopy(module)(X))
-        start = threading.Barrier(8)
 
-        def work(start: threading.Barrier = start, expected: list[torch.Tensor] = expected) -> None:
-            start.wait()
+        def work(_: int, expected: list[torch.Tensor] = expected) -> None:
             with torch.no_grad():
                 for _ in range(5):
-                    if not all(torch.equal(a, b) for a, b in zip(tensors_of(module(X)), expected, strict=True)):
-                        wrong.append("other bits")
+                    assert_equal(tensors_of(module(X)), expected)
 
-        threads = [threading.Thread(target=work) for _ in range(8)]
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join()
-    assert not wrong
+        eight_threads(work)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -345,34 +336,8 @@ def test_packed_sequences_on_packed_weights(enforce_sorted):
             output, (h, c) = module(sequence, states)
             wide = None if states is None else tuple(s.double() for s in states)
             exact, (h_exact, c_exact) = torchs(module)(sequence.double(), wide)
-        for g, e in ((output.data, exact.data), (h, h_exact), (c, c_exact)):
-            assert relative_l2(g, e) <= 32 * ROUNDOFF[torch.float32]
+        assert_close((output.data, h, c), (exact.data, h_exact, c_exact), allowed(torch.float32), torch.float32)
     assert module._pack is not None
-
-
-@make_any
-@pytest.mark.parametrize(
-    ("x", "error", "message"),
-    [
-        (torch.randn(2, 3, 4, 6), ValueError, "x: expected"),
-        (torch.randn(4, 7), ValueError, r"(w_ih|weights\[0\]): expected shape \(36, 7\), got \(36, 6\)"),
-        (torch.randn(4, 6).double(), TypeError, "x: expected the weights' dtype torch.float32, got"),
-    ],
-    ids=["dimensions", "features", "dtype"],
-)
-def test_bad_input(make, x, error, message):
-    module = make().eval()
-    with torch.no_grad():
-        module(X)
-        with pytest.raises(error, match=message):
-            module(x)
-
-
-@make_any
-def test_bad_states(make):
-    module = make().eval()
-    with torch.no_grad(), pytest.raises(ValueError, match=r"h0?: expected"):
-        module(X, (torch.randn(7, 9), torch.randn(7, 9)))
 
 
 FORKS = """

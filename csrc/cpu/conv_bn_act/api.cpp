@@ -78,7 +78,7 @@ int64_t floats_of(const ConvPlan& plan) { return (plan.packed_bytes - kHeaderByt
 Status begin(const ConvArgs& args, const ConvKernels** table) {
   if (args.dtype != DType::f32 && args.dtype != DType::bf16) return {"x: expected float32 or bfloat16"};
   const auto code = static_cast<int32_t>(args.activation);
-  if (code < 0 || code >= kActivations) return {"activation: not one of the nine"};
+  if (code < 0 || code >= kActivations) return {"activation: not a code of pykernels.ops.ACTIVATIONS"};
   if (Status status = check_shape(args.shape); !status) return status;
   return pick(table);
 }

@@ -1,10 +1,11 @@
-// dx, dresidual, dweight, dbias of batch_norm_act in two passes over memory:
+// grad_x, grad_residual, grad_weight, grad_bias of batch_norm_act in two passes over memory:
 //
-//   1. dy, x (and the mask or the residual) -> sums of dz and dz * (x - mean) of each slab, joined to dbias and dweight
-//   2. dy, x (and the same) -> dx, dresidual
+//   1. grad_y, x (and the mask or the residual) -> sums of dz and dz * (x - mean) of each slab, joined to grad_bias and
+//   grad_weight
+//   2. grad_y, x (and the same) -> grad_x, grad_residual
 //
-// dz = dy * act'(z), where z is not kept: its sign is in the mask, or it is computed again from x. Where that would
-// read the residual twice, the first pass writes dresidual = dz, and the second reads that in place of dy.
+// dz = grad_y * act'(z), where z is not kept: its sign is in the mask, or it is computed again from x. Where that would
+// read the residual twice, the first pass writes grad_residual = dz, and the second reads that in place of grad_y.
 #include "cuda/batch_norm_act/batch_norm.cuh"
 
 namespace pk::cuda {
@@ -15,7 +16,7 @@ namespace {
 template <bool kWhole>
 constexpr int kInFlight = kWhole ? 2 : 1;
 
-// How dz comes of dy.
+// How dz comes of grad_y.
 enum class Slope { one, from_mask, from_x, from_x_and_residual };
 
 struct Backward {
@@ -38,11 +39,11 @@ struct Sums {
 // What a group's dz is computed from, as it lies in memory.
 template <class T, bool kWhole>
 struct Inputs {
-  Raw<T> dy, x, residual;
+  Raw<T> grad_y, x, residual;
   unsigned mask;
 
   PK_DEVICE void read(const Backward& b, int64_t offset, int64_t mask_offset, const Lane<kWhole>& lane) {
-    dy = load<T, kWhole>(static_cast<const T*>(b.args.dy) + offset, lane, b.walk.inner);
+    grad_y = load<T, kWhole>(static_cast<const T*>(b.args.grad_y) + offset, lane, b.walk.inner);
     x = load<T, kWhole>(static_cast<const T*>(b.args.forward.x) + offset, lane, b.walk.inner);
     if (b.slope == Slope::from_mask) mask = b.args.forward.mask[mask_offset + lane.group];
     if (b.slope == Slope::from_x_and_residual) {
@@ -54,13 +55,13 @@ struct Inputs {
   PK_DEVICE void dz(const Backward& b, const Affine<kLast>& affine, float (&out)[kGroup]) const {
     const BatchNormAct& f = b.args.forward;
     PK_UNROLL
-    for (int j = 0; j < kGroup; ++j) out[j] = dy[j];
+    for (int j = 0; j < kGroup; ++j) out[j] = grad_y[j];
     if (b.slope == Slope::one) return;
     if (f.activation == Activation::relu || f.activation == Activation::leaky_relu) {
       PK_UNROLL
       for (int j = 0; j < kGroup; ++j) {
         const bool positive = b.slope == Slope::from_mask ? (mask >> j & 1) != 0 : !(affine(x[j], j) <= 0.0f);
-        // Not dy * 0: dy may be infinite.
+        // Not grad_y * 0: grad_y may be infinite.
         if (!positive) out[j] = f.activation == Activation::relu ? 0.0f : out[j] * f.negative_slope;
       }
       return;
@@ -81,7 +82,7 @@ __global__ void __launch_bounds__(kThreads, kSumsBlocks) slab_sums(Backward b) {
   const Slab<kLast> slab(w);
   const int height = static_cast<int>(blockDim.y), y = static_cast<int>(threadIdx.y);
   // The first pass writes dz where the second would have to read the residual again.
-  T* const write = b.slope == Slope::from_x_and_residual ? static_cast<T*>(b.args.dresidual) : nullptr;
+  T* const write = b.slope == Slope::from_x_and_residual ? static_cast<T*>(b.args.grad_residual) : nullptr;
   Sums sums[kGroup] = {};
   for (int i = 0; i < slab.tiles; ++i) {
     const Lane<kWhole> lane = lane_of<kWhole>(w, slab.tile(i));
@@ -160,26 +161,26 @@ __global__ void __launch_bounds__(kWarp* kSlabs) join_sums(Backward b, int64_t s
   }
   combine_rows(sums, static_cast<int>(threadIdx.x), kWarp, y, kSlabs, dynamic_shared<Sums>());
   if (y != 0 || c >= channels) return;
-  b.args.dbias[c] = sums[0].dz;
-  b.args.dweight[c] = sums[0].dzx * Affine<true>::inverse_deviation(b.args.forward, static_cast<int>(c));
+  b.args.grad_bias[c] = sums[0].dz;
+  b.args.grad_weight[c] = sums[0].dzx * Affine<true>::inverse_deviation(b.args.forward, static_cast<int>(c));
 }
 
-// dx = scale * (dz - dbias / m - (x - mean) * dweight / (m * sqrt(var + eps)))
+// grad_x = scale * (dz - grad_bias / m - (x - mean) * grad_weight / (m * sqrt(var + eps)))
 template <class T, bool kLast, bool kWhole>
 __global__ void __launch_bounds__(kThreads, kPointwiseResident) gradients(Backward b) {
   constexpr int kRows = kInFlight<kWhole>;
   const Walk& w = b.walk;
   const Slab<kLast> slab(w);
   const int height = static_cast<int>(blockDim.y);
-  auto* const dx = static_cast<T*>(b.args.dx);
-  auto* const dresidual = static_cast<T*>(b.args.dresidual);
+  auto* const grad_x = static_cast<T*>(b.args.grad_x);
+  auto* const grad_residual = static_cast<T*>(b.args.grad_residual);
   for (int i = 0; i < slab.tiles; ++i) {
     const Lane<kWhole> lane = lane_of<kWhole>(w, slab.tile(i));
     if (!lane.active) continue;
     const Affine<kLast> affine(w, lane, b.args.forward);
-    const auto common = per_channel<kLast>(w, lane, [&](int c) { return b.args.dbias[c] * b.over_m; });
+    const auto common = per_channel<kLast>(w, lane, [&](int c) { return b.args.grad_bias[c] * b.over_m; });
     const auto slope = per_channel<kLast>(w, lane, [&](int c) {
-      return b.args.dweight[c] * b.over_m * Affine<kLast>::inverse_deviation(b.args.forward, c);
+      return b.args.grad_weight[c] * b.over_m * Affine<kLast>::inverse_deviation(b.args.forward, c);
     });
     for (int64_t r = slab.begin + threadIdx.y; r < slab.end; r += height * kRows) {
       Inputs<T, kWhole> in[kRows];
@@ -195,13 +196,13 @@ __global__ void __launch_bounds__(kThreads, kPointwiseResident) gradients(Backwa
         if (row >= slab.end) continue;
         float dz[kGroup];
         in[u].dz(b, affine, dz);
-        if (dresidual) store<T, kWhole>(dresidual + slab.offset + row * w.row_stride, lane, w.inner, dz);
+        if (grad_residual) store<T, kWhole>(grad_residual + slab.offset + row * w.row_stride, lane, w.inner, dz);
         PK_UNROLL
         for (int j = 0; j < kGroup; ++j) {
           const float centred = in[u].x[j] - affine.mean[j];
           dz[j] = affine.scale[j] * fmaf(-centred, slope[j], dz[j] - common[j]);
         }
-        store<T, kWhole>(dx + slab.offset + row * w.row_stride, lane, w.inner, dz);
+        store<T, kWhole>(grad_x + slab.offset + row * w.row_stride, lane, w.inner, dz);
       }
     }
   }
@@ -216,42 +217,16 @@ Slope slope_of(const BatchNormAct& f) {
 }  // namespace
 }  // namespace bn
 
-Status batch_norm_act_backward_workspace(const BatchNormActBackward& args, int64_t* bytes) {
-  const BatchNormShape& shape = args.forward.shape;
-  if (Status s = bn::check_shape(shape); !s) return s;
-  if (Status s = bn::check_dtype(args.forward.dtype); !s) return s;
-  Device device;
-  if (Status s = current_device(&device); !s) return s;
-  *bytes = bn::plan(shape, device.multiprocessors * bn::kSumsBlocks).slabs * 2 * shape.c *
-           static_cast<int64_t>(sizeof(float));
-  return kOk;
-}
-
-Status batch_norm_act_backward(const BatchNormActBackward& args, void* workspace, int64_t workspace_bytes,
-                               void* stream) {
+Status run(const BatchNormActBackwardPlan& plan, void* workspace, void* stream) {
   using namespace bn;
+  const BatchNormActBackward& args = plan.args;
   const BatchNormAct& f = args.forward;
-  int64_t needed = 0;
-  if (Status s = batch_norm_act_backward_workspace(args, &needed); !s) return s;
-  if (workspace_bytes < needed || (needed && !workspace)) return {"workspace: too small"};
-  if (f.shape.c > 0 && (!args.dweight || !args.dbias)) return {"dweight, dbias: expected pointers, got null"};
-  if (f.shape.c > 0 && (!f.mean || !f.var)) return {"mean, var: expected pointers, got null"};
-  Device device;
-  if (Status s = current_device(&device); !s) return s;
-  const Plan p = plan(f.shape, device.multiprocessors * kSumsBlocks);
-  const Plan pointwise = plan(f.shape, device.multiprocessors * kPointwiseBlocks);
+  const Slabs& p = plan.sums;
   Backward b = {walk_of(f.shape, p), args, slope_of(f), 0.0f, static_cast<float*>(workspace)};
   const int64_t m = f.shape.n * f.shape.hw;
   if (args.batch_statistics && m > 0) b.over_m = static_cast<float>(1.0 / static_cast<double>(m));
-  if (p.slabs) {
-    if (!args.dy || !f.x || !args.dx) return {"dy, x, dx: expected pointers, got null"};
-    if (b.slope == Slope::from_mask && !batch_norm_act_has_mask(f.activation, true)) {
-      return {"mask: expected null for this activation"};
-    }
-    if (batch_norm_act_has_mask(f.activation, f.residual) && !f.mask) return {"mask: expected a pointer, got null"};
-  }
-  const bool whole = p.inner % kGroup == 0 && is_aligned(f.x) && is_aligned(f.residual) && is_aligned(args.dy) &&
-                     is_aligned(args.dx) && is_aligned(args.dresidual);
+  const bool whole = p.inner % kGroup == 0 && is_aligned(f.x) && is_aligned(f.residual) && is_aligned(args.grad_y) &&
+                     is_aligned(args.grad_x) && is_aligned(args.grad_residual);
   const int shared = (f.shape.channels_last ? kGroup : 1) * kThreads / 2 * static_cast<int>(sizeof(Sums));
   Status status = choose_kernel(f.dtype, f.shape.channels_last, whole, [&](auto element, auto last, auto all) {
     return launch(slab_sums<decltype(element), decltype(last)::value, decltype(all)::value>, launch_of(p, shared),
@@ -264,14 +239,14 @@ Status batch_norm_act_backward(const BatchNormActBackward& args, void* workspace
                    .shared_bytes = kWarp * kSlabs / 2 * static_cast<int>(sizeof(Sums))},
                   stream, b, p.slabs);
   if (!status) return status;
-  if (b.slope == Slope::from_x_and_residual && args.dresidual) {
-    b.args.dy = args.dresidual;
-    b.args.dresidual = nullptr;
+  if (b.slope == Slope::from_x_and_residual && args.grad_residual) {
+    b.args.grad_y = args.grad_residual;
+    b.args.grad_residual = nullptr;
     b.slope = Slope::one;
   }
-  b.walk = walk_of(f.shape, pointwise);
+  b.walk = walk_of(f.shape, plan.pointwise);
   return choose_kernel(f.dtype, f.shape.channels_last, whole, [&](auto element, auto last, auto all) {
-    return launch(gradients<decltype(element), decltype(last)::value, decltype(all)::value>, launch_of(pointwise),
+    return launch(gradients<decltype(element), decltype(last)::value, decltype(all)::value>, launch_of(plan.pointwise),
                   stream, b);
   });
 }

@@ -13,18 +13,18 @@
 
 namespace pk::cuda::bn {
 
-// The plan as the kernels take it, strides in elements (mask: bytes).
+// The slabs as the kernels take them, strides in elements (mask: bytes).
 struct Walk {
   int64_t rows, rows_per_slab, row_stride, mask_stride;
   int inner, groups, channels;
 };
 
-inline Walk walk_of(const BatchNormShape& s, const Plan& p) {
+inline Walk walk_of(const BatchNormShape& s, const Slabs& p) {
   const int64_t row = s.channels_last ? 1 : s.c;
   return {p.rows, p.rows_per_slab, row * p.inner, row * p.groups, p.inner, p.groups, static_cast<int>(s.c)};
 }
 
-inline Launch launch_of(const Plan& p, int shared_bytes = 0) {
+inline Launch launch_of(const Slabs& p, int shared_bytes = 0) {
   return {.grid = dim3(static_cast<unsigned>(p.columns), static_cast<unsigned>(p.slabs)),
           .block = dim3(p.width, kThreads / p.width),
           .shared_bytes = shared_bytes};
@@ -219,20 +219,6 @@ PK_DEVICE float activation_slope(float z, Activation activation, float negative_
       return z < -3.0f ? 0.0f : z <= 3.0f ? z * (1.0f / 3.0f) + 0.5f : 1.0f;
   }
   return 1.0f;
-}
-
-// Checks that all entries share.
-inline Status check_shape(const BatchNormShape& s) {
-  constexpr int64_t kMost = (int64_t{1} << 31) - 4096;
-  if (s.n < 0 || s.c < 0 || s.hw < 0) return {"shape: expected sizes that are not negative"};
-  if (s.c >= kMost || s.hw >= kMost || s.n >= kMost) return {"shape: expected n, c and h * w below 2^31 - 4096"};
-  if (s.c && s.hw && s.n && s.n > (int64_t{1} << 62) / s.c / s.hw) return {"shape: expected less than 2^62 elements"};
-  return kOk;
-}
-
-inline Status check_dtype(DType t) {
-  if (t == DType::f32 || t == DType::f16 || t == DType::bf16) return kOk;
-  return {"dtype: expected f32, f16 or bf16"};
 }
 
 inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }

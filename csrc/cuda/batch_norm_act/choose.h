@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "common/rounding.h"
 #include "pykernels/cuda/batch_norm_act.h"
 
 namespace pk::cuda::bn {
@@ -25,36 +26,25 @@ inline constexpr int kLeastRows = 4;    // of a thread: below that a block's own
 inline constexpr int kMostRows = 1024;  // of a thread: bounds the rounding of its sums
 inline constexpr int64_t kMostSlabs = 65535;
 
-struct Plan {
-  int inner = 0;
-  int groups = 0;       // of a row
-  int width = 1;        // groups of a block; a function of the shape alone, for it gives the mask's bits their order
-  int64_t columns = 0;  // of blocks
-  int64_t rows = 0;     // that a column of blocks walks
-  int64_t rows_per_slab = 1;
-  int64_t slabs = 0;
-  int64_t values_per_row = 1;  // of a channel
-};
-
-inline Plan plan(const BatchNormShape& s, int64_t blocks) {
-  Plan p;
+inline Slabs choose_slabs(const BatchNormShape& s, int64_t blocks) {
+  Slabs p;
   p.inner = static_cast<int>(s.channels_last ? s.c : s.hw);
-  p.groups = (p.inner + kGroup - 1) / kGroup;
+  p.groups = ceil_div(p.inner, kGroup);
   while (p.width < p.groups && p.width < 32) p.width *= 2;
-  p.columns = s.channels_last ? (p.groups + p.width - 1) / p.width : s.c;
+  p.columns = s.channels_last ? ceil_div(p.groups, p.width) : s.c;
   p.rows = s.channels_last ? s.n * s.hw : s.n;
   p.values_per_row = s.channels_last ? 1 : s.hw;
   if (p.rows == 0 || p.columns == 0 || p.inner == 0) return p;
   const int64_t height = kThreads / p.width;
   // A thread's rows, in the wide layout counted once for each step over the width.
-  const int64_t steps = s.channels_last ? 1 : (p.groups + p.width - 1) / p.width;
+  const int64_t steps = s.channels_last ? 1 : ceil_div(p.groups, p.width);
   const int64_t most = std::max<int64_t>(kMostRows / steps, 1) * height;
   const int64_t least = std::max<int64_t>(kLeastRows / steps, 1) * height;
-  const int64_t wanted = (blocks + p.columns - 1) / p.columns;
-  p.rows_per_slab = std::clamp((p.rows + wanted - 1) / wanted, least, std::max(least, most));
-  p.rows_per_slab = std::max(p.rows_per_slab, (p.rows + kMostSlabs - 1) / kMostSlabs);
-  p.rows_per_slab = (p.rows_per_slab + height - 1) / height * height;
-  p.slabs = (p.rows + p.rows_per_slab - 1) / p.rows_per_slab;
+  const int64_t wanted = ceil_div(blocks, p.columns);
+  p.rows_per_slab = std::clamp(ceil_div(p.rows, wanted), least, std::max(least, most));
+  p.rows_per_slab = std::max(p.rows_per_slab, ceil_div(p.rows, kMostSlabs));
+  p.rows_per_slab = round_up(p.rows_per_slab, height);
+  p.slabs = ceil_div(p.rows, p.rows_per_slab);
   return p;
 }
 

@@ -60,26 +60,11 @@ __global__ void __launch_bounds__(kThreads, kPointwiseResident) normalise(Walk w
 }  // namespace
 }  // namespace bn
 
-bool batch_norm_act_has_mask(Activation activation, bool residual) {
-  return residual && (activation == Activation::relu || activation == Activation::leaky_relu);
-}
-
-Status batch_norm_mask_bytes(const BatchNormShape& shape, int64_t* bytes) {
-  if (Status s = bn::check_shape(shape); !s) return s;
-  const int64_t inner = shape.channels_last ? shape.c : shape.hw;
-  *bytes = shape.n * (shape.channels_last ? shape.hw : shape.c) * ceil_div<int64_t>(inner, bn::kGroup);
-  return kOk;
-}
-
-Status batch_norm_act(const BatchNormAct& a, void* stream) {
+Status run(const BatchNormActPlan& plan, void* stream) {
   using namespace bn;
-  Device device;
-  if (Status s = check_shape(a.shape); !s) return s;
-  if (Status s = check_dtype(a.dtype); !s) return s;
-  if (Status s = current_device(&device); !s) return s;
-  const Plan p = plan(a.shape, device.multiprocessors * kPointwiseBlocks);
+  const BatchNormAct& a = plan.args;
+  const Slabs& p = plan.slabs;
   if (p.slabs == 0) return kOk;
-  if (!a.x || !a.y || !a.mean || !a.var) return {"x, y, mean, var: expected pointers, got null"};
   const bool whole = p.inner % kGroup == 0 && is_aligned(a.x) && is_aligned(a.y) && is_aligned(a.residual);
   return choose_kernel(a.dtype, a.shape.channels_last, whole, [&](auto element, auto last, auto all) {
     return launch(normalise<decltype(element), decltype(last)::value, decltype(all)::value>, launch_of(p), stream,

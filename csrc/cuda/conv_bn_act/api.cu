@@ -1,4 +1,5 @@
-// The entry points: check the problem, plan (which kernel, whether x is copied, workspace), launch.
+// The entry points: a plan checks the call and works out which kernel runs it, whether x is copied, and the workspace;
+// its run launches.
 //
 // Images go in batches of less than 2^31 pixels and blocks, so that the kernels count in ints.
 #include <algorithm>
@@ -13,29 +14,14 @@ using namespace conv;  // NOLINT
 
 constexpr int64_t kLargest = int64_t{1} << 28, kMostRows = int64_t{1} << 30;
 
-// What both entries have in common.
+// A call of any of the entries, as the launches see it.
 struct Problem {
   ConvShape shape;
-  Math math;
   ConvTensor x;
   const void* packed;
-  int64_t packed_bytes;
+  int64_t columns;  // of `packed`
   Epilogue epilogue;
-  void* workspace;
-  int64_t workspace_bytes;
-  float* moments;  // of conv_statistics; or null
-};
-
-struct Plan {
-  bool depthwise, copies_x;
-  int copy;          // bytes of a copy of x
-  int64_t padded_c;  // of a group
-  Choice choice;
-  int64_t images;                       // in one launch
-  int64_t copied_bytes, partial_bytes;  // of workspace, in this order
-  int tile_rows;                        // pixels of a tile that leaves moments; 0: none does
-
-  int64_t bytes() const { return copied_bytes + partial_bytes; }
+  float* moments;  // of the convolution with statistics; or null
 };
 
 Status check_shape(const ConvShape& s) {
@@ -88,58 +74,54 @@ bool has_vectors(const ConvTensor& t, int64_t element, int64_t channels, int64_t
   return t.stride[0] * element % bytes == 0 && t.stride[2] * element % bytes == 0 && t.stride[3] * element % bytes == 0;
 }
 
-// Of what check_shape and make_plan keep below 2^31.
+// Of what check_shape and make_method keep below 2^31.
 int to_int(int64_t v) { return static_cast<int>(v); }
 
 int64_t align_256(int64_t bytes) { return round_up(bytes, 256); }
 
-Status make_plan(const Problem& problem, Plan* plan) {
-  const ConvShape& s = problem.shape;
-  const int64_t bytes = element_bytes(problem.math), c_group = s.c / s.groups;
+Status make_method(const ConvShape& s, const ConvTensor& given_x, Math math, ConvMethod* method) {
+  const int64_t bytes = element_bytes(math), c_group = s.c / s.groups;
+  const ConvTensor x = without_idle_strides(given_x, s.n, s.c, s.h, s.w);
   Device device;
   if (Status status = current_device(&device); !status) return status;
-  plan->depthwise = is_depthwise(s);
+  method->math = math;
+  method->depthwise = is_depthwise(s);
   // Depthwise, all channels are one group to the copy; with several filters a channel they are read one by one.
-  plan->padded_c = plan->depthwise ? round_up(s.c, 16 / bytes) : padded_channels(c_group, bytes);
-  plan->copy = plan->depthwise ? 16 : copy_bytes(c_group, bytes);
-  const int64_t unit = plan->depthwise && s.k != s.c ? bytes : plan->copy;
-  plan->copies_x = plan->depthwise ? s.c * bytes % unit != 0 || !has_vectors(problem.x, bytes, s.c, s.c, unit)
-                                   : plan->padded_c != c_group || !has_vectors(problem.x, bytes, s.c, c_group, unit);
-  const int64_t row = plan->depthwise ? plan->padded_c : s.groups * plan->padded_c, pixels = s.p() * s.q();
+  method->padded_c = method->depthwise ? round_up(s.c, 16 / bytes) : padded_channels(c_group, bytes);
+  method->copy = method->depthwise ? 16 : copy_bytes(c_group, bytes);
+  const int64_t unit = method->depthwise && s.k != s.c ? bytes : method->copy;
+  method->copies_x = method->depthwise ? s.c * bytes % unit != 0 || !has_vectors(x, bytes, s.c, s.c, unit)
+                                       : method->padded_c != c_group || !has_vectors(x, bytes, s.c, c_group, unit);
+  const int64_t row = method->depthwise ? method->padded_c : s.groups * method->padded_c, pixels = s.p() * s.q();
   // The tensor-core kernel counts elements of x in ints; a view that is too wide for that becomes dense by the copy.
   const auto reach = [&](int64_t stride_h, int64_t stride_w) {
     return static_cast<double>(s.h + s.pad_top + s.pad_bottom + s.dilation_h) * static_cast<double>(stride_h) +
            static_cast<double>(s.w + s.pad_left + s.pad_right + s.dilation_w) * static_cast<double>(stride_w);
   };
   constexpr double kReach = kMostRows / 2;
-  if (!plan->depthwise && reach(problem.x.stride[2], problem.x.stride[3]) >= kReach) plan->copies_x = true;
-  if (!plan->depthwise && reach(s.w * row, row) >= kReach && plan->copies_x) return {"x: an image is too large"};
-  const int64_t image = plan->copies_x ? s.h * s.w * row : problem.x.stride[0];
-  plan->images =
+  if (!method->depthwise && reach(x.stride[2], x.stride[3]) >= kReach) method->copies_x = true;
+  if (!method->depthwise && reach(s.w * row, row) >= kReach && method->copies_x) return {"x: an image is too large"};
+  const int64_t image = method->copies_x ? s.h * s.w * row : x.stride[0];
+  method->images =
       std::clamp(kMostRows / std::max({pixels, s.h * s.w, image, int64_t{1}}), int64_t{1}, std::max(s.n, int64_t{1}));
   ConvShape batch = s;
-  batch.n = plan->images;
-  const auto described = [&](int64_t size, int i) { return size == 1 || problem.x.stride[i] > 0; };
-  const bool tma = plan->copies_x || (described(s.n, 0) && described(s.h, 2) && described(s.w, 3));
-  plan->choice = plan->depthwise ? Choice{} : choose(batch, problem.math, device, tma);
-  plan->copied_bytes = plan->copies_x ? align_256(plan->images * s.h * s.w * row * bytes) : 0;
+  batch.n = method->images;
+  const auto described = [&](int64_t size, int i) { return size == 1 || x.stride[i] > 0; };
+  const bool tma = method->copies_x || (described(s.n, 0) && described(s.h, 2) && described(s.w, 3));
+  const Choice choice = method->depthwise ? Choice{} : choose(batch, math, device, tma);
+  method->tile = choice.tile, method->splits = choice.splits;
+  method->copied_bytes = method->copies_x ? align_256(method->images * s.h * s.w * row * bytes) : 0;
   const int64_t width = round_up(s.k / s.groups, kChannelsAtOnce);
-  const int splits = plan->choice.splits;
-  plan->partial_bytes = splits > 1 ? align_256(4 * splits * s.groups * plan->images * pixels * width) : 0;
-  const bool whole = !plan->depthwise && splits == 1 && plan->images == s.n;
-  plan->tile_rows = !whole ? 0 : plan->copy == 8 ? 128 : tile_size(plan->choice.tile).m;
+  method->partial_bytes =
+      choice.splits > 1 ? align_256(4 * choice.splits * s.groups * method->images * pixels * width) : 0;
+  const bool whole = !method->depthwise && choice.splits == 1 && method->images == s.n;
+  method->tile_rows = !whole ? 0 : method->copy == 8 ? 128 : tile_size(choice.tile).m;
   return kOk;
 }
 
-Status check(const Problem& problem) {
-  if (Status status = check_shape(problem.shape); !status) return status;
-  const auto code = static_cast<int32_t>(problem.epilogue.activation);
-  if (code < 0 || code >= kActivations) return {"activation: not one of the nine"};
-  const PackedSize size = packed_size(problem.shape, element_bytes(problem.math));
-  if (problem.packed_bytes != size.rows * size.columns * element_bytes(problem.math)) {
-    return {"packed: expected the tensor that conv_pack makes of a weight of this shape and dtype"};
-  }
-  return kOk;
+ConvPackingPlan packing_of(const ConvShape& s, int64_t bytes) {
+  const PackedSize size = packed_size(s, bytes);
+  return {s, bytes, size.rows, size.columns};
 }
 
 // How the epilogue may access y and residual.
@@ -164,23 +146,22 @@ void describe(const ConvShape& s, const ConvTensor& y, const ConvTensor& residua
 }
 
 // One batch of images: the fields that depend on where it begins are set by the caller.
-Status launch_gemm(const ConvShape& s, const Plan& plan, Math math, const Pixels& pixels, const Problem& problem,
+Status launch_gemm(const ConvShape& s, const ConvMethod& method, const Pixels& pixels, const Problem& problem,
                    const Epilogue& epilogue, void* partial, void* stream) {
-  const int64_t bytes = element_bytes(math);
-  const TileSize tile = tile_size(plan.choice.tile);
-  const bool small = plan.copy == 8;
+  const TileSize tile = tile_size(method.tile);
+  const bool small = method.copy == 8;
   Gemm g = {};
   g.x = pixels.x;
   g.x_stride_group = pixels.stride_group;
   g.weight = problem.packed;
   g.epilogue = epilogue;
-  g.partial = plan.choice.splits > 1 ? partial : nullptr;
+  g.partial = method.splits > 1 ? partial : nullptr;
   g.moments = problem.moments;
   g.rows = to_int(s.n * s.p() * s.q());
   g.filters = to_int(s.k / s.groups);
   g.groups = to_int(s.groups);
-  g.columns = to_int(packed_size(s, bytes).columns);
-  g.padded_c = to_int(plan.padded_c);
+  g.columns = to_int(problem.columns);
+  g.padded_c = to_int(method.padded_c);
   g.h = to_int(s.h), g.w = to_int(s.w), g.p = to_int(s.p()), g.q = to_int(s.q()), g.s = to_int(s.s);
   g.stride_h = to_int(s.stride_h), g.stride_w = to_int(s.stride_w);
   g.pad_top = to_int(s.pad_top), g.pad_left = to_int(s.pad_left);
@@ -188,11 +169,11 @@ Status launch_gemm(const ConvShape& s, const Plan& plan, Math math, const Pixels
   g.end_h = to_int(s.r * s.dilation_h), g.end_w = to_int(s.s * s.dilation_w);
   g.x_stride_n = to_int(pixels.stride_n), g.x_stride_h = to_int(pixels.stride_h),
   g.x_stride_w = to_int(pixels.stride_w);
-  g.next_w = to_int(s.dilation_w * pixels.stride_w - plan.padded_c);
+  g.next_w = to_int(s.dilation_w * pixels.stride_w - method.padded_c);
   g.next_h = to_int(s.dilation_h * pixels.stride_h - s.s * s.dilation_w * pixels.stride_w);
-  const int64_t steps = steps_of(s, bytes, plan.choice.tile);
+  const int64_t steps = steps_of(s, element_bytes(method.math), method.tile);
   g.steps = to_int(steps);
-  g.splits = plan.choice.splits;
+  g.splits = method.splits;
   g.split_steps = to_int(ceil_div(steps, g.splits));
   g.blocks_m = to_int(ceil_div(g.rows, small ? 128 : tile.m));
   g.blocks_n = to_int(ceil_div(g.filters, small ? 64 : tile.n));
@@ -202,18 +183,18 @@ Status launch_gemm(const ConvShape& s, const Plan& plan, Math math, const Pixels
   if (static_cast<double>(g.blocks_m) * g.blocks_n * g.groups * g.splits >= 2147483648.0) {
     return {"the sizes are too large"};
   }
-  if (is_wgmma(plan.choice.tile)) return run_gemm_sm90(g, math, plan.choice.tile, stream);
-  switch (math) {
+  if (is_wgmma(method.tile)) return run_gemm_sm90(g, method.math, method.tile, stream);
+  switch (method.math) {
     case Math::f16:
-      return run_gemm_f16(g, plan.choice.tile, plan.copy, stream);
+      return run_gemm_f16(g, method.tile, method.copy, stream);
     case Math::bf16:
-      return run_gemm_bf16(g, plan.choice.tile, plan.copy, stream);
+      return run_gemm_bf16(g, method.tile, method.copy, stream);
     case Math::f32:
-      return run_gemm_f32(g, plan.choice.tile, plan.copy, stream);
+      return run_gemm_f32(g, method.tile, method.copy, stream);
     case Math::tf32:
-      return run_gemm_tf32(g, plan.choice.tile, plan.copy, stream);
+      return run_gemm_tf32(g, method.tile, method.copy, stream);
     case Math::i8:
-      return run_gemm_i8(g, plan.choice.tile, plan.copy, stream);
+      return run_gemm_i8(g, method.tile, method.copy, stream);
   }
   return {"dtype: no such arithmetic"};
 }
@@ -225,7 +206,7 @@ Status launch_depthwise(const ConvShape& s, Math math, const Pixels& pixels, con
   d.weight = problem.packed;
   d.epilogue = epilogue;
   d.n = to_int(s.n), d.k = to_int(s.k), d.multiplier = to_int(s.k / s.c);
-  d.columns = to_int(packed_size(s, element_bytes(math)).columns);
+  d.columns = to_int(problem.columns);
   d.h = to_int(s.h), d.w = to_int(s.w), d.p = to_int(s.p()), d.q = to_int(s.q()), d.r = to_int(s.r), d.s = to_int(s.s);
   d.stride_h = to_int(s.stride_h), d.stride_w = to_int(s.stride_w);
   d.pad_top = to_int(s.pad_top), d.pad_left = to_int(s.pad_left);
@@ -233,31 +214,23 @@ Status launch_depthwise(const ConvShape& s, Math math, const Pixels& pixels, con
   return run_depthwise(d, math, stream);
 }
 
-Status run(Problem problem, void* stream) {
-  if (Status status = check(problem); !status) return status;
+// The images, in batches.
+Status launch_all(const Problem& problem, const ConvMethod& method, void* workspace, void* stream) {
   const ConvShape& s = problem.shape;
-  if (s.n == 0) return kOk;
-  Plan plan = {};
-  if (Status status = make_plan(problem, &plan); !status) return status;
-  if (problem.workspace_bytes < plan.bytes()) {
-    return {"workspace: expected room of conv_workspace_bytes"};
-  }
-  if (!aligned(problem.packed, 16)) return {"packed: expected memory aligned to 16 bytes"};
-  if (!aligned(problem.workspace, 256)) return {"workspace: expected memory aligned to 256 bytes"};
-  const int64_t bytes = element_bytes(problem.math);
-  char* copied = static_cast<char*>(problem.workspace);
-  for (int64_t first = 0; first < s.n; first += plan.images) {
+  const int64_t bytes = element_bytes(method.math);
+  char* const copied = static_cast<char*>(workspace);
+  for (int64_t first = 0; first < s.n; first += method.images) {
     ConvShape batch = s;
-    batch.n = std::min(plan.images, s.n - first);
+    batch.n = std::min(method.images, s.n - first);
     ConvTensor x = problem.x;
     x.data = static_cast<const char*>(x.data) + first * x.stride[0] * bytes;
-    Pixels pixels = {x.data, x.stride[0], x.stride[2], x.stride[3], plan.depthwise ? 1 : s.c / s.groups};
-    if (plan.copies_x) {
+    Pixels pixels = {x.data, x.stride[0], x.stride[2], x.stride[3], method.depthwise ? 1 : s.c / s.groups};
+    if (method.copies_x) {
       ConvShape seen = batch;  // as the copy sees it
-      if (plan.depthwise) seen.groups = 1;
-      const int64_t row = seen.groups * plan.padded_c;
-      if (Status status = run_pack_pixels(seen, bytes, plan.padded_c, x, copied, stream); !status) return status;
-      pixels = {copied, s.h * s.w * row, s.w * row, row, plan.depthwise ? 1 : plan.padded_c};
+      if (method.depthwise) seen.groups = 1;
+      const int64_t row = seen.groups * method.padded_c;
+      if (Status status = run_pack_pixels(seen, bytes, method.padded_c, x, copied, stream); !status) return status;
+      pixels = {copied, s.h * s.w * row, s.w * row, row, method.depthwise ? 1 : method.padded_c};
     }
     Epilogue e = problem.epilogue;
     e.y = static_cast<char*>(e.y) + first * e.y_stride[0] * static_cast<int64_t>(size_of(e.y_dtype));
@@ -265,196 +238,147 @@ Status run(Problem problem, void* stream) {
       e.residual = static_cast<const char*>(e.residual) +
                    first * e.residual_stride[0] * static_cast<int64_t>(size_of(e.residual_dtype));
     }
-    const Status status =
-        plan.depthwise ? launch_depthwise(batch, problem.math, pixels, problem, e, stream)
-                       : launch_gemm(batch, plan, problem.math, pixels, problem, e, copied + plan.copied_bytes, stream);
+    const Status status = method.depthwise
+                              ? launch_depthwise(batch, method.math, pixels, problem, e, stream)
+                              : launch_gemm(batch, method, pixels, problem, e, copied + method.copied_bytes, stream);
     if (!status) return status;
   }
   return kOk;
 }
 
-Status workspace_bytes(const Problem& problem, int64_t* bytes) {
-  if (Status status = check(problem); !status) return status;
-  *bytes = 0;
-  if (problem.shape.n == 0) return kOk;
-  Plan plan = {};
-  if (Status status = make_plan(problem, &plan); !status) return status;
-  *bytes = plan.bytes();
-  return kOk;
-}
-
-ConvTensor y_tensor(void* y, const int64_t (&stride)[4]) {
-  ConvTensor t;
-  t.data = y;
-  for (int i = 0; i < 4; ++i) t.stride[i] = stride[i];
-  return t;
-}
-
-// Fills in what `shape` says of the strides; the shape is checked later, and here only has to be harmless.
-Problem make_problem(const ConvShape& s, Math math, const ConvTensor& x, const ConvTensor& residual,
-                     const ConvTensor& y, Epilogue e) {
-  Problem problem = {};
-  problem.shape = s;
-  problem.math = math;
-  if (!check_shape(s)) return problem;
-  problem.x = without_idle_strides(x, s.n, s.c, s.h, s.w);
-  describe(s, without_idle_strides(y, s.n, s.k, s.p(), s.q()), without_idle_strides(residual, s.n, s.k, s.p(), s.q()),
-           &e);
-  problem.epilogue = e;
-  return problem;
-}
-
-Status to_problem(const ConvArgs& args, Problem* problem) {
+// What the two kinds of arguments mean to the matrix unit and to the epilogue.
+Status read(const ConvArgs& args, Math* math) {
   if (args.dtype != DType::f32 && args.dtype != DType::bf16 && args.dtype != DType::f16) {
     return {"x: expected float32, bfloat16 or float16"};
   }
-  const Math math = args.dtype == DType::f16    ? Math::f16
-                    : args.dtype == DType::bf16 ? Math::bf16
-                    : args.tf32                 ? Math::tf32
-                                                : Math::f32;
-  Epilogue e = {};
-  e.scale = args.scale, e.shift = args.shift;
-  e.residual_dtype = e.y_dtype = args.dtype;
-  e.residual_scale = e.y_scale = 1.0f;
-  e.activation = args.activation, e.negative_slope = args.negative_slope;
-  *problem = make_problem(args.shape, math, args.x, args.residual, y_tensor(args.y, args.y_stride), e);
-  problem->packed = args.packed, problem->packed_bytes = args.packed_bytes;
-  problem->workspace = args.workspace, problem->workspace_bytes = args.workspace_bytes;
+  *math = args.dtype == DType::f16    ? Math::f16
+          : args.dtype == DType::bf16 ? Math::bf16
+          : args.tf32                 ? Math::tf32
+                                      : Math::f32;
   return kOk;
 }
 
-Status to_problem(const Int8Conv& args, Problem* problem) {
+Status read(const Int8Conv& args, Math* math) {
   if (args.residual_dtype == DType::i32) return {"residual: expected int8 or a float dtype"};
   const bool plain = args.scale == nullptr && args.shift == nullptr && args.residual.data == nullptr &&
                      args.activation == Activation::none && args.y_scale == 1.0f;
   if (args.y_dtype == DType::i32 && !plain) {
     return {"y: int32 is the plain sum; expected no scale, shift, residual, activation or y_scale beside it"};
   }
-  Epilogue e = {};
-  e.scale = args.scale, e.shift = args.shift;
-  e.residual_dtype = args.residual_dtype, e.y_dtype = args.y_dtype;
-  e.residual_scale = args.residual_scale, e.y_scale = args.y_scale;
-  e.activation = args.activation, e.negative_slope = args.negative_slope;
-  *problem = make_problem(args.shape, Math::i8, args.x, args.residual, y_tensor(args.y, args.y_stride), e);
-  problem->packed = args.packed, problem->packed_bytes = args.packed_bytes;
-  problem->workspace = args.workspace, problem->workspace_bytes = args.workspace_bytes;
+  *math = Math::i8;
   return kOk;
 }
 
-// ---- The convolution with statistics ----
-
-struct StatisticsPlan {
-  Problem problem;
-  int64_t conv_bytes;  // of workspace; then the moments, or what the separate pass needs
-  int64_t more_bytes;
-  BatchNormParts parts;  // of the epilogue; rows_per_part is 0 where it leaves none
-  BatchNormShape y;      // for the separate pass
-};
-
-// Are y's elements adjacent in this order?
-bool is_dense(const int64_t (&stride)[4], const int64_t (&size)[4], bool channels_last) {
-  constexpr int kPlanes[] = {3, 2, 1, 0}, kLast[] = {1, 3, 2, 0};
-  int64_t expected = 1;
-  for (const int d : channels_last ? kLast : kPlanes) {
-    if (size[d] != 1 && stride[d] != expected) return false;
-    expected *= size[d];
-  }
-  return true;
+void set_dtypes(const ConvArgs& args, Epilogue* e) {
+  e->residual_dtype = e->y_dtype = args.dtype;
+  e->residual_scale = e->y_scale = 1.0f;
 }
 
-Status plan_statistics(const ConvArgs& args, StatisticsPlan* plan) {
-  *plan = {};
-  Problem& problem = plan->problem;
-  if (Status status = to_problem(args, &problem); !status) return status;
-  if (Status status = check(problem); !status) return status;
-  if (args.scale || args.residual.data || args.activation != Activation::none) {
-    return {"scale, residual, activation: expected none beside statistics"};
-  }
+void set_dtypes(const Int8Conv& args, Epilogue* e) {
+  e->residual_dtype = args.residual_dtype, e->y_dtype = args.y_dtype;
+  e->residual_scale = args.residual_scale, e->y_scale = args.y_scale;
+}
+
+template <class Args, class Plan>
+Status plan_any(const Args& args, Plan* plan) {
+  plan->args = args;
   const ConvShape& s = args.shape;
-  const int64_t size[4] = {s.n, s.k, s.p(), s.q()};
-  plan->y = {s.n, s.k, s.p() * s.q(), is_dense(args.y_stride, size, true)};
-  if (!plan->y.channels_last && s.n > 0 && !is_dense(args.y_stride, size, false)) {
-    return {"y: expected a dense tensor, NCHW or NHWC"};
+  Math math;
+  if (Status status = read(args, &math); !status) return status;
+  if (Status status = check_shape(s); !status) return status;
+  const auto code = static_cast<int32_t>(args.activation);
+  if (code < 0 || code >= kActivations) return {"activation: not a code of pykernels.ops.ACTIVATIONS"};
+  plan->packing = packing_of(s, element_bytes(math));
+  if (args.packed != nullptr || args.packed_bytes != 0) {
+    if (args.packed_bytes != plan->packing.bytes()) {
+      return {"packed: expected the tensor that pack makes of a weight of this shape and dtype"};
+    }
+    if (!aligned(args.packed, 16)) return {"packed: expected memory aligned to 16 bytes"};
   }
-  Plan conv = {};
+  plan->method = {};
   if (s.n > 0) {
-    if (Status status = make_plan(problem, &conv); !status) return status;
+    if (Status status = make_method(s, args.x, math, &plan->method); !status) return status;
   }
-  plan->conv_bytes = conv.bytes();
-  if (conv.tile_rows == 0) {
-    const Status status = batch_norm_statistics_workspace(plan->y, args.dtype, &plan->more_bytes);
-    plan->more_bytes = align_256(plan->more_bytes);
-    return status;
-  }
-  const int64_t rows = s.n * s.p() * s.q();
-  plan->parts = {ceil_div(rows, conv.tile_rows), conv.tile_rows, rows, s.k, nullptr};
-  plan->more_bytes = align_256(plan->parts.parts * 2 * s.k * static_cast<int64_t>(sizeof(float)));
+  plan->workspace_bytes = plan->method.copied_bytes + plan->method.partial_bytes;
   return kOk;
 }
 
-Status check_weight(const ConvShape& s, DType dtype) {
-  if (Status status = check_shape(s); !status) return status;
-  if (dtype == DType::i32) return {"weight: expected float32, bfloat16, float16 or int8"};
-  return kOk;
+template <class Plan>
+Status run_any(const Plan& plan, float* moments, void* workspace, void* stream) {
+  const auto& args = plan.args;
+  const ConvShape& s = args.shape;
+  if (s.n == 0) return kOk;
+  Problem problem = {s,      without_idle_strides(args.x, s.n, s.c, s.h, s.w), args.packed, plan.packing.columns, {},
+                     moments};
+  Epilogue& e = problem.epilogue;
+  e.scale = args.scale, e.shift = args.shift;
+  e.activation = args.activation, e.negative_slope = args.negative_slope;
+  set_dtypes(args, &e);
+  ConvTensor y = {args.y, {}};
+  std::copy(args.y_stride, args.y_stride + 4, y.stride);
+  describe(s, without_idle_strides(y, s.n, s.k, s.p(), s.q()),
+           without_idle_strides(args.residual, s.n, s.k, s.p(), s.q()), &e);
+  return launch_all(problem, plan.method, workspace, stream);
 }
 
 }  // namespace
 
-Status conv_packed_size(const ConvShape& shape, DType dtype, int64_t (&size)[2]) {
-  if (Status status = check_weight(shape, dtype); !status) return status;
-  const PackedSize packed = packed_size(shape, static_cast<int64_t>(size_of(dtype)));
-  size[0] = packed.rows, size[1] = packed.columns;
+Status make_plan(const ConvShape& shape, DType dtype, ConvPackingPlan* plan) {
+  if (Status status = check_shape(shape); !status) return status;
+  if (dtype == DType::i32) return {"weight: expected float32, bfloat16, float16 or int8"};
+  *plan = packing_of(shape, static_cast<int64_t>(size_of(dtype)));
   return kOk;
 }
 
-Status conv_pack(const ConvShape& shape, DType dtype, const ConvTensor& weight, void* packed, void* stream) {
-  if (Status status = check_weight(shape, dtype); !status) return status;
-  return run_pack_weight(shape, static_cast<int64_t>(size_of(dtype)), weight, packed, stream);
+Status pack(const ConvPackingPlan& plan, const ConvTensor& weight, void* packed, void* stream) {
+  return run_pack_weight(plan, weight, packed, stream);
 }
 
-Status conv_workspace_bytes(const ConvArgs& args, int64_t* bytes) {
-  Problem problem;
-  if (Status status = to_problem(args, &problem); !status) return status;
-  return workspace_bytes(problem, bytes);
+Status make_plan(const ConvArgs& args, ConvPlan* plan) { return plan_any(args, plan); }
+Status make_plan(const Int8Conv& args, Int8ConvPlan* plan) { return plan_any(args, plan); }
+
+Status run(const ConvPlan& plan, void* workspace, void* stream) { return run_any(plan, nullptr, workspace, stream); }
+Status run(const Int8ConvPlan& plan, void* workspace, void* stream) {
+  return run_any(plan, nullptr, workspace, stream);
 }
 
-Status conv_bn_act(const ConvArgs& args, void* stream) {
-  Problem problem;
-  if (Status status = to_problem(args, &problem); !status) return status;
-  return run(problem, stream);
-}
-
-Status conv_statistics_workspace_bytes(const ConvArgs& args, int64_t* bytes) {
-  StatisticsPlan plan;
-  if (Status status = plan_statistics(args, &plan); !status) return status;
-  *bytes = plan.conv_bytes + plan.more_bytes;
-  return kOk;
-}
-
-Status conv_statistics(const ConvArgs& args, const BatchNormStatistics& statistics, void* stream) {
-  StatisticsPlan plan;
-  if (Status status = plan_statistics(args, &plan); !status) return status;
-  if (args.workspace_bytes < plan.conv_bytes + plan.more_bytes) {
-    return {"workspace: expected room of conv_statistics_workspace_bytes"};
+Status make_plan(const ConvArgs& args, bool channels_last, ConvStatisticsPlan* plan) {
+  if (args.scale || args.residual.data || args.activation != Activation::none) {
+    return {"scale, residual, activation: expected none beside statistics"};
   }
-  char* const more = static_cast<char*>(args.workspace) + plan.conv_bytes;
-  const bool fused = plan.parts.rows_per_part > 0;
-  if (fused) plan.parts.moments = plan.problem.moments = reinterpret_cast<float*>(more);
-  if (Status status = run(plan.problem, stream); !status) return status;
-  if (fused) return batch_norm_combine(plan.parts, statistics, stream);
-  return batch_norm_statistics(plan.y, args.dtype, args.y, statistics, more, plan.more_bytes, stream);
+  *plan = {};
+  if (Status status = plan_any(args, &plan->conv); !status) return status;
+  const ConvShape& s = args.shape;
+  const int64_t p = s.p(), q = s.q(), k = s.k;
+  const int64_t last[4] = {p * q * k, 1, q * k, k}, planes[4] = {k * p * q, p * q, q, 1};
+  std::copy(channels_last ? last : planes, (channels_last ? last : planes) + 4, plan->conv.args.y_stride);
+  plan->conv_bytes = plan->conv.workspace_bytes;
+  int64_t more_bytes = 0;
+  if (const int64_t tile_rows = plan->conv.method.tile_rows; tile_rows > 0) {
+    const int64_t rows = s.n * p * q;
+    plan->parts = {ceil_div(rows, tile_rows), tile_rows, rows, k, nullptr};
+    more_bytes = plan->parts.parts * 2 * k * static_cast<int64_t>(sizeof(float));
+  } else {
+    // A single channel or pixel lies the same either way, and NHWC's kernel is the better one.
+    const BatchNormShape y = {s.n, k, p * q, channels_last || k == 1 || p * q == 1};
+    if (Status status = make_plan(y, args.dtype, &plan->separate); !status) return status;
+    more_bytes = plan->separate.workspace_bytes;
+  }
+  plan->workspace_bytes = plan->conv_bytes + align_256(more_bytes);
+  return kOk;
 }
 
-Status int8_conv_workspace_bytes(const Int8Conv& args, int64_t* bytes) {
-  Problem problem;
-  if (Status status = to_problem(args, &problem); !status) return status;
-  return workspace_bytes(problem, bytes);
-}
-
-Status int8_conv(const Int8Conv& args, void* stream) {
-  Problem problem;
-  if (Status status = to_problem(args, &problem); !status) return status;
-  return run(problem, stream);
+Status run(const ConvStatisticsPlan& plan, const BatchNormStatistics& statistics, void* workspace, void* stream) {
+  char* const more = static_cast<char*>(workspace) + plan.conv_bytes;
+  BatchNormParts parts = plan.parts;
+  const bool fused = parts.rows_per_part > 0;
+  if (fused) parts.moments = reinterpret_cast<float*>(more);
+  if (Status status = run_any(plan.conv, fused ? reinterpret_cast<float*>(more) : nullptr, workspace, stream);
+      !status) {
+    return status;
+  }
+  if (fused) return batch_norm_combine(parts, statistics, stream);
+  return run(plan.separate, plan.conv.args.y, statistics, more, stream);
 }
 
 }  // namespace pk::cuda

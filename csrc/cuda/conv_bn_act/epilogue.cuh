@@ -147,7 +147,7 @@ PK_DEVICE int64_t pixel_offset(const Epilogue& e, const int64_t (&stride)[4], in
   return n * stride[0] + within / e.q * stride[2] + within % e.q * stride[3];
 }
 
-// The nine activations of eight values; the switch is outside, so that it costs one branch for all eight.
+// The activations of eight values; the switch is outside, so that it costs one branch for all eight.
 PK_DEVICE void activate_eight(float (&v)[8], Activation activation, float negative_slope) {
   if (activation == Activation::none) return;
   if (activation == Activation::relu) {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/conv_bn_act/choose.h"
-#include "pykernels/conv_bn_act.h"
+#include "pykernels/cuda/conv_bn_act.h"
 
 namespace pk::cuda::conv {
 
@@ -72,8 +72,8 @@ Status run_gemm_sm90(const Gemm& gemm, Math math, Tile tile, void* stream);
 
 Status run_depthwise(const Depthwise& depthwise, Math math, void* stream);
 
-// Weight (k, c / groups, r, s) to its packed matrix. bytes: of an element.
-Status run_pack_weight(const ConvShape& shape, int64_t bytes, const ConvTensor& weight, void* packed, void* stream);
+// Weight (k, c / groups, r, s) to its packed matrix.
+Status run_pack_weight(const ConvPackingPlan& plan, const ConvTensor& weight, void* packed, void* stream);
 // x (n, c, h, w) to [n][h][w][groups][padded_c].
 Status run_pack_pixels(const ConvShape& shape, int64_t bytes, int64_t padded_c, const ConvTensor& x, void* out,
                        void* stream);

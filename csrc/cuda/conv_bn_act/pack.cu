@@ -72,14 +72,14 @@ __global__ void __launch_bounds__(kThreads) pack_pixels(const PackPixels<Bits> a
 }
 
 template <class Bits>
-Status pack_weight_of(const ConvShape& shape, const ConvTensor& weight, void* packed, void* stream) {
-  const PackedSize size = packed_size(shape, sizeof(Bits));
+Status pack_weight_of(const ConvPackingPlan& plan, const ConvTensor& weight, void* packed, void* stream) {
+  const ConvShape& shape = plan.shape;
   const int64_t c = shape.c / shape.groups;
   PackWeight<Bits> a = {static_cast<const Bits*>(weight.data),
                         {},
                         static_cast<Bits*>(packed),
-                        size.rows,
-                        size.columns,
+                        plan.rows,
+                        plan.columns,
                         shape.k,
                         c,
                         padded_channels(c, sizeof(Bits)),
@@ -87,7 +87,7 @@ Status pack_weight_of(const ConvShape& shape, const ConvTensor& weight, void* pa
                         shape.s,
                         is_depthwise(shape)};
   for (int i = 0; i < 4; ++i) a.stride[i] = weight.stride[i];
-  const int64_t blocks = ceil_div<int64_t>(size.rows * size.columns, kThreads);
+  const int64_t blocks = ceil_div<int64_t>(plan.rows * plan.columns, kThreads);
   return launch(pack_weight<Bits>, {.grid = static_cast<unsigned>(blocks), .block = kThreads}, stream, a);
 }
 
@@ -110,10 +110,10 @@ Status pack_pixels_of(const ConvShape& shape, int64_t padded_c, const ConvTensor
 
 }  // namespace
 
-Status run_pack_weight(const ConvShape& shape, int64_t bytes, const ConvTensor& weight, void* packed, void* stream) {
-  if (bytes == 1) return pack_weight_of<uint8_t>(shape, weight, packed, stream);
-  if (bytes == 2) return pack_weight_of<uint16_t>(shape, weight, packed, stream);
-  return pack_weight_of<uint32_t>(shape, weight, packed, stream);
+Status run_pack_weight(const ConvPackingPlan& plan, const ConvTensor& weight, void* packed, void* stream) {
+  if (plan.element_bytes == 1) return pack_weight_of<uint8_t>(plan, weight, packed, stream);
+  if (plan.element_bytes == 2) return pack_weight_of<uint16_t>(plan, weight, packed, stream);
+  return pack_weight_of<uint32_t>(plan, weight, packed, stream);
 }
 
 Status run_pack_pixels(const ConvShape& shape, int64_t bytes, int64_t padded_c, const ConvTensor& x, void* out,

@@ -6,8 +6,8 @@
 // neighbouring channels of a pixel, without bank conflicts. The order of the sums is fixed.
 #pragma once
 
+#include "cuda/batch_norm_act/moments.cuh"
 #include "cuda/conv_bn_act/epilogue.cuh"
-#include "cuda/conv_bn_act/moments.cuh"
 
 namespace pk::cuda::conv {
 

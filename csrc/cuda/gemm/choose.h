@@ -11,14 +11,9 @@
 
 #include "common/rounding.h"
 #include "cuda/device.h"
-#include "pykernels/dtype.h"
+#include "pykernels/cuda/gemm.h"
 
 namespace pk::cuda {
-
-struct GemmChoice {
-  int tile = 1;   // an index of kGemmTiles
-  int split = 1;  // slices of K
-};
 
 // Rows and columns of tile 1, 2 and, on Hopper, 3, and the share that each reaches of what a multiprocessor can do.
 struct GemmTile {
@@ -33,7 +28,7 @@ inline constexpr int64_t kGemmLeastSlice = 256;  // elements of K: below this a 
 inline GemmChoice choose_gemm(int64_t m, int64_t n, int64_t k, DType dtype, bool tf32, bool hopper,
                               const Device& device) {
   const double products_per_clock = dtype != DType::f32 ? 1024 : tf32 ? 512 : 170;
-  GemmChoice best;
+  GemmChoice best = {1, 1};
   double best_clocks = 0;
   for (int tile = hopper ? 3 : 2; tile >= 1; --tile) {
     const GemmTile& t = kGemmTiles[tile];

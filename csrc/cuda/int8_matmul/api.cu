@@ -1,4 +1,5 @@
-// The int8 entry points: validation, the operands brought into the form that the products want, and the dispatch.
+// The int8 entry points: the plans, which check; their runs, which bring the operands into the form that the products
+// want and dispatch.
 #include "common/rounding.h"
 #include "common/sizes.h"
 #include "cuda/int8_matmul/kernels.h"
@@ -22,7 +23,7 @@ Status check_b(int64_t k, int64_t n) {
 int64_t packed_stride(int64_t k) { return round_up(k, 32); }
 int64_t packed_size(int64_t k, int64_t n) { return n * packed_stride(k) + 4 * n + k % 32; }
 
-Status check(const Int8Matmul& p, const Int8Plan& plan, const Device& device) {
+Status check(const Int8Matmul& p, const Int8Choice& asked, const Device& device) {
   if (p.m < 0 || p.n < 0 || p.k < 0) return {"m, n, k: expected sizes of at least 0"};
   if (p.k > kInt8MaxK) return {"k: expected at most 131071 = 2^31 / 2^14 - 1, beyond which int32 sums may wrap"};
   if (p.n > kInt8MaxN) return {"n: expected at most 2^36 columns"};
@@ -49,8 +50,8 @@ Status check(const Int8Matmul& p, const Int8Plan& plan, const Device& device) {
     if (reinterpret_cast<uintptr_t>(p.packed) % 16 != 0)
       return {"packed: expected an address that is a multiple of 16"};
   }
-  if (plan.split < 0 || plan.split > int8::kMaxSplit) return {"plan: expected a split of at most 16"};
-  switch (plan.algorithm) {
+  if (asked.split < 0 || asked.split > int8::kMaxSplit) return {"plan: expected a split of at most 16"};
+  switch (asked.algorithm) {
     case Int8Algorithm::gemv:
       if (p.m != 1) return {"plan: gemv is for a single row"};
       break;
@@ -63,7 +64,7 @@ Status check(const Int8Matmul& p, const Int8Plan& plan, const Device& device) {
     default:
       break;
   }
-  if (int8::is_hopper(plan.algorithm) && device.capability != 90) {
+  if (int8::is_hopper(asked.algorithm) && device.capability != 90) {
     return {"plan: the device does not run the kernels for Hopper"};
   }
   return kOk;
@@ -75,42 +76,59 @@ bool in_place(const void* data, int64_t rows, int64_t k, int64_t stride_row, int
   return k == 0 || (stride_k == 1 && k % 16 == 0 && row_fits && reinterpret_cast<uintptr_t>(data) % 16 == 0);
 }
 
-// What a product takes of the workspace.
-struct Needs {
-  Int8Plan plan;
-  int64_t k = 0;  // padded
-  bool copy_a = false, copy_b = false, sum_b = false, slices = false;
-  int64_t a = 0, a_scale = 0, b = 0, sums = 0, partial = 0, bytes = 0;  // offsets
-};
-
-Needs needs_of(const Int8Matmul& p, const Int8Plan& plan, const Device& device) {
-  Needs needs;
-  needs.plan = int8::choose(p.m, p.n, p.k > 0 ? p.k : 1, device, plan);
-  if (p.k == 0 && int8::is_hopper(needs.plan.algorithm)) needs.plan = {Int8Algorithm::tile_64x64, 1};  // no map of that
-  needs.k = round_up(p.k, 16);
+// How the product is computed, and what that takes of the workspace.
+void fill_plan(const Int8Choice& asked, const Device& device, Int8MatmulPlan* plan) {
+  const Int8Matmul& p = plan->problem;
+  plan->choice = int8::choose(p.m, p.n, p.k > 0 ? p.k : 1, device, asked);
+  if (p.k == 0 && int8::is_hopper(plan->choice.algorithm)) plan->choice = {Int8Algorithm::tile_64x64, 1};  // no map
+  plan->k = round_up(p.k, 16);
+  plan->multiprocessors = device.multiprocessors;
   const auto take = [&](bool wanted, int64_t bytes) {
-    const int64_t at = needs.bytes;
-    if (wanted) needs.bytes += round_up(bytes, 256);
+    const int64_t at = plan->workspace_bytes;
+    if (wanted) plan->workspace_bytes += round_up(bytes, 256);
     return at;
   };
   const bool quantise = is_float(p.a_dtype);
-  needs.copy_a = !quantise && !in_place(p.a, p.m, p.k, p.a_stride_m, p.a_stride_k);
-  needs.copy_b = p.packed == nullptr && !in_place(p.b, p.n, p.k, p.b_stride_n, p.b_stride_k);
-  needs.sum_b = p.packed == nullptr && p.a_zero_point != nullptr;
-  needs.a = take(quantise || needs.copy_a, p.m * needs.k);
-  needs.a_scale = take(quantise, p.m * 4);
-  needs.b = take(needs.copy_b, p.n * needs.k);
-  needs.sums = take(needs.sum_b, p.n * 4);
-  needs.slices = needs.plan.split > 1 || needs.plan.algorithm == Int8Algorithm::hopper_swapped;
-  needs.partial = take(needs.slices, needs.plan.split * p.m * round_up(p.n, 4) * 4);
-  return needs;
+  plan->copy_a = !quantise && !in_place(p.a, p.m, p.k, p.a_stride_m, p.a_stride_k);
+  plan->copy_b = p.packed == nullptr && !in_place(p.b, p.n, p.k, p.b_stride_n, p.b_stride_k);
+  plan->sum_b = p.packed == nullptr && p.a_zero_point != nullptr;
+  plan->a = take(quantise || plan->copy_a, p.m * plan->k);
+  plan->a_scale = take(quantise, p.m * 4);
+  plan->b = take(plan->copy_b, p.n * plan->k);
+  plan->sums = take(plan->sum_b, p.n * 4);
+  plan->slices = plan->choice.split > 1 || plan->choice.algorithm == Int8Algorithm::hopper_swapped;
+  plan->partial = take(plan->slices, plan->choice.split * p.m * round_up(p.n, 4) * 4);
 }
 
-Status run(const Int8Matmul& p, const Needs& needs, const Device& device, char* workspace, void* stream) {
+Status check(const QuantizeInt8& p) {
+  if (!is_float(p.x_dtype)) return {"x: expected float32, bfloat16 or float16"};
+  if (p.outer < 0 || p.channels < 0 || p.inner < 0) return {"x: expected sizes of at least 0"};
+  if (!product_fits({p.outer, p.channels, p.inner, 4}) || !product_fits({p.channels, 1 << 16})) {
+    return {"x: the sizes are too large"};
+  }
+  return kOk;
+}
+
+}  // namespace
+
+Status make_plan(const Int8Matmul& problem, const Int8Choice& asked, Int8MatmulPlan* plan) {
+  Device device;
+  if (Status s = current_device(&device); !s) return s;
+  if (Status s = check(problem, asked, device); !s) return s;
+  *plan = {};
+  plan->problem = problem;
+  if (problem.m > 0 && problem.n > 0) fill_plan(asked, device, plan);
+  return kOk;
+}
+
+Status run(const Int8MatmulPlan& plan, void* given_workspace, void* stream) {
+  const Int8Matmul& p = plan.problem;
+  if (p.m == 0 || p.n == 0) return kOk;
+  auto* const workspace = static_cast<char*>(given_workspace);
   int8::Product product{
-      .m = p.m, .n = p.n, .k = needs.k, .a = nullptr, .a_stride = needs.k, .b = nullptr, .b_stride = needs.k};
-  product.split = needs.plan.split;
-  product.partial = reinterpret_cast<int32_t*>(workspace + needs.partial);
+      .m = p.m, .n = p.n, .k = plan.k, .a = nullptr, .a_stride = plan.k, .b = nullptr, .b_stride = plan.k};
+  product.split = plan.choice.split;
+  product.partial = reinterpret_cast<int32_t*>(workspace + plan.partial);
   int8::Epilogue e = {.a_scale = p.a_scale,
                       .b_scale = p.b_scale,
                       .bias = p.bias,
@@ -128,20 +146,20 @@ Status run(const Int8Matmul& p, const Needs& needs, const Device& device, char* 
                       .n = p.n,
                       .wide = p.n % 4 == 0 && reinterpret_cast<uintptr_t>(p.out) % (4 * size_of(p.out_dtype)) == 0};
 
-  auto* a_rows = reinterpret_cast<int8_t*>(workspace + needs.a);
+  auto* a_rows = reinterpret_cast<int8_t*>(workspace + plan.a);
   if (is_float(p.a_dtype)) {
-    auto* scale = reinterpret_cast<float*>(workspace + needs.a_scale);
+    auto* scale = reinterpret_cast<float*>(workspace + plan.a_scale);
     if (Status s =
-            int8::quantize_rows(p.a_dtype, p.a, p.m, p.k, p.a_stride_m, true, a_rows, needs.k, scale, nullptr, stream);
+            int8::quantize_rows(p.a_dtype, p.a, p.m, p.k, p.a_stride_m, true, a_rows, plan.k, scale, nullptr, stream);
         !s) {
       return s;
     }
     product.a = a_rows;
     e.a_scale = scale;
     e.a_scale_stride = 1;
-  } else if (needs.copy_a) {
+  } else if (plan.copy_a) {
     if (Status s = int8::copy_rows(static_cast<const int8_t*>(p.a), p.m, p.k, p.a_stride_m, p.a_stride_k, a_rows,
-                                   needs.k, stream);
+                                   plan.k, stream);
         !s) {
       return s;
     }
@@ -155,38 +173,36 @@ Status run(const Int8Matmul& p, const Needs& needs, const Device& device, char* 
     product.b = static_cast<const int8_t*>(p.packed);
     product.b_stride = packed_stride(p.k);
     e.column_sums = reinterpret_cast<const int32_t*>(product.b + p.n * product.b_stride);
-  } else if (needs.copy_b) {
-    auto* b_rows = reinterpret_cast<int8_t*>(workspace + needs.b);
-    if (Status s = int8::copy_rows(p.b, p.n, p.k, p.b_stride_n, p.b_stride_k, b_rows, needs.k, stream); !s) return s;
+  } else if (plan.copy_b) {
+    auto* b_rows = reinterpret_cast<int8_t*>(workspace + plan.b);
+    if (Status s = int8::copy_rows(p.b, p.n, p.k, p.b_stride_n, p.b_stride_k, b_rows, plan.k, stream); !s) return s;
     product.b = b_rows;
   } else {
     product.b = p.b;
     if (p.n > 1) product.b_stride = p.b_stride_n;
   }
-  if (needs.sum_b) {
-    auto* sums = reinterpret_cast<int32_t*>(workspace + needs.sums);
-    if (Status s = int8::sum_rows(product.b, p.n, needs.k, product.b_stride, sums, stream); !s) return s;
+  if (plan.sum_b) {
+    auto* sums = reinterpret_cast<int32_t*>(workspace + plan.sums);
+    if (Status s = int8::sum_rows(product.b, p.n, plan.k, product.b_stride, sums, stream); !s) return s;
     e.column_sums = sums;
   }
 
   Status done = kOk;
-  switch (needs.plan.algorithm) {
+  switch (plan.choice.algorithm) {
     case Int8Algorithm::gemv:
-      done = int8::gemv(product, e, device, stream);
+      done = int8::gemv(product, e, plan.multiprocessors, stream);
       break;
     case Int8Algorithm::skinny:
       done = int8::skinny(product, e, stream);
       break;
     default:
-      done = int8::is_hopper(needs.plan.algorithm)
-                 ? int8::hopper_tiles(product, e, needs.plan.algorithm, device, stream)
-                 : int8::tiles(product, e, needs.plan.algorithm, stream);
+      done = int8::is_hopper(plan.choice.algorithm)
+                 ? int8::hopper_tiles(product, e, plan.choice.algorithm, plan.multiprocessors, stream)
+                 : int8::tiles(product, e, plan.choice.algorithm, stream);
       break;
   }
-  return done && needs.slices ? int8::add_slices(product, e, stream) : done;
+  return done && plan.slices ? int8::add_slices(product, e, stream) : done;
 }
-
-}  // namespace
 
 Status int8_packed_bytes(int64_t k, int64_t n, int64_t* bytes) {
   if (Status s = check_b(k, n); !s) return s;
@@ -203,58 +219,18 @@ Status int8_pack(const int8_t* b, int64_t k, int64_t n, int64_t stride_k, int64_
   return int8::sum_rows(rows, n, stride, stride, reinterpret_cast<int32_t*>(rows + n * stride), stream);
 }
 
-Status int8_matmul_workspace(const Int8Matmul& problem, const Int8Plan& plan, size_t* bytes) {
-  Device device;
-  if (Status s = current_device(&device); !s) return s;
-  if (Status s = check(problem, plan, device); !s) return s;
-  const bool empty = problem.m == 0 || problem.n == 0;
-  *bytes = empty ? 0 : static_cast<size_t>(needs_of(problem, plan, device).bytes);
-  return kOk;
-}
-
-Status int8_matmul(const Int8Matmul& problem, const Int8Plan& plan, void* workspace, size_t workspace_bytes,
-                   void* stream) {
-  Device device;
-  if (Status s = current_device(&device); !s) return s;
-  if (Status s = check(problem, plan, device); !s) return s;
-  if (problem.m == 0 || problem.n == 0) return kOk;
-  const Needs needs = needs_of(problem, plan, device);
-  if (workspace_bytes < static_cast<size_t>(needs.bytes)) {
-    return {"workspace: smaller than int8_matmul_workspace asked for"};
-  }
-  return run(problem, needs, device, static_cast<char*>(workspace), stream);
-}
-
-namespace {
-
-Status check(const QuantizeInt8& p) {
-  if (!is_float(p.x_dtype)) return {"x: expected float32, bfloat16 or float16"};
-  if (p.outer < 0 || p.channels < 0 || p.inner < 0) return {"x: expected sizes of at least 0"};
-  if (!product_fits({p.outer, p.channels, p.inner, 4}) || !product_fits({p.channels, 1 << 16})) {
-    return {"x: the sizes are too large"};
-  }
-  return kOk;
-}
-
-}  // namespace
-
-Status quantize_int8_workspace(const QuantizeInt8& problem, size_t* bytes) {
+Status make_plan(const QuantizeInt8& problem, QuantizeInt8Plan* plan) {
   Device device;
   if (Status s = current_device(&device); !s) return s;
   if (Status s = check(problem); !s) return s;
-  *bytes = problem.channels == 0 ? 0 : int8::quantize_workspace(problem, device);
+  *plan = {};
+  plan->problem = problem;
+  if (problem.channels > 0) int8::plan_quantize(device, plan);
   return kOk;
 }
 
-Status quantize_int8(const QuantizeInt8& problem, void* workspace, size_t workspace_bytes, void* stream) {
-  Device device;
-  if (Status s = current_device(&device); !s) return s;
-  if (Status s = check(problem); !s) return s;
-  if (problem.channels == 0) return kOk;
-  if (workspace_bytes < int8::quantize_workspace(problem, device)) {
-    return {"workspace: smaller than quantize_int8_workspace asked for"};
-  }
-  return int8::quantize(problem, device, workspace, stream);
+Status run(const QuantizeInt8Plan& plan, void* workspace, void* stream) {
+  return plan.problem.channels == 0 ? kOk : int8::quantize(plan, workspace, stream);
 }
 
 }  // namespace pk::cuda

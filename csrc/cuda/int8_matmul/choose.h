@@ -1,4 +1,4 @@
-// How a product of (m, n, k) is computed on a device: plain numbers in, a plan out, no CUDA.
+// How a product of (m, n, k) is computed on a device: plain numbers in, a choice out, no CUDA.
 //
 // m == 1 and m <= 16 read each weight once and multiply it little, so they have kernels of their own, made for the
 // speed of reading. Larger products choose a tile and a split of K by an estimate of the cycles: waves of blocks, each
@@ -79,38 +79,38 @@ inline int filling_split(int64_t blocks, int64_t wanted, int64_t k, int64_t leas
 }
 
 // Completes what `asked` leaves open. m, n and k are at least 1.
-inline Int8Plan choose(int64_t m, int64_t n, int64_t k, const Device& device, Int8Plan asked = {}) {
-  Int8Plan plan = asked;
+inline Int8Choice choose(int64_t m, int64_t n, int64_t k, const Device& device, Int8Choice asked = {}) {
+  Int8Choice choice = asked;
   if (asked.algorithm == Int8Algorithm::automatic) {
     if (m == 1) {
-      plan.algorithm = Int8Algorithm::gemv;
+      choice.algorithm = Int8Algorithm::gemv;
     } else if (m <= kSkinnyRows) {
-      plan.algorithm = Int8Algorithm::skinny;
+      choice.algorithm = Int8Algorithm::skinny;
     }
   }
-  switch (plan.algorithm) {
+  switch (choice.algorithm) {
     case Int8Algorithm::gemv:
-      plan.split = 1;  // the warps of a block share K instead
-      return plan;
+      choice.split = 1;  // the warps of a block share K instead
+      return choice;
     case Int8Algorithm::skinny:
       // 32 columns of b a block, eight warps sharing K.
-      if (plan.split == 0) plan.split = filling_split(ceil_div(n, 32), device.multiprocessors, k, 2048);
-      return plan;
+      if (choice.split == 0) choice.split = filling_split(ceil_div(n, 32), device.multiprocessors, k, 2048);
+      return choice;
     default:
       break;
   }
   double best = 0;
-  Int8Plan found = plan;
+  Int8Choice found = choice;
   const auto consider = [&](const TileShape& t) {
-    if (plan.algorithm == Int8Algorithm::automatic) {
+    if (choice.algorithm == Int8Algorithm::automatic) {
       if (t.algorithm == Int8Algorithm::hopper_swapped && m > kSwappedRows) return;
-    } else if (plan.algorithm != t.algorithm) {
+    } else if (choice.algorithm != t.algorithm) {
       return;
     }
     for (int split = 1; split <= kMaxSplit; split *= 2) {
-      if (plan.split != 0 && split != 1) return;
+      if (choice.split != 0 && split != 1) return;
       if (split > 1 && (m > kSplitRows || k / split < 256)) return;
-      const int slices = whole_slices(t, k, plan.split != 0 ? plan.split : split);
+      const int slices = whole_slices(t, k, choice.split != 0 ? choice.split : split);
       const double cycles = tile_cycles(t, m, n, k, slices, device);
       if (best == 0 || cycles < best) {
         best = cycles;
@@ -127,10 +127,10 @@ inline Int8Plan choose(int64_t m, int64_t n, int64_t k, const Device& device, In
 }
 
 // The warps of a gemv block that share K (a power of two up to 8); the others take other rows.
-inline int gemv_warps_along_k(int64_t n, int64_t k, const Device& device) {
+inline int gemv_warps_along_k(int64_t n, int64_t k, int64_t multiprocessors) {
   int warps = 1;
   // Four blocks of eight warps a multiprocessor keep enough loads in flight; a warp reads 512 bytes of a row at once.
-  while (warps < 8 && ceil_div(n, 32 / warps) < 4ll * device.multiprocessors && k > 512ll * warps) warps *= 2;
+  while (warps < 8 && ceil_div(n, 32 / warps) < 4 * multiprocessors && k > 512ll * warps) warps *= 2;
   return warps;
 }
 

@@ -133,7 +133,7 @@ PK_DEVICE int staged(int row, int column) {
 }
 
 // `rows` rows by kWidth columns of sums that a warp has put into shared memory go out as rows from (row, column) on,
-// kColumns of them a lane. The epilogue is long (nine activations, five output types), so its loop is not unrolled.
+// kColumns of them a lane. The epilogue is long (all activations, five output types), so its loop is not unrolled.
 template <int kWidth, int kColumns>
 PK_DEVICE void store_staged(const Product& p, const Epilogue& e, int slice, const int32_t* sums, int rows, int64_t row,
                             int64_t column) {

@@ -71,8 +71,8 @@ __global__ void __launch_bounds__(kWarps* kWarp, 3) gemv_kernel(Product p, Epilo
 
 }  // namespace
 
-Status gemv(const Product& p, const Epilogue& e, const Device& device, void* stream) {
-  const int along_k = gemv_warps_along_k(p.n, p.k, device);
+Status gemv(const Product& p, const Epilogue& e, int multiprocessors, void* stream) {
+  const int along_k = gemv_warps_along_k(p.n, p.k, multiprocessors);
   return launch(gemv_kernel,
                 {.grid = dim3(static_cast<unsigned>(ceil_div<int64_t>(p.n, kRows * kWarps / along_k))),
                  .block = dim3(kWarps * kWarp),

@@ -38,10 +38,10 @@ struct Product {
   int32_t* partial = nullptr;  // (split, m, round_up(n, 4)), where split > 1
 };
 
-Status gemv(const Product& p, const Epilogue& e, const Device& device, void* stream);
+Status gemv(const Product& p, const Epilogue& e, int multiprocessors, void* stream);
 Status skinny(const Product& p, const Epilogue& e, void* stream);
 Status tiles(const Product& p, const Epilogue& e, Int8Algorithm algorithm, void* stream);
-Status hopper_tiles(const Product& p, const Epilogue& e, Int8Algorithm algorithm, const Device& device, void* stream);
+Status hopper_tiles(const Product& p, const Epilogue& e, Int8Algorithm algorithm, int multiprocessors, void* stream);
 // The epilogue of a product that was split.
 Status add_slices(const Product& p, const Epilogue& e, void* stream);
 
@@ -56,7 +56,8 @@ Status sum_rows(const int8_t* from, int64_t rows, int64_t k, int64_t stride, int
 Status quantize_rows(DType dtype, const void* x, int64_t rows, int64_t k, int64_t stride, bool symmetric, int8_t* to,
                      int64_t to_stride, float* scale, int32_t* zero_point, void* stream);
 
-size_t quantize_workspace(const QuantizeInt8& p, const Device& device);
-Status quantize(const QuantizeInt8& p, const Device& device, void* workspace, void* stream);
+// Fills in what follows of the plan's problem.
+void plan_quantize(const Device& device, QuantizeInt8Plan* plan);
+Status quantize(const QuantizeInt8Plan& plan, void* workspace, void* stream);
 
 }  // namespace pk::cuda::int8

@@ -115,7 +115,7 @@ gemm::Tiles tiles_of(const Product& p, int64_t tall, int64_t wide) {
 
 }  // namespace
 
-Status hopper_tiles(const Product& p, const Epilogue& e, Int8Algorithm algorithm, const Device& device, void* stream) {
+Status hopper_tiles(const Product& p, const Epilogue& e, Int8Algorithm algorithm, int multiprocessors, void* stream) {
   if (ceil_div<int64_t>(p.m, 64) * ceil_div<int64_t>(p.n, 64) * p.split > INT32_MAX) {
     return {"m, n: expected fewer than 2^31 tiles"};
   }
@@ -146,7 +146,7 @@ Status hopper_tiles(const Product& p, const Epilogue& e, Int8Algorithm algorithm
   const gemm::Tiles tiles = tiles_of<T>(p, p.m, p.n);
   if (Status s = map_rows(p.a, p.m, p.k, p.a_stride, T::kM, &a); !s) return s;
   if (Status s = map_rows(p.b, p.n, p.k, p.b_stride, T::kN / T::kCluster, &b); !s) return s;
-  const int64_t resident = device.multiprocessors / T::kCluster, clusters = tiles.clusters(T::kCluster);
+  const int64_t resident = multiprocessors / T::kCluster, clusters = tiles.clusters(T::kCluster);
   return launch(large_kernel,
                 {.grid = dim3(static_cast<unsigned>((clusters < resident ? clusters : resident) * T::kCluster)),
                  .block = dim3(gemm::kPersistentThreads<T>),

@@ -152,20 +152,22 @@ Status launch_both(const Channels& c, void* stream) {
 
 }  // namespace
 
-size_t quantize_workspace(const QuantizeInt8& p, const Device& device) {
-  if (are_rows(p, device)) return 0;
-  return sizeof(Range) * static_cast<size_t>(p.channels) * static_cast<size_t>(parts_of(p, device));
+void plan_quantize(const Device& device, QuantizeInt8Plan* plan) {
+  const QuantizeInt8& p = plan->problem;
+  plan->parts = are_rows(p, device) ? 0 : parts_of(p, device);
+  plan->workspace_bytes = static_cast<int64_t>(sizeof(Range)) * p.channels * plan->parts;
 }
 
-Status quantize(const QuantizeInt8& p, const Device& device, void* workspace, void* stream) {
-  if (are_rows(p, device)) {
+Status quantize(const QuantizeInt8Plan& plan, void* workspace, void* stream) {
+  const QuantizeInt8& p = plan.problem;
+  if (plan.parts == 0) {
     return quantize_rows(p.x_dtype, p.x, p.channels, p.inner, p.inner, p.symmetric, p.q, p.inner, p.scale, p.zero_point,
                          stream);
   }
   const int64_t run_bytes = p.inner * static_cast<int64_t>(size_of(p.x_dtype));
   const int64_t q_chunk = 16 / static_cast<int64_t>(size_of(p.x_dtype));
   const bool whole = p.outer * p.channels == 1;  // one run, of any length
-  const Channels c = {p, static_cast<Range*>(workspace), parts_of(p, device),
+  const Channels c = {p, static_cast<Range*>(workspace), plan.parts,
                       (whole || run_bytes % 16 == 0) && reinterpret_cast<uintptr_t>(p.x) % 16 == 0 &&
                           reinterpret_cast<uintptr_t>(p.q) % q_chunk == 0};
   switch (p.x_dtype) {

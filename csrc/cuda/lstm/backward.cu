@@ -10,22 +10,14 @@
 #include "pykernels/cuda/gemm.h"
 #include "pykernels/cuda/lstm.h"
 
-namespace pk::cuda {
+namespace pk::cuda::lstm {
 namespace {
-
-using namespace lstm;
 
 int64_t element_bytes(DType dtype) { return static_cast<int64_t>(size_of(dtype)); }
 const char* at(const void* p, int64_t element, DType dtype) {
   return static_cast<const char*>(p) + element * element_bytes(dtype);
 }
 char* at(void* p, int64_t element, DType dtype) { return static_cast<char*>(p) + element * element_bytes(dtype); }
-
-Status check(const LstmShape& s) {
-  if (const Status status = check_call(s); !status) return status;
-  if (lstm_rows(s) > 1 << 30) return {"steps, batch: expected at most 2^30 rows"};
-  return kOk;
-}
 
 // A sequence tensor as rows of one stride, or 0: it has none.
 int64_t row_stride(const LstmSequence& q, const LstmShape& s) {
@@ -34,6 +26,19 @@ int64_t row_stride(const LstmSequence& q, const LstmShape& s) {
   return q.step == s.batch * q.row ? q.row : 0;
 }
 
+int64_t pitch_of(const LstmBackwardPlan& plan) {
+  return plan.choice.persistent ? backward_padded(plan.call.shape.hidden) : plan.call.shape.hidden;
+}
+
+// Sums over the gates are one product where d_gates have no padding between them, four otherwise.
+int pieces_of(const LstmBackwardPlan& plan) { return pitch_of(plan) == plan.call.shape.hidden ? 1 : 4; }
+
+int64_t d_gates_bytes(const LstmBackwardPlan& plan) {
+  const LstmShape& s = plan.call.shape;
+  return lstm_rows(s) * s.directions * 4 * pitch_of(plan) * element_bytes(s.dtype);
+}
+
+// With a null base only its size is known.
 struct Workspace {
   int* starts = nullptr;                 // (steps + 1) of packed sequences
   void* d_gates = nullptr;               // (rows, d, 4, pitch)
@@ -44,55 +49,118 @@ struct Workspace {
   float *dh = nullptr, *dc = nullptr;    // (b, h), of the alternating path
   void* sums = nullptr;                  // of the biases' gradients
   void* gemm = nullptr;
-  size_t gemm_bytes = 0;
   int64_t bytes = 0;
+
+  Workspace(const LstmBackwardPlan& plan, void* base) {
+    const LstmShape& s = plan.call.shape;
+    const int64_t element = element_bytes(s.dtype), rows = lstm_rows(s);
+    Arena arena{static_cast<char*>(base)};
+    if (s.batch_sizes) starts = arena.take<int>(s.steps + 1);
+    d_gates = arena.take<char>(d_gates_bytes(plan));
+    previous = arena.take<char>(rows * s.hidden * element);
+    for (int i = 0; i < 2; ++i)
+      if (s.layers > 1 + i) between[i] = arena.take<char>(rows * s.directions * s.hidden * element);
+    if (!row_stride(plan.call.x, s)) x = arena.take<char>(rows * s.input * element);
+    if (!row_stride(plan.call.grad_x, s)) grad_x = arena.take<char>(rows * s.input * element);
+    if (plan.choice.persistent) {
+      fragments = arena.take<char>(backward_persistent_workspace(s, plan.choice));
+    } else {
+      dh = arena.take<float>(s.batch * s.hidden);
+      dc = arena.take<float>(s.batch * s.hidden);
+    }
+    if (s.bias) sums = arena.take<char>(column_sums_workspace(s, pitch_of(plan)));
+    gemm = arena.take<char>(plan.gemm_bytes);
+    bytes = arena.used;
+  }
 };
+
+// ---- Products: what is known of them before the run ----
+
+Gemm gemm_of(const LstmBackwardPlan& plan, int64_t m, int64_t n, int64_t k) {
+  Gemm g;
+  g.m = m, g.n = n, g.k = k;
+  g.dtype = g.out_dtype = plan.call.shape.dtype;
+  g.tf32 = plan.call.tf32;
+  return g;
+}
+
+// dx (rows, i) += d_gates W_ih, the gates of one piece.
+Gemm input_gradient(const LstmBackwardPlan& plan, int64_t input, int64_t stride) {
+  const LstmShape& s = plan.call.shape;
+  Gemm g = gemm_of(plan, lstm_rows(s), input, 4 * s.hidden / pieces_of(plan));
+  g.a_stride_m = s.directions * 4 * pitch_of(plan), g.a_stride_k = 1;
+  g.b_stride_n = 1, g.b_stride_k = input;
+  g.out_stride = stride;
+  return g;
+}
+
+// dW (4h, n) = d_gates^T x, the gates of one piece.
+Gemm weight_gradient(const LstmBackwardPlan& plan, int64_t n, int64_t stride) {
+  const LstmShape& s = plan.call.shape;
+  Gemm g = gemm_of(plan, 4 * s.hidden / pieces_of(plan), n, lstm_rows(s));
+  g.a_stride_m = 1, g.a_stride_k = s.directions * 4 * pitch_of(plan);
+  g.b_stride_n = 1, g.b_stride_k = stride;
+  g.out_stride = n;
+  return g;
+}
+
+// dh (known, h) = d_gates of the step before times W_hh.
+Gemm recurrent(const LstmBackwardPlan& plan, int64_t known) {
+  const LstmShape& s = plan.call.shape;
+  Gemm g = gemm_of(plan, known, s.hidden, 4 * s.hidden);
+  g.tf32 = false;
+  g.a_stride_m = s.directions * 4 * pitch_of(plan), g.a_stride_k = 1;
+  g.b_stride_n = 1, g.b_stride_k = s.hidden;
+  g.out_dtype = DType::f32, g.out_stride = s.hidden;
+  return g;
+}
+
+Status plan_gemms(LstmBackwardPlan* plan) {
+  const LstmBackward& call = plan->call;
+  const LstmShape& s = call.shape;
+  const auto add = [&](const Gemm& g, GemmPlan* to) {
+    const Status status = make_plan(g, to);
+    if (status && to->workspace_bytes > plan->gemm_bytes) plan->gemm_bytes = to->workspace_bytes;
+    return status;
+  };
+  for (int layer = 0; layer < s.layers && layer < 2; ++layer) {
+    const int64_t input = lstm_input(s, layer);
+    if (input == 0) continue;
+    const int64_t x = layer ? input : row_stride(call.x, s), grad_x = layer ? input : row_stride(call.grad_x, s);
+    if (const Status status = add(input_gradient(*plan, input, grad_x ? grad_x : input), &plan->grad_x[layer]); !status)
+      return status;
+    if (const Status status = add(weight_gradient(*plan, input, x ? x : input), &plan->grad_w_ih[layer]); !status)
+      return status;
+  }
+  if (const Status status = add(weight_gradient(*plan, s.hidden, s.hidden), &plan->grad_w_hh); !status) return status;
+  if (plan->choice.persistent) return kOk;
+  if (const Status status = add(recurrent(*plan, s.batch), &plan->recurrent); !status) return status;
+  // Any number of sequences may be known in a packed step.
+  for (int64_t t = 1; s.batch_sizes && t < s.steps; ++t) {
+    GemmPlan other;
+    if (s.batch_sizes[t] == s.batch_sizes[t - 1]) continue;
+    if (const Status status = add(recurrent(*plan, s.batch_sizes[t]), &other); !status) return status;
+  }
+  return kOk;
+}
+
+// ---- The pass ----
 
 class Backward {
  public:
-  Backward(const LstmBackward& call, void* stream)
-      : call_(call), s_(call.shape), rows_(lstm_rows(s_)), width_(s_.directions * s_.hidden), stream_(stream) {}
-
-  // Chooses, and lays out the workspace from `base` on.
-  Status plan(char* base) {
-    Device device;
-    if (const Status status = current_device(&device); !status) return status;
-    choice_ = choose_backward(s_, device);
-    if (call_.path == LstmPath::step) choice_ = backward_alternating(s_, device);
-    if (call_.path == LstmPath::persistent && !choice_.persistent) {
-      choice_ = backward_best_persistent(s_, device);
-      if (!choice_.persistent) return {"path: the persistent kernel cannot run: it needs more multiprocessors"};
-    }
-    pitch_ = choice_.persistent ? BackwardChoice::padded(s_.hidden) : s_.hidden;
-    const int64_t element = element_bytes(s_.dtype);
-    Arena arena{base};
-    Workspace& w = workspace_;
-    if (s_.batch_sizes) w.starts = arena.take<int>(s_.steps + 1);
-    w.d_gates = arena.take<char>(d_gates_bytes());
-    w.previous = arena.take<char>(rows_ * s_.hidden * element);
-    for (int i = 0; i < 2; ++i)
-      if (s_.layers > 1 + i) w.between[i] = arena.take<char>(rows_ * width_ * element);
-    if (!row_stride(call_.x, s_)) w.x = arena.take<char>(rows_ * s_.input * element);
-    if (!row_stride(call_.grad_x, s_)) w.grad_x = arena.take<char>(rows_ * s_.input * element);
-    if (choice_.persistent) {
-      w.fragments = arena.take<char>(backward_persistent_workspace(s_, choice_));
-    } else {
-      w.dh = arena.take<float>(s_.batch * s_.hidden);
-      w.dc = arena.take<float>(s_.batch * s_.hidden);
-    }
-    if (s_.bias) w.sums = arena.take<char>(column_sums_workspace(s_, pitch_));
-    if (const Status status = measure_gemms(); !status) return status;
-    w.gemm = arena.take<char>(static_cast<int64_t>(w.gemm_bytes));
-    w.bytes = arena.used;
-    return kOk;
-  }
-  int64_t bytes() const { return workspace_.bytes; }
+  Backward(const LstmBackwardPlan& plan, void* workspace, void* stream)
+      : plan_(plan),
+        call_(plan.call),
+        s_(call_.shape),
+        rows_(lstm_rows(s_)),
+        width_(s_.directions * s_.hidden),
+        pitch_(pitch_of(plan)),
+        workspace_(plan, workspace),
+        stream_(stream) {}
 
   Status run() {
     if (s_.batch_sizes) {
-      starts_.resize(static_cast<size_t>(s_.steps) + 1);
-      for (size_t t = 0; t < static_cast<size_t>(s_.steps); ++t)
-        starts_[t + 1] = starts_[t] + static_cast<int>(s_.batch_sizes[t]);
+      for (int64_t t = 0; t <= s_.steps; ++t) starts_.push_back(static_cast<int>(s_.starts[t]));
       if (const Status status = write_integers(starts_.data(), s_.steps + 1, workspace_.starts, stream_); !status)
         return status;
     }
@@ -109,7 +177,6 @@ class Backward {
   }
 
  private:
-  int64_t d_gates_bytes() const { return rows_ * s_.directions * 4 * pitch_ * element_bytes(s_.dtype); }
   const void* weight(int cell, int which) const { return call_.weights[cell * (s_.bias ? 4 : 2) + which]; }
   void* grad_weight(int cell, int which) const { return call_.grad_weights[cell * (s_.bias ? 4 : 2) + which]; }
   const void* state(const void* p, int cell) const {
@@ -125,70 +192,11 @@ class Backward {
   }
   void* gradient_below(int layer) const { return workspace_.between[(layer - 1) & 1]; }
 
-  // ---- Products ----
-  // Sums over the gates are one product where d_gates have no padding between them, four otherwise.
-  int pieces() const { return pitch_ == s_.hidden ? 1 : 4; }
-  int64_t piece() const { return pitch_ == s_.hidden ? 4 * s_.hidden : s_.hidden; }
-
-  Gemm gemm_of(int64_t m, int64_t n, int64_t k) const {
-    Gemm g;
-    g.m = m, g.n = n, g.k = k;
-    g.dtype = g.out_dtype = s_.dtype;
-    g.tf32 = call_.tf32;
-    return g;
+  Status multiply(GemmPlan plan, const void* a, const void* b, void* out, bool accumulate = false) const {
+    plan.problem.a = a, plan.problem.b = b, plan.problem.out = out;
+    plan.problem.accumulate = accumulate;
+    return cuda::run(plan, workspace_.gemm, stream_);
   }
-  // dx (rows, i) += d_gates W_ih, the gates of one piece.
-  Gemm input_gradient(const void* d_gates, const void* w_ih, int64_t input, int i, void* out, int64_t stride,
-                      bool accumulate) const {
-    Gemm g = gemm_of(rows_, input, piece());
-    g.a = at(d_gates, i * pitch_, s_.dtype), g.a_stride_m = s_.directions * 4 * pitch_, g.a_stride_k = 1;
-    g.b = at(w_ih, i * s_.hidden * input, s_.dtype), g.b_stride_n = 1, g.b_stride_k = input;
-    g.out = out, g.out_stride = stride, g.accumulate = accumulate;
-    return g;
-  }
-  // dW (4h, n) = d_gates^T x, the gates of one piece.
-  Gemm weight_gradient(const void* d_gates, const void* x, int64_t n, int64_t stride, int i, void* out) const {
-    Gemm g = gemm_of(piece(), n, rows_);
-    g.a = at(d_gates, i * pitch_, s_.dtype), g.a_stride_m = 1, g.a_stride_k = s_.directions * 4 * pitch_;
-    g.b = x, g.b_stride_n = 1, g.b_stride_k = stride;
-    g.out = at(out, i * s_.hidden * n, s_.dtype), g.out_stride = n;
-    return g;
-  }
-  // dh (known, h) = d_gates of the step before times W_hh.
-  Gemm recurrent(const void* d_gates, const void* w_hh, int64_t known) const {
-    Gemm g = gemm_of(known, s_.hidden, 4 * s_.hidden);
-    g.tf32 = false;
-    g.a = d_gates, g.a_stride_m = s_.directions * 4 * pitch_, g.a_stride_k = 1;
-    g.b = w_hh, g.b_stride_n = 1, g.b_stride_k = s_.hidden;
-    g.out_dtype = DType::f32, g.out = workspace_.dh, g.out_stride = s_.hidden;
-    return g;
-  }
-  Status measure(const Gemm& g) {
-    size_t bytes = 0;
-    const Status status = gemm_workspace(g, &bytes);
-    if (status && bytes > workspace_.gemm_bytes) workspace_.gemm_bytes = bytes;
-    return status;
-  }
-  Status measure_gemms() {
-    for (int layer = 0; layer < s_.layers && layer < 2; ++layer) {
-      const int64_t input = lstm_input(s_, layer);
-      const Gemm gemms[] = {input_gradient(nullptr, nullptr, input, 0, nullptr, input, true),
-                            weight_gradient(nullptr, nullptr, input, input, 0, nullptr),
-                            weight_gradient(nullptr, nullptr, s_.hidden, s_.hidden, 0, nullptr)};
-      for (const Gemm& g : gemms)
-        if (g.n > 0)
-          if (const Status status = measure(g); !status) return status;
-    }
-    if (choice_.persistent) return kOk;
-    // Any number of sequences may be known in a packed step.
-    for (int64_t t = 0; t < s_.steps; ++t) {
-      const int64_t known = s_.batch_sizes ? s_.batch_sizes[t] : s_.batch;
-      if (t > 0 && (!s_.batch_sizes || known == s_.batch_sizes[t - 1])) continue;
-      if (const Status status = measure(recurrent(nullptr, nullptr, known)); !status) return status;
-    }
-    return kOk;
-  }
-  Status multiply(const Gemm& g) const { return gemm_launch(g, workspace_.gemm, workspace_.gemm_bytes, stream_); }
 
   // ---- Layers ----
 
@@ -222,24 +230,33 @@ class Backward {
     if (const Status status = recurrence(l); !status) return status;
 
     const void* x = index ? output_of(index - 1).data : workspace_.x ? workspace_.x : call_.x.data;
-    const int64_t x_stride = index ? width_ : workspace_.x ? input : row_stride(call_.x, s_);
     void* const grad_x = index ? gradient_below(index) : workspace_.grad_x ? workspace_.grad_x : call_.grad_x.data;
-    const int64_t grad_x_stride = index || workspace_.grad_x ? input : row_stride(call_.grad_x, s_);
+    const int kind = index > 0;
     for (int d = 0; d < s_.directions; ++d) {
       const int cell = index * s_.directions + d;
       const void* d_gates = at(workspace_.d_gates, d * 4 * pitch_, s_.dtype);
       const Status status = previous_states(l, s_.dtype, d, static_cast<int>(rows_), output_of(index),
                                             state(call_.h0, cell), workspace_.previous, stream_);
       if (!status) return status;
-      for (int i = 0; i < pieces(); ++i) {
-        const Gemm recurrent_part =
-            weight_gradient(d_gates, workspace_.previous, s_.hidden, s_.hidden, i, grad_weight(cell, 1));
-        if (const Status s = multiply(recurrent_part); !s) return s;
+      for (int i = 0; i < pieces_of(plan_); ++i) {
+        const void* const gates = at(d_gates, i * pitch_, s_.dtype);
+        const int64_t first = i * s_.hidden;  // row of the weights
+        if (const Status s = multiply(plan_.grad_w_hh, gates, workspace_.previous,
+                                      at(grad_weight(cell, 1), first * s_.hidden, s_.dtype));
+            !s) {
+          return s;
+        }
         if (input == 0) continue;
-        const Gemm input_part = weight_gradient(d_gates, x, input, x_stride, i, grad_weight(cell, 0));
-        if (const Status s = multiply(input_part); !s) return s;
-        const Gemm below = input_gradient(d_gates, weight(cell, 0), input, i, grad_x, grad_x_stride, d > 0 || i > 0);
-        if (const Status s = multiply(below); !s) return s;
+        if (const Status s =
+                multiply(plan_.grad_w_ih[kind], gates, x, at(grad_weight(cell, 0), first * input, s_.dtype));
+            !s) {
+          return s;
+        }
+        if (const Status s = multiply(plan_.grad_x[kind], gates, at(weight(cell, 0), first * input, s_.dtype), grad_x,
+                                      d > 0 || i > 0);
+            !s) {
+          return s;
+        }
       }
       if (!s_.bias) continue;
       const Status sums = column_sums(l, s_.dtype, d, static_cast<int>(rows_), grad_weight(cell, 2),
@@ -250,20 +267,25 @@ class Backward {
   }
 
   Status recurrence(const BackwardLayer& l) const {
-    if (choice_.persistent) {
-      const cudaError_t error = cudaMemsetAsync(workspace_.d_gates, 0xff, static_cast<size_t>(d_gates_bytes()),
+    if (plan_.choice.persistent) {
+      const cudaError_t error = cudaMemsetAsync(workspace_.d_gates, 0xff, static_cast<size_t>(d_gates_bytes(plan_)),
                                                 static_cast<cudaStream_t>(stream_));
       if (error != cudaSuccess) return {cudaGetErrorString(error)};
-      return backward_persistent_layer(l, s_.dtype, choice_, workspace_.fragments, stream_);
+      return backward_persistent_layer(l, s_.dtype, plan_.choice, workspace_.fragments, stream_);
     }
+    GemmPlan product = plan_.recurrent;
     const FirstRow first{starts_.empty() ? nullptr : starts_.data(), l.batch};
     for (int d = 0; d < s_.directions; ++d)
       for (int s = 0; s <= l.steps; ++s) {
         const StepRows rows = step_rows(first, l.steps, d == 1, s);
         if (rows.known > 0) {
           const int64_t row = static_cast<int64_t>(rows.before_first) * s_.directions + d;
-          const Gemm g = recurrent(at(workspace_.d_gates, row * 4 * pitch_, s_.dtype), l.direction[d].w_hh, rows.known);
-          if (const Status status = multiply(g); !status) return status;
+          if (rows.known != product.problem.m) {
+            if (const Status status = make_plan(recurrent(plan_, rows.known), &product); !status) return status;
+          }
+          const Status status =
+              multiply(product, at(workspace_.d_gates, row * 4 * pitch_, s_.dtype), l.direction[d].w_hh, workspace_.dh);
+          if (!status) return status;
         }
         const Status status = backward_cell(l, s_.dtype, d, rows, workspace_.dh, workspace_.dc, stream_);
         if (!status) return status;
@@ -271,17 +293,34 @@ class Backward {
     return kOk;
   }
 
+  const LstmBackwardPlan& plan_;
   const LstmBackward& call_;
   const LstmShape& s_;
-  const int64_t rows_, width_;
+  const int64_t rows_, width_, pitch_;
+  const Workspace workspace_;
   void* const stream_;
-  BackwardChoice choice_;
-  int64_t pitch_ = 0;
-  Workspace workspace_;
   std::vector<int> starts_;  // packed
 };
 
-// No sequences: the weights' gradients are zero, everything else is empty.
+}  // namespace
+
+Status plan_backward(const Device& device, LstmBackwardPlan* plan) {
+  const LstmBackward& call = plan->call;
+  plan->choice = choose_backward(call.shape, device);
+  if (call.path == LstmPath::step) plan->choice = backward_alternating(call.shape, device);
+  if (call.path == LstmPath::persistent && !plan->choice.persistent) {
+    plan->choice = backward_best_persistent(call.shape, device);
+    if (!plan->choice.persistent) return {"path: the persistent kernel cannot run: it needs more multiprocessors"};
+  }
+  const Status status = plan_gemms(plan);
+  plan->workspace_bytes = Workspace(*plan, nullptr).bytes;
+  return status;
+}
+
+Status run_backward(const LstmBackwardPlan& plan, void* workspace, void* stream) {
+  return Backward(plan, workspace, stream).run();
+}
+
 Status clear_gradients(const LstmBackward& call, void* stream) {
   const LstmShape& s = call.shape;
   for (int i = 0; i < lstm_weights(s); ++i) {
@@ -295,25 +334,4 @@ Status clear_gradients(const LstmBackward& call, void* stream) {
   return kOk;
 }
 
-}  // namespace
-
-Status lstm_backward_workspace(const LstmBackward& call, int64_t* bytes) {
-  *bytes = 0;
-  if (const Status status = check(call.shape); !status) return status;
-  if (call.shape.batch == 0) return kOk;
-  Backward backward(call, nullptr);
-  const Status status = backward.plan(nullptr);
-  *bytes = backward.bytes();
-  return status;
-}
-
-Status lstm_backward(const LstmBackward& call, void* stream) {
-  if (const Status status = check(call.shape); !status) return status;
-  if (call.shape.batch == 0) return clear_gradients(call, stream);
-  Backward backward(call, stream);
-  if (const Status status = backward.plan(static_cast<char*>(call.workspace)); !status) return status;
-  if (call.workspace_bytes < backward.bytes()) return {"workspace: expected lstm_backward_workspace bytes"};
-  return backward.run();
-}
-
-}  // namespace pk::cuda
+}  // namespace pk::cuda::lstm

@@ -11,7 +11,7 @@
 
 #include "common/rounding.h"
 #include "cuda/device.h"
-#include "pykernels/lstm.h"
+#include "pykernels/cuda/lstm.h"
 
 namespace pk::cuda::lstm {
 
@@ -19,20 +19,13 @@ inline constexpr int kBackwardThreads = 256;
 inline constexpr int kBackwardWarps = kBackwardThreads / 32;
 inline constexpr int kBackwardPad = 32;  // the persistent kernel's d(gates) have units in multiples of this
 
-struct BackwardChoice {
-  bool persistent = false;  // else a GEMM and a pointwise kernel a step
-  int row_tiles = 0;        // 16 sequences each: 1, 2 or 4 a block
-  int unit_tiles = 0;       // 8 hidden units each: 1, 2 or 4 a block
-  int slices = 0;           // blocks to cover the units
-  int groups = 0;           // groups of sequences side by side in one launch, as many blocks
-  int launches = 0;         // to cover all sequences
-  int pinned = 0;           // of the chunks of 32 rows of W_hh, how many lie in shared memory; the rest stays in L2
-  int shared_bytes = 0;     // of a block
-  int64_t cycles = 0;       // estimate for one layer
+// Units as the persistent kernel has them in d(gates).
+static inline int64_t backward_padded(int64_t hidden) { return round_up(hidden, kBackwardPad); }
 
-  bool streams(int64_t hidden) const { return pinned < padded(hidden) / 8; }
-  static int64_t padded(int64_t hidden) { return round_up(hidden, kBackwardPad); }
-};
+// Not all of W_hh is pinned: the rest is read from the L2 cache.
+static inline bool backward_streams(const BackwardChoice& c, int64_t hidden) {
+  return c.pinned < backward_padded(hidden) / 8;
+}
 
 // Products of the matrix unit side by side in a warp, as the registers allow.
 static inline int backward_most_tiles(DType dtype) { return dtype == DType::f32 ? 4 : 8; }
@@ -47,7 +40,7 @@ static inline int backward_fragment_bytes(DType dtype) { return dtype == DType::
 static inline BackwardChoice backward_persistent(const LstmShape& s, const Device& device, int row_tiles,
                                                  int unit_tiles) {
   BackwardChoice c;
-  const int64_t tiles = BackwardChoice::padded(s.hidden) / 8, element = s.dtype == DType::f32 ? 4 : 2;
+  const int64_t tiles = backward_padded(s.hidden) / 8, element = s.dtype == DType::f32 ? 4 : 2;
   const int64_t slices = ceil_div(tiles, unit_tiles);
   const int64_t sequences = 16 * row_tiles, all = ceil_div(s.batch, sequences);
   const int64_t fit = device.multiprocessors / (slices * s.directions);

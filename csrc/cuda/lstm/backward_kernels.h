@@ -1,5 +1,5 @@
-// What backward.cu puts together: the recurrence of a layer, two ways, and the small kernels around it. All pointers
-// are device memory, all work goes to `stream`.
+// What api.cu asks of backward.cu, and what that puts together: the recurrence of a layer, two ways, and the small
+// kernels around it. All pointers are device memory, all work goes to `stream`.
 #pragma once
 
 #include "cuda/lstm/backward_choose.h"
@@ -7,6 +7,12 @@
 #include "pykernels/status.h"
 
 namespace pk::cuda::lstm {
+
+// Fills in what follows of the plan's call.
+Status plan_backward(const Device& device, LstmBackwardPlan* plan);
+Status run_backward(const LstmBackwardPlan& plan, void* workspace, void* stream);
+// No sequences: the weights' gradients are zero, everything else is empty.
+Status clear_gradients(const LstmBackward& call, void* stream);
 
 // Both directions of a layer in one kernel. d_gates holds nothing but bytes of 0xff. workspace:
 // backward_persistent_workspace bytes, 16-byte aligned.

@@ -35,7 +35,7 @@ Status run(Persistent p, const BackwardChoice& c, void* stream) {
 template <class T>
 Status run_type(const BackwardLayer& layer, const BackwardChoice& c, void* workspace, void* stream) {
   Persistent p = {layer, {}, c.pinned, 0};
-  if (c.streams(layer.hidden)) {
+  if (backward_streams(c, layer.hidden)) {
     const int64_t tiles = layer.pitch / 8, vectors = tiles * tiles * kVectors<T> * kWarp;
     for (int d = 0; d < layer.directions; ++d) {
       uint4* const to = static_cast<uint4*>(workspace) + d * vectors;
@@ -63,8 +63,8 @@ Status run_type(const BackwardLayer& layer, const BackwardChoice& c, void* works
 }  // namespace
 
 int64_t backward_persistent_workspace(const LstmShape& s, const BackwardChoice& c) {
-  const int64_t tiles = BackwardChoice::padded(s.hidden) / 8;
-  return c.streams(s.hidden) ? s.directions * tiles * tiles * backward_fragment_bytes(s.dtype) : 0;
+  const int64_t tiles = backward_padded(s.hidden) / 8;
+  return backward_streams(c, s.hidden) ? s.directions * tiles * tiles * backward_fragment_bytes(s.dtype) : 0;
 }
 
 Status backward_persistent_layer(const BackwardLayer& layer, DType dtype, const BackwardChoice& c, void* workspace,

@@ -43,18 +43,6 @@ constexpr int units_of(int m_tiles) { return 4 * m_tiles; }
 // Floats between two sequences in the buffer of partial sums: the gate rows, and four more against bank conflicts.
 constexpr int partial_pitch(int m_tiles) { return 16 * m_tiles + 4; }
 
-struct Plan {
-  bool persistent = false;
-  bool cluster = false;  // and persistent: h is exchanged within clusters
-  int m_tiles = 2;
-  int blocks = 0;            // of a worker
-  int tiles = 1;             // sequences of a group / kTileRows
-  int shared_bytes = 0;      // of a block
-  int layers_at_once = 1;    // depth of the wavefront
-  int64_t span = 1;          // steps between launches
-  int64_t pinned_bytes = 0;  // of W_hh, of a block, in registers and shared memory
-};
-
 constexpr int64_t chunks_of(int64_t hidden, int64_t element) {
   return (hidden * element + kChunkBytes - 1) / kChunkBytes;
 }
@@ -83,7 +71,7 @@ inline int64_t integer_root(int64_t x) {
 }
 
 // Does a persistent kernel with m_tiles fit? Fills in what it would be.
-inline bool fits(const LstmShape& s, const Device& device, int m_tiles, Plan* plan) {
+inline bool fits(const LstmShape& s, const Device& device, int m_tiles, Choice* choice) {
   const int64_t element = static_cast<int64_t>(size_of(s.dtype));
   const int64_t blocks = ceil_div(s.hidden, units_of(m_tiles)), chunks = chunks_of(s.hidden, element);
   if (blocks * s.directions > device.multiprocessors || s.batch > kPersistentBatch) return false;
@@ -91,19 +79,19 @@ inline bool fits(const LstmShape& s, const Device& device, int m_tiles, Plan* pl
   for (int tiles = static_cast<int>(ceil_div(s.batch < 32 ? s.batch : 32, kTileRows)); tiles >= 1; --tiles) {
     const int64_t bytes = persistent_shared(m_tiles, element, chunks, tiles, s.batch);
     if (bytes > device.shared_per_block) continue;
-    plan->persistent = true;
-    plan->m_tiles = m_tiles;
-    plan->blocks = static_cast<int>(blocks);
-    plan->tiles = tiles;
-    plan->shared_bytes = static_cast<int>(bytes);
-    plan->pinned_bytes = 4 * units_of(m_tiles) * s.hidden * element;
+    choice->persistent = true;
+    choice->m_tiles = m_tiles;
+    choice->blocks = static_cast<int>(blocks);
+    choice->tiles = tiles;
+    choice->shared_bytes = static_cast<int>(bytes);
+    choice->pinned_bytes = 4 * units_of(m_tiles) * s.hidden * element;
     return true;
   }
   return false;
 }
 
 // Does a cluster with m_tiles fit? One group of sequences, as its protocol needs.
-inline bool fits_cluster(const LstmShape& s, const Device& device, int m_tiles, Plan* plan) {
+inline bool fits_cluster(const LstmShape& s, const Device& device, int m_tiles, Choice* choice) {
   const int64_t element = static_cast<int64_t>(size_of(s.dtype));
   const int64_t blocks = ceil_div(s.hidden, units_of(m_tiles)), chunks = chunks_of(s.hidden, element);
   if (device.capability != 90 || device.multiprocessors < kClusterMultiprocessors) return false;
@@ -111,50 +99,51 @@ inline bool fits_cluster(const LstmShape& s, const Device& device, int m_tiles, 
   const int tiles = static_cast<int>(ceil_div(s.batch, kTileRows));
   const int64_t bytes = persistent_shared(m_tiles, element, chunks, tiles, s.batch) + cluster_shared(chunks, tiles);
   if (bytes > device.shared_per_block) return false;
-  plan->persistent = plan->cluster = true;
-  plan->m_tiles = m_tiles;
-  plan->blocks = static_cast<int>(blocks);
-  plan->tiles = tiles;
-  plan->shared_bytes = static_cast<int>(bytes);
-  plan->pinned_bytes = 4 * units_of(m_tiles) * s.hidden * element;
+  choice->persistent = choice->cluster = true;
+  choice->m_tiles = m_tiles;
+  choice->blocks = static_cast<int>(blocks);
+  choice->tiles = tiles;
+  choice->shared_bytes = static_cast<int>(bytes);
+  choice->pinned_bytes = 4 * units_of(m_tiles) * s.hidden * element;
   return true;
 }
 
-inline Plan choose(const LstmShape& s, const Device& device, LstmPath path) {
-  Plan plan;
+inline Choice choose(const LstmShape& s, const Device& device, LstmPath path) {
+  Choice choice;
   const bool automatic = path == LstmPath::automatic && s.steps >= kPersistentSteps;
   if (s.batch > 0 && (path == LstmPath::cluster || (automatic && s.batch <= kClusterBatch))) {
-    if (!fits_cluster(s, device, 2, &plan)) fits_cluster(s, device, 4, &plan);
+    if (!fits_cluster(s, device, 2, &choice)) fits_cluster(s, device, 4, &choice);
   }
-  const bool wanted = !plan.cluster && (automatic || path == LstmPath::persistent);
-  if (wanted && s.batch > 0 && !fits(s, device, 2, &plan)) fits(s, device, 4, &plan);
-  if (plan.persistent && s.directions == 1) {
+  const bool wanted = !choice.cluster && (automatic || path == LstmPath::persistent);
+  if (wanted && s.batch > 0 && !fits(s, device, 2, &choice)) fits(s, device, 4, &choice);
+  if (choice.persistent && s.directions == 1) {
     // All blocks of the grid have to be resident; clusters beyond those that are would only come later.
-    const int64_t room = plan.cluster ? device.multiprocessors / kGroupMultiprocessors * (kClusterBlocks / plan.blocks)
-                                      : device.multiprocessors / plan.blocks;
+    const int64_t room = choice.cluster
+                             ? device.multiprocessors / kGroupMultiprocessors * (kClusterBlocks / choice.blocks)
+                             : device.multiprocessors / choice.blocks;
     const int64_t most = room < kWorkers ? room : kWorkers;
-    plan.layers_at_once = static_cast<int>(s.layers < most ? s.layers : most);
+    choice.layers_at_once = static_cast<int>(s.layers < most ? s.layers : most);
   }
   // The input products of all workers of a launch, (span, b, 4h) floats each, take half of the L2 cache.
-  const int64_t workers = int64_t{plan.layers_at_once} * s.directions;
+  const int64_t workers = int64_t{choice.layers_at_once} * s.directions;
   const int64_t step_bytes = workers * (s.batch > 0 ? s.batch : 1) * s.hidden * 16;
   int64_t longest = device.l2_bytes / 2 / step_bytes;
   longest = longest < 1 ? 1 : longest > s.steps ? s.steps : longest;
   // n spans take (n + layers - 1) (steps / n + kLaunchSteps) steps' time, least at n = sqrt(steps (layers - 1) /
   // kLaunchSteps).
-  int64_t spans = plan.layers_at_once > 1 ? integer_root(s.steps * (plan.layers_at_once - 1) / kLaunchSteps) : 1;
+  int64_t spans = choice.layers_at_once > 1 ? integer_root(s.steps * (choice.layers_at_once - 1) / kLaunchSteps) : 1;
   const int64_t fewest = ceil_div(s.steps, longest);
   spans = spans < fewest ? fewest : spans;
-  plan.span = ceil_div(s.steps, spans < 1 ? 1 : spans);
-  return plan;
+  choice.span = ceil_div(s.steps, spans < 1 ? 1 : spans);
+  return choice;
 }
 
 // Tiles of product.cu: the large ones, which read the least, where they fill the device.
 enum class ProductTile { few_rows, middle, large };
-inline ProductTile choose_tile(int64_t rows, int64_t hidden, int64_t products, const Device& device) {
+inline ProductTile choose_tile(int64_t rows, int64_t hidden, int64_t products, int multiprocessors) {
   if (rows <= 32) return ProductTile::few_rows;
   const int64_t tiles = ceil_div(rows, 128) * ceil_div(4 * hidden, 128) * products;
-  return tiles < device.multiprocessors ? ProductTile::middle : ProductTile::large;
+  return tiles < multiprocessors ? ProductTile::middle : ProductTile::large;
 }
 
 }  // namespace pk::cuda::lstm

@@ -1,4 +1,4 @@
-// lstm_forward: checks the call, cuts it into spans and steps, and enqueues the kernels of kernels.h.
+// A planned forward pass: cuts it into spans and steps, and enqueues the kernels of kernels.h.
 //
 // Persistent: per span and layers in flight, three launches: the slots of the exchange, the input products, the
 // recurrence. Otherwise a launch a step, with both directions in it. One step alone (a cell) multiplies x and h in the
@@ -8,40 +8,32 @@
 #include "cuda/lstm/kernels.h"
 #include "cuda/lstm/layout.h"
 
-namespace pk::cuda {
-namespace lstm {
+namespace pk::cuda::lstm {
 namespace {
 
 class Forward {
  public:
-  Forward(const LstmForward& call, const Device& device)
-      : call_(call),
-        s_(call.shape),
-        device_(device),
-        plan_(choose(s_, device, call.path)),
+  explicit Forward(const LstmForwardPlan& plan)
+      : call_(plan.call),
+        s_(call_.shape),
+        multiprocessors_(plan.multiprocessors),
+        choice_(plan.choice),
         element_(static_cast<int64_t>(size_of(s_.dtype))),
-        chunks_(chunks_of(s_.hidden, element_)) {
-    if (s_.batch_sizes) {
-      starts_.push_back(0);
-      for (int64_t t = 0; t < s_.steps; ++t) starts_.push_back(starts_.back() + s_.batch_sizes[t]);
-    }
-  }
-
-  const Plan& plan() const { return plan_; }
+        chunks_(chunks_of(s_.hidden, element_)) {}
 
   // Lays the workspace out; with nullptr it only counts.
   int64_t lay_out(void* workspace) {
     Arena arena = {static_cast<char*>(workspace)};
-    if (s_.batch_sizes && plan_.persistent) device_starts_ = arena.take<int64_t>(s_.steps + 1);
-    const int slots = plan_.layers_at_once * s_.directions;
+    if (s_.batch_sizes && choice_.persistent) device_starts_ = arena.take<int64_t>(s_.steps + 1);
+    const int slots = choice_.layers_at_once * s_.directions;
     for (int i = 0; i < slots; ++i) {
       c_[i] = arena.take<float>(s_.batch * s_.hidden);
       slots_[i] = arena.take<uint32_t>(state_slots() * s_.batch * row_words());
-      if (!whole_cell()) sums_[i] = arena.take<float>(plan_.span * s_.batch * s_.hidden * 4);
+      if (!whole_cell()) sums_[i] = arena.take<float>(choice_.span * s_.batch * s_.hidden * 4);
     }
     // Outputs of the layers between: the ones that a wavefront reads or writes, in turn.
-    const int between = s_.layers - 1 < plan_.layers_at_once + 1 ? s_.layers - 1 : plan_.layers_at_once + 1;
-    for (int i = 0; i < between && !call_.reserve; ++i) {
+    const int between = s_.layers - 1 < choice_.layers_at_once + 1 ? s_.layers - 1 : choice_.layers_at_once + 1;
+    for (int i = 0; i < between && !call_.save; ++i) {
       outputs_.push_back(arena.take<char>(lstm_rows(s_) * between_pitch() * element_));
     }
     return arena.used;
@@ -52,9 +44,9 @@ class Forward {
     if (device_starts_) {
       if (const Status status = write_starts(s_, device_starts_, stream); !status) return status;
     }
-    const int64_t spans = ceil_div(s_.steps, plan_.span);
-    for (int first = 0; first < s_.layers; first += plan_.layers_at_once) {
-      const int layers = s_.layers - first < plan_.layers_at_once ? s_.layers - first : plan_.layers_at_once;
+    const int64_t spans = ceil_div(s_.steps, choice_.span);
+    for (int first = 0; first < s_.layers; first += choice_.layers_at_once) {
+      const int layers = s_.layers - first < choice_.layers_at_once ? s_.layers - first : choice_.layers_at_once;
       for (int64_t wave = 0; wave < spans + layers - 1; ++wave) {
         std::vector<Part> parts;
         for (int j = 0; j < layers; ++j) {
@@ -62,7 +54,7 @@ class Forward {
           if (span < 0 || span >= spans) continue;
           for (int d = 0; d < s_.directions; ++d) parts.push_back(part(first + j, d, j * s_.directions + d, span));
         }
-        const Status status = plan_.persistent ? run_pinned(parts) : run_steps(parts);
+        const Status status = choice_.persistent ? run_pinned(parts) : run_steps(parts);
         if (!status) return status;
       }
     }
@@ -78,28 +70,26 @@ class Forward {
   };
 
   Part part(int layer, int direction, int slot, int64_t span) const {
-    const int64_t begun = span * plan_.span, left = s_.steps - begun;
-    const int64_t steps = left < plan_.span ? left : plan_.span;
+    const int64_t begun = span * choice_.span, left = s_.steps - begun;
+    const int64_t steps = left < choice_.span ? left : choice_.span;
     return {layer, direction, slot, begun, steps, direction ? s_.steps - begun - steps : begun};
   }
 
   // One step, x and h in the same product.
-  bool whole_cell() const { return s_.steps == 1 && !plan_.persistent; }
+  bool whole_cell() const { return s_.steps == 1 && !choice_.persistent; }
   // Slots of h in flight: a persistent grid has one for each step, launches in turn have two, clusters the first alone.
-  int64_t state_slots() const { return plan_.cluster ? 1 : plan_.persistent ? plan_.span : 2; }
+  int64_t state_slots() const { return choice_.cluster ? 1 : choice_.persistent ? choice_.span : 2; }
   int64_t row_words() const { return chunks_ * (kChunkBytes / 4); }
-  int64_t first_row(int64_t time) const {
-    return starts_.empty() ? time * s_.batch : starts_[static_cast<size_t>(time)];
-  }
+  int64_t first_row(int64_t time) const { return s_.batch_sizes ? s_.starts[time] : time * s_.batch; }
   int64_t sequences(int64_t time) const { return first_row(time + 1) - first_row(time); }
   int64_t width() const { return s_.directions * s_.hidden; }
-  int64_t between_pitch() const { return call_.reserve ? width() : round_up(width(), 16 / element_); }
+  int64_t between_pitch() const { return call_.save ? width() : round_up(width(), 16 / element_); }
   char* offset(const void* base, int64_t elements) const {
     return const_cast<char*>(static_cast<const char*>(base)) + elements * element_;
   }
   // A layer's output where it is not the last one: dense rows.
   char* between(int layer) const {
-    if (call_.reserve) return offset(call_.reserve, lstm_reserve_output(s_, layer));
+    if (call_.save) return offset(call_.reserve, lstm_reserve_output(s_, layer));
     return static_cast<char*>(outputs_[static_cast<size_t>(layer) % outputs_.size()]);
   }
 
@@ -153,7 +143,7 @@ class Forward {
       cell.output_step = call_.output.step;
       cell.by_row = s_.batch_sizes != nullptr;
     }
-    if (call_.reserve) {
+    if (call_.save) {
       cell.gates = offset(call_.reserve, lstm_reserve_gates(s_, part.layer, part.direction));
       cell.c_steps = offset(call_.reserve, lstm_reserve_c(s_, part.layer, part.direction));
     }
@@ -168,7 +158,7 @@ class Forward {
       const int64_t states = (static_cast<int64_t>(part.layer) * s_.directions + part.direction) * s_.batch * s_.hidden;
       Prepare& p = call.of[call.count++];
       p.slots = slots_[part.slot];
-      p.count = count < part.steps || !plan_.persistent ? count : part.steps;
+      p.count = count < part.steps || !choice_.persistent ? count : part.steps;
       p.filled = filled;
       p.h_n = offset(call_.h_n, states);
       p.h_from = p.h_n;
@@ -189,7 +179,8 @@ class Forward {
         if (is_aligned(p, element_) == aligned) call.of[call.count++] = p;
       }
       if (call.count == 0) continue;
-      if (const Status status = multiply(s_.dtype, call_.tf32, aligned, device_, call, stream_); !status) return status;
+      if (const Status status = multiply(s_.dtype, call_.tf32, aligned, multiprocessors_, call, stream_); !status)
+        return status;
     }
     return kOk;
   }
@@ -212,7 +203,7 @@ class Forward {
     if (const Status status = project(parts); !status) return status;
     Persistent call;
     call.hidden = static_cast<int>(s_.hidden), call.batch = static_cast<int>(s_.batch);
-    call.chunks = static_cast<int>(chunks_), call.tiles = plan_.tiles, call.blocks = plan_.blocks;
+    call.chunks = static_cast<int>(chunks_), call.tiles = choice_.tiles, call.blocks = choice_.blocks;
     call.starts = device_starts_;
     for (const Part& part : parts) {
       Worker& w = call.of[call.count++];
@@ -228,7 +219,8 @@ class Forward {
       w.first_time = w.reverse ? part.first_time + part.steps - 1 : part.first_time;
       w.steps = static_cast<int>(part.steps);
     }
-    return plan_.cluster ? run_cluster(s_.dtype, plan_, call, stream_) : run_persistent(s_.dtype, plan_, call, stream_);
+    return choice_.cluster ? run_cluster(s_.dtype, choice_, call, stream_)
+                           : run_persistent(s_.dtype, choice_, call, stream_);
   }
 
   Status run_steps(const std::vector<Part>& parts) const {
@@ -272,10 +264,9 @@ class Forward {
 
   const LstmForward& call_;
   const LstmShape& s_;
-  const Device device_;
-  const Plan plan_;
+  const int multiprocessors_;
+  const Choice& choice_;
   const int64_t element_, chunks_;
-  std::vector<int64_t> starts_;  // first rows of the time steps, where they are packed
   int64_t* device_starts_ = nullptr;
   float* c_[kWorkers] = {};
   uint32_t* slots_[kWorkers] = {};
@@ -284,104 +275,14 @@ class Forward {
   void* stream_ = nullptr;
 };
 
-Status check_shape(const LstmShape& s) {
-  if (s.dtype != DType::f32 && s.dtype != DType::bf16 && s.dtype != DType::f16) {
-    return {"dtype: expected float32, bfloat16 or float16"};
-  }
-  if (s.hidden < 1 || s.hidden > 1 << 20) return {"hidden: expected 1 to 2^20 units"};
-  if (s.input < 0 || s.input > 1 << 24) return {"input: expected 0 to 2^24 features"};
-  if (s.layers < 1 || s.layers > 1 << 16) return {"layers: expected 1 to 2^16"};
-  if (s.directions != 1 && s.directions != 2) return {"directions: expected 1 or 2"};
-  return kOk;
-}
-
 }  // namespace
 
-Status check_call(const LstmShape& s) {
-  if (const Status status = check_shape(s); !status) return status;
-  if (s.steps < 1 || s.steps > 1 << 30) return {"steps: expected 1 to 2^30"};
-  if (s.batch < 0 || s.batch > 1 << 24) return {"batch: expected 0 to 2^24"};
-  const int64_t widest = (s.input > 2 * s.hidden ? s.input : 2 * s.hidden) + 64;
-  // Below 2^31 * 2^16 * 2 rows of states and, in all, 2^59 bytes of anything.
-  int64_t rows = 0, bytes = 0;
-  if (__builtin_mul_overflow(s.steps * (s.batch + 1), widest * 8, &rows) ||
-      __builtin_mul_overflow(rows, int64_t{s.layers} * 8, &bytes) || bytes > int64_t{1} << 59) {
-    return {"steps, batch, hidden: the sequences are too large"};
-  }
-  if (!s.batch_sizes) return kOk;
-  if (s.batch_sizes[0] != s.batch) return {"batch_sizes: expected the first to be the batch"};
-  for (int64_t t = 0; t < s.steps; ++t) {
-    if (s.batch_sizes[t] < 1) return {"batch_sizes: expected each to be at least 1"};
-    if (t && s.batch_sizes[t] > s.batch_sizes[t - 1]) return {"batch_sizes: expected them not to increase"};
-  }
-  return kOk;
+int64_t forward_workspace(const LstmForwardPlan& plan) { return Forward(plan).lay_out(nullptr); }
+
+Status run_forward(const LstmForwardPlan& plan, void* workspace, void* stream) {
+  Forward pass(plan);
+  pass.lay_out(workspace);
+  return pass.run(stream);
 }
 
-}  // namespace lstm
-
-using lstm::check_call;
-
-Status lstm_packed_bytes(const LstmShape& shape, int64_t* bytes) {
-  if (const Status status = lstm::check_shape(shape); !status) return status;
-  *bytes = lstm::packed_parts(shape, shape.layers - 1, shape.directions - 1).end;
-  return kOk;
-}
-
-Status lstm_pack(const LstmShape& shape, const void* const* weights, void* packed, void* stream) {
-  if (const Status status = lstm::check_shape(shape); !status) return status;
-  const int per_cell = shape.bias ? 4 : 2;
-  char* const to = static_cast<char*>(packed);
-  for (int cell = 0; cell < shape.layers * shape.directions; ++cell) {
-    const int layer = cell / shape.directions;
-    const lstm::PackedParts parts = lstm::packed_parts(shape, layer, cell % shape.directions);
-    const void* const* w = weights + cell * per_cell;
-    if (const Status status = lstm::pack(shape.dtype, w[0], to + parts.w_ih, shape.hidden, lstm_input(shape, layer),
-                                         parts.input_pitch, stream);
-        !status) {
-      return status;
-    }
-    if (const Status status =
-            lstm::pack(shape.dtype, w[1], to + parts.w_hh, shape.hidden, shape.hidden, parts.hidden_pitch, stream);
-        !status) {
-      return status;
-    }
-    if (const Status status = lstm::pack_bias(shape.dtype, shape.bias ? w[2] : nullptr, shape.bias ? w[3] : nullptr,
-                                              reinterpret_cast<float*>(to + parts.bias), shape.hidden, stream);
-        !status) {
-      return status;
-    }
-  }
-  return kOk;
-}
-
-Status lstm_reserve_elements(const LstmShape& shape, int64_t* elements) {
-  if (const Status status = check_call(shape); !status) return status;
-  *elements = lstm_reserve_output(shape, shape.layers - 1);
-  return kOk;
-}
-
-Status lstm_forward_workspace(const LstmForward& call, int64_t* bytes) {
-  if (const Status status = check_call(call.shape); !status) return status;
-  Device device;
-  if (const Status status = current_device(&device); !status) return status;
-  *bytes = lstm::Forward(call, device).lay_out(nullptr);
-  return kOk;
-}
-
-Status lstm_forward(const LstmForward& call, void* stream) {
-  if (const Status status = check_call(call.shape); !status) return status;
-  if (!call.weights && !call.packed) return {"weights: expected weights or packed weights"};
-  if (call.shape.batch == 0) return kOk;
-  Device device;
-  if (const Status status = current_device(&device); !status) return status;
-  lstm::Forward forward(call, device);
-  if ((call.path == LstmPath::persistent || call.path == LstmPath::cluster) && !forward.plan().persistent) {
-    return {"path: the recurrent weights don't fit on the device, or the batch is too large"};
-  }
-  if (forward.lay_out(call.workspace) > call.workspace_bytes) {
-    return {"workspace: expected lstm_forward_workspace bytes"};
-  }
-  return forward.run(stream);
-}
-
-}  // namespace pk::cuda
+}  // namespace pk::cuda::lstm

@@ -1,4 +1,5 @@
-// The launches that lstm_forward is made of. Plain structs, passed to the kernels by value.
+// What api.cu asks of forward.cu, and the launches that a forward pass is made of. Plain structs, passed to the kernels
+// by value.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +9,11 @@
 #include "pykernels/status.h"
 
 namespace pk::cuda::lstm {
+
+// ---- The pass (forward.cu) ----
+
+int64_t forward_workspace(const LstmForwardPlan& plan);
+Status run_forward(const LstmForwardPlan& plan, void* workspace, void* stream);
 
 // Rows of a weight matrix: gate g of unit u is row u * unit + g * gate of `pitch` elements. torch's: unit 1, gate h;
 // packed: unit 4, gate 1.
@@ -59,7 +65,7 @@ struct Products {
 };
 
 // aligned: all rows of A and W begin at 16 bytes and x_k, h_k are whole 16 bytes' elements.
-Status multiply(DType dtype, bool tf32, bool aligned, const Device& device, const Products& products, void* stream);
+Status multiply(DType dtype, bool tf32, bool aligned, int multiprocessors, const Products& products, void* stream);
 bool is_aligned(const Product& p, int64_t element);
 
 // ---- The persistent kernels (persistent.cu, persistent_sm90.cu) ----
@@ -83,8 +89,8 @@ struct Persistent {
   Worker of[kWorkers];
 };
 
-Status run_persistent(DType dtype, const Plan& plan, const Persistent& call, void* stream);
-Status run_cluster(DType dtype, const Plan& plan, const Persistent& call, void* stream);
+Status run_persistent(DType dtype, const Choice& choice, const Persistent& call, void* stream);
+Status run_cluster(DType dtype, const Choice& choice, const Persistent& call, void* stream);
 
 // ---- States (state.cu) ----
 

@@ -42,7 +42,4 @@ struct Arena {
   }
 };
 
-// Is the shape one that the kernels take, and no size behind it beyond 64 bits?
-Status check_call(const LstmShape& s);
-
 }  // namespace pk::cuda::lstm

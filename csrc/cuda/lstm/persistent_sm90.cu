@@ -117,21 +117,21 @@ __global__ void __launch_bounds__(kThreads, 1) cluster_kernel(const __grid_const
 }
 
 template <class T>
-Status run(const Plan& plan, const Persistent& call, void* stream) {
+Status run(const Choice& choice, const Persistent& call, void* stream) {
   const Launch how = {.grid = dim3(static_cast<unsigned>(call.count * call.blocks)),
                       .block = dim3(kThreads),
-                      .shared_bytes = plan.shared_bytes,
+                      .shared_bytes = choice.shared_bytes,
                       .cluster = call.blocks};
-  return plan.m_tiles == 2 ? launch(&cluster_kernel<T, 2>, how, stream, call)
-                           : launch(&cluster_kernel<T, 4>, how, stream, call);
+  return choice.m_tiles == 2 ? launch(&cluster_kernel<T, 2>, how, stream, call)
+                             : launch(&cluster_kernel<T, 4>, how, stream, call);
 }
 
 }  // namespace
 
-Status run_cluster(DType dtype, const Plan& plan, const Persistent& call, void* stream) {
-  if (dtype == DType::f16) return run<f16>(plan, call, stream);
-  if (dtype == DType::bf16) return run<bf16>(plan, call, stream);
-  return run<float>(plan, call, stream);
+Status run_cluster(DType dtype, const Choice& choice, const Persistent& call, void* stream) {
+  if (dtype == DType::f16) return run<f16>(choice, call, stream);
+  if (dtype == DType::bf16) return run<bf16>(choice, call, stream);
+  return run<float>(choice, call, stream);
 }
 
 }  // namespace pk::cuda::lstm

@@ -166,10 +166,10 @@ bool is_aligned(const Product& p, int64_t element) {
   return x && h;
 }
 
-Status multiply(DType dtype, bool tf32, bool aligned, const Device& device, const Products& products, void* stream) {
+Status multiply(DType dtype, bool tf32, bool aligned, int multiprocessors, const Products& products, void* stream) {
   int rows = 0;
   for (int i = 0; i < products.count; ++i) rows = products.of[i].m > rows ? products.of[i].m : rows;
-  const ProductTile tile = choose_tile(rows, products.of[0].hidden, products.count, device);
+  const ProductTile tile = choose_tile(rows, products.of[0].hidden, products.count, multiprocessors);
   if (dtype == DType::f16) return run_element<f16>(aligned, tile, products, rows, stream);
   if (dtype == DType::bf16) return run_element<bf16>(aligned, tile, products, rows, stream);
   if (tf32) return run_element<gemm::tf32>(aligned, tile, products, rows, stream);

@@ -123,13 +123,9 @@ Status prepare(DType dtype, const Prepares& call, void* stream) {
 }
 
 Status write_starts(const LstmShape& shape, int64_t* starts, void* stream) {
-  int64_t row = 0;
   for (int64_t t = 0; t <= shape.steps;) {
     Starts call = {starts + t, 0, {}};
-    for (; call.count < Starts::kMost && t <= shape.steps; ++call.count, ++t) {
-      call.values[call.count] = row;
-      if (t < shape.steps) row += shape.batch_sizes[t];
-    }
+    while (call.count < Starts::kMost && t <= shape.steps) call.values[call.count++] = shape.starts[t++];
     if (const Status status = launch(&starts_kernel, {.block = dim3(kStateThreads)}, stream, call); !status) {
       return status;
     }

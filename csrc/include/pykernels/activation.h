@@ -7,6 +7,6 @@ namespace pk {
 
 enum class Activation : int32_t { none, relu, leaky_relu, elu, sigmoid, tanh, silu, gelu, hardswish };
 
-inline constexpr int kActivations = 9;
+inline constexpr int kActivations = static_cast<int>(Activation::hardswish) + 1;  // after the last
 
 }  // namespace pk

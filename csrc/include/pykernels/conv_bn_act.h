@@ -52,7 +52,7 @@ struct ConvArgs {
   ConvShape shape;
   DType dtype;                   // of x, residual and y: f32 or bf16; on CUDA also f16
   ConvTensor x;                  // (n, c, h, w)
-  const void* packed = nullptr;  // [packed_bytes], of pack; on CUDA of conv_pack
+  const void* packed = nullptr;  // [packed_bytes], of pack
   int64_t packed_bytes = 0;
   const float* scale = nullptr;  // (k,), or null: 1
   const float* shift = nullptr;  // (k,), or null: 0
@@ -61,9 +61,7 @@ struct ConvArgs {
   int64_t y_stride[4] = {};
   Activation activation = Activation::none;
   float negative_slope = 0.01f;  // leaky_relu's
-  void* workspace = nullptr;     // CUDA's: [workspace_bytes], at least what conv_workspace_bytes says
-  int64_t workspace_bytes = 0;
-  bool tf32 = false;  // f32 factors may be rounded to tf32, where that is faster; on CUDA it is
+  bool tf32 = false;             // f32 factors may be rounded to tf32, where that is faster; on CUDA it is
 };
 
 struct ConvMethod;

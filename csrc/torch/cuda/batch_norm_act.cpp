@@ -87,12 +87,10 @@ std::tuple<Tensor, Tensor> batch_norm_statistics_op(Tensor x, MaybeTensor runnin
   const Tensor mean = call.empty_vector(), var = call.empty_vector();
   const cuda::BatchNormStatistics to = {written(mean), written(var), call.running(running_mean, "running_mean"),
                                         call.running(running_var, "running_var"), static_cast<float>(momentum)};
-  int64_t bytes = 0;
-  check_status(cuda::batch_norm_statistics_workspace(call.shape, call.dtype, &bytes), op);
-  const Tensor workspace = call.on.workspace(bytes);
-  check_status(cuda::batch_norm_statistics(call.shape, call.dtype, kept.const_data_ptr(), to,
-                                           workspace.mutable_data_ptr(), bytes, call.on.stream()),
-               op);
+  cuda::BatchNormStatisticsPlan plan;
+  check_status(cuda::make_plan(call.shape, call.dtype, &plan), op);
+  const Tensor workspace = call.on.workspace(plan.workspace_bytes);
+  check_status(cuda::run(plan, kept.const_data_ptr(), to, workspace.mutable_data_ptr(), call.on.stream()), op);
   return {mean, var};
 }
 
@@ -131,15 +129,13 @@ std::tuple<Tensor, Tensor> batch_norm_act_op(Tensor x, Tensor mean, Tensor var, 
   (void)training;  // the gradient's affair
   const char* op = "batch_norm_act";
   const Call call(op, x);
-  Shared shared(op, call, x, mean, var, weight, bias, residual, eps, activation, negative_slope);
-  int64_t bytes = 0;
-  if (cuda::batch_norm_act_has_mask(shared.args.activation, residual.has_value())) {
-    check_status(cuda::batch_norm_mask_bytes(call.shape, &bytes), op);
-  }
-  const Tensor y = call.empty_like_x(), mask = call.on.empty({bytes}, ScalarType::Byte);
-  shared.args.y = y.mutable_data_ptr();
-  if (bytes) shared.args.mask = static_cast<uint8_t*>(mask.mutable_data_ptr());
-  check_status(cuda::batch_norm_act(shared.args, call.on.stream()), op);
+  const Shared shared(op, call, x, mean, var, weight, bias, residual, eps, activation, negative_slope);
+  cuda::BatchNormActPlan plan;
+  check_status(cuda::make_plan(shared.args, &plan), op);
+  const Tensor y = call.empty_like_x(), mask = call.on.empty({plan.mask_bytes}, ScalarType::Byte);
+  plan.args.y = y.mutable_data_ptr();
+  if (plan.mask_bytes) plan.args.mask = static_cast<uint8_t*>(mask.mutable_data_ptr());
+  check_status(cuda::run(plan, call.on.stream()), op);
   return {y, mask};
 }
 
@@ -156,25 +152,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act_backward_op(Tensor dy,
   args.forward = shared.args;
   call.on.check(mask, "mask");
   check_dtype(mask, ScalarType::Byte, op, "mask");
-  if (mask.numel() > 0) {
-    int64_t bytes = 0;
-    check_status(cuda::batch_norm_mask_bytes(call.shape, &bytes), op);
-    check(mask.dim() == 1 && mask.numel() == bytes && mask.is_contiguous(), op, "mask", "expected the ", bytes,
-          " contiguous bytes of batch_norm_act, got shape ", shape_of(mask));
-    args.forward.mask = static_cast<uint8_t*>(mask.mutable_data_ptr());  // read only
-  }
+  if (mask.numel() > 0) args.forward.mask = static_cast<uint8_t*>(mask.mutable_data_ptr());  // read only
   const Tensor dx = call.empty_like_x(), dweight = call.empty_vector(), dbias = call.empty_vector();
   const Tensor dresidual = need_residual ? call.empty_like_x() : call.on.empty({0}, x.scalar_type());
-  args.dy = kept.const_data_ptr();
-  args.dx = dx.mutable_data_ptr();
-  args.dresidual = need_residual ? dresidual.mutable_data_ptr() : nullptr;
-  args.dweight = written(dweight);
-  args.dbias = written(dbias);
+  args.grad_y = kept.const_data_ptr();
+  args.grad_x = dx.mutable_data_ptr();
+  args.grad_residual = need_residual ? dresidual.mutable_data_ptr() : nullptr;
+  args.grad_weight = written(dweight);
+  args.grad_bias = written(dbias);
   args.batch_statistics = training;
-  int64_t bytes = 0;
-  check_status(cuda::batch_norm_act_backward_workspace(args, &bytes), op);
-  const Tensor workspace = call.on.workspace(bytes);
-  check_status(cuda::batch_norm_act_backward(args, workspace.mutable_data_ptr(), bytes, call.on.stream()), op);
+  cuda::BatchNormActBackwardPlan plan;
+  check_status(cuda::make_plan(args, &plan), op);
+  check(mask.numel() == 0 || (mask.dim() == 1 && mask.numel() == plan.mask_bytes && mask.is_contiguous()), op, "mask",
+        "expected the ", plan.mask_bytes, " contiguous bytes of batch_norm_act, got shape ", shape_of(mask));
+  const Tensor workspace = call.on.workspace(plan.workspace_bytes);
+  check_status(cuda::run(plan, workspace.mutable_data_ptr(), call.on.stream()), op);
   return {dx, dresidual, dweight, dbias};
 }
 

@@ -61,8 +61,8 @@ inline DType to_cuda_float(ScalarType t, const char* op, const char* argument) {
 //   const OnDevice on(op, x, "x");
 //   on.check(weight, "weight");
 //   const Tensor out = on.empty({m, n}, x.scalar_type());
-//   const Tensor workspace = on.workspace(bytes);
-//   check_status(cuda::kernel(problem, workspace.mutable_data_ptr(), bytes, on.stream()), op);
+//   const Tensor workspace = on.workspace(plan.workspace_bytes);
+//   check_status(cuda::run(plan, workspace.mutable_data_ptr(), on.stream()), op);
 //
 // Nothing here waits for the device. Tensors that die at the op's end may be used by its kernels still: torch's
 // allocator gives their memory only to later work of the same stream.
@@ -107,7 +107,7 @@ class OnDevice {
   }
 
   // Uninitialised, aligned to 256 bytes at least (512 with torch's own allocator).
-  Tensor workspace(size_t bytes) const { return empty({static_cast<int64_t>(bytes)}, ScalarType::Byte); }
+  Tensor workspace(int64_t bytes) const { return empty({bytes}, ScalarType::Byte); }
 
  private:
   static int32_t checked_index(const char* op, const Tensor& t, const char* argument) {

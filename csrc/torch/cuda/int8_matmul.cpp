@@ -35,12 +35,12 @@ Tensor run(const char* op, const OnDevice& on, Int8Matmul p, const EpilogueArgum
     bias = torch::stable::contiguous(*e.bias);
     p.bias = static_cast<const float*>(bias.const_data_ptr());
   }
-  size_t bytes = 0;
-  check_status(cuda::int8_matmul_workspace(p, {}, &bytes), op);
+  cuda::Int8MatmulPlan plan;
+  check_status(cuda::make_plan(p, {}, &plan), op);
   const Tensor out = on.empty({p.m, p.n}, out_dtype);
-  const Tensor workspace = on.workspace(bytes);
-  p.out = out.mutable_data_ptr();
-  check_status(cuda::int8_matmul(p, {}, workspace.mutable_data_ptr(), bytes, on.stream()), op);
+  const Tensor workspace = on.workspace(plan.workspace_bytes);
+  plan.problem.out = out.mutable_data_ptr();
+  check_status(cuda::run(plan, workspace.mutable_data_ptr(), on.stream()), op);
   return out;
 }
 
@@ -120,10 +120,10 @@ std::tuple<Tensor, Tensor, Tensor> quantize(const Tensor& x, int64_t axis, bool 
   p.q = static_cast<int8_t*>(q.mutable_data_ptr());
   p.scale = static_cast<float*>(scale.mutable_data_ptr());
   p.zero_point = static_cast<int32_t*>(zero_point.mutable_data_ptr());
-  size_t bytes = 0;
-  check_status(cuda::quantize_int8_workspace(p, &bytes), op);
-  const Tensor workspace = on.workspace(bytes);
-  check_status(cuda::quantize_int8(p, workspace.mutable_data_ptr(), bytes, on.stream()), op);
+  cuda::QuantizeInt8Plan plan;
+  check_status(cuda::make_plan(p, &plan), op);
+  const Tensor workspace = on.workspace(plan.workspace_bytes);
+  check_status(cuda::run(plan, workspace.mutable_data_ptr(), on.stream()), op);
   return {q, scale, zero_point};
 }
 

@@ -20,23 +20,23 @@ struct Forward {
 };
 
 Forward run_forward(const Call& c, const void* packed, bool save) {
-  cuda::LstmForward call;
-  c.set_inputs(&call);
-  call.packed = packed;
-  int64_t elements = 0;
-  if (save) check_status(cuda::lstm_reserve_elements(c.shape, &elements), c.op);
-  Forward to{{}, c.empty(c.state_shape()), c.empty(c.state_shape()), c.empty({elements})};
-  if (elements) call.reserve = to.reserve.mutable_data_ptr();
+  cuda::LstmForward args;
+  c.set_inputs(&args);
+  args.packed = packed;
+  args.save = save;
+  cuda::LstmForwardPlan plan;
+  check_status(cuda::make_plan(args, &plan), c.op);
+  cuda::LstmForward& call = plan.call;
+  Forward to{{}, c.empty(c.state_shape()), c.empty(c.state_shape()), c.empty({plan.reserve_elements})};
+  call.reserve = to.reserve.mutable_data_ptr();
   if (!c.cell) {
     to.output = c.empty(c.sequence_shape(c.width()));
     call.output = c.output(*to.output);
   }
   call.h_n = to.h_n.mutable_data_ptr();
   call.c_n = to.c_n.mutable_data_ptr();
-  check_status(cuda::lstm_forward_workspace(call, &call.workspace_bytes), c.op);
-  const Tensor workspace = c.on.workspace(static_cast<size_t>(call.workspace_bytes));
-  call.workspace = workspace.mutable_data_ptr();
-  check_status(cuda::lstm_forward(call, c.on.stream()), c.op);
+  const Tensor workspace = c.on.workspace(plan.workspace_bytes);
+  check_status(cuda::run(plan, workspace.mutable_data_ptr(), c.on.stream()), c.op);
   return to;
 }
 

@@ -27,13 +27,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> run_backward(const Call& c, const Ma
   if (output) call.output = sequence(*output, "output");
 
   const Call::Gradients to = c.make_gradients(&call);
-  check_status(cuda::lstm_backward_workspace(call, &call.workspace_bytes), c.op);  // and checks the shape
-  const int64_t saved = cuda::lstm_reserve_output(c.shape, c.shape.layers - 1);    // behind which there is nothing
+  cuda::LstmBackwardPlan plan;
+  check_status(cuda::make_plan(call, &plan), c.op);
+  const int64_t saved = cuda::lstm_reserve_output(c.shape, c.shape.layers - 1);  // behind which there is nothing
   kept.push_back(dense(c.checked(given_reserve, c.dtype, {saved}, "reserve")));
-  call.reserve = kept.back().const_data_ptr();
-  const Tensor workspace = c.on.workspace(static_cast<size_t>(call.workspace_bytes));
-  call.workspace = workspace.mutable_data_ptr();
-  check_status(cuda::lstm_backward(call, c.on.stream()), c.op);
+  plan.call.reserve = kept.back().const_data_ptr();
+  const Tensor workspace = c.on.workspace(plan.workspace_bytes);
+  check_status(cuda::run(plan, workspace.mutable_data_ptr(), c.on.stream()), c.op);
   return {to.x, to.h0, to.c0, to.weights};
 }
 

@@ -22,75 +22,47 @@ def eager(spec: OpSpec) -> Callable[..., Any]:
     return _EAGER[spec.name]
 
 
-def _conv_bn_act(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    running_mean: torch.Tensor | None = None,
-    running_var: torch.Tensor | None = None,
-    bn_weight: torch.Tensor | None = None,
-    bn_bias: torch.Tensor | None = None,
-    *,
-    eps: float = 1e-5,
-    residual: torch.Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-    activation: str = "relu",
-    negative_slope: float = 0.01,
+def _finished(
+    z: torch.Tensor,
+    residual: Any,
+    activation: str,
+    slope: float,
+    out_dtype: torch.dtype | None = None,
+    scale: float = 1,
 ) -> torch.Tensor:
-    z = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    if running_mean is not None:
-        z = F.batch_norm(z, running_mean, running_var, bn_weight, bn_bias, eps=eps)
+    """``z``, which is ours to write, with what comes after a product: residual, activation, scale, cast."""
     if residual is not None:
         z += residual
-    return z.relu_() if activation == "relu" else apply_activation(z, activation, negative_slope)
+    z = z.relu_() if activation == "relu" else apply_activation(z, activation, slope)
+    z = z if scale == 1 else z.mul_(scale)
+    if out_dtype == torch.int8:
+        return z.round_().clamp_(-128, 127).to(torch.int8)
+    return z if out_dtype is None else z.to(out_dtype)
+
+
+def _conv_bn_act(
+    x: torch.Tensor, weight: torch.Tensor, bias: Any = None, running_mean: Any = None, running_var: Any = None,
+    bn_weight: Any = None, bn_bias: Any = None, *, eps: float = 1e-5, residual: Any = None, activation: str = "relu",
+    negative_slope: float = 0.01, **conv: Any,
+) -> torch.Tensor:  # fmt: skip
+    z = F.conv2d(x, weight, bias, **conv)
+    if running_mean is not None:
+        z = F.batch_norm(z, running_mean, running_var, bn_weight, bn_bias, eps=eps)
+    return _finished(z, residual, activation, negative_slope)
 
 
 def _batch_norm_act(
-    x: torch.Tensor,
-    running_mean: torch.Tensor | None = None,
-    running_var: torch.Tensor | None = None,
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    *,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    residual: torch.Tensor | None = None,
-    activation: str = "relu",
-    negative_slope: float = 0.01,
-) -> torch.Tensor:
-    z = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    if residual is not None:
-        z += residual
-    return z.relu_() if activation == "relu" else apply_activation(z, activation, negative_slope)
-
-
-def _lstm_cell(
-    x: torch.Tensor,
-    states: tuple[torch.Tensor, torch.Tensor],
-    w_ih: torch.Tensor,
-    w_hh: torch.Tensor,
-    b_ih: torch.Tensor | None = None,
-    b_hh: torch.Tensor | None = None,
-) -> Any:
-    return torch._VF.lstm_cell(x, states, w_ih, w_hh, b_ih, b_hh)
+    x: torch.Tensor, *vectors: Any, residual: Any = None, activation: str = "relu", negative_slope: float = 0.01,
+    **norm: Any,
+) -> torch.Tensor:  # fmt: skip
+    z = F.batch_norm(x, *(vectors or (None, None)), **norm)
+    return _finished(z, residual, activation, negative_slope)
 
 
 def _lstm(
-    x: torch.Tensor,
-    states: tuple[torch.Tensor, torch.Tensor],
-    weights: Any,
-    *,
-    num_layers: int = 1,
-    bidirectional: bool = False,
-    batch_first: bool = False,
-    dropout: float = 0.0,
-    training: bool = False,
-    batch_sizes: torch.Tensor | None = None,
-) -> Any:
+    x: torch.Tensor, states: Any, weights: Any, *, num_layers: int = 1, bidirectional: bool = False,
+    batch_first: bool = False, dropout: float = 0.0, training: bool = False, batch_sizes: torch.Tensor | None = None,
+) -> Any:  # fmt: skip
     bias = len(weights) == 4 * num_layers * (1 + bidirectional)
     rest = (list(weights), bias, num_layers, dropout, training, bidirectional)
     if batch_sizes is not None:
@@ -101,16 +73,9 @@ def _lstm(
 
 
 def _int8_matmul(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    *,
-    a_scale: torch.Tensor | None = None,
-    b_scale: torch.Tensor | None = None,
-    a_zero_point: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    activation: str = "none",
-    out_dtype: torch.dtype = torch.int32,
-) -> torch.Tensor:
+    a: torch.Tensor, b: torch.Tensor, *, a_scale: Any = None, b_scale: Any = None, a_zero_point: Any = None,
+    bias: Any = None, activation: str = "none", out_dtype: torch.dtype = torch.int32,
+) -> torch.Tensor:  # fmt: skip
     sums = torch._int_mm(a, b)
     if a_zero_point is not None:
         sums = sums - a_zero_point.reshape(-1, 1) * b.sum(0, dtype=torch.int32)
@@ -121,40 +86,21 @@ def _int8_matmul(
         z *= a_scale.reshape(-1, 1)
     if b_scale is not None:
         z *= b_scale
-    if bias is not None:
-        z += bias
-    z = z.relu_() if activation == "relu" else apply_activation(z, activation, 0.01)
-    return z.round_().clamp_(-128, 127).to(torch.int8) if out_dtype == torch.int8 else z.to(out_dtype)
+    return _finished(z, bias, activation, 0.01, out_dtype)
 
 
 def _int8_conv2d(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    *,
-    residual: torch.Tensor | None = None,
-    residual_scale: float = 1.0,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-    activation: str = "none",
-    negative_slope: float = 0.01,
-    out_scale: float = 1.0,
-    out_dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
-    z = F.conv2d(x.float(), weight.float(), None, stride, padding, dilation, groups)
-    if out_dtype == torch.int32:
-        return z.to(torch.int32)
+    x: torch.Tensor, weight: torch.Tensor, scale: Any = None, bias: Any = None, *, residual: Any = None,
+    residual_scale: float = 1, activation: str = "none", negative_slope: float = 0.01, out_scale: float = 1,
+    out_dtype: torch.dtype = torch.float32, **conv: Any,
+) -> torch.Tensor:  # fmt: skip
+    z = F.conv2d(x.float(), weight.float(), None, **conv)
     for vector, apply in ((scale, z.mul_), (bias, z.add_)):
         if vector is not None:
             apply(vector.reshape(-1, 1, 1))
     if residual is not None:
         z.add_(residual, alpha=residual_scale)
-    z = z.relu_() if activation == "relu" else apply_activation(z, activation, negative_slope)
-    z *= out_scale
-    return z.round_().clamp_(-128, 127).to(torch.int8) if out_dtype == torch.int8 else z.to(out_dtype)
+    return _finished(z, None, activation, negative_slope, out_dtype, out_scale)
 
 
 def _quantize_int8(x: torch.Tensor, *, axis: int | None = None, symmetric: bool = True) -> Any:
@@ -174,7 +120,7 @@ def _quantize_int8(x: torch.Tensor, *, axis: int | None = None, symmetric: bool 
 _EAGER: dict[str, Callable[..., Any]] = {
     "conv_bn_act": _conv_bn_act,
     "batch_norm_act": _batch_norm_act,
-    "lstm_cell": _lstm_cell,
+    "lstm_cell": torch.lstm_cell,
     "lstm": _lstm,
     "int8_matmul": _int8_matmul,
     "int8_matmul_scaled": _int8_matmul,

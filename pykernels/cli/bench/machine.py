@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from pykernels._measure import interleaved
 
 PACKAGES = ("torch", "pykernels", "onnxruntime", "openvino", "ncnn", "pnnx", "onnx", "onnxscript", "numpy")
 
@@ -110,11 +111,4 @@ def measure_peaks(seconds: float = 0.6) -> Peaks:
 
 def _best(call: Callable[[], Any], seconds: float) -> float:
     call()
-    best, end = float("inf"), time.perf_counter() + seconds
-    while True:
-        start = time.perf_counter()
-        call()
-        stop = time.perf_counter()
-        best = min(best, stop - start)
-        if stop >= end:
-            return best
+    return min(interleaved([call], seconds)[0])

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 
 import pykernels as pk
 from pykernels import _native
+from pykernels._measure import interleaved
 from pykernels.cli.bench.eager import eager
 from pykernels.cli.bench.machine import Peaks
 from pykernels.ops._check import compare, inputs_of
@@ -62,23 +62,11 @@ def _time(spec: OpSpec, sample: Sample, peaks: Peaks, seconds: float) -> Timing:
     args, kwargs = inputs_of(sample, torch.float32)
     plain = eager(spec)
     with torch.no_grad(), pk.backend("cpu"):
-        eager_ms, ours_ms = interleaved(
-            lambda: plain(*args, **kwargs), lambda: spec.function(*args, **kwargs), seconds=seconds
-        )
+        # One torch pool serves both, so they may share a process.
+        calls = [partial(plain, *args, **kwargs), partial(spec.function, *args, **kwargs)]
+        interleaved(calls, 0.0)
+        times = interleaved(calls, seconds, least=3)
+    eager_ms, ours_ms = (1e3 * statistics.median(t) for t in times)
     gflops, gbps = sample.flops / ours_ms / 1e6, sample.bytes / ours_ms / 1e6
     roof_ms = 1e3 * max(sample.flops / peaks.gflops, sample.bytes / peaks.gbps) / 1e9
     return Timing(spec.name, sample.name, outcome.error, eager_ms, ours_ms, gflops, gbps, roof_ms / ours_ms)
-
-
-def interleaved(*calls: Any, seconds: float) -> list[float]:
-    """Median milliseconds of each, called in turn: one torch pool serves both, so they may share a process."""
-    taken: list[list[float]] = [[] for _ in calls]
-    for call in calls:
-        call()
-    end = time.perf_counter() + seconds
-    while len(taken[0]) < 3 or time.perf_counter() < end:
-        for call, times in zip(calls, taken, strict=True):
-            start = time.perf_counter()
-            call()
-            times.append(1e3 * (time.perf_counter() - start))
-    return [statistics.median(times) for times in taken]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 import pykernels as pk
+from pykernels._measure import interleaved, relative_l2
 from pykernels.cli.demo.tasks import Task, logits
-from pykernels.ops._check import relative_l2
 
 #: The worst relative L2 error that is right: of float32 and of bfloat16 models.
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -76,18 +76,10 @@ def measure(task: Task, seconds: float, least: int, step: Callable[[str], None])
     for name, dtype, model in contenders:
         answers = [logits(model(batch)) for batch in task.batches]
         errors = [relative_l2(a, e) for a, e in zip(answers, expected, strict=True)]
-        rows.append(Row(name, dtype, max(errors, key=_rank)))
+        rows.append(Row(name, dtype, max(errors)))
     step("times")
     first = task.batches[0]
-    calls = [(row, model) for row, (_, _, model) in zip(rows, contenders, strict=True)]
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(rows[0].times) < least:
-        for row, model in calls:
-            start = time.perf_counter()
-            model(first)
-            row.times.append(time.perf_counter() - start)
+    calls = [partial(model, first) for _, _, model in contenders]
+    for row, times in zip(rows, interleaved(calls, seconds, least=least), strict=True):
+        row.times = times
     return Result(task, rows, ours.report())
-
-
-def _rank(error: float) -> float:
-    return float("inf") if error != error else error  # max() would pass over a NaN

@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 
-from pykernels.ops._activation import activation_code
-from pykernels.ops._arguments import check_number, check_tensor
+from pykernels.ops._arguments import check_tensor
 from pykernels.ops._autocast import autocast_dtype, cast
 from pykernels.ops._dispatch import choose, kernels
 from pykernels.ops.batch_norm_act import autograd as autograd
-from pykernels.ops.batch_norm_act.arguments import OP, check_call
+from pykernels.ops.batch_norm_act.arguments import OP, BatchNormCall, check_call
 from pykernels.ops.batch_norm_act.op import BATCH_NORM_ACT
-from pykernels.ops.batch_norm_act.reference import batch_norm_act_reference
+from pykernels.ops.batch_norm_act.reference import reference
 
 
 def batch_norm_act(
@@ -47,7 +46,7 @@ def batch_norm_act(
         momentum: The share of the batch in the running statistics.
         eps: Added to the variance.
         residual: Added before the activation; of ``x``'s shape and dtype.
-        activation: "none", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu" or "hardswish".
+        activation: One of `pykernels.ops.ACTIVATIONS`.
         negative_slope: leaky_relu's.
         backend: "auto", "cuda", "triton" or "reference"; None takes the `pykernels.backend` block's.
 
@@ -69,18 +68,14 @@ def batch_norm_act(
             channel. The message names it.
         RuntimeError: The backend asked for cannot run.
     """
-    code = activation_code(OP, activation)
-    check_number(OP, "negative_slope", negative_slope)
+    call = BatchNormCall.given(training, eps, activation, negative_slope)
     check_tensor(OP, "x", x)
     if autocast_dtype(x) is not None:
         residual = cast(x.dtype, residual)
-    check_call(x, residual, running_mean, running_var, weight, bias, training, momentum, eps)
+    check_call(x, residual, running_mean, running_var, weight, bias, momentum, call)
     where = choose(BATCH_NORM_ACT, x.device, x.dtype, backend)
     if where == "reference":
-        return batch_norm_act_reference(
-            x, running_mean, running_var, weight, bias, training=training, momentum=momentum, eps=eps,
-            residual=residual, activation=activation, negative_slope=negative_slope,
-        )  # fmt: skip
+        return reference(x, running_mean, running_var, weight, bias, residual, momentum, call)
     ops = kernels(where, BATCH_NORM_ACT)
     shape = x.shape
     x = _four(x)
@@ -94,7 +89,7 @@ def batch_norm_act(
         mean, var = running_mean.detach().float(), running_var.detach().float()
     weight = None if weight is None else weight.float()
     bias = None if bias is None else bias.float()
-    y, _ = ops.batch_norm_act(x, mean, var, weight, bias, residual, training, eps, code, negative_slope)
+    y, _ = ops.batch_norm_act(x, mean, var, weight, bias, residual, *call)
     return y if y.dim() == len(shape) else y.reshape(shape)
 
 

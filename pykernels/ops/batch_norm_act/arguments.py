@@ -1,11 +1,13 @@
-"""The arguments of batch_norm_act, checked and refused by name."""
+"""The arguments of batch_norm_act: checked here, refused by name, and passed on whole as `BatchNormCall`."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 
+from pykernels.ops._activation import activation_code
 from pykernels.ops._arguments import (
     check_at_least,
     check_floating,
@@ -20,6 +22,24 @@ from pykernels.ops._arguments import (
 OP = "batch_norm_act"
 
 
+class BatchNormCall(NamedTuple):
+    """What the kernels take besides tensors: the last arguments of ``torch.ops.pykernels.batch_norm_act``, in order."""
+
+    training: bool
+    eps: float
+    #: `activation_code`'s
+    activation: int
+    negative_slope: float
+
+    @classmethod
+    def given(
+        cls, training: bool = False, eps: float = 1e-5, activation: str = "relu", negative_slope: float = 0.01
+    ) -> BatchNormCall:
+        """From the public function's arguments, as far as they can be checked without a tensor."""
+        check_number(OP, "negative_slope", negative_slope)
+        return cls(training, eps, activation_code(OP, activation), negative_slope)
+
+
 def check_call(
     x: torch.Tensor,
     residual: torch.Tensor | None,
@@ -27,11 +47,11 @@ def check_call(
     running_var: torch.Tensor | None,
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
-    training: bool,
     momentum: float,
-    eps: float,
+    call: BatchNormCall,
 ) -> None:
     """Raises where the arguments do not go with the tensor ``x``, or not with each other."""
+    eps = call.eps
     check_number(OP, "momentum", momentum)
     check_floating(OP, "x", x)
     if x.dim() < 2:
@@ -46,7 +66,7 @@ def check_call(
     check_vector(OP, "bias", bias, channels, x)
     check_given(OP, "running_mean", running_mean, "running_var", running_var)
     check_given(OP, "running_var", running_var, "running_mean", running_mean)
-    if not training:
+    if not call.training:
         if running_mean is None:
             fail(ValueError, OP, "running_mean", "a tensor where training is False", None)
         check_at_least(OP, "eps", eps, 0)

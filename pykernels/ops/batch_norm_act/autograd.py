@@ -19,6 +19,7 @@ from torch._prims_common import suggest_memory_format
 
 from pykernels import _native
 from pykernels.ops._activation import ACTIVATIONS, activation_backward, apply_activation, is_signed, output_tells
+from pykernels.ops.batch_norm_act.arguments import BatchNormCall
 
 _DIMS = (0, 2, 3)
 
@@ -49,13 +50,13 @@ def _affine(xhat: torch.Tensor, weight: Any, bias: Any, residual: Any) -> torch.
 
 
 def _gradients(
-    dz: torch.Tensor, xhat: torch.Tensor, var: torch.Tensor, weight: Any, training: bool, eps: float
+    dz: torch.Tensor, xhat: torch.Tensor, var: torch.Tensor, weight: Any, call: BatchNormCall
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     dbias, dweight = dz.sum(_DIMS), (dz * xhat).sum(_DIMS)
-    scale = torch.rsqrt(var + eps)
+    scale = torch.rsqrt(var + call.eps)
     scale = scale if weight is None else scale * weight
     inner = dz
-    if training:
+    if call.training:
         m = max(xhat.shape[0] * xhat.shape[2] * xhat.shape[3], 1)
         inner = dz - _channels(dbias / m) - xhat * _channels(dweight / m)
     return inner * _channels(scale), dweight, dbias
@@ -84,12 +85,12 @@ def _rows(t: torch.Tensor, last: bool) -> torch.Tensor:
 
 
 def _act_on_cpu(
-    x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, weight: Any, bias: Any, residual: Any, training: bool,
-    eps: float, code: int, slope: float,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    activation, format = ACTIVATIONS[code], suggest_memory_format(x)
-    z = _affine(_normalised(x.to(_wide(x.dtype)), mean, var, eps), weight, bias, residual)
-    y = apply_activation(z, activation, slope).to(x.dtype).contiguous(memory_format=format)
+    x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, weight: Any, bias: Any, residual: Any, *rest: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    call = BatchNormCall(*rest)
+    activation, format = ACTIVATIONS[call.activation], suggest_memory_format(x)
+    z = _affine(_normalised(x.to(_wide(x.dtype)), mean, var, call.eps), weight, bias, residual)
+    y = apply_activation(z, activation, call.negative_slope).to(x.dtype).contiguous(memory_format=format)
     mask = x.new_empty(0, dtype=torch.uint8)
     if _has_mask(activation, residual):
         bits = _rows(~(z <= 0), format == torch.channels_last).to(torch.uint8).unflatten(1, (-1, 8))
@@ -99,10 +100,11 @@ def _act_on_cpu(
 
 def _backward_on_cpu(
     dy: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, weight: Any, bias: Any, residual: Any,
-    mask: torch.Tensor, training: bool, eps: float, code: int, slope: float, need_residual: bool,
+    mask: torch.Tensor, *rest: Any,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    activation, format = ACTIVATIONS[code], suggest_memory_format(x)
-    xhat = _normalised(x.to(_wide(x.dtype)), mean, var, eps)
+    call, need_residual = BatchNormCall(*rest[:-1]), rest[-1]
+    activation, slope, format = ACTIVATIONS[call.activation], call.negative_slope, suggest_memory_format(x)
+    xhat = _normalised(x.to(_wide(x.dtype)), mean, var, call.eps)
     if mask.numel():
         n, c, h, w = x.shape
         last = format == torch.channels_last
@@ -116,7 +118,7 @@ def _backward_on_cpu(
         z = _affine(xhat, weight, bias, residual)
     y = apply_activation(z, activation, slope) if output_tells(activation, slope) else None
     dz = activation_backward(dy.to(xhat.dtype), activation, slope, y, lambda: z)
-    dx, dweight, dbias = _gradients(dz, xhat, var, weight, training, eps)
+    dx, dweight, dbias = _gradients(dz, xhat, var, weight, call)
     dresidual = dz.to(x.dtype, copy=True).contiguous(memory_format=format) if need_residual else x.new_empty(0)
     return dx.to(x.dtype).contiguous(memory_format=format), dresidual, dweight, dbias
 
@@ -132,12 +134,9 @@ def _fake_statistics(x: torch.Tensor, running_mean: Any, running_var: Any, momen
     return tuple(x.new_empty(x.shape[1], dtype=_wide(x.dtype)) for _ in range(2))
 
 
-def _fake_act(
-    x: torch.Tensor, mean: Any, var: Any, weight: Any, bias: Any, residual: Any, training: Any, eps: Any, code: int,
-    slope: Any,
-) -> Any:  # fmt: skip
+def _fake_act(x: torch.Tensor, mean: Any, var: Any, weight: Any, bias: Any, residual: Any, *rest: Any) -> Any:
     size: Any = 0
-    if _has_mask(ACTIVATIONS[code], residual):
+    if _has_mask(ACTIVATIONS[BatchNormCall(*rest).activation], residual):
         n, c, h, w = x.shape
         last = suggest_memory_format(x) == torch.channels_last
         rows, inner = (n * h * w, c) if last else (n * c, h * w)
@@ -154,13 +153,14 @@ def _fake_backward(dy: Any, x: torch.Tensor, *rest: Any) -> Any:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, mean, var, weight, bias, residual, *ctx.options = inputs
+    x, mean, var, weight, bias, residual, *rest = inputs
     y, mask = output
-    activation, slope = ACTIVATIONS[ctx.options[2]], ctx.options[3]
+    call = ctx.call = BatchNormCall(*rest)
+    activation = ACTIVATIONS[call.activation]
     ctx.mark_non_differentiable(mask)
     ctx.set_materialize_grads(False)
     # y is alive anyway where a convolution follows. It is for the second derivative; the first one takes the mask.
-    tells = output_tells(activation, slope)
+    tells = output_tells(activation, call.negative_slope)
     needs_residual = activation != "none" and not (_has_mask(activation, residual) and tells)
     ctx.save_for_backward(x, mean, var, weight, bias, residual if needs_residual else None, mask, y if tells else None)
 
@@ -170,15 +170,14 @@ def backward_by(op: Callable[[], Any]) -> Callable[..., tuple[Any, ...]]:
 
     def backward(ctx: Any, dy: torch.Tensor | None, _: Any) -> tuple[Any, ...]:
         if dy is None:
-            return (None,) * 10
+            return (None,) * (6 + len(ctx.call))
         x, mean, var, weight, bias, residual, mask, y = ctx.saved_tensors
-        activation = ACTIVATIONS[ctx.options[2]]
         need_x, _, _, need_weight, need_bias, need_residual = ctx.needs_input_grad[:6]
         if torch.is_grad_enabled():
-            dx, dresidual, dweight, dbias = _differentiable(dy, x, mean, var, weight, bias, residual, y, ctx.options)
+            dx, dresidual, dweight, dbias = _differentiable(dy, x, mean, var, weight, bias, residual, y, ctx.call)
         else:
-            separate = need_residual and activation != "none"
-            dx, dresidual, dweight, dbias = op()(dy, x, mean, var, weight, bias, residual, mask, *ctx.options, separate)
+            separate = need_residual and ACTIVATIONS[ctx.call.activation] != "none"
+            dx, dresidual, dweight, dbias = op()(dy, x, mean, var, weight, bias, residual, mask, *ctx.call, separate)
             if need_residual and not separate:
                 dresidual = dy
         return (
@@ -188,7 +187,7 @@ def backward_by(op: Callable[[], Any]) -> Callable[..., tuple[Any, ...]]:
             dweight if need_weight else None,
             dbias if need_bias else None,
             dresidual if need_residual else None,
-            *[None] * 4,
+            *[None] * len(ctx.call),
         )
 
     return backward
@@ -196,18 +195,17 @@ def backward_by(op: Callable[[], Any]) -> Callable[..., tuple[Any, ...]]:
 
 def _differentiable(
     dy: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, weight: Any, bias: Any, residual: Any,
-    y: Any, options: Any,
+    y: Any, call: BatchNormCall,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    training, eps, code, slope = options
     wide = x.to(_wide(x.dtype))
-    if training:  # as functions of x
+    if call.training:  # as functions of x
         var, mean = torch.var_mean(wide, _DIMS, correction=0)
-    xhat = _normalised(wide, mean, var, eps)
+    xhat = _normalised(wide, mean, var, call.eps)
     dz = activation_backward(
-        dy.to(wide.dtype), ACTIVATIONS[code], slope, None if y is None else y.to(wide.dtype),
+        dy.to(wide.dtype), ACTIVATIONS[call.activation], call.negative_slope, None if y is None else y.to(wide.dtype),
         lambda: _affine(xhat, weight, bias, residual),
     )  # fmt: skip
-    dx, dweight, dbias = _gradients(dz, xhat, var, weight, training, eps)
+    dx, dweight, dbias = _gradients(dz, xhat, var, weight, call)
     return dx.to(x.dtype), dz.to(x.dtype), dweight, dbias
 
 

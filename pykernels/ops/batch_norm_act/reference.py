@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
-from pykernels.ops._activation import apply_activation
+from pykernels.ops._activation import ACTIVATIONS, apply_activation
+from pykernels.ops.batch_norm_act.arguments import BatchNormCall
 
 
 def batch_norm_act_reference(
@@ -15,14 +18,26 @@ def batch_norm_act_reference(
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     *,
-    training: bool = False,
     momentum: float = 0.1,
-    eps: float = 1e-5,
     residual: torch.Tensor | None = None,
-    activation: str = "relu",
-    negative_slope: float = 0.01,
+    **options: Any,
 ) -> torch.Tensor:
-    """`pykernels.ops.batch_norm_act` on any device and floating dtype, differentiable any number of times.
+    """`pykernels.ops.batch_norm_act` on any device and floating dtype; ``options`` are `BatchNormCall.given`'s."""
+    call = BatchNormCall.given(**options)
+    return reference(x, running_mean, running_var, weight, bias, residual, momentum, call)
+
+
+def reference(
+    x: torch.Tensor,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    momentum: float,
+    call: BatchNormCall,
+) -> torch.Tensor:
+    """The same of arguments that have been checked. Differentiable any number of times.
 
     Computed in float32 at least; the running statistics are updated in place whatever their dtype.
     """
@@ -32,12 +47,12 @@ def batch_norm_act_reference(
         return None if t is None else t.to(accumulate)
 
     mean, var = wide(running_mean), wide(running_var)
-    z = F.batch_norm(x.to(accumulate), mean, var, wide(weight), wide(bias), training, momentum, eps)
-    if training:
+    z = F.batch_norm(x.to(accumulate), mean, var, wide(weight), wide(bias), call.training, momentum, call.eps)
+    if call.training:
         with torch.no_grad():
             for given, updated in ((running_mean, mean), (running_var, var)):
                 if given is not None and updated is not None and given is not updated:
                     given.copy_(updated)
     if residual is not None:
         z = z + residual.to(accumulate)
-    return apply_activation(z, activation, negative_slope).to(x.dtype)
+    return apply_activation(z, ACTIVATIONS[call.activation], call.negative_slope).to(x.dtype)

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from pykernels.ops._activation import activation_code
-from pykernels.ops._arguments import check_number
 from pykernels.ops._autocast import autocast_dtype, cast
 from pykernels.ops._dispatch import choose, kernels
 from pykernels.ops.conv_bn_act import autograd as autograd
-from pykernels.ops.conv_bn_act.arguments import OP, check_call, check_channels, tf32_allowed, with_channels
+from pykernels.ops.conv_bn_act.arguments import BatchNorm, check_batch_norm, conv_call, with_channels
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
-from pykernels.ops.conv_bn_act.reference import conv_bn_act_reference
+from pykernels.ops.conv_bn_act.reference import reference
 
 __all__ = ["conv_bn_act", "fold_batch_norm"]
 
@@ -59,7 +57,7 @@ def conv_bn_act(
         padding: One int, (vertical, horizontal), ``"valid"``, or ``"same"`` (stride 1 only).
         dilation: One int or (vertical, horizontal).
         groups: Divides C and K.
-        activation: "none", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu" or "hardswish".
+        activation: One of `pykernels.ops.ACTIVATIONS`.
         negative_slope: leaky_relu's.
         backend: "auto", "cpu", "cuda", "triton" or "reference"; None takes the `pykernels.backend` block's.
 
@@ -83,27 +81,20 @@ def conv_bn_act(
         ValueError: A shape, a device, the geometry, ``activation`` or ``backend`` is wrong. The message names it.
         RuntimeError: The backend asked for cannot run.
     """
-    code = activation_code(OP, activation)
-    check_number(OP, "negative_slope", negative_slope)
-    g = check_call(x, weight, residual, stride, padding, dilation, groups)
-    check_channels(x, weight.shape[0], bias, running_mean, running_var, bn_weight, bn_bias, eps)
+    call = conv_call(x, weight, residual, stride, padding, dilation, groups, activation, negative_slope)
+    norm = BatchNorm(bias, running_mean, running_var, bn_weight, bn_bias, eps)
+    check_batch_norm(x, weight.shape[0], norm)
     x, weight, residual = cast(autocast_dtype(x), (x, weight, residual))
     x, weight = with_channels(x, weight, groups)
     where = choose(CONV_BN_ACT, x.device, x.dtype, backend)
     if where == "reference":
-        return conv_bn_act_reference(
-            x, weight, bias, running_mean, running_var, bn_weight, bn_bias, eps=eps, residual=residual, stride=stride,
-            padding=padding, dilation=dilation, groups=groups, activation=activation, negative_slope=negative_slope,
-        )  # fmt: skip
-    scale, shift = fold_batch_norm(bias, running_mean, running_var, bn_weight, bn_bias, eps)
+        return reference(x, weight, norm, residual, call)
+    scale, shift = fold_batch_norm(*norm)
     unbatched = x.dim() == 3
     if unbatched:
         x = x[None]
         residual = None if residual is None else residual[None]
-    y = kernels(where, CONV_BN_ACT).conv_bn_act(
-        x, weight, scale, shift, residual, g.stride, g.padding, g.dilation, g.groups, code, negative_slope,
-        tf32_allowed(x.device),
-    )  # fmt: skip
+    y = kernels(where, CONV_BN_ACT).conv_bn_act(x, weight, scale, shift, residual, *call.flat())
     return y[0] if unbatched else y
 
 

@@ -1,4 +1,8 @@
-"""The arguments of conv_bn_act: torch's geometry made plain, and every argument checked and refused by name."""
+"""The arguments of conv_bn_act, once: made plain and checked here, refused by name, and passed on whole from here.
+
+What is no tensor goes as one `ConvCall` to the reference, to autograd, to the shapes and to Triton's launches, and what
+the convolution is folded with as one `BatchNorm`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from pykernels.ops._activation import activation_code
 from pykernels.ops._arguments import (
     check_at_least,
     check_floating,
@@ -39,6 +44,39 @@ class Geometry(NamedTuple):
     def of(cls, stride: Any, padding: Any, dilation: Any, groups: int) -> Geometry:
         """From an op's arguments, which come as lists."""
         return cls(tuple(stride), tuple(padding), tuple(dilation), groups)
+
+
+class ConvCall(NamedTuple):
+    """What the kernels take besides tensors.
+
+    ``torch.ops.pykernels.conv_bn_act`` takes it `flat`, last; `of` makes it of that again.
+    """
+
+    geometry: Geometry
+    #: `activation_code`'s
+    activation: int
+    negative_slope: float
+    tf32: bool = False
+
+    @classmethod
+    def of(cls, *flat: Any) -> ConvCall:
+        """From the op's arguments behind its tensors."""
+        return cls(Geometry.of(*flat[:4]), *flat[4:])
+
+    def flat(self) -> tuple[Any, ...]:
+        """In the order of the op's schema."""
+        return *self.geometry, *self[1:]
+
+
+class BatchNorm(NamedTuple):
+    """What is folded into the convolution: vectors (K,), and the batch norm's eps."""
+
+    bias: torch.Tensor | None = None
+    running_mean: torch.Tensor | None = None
+    running_var: torch.Tensor | None = None
+    weight: torch.Tensor | None = None
+    shift: torch.Tensor | None = None
+    eps: float = 1e-5
 
 
 def geometry(
@@ -96,6 +134,14 @@ def packed_shape(weight: Sequence[int], element: int, groups: int) -> tuple[int,
     return k, -(-r * s * c // each) * each
 
 
+def padded(x: torch.Tensor, g: Geometry) -> tuple[torch.Tensor, tuple[int, int]]:
+    """``x`` and the padding that is left to torch's convolutions, which know no other than a symmetric one."""
+    top, left, bottom, right = g.padding
+    if (top, left) == (bottom, right):
+        return x, (top, left)
+    return F.pad(x, (left, right, top, bottom)), (0, 0)
+
+
 def tf32_allowed(device: torch.device) -> bool:
     """May float32 factors be rounded to tf32 there? As `torch.set_float32_matmul_precision` says; on a CPU never."""
     return device.type == "cuda" and _below_highest()
@@ -134,63 +180,58 @@ def check_convolution(
     if weight.dim() != 4:
         fail(ValueError, op, "weight", "(K, C/groups, R, S)", f"shape {tuple(weight.shape)}")
     k, c, r, s = weight.shape
-    height, width = x.shape[-2:]
+    *batch, channels, height, width = x.shape
     g = geometry((r, s), stride, padding, dilation, groups, op)
     if k == 0 or r == 0 or s == 0:
         fail(ValueError, op, "weight", "K, R and S of at least 1", f"shape {tuple(weight.shape)}")
     if k % groups:
         fail(ValueError, op, "weight", f"K divisible by groups = {groups}", f"K = {k}")
-    if c * groups != x.shape[-3]:
+    if c * groups != channels:
         expected = f"{c * groups} channels (weight {tuple(weight.shape)}, groups = {groups})"
-        fail(ValueError, op, "x", expected, f"{x.shape[-3]} in shape {tuple(x.shape)}")
+        fail(ValueError, op, "x", expected, f"{channels} in shape {tuple(x.shape)}")
     if height == 0 or width == 0:
         fail(ValueError, op, "x", "H and W of at least 1", f"shape {tuple(x.shape)}")
-    return g, (*x.shape[:-3], k, *output_size(height, width, (r, s), g, op))
+    return g, (*batch, k, *output_size(height, width, (r, s), g, op))
 
 
-def check_call(
+def conv_call(
     x: torch.Tensor,
     weight: torch.Tensor,
     residual: torch.Tensor | None,
-    stride: int | Sequence[int],
-    padding: int | Sequence[int] | str,
-    dilation: int | Sequence[int],
-    groups: int,
-) -> Geometry:
-    """The geometry of the call; raises where ``x``, ``weight``, ``residual`` and it do not go together."""
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    activation: str = "relu",
+    negative_slope: float = 0.01,
+) -> ConvCall:
+    """The call, checked; raises where ``x``, ``weight``, ``residual`` and the rest do not go together."""
+    code = activation_code(OP, activation)
+    check_number(OP, "negative_slope", negative_slope)
     check_tensor(OP, "x", x)
-    check_tensor(OP, "weight", weight)
     check_floating(OP, "x", x)
-    g, shape = check_convolution(OP, x, weight, stride, padding, dilation, groups)
     any_float = autocast_dtype(x) is not None  # it makes them one dtype, as it does for F.conv2d
     check_like(OP, "weight", weight, x, any_float=any_float)
+    g, shape = check_convolution(OP, x, weight, stride, padding, dilation, groups)
     if residual is not None:
         check_like(OP, "residual", residual, x, any_float=any_float)
         check_shape(OP, "residual", residual, shape, "the output's shape")
-    return g
+    return ConvCall(g, code, negative_slope, tf32_allowed(x.device))
 
 
-def check_channels(
-    x: torch.Tensor,
-    k: int,
-    bias: torch.Tensor | None,
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
-    bn_weight: torch.Tensor | None,
-    bn_bias: torch.Tensor | None,
-    eps: float,
-) -> None:
+def check_batch_norm(x: torch.Tensor, k: int, norm: BatchNorm) -> None:
     """Raises where a vector of length ``k`` is not one, or is there without its fellows."""
+    bias, mean, var, weight, shift, eps = norm
     check_vector(OP, "bias", bias, k, x)
-    check_vector(OP, "running_mean", running_mean, k, x)
-    check_vector(OP, "running_var", running_var, k, x)
-    check_vector(OP, "bn_weight", bn_weight, k, x)
-    check_vector(OP, "bn_bias", bn_bias, k, x)
-    if running_mean is None or running_var is None:
+    check_vector(OP, "running_mean", mean, k, x)
+    check_vector(OP, "running_var", var, k, x)
+    check_vector(OP, "bn_weight", weight, k, x)
+    check_vector(OP, "bn_bias", shift, k, x)
+    if mean is None or var is None:
         check_number(OP, "eps", eps)
-        check_given(OP, "running_var", running_var, "running_mean", running_mean)
-        check_given(OP, "running_mean", running_mean, "running_var", running_var)
-        check_given(OP, "running_mean", running_mean, "bn_weight", bn_weight)
-        check_given(OP, "running_mean", running_mean, "bn_bias", bn_bias)
+        check_given(OP, "running_var", var, "running_mean", mean)
+        check_given(OP, "running_mean", mean, "running_var", var)
+        check_given(OP, "running_mean", mean, "bn_weight", weight)
+        check_given(OP, "running_mean", mean, "bn_bias", shift)
     else:
         check_at_least(OP, "eps", eps, 0)

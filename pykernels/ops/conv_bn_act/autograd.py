@@ -15,13 +15,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch._prims_common import suggest_memory_format
 
 from pykernels import _native
 from pykernels.ops._activation import ACTIVATIONS, activation_backward, output_tells
 from pykernels.ops._autocast import register_autocast
-from pykernels.ops.conv_bn_act.arguments import Geometry, output_size, packed_shape
+from pykernels.ops.conv_bn_act.arguments import ConvCall, Geometry, output_size, packed_shape, padded
 
 aten = torch.ops.aten
 
@@ -29,27 +28,22 @@ aten = torch.ops.aten
 def _convolution_backward(
     gz: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, g: Geometry, need_x: bool, need_weight: bool
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    top, left, bottom, right = g.padding
-    height, width = x.shape[2:]
-    asymmetric = (top, left) != (bottom, right)
-    if asymmetric:
-        x = F.pad(x, (left, right, top, bottom))
-    padding = (0, 0) if asymmetric else (top, left)
+    whole, padding = padded(x, g)
     dx, dw, _ = aten.convolution_backward(
-        gz, x, weight, None, g.stride, padding, g.dilation, False, (0, 0), g.groups, (need_x, need_weight, False)
+        gz, whole, weight, None, g.stride, padding, g.dilation, False, (0, 0), g.groups, (need_x, need_weight, False)
     )
-    if need_x and asymmetric:
+    if need_x and whole is not x:
+        (top, left, *_), (height, width) = g.padding, x.shape[2:]
         dx = dx[:, :, top : top + height, left : left + width]
     return dx if need_x else None, dw if need_weight else None
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     """What the backward keeps: the output, where it tells the activation's slope, else what it is computed from."""
-    x, weight, scale, shift, residual, stride, padding, dilation, groups, code, slope, tf32 = inputs
-    ctx.geometry = Geometry.of(stride, padding, dilation, groups)
-    ctx.code, ctx.slope, ctx.tf32 = code, slope, tf32
-    activation = ACTIVATIONS[code]
-    from_output = output_tells(activation, slope)
+    x, weight, scale, shift, residual, *flat = inputs
+    ctx.call = ConvCall.of(*flat)
+    activation = ACTIVATIONS[ctx.call.activation]
+    from_output = output_tells(activation, ctx.call.negative_slope)
     again = activation != "none" and not from_output
     ctx.save_for_backward(
         x, weight, scale, output if from_output else None, shift if again else None, residual if again else None
@@ -61,40 +55,41 @@ def backward_with(convolve: Callable[..., torch.Tensor]) -> Callable[..., tuple[
 
     def backward(ctx: Any, gy: torch.Tensor) -> tuple[Any, ...]:
         x, weight, scale, y, shift, residual = ctx.saved_tensors
-        g: Geometry = ctx.geometry
+        call: ConvCall = ctx.call
         need_x, need_weight, need_scale, need_shift, need_residual = ctx.needs_input_grad[:5]
 
         def pre_activation() -> torch.Tensor:
-            return convolve(x, weight, scale, shift, residual, *g, 0, 0.0, ctx.tf32)
+            return convolve(x, weight, scale, shift, residual, *call._replace(activation=0).flat())
 
-        gz = activation_backward(gy, ACTIVATIONS[ctx.code], ctx.slope, y, pre_activation)
+        gz = activation_backward(gy, ACTIVATIONS[call.activation], call.negative_slope, y, pre_activation)
         dx = dw = dscale = dshift = None
         if need_x or need_weight or need_scale:
             scaled = weight if scale is None else (weight * scale[:, None, None, None]).to(weight.dtype)
-            dx, dw = _convolution_backward(gz, x, scaled, g, need_x, need_weight or need_scale)
+            dx, dw = _convolution_backward(gz, x, scaled, call.geometry, need_x, need_weight or need_scale)
             if need_scale:
                 dscale = (weight.float() * dw).sum((1, 2, 3))
             if scale is not None and dw is not None:
                 dw = (dw * scale[:, None, None, None]).to(weight.dtype)
         if need_shift:
             dshift = gz.sum((0, 2, 3), dtype=torch.float32)
-        return (dx, dw if need_weight else None, dscale, dshift, gz if need_residual else None, *[None] * 7)
+        found = dx, dw if need_weight else None, dscale, dshift, gz if need_residual else None
+        return *found, *[None] * len(call.flat())
 
     return backward
 
 
-def _fake(x: Any, weight: Any, scale: Any, shift: Any, residual: Any, *geometry: Any) -> torch.Tensor:
-    return _fake_output(x, weight.shape, geometry)
+def _fake(x: Any, weight: Any, scale: Any, shift: Any, residual: Any, *flat: Any) -> torch.Tensor:
+    return _fake_output(x, weight.shape, ConvCall.of(*flat).geometry)
 
 
 def _fake_packed(
-    x: Any, packed: Any, weight_shape: Any, scale: Any, shift: Any, residual: Any, *geometry: Any
+    x: Any, packed: Any, weight_shape: Any, scale: Any, shift: Any, residual: Any, *flat: Any
 ) -> torch.Tensor:
-    return _fake_output(x, weight_shape, geometry)
+    return _fake_output(x, weight_shape, ConvCall.of(*flat).geometry)
 
 
-def _fake_output(x: torch.Tensor, weight_shape: Any, geometry: tuple[Any, ...]) -> torch.Tensor:
-    p, q = output_size(x.shape[2], x.shape[3], weight_shape[2:], Geometry.of(*geometry[:4]))
+def _fake_output(x: torch.Tensor, weight_shape: Any, g: Geometry) -> torch.Tensor:
+    p, q = output_size(x.shape[2], x.shape[3], weight_shape[2:], g)
     return x.new_empty((x.shape[0], weight_shape[0], p, q)).to(memory_format=suggest_memory_format(x))
 
 

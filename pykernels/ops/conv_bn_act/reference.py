@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from pykernels.ops._activation import apply_activation
-from pykernels.ops.conv_bn_act.arguments import geometry, with_channels
+from pykernels.ops._activation import ACTIVATIONS, apply_activation
+from pykernels.ops.conv_bn_act.arguments import BatchNorm, ConvCall, conv_call, padded, with_channels
 
 
 def conv_bn_act_reference(
@@ -22,37 +22,39 @@ def conv_bn_act_reference(
     *,
     eps: float = 1e-5,
     residual: torch.Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    activation: str = "relu",
-    negative_slope: float = 0.01,
+    **options: Any,
 ) -> torch.Tensor:
-    """`pykernels.ops.conv_bn_act` on any device and floating dtype, differentiable any number of times.
+    """`pykernels.ops.conv_bn_act` on any device and floating dtype; ``options`` are those of `conv_call`."""
+    call = conv_call(x, weight, residual, **options)
+    norm = BatchNorm(bias, running_mean, running_var, bn_weight, bn_bias, eps)
+    return reference(*with_channels(x, weight, call.geometry.groups), norm, residual, call)
 
-    The geometry, but for "same", is left to `F.conv2d`. The rest is computed in float32 at least, and written out
-    rather than by `F.batch_norm`, so that gradients reach the running statistics too.
+
+def reference(
+    x: torch.Tensor, weight: torch.Tensor, norm: BatchNorm, residual: torch.Tensor | None, call: ConvCall
+) -> torch.Tensor:
+    """The same of arguments that have been checked, and have channels. Differentiable any number of times.
+
+    Computed in float32 at least behind the convolution, and written out rather than by `F.batch_norm`, so that
+    gradients reach the running statistics too.
     """
-    x, weight = with_channels(x, weight, groups)
-    if padding == "same":  # F.conv2d warns where the padding is asymmetric
-        top, left, bottom, right = geometry(weight.shape[2:], stride, padding, dilation, groups).padding
-        x, padding = F.pad(x, (left, right, top, bottom)), 0
-    z = F.conv2d(x, weight, None, stride, padding, dilation, groups)
+    g = call.geometry
+    x, padding = padded(x, g)
+    z = F.conv2d(x, weight, None, g.stride, padding, g.dilation, g.groups)
     accumulate = torch.promote_types(z.dtype, torch.float32)
     z = z.to(accumulate)
 
     def per_channel(t: torch.Tensor) -> torch.Tensor:
         return t.to(accumulate)[:, None, None]
 
-    if bias is not None:
-        z = z + per_channel(bias)
-    if running_mean is not None and running_var is not None:
-        z = (z - per_channel(running_mean)) * per_channel(torch.rsqrt(running_var.to(accumulate) + eps))
-        if bn_weight is not None:
-            z = z * per_channel(bn_weight)
-        if bn_bias is not None:
-            z = z + per_channel(bn_bias)
+    if norm.bias is not None:
+        z = z + per_channel(norm.bias)
+    if norm.running_mean is not None and norm.running_var is not None:
+        z = (z - per_channel(norm.running_mean)) * per_channel(torch.rsqrt(norm.running_var.to(accumulate) + norm.eps))
+        if norm.weight is not None:
+            z = z * per_channel(norm.weight)
+        if norm.shift is not None:
+            z = z + per_channel(norm.shift)
     if residual is not None:
         z = z + residual.to(accumulate)
-    return apply_activation(z, activation, negative_slope).to(x.dtype)
+    return apply_activation(z, ACTIVATIONS[call.activation], call.negative_slope).to(x.dtype)

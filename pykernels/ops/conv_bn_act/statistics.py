@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch._prims_common import suggest_memory_format
 
 from pykernels import _native
-from pykernels.ops._activation import activation_code
 from pykernels.ops._autocast import autocast_dtype, cast
 from pykernels.ops._dispatch import choose, kernels
+from pykernels.ops.batch_norm_act.arguments import BatchNormCall
 from pykernels.ops.batch_norm_act.arguments import check_call as check_batch_norm
-from pykernels.ops.conv_bn_act.arguments import OP, Geometry, check_call, tf32_allowed, with_channels
+from pykernels.ops.conv_bn_act.arguments import Geometry, conv_call, padded, with_channels
 from pykernels.ops.conv_bn_act.autograd import _convolution_backward, _fake_output
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 
@@ -48,13 +48,13 @@ def conv_batch_norm_act(
     and one pass over its output. ``x`` is (N, C, H, W); the other arguments are `conv_bn_act`'s and `batch_norm_act`'s,
     the running statistics those to update.
     """
-    code = activation_code(OP, activation)
-    g = check_call(x, conv_weight, residual, stride, padding, dilation, groups)
+    call = conv_call(x, conv_weight, residual, stride, padding, dilation, groups, activation, negative_slope)
     x, conv_weight, residual = cast(autocast_dtype(x), (x, conv_weight, residual))
     x, conv_weight = with_channels(x, conv_weight, groups)
     ops = kernels(choose(CONV_BN_ACT, x.device, x.dtype), CONV_BN_ACT)
-    z, mean, var = ops.conv_statistics(x, conv_weight, _wide(conv_bias), *g, tf32_allowed(x.device))
-    check_batch_norm(z, residual, running_mean, running_var, weight, bias, True, momentum, eps)
+    z, mean, var = ops.conv_statistics(x, conv_weight, _wide(conv_bias), *call.geometry, call.tf32)
+    rest = BatchNormCall(True, eps, call.activation, call.negative_slope)
+    check_batch_norm(z, residual, running_mean, running_var, weight, bias, momentum, rest)
     values = z.shape[0] * z.shape[2] * z.shape[3]
     if values > 0:
         with torch.no_grad():  # as F.batch_norm moves them
@@ -62,7 +62,7 @@ def conv_batch_norm_act(
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             if running_var is not None:
                 running_var.lerp_((var * (values / (values - 1))).to(running_var.dtype), momentum)
-    y, _ = ops.batch_norm_act(z, mean, var, _wide(weight), _wide(bias), residual, True, eps, code, negative_slope)
+    y, _ = ops.batch_norm_act(z, mean, var, _wide(weight), _wide(bias), residual, *rest)
     return y
 
 
@@ -71,12 +71,11 @@ def _wide(vector: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _on_cpu(
-    x: torch.Tensor, weight: torch.Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int,
-    tf32: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    top, left, bottom, right = padding
-    wide = torch.promote_types(x.dtype, torch.float32)
-    z = F.conv2d(F.pad(x, (left, right, top, bottom)).to(wide), weight.to(wide), bias, stride, 0, dilation, groups)
+    x: torch.Tensor, weight: torch.Tensor, bias: Any, *flat: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    g, wide = Geometry.of(*flat[:4]), torch.promote_types(x.dtype, torch.float32)
+    whole, padding = padded(x.to(wide), g)
+    z = F.conv2d(whole, weight.to(wide), bias, g.stride, padding, g.dilation, g.groups)
     z = z.to(x.dtype).contiguous(memory_format=suggest_memory_format(x))
     if z.numel() == 0:
         return z, z.new_zeros(z.shape[1], dtype=wide), z.new_zeros(z.shape[1], dtype=wide)
@@ -84,16 +83,16 @@ def _on_cpu(
     return z, mean, var
 
 
-def _fake(x: torch.Tensor, weight: torch.Tensor, bias: Any, *geometry: Any) -> tuple[torch.Tensor, ...]:
-    z = _fake_output(x, weight.shape, geometry)
+def _fake(x: torch.Tensor, weight: torch.Tensor, bias: Any, *flat: Any) -> tuple[torch.Tensor, ...]:
+    z = _fake_output(x, weight.shape, Geometry.of(*flat[:4]))
     wide = torch.promote_types(x.dtype, torch.float32)
     return z, *(z.new_empty(z.shape[1], dtype=wide) for _ in range(2))
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     """Keeps x and weight."""
-    x, weight, _, *geometry = inputs
-    ctx.geometry, ctx.tf32 = Geometry.of(*geometry[:4]), geometry[4:]
+    x, weight, _, *flat = inputs
+    ctx.geometry = Geometry.of(*flat[:4])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, weight)
@@ -102,7 +101,7 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor,
 def backward(ctx: Any, gz: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
     """The convolution's gradient."""
     if gz is None:
-        return (None,) * (7 + len(ctx.tf32))
+        return (None,) * 8
     x, weight = ctx.saved_tensors
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
     dx = dw = dbias = None
@@ -110,7 +109,7 @@ def backward(ctx: Any, gz: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
         dx, dw = _convolution_backward(gz, x, weight, ctx.geometry, need_x, need_weight)
     if need_bias:
         dbias = gz.sum((0, 2, 3), dtype=torch.promote_types(gz.dtype, torch.float32))
-    return (dx, dw, dbias, *[None] * (4 + len(ctx.tf32)))
+    return (dx, dw, dbias, *[None] * 5)
 
 
 def _register() -> None:

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-from pykernels.ops._activation import activation_code
-from pykernels.ops._arguments import check_number, refuse_gradient
+from pykernels.ops._arguments import refuse_gradient
 from pykernels.ops._dispatch import choose, kernels
 from pykernels.ops.conv_bn_act.arguments import with_channels
 from pykernels.ops.int8_conv2d import autograd as autograd
-from pykernels.ops.int8_conv2d.arguments import OP, check_call
+from pykernels.ops.int8_conv2d.arguments import OP, int8_conv_call
 from pykernels.ops.int8_conv2d.op import INT8_CONV2D
-from pykernels.ops.int8_conv2d.reference import int8_conv2d_reference
+from pykernels.ops.int8_conv2d.reference import reference
 from pykernels.ops.int8_matmul.arguments import check_bias, check_out_dtype, vector, widest
 
 
@@ -56,7 +55,7 @@ def int8_conv2d(
         padding: One int, (vertical, horizontal), ``"valid"``, or ``"same"`` (stride 1 only).
         dilation: One int or (vertical, horizontal).
         groups: Divides C and K.
-        activation: "none", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu" or "hardswish".
+        activation: One of `pykernels.ops.ACTIVATIONS`.
         negative_slope: leaky_relu's.
         out_scale: For an int8 output the inverse of its scale.
         out_dtype: ``torch.int32`` for the sums themselves (then nothing else may be given); ``torch.float32``;
@@ -78,34 +77,24 @@ def int8_conv2d(
             names it.
         RuntimeError: The backend asked for cannot run, or a tensor requires a gradient, which quantisation has not.
     """
-    code = activation_code(OP, activation)
-    for name, number in (
-        ("residual_scale", residual_scale),
-        ("negative_slope", negative_slope),
-        ("out_scale", out_scale),
-    ):
-        check_number(OP, name, number)
-    g = check_call(x, weight, residual, stride, padding, dilation, groups)
+    call = int8_conv_call(
+        x, weight, residual, residual_scale, stride, padding, dilation, groups, activation, negative_slope, out_scale,
+        out_dtype,
+    )  # fmt: skip
     k = weight.shape[0]
     scale = vector(OP, "scale", scale, k, "(1, n)", x.device)
     check_bias(OP, bias, k, x.device)
-    plain = scale is None and bias is None and residual is None and activation == "none" and out_scale == 1
+    plain = scale is None and bias is None and residual is None and call.activation == 0 and call.y_scale == 1
     check_out_dtype(OP, out_dtype, plain)
     refuse_gradient(OP, scale=scale, bias=bias, residual=residual)
     x, weight = with_channels(x, weight, groups)
     where = choose(INT8_CONV2D, x.device, widest(out_dtype, scale, bias, residual), backend)
     if where == "reference":
-        return int8_conv2d_reference(
-            x, weight, scale, bias, residual=residual, residual_scale=residual_scale, stride=stride, padding=padding,
-            dilation=dilation, groups=groups, activation=activation, negative_slope=negative_slope,
-            out_scale=out_scale, out_dtype=out_dtype,
-        )  # fmt: skip
+        return reference(x, weight, scale, bias, residual, call)
     unbatched = x.dim() == 3
     if unbatched:
         x, residual = x[None], None if residual is None else residual[None]
-    y = kernels(where, INT8_CONV2D).int8_conv2d(
-        x, weight, None if scale is None else scale.float().expand(k), None if bias is None else bias.float(), residual,
-        float(residual_scale), g.stride, g.padding, g.dilation, g.groups, code, negative_slope, float(out_scale),
-        out_dtype,
-    )  # fmt: skip
+    scale = None if scale is None else scale.float().expand(k)
+    bias = None if bias is None else bias.float()
+    y = kernels(where, INT8_CONV2D).int8_conv2d(x, weight, scale, bias, residual, *call.flat())
     return y[0] if unbatched else y

@@ -1,28 +1,60 @@
-"""The arguments of int8_conv2d, checked and refused by name."""
+"""The arguments of int8_conv2d: made plain and checked here, refused by name, and passed on whole as `Int8ConvCall`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
-from pykernels.ops._arguments import check_device, check_shape, check_tensor, fail
+from pykernels.ops._activation import activation_code
+from pykernels.ops._arguments import check_device, check_number, check_shape, check_tensor, fail
 from pykernels.ops.conv_bn_act.arguments import Geometry, check_convolution
 from pykernels.ops.int8_matmul.arguments import MAX_K, check_int8
 
 OP = "int8_conv2d"
 
 
-def check_call(
+class Int8ConvCall(NamedTuple):
+    """What the kernels take besides tensors; ``torch.ops.pykernels.int8_conv2d`` takes it `flat`, last."""
+
+    residual_scale: float
+    geometry: Geometry
+    #: `activation_code`'s
+    activation: int
+    negative_slope: float
+    y_scale: float
+    out_dtype: torch.dtype
+
+    @classmethod
+    def of(cls, residual_scale: float, *flat: Any) -> Int8ConvCall:
+        """From the op's arguments behind its tensors."""
+        return cls(residual_scale, Geometry.of(*flat[:4]), *flat[4:])
+
+    def flat(self) -> tuple[Any, ...]:
+        """In the order of the op's schema."""
+        return self.residual_scale, *self.geometry, *self[2:]
+
+
+def int8_conv_call(
     x: torch.Tensor,
     weight: torch.Tensor,
     residual: torch.Tensor | None,
-    stride: int | Sequence[int],
-    padding: int | Sequence[int] | str,
-    dilation: int | Sequence[int],
-    groups: int,
-) -> Geometry:
-    """The geometry of the call; raises where ``x``, ``weight``, ``residual`` and it do not go together."""
+    residual_scale: float = 1.0,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    activation: str = "none",
+    negative_slope: float = 0.01,
+    out_scale: float = 1.0,
+    out_dtype: torch.dtype = torch.float32,
+) -> Int8ConvCall:
+    """The call, checked but for ``out_dtype``; raises where ``x``, ``weight``, ``residual`` and the rest don't fit."""
+    code = activation_code(OP, activation)
+    check_number(OP, "residual_scale", residual_scale)
+    check_number(OP, "negative_slope", negative_slope)
+    check_number(OP, "out_scale", out_scale)
     check_int8(OP, "x", x)
     check_int8(OP, "weight", weight)
     g, shape = check_convolution(OP, x, weight, stride, padding, dilation, groups)
@@ -37,4 +69,4 @@ def check_call(
             fail(TypeError, OP, "residual", "torch.int8 or a floating dtype", residual.dtype)
         check_device(OP, "residual", residual, x.device)
         check_shape(OP, "residual", residual, shape, "the output's shape")
-    return g
+    return Int8ConvCall(float(residual_scale), g, code, negative_slope, float(out_scale), out_dtype)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch._prims_common import suggest_memory_format
 
-from pykernels.ops._activation import apply_activation
-from pykernels.ops.conv_bn_act.arguments import geometry, with_channels
+from pykernels.ops._activation import ACTIVATIONS, apply_activation
+from pykernels.ops.conv_bn_act.arguments import padded, with_channels
+from pykernels.ops.int8_conv2d.arguments import Int8ConvCall, int8_conv_call
 from pykernels.ops.int8_matmul.reference import to_int8
 
 
@@ -20,22 +21,26 @@ def int8_conv2d_reference(
     bias: torch.Tensor | None = None,
     *,
     residual: torch.Tensor | None = None,
-    residual_scale: float = 1.0,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    activation: str = "none",
-    negative_slope: float = 0.01,
-    out_scale: float = 1.0,
-    out_dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> torch.Tensor:
-    """`pykernels.ops.int8_conv2d` on any device. The sums are taken in float64, which is exact up to 2^53."""
-    x, weight = with_channels(x, weight, groups)
-    g = geometry(weight.shape[2:], stride, padding, dilation, groups)
-    top, left, bottom, right = g.padding
-    padded = F.pad(x.double(), (left, right, top, bottom))
-    y = F.conv2d(padded, weight.double(), None, g.stride, 0, g.dilation, groups)
+    """`pykernels.ops.int8_conv2d` on any device; ``options`` are those of `int8_conv_call`."""
+    call = int8_conv_call(x, weight, residual, **options)
+    return reference(*with_channels(x, weight, call.geometry.groups), scale, bias, residual, call)
+
+
+def reference(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    call: Int8ConvCall,
+) -> torch.Tensor:
+    """The same of arguments that have been checked. The sums are taken in float64, which is exact up to 2^53."""
+    g, out_dtype = call.geometry, call.out_dtype
+    layout = suggest_memory_format(x) if x.dim() == 4 else torch.contiguous_format
+    x, padding = padded(x.double(), g)
+    y = F.conv2d(x, weight.double(), None, g.stride, padding, g.dilation, g.groups)
     if out_dtype != torch.int32:
         wide = torch.float32
         for t in (scale, bias, residual):
@@ -46,7 +51,7 @@ def int8_conv2d_reference(
         if bias is not None:
             y = y + bias.to(wide)[:, None, None]
         if residual is not None:
-            y = y + residual_scale * residual.to(wide)
-        y = apply_activation(y, activation, negative_slope) * out_scale
+            y = y + call.residual_scale * residual.to(wide)
+        y = apply_activation(y, ACTIVATIONS[call.activation], call.negative_slope) * call.y_scale
     y = to_int8(y, -128) if out_dtype == torch.int8 else y.to(out_dtype)
-    return y if y.dim() == 3 else y.contiguous(memory_format=suggest_memory_format(x))
+    return y.contiguous(memory_format=layout)

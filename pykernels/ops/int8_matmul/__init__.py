@@ -9,9 +9,9 @@ from pykernels.ops._arguments import check_device, check_floating, check_tensor,
 from pykernels.ops._autocast import autocast_dtype, cast
 from pykernels.ops._dispatch import choose, kernels
 from pykernels.ops.int8_matmul import autograd as autograd
-from pykernels.ops.int8_matmul.arguments import check_bias, check_int8, check_out_dtype, check_product, vector, widest
+from pykernels.ops.int8_matmul.arguments import Epilogue, check_bias, check_int8, int8_matmul_call, vector, widest
 from pykernels.ops.int8_matmul.op import INT8_MATMUL, INT8_MATMUL_SCALED, QUANTIZE_INT8
-from pykernels.ops.int8_matmul.reference import int8_matmul_reference, quantize_int8_reference
+from pykernels.ops.int8_matmul.reference import quantize_int8_reference, reference
 
 __all__ = ["int8_linear", "int8_matmul", "quantize_int8"]
 
@@ -44,7 +44,7 @@ def int8_matmul(
         b_scale: One element, (N,) or (1, N), of a floating dtype.
         a_zero_point: One element, (M,) or (M, 1), int32, within [-128, 127].
         bias: (N,), of a floating dtype; added after the scales.
-        activation: "none", "relu", "leaky_relu" (slope 0.01), "elu", "sigmoid", "tanh", "silu", "gelu" or "hardswish".
+        activation: One of `pykernels.ops.ACTIVATIONS`, leaky_relu with a slope of 0.01.
         out_dtype: ``torch.int32`` for the sums themselves (a zero point is allowed, nothing else);
             ``torch.float32``; ``torch.bfloat16``; ``torch.float16`` (on a CPU the reference's); or ``torch.int8``: the
             float result rounded to nearest even and saturated to [-128, 127], NaN giving 0. There is no output scale:
@@ -69,27 +69,13 @@ def int8_matmul(
         RuntimeError: The backend asked for cannot run, or a zero point lies outside [-128, 127]; on a CUDA device that
             is not looked at, for it would mean to wait: the sums are then right modulo 2^32.
     """
-    op = "int8_matmul"
-    code = activation_code(op, activation)
-    check_product(op, a, b, a_zero_point is not None)
-    m, n, device = a.shape[0], b.shape[1], a.device
-    a_scale = vector(op, "a_scale", a_scale, m, "(n, 1)", device, "a's")
-    b_scale = vector(op, "b_scale", b_scale, n, "(1, n)", device, "a's")
-    a_zero_point = vector(op, "a_zero_point", a_zero_point, m, "(n, 1)", device, "a's", torch.int32)
-    check_bias(op, bias, n, device, "a's")
-    plain = a_scale is None and b_scale is None and bias is None and activation == "none"
-    check_out_dtype(op, out_dtype, plain)
-    op_run = INT8_MATMUL if out_dtype == torch.int32 else INT8_MATMUL_SCALED
-    where = choose(op_run, device, widest(out_dtype, a_scale, b_scale, bias), backend, op)
+    call = int8_matmul_call(a, b, a_scale, b_scale, a_zero_point, bias, activation, out_dtype)
+    op = INT8_MATMUL if out_dtype == torch.int32 else INT8_MATMUL_SCALED
+    where = choose(op, a.device, widest(out_dtype, *call.floats()), backend, "int8_matmul")
     if where == "reference":
-        _check_zero_point(op, a_zero_point)
-        return int8_matmul_reference(
-            a, b, a_scale=a_scale, b_scale=b_scale, a_zero_point=a_zero_point, bias=bias, activation=activation,
-            out_dtype=out_dtype,
-        )  # fmt: skip
-    return kernels(where, INT8_MATMUL).int8_matmul(
-        a, b, _float(a_scale), _float(b_scale), a_zero_point, _float(bias), code, out_dtype
-    )
+        _check_zero_point("int8_matmul", call.a_zero_point)
+        return reference(a, b, call)
+    return kernels(where, INT8_MATMUL).int8_matmul(a, b, *call.narrow())
 
 
 def quantize_int8(
@@ -148,7 +134,6 @@ def int8_linear(
     bias: torch.Tensor | None = None,
     activation: str = "none",
     *,
-    packed: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
     """``act(x @ (weight * weight_scale).T + bias)`` with the rows of ``x`` quantised to int8 on the way in.
@@ -165,7 +150,6 @@ def int8_linear(
         weight_scale: One element or (N,).
         bias: (N,).
         activation: As in `int8_matmul`.
-        packed: ``torch.ops.pykernels.int8_pack(weight.t())``, where it was made before.
         backend: As in `int8_matmul`.
 
     Returns:
@@ -191,17 +175,9 @@ def int8_linear(
     where = choose(INT8_MATMUL_SCALED, x.device, dtype, backend, op)
     if where == "reference":
         q, x_scale, _ = quantize_int8_reference(x, axis=0)
-        y = int8_matmul_reference(
-            q, weight.t(), a_scale=x_scale, b_scale=scale, bias=bias, activation=activation, out_dtype=dtype
-        )
-        return y
-    if packed is None or where == "triton":
-        return kernels(where, INT8_MATMUL_SCALED).int8_linear(x, weight.t(), scale.float(), _float(bias), code)
-    return torch.ops.pykernels.int8_linear_packed(x, packed, n, scale.float(), _float(bias), code)
-
-
-def _float(t: torch.Tensor | None) -> torch.Tensor | None:
-    return None if t is None else t.float()
+        return reference(q, weight.t(), Epilogue(x_scale, scale, None, bias, code, dtype))
+    bias = None if bias is None else bias.float()
+    return kernels(where, INT8_MATMUL_SCALED).int8_linear(x, weight.t(), scale.float(), bias, code)
 
 
 def _check_zero_point(op: str, zero_point: torch.Tensor | None) -> None:

@@ -1,9 +1,12 @@
-"""The arguments of the int8 ops, checked and refused by name."""
+"""The arguments of the int8 ops: checked here, refused by name, and int8_matmul's passed on whole as `Epilogue`."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
+from pykernels.ops._activation import activation_code
 from pykernels.ops._arguments import (
     check_choice,
     check_device,
@@ -19,6 +22,30 @@ MAX_K = 131071
 MAX_K_WITH_ZERO_POINT = 65793
 
 OUT_DTYPES = (torch.int32, torch.float32, torch.bfloat16, torch.float16, torch.int8)
+
+
+class Epilogue(NamedTuple):
+    """What int8_matmul takes besides its factors, in the order of the op's schema.
+
+    The vectors are 1-D, of one element or of one for each row (``a_...``) or column.
+    """
+
+    a_scale: torch.Tensor | None = None
+    b_scale: torch.Tensor | None = None
+    a_zero_point: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    #: `activation_code`'s
+    activation: int = 0
+    out_dtype: torch.dtype = torch.int32
+
+    def floats(self) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """a_scale, b_scale and bias."""
+        return self.a_scale, self.b_scale, self.bias
+
+    def narrow(self) -> Epilogue:
+        """As the kernels take it: scales and bias float32."""
+        a_scale, b_scale, bias = (None if t is None else t.float() for t in self.floats())
+        return Epilogue(a_scale, b_scale, self.a_zero_point, bias, *self[4:])
 
 
 def check_int8(op: str, name: str, value: torch.Tensor) -> None:
@@ -65,6 +92,29 @@ def vector(
     if t.numel() != 1 and tuple(t.shape) not in ((n,), matrix):
         fail(ValueError, op, name, f"one element, ({n},) or {matrix}", f"shape {tuple(t.shape)}")
     return t.reshape(-1)
+
+
+def int8_matmul_call(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    a_scale: torch.Tensor | None = None,
+    b_scale: torch.Tensor | None = None,
+    a_zero_point: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    activation: str = "none",
+    out_dtype: torch.dtype = torch.int32,
+) -> Epilogue:
+    """The call, checked; raises where the arguments do not go together."""
+    op = "int8_matmul"
+    code = activation_code(op, activation)
+    check_product(op, a, b, a_zero_point is not None)
+    m, n, device = a.shape[0], b.shape[1], a.device
+    a_scale = vector(op, "a_scale", a_scale, m, "(n, 1)", device, "a's")
+    b_scale = vector(op, "b_scale", b_scale, n, "(1, n)", device, "a's")
+    a_zero_point = vector(op, "a_zero_point", a_zero_point, m, "(n, 1)", device, "a's", torch.int32)
+    check_bias(op, bias, n, device, "a's")
+    check_out_dtype(op, out_dtype, a_scale is None and b_scale is None and bias is None and activation == "none")
+    return Epilogue(a_scale, b_scale, a_zero_point, bias, code, out_dtype)
 
 
 def check_bias(op: str, bias: torch.Tensor | None, n: int, device: torch.device, whose: str = "x's") -> None:

@@ -12,22 +12,17 @@ from typing import Any
 import torch
 
 from pykernels import _native
-from pykernels.ops._activation import ACTIVATIONS
 from pykernels.ops._autocast import register_autocast
-from pykernels.ops.int8_matmul.reference import epilogue_reference
+from pykernels.ops.int8_matmul.arguments import Epilogue
+from pykernels.ops.int8_matmul.reference import epilogue
 
 
-def _fake_matmul(
-    a: Any, b: Any, a_scale: Any, b_scale: Any, a_zero_point: Any, bias: Any, activation: int, out_dtype: torch.dtype
-) -> torch.Tensor:
-    return a.new_empty((a.shape[0], b.shape[1]), dtype=out_dtype)
+def _fake_matmul(a: Any, b: Any, *call: Any) -> torch.Tensor:
+    return a.new_empty((a.shape[0], b.shape[1]), dtype=Epilogue(*call).out_dtype)
 
 
-def _fake_matmul_packed(
-    a: Any, packed: Any, n: Any, a_scale: Any, b_scale: Any, a_zero_point: Any, bias: Any, activation: int,
-    out_dtype: torch.dtype,
-) -> torch.Tensor:  # fmt: skip
-    return a.new_empty((a.shape[0], n), dtype=out_dtype)
+def _fake_matmul_packed(a: Any, packed: Any, n: Any, *call: Any) -> torch.Tensor:
+    return a.new_empty((a.shape[0], n), dtype=Epilogue(*call).out_dtype)
 
 
 def _fake_pack(b: torch.Tensor) -> torch.Tensor:
@@ -58,33 +53,30 @@ def _fake_quantize(x: torch.Tensor, axis: int, symmetric: bool) -> tuple[torch.T
 
 def setup_matmul(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     """What `matmul_backward` needs, from the arguments of an int8_matmul op."""
-    a, b, a_scale, b_scale, a_zero_point, bias, ctx.activation, ctx.out_dtype = inputs
-    ctx.save_for_backward(a, b, a_scale, b_scale, a_zero_point, bias)
+    a, b, *rest = inputs
+    call = Epilogue(*rest)
+    ctx.flat = call[4:]
+    ctx.save_for_backward(a, b, *call[:4])
 
 
 def matmul_backward(matmul: Callable[..., torch.Tensor]) -> Callable[..., tuple[Any, ...]]:
     """The backward of an int8_matmul op; ``matmul`` is the op, which computes the sums again."""
 
     def backward(ctx: Any, gy: torch.Tensor) -> tuple[Any, ...]:
-        a, b, *given = ctx.saved_tensors
-        a_scale, b_scale, a_zero_point, bias = given
-        needs = ctx.needs_input_grad
+        a, b, *tensors = ctx.saved_tensors
+        call = Epilogue(*tensors, *ctx.flat)
         again = torch.is_grad_enabled()  # the backward is itself to be differentiated
-        none: tuple[Any, ...] = (None,) * 8
-        wanted = [i for i in (2, 3, 5) if needs[i]]
+        gradients: list[Any] = [None] * 8
+        wanted = [i for i in (2, 3, 5) if ctx.needs_input_grad[i]]  # a_scale, b_scale, bias
         if not wanted:
-            return none
-        sums = matmul(a, b, None, None, a_zero_point, None, 0, torch.int32)
+            return tuple(gradients)
+        sums = matmul(a, b, *Epilogue(a_zero_point=call.a_zero_point))
         with torch.enable_grad():
-            inputs = {2: a_scale, 3: b_scale, 5: bias}
             if not again:
-                inputs = {i: None if t is None else t.detach().requires_grad_() for i, t in inputs.items()}
-            y = epilogue_reference(
-                sums, a_scale=inputs[2], b_scale=inputs[3], bias=inputs[5], activation=ACTIVATIONS[ctx.activation],
-                out_dtype=ctx.out_dtype,
-            )  # fmt: skip
-            found = torch.autograd.grad(y, [inputs[i] for i in wanted], gy, create_graph=again)
-        gradients = list(none)
+                tensors = [None if t is None or i == 2 else t.detach().requires_grad_() for i, t in enumerate(tensors)]
+            found = torch.autograd.grad(
+                epilogue(sums, Epilogue(*tensors, *ctx.flat)), [tensors[i - 2] for i in wanted], gy, create_graph=again
+            )
         for i, g in zip(wanted, found, strict=True):
             gradients[i] = g
         return tuple(gradients)

@@ -2,63 +2,46 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from pykernels.ops._activation import apply_activation
+from pykernels.ops._activation import ACTIVATIONS, apply_activation
+from pykernels.ops.int8_matmul.arguments import Epilogue
 
 
-def int8_matmul_reference(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    *,
-    a_scale: torch.Tensor | None = None,
-    b_scale: torch.Tensor | None = None,
-    a_zero_point: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    activation: str = "none",
-    out_dtype: torch.dtype = torch.int32,
-) -> torch.Tensor:
-    """`pykernels.ops.int8_matmul` on any device, differentiable in the scales and the bias.
+def int8_matmul_reference(a: torch.Tensor, b: torch.Tensor, *, activation: str = "none", **given: Any) -> torch.Tensor:
+    """`pykernels.ops.int8_matmul` on any device; ``given`` are the rest of `Epilogue`, and nothing is checked."""
+    return reference(a, b, Epilogue(activation=ACTIVATIONS.index(activation), **given))
+
+
+def reference(a: torch.Tensor, b: torch.Tensor, call: Epilogue) -> torch.Tensor:
+    """The same, differentiable in the scales and the bias.
 
     The sums are taken in float64, which is exact up to 2^53; so it needs nothing of the device but a matmul.
     """
     left = a.double()
-    if a_zero_point is not None:
-        left = left - a_zero_point.reshape(-1, 1).double()
-    return epilogue_reference(
-        (left @ b.double()).to(torch.int32),
-        a_scale=a_scale,
-        b_scale=b_scale,
-        bias=bias,
-        activation=activation,
-        out_dtype=out_dtype,
-    )
+    if call.a_zero_point is not None:
+        left = left - call.a_zero_point.reshape(-1, 1).double()
+    return epilogue((left @ b.double()).to(torch.int32), call)
 
 
-def epilogue_reference(
-    sums: torch.Tensor,
-    *,
-    a_scale: torch.Tensor | None,
-    b_scale: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    activation: str,
-    out_dtype: torch.dtype,
-) -> torch.Tensor:
+def epilogue(sums: torch.Tensor, call: Epilogue) -> torch.Tensor:
     """From the int32 sums to the output; in float32, or in float64 if a scale or the bias is."""
-    if out_dtype == torch.int32:
+    if call.out_dtype == torch.int32:
         return sums
     wide = torch.float32
-    for t in (a_scale, b_scale, bias):
+    for t in call.floats():
         wide = wide if t is None else torch.promote_types(wide, t.dtype)
     y = sums.to(wide)
-    if a_scale is not None:
-        y = y * a_scale.reshape(-1, 1).to(wide)
-    if b_scale is not None:
-        y = y * b_scale.reshape(1, -1).to(wide)
-    if bias is not None:
-        y = y + bias.to(wide)
-    y = apply_activation(y, activation)
-    return to_int8(y, -128) if out_dtype == torch.int8 else y.to(out_dtype)
+    if call.a_scale is not None:
+        y = y * call.a_scale.reshape(-1, 1).to(wide)
+    if call.b_scale is not None:
+        y = y * call.b_scale.reshape(1, -1).to(wide)
+    if call.bias is not None:
+        y = y + call.bias.to(wide)
+    y = apply_activation(y, ACTIVATIONS[call.activation])
+    return to_int8(y, -128) if call.out_dtype == torch.int8 else y.to(call.out_dtype)
 
 
 def to_int8(x: torch.Tensor, lowest: int) -> torch.Tensor:

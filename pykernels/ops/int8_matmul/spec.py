@@ -12,6 +12,9 @@ from pykernels.ops.int8_matmul import int8_matmul, quantize_int8
 from pykernels.ops.int8_matmul.op import INT8_MATMUL, INT8_MATMUL_SCALED, QUANTIZE_INT8
 from pykernels.ops.int8_matmul.reference import int8_matmul_reference, quantize_int8_reference
 
+#: Of a scaled product: of the sum, of the scales' product, of the multiply-add, and a few of the activation.
+ROUNDINGS = 8
+
 
 def _integers(generator: torch.Generator, *shape: int) -> torch.Tensor:
     return torch.randint(-128, 128, shape, generator=generator, dtype=torch.int8)
@@ -64,8 +67,9 @@ def _scaled(
         return (_integers(generator, m, k), lay_out(_integers(generator, k, n), b)), options
 
     width = 1 if out == torch.int8 else 4
-    # Roundings: of the sum, of the scales' product, of the multiply-add, and a few of the activation.
-    return Sample(name, make, reduction=8, flops=2 * m * n * k, bytes=m * k + k * n + width * m * n, bench=bench)
+    return Sample(
+        name, make, reduction=ROUNDINGS, flops=2 * m * n * k, bytes=m * k + k * n + width * m * n, bench=bench
+    )
 
 
 def _quantized(

@@ -17,7 +17,7 @@ from pykernels.ops._arguments import check_tensor, fail
 from pykernels.ops._autocast import autocast_dtype, autocast_off, cast
 from pykernels.ops._dispatch import choose, kernels
 from pykernels.ops.lstm import autograd, reference
-from pykernels.ops.lstm.arguments import States, check_cell, check_lstm, two_states
+from pykernels.ops.lstm.arguments import LSTMCall, States, check_cell, check_lstm, two_states
 from pykernels.ops.lstm.op import LSTM, LSTM_CELL
 
 
@@ -145,54 +145,29 @@ def lstm(
     flat = [check_tensor(op, f"weights[{i}]", w) for i, w in enumerate(weights)]
     dtype = autocast_dtype(x)
     x, h0, c0, flat = cast(dtype, (x, h0, c0, flat))
-    has_bias = check_lstm(x, h0, c0, flat, num_layers, bidirectional, batch_first, dropout, batch_sizes)
-    drops = training and dropout > 0 and num_layers > 1
+    call = check_lstm(x, h0, c0, flat, num_layers, bidirectional, batch_first, dropout, batch_sizes)
+    dropout = dropout if training and num_layers > 1 else 0.0
     with autocast_off(dtype, x):
         where = choose(LSTM, x.device, x.dtype, backend)
         if where == "reference":
-            return reference.lstm(
-                x,
-                (h0, c0),
-                flat,
-                num_layers=num_layers,
-                bidirectional=bidirectional,
-                batch_first=batch_first,
-                dropout=dropout,
-                training=training,
-                batch_sizes=batch_sizes,
-            )
+            return reference.sequences(x, (h0, c0), flat, batch_sizes, call, dropout)
         unbatched = x.dim() == 2 and batch_sizes is None
         if unbatched:
-            x, h0, c0, batch_first = x.unsqueeze(1), h0.unsqueeze(1), c0.unsqueeze(1), False
-        if not drops:
-            output, h_n, c_n = _call_kernels(
-                where, x, h0, c0, flat, batch_sizes, num_layers, bidirectional, batch_first, has_bias
-            )
+            x, h0, c0, call = x.unsqueeze(1), h0.unsqueeze(1), c0.unsqueeze(1), call._replace(batch_first=False)
+        if dropout > 0:
+            output, h_n, c_n = _with_dropout(where, x, h0, c0, flat, batch_sizes, call, dropout)
         else:
-            output, h_n, c_n = _with_dropout(
-                where, x, h0, c0, flat, batch_sizes, num_layers, bidirectional, batch_first, has_bias, dropout
-            )
+            output, h_n, c_n = _call_kernels(where, x, h0, c0, flat, batch_sizes, call)
         if unbatched:
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
         return output, (h_n, c_n)
 
 
 def _call_kernels(
-    where: str,
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    weights: list[Tensor],
-    batch_sizes: Tensor | None,
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-    has_bias: bool,
+    where: str, x: Tensor, h0: Tensor, c0: Tensor, weights: list[Tensor], batch_sizes: Tensor | None, call: LSTMCall
 ) -> tuple[Tensor, Tensor, Tensor]:
     save = autograd.wanted(x, h0, c0, *weights)
-    output, h_n, c_n, _ = kernels(where, LSTM).lstm.default(
-        x, h0, c0, weights, batch_sizes, num_layers, bidirectional, batch_first, has_bias, save
-    )
+    output, h_n, c_n, _ = kernels(where, LSTM).lstm.default(x, h0, c0, weights, batch_sizes, *call, save)
     return output, h_n, c_n
 
 
@@ -203,24 +178,21 @@ def _with_dropout(
     c0: Tensor,
     weights: list[Tensor],
     batch_sizes: Tensor | None,
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-    has_bias: bool,
+    call: LSTMCall,
     dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Layer by layer, time first, as torch does it: then a seed gives torch's masks."""
-    transposed = batch_first and batch_sizes is None
+    transposed = call.batch_first and batch_sizes is None
     if transposed:
         x = x.transpose(0, 1)
-    directions, each = len(weights) // num_layers // (4 if has_bias else 2), len(weights) // num_layers
+    one, each = call._replace(num_layers=1, batch_first=False), len(weights) // call.num_layers
     last_h, last_c = [], []
-    for layer in range(num_layers):
+    for layer in range(call.num_layers):
         if layer > 0:
             x = F.dropout(x, dropout)
-        rows = slice(layer * directions, (layer + 1) * directions)
+        rows = slice(layer * call.directions, (layer + 1) * call.directions)
         own = weights[layer * each : (layer + 1) * each]
-        x, h, c = _call_kernels(where, x, h0[rows], c0[rows], own, batch_sizes, 1, bidirectional, False, has_bias)
+        x, h, c = _call_kernels(where, x, h0[rows], c0[rows], own, batch_sizes, one)
         last_h.append(h)
         last_c.append(c)
     return (x.transpose(0, 1) if transposed else x), torch.cat(last_h), torch.cat(last_c)

@@ -1,9 +1,10 @@
-"""The arguments of the LSTM ops, checked and refused by name."""
+"""The arguments of the LSTM ops: checked here, refused by name, and passed on whole as `LSTMCall`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,9 +19,22 @@ from pykernels.ops._arguments import (
     check_tensor,
     fail,
 )
-from pykernels.ops.lstm.reference import check_sizes
 
 States = tuple[Tensor, Tensor]
+
+
+class LSTMCall(NamedTuple):
+    """What the kernels take besides tensors: the last arguments of ``torch.ops.pykernels.lstm``, in order."""
+
+    num_layers: int = 1
+    bidirectional: bool = False
+    batch_first: bool = False
+    has_bias: bool = True
+
+    @property
+    def directions(self) -> int:
+        """Of each layer."""
+        return 2 if self.bidirectional else 1
 
 
 def two_states(op: str, states: States, names: Sequence[str]) -> States:
@@ -48,9 +62,10 @@ def _check_alike(
 
 def _hidden(op: str, name: str, w_hh: Tensor) -> int:
     """H of ``w_hh`` (4H, H)."""
-    if w_hh.dim() != 2 or w_hh.shape[1] == 0 or w_hh.shape[0] != 4 * w_hh.shape[1]:
-        fail(ValueError, op, name, "shape (4 * H, H) with H > 0", tuple(w_hh.shape))
-    return w_hh.shape[1]
+    shape = w_hh.shape
+    if len(shape) != 2 or shape[1] == 0 or shape[0] != 4 * shape[1]:
+        fail(ValueError, op, name, "shape (4 * H, H) with H > 0", tuple(shape))
+    return shape[1]
 
 
 def check_cell(
@@ -85,6 +100,14 @@ def _check_batch_sizes(op: str, batch_sizes: Any, x: Tensor, h0: Tensor) -> None
         check_sizes(batch_sizes.tolist(), x.shape[0], h0.shape[1])
 
 
+def check_sizes(sizes: Sequence[int], rows: int, batch: int) -> None:
+    """Raises for batch_sizes that no packed data have: for ``rows`` of x, and a ``batch`` of states."""
+    falling = all(a >= b for a, b in pairwise(sizes))
+    if sizes and not (falling and sizes[-1] > 0 and sizes[0] == batch and sum(sizes) == rows):
+        expected = f"sizes >= 1 that do not rise, from the batch of h0 ({batch}) on, with the sum {rows} of x's rows"
+        fail(ValueError, "lstm", "batch_sizes", expected, list(sizes))
+
+
 def check_lstm(
     x: Tensor,
     h0: Tensor,
@@ -95,8 +118,8 @@ def check_lstm(
     batch_first: bool,
     dropout: float,
     batch_sizes: Tensor | None,
-) -> bool:
-    """Raises for tensors and numbers that do not fit; returns whether there are biases."""
+) -> LSTMCall:
+    """The call; raises for tensors and numbers that do not fit."""
     op, directions = "lstm", 2 if bidirectional else 1
     check_int(op, "num_layers", num_layers, 1)
     check_number(op, "dropout", dropout)
@@ -125,11 +148,11 @@ def check_lstm(
     if steps == 0:
         fail(ValueError, op, "x", "at least one time step", "none")
 
-    gates = 4 * hidden
+    gates, features = 4 * hidden, x.shape[-1]
     for i, (name, weight) in enumerate(named):
-        wide = x.shape[-1] if i < each * directions else hidden * directions
+        wide = features if i < each * directions else hidden * directions
         check_shape(op, name, weight, ((gates, wide), (gates, hidden), (gates,), (gates,))[i % each])
     states = (num_layers * directions, *batch, hidden)
     check_shape(op, "h0", h0, states)
     check_shape(op, "c0", c0, states)
-    return each == 4
+    return LSTMCall(num_layers, bidirectional, batch_first, each == 4)

@@ -16,6 +16,7 @@ from torch import Tensor
 from pykernels import _native
 from pykernels.ops._autocast import register_autocast
 from pykernels.ops.lstm import reference
+from pykernels.ops.lstm.arguments import LSTMCall
 
 
 def wanted(*tensors: Tensor | None) -> bool:
@@ -42,12 +43,7 @@ def _differentiable(
 
 
 def _lstm_shapes(x: Tensor, h0: Tensor, directions: int) -> tuple[Tensor, Tensor, Tensor]:
-    hidden = h0.shape[-1]
-    return (
-        x.new_empty((*x.shape[:-1], directions * hidden)),
-        x.new_empty(h0.shape),
-        x.new_empty(h0.shape),
-    )
+    return x.new_empty((*x.shape[:-1], directions * h0.shape[-1])), x.new_empty(h0.shape), x.new_empty(h0.shape)
 
 
 def _reserve(x: Tensor, elements: Any) -> Tensor:
@@ -56,27 +52,20 @@ def _reserve(x: Tensor, elements: Any) -> Tensor:
 
 
 def _lstm_fake(
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    weights: list[Tensor],
-    batch_sizes: Tensor | None,
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-    has_bias: bool,
-    save: bool,
+    x: Tensor, h0: Tensor, c0: Tensor, weights: Any, batch_sizes: Any, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    directions = 2 if bidirectional else 1
+    call, save = LSTMCall(*rest[:-1]), rest[-1]
     rows, hidden = math.prod(x.shape[:-1]), h0.shape[-1]
-    reserve = rows * num_layers * directions * 5 * hidden + (num_layers - 1) * rows * directions * hidden
-    shapes = _lstm_shapes(x, h0, directions)
+    kept = 5 * call.num_layers + call.num_layers - 1  # the gates and c, and what a layer hands to the next
+    reserve = kept * rows * call.directions * hidden
+    shapes = _lstm_shapes(x, h0, call.directions)
     return (*shapes, _reserve(x, reserve if save else 0))
 
 
 def lstm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """What `lstm_backward` needs of a call of `lstm`."""
-    x, h0, c0, weights, batch_sizes, *ctx.options, ctx.saved = inputs
+    x, h0, c0, weights, batch_sizes, *rest, ctx.saved = inputs
+    ctx.call = LSTMCall(*rest)
     ctx.mark_non_differentiable(output[3])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, h0, c0, batch_sizes, output[0], output[3], *weights)
@@ -87,19 +76,11 @@ def lstm_backward(op: str) -> Callable[..., Any]:
 
     def backward(ctx: Any, grad_output: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None, _: Any) -> Any:
         x, h0, c0, batch_sizes, output, reserve, *weights = ctx.saved_tensors
-        num_layers, bidirectional, batch_first, _ = ctx.options
         if torch.is_grad_enabled() or not ctx.saved:
 
             def function(inputs: list[Tensor]) -> Sequence[Tensor]:
-                output, (h_n, c_n) = reference.lstm(
-                    inputs[0],
-                    (inputs[1], inputs[2]),
-                    inputs[3:],
-                    num_layers=num_layers,
-                    bidirectional=bidirectional,
-                    batch_first=batch_first,
-                    batch_sizes=batch_sizes,
-                )
+                x, h0, c0, *weights = inputs
+                output, (h_n, c_n) = reference.sequences(x, (h0, c0), weights, batch_sizes, ctx.call)
                 return output, h_n, c_n
 
             grad_x, grad_h0, grad_c0, *grad_weights = _differentiable(
@@ -107,22 +88,15 @@ def lstm_backward(op: str) -> Callable[..., Any]:
             )
         else:
             grad_x, grad_h0, grad_c0, grad_weights = getattr(torch.ops.pykernels, op).default(
-                grad_output, grad_h, grad_c, x, h0, c0, weights, batch_sizes, output, reserve, *ctx.options
+                grad_output, grad_h, grad_c, x, h0, c0, weights, batch_sizes, output, reserve, *ctx.call
             )
-        return grad_x, grad_h0, grad_c0, list(grad_weights), *[None] * 6
+        return grad_x, grad_h0, grad_c0, list(grad_weights), *[None] * (2 + len(ctx.call))
 
     return backward
 
 
 def _lstm_backward_fake(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    grad_c_n: Tensor | None,
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    weights: list[Tensor],
-    *_: Any,
+    grad_output: Any, grad_h_n: Any, grad_c_n: Any, x: Tensor, h0: Tensor, c0: Tensor, weights: list[Tensor], *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     return _like(x), _like(h0), _like(c0), [_like(w) for w in weights]
 
@@ -143,38 +117,17 @@ def _pack_fake(weights: list[Tensor], num_layers: int, bidirectional: bool, has_
     return weights[0].new_empty((size,), dtype=torch.uint8)
 
 
-def _lstm_packed_fake(
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    packed: Tensor,
-    input_size: int,
-    hidden_size: int,
-    batch_sizes: Tensor | None,
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _lstm_packed_fake(x: Tensor, h0: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, bidirectional, _batch_first = rest
     return _lstm_shapes(x, h0, 2 if bidirectional else 1)
 
 
-def _cell_fake(
-    x: Tensor,
-    h: Tensor,
-    c: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    reserve = h.numel() * 5 if save else 0
-    return _like(h), _like(c), _reserve(x, reserve)
+def _cell_fake(x: Tensor, h: Tensor, c: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    save = rest[-1]
+    return _like(h), _like(c), _reserve(x, h.numel() * 5 if save else 0)
 
 
-def _cell_packed_fake(
-    x: Tensor, h: Tensor, c: Tensor, packed: Tensor, input_size: int, hidden_size: int
-) -> tuple[Tensor, Tensor]:
+def _cell_packed_fake(x: Tensor, h: Tensor, c: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return _like(h), _like(c)
 
 
@@ -206,19 +159,10 @@ def cell_backward(op: str) -> Callable[..., Any]:
     return backward
 
 
-def _cell_backward_fake(
-    grad_h: Tensor | None,
-    grad_c: Tensor | None,
-    x: Tensor,
-    h: Tensor,
-    c: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    reserve: Tensor,
-    has_bias: bool,
-) -> tuple[Tensor, ...]:
+def _cell_backward_fake(grad_h: Any, grad_c: Any, *rest: Any) -> tuple[Tensor, ...]:
+    *tensors, w_hh, _reserve, has_bias = rest
     bias = (w_hh.shape[0] if has_bias else 0,)
-    return _like(x), _like(h), _like(c), _like(w_ih), _like(w_hh), w_hh.new_empty(bias), w_hh.new_empty(bias)
+    return *map(_like, (*tensors, w_hh)), w_hh.new_empty(bias), w_hh.new_empty(bias)
 
 
 def _register() -> torch.library.Library:

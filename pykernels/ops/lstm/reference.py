@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pykernels.ops._arguments import fail
-
-States = tuple[Tensor, Tensor]
+from pykernels.ops.lstm.arguments import LSTMCall, States
+from pykernels.ops.lstm.arguments import check_sizes as check_sizes
 
 
 def _computing(dtype: torch.dtype) -> torch.dtype:
@@ -83,8 +81,21 @@ def lstm(
     batch_sizes: Tensor | None = None,
 ) -> tuple[Tensor, States]:
     """Whole sequences. See `pykernels.ops.lstm`."""
+    call = LSTMCall(num_layers, bidirectional, batch_first)
+    return sequences(x, states, weights, batch_sizes, call, dropout if training else 0.0)
+
+
+def sequences(
+    x: Tensor,
+    states: States,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    call: LSTMCall,
+    dropout: float = 0.0,
+) -> tuple[Tensor, States]:
+    """The same by its `LSTMCall`; ``dropout`` is that of training."""
     wide = _computing(x.dtype)
-    h0, c0 = states
+    (h0, c0), batch_first = states, call.batch_first
     unbatched = batch_sizes is None and x.dim() == 2
     if unbatched:
         x, h0, c0, batch_first = x.unsqueeze(1), h0.unsqueeze(1), c0.unsqueeze(1), False
@@ -97,10 +108,10 @@ def lstm(
         sizes = [int(size) for size in batch_sizes]
         check_sizes(sizes, rows.shape[0], h0.shape[1])
 
-    directions = 2 if bidirectional else 1
-    each = len(weights) // (num_layers * directions)
+    directions = call.directions
+    each = len(weights) // (call.num_layers * directions)
     last_h, last_c = [], []
-    for layer in range(num_layers):
+    for layer in range(call.num_layers):
         outputs = []
         for direction in range(directions):
             at = layer * directions + direction
@@ -110,7 +121,7 @@ def lstm(
             last_h.append(h.to(x.dtype))
             last_c.append(c.to(x.dtype))
         rows = torch.cat(outputs, dim=-1)
-        if training and dropout > 0 and layer + 1 < num_layers:
+        if dropout > 0 and layer + 1 < call.num_layers:
             rows = F.dropout(rows, dropout)
 
     output = rows.reshape(*steps, rows.shape[-1])
@@ -120,11 +131,3 @@ def lstm(
     if batch_first and batch_sizes is None:
         output = output.transpose(0, 1)
     return output, (h_n, c_n)
-
-
-def check_sizes(sizes: Sequence[int], rows: int, batch: int) -> None:
-    """Raises for batch_sizes that no packed data have: for ``rows`` of x, and a ``batch`` of states."""
-    falling = all(a >= b for a, b in pairwise(sizes))
-    if sizes and not (falling and sizes[-1] > 0 and sizes[0] == batch and sum(sizes) == rows):
-        expected = f"sizes >= 1 that do not rise, from the batch of h0 ({batch}) on, with the sum {rows} of x's rows"
-        fail(ValueError, "lstm", "batch_sizes", expected, list(sizes))

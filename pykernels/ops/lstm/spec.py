@@ -155,4 +155,18 @@ LSTM_SPEC = OpSpec(
     growth=GROWTH,
 )
 
+
+def bound(args: tuple[Any, ...], named: dict[str, Any], *, gradients: bool = False) -> float:
+    """The largest relative L2 error of `lstm(*args, **named)`, as `OpSpec.tolerance` has it for a sample.
+
+    A gradient has the forward's error in its gates, and passes sums of its own: over 4 H gates a step, and over the
+    rows for the weights.
+    """
+    x, states, weights = args
+    hidden = states[0].shape[-1]
+    wide = max(w.shape[-1] for w in weights if w.dim() == 2)
+    own = 4 * hidden + x.numel() // max(x.shape[-1], 1) if gradients else 0
+    return LSTM_SPEC.bound(x.dtype, named.get("num_layers", 1) * (wide + hidden + 2 + own))
+
+
 SPECS: tuple[OpSpec, ...] = (LSTM_CELL_SPEC, LSTM_SPEC)

@@ -19,6 +19,10 @@ using Doubles = std::vector<double>;
 
 namespace {
 
+constexpr auto kNone = Activation::none, kRelu = Activation::relu, kLeaky = Activation::leaky_relu,
+               kSilu = Activation::silu;
+constexpr auto f32 = DType::f32, f16_ = DType::f16, bf16_ = DType::bf16;
+
 constexpr double kRoundoff = 5.97e-8;  // of float32
 
 struct Case {
@@ -143,26 +147,21 @@ void run(const Case& k, std::string* bits) {
   const Expected expected(k, x, k.residual ? &r : nullptr, dy, weight, bias, eps, slope);
 
   simt::Guarded<float> mean(k.c), var(k.c), running_mean(zeros(k.c)), running_var(zeros(k.c));
-  int64_t bytes = 0;
-  EXPECT(bool(batch_norm_statistics_workspace(shape, k.dtype, &bytes)));
-  simt::Guarded<uint8_t> workspace(bytes);
-  EXPECT(bool(batch_norm_statistics(shape, k.dtype, x.data(),
-                                    {mean.data(), var.data(), running_mean.data(), running_var.data(), momentum},
-                                    workspace.data(), bytes, nullptr)));
+  BatchNormStatisticsPlan statistics;
+  EXPECT(bool(make_plan(shape, k.dtype, &statistics)));
+  simt::Guarded<uint8_t> workspace(statistics.workspace_bytes);
+  EXPECT(
+      bool(cuda::run(statistics, x.data(), {mean.data(), var.data(), running_mean.data(), running_var.data(), momentum},
+                     workspace.data(), nullptr)));
 
   Array y(k.dtype, size, k.shift), dx(k.dtype, size, k.shift), dresidual(k.dtype, size, k.shift);
   const simt::Guarded<float> w(weight), b(bias);
-  int64_t mask_bytes = 0;
-  EXPECT(bool(batch_norm_mask_bytes(shape, &mask_bytes)));
-  const bool has_mask = batch_norm_act_has_mask(k.activation, k.residual);
-  simt::Guarded<uint8_t> mask(has_mask ? mask_bytes : 0);
   BatchNormAct forward;
   forward.shape = shape;
   forward.dtype = k.dtype;
   forward.x = x.data();
   forward.residual = k.residual ? r.data() : nullptr;
   forward.y = y.data();
-  forward.mask = has_mask ? mask.data() : nullptr;
   forward.mean = mean.data();
   forward.var = var.data();
   forward.weight = k.affine ? w.data() : nullptr;
@@ -170,21 +169,28 @@ void run(const Case& k, std::string* bits) {
   forward.eps = eps;
   forward.activation = k.activation;
   forward.negative_slope = slope;
-  EXPECT(bool(batch_norm_act(forward, nullptr)));
+  BatchNormActPlan plan;
+  EXPECT(bool(make_plan(forward, &plan)));
+  EXPECT((plan.mask_bytes > 0) == (k.residual && (k.activation == kRelu || k.activation == kLeaky)), "%s", k.name);
+  simt::Guarded<uint8_t> mask(plan.mask_bytes);
+  forward.mask = plan.args.mask = plan.mask_bytes ? mask.data() : nullptr;
+  EXPECT(bool(cuda::run(plan, nullptr)));
 
   simt::Guarded<float> dweight(k.c), dbias(k.c);
   BatchNormActBackward backward;
   backward.forward = forward;
   backward.forward.y = nullptr;
-  backward.dy = dy.data();
-  backward.dx = dx.data();
-  backward.dresidual = k.residual ? dresidual.data() : nullptr;
-  backward.dweight = dweight.data();
-  backward.dbias = dbias.data();
+  backward.grad_y = dy.data();
+  backward.grad_x = dx.data();
+  backward.grad_residual = k.residual ? dresidual.data() : nullptr;
+  backward.grad_weight = dweight.data();
+  backward.grad_bias = dbias.data();
   backward.batch_statistics = k.batch_statistics;
-  EXPECT(bool(batch_norm_act_backward_workspace(backward, &bytes)));
-  simt::Guarded<uint8_t> sums(bytes);
-  EXPECT(bool(batch_norm_act_backward(backward, sums.data(), bytes, nullptr)));
+  BatchNormActBackwardPlan backward_plan;
+  EXPECT(bool(make_plan(backward, &backward_plan)));
+  EXPECT(plan.mask_bytes == 0 || backward_plan.mask_bytes == plan.mask_bytes, "%s", k.name);
+  simt::Guarded<uint8_t> sums(backward_plan.workspace_bytes);
+  EXPECT(bool(cuda::run(backward_plan, sums.data(), nullptr)));
   EXPECT(simt::take_error().empty(), "%s", k.name);
 
   // What rounding may do: x - mean is exact but for mean's own rounding, which counts |mean| / deviation in x^.
@@ -226,10 +232,6 @@ void run(const Case& k, std::string* bits) {
   keep(mean), keep(var), keep(running_mean), keep(running_var), keep(mask), keep(dweight), keep(dbias);
   if (k.shift == 0) keep(y.bytes), keep(dx.bytes);
 }
-
-constexpr auto kNone = Activation::none, kRelu = Activation::relu, kLeaky = Activation::leaky_relu,
-               kSilu = Activation::silu;
-constexpr auto f32 = DType::f32, f16_ = DType::f16, bf16_ = DType::bf16;
 
 const Case kCases[] = {
     {"channels_last", 2, 24, 9, true},
@@ -274,17 +276,21 @@ void sizes_that_are_zero() {
   for (const BatchNormShape shape :
        {BatchNormShape{0, 8, 4}, {2, 8, 0}, {2, 0, 4}, {0, 8, 4, false}, {2, 0, 4, false}}) {
     std::vector<float> mean(shape.c, 7), var(shape.c, 7), running(shape.c, 3), dweight(shape.c, 7), dbias(shape.c, 7);
-    EXPECT(bool(batch_norm_statistics(shape, f32, nullptr, {mean.data(), var.data(), running.data(), running.data()},
-                                      nullptr, 0, nullptr)) ||
+    BatchNormStatisticsPlan statistics;
+    EXPECT(bool(make_plan(shape, f32, &statistics)) && statistics.workspace_bytes == 0);
+    EXPECT(bool(cuda::run(statistics, nullptr, {mean.data(), var.data(), running.data(), running.data()}, nullptr,
+                          nullptr)) ||
            shape.c == 0);
     BatchNormActBackward backward;
     backward.forward.shape = shape;
     backward.forward.mean = mean.data();
     backward.forward.var = var.data();
-    backward.dweight = dweight.data();
-    backward.dbias = dbias.data();
-    EXPECT(bool(batch_norm_act(backward.forward, nullptr)));
-    EXPECT(bool(batch_norm_act_backward(backward, nullptr, 0, nullptr)));
+    backward.grad_weight = dweight.data();
+    backward.grad_bias = dbias.data();
+    BatchNormActPlan plan;
+    EXPECT(bool(make_plan(backward.forward, &plan)) && bool(cuda::run(plan, nullptr)));
+    BatchNormActBackwardPlan backward_plan;
+    EXPECT(bool(make_plan(backward, &backward_plan)) && bool(cuda::run(backward_plan, nullptr, nullptr)));
     for (int64_t c = 0; c < shape.c; ++c) {
       EXPECT(mean[c] == 0 && var[c] == 0 && running[c] == 3 && dweight[c] == 0 && dbias[c] == 0);
     }
@@ -298,11 +304,13 @@ void not_finite() {
   for (const float bad : {NAN, INFINITY}) {
     std::vector<float> x = normal(160, 1), y(160), mean(8), var(8), workspace(1000);
     x[8 * 7 + 3] = bad;
-    EXPECT(
-        bool(batch_norm_statistics(shape, f32, x.data(), {mean.data(), var.data()}, workspace.data(), 4000, nullptr)));
+    BatchNormStatisticsPlan statistics;
+    EXPECT(bool(make_plan(shape, f32, &statistics)) && statistics.workspace_bytes <= 4000);
+    EXPECT(bool(cuda::run(statistics, x.data(), {mean.data(), var.data()}, workspace.data(), nullptr)));
     BatchNormAct a;
     a.shape = shape, a.x = x.data(), a.y = y.data(), a.mean = mean.data(), a.var = var.data(), a.activation = kRelu;
-    EXPECT(bool(batch_norm_act(a, nullptr)));
+    BatchNormActPlan plan;
+    EXPECT(bool(make_plan(a, &plan)) && bool(cuda::run(plan, nullptr)));
     for (int i = 0; i < 160; ++i) EXPECT(std::isnan(y[i]) == (i % 8 == 3), "%d", i);
   }
 }
@@ -339,22 +347,23 @@ void parts() {
 
 void refuses() {
   float v[8] = {};
-  int64_t bytes = 0;
-  EXPECT(!batch_norm_statistics_workspace({-1, 8, 4}, f32, &bytes));
-  EXPECT(!batch_norm_statistics_workspace({1, int64_t{1} << 31, 4}, f32, &bytes));
-  EXPECT(!batch_norm_statistics_workspace({1 << 30, 1 << 30, 1 << 30}, f32, &bytes));
-  EXPECT(!batch_norm_statistics_workspace({1, 8, 4}, DType::i8, &bytes));
-  EXPECT(!batch_norm_statistics({1, 8, 4}, f32, v, {v, v}, nullptr, 0, nullptr));
-  EXPECT(!batch_norm_statistics({0, 8, 4}, f32, v, {nullptr, v}, nullptr, 0, nullptr));
+  BatchNormStatisticsPlan statistics;
+  EXPECT(!make_plan({-1, 8, 4}, f32, &statistics));
+  EXPECT(!make_plan({1, int64_t{1} << 31, 4}, f32, &statistics));
+  EXPECT(!make_plan({1 << 30, 1 << 30, 1 << 30}, f32, &statistics));
+  EXPECT(!make_plan({1, 8, 4}, DType::i8, &statistics));
+  EXPECT(!batch_norm_combine({0, 1, 0, 8, nullptr}, {nullptr, v}, nullptr));
   BatchNormActBackward b;
   b.forward.shape = {1, 1, 1};
-  EXPECT(!batch_norm_act(b.forward, nullptr));
-  b.dweight = b.dbias = v;
-  b.forward.mean = b.forward.var = v;
-  b.dy = b.dx = v;
-  b.forward.x = b.forward.residual = v;
+  b.forward.residual = v;
   b.forward.activation = kRelu;
-  EXPECT(!batch_norm_act_backward(b, v, sizeof(v), nullptr));  // no mask
+  BatchNormActBackwardPlan plan;
+  EXPECT(!make_plan(b, &plan), "no mask");
+  uint8_t mask = 0;
+  b.forward.mask = &mask;
+  EXPECT(bool(make_plan(b, &plan)), "a mask");
+  b.forward.activation = kSilu;
+  EXPECT(!make_plan(b, &plan), "a mask that nothing reads");
 }
 
 // Slabs cover all rows once, whatever the device; the mask's order knows no device.
@@ -369,19 +378,19 @@ void plans() {
                                  {1 << 20, 1, 1 << 10},
                                  {1 << 28, 8, 1, false}}) {
     for (const int blocks : {1, 108, 264, 1584}) {
-      const bn::Plan p = bn::plan(s, blocks);
+      const bn::Slabs p = bn::choose_slabs(s, blocks);
       EXPECT(p.rows == (s.channels_last ? s.n * s.hw : s.n));
       EXPECT(p.rows * p.values_per_row == s.n * s.hw);
       EXPECT(p.slabs >= 1 && p.slabs <= bn::kMostSlabs);
       EXPECT(p.slabs * p.rows_per_slab >= p.rows && (p.slabs - 1) * p.rows_per_slab < p.rows);
-      EXPECT(p.width == bn::plan(s, 1).width && p.width <= 32 && bn::kThreads % p.width == 0);
+      EXPECT(p.width == bn::choose_slabs(s, 1).width && p.width <= 32 && bn::kThreads % p.width == 0);
       EXPECT(s.channels_last ? p.columns * p.width >= p.groups : p.columns == s.c);
     }
   }
   // ResNet-50's largest and smallest maps at batch 64 fill an H100, in about one wave.
-  const bn::Plan large = bn::plan({64, 256, 56 * 56}, 132 * bn::kMomentsBlocks);
+  const bn::Slabs large = bn::choose_slabs({64, 256, 56 * 56}, 132 * bn::kMomentsBlocks);
   EXPECT(large.width == 32 && large.columns == 1 && large.slabs > 132 * 2 && large.slabs <= 132 * bn::kMomentsBlocks);
-  const bn::Plan small = bn::plan({64, 2048, 49}, 132 * bn::kMomentsBlocks);
+  const bn::Slabs small = bn::choose_slabs({64, 2048, 49}, 132 * bn::kMomentsBlocks);
   EXPECT(small.columns == 8 && small.slabs * small.columns > 132 * 2 &&
          small.slabs * small.columns <= 132 * bn::kMomentsBlocks);
 }

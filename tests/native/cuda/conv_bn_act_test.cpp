@@ -141,11 +141,11 @@ void check_int8() {
   bad.shape = cases[0].shape;
   bad.y_dtype = DType::i32;
   bad.y_scale = 2.0f;
-  int64_t bytes = 0;
-  EXPECT(!cuda::int8_conv_workspace_bytes(bad, &bytes), "int32 beside a scale");
+  cuda::Int8ConvPlan plan;
+  EXPECT(!cuda::make_plan(bad, &plan), "int32 beside a scale");
   bad.y_dtype = DType::i8;
   bad.residual_dtype = DType::i32;
-  EXPECT(!cuda::int8_conv_workspace_bytes(bad, &bytes), "an int32 residual");
+  EXPECT(!cuda::make_plan(bad, &plan), "an int32 residual");
 }
 
 void check_special_values() {
@@ -175,17 +175,16 @@ void check_refusals() {
   args.packed = packed.data();
   args.packed_bytes = static_cast<int64_t>(packed.size());
   const auto refused = [&](const ConvArgs& bad, const char* part) {
-    int64_t bytes;
-    EXPECT(says(cuda::conv_workspace_bytes(bad, &bytes), part) && says(cuda::conv_bn_act(bad, nullptr), part), "%s",
-           part);
+    cuda::ConvPlan plan;
+    EXPECT(says(cuda::make_plan(bad, &plan), part), "%s", part);
   };
   const auto refused_shape = [&](int64_t ConvShape::* field, int64_t value, const char* part) {
     ConvArgs bad = args;
     bad.shape.*field = value;
     refused(bad, part);
-    int64_t size[2];
+    cuda::ConvPackingPlan packing;
     if (field == &ConvShape::r || field == &ConvShape::k || field == &ConvShape::groups) {
-      EXPECT(says(cuda::conv_packed_size(bad.shape, DType::f16, size), part), "packing: %s", part);
+      EXPECT(says(cuda::make_plan(bad.shape, DType::f16, &packing), part), "packing: %s", part);
     }
   };
   refused_shape(&ConvShape::k, 0, "output channel");
@@ -213,10 +212,12 @@ void check_refusals() {
   refused(bad, "activation");
   bad = args;
   bad.packed = packed.data() + 2;
-  EXPECT(says(cuda::conv_bn_act(bad, nullptr), "aligned"), "alignment of packed");
+  refused(bad, "aligned");
   bad = args;
   bad.x.stride[3] += 1;  // pixels at odd distances are copied
-  EXPECT(says(cuda::conv_bn_act(bad, nullptr), "workspace"), "no workspace");
+  cuda::ConvPlan plan;
+  EXPECT(cuda::make_plan(args, &plan) && plan.workspace_bytes == 0, "no workspace");
+  EXPECT(cuda::make_plan(bad, &plan) && plan.workspace_bytes > 0, "a workspace");
 }
 
 // What the fake kernel of conv_pack says too (tests/ops/test_conv_bn_act.py has the same table).
@@ -234,10 +235,10 @@ void check_packed_sizes() {
       {{0, 3, 3, 3, 8, 3, 3, 1, 1, 0, 0, 0, 0, 1, 1, 1}, DType::i8, 8, 80},
   };
   for (const auto& [shape, dtype, rows, columns] : sizes) {
-    int64_t size[2] = {};
-    const Status status = cuda::conv_packed_size(shape, dtype, size);
-    EXPECT(status && size[0] == rows && size[1] == columns, "%d x %d", static_cast<int>(size[0]),
-           static_cast<int>(size[1]));
+    cuda::ConvPackingPlan plan = {};
+    const Status status = cuda::make_plan(shape, dtype, &plan);
+    EXPECT(status && plan.rows == rows && plan.columns == columns, "%d x %d", static_cast<int>(plan.rows),
+           static_cast<int>(plan.columns));
   }
 }
 

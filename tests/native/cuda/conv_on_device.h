@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstring>
+#include <optional>
 
 #include "conv_bn_act_reference.h"
 #include "pykernels/cuda/conv_bn_act.h"
@@ -32,14 +33,26 @@ struct OnDevice {
 };
 
 inline std::vector<unsigned char> pack(const ConvShape& s, DType dtype, Array& weight) {
-  int64_t size[2] = {};
-  Status status = cuda::conv_packed_size(s, dtype, size);
+  cuda::ConvPackingPlan plan;
+  Status status = cuda::make_plan(s, dtype, &plan);
   EXPECT(status, "%s", status.error);
-  Bytes packed(static_cast<size_t>(size[0] * size[1]) * size_of(dtype));
+  Bytes packed(static_cast<size_t>(plan.bytes()));
   OnDevice source(weight);
-  status = cuda::conv_pack(s, dtype, source.tensor(), packed.data(), nullptr);
+  status = cuda::pack(plan, source.tensor(), packed.data(), nullptr);
   EXPECT(status, "%s", status.error);
   return packed.vector();
+}
+
+// A plan of `args`, and its run, in a workspace of NaN.
+template <class Plan, class Args>
+void plan_and_run(const Args& args) {
+  Plan plan;
+  Status status = cuda::make_plan(args, &plan);
+  EXPECT(status, "%s", status.error);
+  Bytes workspace(static_cast<size_t>(plan.workspace_bytes));
+  if (workspace.size() > 0) std::memset(workspace.data(), 0xff, workspace.size());
+  status = cuda::run(plan, workspace.data(), nullptr);
+  EXPECT(status, "%s", status.error);
 }
 
 // y of `args`, whose x, residual and y are the host's arrays.
@@ -51,23 +64,11 @@ inline void run(ConvArgs args, const std::vector<unsigned char>& packed_bytes, A
   args.packed_bytes = static_cast<int64_t>(packed.size());
   args.y = on_y.bytes.data();
   std::copy(y.stride, y.stride + 4, args.y_stride);
-  const auto finish = [&] {
-    int64_t bytes = 0;
-    Status status = cuda::conv_workspace_bytes(args, &bytes);
-    EXPECT(status, "%s", status.error);
-    Bytes workspace(static_cast<size_t>(bytes));
-    std::memset(workspace.data(), 0xff, workspace.size());  // NaN
-    args.workspace = workspace.data();
-    args.workspace_bytes = bytes;
-    status = cuda::conv_bn_act(args, nullptr);
-    EXPECT(status, "%s", status.error);
-    on_y.fetch();
-  };
+  std::optional<OnDevice> on_residual;
   args.residual = {};
-  if (residual == nullptr) return finish();
-  OnDevice on_residual(*residual);
-  args.residual = on_residual.tensor();
-  finish();
+  if (residual != nullptr) args.residual = on_residual.emplace(*residual).tensor();
+  plan_and_run<cuda::ConvPlan>(args);
+  on_y.fetch();
 }
 
 // Half a unit in the last place of the output, and the error of float32 sums. tf32 rounds each factor to 11 bits, and
@@ -125,17 +126,6 @@ inline void check_case(const Case& c, const Kind& kind, unsigned seed, const cha
   }
 }
 
-inline void run_int8(cuda::Int8Conv& args) {
-  int64_t bytes = 0;
-  Status status = cuda::int8_conv_workspace_bytes(args, &bytes);
-  EXPECT(status, "%s", status.error);
-  Bytes workspace(static_cast<size_t>(bytes));
-  args.workspace = workspace.data();
-  args.workspace_bytes = bytes;
-  status = cuda::int8_conv(args, nullptr);
-  EXPECT(status, "%s", status.error);
-}
-
 // int8: scales are powers of two, so that float32 holds every intermediate result and the answer is one.
 struct Int8Case {
   ConvShape shape;
@@ -179,7 +169,7 @@ inline void check_int8_case(const Int8Case& c, unsigned i) {
   args.y_dtype = y_dtype;
   args.y = on_y.bytes.data();
   std::copy(y.stride, y.stride + 4, args.y_stride);
-  run_int8(args);
+  plan_and_run<cuda::Int8ConvPlan>(args);
   on_y.fetch();
 
   ConvArgs plain{};
@@ -217,7 +207,7 @@ inline void check_int8_sums(const Int8Case& c, unsigned i) {
   args.y_dtype = DType::i32;
   args.y = on_y.bytes.data();
   std::copy(y.stride, y.stride + 4, args.y_stride);
-  run_int8(args);
+  plan_and_run<cuda::Int8ConvPlan>(args);
   on_y.fetch();
 
   ConvArgs plain{};

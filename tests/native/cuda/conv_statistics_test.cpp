@@ -63,15 +63,14 @@ void check(const StatisticsCase& c, const Kind& kind, Format format, float mean_
   args.packed = packed.data(), args.packed_bytes = static_cast<int64_t>(packed.size());
   args.y = on_y.bytes.data();
   std::copy(y.stride, y.stride + 4, args.y_stride);
-  int64_t bytes = 0;
-  Status status = cuda::conv_statistics_workspace_bytes(args, &bytes);
+  cuda::ConvStatisticsPlan plan;
+  Status status = cuda::make_plan(args, format == Format::nhwc, &plan);
   EXPECT(status, "%s: %s", what, status.error);
-  Bytes workspace(static_cast<size_t>(bytes));
-  if (bytes > 0) std::memset(workspace.data(), 0xff, workspace.size());  // NaN
-  args.workspace = workspace.data(), args.workspace_bytes = bytes;
+  Bytes workspace(static_cast<size_t>(plan.workspace_bytes));
+  if (workspace.size() > 0) std::memset(workspace.data(), 0xff, workspace.size());  // NaN
   const auto k = static_cast<size_t>(s.k);
   simt::Guarded<float> mean(k), var(k);
-  status = cuda::conv_statistics(args, {mean.data(), var.data()}, nullptr);
+  status = cuda::run(plan, {mean.data(), var.data()}, workspace.data(), nullptr);
   EXPECT(status, "%s: %s", what, status.error);
   // One kernel combines the moments; where the epilogue left none, another one reads y for them, if there is a y.
   const size_t more = simt::launches() - launches_before - 2 * launches_plain;
@@ -150,12 +149,11 @@ void check_refusals() {
   std::copy(y.stride, y.stride + 4, args.y_stride);
   args.packed = packed.data(), args.packed_bytes = static_cast<int64_t>(packed.size());
   const auto refused = [&](const ConvArgs& bad, const char* part) {
-    int64_t bytes = 0;
-    const Status status = cuda::conv_statistics_workspace_bytes(bad, &bytes);
+    cuda::ConvStatisticsPlan plan;
+    const Status status = cuda::make_plan(bad, true, &plan);
     EXPECT(!status && std::string(status.error).find(part) != std::string::npos, "%s", part);
   };
   float v[24] = {};
-  EXPECT(!cuda::conv_statistics(args, {v, v}, nullptr), "no workspace");
   ConvArgs bad = args;
   bad.scale = v;
   refused(bad, "scale");
@@ -165,9 +163,8 @@ void check_refusals() {
   bad = args;
   bad.activation = Activation::relu;
   refused(bad, "activation");
-  bad = args;
-  bad.y_stride[2] += 8;
-  refused(bad, "dense");
+  cuda::ConvStatisticsPlan plan;
+  EXPECT(cuda::make_plan(args, true, &plan) && plan.workspace_bytes > 0, "a workspace");
   bad = args;
   bad.shape.groups = 3;
   refused(bad, "groups");

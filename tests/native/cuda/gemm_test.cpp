@@ -54,7 +54,7 @@ struct Case {
   bool tf32;
   int biases;
   bool accumulate;
-  GemmPlan plan;
+  GemmChoice asked;
   int gap = 0;  // elements between rows
 };
 
@@ -87,7 +87,7 @@ void check(const Case& c) {
   if (c.biases > 1) g.bias2 = bias2.data();
   g.out_dtype = c.out_dtype, g.out_stride = static_cast<int64_t>(out_stride);
   g.accumulate = c.accumulate;
-  g.plan = c.plan;
+  g.asked = c.asked;
 
   Array first(c.out_dtype, before);
   std::vector<double> want(outs);
@@ -109,16 +109,16 @@ void check(const Case& c) {
     }
   }
   const double tolerance = c.out_dtype == DType::f32 ? 1e-6 : c.out_dtype == DType::f16 ? 5e-4 : 4e-3;
-  size_t bytes = 0;
-  Status status = gemm_workspace(g, &bytes);
+  GemmPlan plan;
+  Status status = make_plan(g, &plan);
   EXPECT(!status.error, "%s: %s", c.name, status.error);
   std::vector<double> once;
   for (const auto& schedule : simt::schedules()) {
     simt::Use use(schedule);
     Array out(c.out_dtype, before);
-    g.out = out.data();
-    simt::Guarded<unsigned char> workspace(bytes);
-    status = gemm_launch(g, workspace.data(), bytes, nullptr);
+    plan.problem.out = out.data();
+    simt::Guarded<unsigned char> workspace(static_cast<size_t>(plan.workspace_bytes));
+    status = run(plan, workspace.data(), nullptr);
     const std::string error = simt::take_error();
     EXPECT(!status.error && error.empty(), "%s: %s %s", c.name, status.error, error.c_str());
     std::vector<double> got(outs);
@@ -195,32 +195,30 @@ void check_nan() {
       Gemm g;
       g.m = g.n = 1, g.k = 4, g.a = a, g.b = b, g.out = out, g.tf32 = tf32;
       g.a_stride_m = g.b_stride_n = 4, g.out_stride = 1;
-      EXPECT(!gemm_launch(g, nullptr, 0, nullptr).error && std::isnan(out[0]), "%x, tf32 %d: %g", bits, tf32, out[0]);
+      GemmPlan plan;
+      EXPECT(make_plan(g, &plan) && run(plan, nullptr, nullptr) && std::isnan(out[0]), "%x, tf32 %d: %g", bits, tf32,
+             out[0]);
     }
   }
 }
 
 void check_refusals() {
-  size_t bytes = 0;
-  float x[4] = {};
+  GemmPlan plan;
   const auto refused = [&](auto change) {
     Gemm g;
     g.m = g.n = g.k = 2;
-    g.a = g.b = g.out = x;
     g.a_stride_m = g.b_stride_n = g.out_stride = 2;
     change(g);
-    return gemm_launch(g, nullptr, 0, nullptr).error != nullptr;
+    return !make_plan(g, &plan);
   };
   EXPECT(refused([](Gemm& g) { g.m = -1; }));
   EXPECT(refused([](Gemm& g) { g.k = int64_t{1} << 31; }));
   EXPECT(refused([](Gemm& g) { g.dtype = DType::i8; }));
   EXPECT(refused([](Gemm& g) { g.out_dtype = DType::bf16; }));
-  EXPECT(refused([](Gemm& g) { g.plan.tile = 4; }));
-  EXPECT(refused([](Gemm& g) { g.plan.tile = 3; }));
-  EXPECT(refused([](Gemm& g) { g.a = nullptr; }));
-  EXPECT(refused([](Gemm& g) { g.k = 64, g.a_stride_m = g.b_stride_n = 0, g.plan.split = 2; }));
-  Gemm g;
-  EXPECT(!gemm_launch(g, nullptr, 0, nullptr).error && !gemm_workspace(g, &bytes).error && bytes == 0);
+  EXPECT(refused([](Gemm& g) { g.asked.tile = 4; }));
+  EXPECT(refused([](Gemm& g) { g.asked.tile = 3; }));
+  EXPECT(!refused([](Gemm& g) { g.k = 64, g.asked.split = 2; }) && plan.workspace_bytes > 0);
+  EXPECT(make_plan(Gemm{}, &plan) && plan.workspace_bytes == 0 && run(plan, nullptr, nullptr));
 }
 
 void check_choices() {

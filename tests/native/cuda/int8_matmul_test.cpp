@@ -14,7 +14,7 @@
 
 using namespace pk;
 using cuda::Int8Algorithm;
-using cuda::Int8Plan;
+using cuda::Int8Choice;
 using simt::Guarded;
 
 namespace {
@@ -24,11 +24,11 @@ void succeeded(Status s, const char* what) {
   EXPECT(s && error.empty(), "%s: %s%s", what, s ? "" : s.error, error.c_str());
 }
 
-void run(const Int8Matmul& p, Int8Plan plan = {}) {
-  size_t bytes = 0;
-  succeeded(cuda::int8_matmul_workspace(p, plan, &bytes), "workspace");
-  Guarded<char> workspace(bytes);
-  succeeded(cuda::int8_matmul(p, plan, workspace.data(), bytes, nullptr), "int8_matmul");
+void run(const Int8Matmul& p, Int8Choice choice = {}) {
+  cuda::Int8MatmulPlan plan;
+  succeeded(cuda::make_plan(p, choice, &plan), "make_plan");
+  Guarded<char> workspace(static_cast<size_t>(plan.workspace_bytes));
+  succeeded(cuda::run(plan, workspace.data(), nullptr), "run");
 }
 
 std::vector<char> pack(const int8_t* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n) {
@@ -55,7 +55,7 @@ Strides strides_of(Layout layout, int64_t rows, int64_t k) {
 }
 
 void matmul_case(int64_t m, int64_t n, int64_t k, bool extremes, bool zero_point, Layout a_layout, Layout b_layout,
-                 Int8Plan plan = {}) {
+                 Int8Choice plan = {}) {
   const Strides as = strides_of(a_layout, m, k), bs = strides_of(b_layout, n, k);
   const Guarded<int8_t> a(test::random_bytes(as.elements, 1, extremes)),
       b(test::random_bytes(bs.elements, 2, extremes));
@@ -101,7 +101,7 @@ float value(const Guarded<char>& out, DType t, size_t i) {
 // Scales (of rows and columns, or of tensors), bias, zero points and each output type, on powers of two: exact in
 // float.
 void epilogue_case(DType out_dtype, int64_t m, int64_t n, bool vectors, bool bias, Activation activation,
-                   Int8Plan plan) {
+                   Int8Choice plan) {
   const int64_t k = 48;
   const Guarded<int8_t> a(test::random_bytes(static_cast<size_t>(m * k), 3, false));
   const Guarded<int8_t> b(test::random_bytes(static_cast<size_t>(n * k), 4, false));
@@ -153,7 +153,7 @@ void to_cuda(DType t, const std::vector<float>& x, std::vector<char>* bits, std:
 }
 
 // A float a: as quantising its rows first. stride: of its rows.
-void dynamic_case(DType dtype, int64_t m, int64_t n, int64_t k, int64_t stride, Int8Plan plan = {}) {
+void dynamic_case(DType dtype, int64_t m, int64_t n, int64_t k, int64_t stride, Int8Choice plan = {}) {
   std::vector<char> bits;
   std::vector<float> seen;
   to_cuda(dtype, test::normal(static_cast<size_t>((m - 1) * stride + k), 5), &bits, &seen);
@@ -201,10 +201,10 @@ void quantize_case(DType dtype, int64_t outer, int64_t channels, int64_t inner, 
   QuantizeInt8 p;
   p.x_dtype = dtype, p.x = given.data(), p.outer = outer, p.channels = channels, p.inner = inner;
   p.symmetric = symmetric, p.q = q.data(), p.scale = scale.data(), p.zero_point = zero.data();
-  size_t bytes = 0;
-  succeeded(cuda::quantize_int8_workspace(p, &bytes), "workspace");
-  Guarded<char> workspace(bytes);
-  succeeded(cuda::quantize_int8(p, workspace.data(), bytes, nullptr), "quantize_int8");
+  cuda::QuantizeInt8Plan plan;
+  succeeded(cuda::make_plan(p, &plan), "make_plan");
+  Guarded<char> workspace(static_cast<size_t>(plan.workspace_bytes));
+  succeeded(cuda::run(plan, workspace.data(), nullptr), "run");
   const test::Quantized expected = test::quantize_reference(seen, channels, inner, symmetric);
   for (size_t ch = 0; ch < c; ++ch) {
     const float e = expected.scale[ch];
@@ -217,19 +217,19 @@ void quantize_case(DType dtype, int64_t outer, int64_t channels, int64_t inner, 
   }
 }
 
-constexpr Int8Plan kForced[] = {{Int8Algorithm::tile_64x64, 1},   {Int8Algorithm::tile_64x64, 3},
-                                {Int8Algorithm::tile_128x128, 1}, {Int8Algorithm::tile_128x128, 2},
-                                {Int8Algorithm::tile_128x256, 1}, {Int8Algorithm::tile_128x256, 2}};
-constexpr Int8Plan kHopper[] = {{Int8Algorithm::hopper_128x256, 1}, {Int8Algorithm::hopper_128x256, 2},
-                                {Int8Algorithm::hopper_128x128, 1}, {Int8Algorithm::hopper_128x128, 3},
-                                {Int8Algorithm::hopper_swapped, 1}, {Int8Algorithm::hopper_swapped, 4}};
-constexpr Int8Plan kSkinny[] = {{Int8Algorithm::skinny, 1}, {Int8Algorithm::skinny, 3}};
+constexpr Int8Choice kForced[] = {{Int8Algorithm::tile_64x64, 1},   {Int8Algorithm::tile_64x64, 3},
+                                  {Int8Algorithm::tile_128x128, 1}, {Int8Algorithm::tile_128x128, 2},
+                                  {Int8Algorithm::tile_128x256, 1}, {Int8Algorithm::tile_128x256, 2}};
+constexpr Int8Choice kHopper[] = {{Int8Algorithm::hopper_128x256, 1}, {Int8Algorithm::hopper_128x256, 2},
+                                  {Int8Algorithm::hopper_128x128, 1}, {Int8Algorithm::hopper_128x128, 3},
+                                  {Int8Algorithm::hopper_swapped, 1}, {Int8Algorithm::hopper_swapped, 4}};
+constexpr Int8Choice kSkinny[] = {{Int8Algorithm::skinny, 1}, {Int8Algorithm::skinny, 3}};
 
 // Every algorithm under every schedule. Small: what a schedule can break shows in a few blocks.
 void hopper_schedules() {
   for (const auto& schedule : simt::schedules()) {
     const simt::Use use(schedule);
-    for (const Int8Plan& plan : kHopper) {
+    for (const Int8Choice& plan : kHopper) {
       const bool swapped = plan.algorithm == Int8Algorithm::hopper_swapped;
       matmul_case(swapped ? 37 : 133, swapped ? 133 : 70, 640, true, true, Layout::rows_of_k, Layout::packed, plan);
     }
@@ -240,7 +240,7 @@ void hopper_schedules() {
 void hopper() {
   const int multiprocessors = simt::device().multiprocessors;
   simt::device().multiprocessors = 4;
-  for (const Int8Plan& plan : kHopper) {
+  for (const Int8Choice& plan : kHopper) {
     const bool swapped = plan.algorithm == Int8Algorithm::hopper_swapped;
     matmul_case(swapped ? 64 : 261, swapped ? 261 : 530, 272, false, true, Layout::rows_of_k, Layout::rows_of_k, plan);
     matmul_case(swapped ? 3 : 5, 7, 48, false, false, Layout::repeated, Layout::repeated, plan);
@@ -260,10 +260,10 @@ void hopper() {
 void schedules() {
   for (const auto& schedule : simt::schedules()) {
     const simt::Use use(schedule);
-    for (const Int8Plan& plan : kForced) {
+    for (const Int8Choice& plan : kForced) {
       matmul_case(69, 70, 336, true, false, Layout::rows_of_k, Layout::rows_of_k, plan);
     }
-    for (const Int8Plan& plan : kSkinny) {
+    for (const Int8Choice& plan : kSkinny) {
       matmul_case(5, 37, 1360, true, true, Layout::rows_of_k, Layout::packed, plan);
       matmul_case(13, 33, 848, false, false, Layout::rows_of_k, Layout::packed, plan);
     }
@@ -287,9 +287,9 @@ void shapes() {
     if (m * n * k > 1000000) continue;
     matmul_case(m, n, k, true, false, Layout::rows_of_k, Layout::turned);
     matmul_case(m, n, k, false, true, Layout::rows_of_k, Layout::rows_of_k);
-    for (const Int8Plan& plan : kForced) matmul_case(m, n, k, true, true, Layout::rows_of_k, Layout::packed, plan);
+    for (const Int8Choice& plan : kForced) matmul_case(m, n, k, true, true, Layout::rows_of_k, Layout::packed, plan);
     if (m > 16) continue;
-    for (const Int8Plan& plan : kSkinny) matmul_case(m, n, k, true, true, Layout::rows_of_k, Layout::packed, plan);
+    for (const Int8Choice& plan : kSkinny) matmul_case(m, n, k, true, true, Layout::rows_of_k, Layout::packed, plan);
   }
   // Operands in place, of several tiles.
   matmul_case(140, 270, 64, false, false, Layout::rows_of_k, Layout::rows_of_k, {Int8Algorithm::tile_128x256, 1});
@@ -302,7 +302,7 @@ void shapes() {
 
 void epilogues() {
   for (const DType t : {DType::f32, DType::bf16, DType::f16, DType::i8}) {
-    for (const Int8Plan& plan : {Int8Plan{}, kForced[0], kForced[1], kForced[4]}) {
+    for (const Int8Choice& plan : {Int8Choice{}, kForced[0], kForced[1], kForced[4]}) {
       epilogue_case(t, 21, 44, true, true, Activation::relu, plan);  // whole vectors
       epilogue_case(t, 21, 45, true, false, Activation::none, plan);
     }
@@ -359,14 +359,12 @@ void refusals() {
   Int8Matmul good;
   good.m = 8, good.n = 8, good.k = 8, good.a = v.data(), good.a_stride_m = 8, good.a_stride_k = 1;
   good.packed = packed.data(), good.packed_bytes = static_cast<int64_t>(packed.size()), good.out = out.data();
-  size_t n = 0;
-  const auto refuses = [&](const Int8Matmul& p, const char* word, Int8Plan plan = {}) {
-    const Status s = cuda::int8_matmul_workspace(p, plan, &n);
+  cuda::Int8MatmulPlan plan;
+  const auto refuses = [&](const Int8Matmul& p, const char* word, Int8Choice choice = {}) {
+    const Status s = cuda::make_plan(p, choice, &plan);
     EXPECT(!s && std::strstr(s.error, word) != nullptr, "expected '%s', got '%s'", word, s ? "success" : s.error);
   };
-  EXPECT(cuda::int8_matmul_workspace(good, {}, &n), "the good one");
-  const Status small = cuda::int8_matmul(good, {}, v.data(), 1, nullptr);
-  EXPECT(!small && std::strstr(small.error, "workspace"), "a small workspace");
+  EXPECT(cuda::make_plan(good, {}, &plan), "the good one");
   Int8Matmul p = good;
   p.k = kInt8MaxK + 1, p.packed = nullptr;
   refuses(p, "131071");
@@ -398,7 +396,8 @@ void refusals() {
     refuses(p, "too large");
     QuantizeInt8 q;
     q.outer = size, q.channels = int64_t{1} << 21, q.inner = 0;
-    EXPECT(!cuda::quantize_int8(q, nullptr, 0, nullptr), "quantises %lld slices", static_cast<long long>(size));
+    cuda::QuantizeInt8Plan quantizing;
+    EXPECT(!cuda::make_plan(q, &quantizing), "quantises %lld slices", static_cast<long long>(size));
   }
   EXPECT(!cuda::int8_packed_bytes(-1, 4, &bytes) && !cuda::int8_packed_bytes(4, -1, &bytes), "negative");
 }
@@ -427,16 +426,17 @@ void choices() {
     EXPECT(chosen(257, 64, 131071).split == 1, "nor any of more than 256 rows");
     EXPECT(chosen(40, 40, 40).algorithm == Int8Algorithm::tile_64x64 && chosen(40, 40, 40).split == 1, "small");
     for (int64_t m = 1; m <= 8192; m *= 2) {
-      const Int8Plan plan = chosen(m, 4096, 4096), forced = cuda::int8::choose(m, 4096, 4096, device, plan);
+      const Int8Choice plan = chosen(m, 4096, 4096), forced = cuda::int8::choose(m, 4096, 4096, device, plan);
       EXPECT(plan.split >= 1 && plan.split <= cuda::int8::kMaxSplit, "m %ld: split %d", m, plan.split);
       EXPECT(forced.algorithm == plan.algorithm && forced.split == plan.split, "m %ld: a plan completes to itself", m);
       std::printf("capability %d, %ld x 4096 x 4096: algorithm %d, split %d\n", device.capability, m,
                   static_cast<int>(plan.algorithm), plan.split);
     }
-    const int warps = cuda::int8::gemv_warps_along_k(4096, 4096, device);
+    const int warps = cuda::int8::gemv_warps_along_k(4096, 4096, device.multiprocessors);
     EXPECT(warps == 4 || warps == 8, "%d warps share K", warps);
-    EXPECT(cuda::int8::gemv_warps_along_k(1 << 20, 4096, device) == 1, "a block's warps take rows of their own");
-    EXPECT(cuda::int8::gemv_warps_along_k(64, 300, device) == 1, "a short K is not shared");
+    EXPECT(cuda::int8::gemv_warps_along_k(1 << 20, 4096, device.multiprocessors) == 1,
+           "a block's warps take rows of their own");
+    EXPECT(cuda::int8::gemv_warps_along_k(64, 300, device.multiprocessors) == 1, "a short K is not shared");
   }
   // No slice of wgmma may be empty: 5 k tiles of 128 in 4 slices are 2, 2 and 1.
   EXPECT(cuda::int8::choose(64, 128, 600, h100(), {Int8Algorithm::hopper_swapped, 4}).split == 3, "empty slices");

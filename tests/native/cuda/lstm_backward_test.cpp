@@ -113,14 +113,14 @@ std::optional<Gradients> run(const Problem& p, const Oracle& oracle, Order order
     forward.x = view(x, x_there), forward.output = view(output, output_there);
     forward.h0 = h0_there.data(), forward.c0 = c0_there.data(), forward.weights = from.data();
     forward.h_n = h_n.data(), forward.c_n = c_n.data(), forward.reserve = reserve_there.data();
-    EXPECT(cuda::lstm_forward_workspace(forward, &forward.workspace_bytes), "workspace");
-    simt::Guarded<char> workspace(static_cast<size_t>(forward.workspace_bytes));
-    forward.workspace = workspace.data();
-    const Status status = cuda::lstm_forward(forward, nullptr);
+    forward.save = true;
+    cuda::LstmForwardPlan plan;
+    EXPECT(cuda::make_plan(forward, &plan), "plan");
+    simt::Guarded<char> workspace(static_cast<size_t>(plan.workspace_bytes));
+    const Status status = cuda::run(plan, workspace.data(), nullptr);
     EXPECT(status, "forward: %s", status.error);
-    int64_t elements = 0;
-    EXPECT(cuda::lstm_reserve_elements(s, &elements), "reserve");
-    EXPECT(elements * static_cast<int64_t>(size_of(s.dtype)) == static_cast<int64_t>(reserve_there.bytes), "reserve");
+    EXPECT(plan.reserve_elements * static_cast<int64_t>(size_of(s.dtype)) == static_cast<int64_t>(reserve_there.bytes),
+           "reserve");
   }
   cuda::LstmBackward call;
   call.shape = s;
@@ -133,12 +133,12 @@ std::optional<Gradients> run(const Problem& p, const Oracle& oracle, Order order
   call.reserve = reserve_there.data();
   call.grad_h0 = grad_h0_there.data(), call.grad_c0 = grad_c0_there.data();
   call.path = path;
-  Status status = cuda::lstm_backward_workspace(call, &call.workspace_bytes);
-  EXPECT(status, "workspace: %s", status.error);
+  cuda::LstmBackwardPlan plan;
+  Status status = cuda::make_plan(call, &plan);
+  EXPECT(status, "plan: %s", status.error);
   if (!status) return {};
-  simt::Guarded<char> workspace(static_cast<size_t>(call.workspace_bytes));
-  call.workspace = workspace.data();
-  status = cuda::lstm_backward(call, nullptr);
+  simt::Guarded<char> workspace(static_cast<size_t>(plan.workspace_bytes));
+  status = cuda::run(plan, workspace.data(), nullptr);
   EXPECT(status, "backward: %s", status.error);
   const std::string error = simt::take_error();
   EXPECT(error.empty(), "%s", error.c_str());
@@ -274,8 +274,7 @@ void check_tiles() {
                             grad_c0_there.data()};
           l.grad_output = {grad_output_there.data(), p.s.batch * p.s.hidden, p.s.hidden};
           l.steps = static_cast<int>(p.s.steps), l.batch = static_cast<int>(p.s.batch), l.directions = 1;
-          l.hidden = static_cast<int>(p.s.hidden),
-          l.pitch = static_cast<int>(cuda::lstm::BackwardChoice::padded(p.s.hidden));
+          l.hidden = static_cast<int>(p.s.hidden), l.pitch = static_cast<int>(cuda::lstm::backward_padded(p.s.hidden));
           l.vectors = true;
           simt::Guarded<char> d_gates(static_cast<size_t>(p.rows * 4 * l.pitch) * size_of(dtype));
           std::memset(d_gates.data(), 0xff, d_gates.size());
@@ -319,11 +318,9 @@ void check_bad_calls() {
   const Problem p(kCases[1], DType::f32);
   cuda::LstmBackward call;
   call.shape = p.s;
-  int64_t bytes = 0;
-  EXPECT(cuda::lstm_backward_workspace(call, &bytes) && bytes > 0, "a good shape");
-  call.workspace_bytes = bytes - 1;
-  EXPECT(!cuda::lstm_backward(call, nullptr), "too little workspace");
-  const int64_t rising[] = {1, 2, 2};
+  cuda::LstmBackwardPlan plan;
+  EXPECT(cuda::make_plan(call, &plan) && plan.workspace_bytes > 0, "a good shape");
+  const int64_t unread[] = {1, 1, 1};
   const std::function<void(LstmShape&)> bad[] = {[](LstmShape& s) { s.steps = 0; },
                                                  [](LstmShape& s) { s.batch = -1; },
                                                  [](LstmShape& s) { s.hidden = 0; },
@@ -331,18 +328,17 @@ void check_bad_calls() {
                                                  [](LstmShape& s) { s.dtype = DType::i8; },
                                                  [](LstmShape& s) { s.directions = 3; },
                                                  [](LstmShape& s) { s.steps = s.batch = 1 << 20; },
-                                                 [&](LstmShape& s) { s.batch_sizes = rising; }};
+                                                 [&](LstmShape& s) { s.batch_sizes = unread, s.starts = nullptr; }};
   for (const auto& change : bad) {
     call.shape = p.s;
     change(call.shape);
-    EXPECT(!cuda::lstm_backward_workspace(call, &bytes), "a bad shape");
-    EXPECT(!cuda::lstm_backward(call, nullptr), "a bad shape");
+    EXPECT(!cuda::make_plan(call, &plan), "a bad shape");
   }
   // More blocks than multiprocessors: said, not tried.
   call.shape = p.s;
   call.shape.hidden = 1 << 14;
   call.path = LstmPath::persistent;
-  EXPECT(!cuda::lstm_backward_workspace(call, &bytes), "a persistent kernel that doesn't fit");
+  EXPECT(!cuda::make_plan(call, &plan), "a persistent kernel that doesn't fit");
 }
 
 // No sequences: zeros for the weights.
@@ -377,7 +373,7 @@ void check_choice() {
   // The shape of the record to beat: pinned, on either.
   for (const cuda::Device& device : {a100, h100}) {
     const BackwardChoice c = choose_backward(shape(1024, 16, 768, 1, DType::f16), device);
-    EXPECT(c.persistent && c.launches == 1 && !c.streams(768), "h 768: %d pinned", c.pinned);
+    EXPECT(c.persistent && c.launches == 1 && !backward_streams(c, 768), "h 768: %d pinned", c.pinned);
   }
   EXPECT(!choose_backward(shape(100, 64, 8192, 1, DType::f16), h100).persistent, "8192 units don't fit");
   EXPECT(!choose_backward(shape(100, 2000, 1024, 1, DType::f16), h100).persistent, "large batches are GEMMs");

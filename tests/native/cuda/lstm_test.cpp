@@ -114,27 +114,27 @@ Results run(const Problem& p, const How& how) {
   Laid x(p, how.order, s.input), output(p, how.order, s.directions * s.hidden);
   x.set(p.x);
   Memory h0(s.dtype, p.h0), c0(s.dtype, p.c0), h_n(s.dtype, p.h0.size()), c_n(s.dtype, p.h0.size());
-  int64_t elements = 0, bytes = 0;
-  if (how.save) EXPECT(cuda::lstm_reserve_elements(s, &elements), "reserve");
-  Memory reserve(s.dtype, static_cast<size_t>(elements));
+  int64_t bytes = 0;
   if (how.packed) EXPECT(cuda::lstm_packed_bytes(s, &bytes), "packed bytes");
   simt::Guarded<char> packed(static_cast<size_t>(bytes));
   cuda::LstmForward f;
   f.shape = s;
   f.x = x.view(), f.output = output.view();
   f.h0 = h0.data(), f.c0 = c0.data(), f.h_n = h_n.data(), f.c_n = c_n.data();
-  f.reserve = how.save ? reserve.data() : nullptr;
-  f.path = how.path, f.tf32 = how.tf32;
+  f.path = how.path, f.tf32 = how.tf32, f.save = how.save;
   f.weights = pointers.data();
   if (how.packed) {
     EXPECT(cuda::lstm_pack(s, pointers.data(), packed.data(), nullptr), "pack");
     f.weights = nullptr, f.packed = packed.data();
   }
-  EXPECT(cuda::lstm_forward_workspace(f, &f.workspace_bytes), "workspace");
-  Scratch workspace(f.workspace_bytes);
-  std::memset(workspace.data(), 0xff, static_cast<size_t>(f.workspace_bytes));
-  f.workspace = workspace.data();
-  const Status status = cuda::lstm_forward(f, nullptr);
+  cuda::LstmForwardPlan plan;
+  Status status = cuda::make_plan(f, &plan);
+  EXPECT(status, "plan: %s", status.error);
+  Memory reserve(s.dtype, static_cast<size_t>(plan.reserve_elements));
+  plan.call.reserve = reserve.data();
+  Scratch workspace(plan.workspace_bytes);
+  std::memset(workspace.data(), 0xff, static_cast<size_t>(plan.workspace_bytes));
+  status = cuda::run(plan, workspace.data(), nullptr);
   EXPECT(status, "forward: %s", status.error);
   const std::string error = simt::take_error();
   EXPECT(error.empty(), "%s", error.c_str());
@@ -288,7 +288,7 @@ void check_devices() {
     const On on(kH100);
     for (const DType dtype : {DType::f32, DType::bf16}) {
       const Problem p({4, 3, 5, 161, 1, 1, true, {}}, dtype);
-      const cuda::lstm::Plan plan = cuda::lstm::choose(p.s, kH100, LstmPath::cluster);
+      const cuda::lstm::Choice plan = cuda::lstm::choose(p.s, kH100, LstmPath::cluster);
       EXPECT(plan.cluster && plan.m_tiles == 4 && plan.blocks == 11, "16 units a block of a cluster");
       check(p, Oracle(p), {LstmPath::cluster}, "16 units a block of a cluster");
     }
@@ -302,7 +302,8 @@ void check_devices() {
   {
     const On on(small);
     for (const DType dtype : kDTypes) {
-      EXPECT(cuda::lstm::choose_tile(4 * 34, 40, 2, small) == cuda::lstm::ProductTile::large, "large products");
+      EXPECT(cuda::lstm::choose_tile(4 * 34, 40, 2, small.multiprocessors) == cuda::lstm::ProductTile::large,
+             "large products");
       const Problem p({4, 34, 16, 40, 1, 2, true, {}}, dtype);
       check(p, Oracle(p), {LstmPath::step, true}, "large products");
     }
@@ -358,15 +359,16 @@ void check_extremes() {
 
 void check_refusals() {
   const Problem p({4, 2, 6, 10, 1, 1, true, {}}, DType::f32);
-  int64_t n = 0;
+  const void* none = nullptr;
+  cuda::LstmForward f;
+  f.weights = &none;
+  cuda::LstmForwardPlan plan;
   const auto refused = [&](auto&& change) {
-    LstmShape s = p.s;
-    change(s);
-    cuda::LstmForward f;
-    f.shape = s;
-    return !cuda::lstm_reserve_elements(s, &n) && !cuda::lstm_forward_workspace(f, &n);
+    f.shape = p.s;
+    change(f.shape);
+    return !cuda::make_plan(f, &plan);
   };
-  const int64_t rising[] = {1, 2, 2, 2}, wrong[] = {2, 2, 0, 0};
+  const int64_t sizes[] = {2, 2, 1, 1}, others[] = {1, 1, 1, 1}, starts[] = {0, 1, 2, 3, 4};
   EXPECT(refused([](LstmShape& s) { s.dtype = DType::i8; }), "dtype");
   EXPECT(refused([](LstmShape& s) { s.steps = 0; }), "steps");
   EXPECT(refused([](LstmShape& s) { s.batch = -1; }), "batch");
@@ -374,24 +376,25 @@ void check_refusals() {
   EXPECT(refused([](LstmShape& s) { s.directions = 3; }), "directions");
   EXPECT(refused([](LstmShape& s) { s.layers = 0; }), "layers");
   EXPECT(refused([](LstmShape& s) { s.steps = s.batch = 1 << 24, s.hidden = 1 << 20; }), "too large");
-  EXPECT(refused([&](LstmShape& s) { s.batch_sizes = rising; }), "rising batch sizes");
-  EXPECT(refused([&](LstmShape& s) { s.batch_sizes = wrong; }), "batch sizes of zero");
-  // A path that can't run, and too small a workspace.
+  EXPECT(refused([&](LstmShape& s) { s.batch_sizes = sizes, s.starts = nullptr; }),
+         "batch sizes that lstm_starts has not read");
+  EXPECT(refused([&](LstmShape& s) { s.batch_sizes = others, s.starts = starts; }), "sizes of another batch");
+  f.shape = p.s;
+  EXPECT(cuda::make_plan(f, &plan), "the good one");
+  f.weights = nullptr;
+  EXPECT(!cuda::make_plan(f, &plan), "no weights");
+  f.weights = &none;
+  // A path that can't run.
   Device small = simt::device();
   small.multiprocessors = 1;
   const On on(small);
-  cuda::LstmForward f;
-  f.shape = p.s;
   f.path = LstmPath::persistent;
-  const void* none = nullptr;
-  f.weights = &none;
-  EXPECT(!cuda::lstm_forward(f, nullptr), "two blocks on one multiprocessor");
+  f.shape.hidden = 17;
+  EXPECT(!cuda::make_plan(f, &plan), "two blocks on one multiprocessor");
   f.path = LstmPath::cluster;
-  EXPECT(!cuda::lstm_forward(f, nullptr), "a cluster on another architecture");
+  EXPECT(!cuda::make_plan(f, &plan), "a cluster on another architecture");
   f.path = LstmPath::step;
-  EXPECT(cuda::lstm_forward_workspace(f, &f.workspace_bytes) && f.workspace_bytes > 0, "workspace");
-  --f.workspace_bytes;
-  EXPECT(!cuda::lstm_forward(f, nullptr), "too small a workspace");
+  EXPECT(cuda::make_plan(f, &plan) && plan.workspace_bytes > 0 && plan.reserve_elements == 0, "a step");
 }
 
 // What holds of every plan, and what is expected of some.
@@ -406,7 +409,7 @@ void check_choice() {
               LstmShape s;
               s.steps = 1000, s.batch = batch, s.input = s.hidden = hidden;
               s.layers = layers, s.directions = directions, s.dtype = dtype;
-              const cuda::lstm::Plan plan = cuda::lstm::choose(s, device, LstmPath::automatic);
+              const cuda::lstm::Choice plan = cuda::lstm::choose(s, device, LstmPath::automatic);
               EXPECT(plan.span >= 1 && plan.span <= s.steps, "span");
               EXPECT(plan.layers_at_once >= 1 && plan.layers_at_once * directions <= cuda::lstm::kWorkers, "workers");
               if (!plan.persistent) continue;

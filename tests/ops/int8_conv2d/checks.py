@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pykernels.ops import int8_conv2d
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from tests.harness import DEVICE
 
 
 def integers(*shape, seed=0):
@@ -69,7 +68,7 @@ def the_whole_formula(backend):
     torch.testing.assert_close(y.cpu().double(), z, rtol=2e-6, atol=2e-5)
 
 
-def of_memory_format_and_unbatched(layout, backend):
+def _keeps(layout, backend):
     x, weight = integers(2, 4, 6, 5).contiguous(memory_format=layout), integers(8, 4, 3, 3, seed=1)
     y = int8_conv2d(x, weight, out_dtype=torch.int32, backend=backend)
     assert y.is_contiguous(memory_format=layout)
@@ -77,11 +76,11 @@ def of_memory_format_and_unbatched(layout, backend):
 
 
 def contiguous_and_unbatched(backend):
-    of_memory_format_and_unbatched(torch.contiguous_format, backend)
+    _keeps(torch.contiguous_format, backend)
 
 
 def channels_last_and_unbatched(backend):
-    of_memory_format_and_unbatched(torch.channels_last, backend)
+    _keeps(torch.channels_last, backend)
 
 
 def a_large_stride_of_the_batch_and_expanded_operands(backend):

@@ -8,14 +8,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 import pykernels as pk
-from pykernels import _native
 from pykernels.ops import int8_conv2d
 from pykernels.ops.int8_conv2d.reference import int8_conv2d_reference
 from pykernels.ops.int8_conv2d.spec import INT8_CONV2D_SPEC
-from tests.harness import inputs_of, needs_cuda, tensors_of
-from tests.ops.int8_conv2d.checks import DEVICE, each_check, integers
+from tests.harness import DEVICE, inputs_of, native, needs_cuda, tensors_of
+from tests.ops.int8_conv2d.checks import each_check, integers
 
-native = pytest.mark.skipif(_native.error is not None, reason=str(_native.error))
 OPS = torch.ops.pykernels
 GEOMETRY = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
 
@@ -112,7 +110,6 @@ X, W = torch.zeros(1, 4, 5, 5, dtype=torch.int8), torch.zeros(6, 4, 3, 3, dtype=
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"x": [1]}, TypeError, "x: expected a tensor, got list"),
         ({"x": X.float()}, TypeError, "x: expected torch.int8, got torch.float32"),
         ({"weight": W.half()}, TypeError, "weight: expected torch.int8"),
         ({"x": X[0, 0]}, ValueError, r"x: expected \(N, C, H, W\) or \(C, H, W\)"),
@@ -126,7 +123,6 @@ X, W = torch.zeros(1, 4, 5, 5, dtype=torch.int8), torch.zeros(6, 4, 3, 3, dtype=
         ({"groups": 0}, ValueError, "groups: expected an int >= 1"),
         ({"padding": "full"}, ValueError, "padding: expected an int, two ints, 'same' or 'valid'"),
         ({"dilation": "a"}, TypeError, "dilation: expected an int or two ints"),
-        ({"weight": W.to("meta")}, ValueError, "weight: expected x's device cpu, got meta"),
         ({"weight": torch.zeros(1, 131072, 1, 1, dtype=torch.int8), "x": X[:, :1].expand(1, 131072, 5, 5)}, ValueError,
          "weight: expected at most 131071 numbers a filter"),
         ({"scale": torch.ones(5)}, ValueError, r"scale: expected one element, \(6,\)"),
@@ -134,18 +130,15 @@ X, W = torch.zeros(1, 4, 5, 5, dtype=torch.int8), torch.zeros(6, 4, 3, 3, dtype=
         ({"bias": torch.ones(1)}, ValueError, r"bias: expected shape \(6,\)"),
         ({"residual": torch.ones(1, 6, 3, 3, dtype=torch.int32)}, TypeError, "residual: expected torch.int8 or a floa"),
         ({"residual": torch.ones(1, 6, 5, 5)}, ValueError, r"residual: expected the output's shape \(1, 6, 3, 3\)"),
-        ({"activation": "swish"}, ValueError, "activation: expected one of"),
         ({"out_dtype": torch.float64}, ValueError, "out_dtype: expected one of"),
         ({"out_dtype": torch.int32, "scale": torch.ones(6)}, ValueError, "out_dtype: expected .* plain sums"),
         ({"out_dtype": torch.int32, "activation": "relu"}, ValueError, "out_dtype: expected .* plain sums"),
         ({"scale": torch.ones(6, requires_grad=True)}, RuntimeError, "scale: expected a tensor that requires no grad"),
-        ({"backend": "gpu"}, ValueError, "backend: expected one of"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_named(arguments, error, words):
-    with pytest.raises(error, match=f"pykernels.*{words}") as raised:
+    with pytest.raises(error, match=f"pykernels.int8_conv2d: {words}"):
         int8_conv2d(**{"x": X, "weight": W, **arguments})
-    assert "backend" in arguments or "pykernels.int8_conv2d: " in str(raised.value)
 
 
 def test_samples_of_every_kind_of_output():

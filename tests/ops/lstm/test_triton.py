@@ -10,26 +10,31 @@ import torch
 
 import pykernels as pk
 from pykernels.ops._op import FLOATS
-from pykernels.ops._spec import ROUNDOFF
 from pykernels.ops.lstm import reference
-from tests.harness import relative_l2, triton_reason
-from tests.ops.lstm.test_call import flat, problem
-from tests.ops.lstm.test_kernels import tolerance
+from pykernels.ops.lstm.spec import LSTM_SPEC, bound
+from tests.harness import DEVICE, relative_l2, triton_reason
+from tests.ops.lstm.checks import (
+    assert_close,
+    assert_equal,
+    cell_problem,
+    check_forward,
+    leaves,
+    problem,
+)
+from tests.ops.lstm.checks import run as run_op
 
 if triton_reason() is not None:
     pytest.skip(f"needs Triton: {triton_reason()}", allow_module_level=True)
 
 from pykernels.ops._triton import AMPERE, CDNA3, HOPPER, INTERPRETER
 from pykernels.ops.lstm import triton
-from pykernels.ops.lstm.triton import Config, config
 from pykernels.ops.lstm.triton import gemm as triton_product
+from pykernels.ops.lstm.triton.config import Config, config
 from pykernels.ops.lstm.triton.gemm import product
 from pykernels.ops.lstm.triton.layout import first_rows, gates_offset, output_offset, reserve_size
 from tests.triton_programs import SCHEDULES, side_by_side
 
 pytestmark = pytest.mark.triton
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -45,12 +50,12 @@ def test_product(m, n, k, dtype):
     a, b = _random(m, k, dtype=dtype), _random(n, k, dtype=dtype, seed=1)
     bias = _random(n, dtype=dtype, seed=2), _random(n, dtype=dtype, seed=3)
     expected = a.double() @ b.double().t() + (bias[0].double() + bias[1].double())
-    bound = 4 * max(k, 4) ** 0.5 * ROUNDOFF[torch.float32]
+    allowed = LSTM_SPEC.bound(torch.float32, k)
     found = product(a, b.t(), bias=bias, dtype=torch.float32)
-    assert relative_l2(found, expected) <= bound
+    assert relative_l2(found, expected) <= allowed
     # Transposes are strides, and a result may be added to.
     found = product(a.t().contiguous().t(), b.t().contiguous(), torch.ones(m, n, device=DEVICE), add=True)
-    assert relative_l2(found, a.double() @ b.double().t() + 1) <= bound
+    assert relative_l2(found, a.double() @ b.double().t() + 1) <= allowed
 
 
 def test_product_is_the_same_each_time():
@@ -76,18 +81,12 @@ MANY = [
 
 
 def run(args: tuple[Any, ...], named: dict[str, Any], **options: Any) -> list[torch.Tensor]:
-    x, states, weights = args
-    moved = [t.to(DEVICE) for t in (x, *states, *weights)]
-    return flat(pk.ops.lstm(moved[0], (moved[1], moved[2]), moved[3:], **named, **options, backend="triton"))
+    return run_op(leaves(args, device=DEVICE, grad=False), named, "triton", **options)
 
 
 def check(args: tuple[Any, ...], named: dict[str, Any], found: list[torch.Tensor]) -> None:
-    x, states, weights = args
-    doubled = [t.double() for t in (x, *states, *weights)]
-    expected = flat(reference.lstm(doubled[0], (doubled[1], doubled[2]), doubled[3:], **named))
-    for got, want in zip(found, expected, strict=True):
-        assert (got.shape, got.dtype, got.is_contiguous()) == (want.shape, x.dtype, True)
-        assert relative_l2(got.cpu(), want) <= tolerance(args, named)
+    assert all(t.is_contiguous() for t in found)
+    check_forward(args, named, found)
 
 
 def choose(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,13 +123,13 @@ def test_programs_wait_for_each_other(path, options, schedule, monkeypatch):
     assert groups * (min(tiles, 8 // groups) if path == "streamed" else tiles) in sizes
     if path != "resident, K in two":
         choose("a launch a step" if path == "streamed" else "a launch a step, resident", monkeypatch)
-        assert all(torch.equal(a, b) for a, b in zip(found, run(args, named), strict=True))
+        assert_equal(run(args, named), found)
 
 
 @pytest.mark.parametrize("dtype", FLOATS["triton"], ids=str)
 def test_the_same_bits_every_time(dtype):
     args, named = problem(3, 5, 13, 21, num_layers=2, dtype=dtype)
-    assert all(torch.equal(a, b) for a, b in zip(run(args, named), run(args, named), strict=True))
+    assert_equal(run(args, named), run(args, named))
 
 
 def test_nan_and_infinity_stay_in_their_sequence():
@@ -155,25 +154,14 @@ def test_strided_tensors(how):
     check(args, named, run(args, named))
 
 
-@pytest.mark.parametrize("sizes", [[3, 4], [2, 2], [3, 3, 1], [3, -1, 1], [3, 2, 0]])
-def test_batch_sizes_that_no_packed_data_have(sizes):
-    args, named = problem(2, 3, 5, 6, batch_sizes=[3, 2])
-    with pytest.raises(ValueError, match=r"pykernels.lstm: batch_sizes: expected sizes >= 1 that do not rise"):
-        run(args, {**named, "batch_sizes": torch.tensor(sizes)})
-
-
 def test_dropout_takes_torchs_masks():
     args, named = problem(4, 5, 6, 8, num_layers=3)
     found = []
-    for backend in ("triton", "reference"):
+    for dtype, backend in ((torch.float32, "triton"), (torch.float64, "reference")):
         torch.manual_seed(5)
-        moved = [t.to(DEVICE) for t in (args[0], *args[1], *args[2])]
-        found.append(
-            pk.ops.lstm(
-                moved[0], (moved[1], moved[2]), moved[3:], **named, dropout=0.5, training=True, backend=backend
-            )[0]
-        )
-    assert relative_l2(*found) <= 1e-5
+        inputs = leaves(args, dtype, DEVICE, grad=False)
+        found.append(run_op(inputs, named, backend, dropout=0.5, training=True))
+    assert_close(*found, bound(args, named), torch.float32)
 
 
 # ---- What is kept for the backward ----
@@ -181,25 +169,28 @@ def test_dropout_takes_torchs_masks():
 
 def test_the_reserve():
     """Two layers, both directions, packed: gates and c of each row, and the first layer's output."""
-    (x, (h0, c0), weights), named = problem(3, 4, 5, 6, num_layers=2, bidirectional=True, batch_sizes=[4, 2, 1])
-    moved = [t.to(DEVICE) for t in (x, h0, c0)], [w.to(DEVICE) for w in weights]
-    call = *moved[0], moved[1], named["batch_sizes"], 2, True, False, True, True
+    args, named = problem(3, 4, 5, 6, num_layers=2, bidirectional=True, batch_sizes=[4, 2, 1])
+    moved = leaves(args, device=DEVICE, grad=False)
+    call = *moved[:3], moved[3:], named["batch_sizes"], 2, True, False, True, True
     output, _, _, reserve = torch.ops.pykernels.lstm_triton(*call)
     assert reserve.numel() == reserve_size(7, 6, 2, 2)
     begin = output_offset(0, 7, 6, 2, 2)
     between = reserve[begin : begin + 7 * 12].view(7, 12)
-    first, _ = reference.lstm(x, (h0[:2], c0[:2]), weights[:8], bidirectional=True, batch_sizes=named["batch_sizes"])
-    assert relative_l2(between.cpu(), first) <= 1e-6
+    x, h, c, *weights = leaves(args, torch.float64, grad=False)
+    sizes = named["batch_sizes"]
+    first, _ = reference.lstm(x, (h[:2], c[:2]), weights[:8], bidirectional=True, batch_sizes=sizes)
+    assert relative_l2(between.cpu(), first) <= LSTM_SPEC.bound(torch.float32, 5 + 6 + 2)
+    cell_bound = LSTM_SPEC.bound(torch.float32, 2)  # from the gates on
     for cell, h in enumerate([*between.chunk(2, 1), *output.chunk(2, 1)]):
         i, f, g, o = reserve[gates_offset(cell, 7, 6) :][: 7 * 24].view(7, 4, 6).unbind(1)
         c = reserve[gates_offset(cell, 7, 6) + 7 * 24 :][: 7 * 6].view(7, 6)
-        assert relative_l2(o * torch.tanh(c), h) <= 1e-6
+        assert relative_l2(o * torch.tanh(c), h) <= cell_bound
         # c of the step before in the direction's time, rows 0-3, 4-5 and 6; of sequences that begin there, c0.
-        begins = moved[0][2][cell]
+        begins = moved[2][cell]
         forward = torch.cat([begins, c[:2], c[4:5]])
         backward = torch.cat([c[4:6], begins[2:], c[6:], begins[1:2], begins[:1]])
         before = backward if cell % 2 else forward
-        assert relative_l2(f * before + i * g, c) <= 1e-6
+        assert relative_l2(f * before + i * g, c) <= cell_bound
 
 
 def test_first_rows():
@@ -213,29 +204,16 @@ def test_first_rows():
 
 @pytest.mark.parametrize("options", [{"num_layers": 2}, {"bidirectional": True, "batch_sizes": [3, 2]}])
 def test_contract(options):
-    (x, (h0, c0), weights), named = problem(2, 3, 5, 6, **options)
-    tensors = [t.to(DEVICE).requires_grad_() for t in (x, h0, c0)], [w.to(DEVICE).requires_grad_() for w in weights]
+    args, named = problem(2, 3, 5, 6, **options)
+    inputs = leaves(args, device=DEVICE)
     flags = named["num_layers"], named["bidirectional"], False, True, True
-    call = *tensors[0], tensors[1], named.get("batch_sizes"), *flags
+    call = *inputs[:3], inputs[3:], named.get("batch_sizes"), *flags
     torch.library.opcheck(torch.ops.pykernels.lstm_triton.default, call)
 
 
 def test_contract_of_the_cell():
-    (x, (h, c), weights), _ = problem(1, 3, 5, 6)
-    call = [t.to(DEVICE).requires_grad_() for t in (x[0], h[0], c[0], *weights)]
+    call = leaves(cell_problem(3, 5, 6), device=DEVICE)
     torch.library.opcheck(torch.ops.pykernels.lstm_cell_triton.default, (*call, True))
-
-
-def test_gradients():
-    (x, (h0, c0), weights), named = problem(3, 4, 5, 7, num_layers=2, bidirectional=True, batch_first=True)
-    leaves = [t.to(DEVICE).requires_grad_() for t in (x, h0, c0, *weights)]
-
-    def gradients(backend: str) -> tuple[torch.Tensor, ...]:
-        output, (h, c) = pk.ops.lstm(leaves[0], (leaves[1], leaves[2]), leaves[3:], **named, backend=backend)
-        return torch.autograd.grad(output.square().sum() + h.sum() + c.square().sum(), leaves)
-
-    for got, want in zip(gradients("triton"), gradients("reference"), strict=True):
-        assert relative_l2(got, want) <= 1e-5
 
 
 @pytest.mark.parametrize("time", [3, triton.UNROLLED + 1])
@@ -269,8 +247,8 @@ def test_one_graph_for_every_batch():
 
     compiled = torch.compile(function, backend=note, fullgraph=True, dynamic=True)
     for batch in (3, 20, 70):
-        (x, (h0, _), weights), _ = problem(2, batch, 5, 6)
-        moved = x.to(DEVICE), h0.to(DEVICE), [w.to(DEVICE) for w in weights]
+        x, h0, _, *weights = leaves(problem(2, batch, 5, 6)[0], device=DEVICE, grad=False)
+        moved = x, h0, weights
         assert torch.equal(compiled(*moved), function(*moved))
     assert len(seen) == 1
 
@@ -310,6 +288,8 @@ def test_tiles(device):
                             assert c.splits * (c.block_k + c.tail_k) * 4 * c.units * size <= 98304
                         else:
                             assert c.tail_k == 0
+                        if size == 4 and not c.persistent and device != CDNA3:
+                            assert c.units == 8  # Triton 3.7 spills kilobytes with more
     c = config(1024, 16, 768, 1, 2, device)
     assert c.persistent
     assert c.resident

@@ -2,11 +2,13 @@
 //
 // - batch_norm_statistics: mean[c], var[c] over n, h, w of x; batch_norm_combine: the same from statistics of parts
 // - batch_norm_act: y = act((x - mean) * weight / sqrt(var + eps) + bias + residual)
-// - batch_norm_act_backward: dx, dresidual, dweight, dbias of dy
+// - batch_norm_act_backward: grad_x, grad_residual, grad_weight, grad_bias of grad_y
 //
 // Values are read as `dtype` and computed in float32; vectors of length c are float32. Every sum has a fixed order: the
 // same input on the same GPU model gives the same bits. Nothing here allocates or waits for the device; all of it can
 // be captured in a CUDA graph.
+//
+// A plan checks shape, dtype, activation and mask; its run, on `stream` (a cudaStream_t), trusts it.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +26,20 @@ struct BatchNormShape {
   int64_t n = 0, c = 0, hw = 0;
   bool channels_last = true;
 };
+
+// How a tensor is divided among blocks: the business of csrc/cuda/batch_norm_act/choose.h.
+namespace bn {
+struct Slabs {
+  int inner = 0;
+  int groups = 0;       // of a row
+  int width = 1;        // groups of a block; a function of the shape alone, for it gives the mask's bits their order
+  int64_t columns = 0;  // of blocks
+  int64_t rows = 0;     // that a column of blocks walks
+  int64_t rows_per_slab = 1;
+  int64_t slabs = 0;
+  int64_t values_per_row = 1;  // of a channel
+};
+}  // namespace bn
 
 // Statistics of parts of the rows, as a convolution's epilogue leaves them: part p holds `rows_per_part` values of each
 // channel, the last one what is left of `rows`.
@@ -44,16 +60,17 @@ struct BatchNormStatistics {
   float momentum = 0.1f;
 };
 
-PK_API Status batch_norm_statistics_workspace(const BatchNormShape& shape, DType dtype, int64_t* bytes);
-PK_API Status batch_norm_statistics(const BatchNormShape& shape, DType dtype, const void* x,
-                                    const BatchNormStatistics& statistics, void* workspace, int64_t workspace_bytes,
-                                    void* stream);
+struct BatchNormStatisticsPlan {
+  BatchNormShape shape;
+  DType dtype;
+  int64_t workspace_bytes;
+  bn::Slabs slabs;
+};
+PK_API Status make_plan(const BatchNormShape& shape, DType dtype, BatchNormStatisticsPlan* plan);
+// x: of the shape; workspace: [plan.workspace_bytes].
+PK_API Status run(const BatchNormStatisticsPlan& plan, const void* x, const BatchNormStatistics& statistics,
+                  void* workspace, void* stream);
 PK_API Status batch_norm_combine(const BatchNormParts& parts, const BatchNormStatistics& statistics, void* stream);
-
-// Does the backward pass need `mask`, the signs of what went into the activation? For relu and leaky_relu after a
-// residual: else the sign follows from x. Its bytes: 0 where not. The bits' order is the kernels' own.
-PK_API bool batch_norm_act_has_mask(Activation activation, bool residual);
-PK_API Status batch_norm_mask_bytes(const BatchNormShape& shape, int64_t* bytes);
 
 struct BatchNormAct {
   BatchNormShape shape;
@@ -61,7 +78,7 @@ struct BatchNormAct {
   const void* x = nullptr;         // of the shape
   const void* residual = nullptr;  // of the shape, or null: 0
   void* y = nullptr;               // of the shape
-  uint8_t* mask = nullptr;         // [batch_norm_mask_bytes] written where the backward pass needs it; or null
+  uint8_t* mask = nullptr;         // [plan.mask_bytes] of the signs of what goes into the activation; or null
   const float* mean = nullptr;     // (c,)
   const float* var = nullptr;      // (c,)
   const float* weight = nullptr;   // (c,), or null: 1
@@ -70,23 +87,36 @@ struct BatchNormAct {
   Activation activation = Activation::none;
   float negative_slope = 0.01f;  // leaky_relu's
 };
-PK_API Status batch_norm_act(const BatchNormAct& args, void* stream);
+
+struct BatchNormActPlan {
+  BatchNormAct args;   // pointers may be set between make_plan and run
+  int64_t mask_bytes;  // that the backward pass needs: of relu and leaky_relu after a residual; else the sign is x's
+  bn::Slabs slabs;
+};
+PK_API Status make_plan(const BatchNormAct& args, BatchNormActPlan* plan);
+PK_API Status run(const BatchNormActPlan& plan, void* stream);
 
 // With x^ = (x - mean) / sqrt(var + eps), z what went into the activation, m = n * hw:
-//   dresidual = dz = dy * act'(z),  dbias = sum(dz),  dweight = sum(dz * x^)
-//   dx = weight / sqrt(var + eps) * (dz - dbias / m - x^ * dweight / m)
+//   grad_residual = dz = grad_y * act'(z),  grad_bias = sum(dz),  grad_weight = sum(dz * x^)
+//   grad_x = weight / sqrt(var + eps) * (dz - grad_bias / m - x^ * grad_weight / m)
 // the last two terms only where mean and var are the batch's own.
 struct BatchNormActBackward {
-  BatchNormAct forward;       // its arguments; y is not read, nor the residual where there is a mask
-  const void* dy = nullptr;   // of the shape
-  void* dx = nullptr;         // of the shape
-  void* dresidual = nullptr;  // of the shape; or null: not wanted
-  float* dweight = nullptr;   // (c,), always written
-  float* dbias = nullptr;     // (c,), always written
+  BatchNormAct forward;           // its arguments; y is not read, nor the residual where there is a mask
+  const void* grad_y = nullptr;   // of the shape
+  void* grad_x = nullptr;         // of the shape
+  void* grad_residual = nullptr;  // of the shape; or null: not wanted
+  float* grad_weight = nullptr;   // (c,), always written
+  float* grad_bias = nullptr;     // (c,), always written
   bool batch_statistics = true;
 };
-PK_API Status batch_norm_act_backward_workspace(const BatchNormActBackward& args, int64_t* bytes);
-PK_API Status batch_norm_act_backward(const BatchNormActBackward& args, void* workspace, int64_t workspace_bytes,
-                                      void* stream);
+
+struct BatchNormActBackwardPlan {
+  BatchNormActBackward args;  // pointers may be set between make_plan and run, but for the residual and the mask
+  int64_t workspace_bytes;
+  int64_t mask_bytes;  // of the mask, where there is one
+  bn::Slabs sums, pointwise;
+};
+PK_API Status make_plan(const BatchNormActBackward& args, BatchNormActBackwardPlan* plan);
+PK_API Status run(const BatchNormActBackwardPlan& plan, void* workspace, void* stream);
 
 }  // namespace pk::cuda

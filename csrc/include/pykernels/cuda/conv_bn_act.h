@@ -13,24 +13,19 @@ namespace pk::cuda {
 
 // The packed weight: a matrix [rows][columns] of the weight's dtype, with no header; its shape follows from the
 // weight's alone. Depthwise (groups == c > 1): [r s][k padded]. Else [k][(r, s, c / groups padded), padded]: what a
-// channels_last weight is, each padding zero. `size`: rows and columns.
-PK_API Status conv_packed_size(const ConvShape& shape, DType dtype, int64_t (&size)[2]);
+// channels_last weight is, each padding zero.
+struct ConvPackingPlan {
+  ConvShape shape;
+  int64_t element_bytes;
+  int64_t rows, columns;
 
-// weight: (k, c / groups, r, s), of any strides, f32, bf16, f16 or i8; packed: [rows][columns], aligned to 16 bytes.
-PK_API Status conv_pack(const ConvShape& shape, DType dtype, const ConvTensor& weight, void* packed, void* stream);
+  int64_t bytes() const { return rows * columns * element_bytes; }
+};
 
-// The bytes of workspace for these arguments, `workspace` itself unset; it is aligned to 256 bytes. x, residual and y
-// may have any strides; fastest is NHWC, aligned to 16 bytes, with channels a multiple of 8. dtype: f32, bf16 or f16.
-// f32 takes tf32's products if args.tf32, else products of float32's own precision (three of tf32).
-PK_API Status conv_workspace_bytes(const ConvArgs& args, int64_t* bytes);
-PK_API Status conv_bn_act(const ConvArgs& args, void* stream);
-
-// y = conv2d(x, weight) + shift[k], and the mean and variance of each channel of y as it is stored: what training's
-// batch norm wants. The convolution's epilogue leaves the moments of its tiles, so that y is not read again; where
-// there is no such epilogue (depthwise, a sum that is split, images by the million) batch_norm_statistics reads it.
-// args: without scale, residual and activation; y is dense, NCHW or NHWC. The workspace is as above.
-PK_API Status conv_statistics_workspace_bytes(const ConvArgs& args, int64_t* bytes);
-PK_API Status conv_statistics(const ConvArgs& args, const BatchNormStatistics& statistics, void* stream);
+// For a weight of f32, bf16, f16 or i8.
+PK_API Status make_plan(const ConvShape& shape, DType dtype, ConvPackingPlan* plan);
+// weight: (k, c / groups, r, s), of any strides; packed: [plan.bytes()], aligned to 16 bytes.
+PK_API Status pack(const ConvPackingPlan& plan, const ConvTensor& weight, void* packed, void* stream);
 
 // y = cast(act(scale[k] * sum + shift[k] + residual_scale * residual) * y_scale)
 //
@@ -52,11 +47,57 @@ struct Int8Conv {
   DType y_dtype = DType::i8;  // as residual's: i8 or a float; or i32, the sum itself, with nothing else given
   void* y = nullptr;          // (n, k, p, q)
   int64_t y_stride[4] = {};
-  void* workspace = nullptr;  // [workspace_bytes], at least int8_conv_workspace_bytes
-  int64_t workspace_bytes = 0;
 };
 
-PK_API Status int8_conv_workspace_bytes(const Int8Conv& args, int64_t* bytes);
-PK_API Status int8_conv(const Int8Conv& args, void* stream);
+// Which kernel runs a convolution, and how: the business of csrc/cuda/conv_bn_act alone.
+namespace conv {
+enum class Math;
+enum class Tile;
+}  // namespace conv
+struct ConvMethod {
+  conv::Math math;
+  conv::Tile tile;
+  int splits;  // of the sum
+  bool depthwise, copies_x;
+  int copy;                             // bytes of a copy of x
+  int tile_rows;                        // pixels of a tile that leaves moments; 0: none does
+  int64_t padded_c;                     // of a group
+  int64_t images;                       // in one launch
+  int64_t copied_bytes, partial_bytes;  // of workspace, in this order
+};
+
+// A call whose arguments are checked, for the device that was current when it was planned.
+template <class Args>
+struct ConvPlanOf {
+  Args args;  // y, residual, scale, shift and their strides may be set, or changed, between make_plan and run
+  ConvPackingPlan packing;
+  int64_t workspace_bytes;
+  ConvMethod method;
+};
+using ConvPlan = ConvPlanOf<ConvArgs>;
+using Int8ConvPlan = ConvPlanOf<Int8Conv>;
+
+// Without `packed` the plan is for packing too, by plan.packing, and plan.args.packed is to be set before the run. x,
+// residual and y may have any strides; fastest is NHWC, aligned to 16 bytes, with channels a multiple of 8. dtype: f32,
+// bf16 or f16. f32 takes tf32's products if args.tf32, else products of float32's own precision (three of tf32).
+PK_API Status make_plan(const ConvArgs& args, ConvPlan* plan);
+PK_API Status make_plan(const Int8Conv& args, Int8ConvPlan* plan);
+// workspace: [plan.workspace_bytes], aligned to 256 bytes. Trusts the plan: nothing is checked again.
+PK_API Status run(const ConvPlan& plan, void* workspace, void* stream);
+PK_API Status run(const Int8ConvPlan& plan, void* workspace, void* stream);
+
+// y = conv2d(x, weight) + shift[k], and the mean and variance of each channel of y as it is stored: what training's
+// batch norm wants. The convolution's epilogue leaves the moments of its tiles, so that y is not read again; where
+// there is no such epilogue (depthwise, a sum that is split, images by the million) the statistics' kernel reads it.
+// args: without scale, residual and activation; y is dense, NHWC or NCHW.
+struct ConvStatisticsPlan {
+  ConvPlan conv;
+  int64_t workspace_bytes;
+  int64_t conv_bytes;    // of workspace; then the moments, or what the separate pass needs
+  BatchNormParts parts;  // of the epilogue; rows_per_part is 0 where it leaves none
+  BatchNormStatisticsPlan separate;
+};
+PK_API Status make_plan(const ConvArgs& args, bool channels_last, ConvStatisticsPlan* plan);
+PK_API Status run(const ConvStatisticsPlan& plan, const BatchNormStatistics& statistics, void* workspace, void* stream);
 
 }  // namespace pk::cuda

@@ -5,7 +5,6 @@
 // GPU model gives the same bits. All of it can be captured in a CUDA graph.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
 #include "pykernels/dtype.h"
@@ -15,7 +14,7 @@
 namespace pk::cuda {
 
 // How the outputs are cut: for tests and tuning. Zeros: chosen by shape and device (csrc/cuda/gemm/choose.h).
-struct GemmPlan {
+struct GemmChoice {
   int tile = 0;   // 1: 64 x 64, 2: 128 x 128, 3: Hopper's 128 x 256
   int split = 0;  // K is cut into so many slices, added in order by a second kernel
 };
@@ -45,12 +44,20 @@ struct Gemm {
   int64_t out_stride = 0;        // of rows, in elements
   bool accumulate = false;       // adds to what out holds
 
-  GemmPlan plan;
+  GemmChoice asked;
 };
 
-// Checks the problem and gives the bytes of its workspace, which is aligned to 16; pointers need not be set yet, but
-// their alignment may decide how they are read, not what this says.
-PK_API Status gemm_workspace(const Gemm& problem, size_t* bytes);
-PK_API Status gemm_launch(const Gemm& problem, void* workspace, size_t workspace_bytes, void* stream);
+// A product that has been checked, and how it is cut on the device that was current: slices of k_of_slice elements.
+struct GemmPlan {
+  Gemm
+      problem;  // pointers may be set, or changed, between make_plan and run: their alignment decides how they are read
+  GemmChoice choice;
+  int k_of_slice = 0, multiprocessors = 0;
+  int64_t workspace_bytes = 0;
+};
+
+PK_API Status make_plan(const Gemm& problem, GemmPlan* plan);
+// workspace: [plan.workspace_bytes], aligned to 16 bytes. Trusts the plan: nothing is checked again.
+PK_API Status run(const GemmPlan& plan, void* workspace, void* stream);
 
 }  // namespace pk::cuda

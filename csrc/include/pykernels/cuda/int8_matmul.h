@@ -6,7 +6,6 @@
 // in a CUDA graph. The sums are exact; the same input gives the same bits on every device and by every algorithm.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
 #include "pykernels/int8_matmul.h"
@@ -26,7 +25,7 @@ enum class Int8Algorithm : int32_t {
   hopper_128x128,
   hopper_swapped,  // m <= 64: the weights' rows on the tall side; always by slices, even a single one
 };
-struct Int8Plan {
+struct Int8Choice {
   Int8Algorithm algorithm = Int8Algorithm::automatic;
   int split = 0;  // K is cut into so many slices, added in order by a second kernel; 0: chosen
 };
@@ -41,12 +40,29 @@ PK_API Status int8_packed_bytes(int64_t k, int64_t n, int64_t* bytes);
 PK_API Status int8_pack(const int8_t* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n, void* packed,
                         void* stream);
 
-// Checks the problem and gives the bytes of the workspace, which is aligned to 256. `out` need not be set yet.
-PK_API Status int8_matmul_workspace(const Int8Matmul& problem, const Int8Plan& plan, size_t* bytes);
-PK_API Status int8_matmul(const Int8Matmul& problem, const Int8Plan& plan, void* workspace, size_t workspace_bytes,
-                          void* stream);
+// A problem that has been checked, and how it is computed on the device that was current.
+struct Int8MatmulPlan {
+  Int8Matmul problem;  // `out` may be set, and any pointer changed for one as aligned, between make_plan and run
+  Int8Choice choice;
+  int64_t workspace_bytes = 0;
+  // The rest is the kernels' own: K padded, what they need of the operands first, and where in the workspace it lies.
+  int64_t k = 0;
+  int multiprocessors = 0;
+  bool copy_a = false, copy_b = false, sum_b = false, slices = false;
+  int64_t a = 0, a_scale = 0, b = 0, sums = 0, partial = 0;
+};
 
-PK_API Status quantize_int8_workspace(const QuantizeInt8& problem, size_t* bytes);
-PK_API Status quantize_int8(const QuantizeInt8& problem, void* workspace, size_t workspace_bytes, void* stream);
+PK_API Status make_plan(const Int8Matmul& problem, const Int8Choice& asked, Int8MatmulPlan* plan);
+// workspace: [plan.workspace_bytes], aligned to 256 bytes. Trusts the plan: nothing is checked again.
+PK_API Status run(const Int8MatmulPlan& plan, void* workspace, void* stream);
+
+struct QuantizeInt8Plan {
+  QuantizeInt8 problem;
+  int64_t workspace_bytes = 0;
+  int parts = 0;  // of a channel; 0: a channel is one run, and one kernel does it all
+};
+
+PK_API Status make_plan(const QuantizeInt8& problem, QuantizeInt8Plan* plan);
+PK_API Status run(const QuantizeInt8Plan& plan, void* workspace, void* stream);
 
 }  // namespace pk::cuda

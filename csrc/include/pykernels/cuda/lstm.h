@@ -6,12 +6,13 @@
 // Sums, gates before their activation and c from step to step are float32 whatever the dtype; float32 products are
 // exact to fp32 class (3xTF32) unless `tf32` allows plain TF32 for the products outside of the recurrence.
 //
-// Every function enqueues on `stream` (a cudaStream_t), allocates nothing, synchronises nothing, gives the same bits
-// for the same call on the same device, and can be captured in a CUDA graph. Errors are static text.
+// Everything is enqueued on `stream` (a cudaStream_t); nothing is allocated or waited for, the same call on the same
+// device gives the same bits, and a CUDA graph may capture it. Errors are static text.
 #pragma once
 
 #include <cstdint>
 
+#include "pykernels/cuda/gemm.h"
 #include "pykernels/dtype.h"
 #include "pykernels/lstm.h"
 #include "pykernels/status.h"
@@ -35,19 +36,11 @@ enum class LstmPath : int32_t {
   step,        // one kernel a step: the product, with the cell as its epilogue; weights streamed once
 };
 
-struct LstmForward : LstmForwardTensors {
-  void* workspace = nullptr;  // lstm_forward_workspace bytes, 256-byte aligned
-  int64_t workspace_bytes = 0;
-  bool tf32 = false;
-  LstmPath path = LstmPath::automatic;
-};
-
 // The reserve: what the backward pass needs, in elements of `dtype` (half the bytes of float32 where training is in 16
 // bits, and what torch's own kernels keep): per layer and direction the activated gates (rows, h, 4) in the order i, f,
 // g, o, so that the thread of a unit moves them as one vector, then c (rows, h); after all of them the outputs of all
 // layers but the last (layers - 1, rows, d * h). Row first(t) + b is time step t of sequence b, first(t) = t * b or the
 // sum of batch_sizes before t. No padding anywhere.
-PK_API Status lstm_reserve_elements(const LstmShape& shape, int64_t* elements);
 static inline int64_t lstm_reserve_gates(const LstmShape& s, int layer, int direction) {
   return (static_cast<int64_t>(layer) * s.directions + direction) * 5 * lstm_rows(s) * s.hidden;
 }
@@ -58,18 +51,70 @@ static inline int64_t lstm_reserve_output(const LstmShape& s, int layer) {
   return lstm_reserve_gates(s, s.layers, 0) + static_cast<int64_t>(layer) * lstm_rows(s) * s.directions * s.hidden;
 }
 
-// Reads shape, x's and output's strides, path and which of the optional pointers are set.
-PK_API Status lstm_forward_workspace(const LstmForward& call, int64_t* bytes);
-PK_API Status lstm_forward(const LstmForward& call, void* stream);
+// How the recurrence runs: the business of csrc/cuda/lstm/choose.h and backward_choose.h.
+namespace lstm {
 
-struct LstmBackward : LstmBackwardTensors {
-  void* workspace = nullptr;  // lstm_backward_workspace bytes, 256-byte aligned
-  int64_t workspace_bytes = 0;
+struct Choice {
+  bool persistent = false;
+  bool cluster = false;  // and persistent: h is exchanged within clusters
+  int m_tiles = 2;
+  int blocks = 0;            // of a worker
+  int tiles = 1;             // sequences of a group / kTileRows
+  int shared_bytes = 0;      // of a block
+  int layers_at_once = 1;    // depth of the wavefront
+  int64_t span = 1;          // steps between launches
+  int64_t pinned_bytes = 0;  // of W_hh, of a block, in registers and shared memory
+};
+
+struct BackwardChoice {
+  bool persistent = false;  // else a GEMM and a pointwise kernel a step
+  int row_tiles = 0;        // 16 sequences each: 1, 2 or 4 a block
+  int unit_tiles = 0;       // 8 hidden units each: 1, 2 or 4 a block
+  int slices = 0;           // blocks to cover the units
+  int groups = 0;           // groups of sequences side by side in one launch, as many blocks
+  int launches = 0;         // to cover all sequences
+  int pinned = 0;           // of the chunks of 32 rows of W_hh, how many lie in shared memory; the rest stays in L2
+  int shared_bytes = 0;     // of a block
+  int64_t cycles = 0;       // estimate for one layer
+};
+
+}  // namespace lstm
+
+struct LstmForward : LstmForwardTensors {
+  bool save = false;  // write `reserve`
   bool tf32 = false;
   LstmPath path = LstmPath::automatic;
 };
 
-PK_API Status lstm_backward_workspace(const LstmBackward& call, int64_t* bytes);
-PK_API Status lstm_backward(const LstmBackward& call, void* stream);
+// A call whose shape is checked, for the device that was current when it was planned.
+struct LstmForwardPlan {
+  LstmForward call;  // pointers to results and the reserve may be set between make_plan and run
+  int64_t workspace_bytes = 0;
+  int64_t reserve_elements = 0;  // 0 unless `save`
+  int multiprocessors = 0;
+  lstm::Choice choice;
+};
+
+PK_API Status make_plan(const LstmForward& call, LstmForwardPlan* plan);
+// workspace: [plan.workspace_bytes], aligned to 256 bytes. Trusts the plan: nothing is checked again.
+PK_API Status run(const LstmForwardPlan& plan, void* workspace, void* stream);
+
+struct LstmBackward : LstmBackwardTensors {
+  bool tf32 = false;
+  LstmPath path = LstmPath::automatic;
+};
+
+struct LstmBackwardPlan {
+  LstmBackward call;  // all pointers may be set between make_plan and run
+  int64_t workspace_bytes = 0;
+  lstm::BackwardChoice choice;
+  // The products' plans, without pointers. [0]: of layer 0, [1]: of the others.
+  GemmPlan grad_x[2], grad_w_ih[2], grad_w_hh;
+  GemmPlan recurrent;  // of the first step: packed sequences have others besides
+  int64_t gemm_bytes = 0;
+};
+
+PK_API Status make_plan(const LstmBackward& call, LstmBackwardPlan* plan);
+PK_API Status run(const LstmBackwardPlan& plan, void* workspace, void* stream);
 
 }  // namespace pk::cuda

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import importlib.util
 import os
 import resource
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,20 +22,24 @@ import numpy as np
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "int8": 1.5e-1, "exact": 0.0}
 
 
-def relative_l2(got: np.ndarray, expected: np.ndarray) -> float:
-    """|got - expected| / |expected|; infinite for another shape, a NaN or an infinity."""
-    if got.size != expected.size or not np.isfinite(got).all():
-        return float("inf")
-    difference = np.asarray(got, np.float64).ravel() - np.asarray(expected, np.float64).ravel()
-    norm = float(np.linalg.norm(np.asarray(expected, np.float64)))
-    return float(np.linalg.norm(difference)) / (norm or 1.0)
+def _by_path(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+#: ``import pykernels`` would bring torch, which other engines' processes must be without.
+_measure = _by_path(Path(__file__).parents[3] / "_measure.py")
 
 
 def worst_error(got: list[np.ndarray], expected: list[np.ndarray]) -> float:
-    """Over the outputs that both have: some engines drop an LSTM's state."""
+    """Over the outputs that both have: some engines drop an LSTM's state, some a dimension of 1."""
     if not got:
         return float("inf")
-    return max(relative_l2(g, e) for g, e in zip(got, expected, strict=False))
+    return max(_measure.relative_l2(g.ravel(), e.ravel()) for g, e in zip(got, expected, strict=False))
 
 
 def time_calls(call: Callable[[], Any], seconds: float, least: int = 5, most: int = 5000) -> dict[str, float]:
@@ -43,27 +49,19 @@ def time_calls(call: Callable[[], Any], seconds: float, least: int = 5, most: in
     batches an allocator that gives its pages back can cost more than the work), and how many CPUs others kept busy
     meanwhile: with two threads on two CPUs, a compiler that runs beside makes every pool wait at its barriers.
     """
-    taken: list[float] = []
     collecting = gc.isenabled()
     gc.disable()
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     busy, began = _busy_elsewhere_s(), time.perf_counter()
-    end = time.perf_counter() + seconds
     try:
-        while len(taken) < most:
-            start = time.perf_counter()
-            call()
-            stop = time.perf_counter()
-            taken.append(1e3 * (stop - start))
-            if stop >= end and (len(taken) >= least or stop >= end + 4 * seconds):
-                break
+        (taken,) = _measure.interleaved([call], seconds, least=least, most=most, patience=5 * seconds)
     finally:
         if collecting:
             gc.enable()
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
     return {
-        "median_ms": statistics.median(taken),
-        "best_ms": min(taken),
+        "median_ms": 1e3 * statistics.median(taken),
+        "best_ms": 1e3 * min(taken),
         "calls": len(taken),
         "faults": faults / len(taken),
         "others": max(0.0, _busy_elsewhere_s() - busy) / (time.perf_counter() - began),

@@ -19,11 +19,12 @@ from pykernels.ops._triton import device_of, hinted, launch, matrix_precision, t
 from pykernels.ops._tuned import tuned
 from pykernels.ops.batch_norm_act.triton import batch_norm_statistics
 from pykernels.ops.conv_bn_act import statistics
-from pykernels.ops.conv_bn_act.arguments import Geometry, output_size
+from pykernels.ops.conv_bn_act.arguments import ConvCall, Geometry, output_size
 from pykernels.ops.conv_bn_act.autograd import backward_with, setup_context
 from pykernels.ops.conv_bn_act.triton.config import Config, config, depthwise_tiles, is_depthwise
 from pykernels.ops.conv_bn_act.triton.depthwise import depthwise_kernel
 from pykernels.ops.conv_bn_act.triton.gemm import conv_kernel, reduce_kernel
+from pykernels.ops.int8_conv2d.arguments import Int8ConvCall
 
 #: The rows and columns of a program of the reduction.
 REDUCE_M, REDUCE_N = 32, 64
@@ -45,11 +46,8 @@ def conv_bn_act(
     tf32: bool = False,
 ) -> torch.Tensor:
     """``torch.ops.pykernels.conv_bn_act`` in Triton: the same arguments, checked by the public function."""
-    precision = matrix_precision(x.dtype, tf32, device_of(x))
-    return _convolve(
-        x, weight, scale, shift, residual, None, Geometry.of(stride, padding, dilation, groups),
-        activation, negative_slope, None, x.dtype, precision,
-    )  # fmt: skip
+    call = ConvCall.of(stride, padding, dilation, groups, activation, negative_slope, tf32)
+    return _convolve(x, weight, scale, shift, residual, call)
 
 
 conv_bn_act.register_autograd(backward_with(conv_bn_act), setup_context=setup_context)
@@ -77,17 +75,25 @@ def int8_conv2d(
     x, weight: int8, no zero points. scale, shift: (k,) float32. residual: int8 or float, of y's shape. out_dtype: int32
     (the sums, the rest unused), int8 (nearest even, saturated, NaN gives 0), float16, bfloat16 or float32.
     """
-    return _convolve(
-        x, weight, scale, shift, residual, residual_scale, Geometry.of(stride, padding, dilation, groups),
-        activation, negative_slope, y_scale, out_dtype, "ieee",
-    )  # fmt: skip
+    geometry = Geometry.of(stride, padding, dilation, groups)
+    call = Int8ConvCall(residual_scale, geometry, activation, negative_slope, y_scale, out_dtype)
+    return _convolve(x, weight, scale, shift, residual, call)
 
 
 def _convolve(
-    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None,
-    residual: torch.Tensor | None, residual_scale: float | None, g: Geometry, activation: int, negative_slope: float,
-    y_scale: float | None, out_dtype: torch.dtype, precision: str,
-) -> torch.Tensor:  # fmt: skip
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    call: ConvCall | Int8ConvCall,
+) -> torch.Tensor:
+    g, device = call.geometry, device_of(x)
+    if isinstance(call, Int8ConvCall):
+        residual_scale, y_scale, out_dtype, precision = call.residual_scale, call.y_scale, call.out_dtype, "ieee"
+    else:
+        residual_scale, y_scale, out_dtype = 0.0, None, x.dtype
+        precision = matrix_precision(x.dtype, call.tf32, device)
     n, h, w = x.shape[0], x.shape[2], x.shape[3]
     k, channels, r, s = weight.shape
     p, q = output_size(h, w, (r, s), g)
@@ -104,11 +110,11 @@ def _convolve(
     residual_strides, residual_vec = ((0, 0), 1) if residual is None else _output_strides(residual, planes)
     geometry = (*g.stride, g.padding[0], g.padding[1], *g.dilation)
     places = (*(v // y_vec for v in y_strides), *(v // residual_vec for v in residual_strides))
-    scalars = (0.0 if residual_scale is None else residual_scale, 1.0 if y_scale is None else y_scale, negative_slope)
+    scalars = (residual_scale, 1.0 if y_scale is None else y_scale, call.negative_slope)
     p_vec = _divisor(8, p * q)
     finish: dict[str, Any] = {
         "HAS_SCALE": scale is not None, "HAS_SHIFT": shift is not None, "HAS_RESIDUAL": residual is not None,
-        "RESCALED": y_scale is not None, "ACTIVATION": activation,
+        "RESCALED": y_scale is not None, "ACTIVATION": call.activation,
         "OUT": 0 if out_dtype == torch.int32 else 1 if out_dtype == torch.int8 else 2,
         "PLANES": planes, "P_VEC": p_vec, "Y_VEC": y_vec, "RESIDUAL_VEC": residual_vec,
     }  # fmt: skip
@@ -135,7 +141,6 @@ def _convolve(
         )  # fmt: skip
         return y
 
-    device = device_of(x)
     known = tuned("conv_bn_act", x, (m, filters, channels, r * s, groups))
     c = (
         config(hinted(m), filters, channels, r * s, groups, x.element_size(), y_vec, device)

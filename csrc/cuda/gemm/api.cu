@@ -46,44 +46,15 @@ Status check(const Gemm& g) {
     return {"gemm: dtype: expected f32, bf16 or f16"};
   }
   if (g.out_dtype != g.dtype && g.out_dtype != DType::f32) return {"gemm: out_dtype: expected dtype or f32"};
-  if (g.plan.tile < 0 || g.plan.tile > 3) return {"gemm: plan.tile: expected 0 to 3"};
-  if (g.plan.split < 0 || g.plan.split > 65535) return {"gemm: plan.split: expected 0 to 65535"};
+  if (g.asked.tile < 0 || g.asked.tile > 3) return {"gemm: asked.tile: expected 0 to 3"};
+  if (g.asked.split < 0 || g.asked.split > 65535) return {"gemm: asked.split: expected 0 to 65535"};
   return kOk;
 }
-
-struct Plan {
-  int tile, split, k_of_slice, multiprocessors;
-};
 
 // Whether Hopper's kernel may serve: its copies want both operands contiguous along K and strides of 16 bytes.
 bool suits_hopper(const Gemm& g, const Device& device) {
   return device.capability == 90 && g.dtype != DType::f32 && g.a_stride_k == 1 && g.b_stride_k == 1 &&
          g.a_stride_m > 0 && g.a_stride_m % 8 == 0 && g.b_stride_n > 0 && g.b_stride_n % 8 == 0 && g.k > 0;
-}
-
-Status make_plan(const Gemm& g, Plan* plan) {
-  Device device;
-  if (const Status s = current_device(&device); !s) return s;
-  const bool hopper = suits_hopper(g, device);
-  const GemmChoice choice = choose_gemm(g.m, g.n, g.k, g.dtype, g.tf32, hopper, device);
-  plan->tile = g.plan.tile ? g.plan.tile : choice.tile;
-  if (plan->tile == 3 && !hopper) return {"gemm: plan.tile: 3 is Hopper's, for 16-bit operands contiguous along K"};
-  plan->multiprocessors = device.multiprocessors;
-  // Slices of whole k tiles, of which Hopper's are the longest, none of them empty.
-  const int64_t unit = 128 / static_cast<int64_t>(size_of(g.dtype));
-  const int64_t units = ceil_div<int64_t>(g.k, unit);
-  const int64_t wanted =
-      std::clamp<int64_t>(g.plan.split ? g.plan.split : choice.split, 1, std::max<int64_t>(units, 1));
-  const int64_t of_slice = std::max<int64_t>(ceil_div(units, wanted), 1);
-  plan->split = static_cast<int>(std::max<int64_t>(ceil_div(units, of_slice), 1));
-  plan->k_of_slice = static_cast<int>(of_slice * unit);
-  return kOk;
-}
-
-size_t partial_bytes(const Gemm& g, const Plan& plan) {
-  if (plan.split == 1) return 0;
-  return sizeof(float) * static_cast<size_t>(plan.split) * static_cast<size_t>(g.m) *
-         static_cast<size_t>(partial_columns(static_cast<int>(g.n)));
 }
 
 // Whether lines `stride` apart at p can be copied in 16 bytes, each line having `length` elements.
@@ -106,22 +77,29 @@ Reading reading(const Gemm& g) {
 
 }  // namespace
 
-Status gemm_workspace(const Gemm& g, size_t* bytes) {
+Status make_plan(const Gemm& g, GemmPlan* plan) {
   if (const Status s = check(g); !s) return s;
-  Plan plan;
-  if (const Status s = make_plan(g, &plan); !s) return s;
-  *bytes = partial_bytes(g, plan);
+  Device device;
+  if (const Status s = current_device(&device); !s) return s;
+  const bool hopper = suits_hopper(g, device);
+  GemmChoice choice = choose_gemm(g.m, g.n, g.k, g.dtype, g.tf32, hopper, device);
+  if (g.asked.tile) choice.tile = g.asked.tile;
+  if (choice.tile == 3 && !hopper) return {"gemm: asked.tile: 3 is Hopper's, for 16-bit operands contiguous along K"};
+  // Slices of whole k tiles, of which Hopper's are the longest, none of them empty.
+  const int64_t unit = 128 / static_cast<int64_t>(size_of(g.dtype));
+  const int64_t units = ceil_div<int64_t>(g.k, unit);
+  const int64_t wanted =
+      std::clamp<int64_t>(g.asked.split ? g.asked.split : choice.split, 1, std::max<int64_t>(units, 1));
+  const int64_t of_slice = std::max<int64_t>(ceil_div(units, wanted), 1);
+  choice.split = static_cast<int>(std::max<int64_t>(ceil_div(units, of_slice), 1));
+  const int64_t partial = choice.split * g.m * partial_columns(static_cast<int>(g.n)) * 4;
+  *plan = {g, choice, static_cast<int>(of_slice * unit), device.multiprocessors, choice.split == 1 ? 0 : partial};
   return kOk;
 }
 
-Status gemm_launch(const Gemm& g, void* workspace, size_t workspace_bytes, void* stream) {
-  if (const Status s = check(g); !s) return s;
+Status run(const GemmPlan& plan, void* workspace, void* stream) {
+  const Gemm& g = plan.problem;
   if (g.m == 0 || g.n == 0) return kOk;
-  if (!g.out || (g.k > 0 && (!g.a || !g.b))) return {"gemm: a, b and out must be given"};
-  Plan plan;
-  if (const Status s = make_plan(g, &plan); !s) return s;
-  if (workspace_bytes < partial_bytes(g, plan)) return {"gemm: the workspace is smaller than gemm_workspace says"};
-
   const Reading how = reading(g);
   Dense p = {};
   p.a = g.a, p.a_stride = g.a_stride_m, p.a_stride_k = g.a_stride_k;
@@ -129,7 +107,7 @@ Status gemm_launch(const Gemm& g, void* workspace, size_t workspace_bytes, void*
   if (how == Reading::columns) p.a_stride = g.a_stride_k;
   if (how == Reading::columns || how == Reading::mixed) p.b_stride = g.b_stride_k;
   p.m = static_cast<int>(g.m), p.n = static_cast<int>(g.n), p.k = static_cast<int>(g.k);
-  p.split = plan.split, p.k_of_slice = plan.k_of_slice;
+  p.split = plan.choice.split, p.k_of_slice = plan.k_of_slice;
   p.partial = static_cast<float*>(workspace);
   const bool is_float = g.out_dtype == DType::f32;
   const auto out_size = static_cast<int64_t>(size_of(g.out_dtype));
@@ -138,16 +116,16 @@ Status gemm_launch(const Gemm& g, void* workspace, size_t workspace_bytes, void*
 
   Status status = kOk;
   // Hopper's reads rows of any length, but not from anywhere: `wide` of no length asks about pointer and stride alone.
-  if (plan.tile == 3 && wide(g.a, g.a_stride_m, 0, 2) && wide(g.b, g.b_stride_n, 0, 2)) {
+  if (plan.choice.tile == 3 && wide(g.a, g.a_stride_m, 0, 2) && wide(g.b, g.b_stride_n, 0, 2)) {
     status = dense_sm90(p, g.dtype, plan.multiprocessors, stream);
   } else if (g.dtype == DType::f16) {
-    status = dense_f16(p, how, plan.tile, stream);
+    status = dense_f16(p, how, plan.choice.tile, stream);
   } else if (g.dtype == DType::bf16) {
-    status = dense_bf16(p, how, plan.tile, stream);
+    status = dense_bf16(p, how, plan.choice.tile, stream);
   } else if (g.tf32) {
-    status = dense_tf32(p, how, plan.tile, stream);
+    status = dense_tf32(p, how, plan.choice.tile, stream);
   } else {
-    status = dense_f32(p, how, plan.tile, stream);
+    status = dense_f32(p, how, plan.choice.tile, stream);
   }
   if (!status || p.split == 1) return status;
   return launch_add_slices(g, p, stream);

@@ -3,7 +3,7 @@
 // The first kernel reads x once, at the speed of memory; the second reads slabs * c * 8 bytes, and serves the partial
 // statistics of a convolution's epilogue as well.
 #include "cuda/batch_norm_act/batch_norm.cuh"
-#include "cuda/conv_bn_act/moments.cuh"
+#include "cuda/batch_norm_act/moments.cuh"
 
 namespace pk::cuda {
 namespace bn {
@@ -137,7 +137,6 @@ __global__ void __launch_bounds__(kWarp* kParts)
 }
 
 Status combine(const BatchNormParts& parts, int64_t values, const BatchNormStatistics& to, void* stream) {
-  if (parts.c > 0 && (!to.mean || !to.var)) return {"mean, var: expected pointers, got null"};
   const Launch how = {.grid = dim3(static_cast<unsigned>(ceil_div<int64_t>(parts.c, kWarp))),
                       .block = dim3(kWarp, kParts),
                       .shared_bytes = kWarp * kParts / 2 * static_cast<int>(sizeof(Moments))};
@@ -153,34 +152,19 @@ Status batch_norm_combine(const BatchNormParts& parts, const BatchNormStatistics
       (!parts.moments || parts.rows_per_part <= 0 || ceil_div(parts.rows, parts.rows_per_part) != parts.parts)) {
     return {"parts: expected moments of ceil(rows / rows_per_part) parts"};
   }
+  if (parts.c > 0 && (!statistics.mean || !statistics.var)) return {"mean, var: expected pointers, got null"};
   return bn::combine(parts, 1, statistics, stream);
 }
 
-Status batch_norm_statistics_workspace(const BatchNormShape& shape, DType dtype, int64_t* bytes) {
-  if (Status s = bn::check_shape(shape); !s) return s;
-  if (Status s = bn::check_dtype(dtype); !s) return s;
-  Device device;
-  if (Status s = current_device(&device); !s) return s;
-  *bytes = bn::plan(shape, device.multiprocessors * bn::kMomentsBlocks).slabs * 2 * shape.c *
-           static_cast<int64_t>(sizeof(float));
-  return kOk;
-}
-
-Status batch_norm_statistics(const BatchNormShape& shape, DType dtype, const void* x,
-                             const BatchNormStatistics& statistics, void* workspace, int64_t workspace_bytes,
-                             void* stream) {
+Status run(const BatchNormStatisticsPlan& plan, const void* x, const BatchNormStatistics& statistics, void* workspace,
+           void* stream) {
   using namespace bn;
-  int64_t needed = 0;
-  if (Status s = batch_norm_statistics_workspace(shape, dtype, &needed); !s) return s;
-  if (workspace_bytes < needed || (needed && !workspace)) return {"workspace: too small"};
-  Device device;
-  if (Status s = current_device(&device); !s) return s;
-  const Plan p = plan(shape, device.multiprocessors * kMomentsBlocks);
-  if (p.slabs && !x) return {"x: expected a pointer, got null"};
+  const BatchNormShape& shape = plan.shape;
+  const Slabs& p = plan.slabs;
   auto* const partial = static_cast<float*>(workspace);
   const bool whole = p.inner % kGroup == 0 && is_aligned(x);
   const int shared = (shape.channels_last ? kGroup : 1) * kThreads / 2 * static_cast<int>(sizeof(Moments));
-  const Status status = choose_kernel(dtype, shape.channels_last, whole, [&](auto element, auto last, auto all) {
+  const Status status = choose_kernel(plan.dtype, shape.channels_last, whole, [&](auto element, auto last, auto all) {
     using T = decltype(element);
     return launch(slab_moments<T, decltype(last)::value, decltype(all)::value>, launch_of(p, shared), stream,
                   walk_of(shape, p), static_cast<const T*>(x), partial);

@@ -1,0 +1,125 @@
+"""What pk.optimize leaves of the original, shares with it and follows; what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import pykernels as pk
+from tests.harness import relative_l2
+from tests.models.bounds import model_bound
+from tests.optimize.models import Block, Optional, agree, image, randomise, same
+
+
+def test_channels_last_input_gives_channels_last_output():
+    model = randomise(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
+    x = image().to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert pk.optimize(model)(x).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_hooks_are_kept():
+    model = randomise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
+    seen = []
+    model[1].register_forward_hook(lambda *_: seen.append(1))
+    fast = pk.optimize(model)
+    agree(fast, model, image())
+    assert len(seen) == 4
+    assert any("hooks" in x.why for x in fast.report().left)
+
+
+def test_linear_sees_updates_of_its_weight():
+    model = nn.Sequential(nn.Linear(6, 9)).eval()
+    fast = pk.optimize(model)
+    with torch.no_grad():
+        fast(image(3, 6))
+        model[0].weight.mul_(3)
+    agree(fast, model, image(3, 6))
+
+
+def test_computed_weights_see_updates_of_their_sources():
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    model = nn.Sequential(conv, nn.ReLU())
+    fast = same(model, image())
+    with torch.no_grad():
+        conv.parametrizations.weight.original1.mul_(2)
+    agree(fast, model, image())
+
+
+def test_linear_of_the_wrong_width_says_what_torch_says():
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        pk.optimize(nn.Sequential(nn.Linear(6, 9)))(image(4, 3))
+
+
+def test_the_original_is_untouched_and_training():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    before = copy.deepcopy(model.state_dict())
+    fast = pk.optimize(model)
+    fast(image())
+    assert model.training
+    assert [type(m) for m in model] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_weights_are_shared_and_updates_seen():
+    model = randomise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
+    fast = pk.optimize(model)
+    with torch.no_grad():
+        fast(image())
+        model[0].weight.mul_(2)
+        model[1].running_mean.add_(1)
+    agree(fast, model, image())
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("kind", [Block, Optional])
+def test_copies_compute_the_same(kind, clone):
+    model = randomise(kind("iadd") if kind is Block else kind())
+    fast = pk.optimize(model)
+    x = image(2, 6, 9, 9) if kind is Block else image()
+    with torch.no_grad():
+        expected = fast(x)
+        assert torch.equal(clone(fast)(x), expected)
+
+
+def test_bfloat16_inside_float32_outside():
+    model = randomise(Block("iadd"))
+    fast = pk.optimize(model, dtype=torch.bfloat16)
+    with torch.no_grad():
+        got = fast(image(2, 6, 9, 9))
+        assert got.dtype == torch.float32
+        error = relative_l2(got, model(image(2, 6, 9, 9)))
+    assert model_bound(model) < error <= model_bound(model, torch.bfloat16)
+
+
+def test_a_model_that_is_no_module():
+    with pytest.raises(TypeError, match=r"optimize: model: expected a torch.nn.Module, got function"):
+        pk.optimize(lambda x: x)
+
+
+def test_a_dtype_that_is_none():
+    with pytest.raises(ValueError, match=r"dtype: expected None, .* or torch.float16, got torch.int8"):
+        pk.optimize(nn.Identity(), dtype=torch.int8)
+    with pytest.raises(ValueError, match=r"got torch.float16, which only the GPU kernels take"):
+        pk.optimize(nn.Conv2d(3, 4, 3), dtype=torch.float16)
+
+
+def test_optimising_twice():
+    with pytest.raises(TypeError, match="optimised already"):
+        pk.optimize(pk.optimize(nn.Conv2d(3, 4, 3)))
+
+
+def test_it_stays_in_evaluation_mode_inside_a_model_that_trains():
+    outer = nn.Sequential(
+        pk.optimize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))), nn.Flatten(), nn.Linear(400, 2)
+    )
+    outer.train()
+    assert outer.training
+    assert not any(m.training for m in outer[0].modules())
+    outer(image()).sum().backward()
+    assert outer[2].weight.grad is not None

@@ -1,0 +1,200 @@
+"""pk.optimize of models that are hard to trace, or that tracing would get wrong."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import pykernels as pk
+from tests.harness import relative_l2
+from tests.models.bounds import model_bound
+from tests.optimize.models import Branches, Optional, agree, image, kinds, randomise, same
+
+
+class AsksType(Optional):
+    def forward(self, x):
+        return self.body(x) if isinstance(x, torch.Tensor) else x
+
+
+class Counts(Optional):
+    calls = 0
+
+    def forward(self, x):
+        self.calls = self.calls + 1
+        return self.body(x)
+
+
+class MakesTensors(Optional):
+    def forward(self, x):
+        return self.body(x + torch.randn(3, 1, 1))
+
+
+@pytest.mark.parametrize("kind", [Optional, Branches, AsksType, Counts])
+def test_what_cannot_be_followed_is_left_and_its_children_run_as_programs(kind):
+    fast = same(kind(), image())
+    assert kinds(fast) == ["conv+bn+relu"]
+    reasons = " ".join(x.why for x in fast.report().left)
+    assert {Branches: "reads a value", Counts: "keeps state (calls)"}.get(kind, "") in reasons
+    assert fast.describe() == "3 layers"
+
+
+class Surprise(nn.Module):
+    """Forwards that plain tracing would get wrong without a word."""
+
+    def __init__(self, what: str):
+        super().__init__()
+        self.c = nn.Conv2d(4, 4, 3, padding=1)
+        self.register_buffer("n", torch.ones(()))
+        self.calls, self.stored = [], {}
+        self.what = what
+
+    def forward(self, x):
+        y = self.c(x)
+        if self.what == "buffer written":
+            self.n += 1
+            return y * self.n
+        if self.what == "buffer read as a number":
+            return y * float(self.n)
+        if self.what == "list":
+            self.calls.append(1)
+            return y * len(self.calls)
+        if self.what == "dict":
+            self.stored["y"] = y
+            return y
+        if self.what == "hasattr":
+            return -y if hasattr(x, "tensors") else y
+        if self.what == "except":
+            try:
+                return y.no_such_method()
+            except AttributeError:
+                return y * 2
+        if self.what == "grad mode":
+            return y if torch.is_grad_enabled() else y * 3
+        if self.what == "alias by contiguous":
+            z = F.relu(y)
+            z.contiguous().mul_(3)
+            return z
+        if self.what == "alias by reshape":
+            v = y.reshape(2, -1)
+            v += 1
+            return y
+        if self.what == "strides":
+            return y * y.stride(1)
+        if self.what == "children by type":
+            for child in self.children():
+                if isinstance(child, nn.Conv2d):
+                    y = child(y)
+            return y if x.shape[0] else -y
+        if self.what == "weight by name":
+            return F.conv2d(y, self.c.weight) if x.shape[0] > 1 else y
+        return y.view(size=(x.shape[0], -1))
+
+
+SURPRISES = [
+    "buffer written", "buffer read as a number", "list", "dict", "hasattr", "except", "grad mode",
+    "alias by contiguous", "alias by reshape", "strides", "children by type", "weight by name", "view by keyword",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SURPRISES)
+def test_what_tracing_would_get_wrong_stays_right(what):
+    model = randomise(Surprise(what))
+    before = copy.deepcopy(model.state_dict())
+    twin = copy.deepcopy(model)
+    fast = pk.optimize(model)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert (model.calls, model.stored) == ([], {})
+    with torch.no_grad():
+        for _ in range(3):  # not agree(): the twin's calls count
+            x = image(2, 4, 8, 8)
+            assert relative_l2(fast(x), twin(x)) <= 2 * model_bound(model)
+    pickle.dumps(fast)
+
+
+def test_buffers_are_read_at_each_call():
+    model = randomise(Surprise("buffer read as a number"))
+    fast = pk.optimize(model)
+    model.load_state_dict({**model.state_dict(), "n": torch.tensor(2.0)})
+    agree(fast, model, image(2, 4, 8, 8))
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x, mask):
+        return self.c(x) * 2 if mask is None else self.c(x) * mask
+
+
+def test_none_for_a_required_argument():
+    model = randomise(Masked())
+    fast = pk.optimize(model)
+    with torch.no_grad():
+        for mask in (None, torch.full((), 3.0), 0.5):
+            agree(fast, model, image(), mask)
+
+
+class AutocastInside(Masked):
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            return self.c(x)
+
+
+def test_autocast_inside_is_kept():
+    model = randomise(AutocastInside())
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert pk.optimize(model)(image()).dtype == model(image()).dtype == torch.float32
+
+
+class Output(dict):
+    __getattr__ = dict.__getitem__
+
+
+class Mapping(Masked):
+    def forward(self, x):
+        return Output(logits=self.c(x)) if x.shape[0] else None
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_dict_subclasses_come_back_as_they_are(dtype):
+    with torch.no_grad():
+        assert pk.optimize(randomise(Mapping()), dtype=dtype)(image()).logits.dtype == torch.float32
+
+
+def test_optional_arguments_go_on_working():
+    model = randomise(Optional())
+    fast = pk.optimize(model)
+    for _ in range(3):
+        agree(lambda x: fast(x, mask=torch.full((), 2.0)) / 2, model, image())
+
+
+def test_a_model_that_counts_goes_on_counting():
+    fast = pk.optimize(randomise(Counts()))
+    fast(image()), fast(image())
+    assert fast.calls == 2
+
+
+def test_fresh_random_tensors_stay_random():
+    fast = pk.optimize(randomise(MakesTensors()))
+    with torch.no_grad():
+        assert not torch.equal(fast(image()), fast(image()))
+
+
+class Inner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.inner = nn.Conv2d(3, 3, 3, padding=1), Branches()
+
+    def forward(self, x):
+        return self.inner(F.relu(self.conv(x)))
+
+
+def test_only_the_untraceable_part_is_kept_whole():
+    fast = same(Inner(), image())
+    assert sorted(kinds(fast)) == ["conv+bn+relu", "conv+relu"]
