@@ -71,7 +71,7 @@ class Watch:
         #: Which module an attribute container belongs to, and under which name it is found there.
         self.owners: dict[int, tuple[nn.Module | None, str]] = {}
         self._seen: dict[int, Any] = {}
-        self._flat: tuple[tuple, tuple, tuple] | None = None
+        self._flat: tuple[tuple, tuple, tuple, bytearray] | None = None
         for hooks in _GLOBAL_HOOKS:
             self._container(hooks, None, "")
 
@@ -198,7 +198,8 @@ class Watch:
         """Is all of it as it was?"""
         if self._flat is None:
             entries = tuple(x for e in self.entries.values() for x in e)
-            self._flat = tuple(self.containers.values()), tuple(self.snapshots.values()), entries
+            numbers = bytearray(8 * (len(self.containers) + len(self.entries)))
+            self._flat = tuple(self.containers.values()), tuple(self.snapshots.values()), entries, numbers
         return compare()(*self._flat) and all(live == then for live, then in self.sets)
 
     def changes(self) -> list[tuple[nn.Module | None, str]]:
@@ -268,7 +269,7 @@ def looked_up(owner: Any, name: str) -> Any:
     return (vars(owner) if isinstance(owner, type) else owner).get(name, MISSING)
 
 
-def _compare_slowly(containers: tuple, snapshots: tuple, entries: tuple) -> bool:
+def _compare_slowly(containers: tuple, snapshots: tuple, entries: tuple, _: bytearray) -> bool:
     """What the native `unchanged` does, for where it is not built."""
     if not all(same(snapshot(c), s) for c, s in zip(containers, snapshots, strict=True)):
         return False
@@ -276,6 +277,6 @@ def _compare_slowly(containers: tuple, snapshots: tuple, entries: tuple) -> bool
 
 
 @functools.cache
-def compare() -> Callable[[tuple, tuple, tuple], bool]:
+def compare() -> Callable[[tuple, tuple, tuple, bytearray], bool]:
     """The native comparison, or Python's."""
     return _compare_slowly if _native.error is not None else _native.introspect().unchanged
