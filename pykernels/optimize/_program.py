@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pykernels import _native
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
-from pykernels.optimize._graph import Graph, Step, Value, mapped, values_in
+from pykernels.optimize._graph import Graph, Made, Step, Value, mapped, values_in
 from pykernels.optimize._layout import as_channels_last, as_contiguous
 from pykernels.optimize._patterns import FusedConv
 from pykernels.optimize._report import Left, Replaced, Report
@@ -251,6 +251,9 @@ class _Writer:
         if type(x) is dict:
             items = [f"{self._expression(k)}: {self._expression(v)}" for k, v in x.items()]
             return f"{{{', '.join(items)}}}"
+        if type(x) is Made:
+            parts = self._name(x.kind), self._expression(x.items), self._expression(x.attributes)
+            return f"{self._name(Made.make)}({', '.join(parts)})"
         if type(x) is slice:
             return f"slice({', '.join(self._expression(i) for i in (x.start, x.stop, x.step))})"
         return self._name(x)

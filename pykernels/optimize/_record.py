@@ -17,7 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from pykernels.optimize import _kinds
-from pykernels.optimize._graph import Graph, Step, Value, mapped, storage_of
+from pykernels.optimize._graph import Graph, Made, Step, Value, mapped, storage_of
 from pykernels.optimize._purity import Findings, Onlooker, names_any
 from pykernels.optimize._watch import Watch
 
@@ -115,6 +115,7 @@ class Recorder:
         root = self.scopes[0].findings
         if root.reason is None:
             try:
+                self._check_containers(result, set())
                 nest = mapped(result, self._leaf_of_result)
             except _Unrecordable as problem:
                 root.refuse(str(problem))
@@ -146,6 +147,16 @@ class Recorder:
         elif (self.volatile | self.watch.opaque - {""}) and names_any(root.names):
             root.refuse("reads attributes by computed names beside ones that can't be watched")
 
+    def _check_containers(self, x: Any, seen: set[int]) -> None:
+        """What is made anew at each call must not be held elsewhere too."""
+        if isinstance(x, list | dict) or Made.suits(x):
+            if id(x) in seen or self.watch.knows(x):
+                raise _Unrecordable(f"returns a {type(x).__name__} that is held elsewhere as well")
+            seen.add(id(x))
+        inside = x.values() if isinstance(x, dict) else x if isinstance(x, tuple | list) else ()
+        for held in (*inside, *(vars(x).values() if Made.suits(x) and hasattr(x, "__dict__") else ())):
+            self._check_containers(held, seen)
+
     def _leaf_of_result(self, x: Any) -> Any:
         if isinstance(x, torch.Tensor):
             value = self._value(x)
@@ -154,6 +165,10 @@ class Recorder:
             return value
         if isinstance(x, _SCALARS) or type(x) is torch.Size:
             return x
+        if Made.suits(x):
+            items = dict(x.items()) if isinstance(x, dict) else None
+            attributes = {k: mapped(v, self._leaf_of_result) for k, v in getattr(x, "__dict__", {}).items()}
+            return Made(type(x), mapped(items, self._leaf_of_result), attributes)
         raise _Unrecordable(f"returns a {type(x).__name__}")
 
     def _new(self, t: torch.Tensor, kind: str, dynamic: bool = False) -> Value:

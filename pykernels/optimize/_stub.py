@@ -7,6 +7,7 @@ pickled and in no state_dict. A `Stub` there leaves the module as it is: same cl
 from __future__ import annotations
 
 import copy
+import dataclasses
 import threading
 from collections.abc import Hashable
 from typing import Any
@@ -285,6 +286,8 @@ def _holds(result: Any, container: Any) -> bool:
         return True
     if isinstance(result, dict):
         return any(_holds(v, container) for v in result.values())
+    if dataclasses.is_dataclass(result):
+        return any(_holds(v, container) for v in vars(result).values())
     return isinstance(result, tuple | list) and any(_holds(v, container) for v in result)
 
 
@@ -300,4 +303,9 @@ def _cast(value: Any, source: torch.dtype, target: torch.dtype) -> Any:
         for k, v in value.items():
             new[k] = _cast(v, source, target)
         return new
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        made: Any = copy.copy(value)
+        for field in dataclasses.fields(value):
+            object.__setattr__(made, field.name, _cast(getattr(value, field.name), source, target))
+        return made
     return value

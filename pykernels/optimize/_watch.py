@@ -189,6 +189,10 @@ class Watch:
             return [(v, owner, k if type(k) is str and not name else name) for k, v in value.items()]
         return [(v, owner, name) for v in value]
 
+    def knows(self, value: Any) -> bool:
+        """Does the model hold this very object?"""
+        return id(value) in self._seen
+
     def entry(self, owner: Any, name: str, value: Any) -> None:
         """Watches one name of a dict or class; ``value`` is what it has now."""
         self.entries.setdefault((id(owner), name), (owner, name, value))
