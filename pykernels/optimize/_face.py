@@ -77,11 +77,9 @@ def face(model: nn.Module, outside: torch.dtype, inside: torch.dtype) -> Any:
     twin.__class__ = _class_of(type(twin))
     family = Family(twin, outside, inside)
     if copied:
-        family.notes.append(("the model", f"{copied} tensors", "are made in inference mode: copied, not shared"))
+        family.note("the model", f"{copied} tensors", "are made in inference mode: copied, not shared")
     if written:
-        family.notes.append(
-            ("the model", f"{written} tensors", "are written to by train() or eval(): copied, not shared")
-        )
+        family.note("the model", f"{written} tensors", "are written to by train() or eval(): copied, not shared")
     family.install()
     return twin
 

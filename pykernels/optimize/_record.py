@@ -125,7 +125,16 @@ class Recorder:
             return None
         if self._has_effects():
             self.exact = True
+        self._watch_torch()
         return Graph(self.inputs, self.steps, nest, self.exact, self.opaque)
+
+    def _watch_torch(self) -> None:
+        """Somebody may put a function of his own in torch's namespaces, where torch's modules would find it."""
+        used = {id(s.function) for s in self.steps}
+        for space in (vars(torch), vars(torch.nn.functional)):
+            for name, value in list(space.items()):
+                if id(value) in used:
+                    self.watch.entry(space, name, value)
 
     def _has_effects(self) -> bool:
         """Is there what must not be done twice, so that a program that fails can't be made good by the twin?"""

@@ -21,7 +21,7 @@ from pykernels.optimize import _compile
 from pykernels.optimize._graph import layout_of
 from pykernels.optimize._program import Program
 from pykernels.optimize._record import Recorder, state
-from pykernels.optimize._watch import globally_hooked
+from pykernels.optimize._watch import globally_hooked, replaced_in_torch
 
 _MOST_PROGRAMS = 64
 _MOST_CHANGES = 16
@@ -50,6 +50,11 @@ class Family:
         self.outside, self.inside = outside, inside
         self.store: dict[Hashable, Any] = {}
         self.notes: list[tuple[str, str, str]] = []
+
+    def note(self, where: str, what: str, why: str) -> None:
+        """Tells the report, once."""
+        if (where, what, why) not in self.notes:
+            self.notes.append((where, what, why))
 
     def install(self) -> None:
         """Puts a stub on every module that has none and that may have something to gain."""
@@ -186,6 +191,10 @@ class Stub:
         self.family.install()
         module = self.module
         if has_hooks(module) or globally_hooked():
+            return module._call_impl(*args, **kwargs)
+        name = replaced_in_torch()
+        if name is not None:
+            self.family.note("the model", "call", f"finds torch.nn.functional.{name} replaced")
             return module._call_impl(*args, **kwargs)
         recorder = Recorder(module, self.path)
         held = [(c, _contents(c)) for c in _mutable((args, kwargs))]

@@ -46,6 +46,23 @@ def globally_hooked() -> bool:
     return any(_GLOBAL_HOOKS)
 
 
+def replaced_in_torch() -> str | None:
+    """A name in torch.nn.functional that is not torch's own any more.
+
+    Those functions hand themselves to a recorder by their names, so that a wrapper put there would be called twice.
+    """
+    for name, value in vars(torch.nn.functional).items():
+        if isinstance(value, types.FunctionType):
+            home = str(value.__globals__.get("__name__", ""))
+        elif callable(value) and not isinstance(value, type):
+            home = type(value).__module__
+        else:
+            continue
+        if not home.startswith(("torch", "builtins", "typing")):
+            return name
+    return None
+
+
 def is_own(kind: type) -> bool:
     """Is this class neither Python's, torch's nor ours?"""
     return not (kind.__module__ or "").startswith(("torch.", "pykernels.")) and kind.__module__ != "builtins"
@@ -138,10 +155,12 @@ class Watch:
         for key, value in attributes.items():
             if key not in SKIPPED:
                 yield value, module, key
-        for kind in type(module).__mro__:
-            for key in ("forward", "_conv_forward", "__call__", "_call_impl", "__getattr__"):
+        for key in ("forward", "_conv_forward", "__call__", "_call_impl", "__getattr__"):
+            for kind in type(module).__mro__:  # up to where it is found: nearer ones may get it later
+                self.entry(kind, key, vars(kind).get(key, MISSING))
                 if key in vars(kind):
-                    self.entry(kind, key, vars(kind)[key])
+                    break
+        for kind in type(module).__mro__:
             if is_own(kind):
                 yield from ((f, None, key) for key, f in vars(kind).items() if _may_close_over(f))
 
