@@ -9,7 +9,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from pykernels.nn import _packed
+from pykernels.nn._packed import Pack
 
 _version_of = attrgetter("_version")
 
@@ -19,7 +19,7 @@ def _forget(note: int) -> None:
         torch.ops.pykernels.forget_note(note)
 
 
-class Sources(_packed.Pack):
+class Sources(Pack):
     """A `Pack` of nothing: told of optimizers' steps, and quick to compare hundreds of tensors."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -34,8 +34,6 @@ class Sources(_packed.Pack):
 
     def are_current(self) -> bool:
         """Are they, the memory that they lie in and the ISA as they were?"""
-        if self.stepped or self.untold_steps != _packed._untold_steps:
-            return False
-        if list(map(_version_of, self.counted)) != self.versions or not self.as_noted(self.note):
+        if self.is_stepped() or list(map(_version_of, self.counted)) != self.versions or not self.as_noted(self.note):
             return False
         return self.is_of_isa() and all(torch.equal(tensor, copy) for _, _, tensor, copy in self.uncounted)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pykernels.nn._packed import _asked, undisturbed
+from pykernels.nn._packed import asked_backend, undisturbed
 from pykernels.nn._replaceable import has_hooks
 from pykernels.optimize import _compile
 from pykernels.optimize._graph import layout_of
@@ -114,7 +114,7 @@ class Stub:
         if recorder is not None:
             return self._inside(recorder, args, kwargs)
         module: Any = self.module
-        if self.why is not None or not undisturbed() or _function_modes() or _autocast() or _asked() != "auto":
+        if self.why is not None or not undisturbed() or _function_modes() or _autocast() or asked_backend() != "auto":
             return module._call_impl(*args, **kwargs)
         tensors: list[Tensor] = []
         try:
