@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 import threading
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -65,7 +67,8 @@ class Recorder:
         self.watch.add(module)
         self.steps: list[Step] = []
         self.values: list[Value] = []
-        self.alive: list[torch.Tensor] = []  # parallel to values: no id is used twice while recording
+        # Parallel to values. Weak, so that recording takes no more memory than the model does.
+        self.tensors: list[Callable[[], torch.Tensor | None]] = []
         self.versions: list[int] = []
         self.ids: dict[int, Value] = {}
         self.exact = False
@@ -74,6 +77,8 @@ class Recorder:
         self.scopes = [Scope(module, path, 0, 0, Findings())]
         self.inputs: list[Value] = []
         self.input_storages: set[int] = set()
+        # By address: a number, for an address may be used again, and the tensors that have been there.
+        self.storages: dict[int, tuple[int, list[Callable[[], torch.Tensor | None]]]] = {}
         self.volatile: set[str] = set()
         self.paused = 0
 
@@ -181,19 +186,29 @@ class Recorder:
         raise _Unrecordable(f"returns a {type(x).__name__}")
 
     def _new(self, t: torch.Tensor, kind: str, dynamic: bool = False) -> Value:
-        value = Value(len(self.values), kind, t, dynamic)
+        value, tensor = Value(len(self.values), kind, t, dynamic), weakref.ref(t)
         if kind == "input":
             self.input_storages.add(storage_of(t))
         elif value.storage in self.input_storages:
             value.storage = -1
+        else:
+            number, tensors = self.storages.get(value.storage, (0, []))
+            if not any(other() is not None for other in tensors):
+                number, tensors = len(self.values), []
+            self.storages[value.storage] = number, [*tensors, tensor]
+            value.storage = number
         self.values.append(value)
-        self.alive.append(t)
+        self.tensors.append(tensor)
         self.versions.append(_version(t))
         self.ids[id(t)] = value
         return value
 
-    def _value(self, t: torch.Tensor) -> Value | None:
+    def _found(self, t: torch.Tensor) -> Value | None:
         found = self.ids.get(id(t))
+        return found if found is not None and self.tensors[found.index]() is t else None
+
+    def _value(self, t: torch.Tensor) -> Value | None:
+        found = self._found(t)
         if found is not None:
             return found
         if id(t) in self.watch.tensors and type(t) in _PLAIN:
@@ -262,16 +277,17 @@ class Recorder:
         step.writes = tuple(written)
         for v in written:  # views count the same versions
             for w in self.values:
-                if w.storage == v.storage:
-                    self.versions[w.index] = _version(self.alive[w.index])
-        passed = [v for v in dict.fromkeys(reads) if result is self.alive[v.index]]
+                tensor = self.tensors[w.index]() if w.storage == v.storage else None
+                if tensor is not None:
+                    self.versions[w.index] = _version(tensor)
+        passed = [v for v in dict.fromkeys(reads) if result is not None and result is self.tensors[v.index]()]
         if passed and not written:
             if name in _kinds.PASSES_BY_LAYOUT:
                 self.exact = True
             elif name not in _kinds.PASSES:
                 self.refuse(f"{name} hands on its argument")
             return
-        dynamic = any(v.dynamic for v in reads) or _kinds.depends_on_values(name, step, self.alive)
+        dynamic = any(v.dynamic for v in reads) or _kinds.depends_on_values(name, step)
         try:
             step.outputs = self._outputs(result, dynamic)
         except _Unrecordable:
@@ -283,7 +299,8 @@ class Recorder:
         self.steps.append(step)
 
     def _is_newer(self, v: Value) -> bool:
-        return _version(self.alive[v.index]) != self.versions[v.index]
+        tensor = self.tensors[v.index]()
+        return tensor is not None and _version(tensor) != self.versions[v.index]
 
     def _aliases_source(self, v: Value) -> bool:
         return any(w.kind == "source" and w.storage == v.storage for w in self.values)
@@ -346,9 +363,7 @@ class Recorder:
         changed = [v for v in self.values[: scope.known] if self._is_newer(v)]
         early = any(w.index < scope.known or w.storage == -1 for s in self.steps[scope.first :] for w in s.writes)
         del self.steps[scope.first :]
-        for v in self.values[scope.known :]:
-            if v.kind != "source":
-                self.ids.pop(id(self.alive[v.index]), None)
+        self.ids = {k: v for k, v in self.ids.items() if v.index < scope.known or v.kind == "source"}
         if changed or early:
             self.refuse(f"{scope.path} ({name}) writes to its arguments: {scope.findings.reason}")
             return
@@ -362,7 +377,7 @@ class Recorder:
         except _Unrecordable as problem:
             self.refuse(f"{path} ({type(module).__name__}) is called with what can't be followed: {problem}")
             return
-        if any(isinstance(x, torch.Tensor) and id(x) in self.ids for x in _leaves(result)):
+        if any(isinstance(x, torch.Tensor) and self._found(x) is not None for x in _leaves(result)):
             self.refuse(f"{path} ({type(module).__name__}) hands on its argument")
             return
         if not all(isinstance(x, torch.Tensor | None) for x in _leaves(result)) or _has_dicts(result):

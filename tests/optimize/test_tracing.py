@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import pykernels as pk
+from pykernels.optimize._record import Recorder
 from tests.harness import relative_l2
 from tests.models.bounds import model_bound
 from tests.optimize.models import Branches, Optional, agree, image, kinds, randomise, same
@@ -304,3 +305,19 @@ def test_dataclasses_come_back_as_they_are(dtype):
             assert r.scores is None
             assert r.boxes.dtype == torch.float32
             assert relative_l2(r.boxes, model(image()).boxes) <= 2 * model_bound(model, dtype or torch.float32)
+
+
+def test_recording_keeps_no_intermediates_alive():
+    model = nn.Sequential(
+        *[m for _ in range(9) for m in (nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Flatten(0, 1), nn.Unflatten(0, (-1, 3)))]
+    )
+    with torch.no_grad():
+        recorder = Recorder(model.eval(), "")
+        x = image()
+        result = recorder.run((x,), {}, [x])
+        parameters = {id(p) for p in model.parameters()}
+        alive = [t for t in (r() for r in recorder.tensors) if t is not None and id(t) not in parameters]
+        assert {t.untyped_storage().data_ptr() for t in alive} == {t.untyped_storage().data_ptr() for t in (x, result)}
+        graph = recorder.graph(result)
+    storages = [v.storage for step in graph.steps for v in step.results()]
+    assert len(set(storages)) == 18, "each convolution and each ReLU has its own, shared by its views alone"
