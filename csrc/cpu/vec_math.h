@@ -29,6 +29,17 @@ inline F32 exp(F32 x) {
   return p * bit_cast<F32>((half + 127) << 23) * bit_cast<F32>((whole - half + 127) << 23);
 }
 
+// exp(x) - 1 for x <= 0. It cancels near 0; there x * (1 + x/2 (1 + x/3 (...))) does not.
+inline F32 expm1(F32 x) {
+  F32 p = broadcast(1.0f / 720.0f);
+  p = fma(p, x, broadcast(1.0f / 120.0f));
+  p = fma(p, x, broadcast(1.0f / 24.0f));
+  p = fma(p, x, broadcast(1.0f / 6.0f));
+  p = fma(p, x, broadcast(0.5f));
+  const F32 near = fma(p * x, x, x);
+  return x > -0.3f ? near : exp(x) - 1.0f;
+}
+
 inline F32 sigmoid(F32 x) { return 1.0f / (1.0f + exp(-x)); }
 
 inline F32 tanh(F32 x) {
