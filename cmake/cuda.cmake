@@ -73,7 +73,7 @@ foreach(group all sm90)
     target_sources(pykernels_cuda PRIVATE $<TARGET_OBJECTS:pk_cuda_${group}>)
   endif()
 endforeach()
-target_include_directories(pykernels_cuda PUBLIC csrc/include PRIVATE csrc)
+target_include_directories(pykernels_cuda PUBLIC csrc csrc/include)
 # The runtime is linked in, with its symbols kept to itself: torch brings one of its own.
 set_target_properties(pykernels_cuda PROPERTIES LINKER_LANGUAGE CUDA CUDA_RUNTIME_LIBRARY Static
                                                 LIBRARY_OUTPUT_DIRECTORY "${PK_OUTPUT_DIR}")

@@ -110,6 +110,6 @@ def test_no_isa_flag_of_the_builders_machine():
 def test_activations_are_in_the_order_of_the_kernel_api():
     from pykernels.ops import ACTIVATIONS
 
-    header = (CSRC / "include/pykernels/activation.h").read_text()
+    header = (CSRC / "common/activation.h").read_text()
     listed = re.search(r"enum class Activation[^{]*\{([^}]*)\}", header).group(1)
     assert tuple(x.strip() for x in listed.split(",") if x.strip()) == ACTIVATIONS

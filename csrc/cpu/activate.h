@@ -1,44 +1,28 @@
-// The activations on a vector: what every epilogue ends with.
+// The activations on vectors: what every epilogue ends with.
 #pragma once
 
+#include "common/activation.h"
 #include "cpu/vec_math.h"
-#include "pykernels/activation.h"
 
 namespace pk {
 namespace PK_ISA {
 namespace {
 
-// A function of its argument alone; `negative_slope` is leaky_relu's. Comparisons keep NaN as torch does.
+struct VectorMath {
+  using Value = F32;
+  using Scalar = float;
+  PK_FORMULA F32 min(F32 a, F32 b) { return PK_ISA::min(a, b); }
+  PK_FORMULA F32 max(F32 a, F32 b) { return PK_ISA::max(a, b); }
+  PK_FORMULA F32 exp(F32 x) { return PK_ISA::exp(x); }
+  PK_FORMULA F32 expm1(F32 x) { return PK_ISA::expm1(x); }
+  PK_FORMULA F32 sigmoid(F32 x) { return PK_ISA::sigmoid(x); }
+  PK_FORMULA F32 tanh(F32 x) { return PK_ISA::tanh(x); }
+  PK_FORMULA F32 normal_cdf(F32 x) { return PK_ISA::normal_cdf(x); }
+};
+
+// `negative_slope` is leaky_relu's.
 inline F32 activate(F32 x, Activation activation, float negative_slope) {
-  switch (activation) {
-    case Activation::none:
-      return x;
-    case Activation::relu:
-      return max(F32{}, x);
-    case Activation::leaky_relu:
-      return x > 0.0f ? x : x * negative_slope;
-    case Activation::elu: {
-      // exp(x) - 1 cancels near 0; there x * (1 + x/2 (1 + x/3 (...))) does not.
-      F32 p = broadcast(1.0f / 720.0f);
-      p = fma(p, x, broadcast(1.0f / 120.0f));
-      p = fma(p, x, broadcast(1.0f / 24.0f));
-      p = fma(p, x, broadcast(1.0f / 6.0f));
-      p = fma(p, x, broadcast(0.5f));
-      const F32 near = fma(p * x, x, x);
-      return x > 0.0f ? x : x > -0.3f ? near : exp(x) - 1.0f;
-    }
-    case Activation::sigmoid:
-      return sigmoid(x);
-    case Activation::tanh:
-      return tanh(x);
-    case Activation::silu:
-      return x * sigmoid(x);
-    case Activation::gelu:
-      return x * normal_cdf(x);
-    case Activation::hardswish:
-      return x * min(broadcast(6.0f), max(F32{}, x + 3.0f)) * (1.0f / 6.0f);
-  }
-  return x;
+  return ActivationOf<VectorMath>::value(x, activation, negative_slope);
 }
 
 }  // namespace

@@ -63,14 +63,35 @@ inline void store(void* p, V v) {
   std::memcpy(p, &v, sizeof v);
 }
 
+// `count` elements, at most kLanes, in pieces of a size that the compiler knows: a copy of any size is a call.
+template <class T>
+inline void copy_partial(T* to, const T* from, int64_t count) {
+  if (count == kLanes) return void(std::memcpy(to, from, kLanes * sizeof(T)));
+#pragma GCC unroll 8
+  for (int piece = kLanes / 2; piece > 0; piece /= 2) {
+    if ((count & piece) == 0) continue;
+    std::memcpy(to, from, static_cast<size_t>(piece) * sizeof(T));
+    to += piece;
+    from += piece;
+  }
+}
+
 // The first `count` lanes; the rest reads as zero, or is not written.
 inline F32 load_partial(const float* p, int64_t count) {
-  F32 v{};
-  std::memcpy(&v, p, static_cast<size_t>(count) * sizeof(float));
-  return v;
+#if defined(__AVX512F__) && PK_LANES == 16
+  return (F32)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+#elif defined(__AVX2__) && PK_LANES == 8
+  const I32 lanes = {0, 1, 2, 3, 4, 5, 6, 7};
+  return (F32)_mm256_maskload_ps(p, (__m256i)(lanes < static_cast<int32_t>(count)));
+#endif
+  float whole[kLanes] = {};
+  copy_partial(whole, p, count);
+  return load<F32>(whole);
 }
 inline void store_partial(float* p, F32 v, int64_t count) {
-  std::memcpy(p, &v, static_cast<size_t>(count) * sizeof(float));
+  float whole[kLanes];
+  store(whole, v);
+  copy_partial(p, whole, count);
 }
 
 // x - 0 and not 0 + x: it keeps -0.

@@ -11,10 +11,21 @@ namespace pk {
 namespace PK_ISA {
 namespace {
 
-inline F32 exp(F32 x) {
-  // Beyond the limits the result has overflowed to inf or underflowed to 0 anyway. Argument order keeps NaN.
-  x = min(broadcast(89.0f), max(broadcast(-104.0f), x));
-  const F32 n = round(x * 1.44269504f);
+// exp(x) as fraction * 2^n, |x| <= 104: the fraction, about sqrt(1/2) to sqrt(2), and n above some bits that (n + i) <<
+// 23 shifts out.
+struct Exponential {
+  F32 fraction;
+  U32 n;
+
+  // fraction * 2^(n + i), which is 0 where n + i = -127, the least that it may be; the most is 127.
+  __attribute__((always_inline)) F32 scaled(int32_t i) const {
+    return fraction * bit_cast<F32>((n + static_cast<uint32_t>(127 + i)) << 23);
+  }
+};
+inline Exponential split_exp(F32 x) {
+  // Adding 1.5 * 2^23 leaves no bits behind the point, and the integer in the lowest ones.
+  const F32 shifted = fma(x, broadcast(1.44269504f), broadcast(12582912.0f));
+  const F32 n = shifted - 12582912.0f;
   F32 r = fma(n, broadcast(-0.693359375f), x);
   r = fma(n, broadcast(2.12194440e-4f), r);
   F32 p = broadcast(1.9875691500e-4f);
@@ -23,13 +34,36 @@ inline F32 exp(F32 x) {
   p = fma(p, r, broadcast(4.1665795894e-2f));
   p = fma(p, r, broadcast(1.6666665459e-1f));
   p = fma(p, r, broadcast(5.0000001201e-1f));
-  p = fma(p * r, r, r + 1.0f);
-  // 2^n in two factors: n reaches 128 and -150, each outside a float's exponent alone.
-  const I32 whole = truncate(n), half = whole >> 1;
-  return p * bit_cast<F32>((half + 127) << 23) * bit_cast<F32>((whole - half + 127) << 23);
+  return {fma(p * r, r, r + 1.0f), bit_cast<U32>(shifted)};
 }
 
-inline F32 sigmoid(F32 x) { return 1.0f / (1.0f + exp(-x)); }
+inline F32 exp(F32 x) {
+  // Beyond the limits the result has overflowed to inf or underflowed to 0 anyway. Argument order keeps NaN.
+  const Exponential e = split_exp(min(broadcast(89.0f), max(broadcast(-104.0f), x)));
+  // 2^n in two factors: n reaches 128 and -150, each outside a float's exponent alone.
+  const I32 whole = bit_cast<I32>(e.n << 9) >> 9, half = whole >> 1;
+  return e.fraction * bit_cast<F32>((half + 127) << 23) * bit_cast<F32>((whole - half + 127) << 23);
+}
+
+// The same for x <= 88, and what would be less than 2^-126.5 is 0.
+inline F32 exp_below(F32 x) { return split_exp(max(broadcast(-88.0f), x)).scaled(0); }
+
+// exp(x) - 1 for x <= 0. It cancels near 0; there x * (1 + x/2 (1 + x/3 (...))) does not.
+inline F32 expm1(F32 x) {
+  F32 p = broadcast(1.0f / 720.0f);
+  p = fma(p, x, broadcast(1.0f / 120.0f));
+  p = fma(p, x, broadcast(1.0f / 24.0f));
+  p = fma(p, x, broadcast(1.0f / 6.0f));
+  p = fma(p, x, broadcast(0.5f));
+  const F32 near = fma(p * x, x, x);
+  return x > -0.3f ? near : exp_below(x) - 1.0f;
+}
+
+inline F32 sigmoid(F32 x) {
+  // exp(-x) / 2 has an exponent where exp(-x) overflows.
+  const F32 half = split_exp(min(broadcast(89.0f), max(broadcast(-87.0f), -x))).scaled(-1);
+  return 1.0f / fma(half, broadcast(2.0f), broadcast(1.0f));
+}
 
 inline F32 tanh(F32 x) {
   const F32 z = x * x;
@@ -39,7 +73,7 @@ inline F32 tanh(F32 x) {
   p = fma(p, z, broadcast(1.33314422036e-1f));
   p = fma(p, z, broadcast(-3.33332819422e-1f));
   const F32 near = x * fma(p, z, broadcast(1.0f));  // this way round -0 stays -0
-  const F32 far = 1.0f - 2.0f / (exp(2.0f * x) + 1.0f);
+  const F32 far = 1.0f - 2.0f / (exp_below(min(broadcast(80.0f), 2.0f * x)) + 1.0f);
   return abs(x) < 0.625f ? near : far;
 }
 
@@ -57,7 +91,7 @@ inline F32 normal_cdf(F32 x) {
   p = fma(p, t, broadcast(0.37409196f));
   p = fma(p, t, broadcast(1.00002368f));
   p = fma(p, t, broadcast(-1.26551223f));
-  const F32 tail = 0.5f * t * exp(p - z * z);
+  const F32 tail = 0.5f * t * exp_below(p - z * z);
   return x < 0.0f ? tail : 1.0f - tail;
 }
 

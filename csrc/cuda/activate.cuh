@@ -1,38 +1,28 @@
-// The activations of every epilogue, in float32. NaN stays NaN, as in torch.
+// The activations of every epilogue, in float32.
 #pragma once
 
+#include "common/activation.h"
 #include "cuda/platform.cuh"
-#include "pykernels/activation.h"
 
 namespace pk::cuda {
 
 PK_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// A function of its argument alone; `negative_slope` is leaky_relu's. The switch is uniform over the grid.
+struct FloatMath {
+  using Value = float;
+  using Scalar = float;
+  static PK_DEVICE float min(float a, float b) { return a < b ? a : b; }
+  static PK_DEVICE float max(float a, float b) { return a > b ? a : b; }
+  static PK_DEVICE float exp(float x) { return expf(x); }
+  static PK_DEVICE float expm1(float x) { return expm1f(x); }
+  static PK_DEVICE float sigmoid(float x) { return cuda::sigmoid(x); }
+  static PK_DEVICE float tanh(float x) { return tanhf(x); }
+  static PK_DEVICE float normal_cdf(float x) { return normcdff(x); }
+};
+
+// `negative_slope` is leaky_relu's. The switch is uniform over the grid.
 PK_DEVICE float activate(float x, Activation activation, float negative_slope) {
-  switch (activation) {
-    case Activation::none:
-      return x;
-    case Activation::relu:
-      return x < 0.0f ? 0.0f : x;
-    case Activation::leaky_relu:
-      return x > 0.0f ? x : x * negative_slope;
-    case Activation::elu:
-      return x > 0.0f ? x : expm1f(x);
-    case Activation::sigmoid:
-      return sigmoid(x);
-    case Activation::tanh:
-      return tanhf(x);
-    case Activation::silu:
-      return x * sigmoid(x);
-    case Activation::gelu:
-      return x * normcdff(x);
-    case Activation::hardswish: {
-      const float y = x + 3.0f;
-      return x * (y < 0.0f ? 0.0f : y > 6.0f ? 6.0f : y) * (1.0f / 6.0f);
-    }
-  }
-  return x;
+  return ActivationOf<FloatMath>::value(x, activation, negative_slope);
 }
 
 }  // namespace pk::cuda

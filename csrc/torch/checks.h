@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "pykernels/activation.h"
+#include "common/activation.h"
 #include "pykernels/dtype.h"
 #include "pykernels/isa.h"
 #include "pykernels/parallel.h"

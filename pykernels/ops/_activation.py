@@ -1,7 +1,7 @@
 """The activations, one entry each: name, code of the kernel API (its index), function, gradient.
 
-A new one is an entry here, a name in ``enum class Activation`` of csrc/include/pykernels/activation.h, and a branch in
-the kernels' own tables: csrc/cpu/activate.h, csrc/cuda/activate.cuh and `pykernels.ops._triton.activate`.
+A new one is an entry here, one in the kernels' table, csrc/common/activation.h, and its formulas for Triton in
+`pykernels.ops._triton_activation`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _silu_backward(gy: Tensor, z: Tensor, slope: float) -> Tensor:
     return aten.silu_backward(gy, z)
 
 
-#: In the order of ``enum class Activation`` in csrc/include/pykernels/activation.h.
+#: In the order of ``enum class Activation`` in csrc/common/activation.h.
 _TABLE = {
     "none": Activation(lambda z, _: z, lambda gy, z, _: gy, lambda gy, y, _: gy),
     "relu": Activation(

@@ -1,4 +1,4 @@
-"""What the Triton kernels of all families share: launching, the device to choose tiles for, activations, rounding.
+"""What the Triton kernels of all families share: launching, the device to choose tiles for, barriers, rounding.
 
 Only a family's ``triton*.py`` imports this, and those are imported at the first use of the backend: so importing
 pykernels never imports Triton. Every kernel is launched by `launch`, so that the compile gate (tools/triton_gate.py)
@@ -199,50 +199,6 @@ def wait_for(counter, arrivals):
     while tl.atomic_add(counter, 0, sem="acquire", scope="gpu") < arrivals:
         pass
     tl.debug_barrier()
-
-
-@triton.jit
-def tanh(x):
-    # 1 - 2 / (exp(2 |x|) + 1) has no overflow that matters; near 0 it cancels, and the series does not.
-    z = tl.abs(x)
-    far = 1.0 - 2.0 / (tl.exp(2.0 * z) + 1.0)
-    s = x * x
-    near = z * (1.0 + s * (-0.33333333 + s * (0.13333333 + s * (-0.053968254 + s * 0.021869489))))
-    y = tl.where(z < 0.25, near, far)
-    return tl.where(x < 0.0, -y, tl.where(x != x, x, y))
-
-
-@triton.jit
-def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
-
-
-@triton.jit
-def activate(x, ACTIVATION: tl.constexpr, negative_slope):
-    """The activations by their codes (pykernels/ops/_activation.py), in float32; NaN stays NaN."""
-    if ACTIVATION == 1:
-        x = tl.where(x < 0.0, 0.0, x)
-    elif ACTIVATION == 2:
-        x = tl.where(x > 0.0, x, x * negative_slope)
-    elif ACTIVATION == 3:
-        # exp(x) - 1 cancels near 0, and its series does not.
-        series = x * (1.0 + x * (0.5 + x * (0.16666667 + x * (0.041666667 + x * (0.0083333333 + x * 0.0013888889)))))
-        x = tl.where(x > 0.0, x, tl.where(x > -0.3, series, tl.exp(x) - 1.0))
-    elif ACTIVATION == 4:
-        x = sigmoid(x)
-    elif ACTIVATION == 5:
-        x = tanh(x)
-    elif ACTIVATION == 6:
-        x = x * sigmoid(x)
-    elif ACTIVATION == 7:
-        x = 0.5 * x * (1.0 + tl.erf(x * 0.70710678))
-    elif ACTIVATION == 8:
-        y = x + 3.0
-        y = tl.where(y < 0.0, 0.0, tl.where(y > 6.0, 6.0, y))
-        x = x * y * 0.16666667
-    else:
-        tl.static_assert(ACTIVATION == 0, "unknown activation")
-    return x
 
 
 @triton.jit

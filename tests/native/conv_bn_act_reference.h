@@ -8,6 +8,7 @@
 #include <initializer_list>
 #include <vector>
 
+#include "activated.h"
 #include "pykernels/conv_bn_act.h"
 #include "test.h"
 
@@ -45,30 +46,6 @@ inline const Case kCases[] = {
     {{0, 8, 5, 5, 8, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, true, true, true},        // no image
     {{2, 0, 5, 5, 8, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, true, true, true},        // no channel: the empty sum
 };
-
-inline double activate(double x, Activation activation, double slope) {
-  switch (activation) {
-    case Activation::none:
-      return x;
-    case Activation::relu:
-      return x < 0 ? 0 : x;
-    case Activation::leaky_relu:
-      return x > 0 ? x : x * slope;
-    case Activation::elu:
-      return x > 0 ? x : std::expm1(x);
-    case Activation::sigmoid:
-      return 1 / (1 + std::exp(-x));
-    case Activation::tanh:
-      return std::tanh(x);
-    case Activation::silu:
-      return x / (1 + std::exp(-x));
-    case Activation::gelu:
-      return x * 0.5 * std::erfc(-x * std::sqrt(0.5));
-    case Activation::hardswish:
-      return x * std::fmin(6, std::fmax(0, x + 3)) / 6;
-  }
-  return x;
-}
 
 inline float from_bf16(bf16_t x) {
   const uint32_t bits = static_cast<uint32_t>(x) << 16;
@@ -199,7 +176,7 @@ inline std::vector<double> naive(const ConvArgs& args, const Array& x, const Arr
           if (args.scale) sum *= args.scale[k];
           if (args.shift) sum += args.shift[k];
           if (args.residual.data) sum += residual.get(n, k, p, q);
-          y.push_back(activate(sum, args.activation, args.negative_slope));
+          y.push_back(test::activated(sum, args.activation, args.negative_slope));
         }
   return y;
 }

@@ -125,28 +125,44 @@ void check_shapes(const char* name, const ConvKernels* table) {
   }
 }
 
-// Every activation on a case with output channel tails, in registers and out of them.
+// Every activation on a case with tails of output channels and pixels, in each layout of y and of the residual: the
+// same bits in all of them.
 void check_activations(const char* name, const ConvKernels* table) {
   const ConvShape s = {1, 20, 6, 7, 41, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-  Array weight({s.k, s.c, s.r, s.s}, DType::f32, Format::nchw), x({s.n, s.c, s.h, s.w}, DType::f32, Format::nhwc);
-  weight.fill(1);
-  x.fill(2);
-  const auto packed = pack(s, DType::f32, weight, table, serial_executor());
   const std::vector<float> scale(static_cast<size_t>(s.k), 0.1f);
-  for (int i = 0; i < kActivations; ++i) {
-    Array y({s.n, s.k, s.p(), s.q()}, DType::f32, Format::nhwc);
-    ConvArgs args{};
-    args.shape = s;
-    args.dtype = DType::f32;
-    args.x = x.tensor();
-    args.scale = scale.data();
-    args.y = y.data();
-    std::copy(y.stride, y.stride + 4, args.y_stride);
-    args.activation = static_cast<Activation>(i);
-    args.negative_slope = -0.5f;
-    run(args, packed, table, serial_executor());
-    const double error = test::relative_l2(y.values(), naive(args, x, weight, x));
-    EXPECT(error < 2e-6, "%s, activation %d: %g", name, i, error);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    Array weight({s.k, s.c, s.r, s.s}, dtype, Format::nchw), x({s.n, s.c, s.h, s.w}, dtype, Format::nhwc);
+    weight.fill(1);
+    x.fill(2);
+    const auto packed = pack(s, dtype, weight, table, serial_executor());
+    for (int i = 0; i < kActivations; ++i) {
+      std::vector<double> expected;
+      std::vector<float> first;
+      for (const Format format : {Format::nhwc, Format::nchw, Format::gaps}) {
+        for (const Format other : {Format::nhwc, Format::nchw}) {
+          Array y({s.n, s.k, s.p(), s.q()}, dtype, format), residual({s.n, s.k, s.p(), s.q()}, dtype, other);
+          residual.fill(3);
+          ConvArgs args{};
+          args.shape = s;
+          args.dtype = dtype;
+          args.x = x.tensor();
+          args.scale = scale.data();
+          args.residual = residual.tensor();
+          args.y = y.data();
+          std::copy(y.stride, y.stride + 4, args.y_stride);
+          args.activation = static_cast<Activation>(i);
+          args.negative_slope = -0.5f;
+          run(args, packed, table, serial_executor());
+          if (expected.empty()) expected = naive(args, x, weight, residual), first = y.values();
+          const double error = test::relative_l2(y.values(), expected);
+          EXPECT(error < (dtype == DType::f32 ? 2e-6 : 4e-3), "%s, dtype %d, activation %d: %g", name,
+                 static_cast<int>(dtype), i, error);
+          EXPECT(y.values() == first, "%s, dtype %d, activation %d, formats %d and %d: other bits", name,
+                 static_cast<int>(dtype), i, static_cast<int>(format), static_cast<int>(other));
+          EXPECT(y.gaps_untouched(), "%s, activation %d: wrote beside y", name, i);
+        }
+      }
+    }
   }
 }
 

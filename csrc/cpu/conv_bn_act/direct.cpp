@@ -98,7 +98,7 @@ struct Plan : Form {
     zero_bytes = round_up(max(shape.c, 1) * 4, kConvAlign);
     table_bytes = round_up(block * taps_run * 8, kConvAlign);
     const int64_t at_bytes = round_up(block * 8, kConvAlign);
-    staged = args.y_stride[1] != 1 && shape.k > 1;
+    staged = args.y_stride[1] != 1 || shape.k == 1;
     const int64_t sum_panels = slices > 1 ? panel_group : staged ? 1 : 0;
     slot_bytes = table_bytes + 2 * at_bytes + (sum_panels * block + kTilePixels) * kPanel * 4 + kConvAlign;
   }
@@ -285,7 +285,7 @@ void run_part(const ConvArgs& args, const Plan& plan, const Source& source, cons
             t.ahead += t.ahead_lines * t.taps * ceil_div(t.run, kChunk) * 16;
           }
           if (last && plan.staged) {
-            finish(epilogue, panel_sums, row, count, y_at, residual_at, t.k0, t.count);
+            finish(epilogue, {panel_sums, row, count, y_at, residual_at, t.k0, t.count});
           }
         }
       }

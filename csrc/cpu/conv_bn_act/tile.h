@@ -46,6 +46,9 @@ void run_tile(const Tile& t, const Epilogue& e) {
 #pragma GCC unroll 16
       for (int v = 0; v < NV; ++v) acc[i][v] = load<F32>(t.sums + i * kRow + v * kLanes);
   }
+  if (t.last && !e.planes) {
+    for (int i = 0; i < MR; ++i) fetch_output(e, t.y_at[i], t.residual_at[i], t.k0);
+  }
   const float* w = t.weight;
   const float* const* rows = t.rows;
   const int64_t run = t.run;
@@ -70,7 +73,7 @@ void run_tile(const Tile& t, const Epilogue& e) {
       }
     }
   }
-  if (t.last && e.plain && t.count == kRow) {
+  if (t.last && e.in_registers && t.count == kRow) {
     auto* y = reinterpret_cast<float*>(e.y) + t.k0;
     const auto* residual = reinterpret_cast<const float*>(e.residual);
 #pragma GCC unroll 16
@@ -82,7 +85,7 @@ void run_tile(const Tile& t, const Epilogue& e) {
       for (int i = 0; i < MR; ++i) {
         F32 value = fma(acc[i][v], scale, shift);
         if (e.residual) value += load<F32>(residual + t.residual_at[i] + t.k0 + k);
-        if (e.activation == Activation::relu) value = max(F32{}, value);
+        if (e.relu) value = max(F32{}, value);
         store(y + t.y_at[i] + k, value);
       }
     }
@@ -92,7 +95,7 @@ void run_tile(const Tile& t, const Epilogue& e) {
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 16
     for (int v = 0; v < NV; ++v) store(t.sums + i * kRow + v * kLanes, acc[i][v]);
-  if (t.last) finish(e, t.sums, kRow, MR, t.y_at, t.residual_at, t.k0, t.count);
+  if (t.last) finish(e, {t.sums, kRow, MR, t.y_at, t.residual_at, t.k0, t.count});
 }
 
 using TileFunction = void (*)(const Tile&, const Epilogue&);

@@ -358,13 +358,19 @@ __attribute__((noinline)) bool transform_output(const float* m, int64_t plane, f
 template <class F>
 void finish_sums(const ConvArgs& args, const Epilogue& e, const Window<F>& window, const float* sums, int64_t k0,
                  int64_t count) {
+  int64_t y_at[F::kOut * F::kOut], residual_at[F::kOut * F::kOut];
   for (int64_t i = 0; i < window.rows; ++i) {
-    int64_t y_at[F::kOut], residual_at[F::kOut];
     for (int64_t j = 0; j < window.columns; ++j) {
-      y_at[j] = window.y_at + i * args.y_stride[2] + j * args.y_stride[3];
-      residual_at[j] = window.residual_at + i * args.residual.stride[2] + j * args.residual.stride[3];
+      const int64_t at = i * F::kOut + j;
+      y_at[at] = window.y_at + i * args.y_stride[2] + j * args.y_stride[3];
+      residual_at[at] = window.residual_at + i * args.residual.stride[2] + j * args.residual.stride[3];
     }
-    finish(e, sums + i * F::kOut * kPanel, kPanel, window.columns, y_at, residual_at, k0, count);
+  }
+  if (window.columns == F::kOut) {
+    return finish(e, {sums, kPanel, window.rows * F::kOut, y_at, residual_at, k0, count});
+  }
+  for (int64_t at = 0; at < window.rows * F::kOut; at += F::kOut) {
+    finish(e, {sums + at * kPanel, kPanel, window.columns, y_at + at, residual_at + at, k0, count});
   }
 }
 
@@ -394,15 +400,12 @@ __attribute__((noinline)) void direct_tile(const ConvArgs& args, const Epilogue&
 // foresee.
 template <class F>
 inline void prefetch_outputs(const ConvArgs& args, const Epilogue& e, const Window<F>& window, int64_t k0) {
-  if (!e.plain) return;
+  if (e.planes) return;
   for (int64_t i = 0; i < window.rows; ++i) {
     for (int64_t j = 0; j < window.columns; ++j) {
-      if (e.residual) {
-        __builtin_prefetch(reinterpret_cast<const float*>(e.residual) + window.residual_at + k0 +
-                           i * args.residual.stride[2] + j * args.residual.stride[3]);
-      }
-      __builtin_prefetch(reinterpret_cast<float*>(e.y) + window.y_at + k0 + i * args.y_stride[2] + j * args.y_stride[3],
-                         1);
+      const int64_t residual_at = window.residual_at + i * args.residual.stride[2] + j * args.residual.stride[3];
+      const int64_t y_at = window.y_at + i * args.y_stride[2] + j * args.y_stride[3];
+      fetch_output(e, y_at, residual_at, k0);
     }
   }
 }
@@ -414,25 +417,7 @@ bool finish_tile(const ConvArgs& args, const Epilogue& e, const Window<F>& windo
   float sums[F::kOut * F::kOut * kPanel];
   bool finite = true;
   for (int64_t k = 0; k < row; k += kLanes) finite &= transform_output<F>(m + k, plane, sums + k);
-  if (!e.plain || count != row) {
-    finish_sums(args, e, window, sums, k0, count);
-    return finite;
-  }
-  const bool relu = e.activation == Activation::relu;
-  for (int64_t k = 0; k < row; k += kLanes) {
-    const F32 scale = e.scale ? load<F32>(e.scale + k0 + k) : broadcast(1.0f);
-    const F32 shift = e.shift ? load<F32>(e.shift + k0 + k) : F32{};
-    auto* y = reinterpret_cast<float*>(e.y) + window.y_at + k0 + k;
-    const auto* residual = reinterpret_cast<const float*>(e.residual) + (e.residual ? window.residual_at + k0 + k : 0);
-    for (int64_t i = 0; i < window.rows; ++i) {
-      for (int64_t j = 0; j < window.columns; ++j) {
-        F32 value = fma(load<F32>(sums + (i * F::kOut + j) * kPanel + k), scale, shift);
-        if (e.residual) value += load<F32>(residual + i * args.residual.stride[2] + j * args.residual.stride[3]);
-        if (relu) value = max(F32{}, value);
-        store(y + i * args.y_stride[2] + j * args.y_stride[3], value);
-      }
-    }
-  }
+  finish_sums(args, e, window, sums, k0, count);
   return finite;
 }
 

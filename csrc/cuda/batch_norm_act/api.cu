@@ -28,10 +28,8 @@ int64_t partial_bytes(const BatchNormShape& s, const Slabs& slabs) {
   return slabs.slabs * 2 * s.c * static_cast<int64_t>(sizeof(float));
 }
 
-bool is_piecewise(Activation a) { return a == Activation::relu || a == Activation::leaky_relu; }
-
 int64_t mask_bytes(const BatchNormAct& a, const Slabs& slabs) {
-  return is_piecewise(a.activation) ? a.shape.n * (a.shape.channels_last ? a.shape.hw : a.shape.c) * slabs.groups : 0;
+  return is_signed(a.activation) ? a.shape.n * (a.shape.channels_last ? a.shape.hw : a.shape.c) * slabs.groups : 0;
 }
 
 }  // namespace
@@ -58,8 +56,8 @@ Status make_plan(const BatchNormActBackward& args, BatchNormActBackwardPlan* pla
   plan->workspace_bytes = partial_bytes(f.shape, plan->sums);
   plan->mask_bytes = mask_bytes(f, plan->sums);
   if (plan->sums.slabs == 0) return kOk;
-  if (f.mask && !is_piecewise(f.activation)) return {"mask: expected null for this activation"};
-  if (!f.mask && is_piecewise(f.activation) && f.residual) return {"mask: expected a pointer, got null"};
+  if (f.mask && !is_signed(f.activation)) return {"mask: expected null for this activation"};
+  if (!f.mask && is_signed(f.activation) && f.residual) return {"mask: expected a pointer, got null"};
   return kOk;
 }
 

@@ -6,6 +6,7 @@
 //
 // dz = grad_y * act'(z), where z is not kept: its sign is in the mask, or it is computed again from x. Where that would
 // read the residual twice, the first pass writes grad_residual = dz, and the second reads that in place of grad_y.
+#include "cuda/activate.cuh"
 #include "cuda/batch_norm_act/batch_norm.cuh"
 
 namespace pk::cuda {
@@ -57,12 +58,11 @@ struct Inputs {
     PK_UNROLL
     for (int j = 0; j < kGroup; ++j) out[j] = grad_y[j];
     if (b.slope == Slope::one) return;
-    if (f.activation == Activation::relu || f.activation == Activation::leaky_relu) {
+    if (is_signed(f.activation)) {
       PK_UNROLL
       for (int j = 0; j < kGroup; ++j) {
         const bool positive = b.slope == Slope::from_mask ? (mask >> j & 1) != 0 : !(affine(x[j], j) <= 0.0f);
-        // Not grad_y * 0: grad_y may be infinite.
-        if (!positive) out[j] = f.activation == Activation::relu ? 0.0f : out[j] * f.negative_slope;
+        out[j] = ActivationOf<FloatMath>::signed_gradient(out[j], positive, f.activation, f.negative_slope);
       }
       return;
     }
@@ -70,7 +70,7 @@ struct Inputs {
     for (int j = 0; j < kGroup; ++j) {
       float z = affine(x[j], j);
       if (b.slope == Slope::from_x_and_residual) z += residual[j];
-      out[j] *= activation_slope(z, f.activation, f.negative_slope);
+      out[j] = ActivationOf<FloatMath>::gradient(out[j], z, f.activation, f.negative_slope);
     }
   }
 };

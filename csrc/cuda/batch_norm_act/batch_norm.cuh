@@ -1,4 +1,4 @@
-// What the batch-norm kernels share: the walk over a tensor, groups of eight elements, sums over a block, slopes.
+// What the batch-norm kernels share: the walk over a tensor, groups of eight elements, sums over a block.
 //
 // A thread owns one group of a row and strides over rows. Where every group is 16-byte aligned and full (kWhole), it is
 // eight neighbours, moved by vectors. Else the lanes of a block interleave: a group is eight elements `step` apart, so
@@ -188,37 +188,6 @@ PK_DEVICE void combine_rows(V (&v)[kCount], int x, int width, int y, int height,
     }
     __syncthreads();
   }
-}
-
-// act'(z), in float32. At a kink torch's choice: relu's and hardswish's are 0 from the left, leaky_relu's the slope.
-PK_DEVICE float activation_slope(float z, Activation activation, float negative_slope) {
-  switch (activation) {
-    case Activation::none:
-      return 1.0f;
-    case Activation::relu:
-      return z <= 0.0f ? 0.0f : 1.0f;
-    case Activation::leaky_relu:
-      return z <= 0.0f ? negative_slope : 1.0f;
-    case Activation::elu:
-      return z > 0.0f ? 1.0f : expf(z);
-    case Activation::sigmoid: {
-      const float s = 1.0f / (1.0f + expf(-z));
-      return s * (1.0f - s);
-    }
-    case Activation::tanh: {
-      const float t = tanhf(z);
-      return 1.0f - t * t;
-    }
-    case Activation::silu: {
-      const float s = 1.0f / (1.0f + expf(-z));
-      return s * (1.0f + z * (1.0f - s));
-    }
-    case Activation::gelu:  // the normal distribution and z times its density
-      return normcdff(z) + z * 0.3989422804014327f * expf(-0.5f * z * z);
-    case Activation::hardswish:
-      return z < -3.0f ? 0.0f : z <= 3.0f ? z * (1.0f / 3.0f) + 0.5f : 1.0f;
-  }
-  return 1.0f;
 }
 
 inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }

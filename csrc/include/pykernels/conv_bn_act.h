@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-#include "pykernels/activation.h"
+#include "common/activation.h"
 #include "pykernels/dtype.h"
 #include "pykernels/isa.h"
 #include "pykernels/parallel.h"

@@ -139,9 +139,9 @@ def batch_norm_act(
     launch(
         normalise_kernel, (call.columns * call.config.spread,), call.x, mean.contiguous(), var.contiguous(),
         _or(_vector(weight), mean), _or(_vector(bias), mean), call.x if residual is None else call.like_x(residual), y,
-        mask if has_mask else y, eps, negative_slope, *call.walk, call.config.spread, ACTIVATION=activation,
-        HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, HAS_MASK=has_mask,
-        **call.constants,
+        mask if has_mask else y, eps, negative_slope, *call.walk, call.config.spread,
+        ACTIVATION=ACTIVATIONS[activation], HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None, HAS_MASK=has_mask, **call.constants,
     )  # fmt: skip
     return y, mask
 
@@ -159,7 +159,7 @@ def batch_norm_act_backward(
     dx, dresidual = call.empty_like_x(), call.empty_like_x() if need_residual else x.new_empty(0)
     if x.numel() == 0:
         return dx, dresidual, dweight, dbias
-    slope = ONE if activation == 0 else FROM_MASK if has_mask else FROM_Z
+    slope = ONE if ACTIVATIONS[activation] == "none" else FROM_MASK if has_mask else FROM_Z
     again = slope == FROM_Z and residual is not None
     slabs, parts = call.config.slabs, call.parts(2)
     kept = call.x if residual is None else call.like_x(residual)
@@ -170,7 +170,7 @@ def batch_norm_act_backward(
         launch(
             backward_kernel, (call.columns * spread,), g, call.x, *vectors, kept, _or(mask if has_mask else None, kept),
             dx, _or(dresidual if need_residual else None, dx), dweight, dbias, parts, eps, negative_slope,
-            *call.walk, spread, ACTIVATION=activation, SLOPE=slope, HAS_RESIDUAL=residual, **passes, **has,
+            *call.walk, spread, ACTIVATION=ACTIVATIONS[activation], SLOPE=slope, HAS_RESIDUAL=residual, **passes, **has,
         )  # fmt: skip
 
     g = call.like_x(dy)

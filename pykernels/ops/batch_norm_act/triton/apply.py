@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pykernels.ops._triton import activate, sigmoid, tanh
+from pykernels.ops._triton_activation import activate, gradient, signed_gradient
 from pykernels.ops.batch_norm_act.triton.tile import (
     affine,
     first_of,
@@ -51,28 +51,6 @@ def normalise_kernel(
 
 
 @triton.jit
-def _slope(z, ACTIVATION: tl.constexpr):
-    """act'(z) of the smooth activations. At a kink torch's choice: hardswish's is 0 from the left."""
-    if ACTIVATION == 3:
-        s = tl.where(z > 0.0, 1.0, tl.exp(z))
-    elif ACTIVATION == 4:
-        p = sigmoid(z)
-        s = p * (1.0 - p)
-    elif ACTIVATION == 5:
-        p = tanh(z)
-        s = 1.0 - p * p
-    elif ACTIVATION == 6:
-        p = sigmoid(z)
-        s = p * (1.0 + z * (1.0 - p))
-    elif ACTIVATION == 7:  # the normal distribution and z times its density
-        s = 0.5 + 0.5 * tl.erf(z * 0.70710678) + z * 0.39894228 * tl.exp(-0.5 * z * z)
-    else:
-        tl.static_assert(ACTIVATION == 8, "unknown activation, or one that its sign tells")
-        s = tl.where(z < -3.0, 0.0, tl.where(z <= 3.0, z * 0.33333333 + 0.5, 1.0))
-    return s
-
-
-@triton.jit
 def _dz(
     t, dy, x, residual, mask, m, scale, shift, column, length, channels, negative_slope, LAST: tl.constexpr,
     BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
@@ -90,18 +68,12 @@ def _dz(
     if SLOPE == 1:
         bits = mask + mask_first(image, start, column, length, channels, LAST, BLOCK_C)
         positive = load_bits(bits, start, column, length, channels, LAST, BLOCK_W, BLOCK_C)
+        g = signed_gradient(g, positive, ACTIVATION, negative_slope)
     elif SLOPE == 2:
         z = affine(centred, scale, shift)
         if HAS_RESIDUAL:
             z += tl.load(residual + first + lanes, mask=inside, other=0.0).to(tl.float32)
-        if ACTIVATION <= 2:
-            positive = (z <= 0.0) == 0
-        else:
-            g *= _slope(z, ACTIVATION)
-    if SLOPE != 0 and ACTIVATION == 1:  # not g * 0: g may be infinite
-        g = tl.where(positive, g, 0.0)
-    elif SLOPE != 0 and ACTIVATION == 2:
-        g = tl.where(positive, g, g * negative_slope)
+        g = gradient(g, z, ACTIVATION, negative_slope)
     return first, inside, centred, g
 
 

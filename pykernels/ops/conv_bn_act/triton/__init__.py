@@ -15,6 +15,7 @@ import torch
 import triton
 from torch._prims_common import suggest_memory_format
 
+from pykernels.ops._activation import ACTIVATIONS
 from pykernels.ops._triton import device_of, hinted, launch, matrix_precision, triton_op
 from pykernels.ops._tuned import tuned
 from pykernels.ops.batch_norm_act.triton import batch_norm_statistics
@@ -114,7 +115,7 @@ def _convolve(
     p_vec = _divisor(8, p * q)
     finish: dict[str, Any] = {
         "HAS_SCALE": scale is not None, "HAS_SHIFT": shift is not None, "HAS_RESIDUAL": residual is not None,
-        "RESCALED": y_scale is not None, "ACTIVATION": call.activation,
+        "RESCALED": y_scale is not None, "ACTIVATION": ACTIVATIONS[call.activation],
         "OUT": 0 if out_dtype == torch.int32 else 1 if out_dtype == torch.int8 else 2,
         "PLANES": planes, "P_VEC": p_vec, "Y_VEC": y_vec, "RESIDUAL_VEC": residual_vec,
     }  # fmt: skip

@@ -11,7 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pykernels.ops._triton import activate, to_int8
+from pykernels.ops._triton import to_int8
+from pykernels.ops._triton_activation import activate
 
 
 @triton.jit
@@ -59,8 +60,7 @@ def finish(
             )
             added = tl.load(added_at, mask=inside, other=0.0).to(tl.float32)
             z += added * residual_scale if RESCALED else added
-        if ACTIVATION > 0:
-            z = activate(z, ACTIVATION, negative_slope)
+        z = activate(z, ACTIVATION, negative_slope)
         if RESCALED:
             z *= y_scale
         if OUT == 1:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import triton
 
+from pykernels.ops._activation import ACTIVATIONS
 from pykernels.ops._triton import device_of, hinted, launch, triton_op
 from pykernels.ops._tuned import tuned
 from pykernels.ops.int8_matmul.autograd import matmul_backward, refuse_backward, setup_matmul
@@ -117,7 +118,8 @@ def _product(
     ]  # fmt: skip
     options: dict[str, Any] = {
         "HAS_A_SCALE": a_scale is not None, "HAS_B_SCALE": b_scale is not None,
-        "HAS_ZERO_POINT": a_zero_point is not None, "HAS_BIAS": bias is not None, "ACTIVATION": activation,
+        "HAS_ZERO_POINT": a_zero_point is not None, "HAS_BIAS": bias is not None,
+        "ACTIVATION": ACTIVATIONS[activation],
         "OUT": 0 if out_dtype == torch.int32 else 1 if out_dtype == torch.int8 else 2, "WIDE": n > 2**22,
         "SPLITS": c.splits,
     }  # fmt: skip

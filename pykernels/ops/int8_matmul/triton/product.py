@@ -5,7 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pykernels.ops._triton import activate, to_int8
+from pykernels.ops._triton import to_int8
+from pykernels.ops._triton_activation import activate
 
 
 @triton.jit

@@ -5,7 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pykernels.ops._triton import arrive, dot, tanh, wait_for
+from pykernels.ops._triton import arrive, dot, wait_for
+from pykernels.ops._triton_activation import tanh
 
 
 @triton.jit

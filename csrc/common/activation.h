@@ -1,0 +1,114 @@
+// The activations: their codes, in the order of the Python tuple pykernels.ops.ACTIVATIONS, and their formulas, for the
+// CPU's vectors, for CUDA's floats and for the native tests' doubles. A new one is an entry of the enumeration, of
+// kActivations and of each switch.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+#include "common/rounding.h"
+
+#ifdef __CUDACC__
+#define PK_FORMULA static __device__ __forceinline__
+#else
+#define PK_FORMULA static inline __attribute__((always_inline))
+#endif
+
+namespace pk {
+
+enum class Activation : int32_t { none, relu, leaky_relu, elu, sigmoid, tanh, silu, gelu, hardswish };
+
+inline constexpr int kActivations = static_cast<int>(Activation::hardswish) + 1;  // after the last
+
+namespace {
+
+// Does the gradient depend on the argument's sign alone, so that one bit holds it?
+PK_HOST_DEVICE constexpr bool is_signed(Activation activation) {
+  return activation == Activation::relu || activation == Activation::leaky_relu;
+}
+
+// Math has the Value that is computed with, the Scalar of its constants, and of Values: min, max (a NaN in the second
+// argument comes back), exp, expm1, sigmoid, tanh, normal_cdf. `negative_slope` is leaky_relu's. NaN stays NaN.
+template <class Math>
+struct ActivationOf {
+  using V = typename Math::Value;
+  using Scalar = typename Math::Scalar;
+
+  PK_FORMULA V value(V x, Activation activation, Scalar negative_slope) {
+    switch (activation) {
+      case Activation::none:
+        return x;
+      case Activation::relu:
+        return Math::max(V{}, x);
+      case Activation::leaky_relu:
+        return x > Scalar{0} ? x : x * negative_slope;
+      case Activation::elu:
+        return x > Scalar{0} ? x : Math::expm1(x);
+      case Activation::sigmoid:
+        return Math::sigmoid(x);
+      case Activation::tanh:
+        return Math::tanh(x);
+      case Activation::silu:
+        return x * Math::sigmoid(x);
+      case Activation::gelu:
+        return x * Math::normal_cdf(x);
+      case Activation::hardswish:
+        return x * Math::min(V{} + Scalar{6}, Math::max(V{}, x + Scalar{3})) * static_cast<Scalar>(1 / 6.0);
+    }
+    return x;
+  }
+
+  // gy act'(x). At a kink torch's choice: relu's and hardswish's slopes are those from the left, leaky_relu's is
+  // negative_slope.
+  PK_FORMULA V gradient(V gy, V x, Activation activation, Scalar negative_slope) {
+    switch (activation) {
+      case Activation::none:
+        return gy;
+      case Activation::relu:
+      case Activation::leaky_relu:
+        return signed_gradient(gy, !(x <= Scalar{0}), activation, negative_slope);
+      case Activation::elu:
+        return gy * (x > Scalar{0} ? V{} + Scalar{1} : Math::exp(x));
+      case Activation::sigmoid: {
+        const V s = Math::sigmoid(x);
+        return gy * (s * (Scalar{1} - s));
+      }
+      case Activation::tanh: {
+        const V t = Math::tanh(x);
+        return gy * (Scalar{1} - t * t);
+      }
+      case Activation::silu: {
+        const V s = Math::sigmoid(x);
+        return gy * (s * (Scalar{1} + x * (Scalar{1} - s)));
+      }
+      case Activation::gelu:  // the normal distribution and x times its density
+        return gy * (Math::normal_cdf(x) +
+                     x * static_cast<Scalar>(0.39894228040143268) * Math::exp(static_cast<Scalar>(-0.5) * x * x));
+      case Activation::hardswish:
+        return gy * (x < Scalar{-3}   ? V{}
+                     : x <= Scalar{3} ? x * static_cast<Scalar>(1 / 3.0) + static_cast<Scalar>(0.5)
+                                      : V{} + Scalar{1});
+    }
+    return gy;
+  }
+
+  // The gradient where is_signed, of an argument above 0, or NaN, and of any other. Not gy * 0: gy may be infinite.
+  template <class Mask>
+  PK_FORMULA V signed_gradient(V gy, Mask positive, Activation activation, Scalar negative_slope) {
+    return positive ? gy : activation == Activation::relu ? V{} : gy * negative_slope;
+  }
+};
+
+template <class F, int... code>
+inline void with_activation(int32_t wanted, F f, std::integer_sequence<int, code...>) {
+  (void)((wanted == code && (f(std::integral_constant<Activation, Activation{code}>()), true)) || ...);
+}
+
+// f(std::integral_constant of the activation): what is compiled for each of them, chosen at run time.
+template <class F>
+inline void with_activation(Activation activation, F f) {
+  with_activation(static_cast<int32_t>(activation), f, std::make_integer_sequence<int, kActivations>());
+}
+
+}  // namespace
+}  // namespace pk

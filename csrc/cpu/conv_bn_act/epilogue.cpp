@@ -1,0 +1,146 @@
+// The epilogue's loops, for each activation, dtype and layout of y.
+#include "cpu/conv_bn_act/epilogue.h"
+
+#include "cpu/activate.h"
+#include "cpu/conv_bn_act/transpose.h"
+
+namespace pk {
+namespace PK_ISA {
+namespace {
+
+// Rows of a square under way without a trip to memory; of sixteen the code would be too long.
+constexpr int kUnrolled = kLanes <= 8 ? kLanes : 1;
+
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+inline F32 load_some(const float* p, int64_t count) { return load_partial(p, count); }
+inline F32 load_some(const bf16_t* p, int64_t count) {
+  bf16_t whole[kLanes] = {};
+  copy_partial(whole, p, count);
+  return load_bf16(whole);
+}
+inline void store_some(float* p, F32 v, int64_t count) { store_partial(p, v, count); }
+inline void store_some(bf16_t* p, F32 v, int64_t count) {
+  bf16_t whole[kLanes];
+  store_bf16(whole, v);
+  copy_partial(p, whole, count);
+}
+inline void store_narrowed(float* p, F32 v) { store(p, v); }
+inline void store_narrowed(bf16_t* p, F32 v) { store_bf16(p, v); }
+
+template <Activation kA>
+inline F32 activated(F32 x, float negative_slope) {
+  return activate(x, kA, negative_slope);
+}
+
+// Channels adjacent in y and residual: vectors of channels.
+template <Activation kA, class T>
+void finish_channels(const Epilogue& e, const Finish& f) {
+  const float slope = e.negative_slope;
+  for (int64_t j = 0; j < f.count; j += kLanes) {
+    const int64_t k = f.k0 + j, lanes = min(kLanes, f.count - j);
+    const float* sums = f.sums + j;
+    T* y = reinterpret_cast<T*>(e.y) + k;
+    const T* residual = e.residual ? reinterpret_cast<const T*>(e.residual) + k : nullptr;
+    if (lanes < kLanes) {
+      const F32 scale = e.scale ? load_partial(e.scale + k, lanes) : broadcast(1.0f);
+      const F32 shift = e.shift ? load_partial(e.shift + k, lanes) : F32{};
+      for (int64_t i = 0; i < f.pixels; ++i) {
+        F32 v = fma(load<F32>(sums + i * f.row), scale, shift);
+        if (residual) v += load_some(residual + f.residual_at[i], lanes);
+        store_some(y + f.y_at[i], activated<kA>(v, slope), lanes);
+      }
+      return;
+    }
+    const F32 scale = e.scale ? load<F32>(e.scale + k) : broadcast(1.0f);
+    const F32 shift = e.shift ? load<F32>(e.shift + k) : F32{};
+    if (residual) {
+      for (int64_t i = 0; i < f.pixels; ++i) {
+        const F32 v = fma(load<F32>(sums + i * f.row), scale, shift) + load_widened(residual + f.residual_at[i]);
+        store_narrowed(y + f.y_at[i], activated<kA>(v, slope));
+      }
+    } else {
+      for (int64_t i = 0; i < f.pixels; ++i) {
+        store_narrowed(y + f.y_at[i], activated<kA>(fma(load<F32>(sums + i * f.row), scale, shift), slope));
+      }
+    }
+  }
+}
+
+inline bool adjacent(const int64_t* at, int64_t pixels) {
+  if (pixels < kLanes) return false;
+  bool yes = true;
+  for (int i = 1; i < kLanes; ++i) yes &= at[i] == at[0] + i;
+  return yes;
+}
+
+// A square, square[channel][pixel], from and to pixels that are not adjacent, channels `stride` apart.
+template <class T>
+__attribute__((noinline)) void gather(T* square, const T* from, const int64_t* at, int64_t pixels, int64_t stride,
+                                      int64_t channels) {
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t i = 0; i < kLanes; ++i) square[c * kLanes + i] = i < pixels ? from[at[i] + c * stride] : T{};
+  }
+}
+template <class T>
+__attribute__((noinline)) void scatter(T* to, const T* square, const int64_t* at, int64_t pixels, int64_t stride,
+                                       int64_t channels) {
+  for (int64_t i = 0, run; i < pixels; i += run) {
+    for (run = 1; i + run < pixels && at[i + run] == at[i] + run;) ++run;
+    for (int64_t c = 0; c < channels; ++c) copy_partial(to + at[i] + c * stride, square + c * kLanes + i, run);
+  }
+}
+
+// Any layout, in squares of kLanes pixels x kLanes channels, turned over in registers: vectors of pixels, which move
+// whole where they are adjacent.
+template <Activation kA, class T>
+void finish_planes(const Epilogue& e, const Finish& f) {
+  T outputs[kLanes * kLanes], added[kLanes * kLanes];
+  for (int64_t j = 0; j < f.count; j += kLanes) {
+    const int64_t k = f.k0 + j, channels = min(kLanes, f.count - j);
+    for (int64_t i = 0; i < f.pixels; i += kLanes) {
+      const int64_t pixels = min(kLanes, f.pixels - i);
+      T* y = reinterpret_cast<T*>(e.y) + k * e.y_c;
+      const bool whole = adjacent(f.y_at + i, pixels);
+      T* to = whole ? y + f.y_at[i] : outputs;
+      const int64_t to_step = whole ? e.y_c : kLanes;
+      const T* residual = reinterpret_cast<const T*>(e.residual);
+      int64_t residual_step = e.residual_c;
+      if (residual && adjacent(f.residual_at + i, pixels)) {
+        residual += k * e.residual_c + f.residual_at[i];
+      } else if (residual) {
+        gather(added, residual + k * e.residual_c, f.residual_at + i, pixels, e.residual_c, channels);
+        residual = added;
+        residual_step = kLanes;
+      }
+      // Of pixels that are not there the last one stands in.
+      F32 v[kLanes];
+#pragma GCC unroll 16
+      for (int m = 0; m < kLanes; ++m) v[m] = load<F32>(f.sums + (i + min(m, pixels - 1)) * f.row + j);
+      transpose(v);
+#pragma GCC unroll kUnrolled
+      for (int c = 0; c < kLanes; ++c) {
+        if (c == channels) break;
+        const F32 scale = broadcast(e.scale ? e.scale[k + c] : 1.0f),
+                  shift = broadcast(e.shift ? e.shift[k + c] : 0.0f);
+        F32 sum = fma(v[c], scale, shift);
+        if (residual) sum += load_widened(residual + c * residual_step);
+        store_narrowed(to + c * to_step, activated<kA>(sum, e.negative_slope));
+      }
+      if (!whole) scatter(y, outputs, f.y_at + i, pixels, e.y_c, channels);
+    }
+  }
+}
+
+template <int... code>
+constexpr FinishTable table_of(std::integer_sequence<int, code...>) {
+  return {{{{finish_channels<Activation{code}, float>, finish_planes<Activation{code}, float>},
+            {finish_channels<Activation{code}, bf16_t>, finish_planes<Activation{code}, bf16_t>}}...}};
+}
+
+}  // namespace
+
+constexpr FinishTable conv_finish = table_of(std::make_integer_sequence<int, kActivations>());
+
+}  // namespace PK_ISA
+}  // namespace pk
