@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gpu_rows.measure import Bench
+from gpu_rows.measure import Bench, Rows
 
 
 def run_section(name: str, path: Path, seconds: float, dry_run: bool) -> int:
@@ -42,8 +41,8 @@ def run_section(name: str, path: Path, seconds: float, dry_run: bool) -> int:
     return 0 if good else 1
 
 
-def rows(section: str, bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """The rows of a section: a title, and what measures it."""
+def rows(section: str, bench: Bench) -> Rows:
+    """The rows of a section."""
     from gpu_rows import compiled, conv, int8, lstm, models
 
     sections = {

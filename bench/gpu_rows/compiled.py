@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 
 from gpu_rows import conv, int8, models
-from gpu_rows.measure import Bench
+from gpu_rows.measure import Bench, Rows
 
 #: Without CUDA graphs of its own: everyone is captured by us.
 MODE = "max-autotune-no-cudagraphs"
 NAME = "torch.compile max-autotune"
 
 
-def rows(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def rows(bench: Bench) -> Rows:
     """ResNet-50 first, then an int8 product and a convolution."""
 
     def compiled(model: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pykernels as pk
-from gpu_rows.measure import TRITON, Bench
+from gpu_rows.measure import TRITON, Bench, Rows
 from pykernels.ops.conv_bn_act import fold_batch_norm
 
 
@@ -54,7 +54,7 @@ def layers(bench: Bench) -> list[Layer]:
     return [*found, Layer(64, 256, 14, 256, 3, dtype=torch.bfloat16), Layer(64, 256, 28, 256, 3, groups=256)]
 
 
-def rows(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def rows(bench: Bench) -> Rows:
     """A row a layer."""
     for layer in layers(bench):
         yield f"conv+bn+relu {layer.title}", partial(row, bench, layer)
@@ -118,14 +118,11 @@ def row(bench: Bench, layer: Layer, peers: dict[str, Callable[..., Any]] | None 
         z = z * scale.double()[:, None, None] + shift.double()[:, None, None]
         return torch.relu(z if residual is None else z + residual[:4].double())
 
-    everyone: dict[str, Callable[..., Any]] = {
-        "ours": partial(ours, bench.backend), TRITON: partial(ours, bench.triton), "cuDNN": eager,
-        "cuDNN, its own ReLU": fused,
-    }  # fmt: skip
-    everyone |= {name: partial(peer, folded, bias, layer) for name, peer in (peers or {}).items()}
+    others: dict[str, Callable[..., Any]] = {"cuDNN": eager, "cuDNN, its own ReLU": fused}
+    others |= {name: partial(peer, folded, bias, layer) for name, peer in (peers or {}).items()}
     with torch.no_grad():
         return bench.row(
-            {name: [partial(f, *s) for s in sets] for name, f in everyone.items()},
+            bench.own(ours, sets) | {name: [partial(f, *s) for s in sets] for name, f in others.items()},
             expected,
             {torch.float16: 3e-3, torch.bfloat16: 2e-2}[dtype],
             pick=lambda y: y[:4],
@@ -135,7 +132,7 @@ def row(bench: Bench, layer: Layer, peers: dict[str, Callable[..., Any]] | None 
         )
 
 
-def training_rows(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def training_rows(bench: Bench) -> Rows:
     """Forward and backward under AMP, the statistics those of the batch."""
     shapes = [Layer(2, 8, 6, 16, 3)] if bench.dry else [
         Layer(64, 64, 56, 64, 3), Layer(64, 256, 56, 64, 1), Layer(64, 256, 14, 256, 3), Layer(64, 512, 7, 2048, 1),
@@ -155,7 +152,7 @@ def training_row(bench: Bench, layer: Layer) -> dict[str, Any]:
     up = bench.randn(layer.n, layer.k, out, out).contiguous(memory_format=torch.channels_last)
     dtype = torch.bfloat16 if bench.dry else torch.float16
 
-    def step(module: nn.Module, backend: str = "auto") -> torch.Tensor:
+    def step(backend: str, module: nn.Module) -> torch.Tensor:
         leaf = x.detach().requires_grad_()
         with pk.backend(backend), torch.autocast(bench.device, dtype, cache_enabled=False):
             y = module(leaf)
@@ -172,8 +169,8 @@ def training_row(bench: Bench, layer: Layer) -> dict[str, Any]:
     tolerance = 0.15 if bench.dry else 3e-2
     return bench.row(
         {
-            "ours": [partial(step, block)], TRITON: [partial(step, block, bench.triton)],
-            "torch (cuDNN), AMP": [partial(step, plain)],
+            "ours": [partial(step, "auto", block)], TRITON: [partial(step, bench.triton, block)],
+            "torch (cuDNN), AMP": [partial(step, "auto", plain)],
         }, expected, tolerance,
         operations=6 * layer.n * layer.k * out**2 * layer.c * layer.r**2, moved=moved,
     )  # fmt: skip

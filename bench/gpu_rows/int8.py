@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 
 import pykernels as pk
-from gpu_rows.measure import TRITON, Bench
+from gpu_rows.measure import Bench, Rows
 
 
 def shapes(bench: Bench) -> list[tuple[int, int, int]]:
@@ -19,7 +18,7 @@ def shapes(bench: Bench) -> list[tuple[int, int, int]]:
     return [(m, n, n) for n in (4096, 8192) for m in (16, 64, 256, 1024, 4096, 8192)]
 
 
-def rows(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def rows(bench: Bench) -> Rows:
     """A row a shape."""
     epilogue = bench.compile(_with_epilogue, dynamic=True)
     for m, n, k in shapes(bench):
@@ -51,9 +50,7 @@ def row(bench: Bench, m: int, n: int, k: int, peers: dict[str, Any]) -> dict[str
         )  # fmt: skip
 
     narrow = [(a[:m].half(), b.half(), bias.half()) for a, b, _, _, bias in sets]
-    own = {"ours": bench.backend, TRITON: bench.triton}
-    contenders = {name: [partial(ours, backend, *s) for s in sets] for name, backend in own.items()}
-    contenders |= {name: [partial(f, *s) for s in sets] for name, f in peers.items()}
+    contenders = bench.own(ours, sets) | {name: [partial(f, *s) for s in sets] for name, f in peers.items()}
 
     def expected() -> torch.Tensor:
         a, b, a_scale, b_scale, bias = sets[0]

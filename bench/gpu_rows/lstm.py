@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import pykernels as pk
-from gpu_rows.measure import TRITON, Bench
+from gpu_rows.measure import Bench, Rows
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def cases(bench: Bench) -> list[Case]:
     ]
 
 
-def rows(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def rows(bench: Bench) -> Rows:
     """A row a case."""
     for case in cases(bench):
         yield case.title, partial(row, bench, case)
@@ -81,7 +80,7 @@ def row(bench: Bench, case: Case) -> dict[str, Any]:
         output = module(leaf)[0]
         return torch.autograd.grad(output, [leaf, *module.parameters()], up)[0]
 
-    def call(module: nn.Module, backend: str, x: Any) -> torch.Tensor:
+    def call(backend: str, module: nn.Module, x: Any) -> torch.Tensor:
         with pk.backend(backend):
             return run(module, x, ups)
 
@@ -92,11 +91,8 @@ def row(bench: Bench, case: Case) -> dict[str, Any]:
     passes = 3 if case.backward else 1
     size = case.dtype.itemsize
     return bench.row(
-        {
-            "ours": [partial(call, ours, bench.backend, x) for x in inputs],
-            TRITON: [partial(call, ours, bench.triton, x) for x in inputs],
-            "nn.LSTM (cuDNN)": [partial(call, theirs, "auto", x) for x in inputs],
-        },
+        bench.own(call, [(ours, x) for x in inputs])
+        | {"nn.LSTM (cuDNN)": [partial(call, "auto", theirs, x) for x in inputs]},
         lambda: run(oracle, inputs[0].to(torch.float64), ups.double()),
         {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}[case.dtype],
         operations=2 * passes * rows_ * weights,

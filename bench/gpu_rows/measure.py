@@ -12,7 +12,8 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ import torch
 from pykernels._measure import gpu_seconds, interleaved, relative_l2, wall_seconds
 
 Call = Callable[[], Any]
+#: The rows of a section: a title, and what measures it.
+Rows = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
 #: Our own kernels: those in CUDA C++, and those in Triton.
 TRITON = "ours, Triton"
 OURS = ("ours", TRITON)
@@ -62,6 +65,11 @@ class Bench:
         if self.dry:
             return torch.compile(function, backend="eager", dynamic=dynamic)
         return torch.compile(function, mode=mode, dynamic=dynamic)
+
+    def own(self, function: Callable[..., Any], inputs: Sequence[tuple[Any, ...]]) -> dict[str, Sequence[Call]]:
+        """Our contenders: ``function`` of a backend and of each copy of the inputs."""
+        backends = {"ours": self.backend, TRITON: self.triton}
+        return {name: [partial(function, backend, *args) for args in inputs] for name, backend in backends.items()}
 
     def copies(self, bytes_of_one: int) -> int:
         """How many copies of the inputs it takes to go past L2 twice."""

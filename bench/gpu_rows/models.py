@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import pykernels as pk
-from gpu_rows.measure import TRITON, Bench
+from gpu_rows.measure import TRITON, Bench, Rows
 from pykernels.models import reference_twin
 from pykernels.ops import _dispatch
 
@@ -40,7 +40,7 @@ def subjects(bench: Bench) -> Iterator[tuple[str, Callable[[], nn.Module], Calla
     )
 
 
-def rows(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def rows(bench: Bench) -> Rows:
     """A row a model."""
     for title, make, inputs in subjects(bench):
         yield f"{title} {str(bench.half)[6:]}", partial(row, bench, make, inputs)
@@ -67,7 +67,7 @@ def row(
     optimised = pk.optimize(half)
     narrow = x.to(bench.half) if x.is_floating_point() else x
 
-    def with_backend(module: nn.Module, backend: str = "auto") -> torch.Tensor:
+    def run(backend: str, module: nn.Module) -> torch.Tensor:
         with pk.backend(backend):
             return _first(module(narrow))
 
@@ -76,15 +76,15 @@ def row(
             return _first(module(x))
 
     contenders = {
-        "ours": [partial(with_backend, own)],
-        TRITON: [partial(with_backend, own, bench.triton)],
+        "ours": [partial(run, "auto", own)],
+        TRITON: [partial(run, bench.triton, own)],
         "cuDNN": [lambda: _first(half(narrow))],
         "cuDNN, AMP": [partial(amp, twin)],
     }
     contenders |= {name: [partial(peer(half), narrow)] for name, peer in (peers or {}).items()}
     with torch.no_grad():
         found = bench.row(contenders, lambda: expected, 3e-2, pick=lambda y: _first(y)[:2], seconds=3.0)
-        found["pk.optimize us"] = bench.time([partial(with_backend, optimised)])
+        found["pk.optimize us"] = bench.time([partial(run, "auto", optimised)])
     if not bench.dry and _dispatch._told:  # "auto" is silent but for its log
         found["problem"] = f"not ours alone: {'; '.join(sorted(_dispatch._told))}"
     return found

@@ -1,4 +1,4 @@
-"""``python -m pykernels info | check | bench | demo | tune``. Typer and Rich are imported here alone."""
+"""``python -m pykernels info | check | bench | demo | tune``; the package itself imports neither Typer nor Rich."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from pykernels.cli._console import check_writable, refusals
 
 app = typer.Typer(
     name="pykernels",
@@ -36,10 +38,8 @@ def _check(
     """Every op on every backend and instruction set against the float64 reference; exit code 1 on a failure."""
     from pykernels.cli.check import run
 
-    try:
+    with refusals():
         raise typer.Exit(run(op, backend, isa, dtype))
-    except ValueError as problem:
-        raise typer.BadParameter(str(problem)) from problem
 
 
 @app.command(
@@ -50,7 +50,7 @@ def _check(
 def _bench(context: typer.Context) -> None:
     """Speed against PyTorch and the peers; see `bench --help`."""
     # A command that hands its arguments on: mounting the sub-application would import it for every other command.
-    from pykernels.cli.bench import app as benches
+    from pykernels.cli.bench.commands import app as benches
 
     benches(args=context.args, prog_name="pykernels bench")
 
@@ -64,6 +64,8 @@ def _demo(
     """The main job: four models on real input, plain PyTorch against ours in float32 and bfloat16."""
     from pykernels.cli.demo import run
 
+    with refusals():
+        check_writable("--out", out / "demo.png")
     raise typer.Exit(run(quick, out, threads))
 
 
@@ -82,10 +84,8 @@ def _tune(
     """Times the tiles of Triton kernels on this GPU, and writes the best into a table; exit code 2 without a GPU."""
     from pykernels.cli.tune import run
 
-    try:
+    with refusals():
         raise typer.Exit(run(op, shape or [], dtype, out, repeats))
-    except ValueError as problem:
-        raise typer.BadParameter(str(problem)) from problem
 
 
 def main() -> None:

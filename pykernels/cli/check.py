@@ -8,10 +8,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from rich.progress import Progress
 from rich.table import Table
 
 from pykernels import _native
+from pykernels.cli._console import check_choice, progress, table
 from pykernels.cli._console import console as make_console
 from pykernels.cli.info import BACKENDS, slot
 from pykernels.ops._check import compare, forced_isa, host_isas
@@ -48,15 +48,16 @@ def cases(op: str | None, backend: str | None, isa: str | None, dtype: str | Non
         ValueError: An option names nothing that there is.
     """
     specs = all_specs()
-    _check("op", op, [s.name for s in specs])
-    _check("backend", backend, list(BACKENDS))
+    check_choice("op", op, [s.name for s in specs])
+    check_choice("backend", backend, BACKENDS)
     isas = host_isas()
     if isa is not None:
         if _native.error is not None:
             raise ValueError(f"isa: {_native.error}")
-        _check("isa", isa, isas)
-    names = list(dict.fromkeys(str(d).removeprefix("torch.") for s in specs for d in s.op.takes("reference")))
-    _check("dtype", None if dtype is None else dtype.removeprefix("torch."), names)
+        check_choice("isa", isa, isas)
+    names = dict.fromkeys(_name(d) for s in specs for d in s.op.takes("reference"))
+    dtype = dtype and dtype.removeprefix("torch.")
+    check_choice("dtype", dtype, names)
     for spec in specs:
         for where in BACKENDS:
             if op not in (None, spec.name) or backend not in (None, where) or why_not(spec, where) is not None:
@@ -65,7 +66,7 @@ def cases(op: str | None, backend: str | None, isa: str | None, dtype: str | Non
                 continue
             for name in isas if where == "cpu" else [None]:
                 for kind in spec.op.takes(where):
-                    if isa in (None, name) and dtype in (None, str(kind), str(kind).removeprefix("torch.")):
+                    if isa in (None, name) and dtype in (None, _name(kind)):
                         yield Case(spec, where, name, kind)
 
 
@@ -112,18 +113,16 @@ def run(op: str | None, backend: str | None, isa: str | None, dtype: str | None)
         console.print("No GPU: the Triton kernels run in Triton's interpreter (TRITON_INTERPRET=1).")
     todo = list(cases(op, backend, isa, dtype))
     lines = []
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("checking", total=len(todo))
+    with progress(console, len(todo)) as step:
         for case in todo:
-            progress.update(task, description=f"{case.spec.name} {case.isa or case.backend}")
+            step(f"{case.spec.name} {case.isa or case.backend}")
             lines.append(check(case))
-            progress.advance(task)
     console.print(_table(lines))
     bad = [line for line in lines if line.failures]
     for line in bad:
         case = line.case
         for failure in line.failures:
-            where = f"{case.spec.name} {case.backend} {case.isa or ''} {str(case.dtype)[6:]}"
+            where = f"{case.spec.name} {case.backend} {case.isa or ''} {_name(case.dtype)}"
             console.print(f"{where}: {failure}", style="red", markup=False, highlight=False)
     for reason, slots in _left_out(op, backend, isa).items():
         console.print(f"Not checked: {', '.join(slots)}: {reason}", markup=False, highlight=False)
@@ -139,27 +138,22 @@ def run(op: str | None, backend: str | None, isa: str | None, dtype: str | None)
 
 
 def _table(lines: list[Line]) -> Table:
-    table = Table(title="worst relative L2 error against the float64 reference", title_justify="left")
-    for name in ("op", "backend", "ISA", "dtype"):
-        table.add_column(name)
-    for name in ("samples", "error", "tolerance"):
-        table.add_column(name, justify="right")
-    table.add_column("worst sample", overflow="fold")
-    table.add_column("")
+    columns = ("op", "backend", "ISA", "dtype", ">samples", ">error", ">tolerance", "worst sample", "")
+    shown = table("worst relative L2 error against the float64 reference", *columns)
     for line in lines:
         exact = line.tolerance == 0
-        table.add_row(
+        shown.add_row(
             line.case.spec.name,
             line.case.backend,
             line.case.isa or "",
-            str(line.case.dtype).removeprefix("torch."),
+            _name(line.case.dtype),
             str(line.samples),
             "exact" if exact and line.error == 0 else f"{line.error:.1e}",
             "exact" if exact else f"{line.tolerance:.1e}",
             line.sample,
             "[bold red]FAILED[/]" if line.failures else "[green]ok[/]",
         )
-    return table
+    return shown
 
 
 def _left_out(op: str | None, backend: str | None, isa: str | None) -> dict[str, list[str]]:
@@ -172,6 +166,5 @@ def _left_out(op: str | None, backend: str | None, isa: str | None) -> dict[str,
     return reasons
 
 
-def _check(option: str, value: str | None, known: list[str]) -> None:
-    if value is not None and value not in known:
-        raise ValueError(f"{option}: expected one of {', '.join(known)}; got {value!r}")
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

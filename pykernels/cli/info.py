@@ -6,7 +6,6 @@ import json
 import os
 import platform
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -15,8 +14,8 @@ from rich.table import Table
 
 import pykernels
 from pykernels import _native
-from pykernels.cli._console import console
-from pykernels.cli.bench.machine import cpu_name
+from pykernels.cli._console import console, table
+from pykernels.cli.bench.machine import cpu_name, version
 from pykernels.ops import _dispatch
 from pykernels.ops._spec import OpSpec, all_specs
 
@@ -77,7 +76,7 @@ def collect() -> Facts:
         versions={
             "pykernels": pykernels.__version__,
             "torch": str(torch.__version__),
-            "triton": _version("triton"),
+            "triton": version("triton") or "not installed",
             "python": platform.python_version(),
         },
         machine={
@@ -100,13 +99,6 @@ def collect() -> Facts:
     )
 
 
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def run(as_json: bool) -> int:
     """Prints the facts; the exit code."""
     facts = collect()
@@ -119,25 +111,23 @@ def run(as_json: bool) -> int:
 
 def show(facts: Facts, out: Console) -> None:
     """Three small tables, and whatever has to be mended in plain sight at the end."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, version in facts.versions.items():
-        table.add_row(name, version)
-    for name, value in facts.machine.items():
-        table.add_row(name, "none" if value is None else str(value))
-    table.add_row("native library", "[green]loaded[/]" if facts.native_error is None else "[red]not usable[/]")
+    lines = Table(show_header=False, box=None, pad_edge=False)
+    lines.add_column(style="bold")
+    lines.add_column(overflow="fold")
+    for name, value in {**facts.versions, **facts.machine}.items():
+        lines.add_row(name, "none" if value is None else str(value))
+    lines.add_row("native library", "[green]loaded[/]" if facts.native_error is None else "[red]not usable[/]")
     if facts.native_error is None:
-        table.add_row("built with", ", ".join(f"{name}: {value}" for name, value in facts.build.items()))
-        table.add_row("ISAs compiled", " ".join(facts.isas_compiled))
-        table.add_row("ISAs supported", " ".join(facts.isas_supported))
+        lines.add_row("built with", ", ".join(f"{name}: {value}" for name, value in facts.build.items()))
+        lines.add_row("ISAs compiled", " ".join(facts.isas_compiled))
+        lines.add_row("ISAs supported", " ".join(facts.isas_supported))
         chosen = facts.isa if facts.isa is not None else "[red]none[/]"
         asked = os.environ.get("PYKERNELS_ISA")
-        table.add_row("ISA in force", f"{chosen} (PYKERNELS_ISA={asked})" if asked and facts.isa else chosen)
+        lines.add_row("ISA in force", f"{chosen} (PYKERNELS_ISA={asked})" if asked and facts.isa else chosen)
     built = facts.cuda_build
     told = "not built" if built is None else f"built for {built['archs']}, with nvcc {built['nvcc']}"
-    table.add_row("CUDA kernels", f"{told}; {'[green]usable[/]' if facts.cuda_error is None else 'not usable'}")
-    out.print(table)
+    lines.add_row("CUDA kernels", f"{told}; {'[green]usable[/]' if facts.cuda_error is None else 'not usable'}")
+    out.print(lines)
     out.print()
     _show_ops(facts, out)
     if facts.cuda_error is not None and facts.native_error is None:
@@ -154,26 +144,23 @@ def show(facts: Facts, out: Console) -> None:
 
 def _show_ops(facts: Facts, out: Console) -> None:
     reasons: list[str] = []
-    table = Table(title="ops x backends", title_justify="left")
-    table.add_column("op", style="bold")
-    for backend in BACKENDS:
-        table.add_column(backend, justify="center")
+    shown = table("ops x backends", "op", *BACKENDS)
+    blocked = {
+        "cpu": "the native library is not usable, see below" if facts.native_error else None,
+        "cuda": "the CUDA kernels are not usable, see below" if facts.cuda_error else None,
+        "triton": facts.triton_error,
+    }
     for op, slots in facts.ops.items():
         cells = []
         for backend, reason in slots.items():
-            if reason is None and backend == "cpu":
-                reason = "the native library is not usable, see below" if facts.native_error else None
-            if reason is None and backend == "cuda":
-                reason = "the CUDA kernels are not usable, see below" if facts.cuda_error else None
-            if reason is None and backend == "triton":
-                reason = facts.triton_error
+            reason = reason or blocked.get(backend)
             if reason is None:
                 cells.append("[green]yes[/]")
                 continue
             if reason not in reasons:
                 reasons.append(reason)
             cells.append(f"[yellow]no[/] ({reasons.index(reason) + 1})")
-        table.add_row(op, *cells)
-    out.print(table)
+        shown.add_row(op, *cells)
+    out.print(shown)
     for number, reason in enumerate(reasons, 1):
         out.print(f"({number}) {reason}", markup=False, highlight=False)

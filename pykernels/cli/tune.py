@@ -12,21 +12,21 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pykernels._measure import gpu_seconds, interleaved, relative_l2
+from pykernels.cli._console import check_choice, check_writable, table
 from pykernels.cli._console import console as make_console
+from pykernels.cli.bench.ops import bench_samples
 from pykernels.ops import _tuned
 from pykernels.ops._check import inputs_of
 from pykernels.ops._dispatch import backend, triton_missing
-from pykernels.ops._spec import Sample
 
 Shape = tuple[int, ...]
 
@@ -67,22 +67,16 @@ def neighbours(config: Any) -> list[Any]:
     return list(dict.fromkeys(c for c in found if c.stages > 0 and c.warps in (4, 8)))
 
 
-def shapes_only(sample: Sample) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a sample as fake tensors: those to be timed are large."""
-    with FakeTensorMode():
-        return inputs_of(sample, torch.float32)
+def _bench_arguments(op: str) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """The arguments of an op's bench samples as fake tensors: those to be timed are large."""
+    for _, sample in bench_samples(op):
+        with FakeTensorMode():
+            yield inputs_of(sample, torch.float32)
 
 
 def _int8_bench() -> list[Shape]:
-    from pykernels.ops.int8_matmul.spec import INT8_MATMUL_SCALED_SPEC, INT8_MATMUL_SPEC
-
-    shapes = []
-    for spec in (INT8_MATMUL_SPEC, INT8_MATMUL_SCALED_SPEC):
-        for sample in spec.samples:
-            if sample.bench:
-                (a, b), _ = shapes_only(sample)
-                shapes.append((a.shape[0], b.shape[1], a.shape[1]))
-    return list(dict.fromkeys(shapes))
+    calls = (args for op in ("int8_matmul", "int8_matmul_scaled") for args, _ in _bench_arguments(op))
+    return list(dict.fromkeys((a.shape[0], b.shape[1], a.shape[1]) for a, b in calls))
 
 
 def _int8_candidates(shape: Shape, dtype: torch.dtype, device: Any) -> list[Any]:
@@ -136,20 +130,15 @@ def _product_bench() -> list[Shape]:
 
 
 def _conv_bench() -> list[Shape]:
-    from pykernels.ops.conv_bn_act.spec import CONV_BN_ACT_SPEC
     from pykernels.ops.conv_bn_act.triton.config import is_depthwise
 
     shapes = []
-    for sample in CONV_BN_ACT_SPEC.samples:
-        if sample.bench:
-            (x, weight, *_), options = shapes_only(sample)
-            groups, (k, channels, r, s) = options.get("groups", 1), weight.shape
-            sizes = zip(x.shape[2:], (r, s), strict=True)
-            p, q = (
-                (size + 2 * options.get("padding", 0) - taps) // options.get("stride", 1) + 1 for size, taps in sizes
-            )
-            if not is_depthwise(channels, k // groups, groups):
-                shapes.append((x.shape[0] * p * q, k // groups, channels, r * s, groups))
+    for (x, weight, *_), options in _bench_arguments("conv_bn_act"):
+        groups, (k, channels, r, s) = options.get("groups", 1), weight.shape
+        stride, padding = options.get("stride", 1), options.get("padding", 0)
+        p, q = ((n + 2 * padding - taps) // stride + 1 for n, taps in zip(x.shape[2:], (r, s), strict=True))
+        if not is_depthwise(channels, k // groups, groups):
+            shapes.append((x.shape[0] * p * q, k // groups, channels, r * s, groups))
     return list(dict.fromkeys(shapes))
 
 
@@ -219,8 +208,7 @@ def shapes_of(op: str | None, given: list[str]) -> dict[str, list[Shape]]:
     Raises:
         ValueError: An option names nothing that there is, or a shape is none of the op's.
     """
-    if op is not None and op not in TUNABLES:
-        raise ValueError(f"--op: expected one of {', '.join(TUNABLES)}; got {op!r}")
+    check_choice("--op", op, TUNABLES)
     if not given:
         return {name: t.bench() for name, t in TUNABLES.items() if op in (None, name)}
     if op is None:
@@ -237,8 +225,7 @@ def shapes_of(op: str | None, given: list[str]) -> dict[str, list[Shape]]:
 def dtype_of(name: str) -> torch.dtype:
     """The dtype of that name, among those that an op is tuned for."""
     known = {str(d).removeprefix("torch."): d for d in _FLOATS}
-    if name.removeprefix("torch.") not in known:
-        raise ValueError(f"--dtype: expected one of {', '.join(known)}; got {name!r}")
+    check_choice("--dtype", name.removeprefix("torch."), known)
     return known[name.removeprefix("torch.")]
 
 
@@ -296,7 +283,6 @@ def merge(path: Path, device: str, op: str, shape: str, fields: dict[str, Any], 
     devices = _tuned.read(path) if path.exists() else {}
     _tuned.check_fields(f"{device}, {op}, {shape}", op, fields)
     devices.setdefault(device, {}).setdefault(op, {})[shape] = fields
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     part.write_text(json.dumps({"triton": version, "devices": devices}, indent=1, sort_keys=True) + "\n")
     part.replace(path)
@@ -308,6 +294,7 @@ def run(op: str | None, shapes: list[str], dtype: str, out: Path | None, repeats
     console = make_console()
     named = os.environ.get("PYKERNELS_TUNED")
     path = out or Path(named or "pykernels-tuned.json")
+    check_writable("--out", path)
     if path.exists():
         _tuned.read(path)  # a file that is no table is not to be found out after minutes
     reason = no_gpu()
@@ -319,16 +306,15 @@ def run(op: str | None, shapes: list[str], dtype: str, out: Path | None, repeats
     device = gpu()
     name = torch.cuda.get_device_name(device)
     clock = Clock(device, repeats)
-    lines = Table(title=f"{name}, Triton {triton.__version__}, median of {repeats}", title_justify="left")
-    for column in ("op", "shape", "config's choice", "ms", "best", "ms", "gain"):
-        lines.add_column(column, overflow="fold", justify="right" if column in ("ms", "gain") else "left")
+    columns = ("op", "shape", "config's choice", ">ms", "best", ">ms", ">gain")
+    lines = table(f"{name}, Triton {triton.__version__}, median of {repeats}", *columns)
     failed = False
     for family, wanted in todo.items():
         for shape in wanted:
-            of = TUNABLES[family].dtypes
-            key = _tuned.key(shape, kind if kind in of else of[0])
+            dtype_ = kind if kind in TUNABLES[family].dtypes else TUNABLES[family].dtypes[0]
+            key = _tuned.key(shape, dtype_)
             try:
-                configs, times = best(family, shape, kind if kind in of else of[0], device, clock)
+                configs, times = best(family, shape, dtype_, device, clock)
             except RuntimeError as problem:
                 console.print(str(problem), style="red", markup=False, highlight=False)
                 failed = True

@@ -15,7 +15,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from pykernels._measure import relative_l2
-from pykernels.cli.bench import app, commands, driver, machine, report
+from pykernels.cli.bench import commands, driver, machine, report, result
+from pykernels.cli.bench.commands import app
 from pykernels.cli.bench.eager import eager
 from pykernels.cli.bench.ops import bench_samples
 from pykernels.cli.bench.peers import contenders, measure, rows, torch_side
@@ -94,17 +95,17 @@ def test_a_round_trip_through_the_worker(folder, tmp_path):
     chosen = [contenders.by_name("eager"), contenders.by_name("folded")]
     found = driver.measure_row(rows.SMOKE, chosen, 1, driver.Plan(rounds=2, seconds=0.02), folder, told.append)
     assert [r.status for r in found] == ["ok", "ok"]
-    for result in found:
-        assert len(result.processes_ms) == 2
-        assert 0 < result.best_ms <= result.median_ms
-        assert 0 < result.error < 1e-6
-        assert result.peak_mb > 50
-        assert result.ratio > 0
+    for r in found:
+        assert len(r.processes_ms) == 2
+        assert 0 < r.best_ms <= r.median_ms
+        assert 0 < r.error < 1e-6
+        assert r.peak_mb > 50
+        assert r.ratio > 0
     assert found[0].ratio == 1.0
     assert len(told) == 1 + 2 * 2
 
-    path = tmp_path / "deep" / "results.json"
-    report.write_json(path, machine.describe(), QUICK, found)
+    path = tmp_path / "results.json"
+    result.write_json(path, machine.describe(), QUICK.as_json(), found)
     _check_schema(json.loads(path.read_text()))
 
 
@@ -230,6 +231,10 @@ def test_the_eager_baseline_computes_the_op(spec):
         (["memory", "--rows", "vgg"], "rows: 'vgg' matches no row"),
         (["startup", "--rows", "vgg"], "rows: 'vgg' matches no row"),
         (["ops", "softmax"], "op: expected one of conv_bn_act"),
+        (["ops", "lstm", "--threads", "1,x"], "--threads: expected positive numbers"),
+        (["peers", "--json", "/dev/null/x"], "--json: expected a path that can be written; got '/dev/null/x' ("),
+        (["memory", "--json", "/dev/null/x"], "--json: expected a path that can be written"),
+        (["ops", "--json", "/dev/null/x"], "--json: expected a path that can be written"),
     ],
 )
 def test_a_wrong_argument_gets_a_readable_error(arguments, says):
@@ -248,7 +253,7 @@ def test_listing_measures_nothing():
 
 def test_peers_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr(commands, "select", lambda table, patterns: [rows.SMOKE])
-    path = tmp_path / "out.json"
+    path = tmp_path / "deep" / "out.json"
     asked = ["peers", "conv", "--contenders", "eager_cl", "--threads", "1", "--repeats", "1", "--seconds", "0.02"]
     result = CliRunner().invoke(app, [*asked, "--json", str(path)])
     assert result.exit_code == 0, result.output
@@ -260,22 +265,33 @@ def test_peers_end_to_end(tmp_path, monkeypatch):
 
 def _check_schema(content):
     assert set(content) == {"schema", "machine", "method", "results"}
-    assert content["schema"] == report.SCHEMA
+    assert content["schema"] == result.SCHEMA
     assert {"date", "commit", "cpu", "cores", "isa", "load", "versions", "python", "platform"} == set(
         content["machine"]
     )
     assert content["machine"]["versions"]["torch"] == torch.__version__
     assert content["machine"]["python"] == sys.version.split()[0]
     assert set(content["method"]) == {"rounds", "seconds", "alone", "ratio"}
-    for result in content["results"]:
-        assert {"row", "contender", "threads", "batch", "flops", "status"} <= set(result)
-        assert result["status"] in ("ok", "wrong", "failed", "skipped")
-        if result["status"] == "ok":
-            assert {"median_ms", "best_ms", "spread", "error", "peak_mb", "import_s", "load_s", "first_s"} <= set(
-                result
-            )
+    for row in content["results"]:
+        assert {"row", "contender", "threads", "batch", "flops", "status"} <= set(row)
+        assert row["status"] in ("ok", "wrong", "failed", "skipped")
+        if row["status"] == "ok":
+            assert {"median_ms", "best_ms", "spread", "error", "peak_mb", "import_s", "load_s", "first_s"} <= set(row)
         else:
-            assert "reason" in result or "error" in result
+            assert "reason" in row or "error" in row
+
+
+def test_ops_writes_the_rows_of_the_peers(tmp_path):
+    path = tmp_path / "ops.json"
+    done = CliRunner().invoke(app, ["ops", "lstm_cell", "--threads", "1,2", "--seconds", "0.01", "--json", str(path)])
+    assert done.exit_code == 0, done.output
+    content = json.loads(path.read_text())
+    assert content["schema"] == result.SCHEMA
+    assert content["method"]["alone"] is False
+    rows_of = [(r["row"], r["contender"], r["threads"]) for r in content["results"]]
+    samples = [f"lstm_cell {sample.name}" for _, sample in bench_samples("lstm_cell")]
+    assert rows_of == [(row, who, count) for count in (1, 2) for row in samples for who in ("eager", "ours")]
+    assert all(r["status"] in ("ok", "skipped") for r in content["results"])
 
 
 def _text(table):

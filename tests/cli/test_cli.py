@@ -159,6 +159,12 @@ def test_demo_without_kernels_says_why(monkeypatch, tmp_path):
     assert "The demo needs the kernels: the native library is not built" in words(done.output)
 
 
+def test_demo_refuses_a_folder_that_cannot_be():
+    done = run("demo", "--out", "/dev/null/x")
+    assert done.exit_code == 2
+    assert "--out: expected a path that can be written" in words(done.output.replace("│", " "))
+
+
 @NATIVE
 def test_demo_runs_checks_and_draws(tmp_path):
     pytest.importorskip("sklearn")

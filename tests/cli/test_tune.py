@@ -75,6 +75,7 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path):
         (("--shape", "1,2,3"), "--shape: expected --op beside it"),
         (("--dtype", "int3"), "--dtype: expected one of float16, bfloat16, float32; got 'int3'"),
         (("--repeats", "0"), "--repeats"),
+        (("--out", "/dev/null/x"), "--out: expected a path that can be written; got '/dev/null/x' ("),
     ],
 )
 def test_wrong_options_are_named(arguments, words):

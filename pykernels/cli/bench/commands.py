@@ -1,120 +1,182 @@
-"""What the commands do, once their arguments are understood."""
+"""The commands of ``python -m pykernels bench``."""
 
 from __future__ import annotations
 
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from pykernels.cli import bench
+from pykernels.cli._console import check_writable, number, progress, refusals, table
+from pykernels.cli._console import console as make_console
 from pykernels.cli.bench import report
-from pykernels.cli.bench.driver import Plan, Result, measure_row, workspace
+from pykernels.cli.bench.driver import Plan, measure_row, workspace
 from pykernels.cli.bench.machine import describe, measure_peaks
-from pykernels.cli.bench.ops import bench_samples, time_ops
+from pykernels.cli.bench.ops import bench_samples, time_op
 from pykernels.cli.bench.peers.contenders import CONTENDERS, Contender, why_missing
 from pykernels.cli.bench.peers.contenders import by_name as contender_by_name
 from pykernels.cli.bench.peers.rows import Row, select
+from pykernels.cli.bench.result import Result, write_json
 
+app = typer.Typer(no_args_is_help=True, help=bench.__doc__, rich_markup_mode=None)
+
+Rounds = Annotated[int, typer.Option("--repeats", min=1, help="Processes for each contender; the median counts.")]
+Seconds = Annotated[float, typer.Option(min=0.01, help="Of timing, of each row in each process.")]
+Threads = Annotated[str, typer.Option(help="Thread counts, separated by commas.")]
+OneThreadCount = Annotated[str, typer.Option("--threads", help="One thread count.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write everything to this file too.", dir_okay=False)]
+Models = Annotated[str, typer.Option("--rows", help="Only models that match.")]
 Chosen = list[tuple[Row, list[Contender]]]
 
 
-def choose(table: str, patterns: list[str], names: list[str]) -> Chosen:
+def thread_counts(text: str) -> list[int]:
+    """ "1,2" -> [1, 2]."""
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = [0]
+    if min(counts) < 1:
+        raise ValueError(f"--threads: expected positive numbers separated by commas; got {text!r}")
+    return counts
+
+
+def one_thread_count(text: str) -> int:
+    """ "2" -> 2."""
+    count, *more = thread_counts(text)
+    if more:
+        raise ValueError(f"--threads: expected one number here; got {text!r}")
+    return count
+
+
+def choose(table: str, rows: str, contenders: str) -> Chosen:
     """Each row with the contenders that can run it, its baseline always first; `ValueError` for a wrong name."""
-    asked = {contender_by_name(name).name for name in names}
+    asked = {contender_by_name(name).name for name in _words(contenders)}
     return [
         (row, [c for c in CONTENDERS if c.takes(row) and (not asked or c.name in asked or c.name == row.baseline)])
-        for row in select(table, patterns)
+        for row in select(table, _words(rows))
     ]
 
 
-def show_listing(chosen: Chosen) -> None:
-    """The rows and who takes part in them; what is missing and why."""
-    console = report.console()
-    table = Table("row", "GFLOP", "contenders")
-    for row, contenders in chosen:
-        table.add_row(row.name, report.number(row.flops / 1e9), " ".join(c.name for c in contenders))
-    console.print(table)
-    table = Table("contender", "what it is", "here")
-    for contender in CONTENDERS:
-        table.add_row(contender.name, contender.says, escape(why_missing(contender) or "yes"))
-    console.print(table)
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def run_peers(chosen: Chosen, threads: list[int], rounds: int, seconds: float, json: Path | None) -> None:
-    """A table for every row and thread count as it is done, a summary at the end; the JSON grows with each row."""
-    plan, console, machine = Plan(rounds, seconds), report.console(), describe()
+@app.command()
+def peers(
+    table: Annotated[str, typer.Argument(help="models, conv, lstm or int8.")] = "models",
+    rows: Annotated[str, typer.Option(help="Only rows that match, for example 'resnet*_b1,lstmlm_b1'.")] = "",
+    contenders: Annotated[str, typer.Option(help="Only these, by name; the baseline is always in.")] = "",
+    threads: Threads = "1,2",
+    repeats: Rounds = 3,
+    seconds: Seconds = 1.0,
+    json: Json = None,
+    listing: Annotated[bool, typer.Option("--list", help="Show rows and contenders, and measure nothing.")] = False,
+) -> None:
+    """Ours against PyTorch's own ways, ONNX Runtime, OpenVINO and ncnn; each alone in its process, in turn."""
+    with refusals():
+        counts, chosen = thread_counts(threads), choose(table, rows, contenders)
+        check_writable("--json", json)
+    console = make_console()
+    if listing:
+        _show_listing(console, chosen)
+        return
+    plan, machine = Plan(repeats, seconds), describe()
     console.print(f"{machine['cpu']}, {machine['cores']} cores, load {machine['load']}, commit {machine['commit']}")
-    found = []
-    for results in _measure(chosen, threads, plan):
+    found: list[Result] = []
+    for results in _measure(console, chosen, counts, plan):
         found.extend(results)
         console.print(report.row_table(results))
-        if json is not None:
-            report.write_json(json, machine, plan, found)
-    for count in threads:
+        if json is not None:  # grows with each row
+            write_json(json, machine, plan.as_json(), found)
+    for count in counts:
         console.print(report.summary_table(found, count))
     if json is not None:
         console.print(f"written to {json}")
 
 
-def run_memory(chosen: Chosen, threads: int, rounds: int, json: Path | None) -> None:
-    """Loads and calls each model twice, eager and optimised, and compares the processes' peaks."""
-    plan = Plan(rounds, seconds=0.0)
-    results = [r for each in _measure(chosen, [threads], plan) for r in each]
-    report.console().print(report.memory_table(results))
+def _show_listing(console: Console, chosen: Chosen) -> None:
+    """The rows and who takes part in them; what is missing and why."""
+    shown = table("", "row", "GFLOP", "contenders")
+    for row, contenders in chosen:
+        shown.add_row(row.name, number(row.flops / 1e9), " ".join(c.name for c in contenders))
+    console.print(shown)
+    shown = table("", "contender", "what it is", "here")
+    for contender in CONTENDERS:
+        shown.add_row(contender.name, contender.says, escape(why_missing(contender) or "yes"))
+    console.print(shown)
+
+
+@app.command()
+def memory(rows: Models = "*_b1", threads: OneThreadCount = "1", repeats: Rounds = 3, json: Json = None) -> None:
+    """Peak memory of each optimised model, against eager's plus the packed weights."""
+    with refusals():
+        count, chosen = one_thread_count(threads), choose("models", rows, "ours")
+        check_writable("--json", json)
+    console, plan = make_console(), Plan(repeats, seconds=0.0)
+    results = [r for each in _measure(console, chosen, [count], plan) for r in each]
+    console.print(report.memory_table(results))
     if json is not None:
-        report.write_json(json, describe(), plan, results)
+        write_json(json, describe(), plan.as_json(), results)
 
 
-def run_startup(chosen: Chosen, rounds: int) -> None:
-    """Imports in fresh processes, in turn; then `pk.optimize` and the first call of each model."""
-    console = report.console()
-    alone = [_import_seconds("torch") for _ in range(rounds)]
-    added = [_import_seconds("pykernels", after="torch") for _ in range(rounds)]
+@app.command()
+def startup(rows: Models = "*_b1", repeats: Rounds = 3) -> None:
+    """What `import pykernels` adds to `import torch`, and how long pk.optimize with its first call takes."""
+    with refusals():
+        chosen = choose("models", rows, "ours")
+    console, plan = make_console(), Plan(repeats, seconds=0.0)
+    alone = [_import_seconds("torch") for _ in range(repeats)]
+    added = [_import_seconds("pykernels", after="torch") for _ in range(repeats)]
     console.print(
         f"import torch {statistics.median(alone):.2f} s; import pykernels adds {statistics.median(added):.3f} s"
-        f" (medians of {rounds} processes; 0.3 s allowed)"
+        f" (medians of {repeats} processes; 0.3 s allowed)"
     )
-    results = [r for each in _measure(chosen, [torch.get_num_threads()], Plan(rounds, 0.0)) for r in each]
-    table = Table("model", "pk.optimize s", "first call s", "together s", "", title="start-up", title_justify="left")
-    for row, _, ours in report.pairs(results):
-        if ours.load_s is None or ours.first_s is None:
-            table.add_row(row, ours.reason)
-            continue
-        together = ours.load_s + ours.first_s
-        verdict = "[green]under 1 s[/green]" if together < 1 else "[red]over 1 s[/red]"
-        table.add_row(row, *(f"{v:.3f}" for v in (ours.load_s, ours.first_s, together)), verdict)
-    console.print(table)
+    results = [r for each in _measure(console, chosen, [torch.get_num_threads()], plan) for r in each]
+    console.print(report.startup_table(results))
 
 
-def run_ops(op: str | None, threads: list[int], seconds: float) -> None:
-    """In this process; `ValueError` for an op that there is not."""
-    pairs = bench_samples(op)
-    before = torch.get_num_threads()
+@app.command()
+def ops(
+    op: Annotated[str | None, typer.Argument(help="One op; all where none is named.")] = None,
+    threads: Threads = "1",
+    seconds: Seconds = 0.3,
+    json: Json = None,
+) -> None:
+    """A quick table of every op's bench samples in this process: eager against ours, and the share of the roofs."""
+    with refusals():
+        counts, samples = thread_counts(threads), bench_samples(op)
+        check_writable("--json", json)
+    console, before = make_console(), torch.get_num_threads()
+    found: list[Result] = []
     try:
-        for count in threads:
+        for count in counts:
             torch.set_num_threads(count)
             peaks = measure_peaks()
-            with _progress(len(pairs)) as advance:
-                timings = []
-                for timing in time_ops(pairs, peaks, seconds):
-                    advance(f"{timing.op} {timing.sample}")
-                    timings.append(timing)
-            report.console().print(report.ops_table(timings, peaks))
+            results: list[Result] = []
+            with progress(console, len(samples)) as advance:
+                for spec, sample in samples:
+                    advance(f"{spec.name} {sample.name}")
+                    results += time_op(spec, sample, peaks, seconds)
+            console.print(report.ops_table(results, peaks))
+            found += results
     finally:
         torch.set_num_threads(before)
+    if json is not None:
+        method = {"rounds": 1, "seconds": seconds, "alone": False, "ratio": "of medians, calls in turn"}
+        write_json(json, describe(), method, found)
 
 
-def _measure(chosen: Chosen, threads: list[int], plan: Plan) -> Iterator[list[Result]]:
+def _measure(console: Console, chosen: Chosen, threads: list[int], plan: Plan) -> Iterator[list[Result]]:
     steps = sum(1 + len(contenders) * plan.rounds for _, contenders in chosen) * len(threads)
-    with workspace() as folder, _progress(steps) as advance:
+    with workspace() as folder, progress(console, steps) as advance:
         for row, contenders in chosen:
             for count in threads:
                 yield measure_row(row, contenders, count, plan, folder, advance)
@@ -124,22 +186,3 @@ def _import_seconds(package: str, after: str = "sys") -> float:
     code = f"import {after}, time; t = time.perf_counter(); import {package}; print(time.perf_counter() - t)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     return float(done.stdout.split()[-1])
-
-
-@contextmanager
-def _progress(steps: int) -> Iterator[Callable[[str], None]]:
-    columns = (
-        SpinnerColumn(),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    # To stderr, and not at all into a file: the tables are the output.
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("starting", total=steps)
-
-        def advance(what: str) -> None:
-            progress.update(task, advance=1, description=what)
-
-        yield advance

@@ -9,69 +9,23 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pykernels.cli._console import threads as told
 from pykernels.cli.bench.peers.contenders import Contender, why_missing
 from pykernels.cli.bench.peers.rows import Row
+from pykernels.cli.bench.result import Result
 
 HERE = Path(__file__).parent
 #: torch.compile of a ResNet-50 takes half a minute, on a busy machine several times that.
 TIMEOUT_S = 600
-
-
-@dataclass
-class Result:
-    """One contender on one row at one thread count. Times in ms, start-up in s, memory in MB."""
-
-    row: str
-    contender: str
-    threads: int
-    batch: int
-    flops: int
-    status: str  # ok | wrong | failed | skipped
-    reason: str | None = None
-    error: float | None = None
-    median_ms: float | None = None
-    best_ms: float | None = None
-    #: (slowest - fastest) / median of the processes' medians.
-    spread: float | None = None
-    #: Baseline time / this time; above one is faster.
-    ratio: float | None = None
-    #: The same of the best calls: what to look at where ``others`` was not small.
-    best_ratio: float | None = None
-    gflops: float | None = None
-    #: CPUs that other processes kept busy meanwhile, the worst of the rounds.
-    others: float | None = None
-    faults: float | None = None
-    import_s: float | None = None
-    load_s: float | None = None
-    #: The first process's first call: with torch.compile, the cold compilation.
-    first_s: float | None = None
-    #: Resident after the imports, and at the peak of loading and calling.
-    imported_mb: float | None = None
-    peak_mb: float | None = None
-    packed_mb: float | None = None
-    #: Median of each process, in the order of the rounds.
-    processes_ms: list[float] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        """Rounded to what can be meant; empty fields left out."""
-        found = {k: _rounded(v) for k, v in asdict(self).items()}
-        return {k: v for k, v in found.items() if v is not None and v != []}
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    return [_rounded(v) for v in value] if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -81,6 +35,10 @@ class Plan:
     rounds: int = 3
     #: Of timing in each process; 0: load, check and call once, for memory and start-up.
     seconds: float = 1.0
+
+    def as_json(self) -> dict[str, Any]:
+        """The method, beside the results."""
+        return {"rounds": self.rounds, "seconds": self.seconds, "alone": True, "ratio": "median of paired rounds"}
 
 
 @contextmanager
@@ -99,24 +57,28 @@ def measure_row(
     advance: Callable[[str], None] = lambda what: None,
 ) -> list[Result]:
     """Prepares the row once, then runs every contender ``plan.rounds`` times; ``advance`` hears of each process."""
-    results = {c.name: Result(row.name, c.name, threads, row.batch, row.flops, "ok") for c in contenders}
-    for contender in contenders:
-        if (reason := why_missing(contender)) is not None:
-            results[contender.name].status, results[contender.name].reason = "skipped", reason
-    running = [c for c in contenders if results[c.name].status == "ok"]
-    advance(f"{row.name}: float64 reference and exports")
-    if (problem := _prepare(row, running, folder)) is not None:
-        for contender in running:
-            results[contender.name].status, results[contender.name].reason = "failed", problem
-        running = []
+    results = {c.name: Result(row.name, c.name, threads, row.batch, row.flops) for c in contenders}
 
+    def drop(contender: Contender, status: str, reason: str | None) -> None:
+        if reason is not None:
+            results[contender.name].status, results[contender.name].reason = status, reason
+
+    def running() -> list[Contender]:
+        return [c for c in contenders if results[c.name].status == "ok"]
+
+    for contender in contenders:
+        drop(contender, "skipped", why_missing(contender))
+    advance(f"{row.name}: float64 reference and exports")
+    problem = _prepare(row, running(), folder)
+    for contender in running():
+        drop(contender, "failed", problem)
     for turn in range(plan.rounds):
-        for contender in [c for c in running if results[c.name].status == "ok"]:
-            advance(f"{row.name}, {threads} thread{'s'[: threads > 1]}, round {turn + 1}: {contender.says}")
+        for contender in running():
+            advance(f"{row.name}, {told(threads)}, round {turn + 1}: {contender.says}")
             found = run_worker(row, contender, threads, plan.seconds, folder / row.name)
             _take(results[contender.name], found, first=turn == 0)
     for result in results.values():
-        _sum_up(result, results.get(row.baseline))
+        result.sum_up(results.get(row.baseline))
     return list(results.values())
 
 
@@ -188,16 +150,3 @@ def _take(result: Result, found: dict[str, Any], *, first: bool) -> None:
         result.best_ms = min(result.best_ms or float("inf"), found["best_ms"])
         result.faults = found["faults"]
         result.others = max(result.others or 0.0, found["others"])
-
-
-def _sum_up(result: Result, baseline: Result | None) -> None:
-    if result.status != "ok" or not result.processes_ms:
-        return
-    median = statistics.median(result.processes_ms)
-    result.median_ms = median
-    result.spread = (max(result.processes_ms) - min(result.processes_ms)) / median
-    result.gflops = result.flops / median / 1e6
-    if baseline is None or baseline.best_ms is None or result.best_ms is None:
-        return
-    paired = [b / o for b, o in zip(baseline.processes_ms, result.processes_ms, strict=False)]
-    result.ratio, result.best_ratio = statistics.median(paired), baseline.best_ms / result.best_ms

@@ -31,7 +31,7 @@ def describe() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "versions": {name: found for name in PACKAGES if (found := version(name))},
     }
 
 
@@ -52,7 +52,8 @@ def _isa() -> str:
     return "none: " + _native.error if _native.error is not None else str(_native.introspect().active_isa())
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """Of an installed package; None where it is not installed."""
     if name == "torch":
         return str(torch.__version__)
     try:

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from pykernels.cli._console import console as make_console
+from pykernels.cli._console import progress, ratio, table
+from pykernels.cli._console import threads as told
+from pykernels.cli.bench.result import Result
 
 NEEDED = ("sklearn", "matplotlib", "PIL")
 #: A place in the text where a sentence begins.
@@ -39,16 +41,14 @@ def run(quick: bool, out: Path, threads: int | None) -> int:
     if threads is not None:
         torch.set_num_threads(threads)
     start = time.perf_counter()
-    if _native.error is not None:
-        console.print(f"The demo needs the kernels: {_native.error}", style="bold red", markup=False)
-        return 1
     try:
+        if _native.error is not None:
+            raise RuntimeError(_native.error)
         isa = _native.introspect().active_isa()
     except (RuntimeError, ValueError) as problem:
         console.print(f"The demo needs the kernels: {problem}", style="bold red", markup=False)
         return 1
-    count = torch.get_num_threads()
-    where = f"{machine.cpu_name()}, {isa}, {count} thread{'s'[: count > 1]}, torch {torch.__version__}"
+    where = f"{machine.cpu_name()}, {isa}, {told(torch.get_num_threads())}, torch {torch.__version__}"
     console.print(where, style="bold", markup=False, highlight=False)
     console.print(
         "The input is real. The weights are random, from a fixed seed: what counts is that the same arithmetic\n"
@@ -56,34 +56,30 @@ def run(quick: bool, out: Path, threads: int | None) -> int:
         "and the last one of each residual block is scaled down to 1/4: a random network lets bfloat16's\n"
         "errors pile up as a trained one would not.\n"
     )
-    results = []
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("the machine's peaks")
+    found: list[tuple[tasks.Task, list[Result]]] = []
+    with progress(console, 2 + 5 * len(tasks.TASKS)) as step:
+        step("the machine's peaks")
         peaks = machine.measure_peaks(0.3 if quick else 1.0)
         for make in tasks.TASKS:
-            progress.update(bar, description=f"{make.__name__}: weights and input")
+            step(f"{make.__name__}: weights and input")
             task = make()
-            result = measure.measure(
-                task, 0.5 if quick else 6.0, 3 if quick else 15,
-                lambda what, name=task.name: progress.update(bar, description=f"{name}: {what}"),  # type: ignore[misc]
-            )  # fmt: skip
-            results.append(result)
-            ours = result.rows[1]
+            results, report = measure.measure(task, 0.5 if quick else 6.0, 3 if quick else 15, step)
+            found.append((task, results))
+            plain, ours, _ = results
             console.print(
-                f"[bold]{task.name}[/] on {task.input}: {result.rows[0].ms:.3g} ms -> {ours.ms:.3g} ms, "
-                f"[bold]{result.speedup(ours):.2f}x[/]"
+                f"[bold]{task.name}[/] on {task.input}: {plain.median_ms:.3g} ms -> {ours.median_ms:.3g} ms, "
+                f"[bold]{ours.ratio:.2f}x[/]"
             )
-            console.print(f"  {_summary(result.report)}", style="dim", markup=False, highlight=False)
-        progress.update(bar, description="picture")
-        path = picture.draw(results, peaks, f"pykernels against plain PyTorch: {where}", out)
+            console.print(f"  {_summary(report)}", style="dim", markup=False, highlight=False)
+        step("picture")
+        path = picture.draw(found, peaks, f"pykernels against plain PyTorch: {where}", out)
     _stream(console, 12 if quick else 24)
     console.print()
-    console.print(_table(results))
+    console.print(_table([results for _, results in found]))
     console.print(f"picture: {path}", soft_wrap=True, markup=False, highlight=False)
-    wrong = [f"{r.task.name}, {row.contender}: {row.error:.2g}" for r in results for row in r.rows if not row.right]
-    for line in wrong:
-        console.print(f"WRONG: {line}", style="bold red", markup=False)
+    wrong = [r for _, results in found for r in results if r.reason]
+    for r in wrong:
+        console.print(f"{r.row}, {r.contender}: {r.reason}", style="bold red", markup=False)
     console.print(f"{time.perf_counter() - start:.0f} s in all")
     return 1 if wrong else 0
 
@@ -108,7 +104,8 @@ def _stream(console: Console, count: int) -> None:
 
     text = inputs.text()
     torch.manual_seed(0)
-    model = LSTMLanguageModel(tasks.VOCABULARY, 256, 512, 2).eval()
+    sizes = (int(tasks.LANGUAGE[name]) for name in ("vocabulary", "embedding", "hidden", "layers"))
+    model = LSTMLanguageModel(*sizes).eval()
     with torch.no_grad():  # ids past the text's words are padding: never to be said
         model.fc.bias[len(text.vocabulary) :] = float("-inf")
     prompt = text.tokens[STREAM_FROM : STREAM_FROM + 8]
@@ -121,26 +118,21 @@ def _stream(console: Console, count: int) -> None:
     console.print(f"\n  (untrained: the words are real, the sentence is not; {rate:.0f} words a second)", style="dim")
 
 
-def _table(results: list) -> Table:
-    table = Table(title="relative L2 error against float64, and median latency at batch 1", title_justify="left")
-    table.add_column("model", style="bold")
-    table.add_column("contender")
-    for name in ("error", "limit", "ms", "GFLOP/s", "speed-up"):
-        table.add_column(name, justify="right")
-    from pykernels.cli.demo.measure import LIMITS
+def _table(found: list[list[Result]]) -> Table:
+    from pykernels.cli.demo.measure import CONTENDERS
 
-    for result in results:
-        for i, row in enumerate(result.rows):
-            ratio = result.speedup(row)
-            colour = "green" if ratio > 1.05 else "red" if ratio < 0.95 else "default"
-            table.add_row(
-                result.task.name if i == 0 else "",
-                row.contender,
-                f"{row.error:.1e}" if row.right else f"[bold red]{row.error:.1e}[/]",
-                f"{LIMITS[row.dtype]:.0e}",
-                f"{row.ms:.3g}",
-                f"{result.task.flops / row.ms / 1e6:.0f}",
-                "" if i == 0 else f"[{colour}]{ratio:.2f}x[/]",
-                end_section=i == len(result.rows) - 1,
+    columns = ("model", "contender", ">error", ">limit", ">ms", ">GFLOP/s", ">speed-up")
+    shown = table("relative L2 error against float64, and median latency at batch 1", *columns)
+    for results in found:
+        for i, r in enumerate(results):
+            shown.add_row(
+                f"[bold]{r.row}[/]" if i == 0 else "",
+                r.contender,
+                f"[bold red]{r.error:.1e}[/]" if r.reason else f"{r.error:.1e}",
+                f"{CONTENDERS[r.contender][1]:.0e}",
+                f"{r.median_ms:.3g}",
+                f"{r.gflops:.0f}",
+                "" if i == 0 else ratio(r.ratio),
+                end_section=i == len(results) - 1,
             )
-    return table
+    return shown

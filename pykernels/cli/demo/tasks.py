@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pykernels.cli.bench.peers.rows import by_name
+from pykernels.cli.bench.peers.subjects import fresh
 from pykernels.cli.demo import inputs
-from pykernels.models import CNNLSTM, LSTMLanguageModel, reference_twin, resnet18
 from pykernels.models.reference import BasicBlock
 
-VOCABULARY, STEPS = 10000, 64
+#: The language model's sizes.
+LANGUAGE = by_name("lstmlm_b1").sizes
 
 
 @dataclass(frozen=True)
@@ -32,45 +34,51 @@ class Task:
 def photograph() -> Task:
     """ResNet-18 on two photographs."""
     pictures = inputs.photographs()
-    model = _plain(resnet18)
-    _calibrate(model, [inputs.crops(pictures, 8, 400, 224, seed) for seed in range(2)])
-    return _task("ResNet-18", "china.jpg and flower.jpg, 224x224", model, [inputs.whole(p, 224) for p in pictures])
+    calibration = [inputs.crops(pictures, 8, 400, 224, seed) for seed in range(2)]
+    batches = [inputs.whole(p, 224) for p in pictures]
+    return _task("resnet18_b1", "ResNet-18", "china.jpg and flower.jpg, 224x224", batches, calibration)
 
 
 def tiles() -> Task:
     """ResNet-18, cifar form, on pieces of the photographs: colour images of 32x32, as CIFAR's are."""
     pictures = inputs.photographs()
-    model = _plain(lambda: resnet18(stem="cifar"))
-    _calibrate(model, [inputs.crops(pictures, 48, 96, 32, seed) for seed in range(2)])
+    calibration = [inputs.crops(pictures, 48, 96, 32, seed) for seed in range(2)]
     batches = list(inputs.crops(pictures, 8, 96, 32, seed=99).split(1))
-    return _task("ResNet-18 (cifar)", "tiles of both photographs, 32x32", model, batches)
+    return _task("resnet18c_b1", "ResNet-18 (cifar)", "tiles of both photographs, 32x32", batches, calibration)
 
 
 def language() -> Task:
     """The language model on 64 words, from three places of the text."""
-    tokens = inputs.text().tokens
-    model = _plain(lambda: LSTMLanguageModel(VOCABULARY, 256, 512, 2))
-    batches = [tokens[at : at + STEPS][None] for at in (376, 2000, 4000)]
-    return _task("LSTM language model", "64 words of scikit-learn's data set descriptions", model, batches)
+    tokens, steps = inputs.text().tokens, int(LANGUAGE["tokens"])
+    batches = [tokens[at : at + steps][None] for at in (376, 2000, 4000)]
+    return _task("lstmlm_b1", "LSTM language model", "64 words of scikit-learn's data set descriptions", batches)
 
 
 def signal() -> Task:
     """The CNN-LSTM on a spectrogram."""
-    model = _plain(lambda: CNNLSTM(10, 64 * 80 // 4, 256, 2))
-    return _task("CNN-LSTM", "a nerve cell's recording (membrane.dat), 200x80", model, [inputs.spectrogram()])
+    return _task("cnnlstm_b1", "CNN-LSTM", "a nerve cell's recording (membrane.dat), 200x80", [inputs.spectrogram()])
 
 
 TASKS: tuple[Callable[[], Task], ...] = (photograph, tiles, language, signal)
 
 
-def _plain(make: Callable[[], nn.Module]) -> nn.Module:
+def _task(row: str, name: str, what: str, batches: list[Tensor], calibration: Sequence[Tensor] = ()) -> Task:
+    """The model of a row of ``bench peers``."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(20261122)
-        return reference_twin(make()).eval()
+        model = fresh(by_name(row))[0].eval()
+    if calibration:
+        _calibrate(model, calibration)
+    with torch.no_grad():
+        result = logits(model(batches[0]))
+    words = batches[0].numel() + result.numel() + sum(p.numel() for p in model.parameters())
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):  # only the rows that are looked up
+            words -= module.weight.numel() - batches[0].numel() * module.embedding_dim
+    return Task(name, what, model, batches, by_name(row).flops, 4 * words)
 
 
 @torch.no_grad()
-def _calibrate(model: nn.Module, batches: list[Tensor]) -> None:
+def _calibrate(model: nn.Module, batches: Sequence[Tensor]) -> None:
     """Batch norms that know the mean and the deviation of real images, and residual branches at a quarter's strength.
 
     A random ResNet at full strength is chaotic: it multiplies the rounding of every layer before it, as a trained one
@@ -89,37 +97,6 @@ def _calibrate(model: nn.Module, batches: list[Tensor]) -> None:
     model.eval()
     for norm in norms:
         norm.momentum = 0.1
-
-
-def _task(name: str, what: str, model: nn.Module, batches: list[Tensor]) -> Task:
-    flops, words = _work(model, batches[0])
-    return Task(name, what, model, batches, flops, 4 * words)
-
-
-def _work(model: nn.Module, batch: Tensor) -> tuple[int, int]:
-    """Floating-point operations of the products, and the words of weights, input and output."""
-    flops = 0
-
-    def count(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
-        nonlocal flops
-        if isinstance(module, nn.Conv2d):
-            flops += 2 * result.numel() * module.weight[0].numel()
-        elif isinstance(module, nn.Linear):
-            flops += 2 * result.numel() * module.in_features
-        elif isinstance(module, nn.LSTM):
-            steps = args[0].shape[0] * args[0].shape[1]
-            flops += 2 * steps * sum(w.numel() for n, w in module.named_parameters() if n.startswith("weight"))
-
-    handles = [m.register_forward_hook(count) for m in model.modules()]
-    with torch.no_grad():
-        result = logits(model(batch))
-    for handle in handles:
-        handle.remove()
-    words = batch.numel() + result.numel() + sum(p.numel() for p in model.parameters())
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):  # only the rows that are looked up
-            words -= module.weight.numel() - batch.numel() * module.embedding_dim
-    return flops, words
 
 
 def logits(result: Any) -> Tensor:

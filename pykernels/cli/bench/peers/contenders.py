@@ -53,67 +53,52 @@ class Contender:
 
 
 CONV, BN, RNN, GEMM = (frozenset({trait}) for trait in ("conv", "bn", "rnn", "gemm"))
+OURS = ("torch", "pykernels")
 _ONNX = ("onnx", "onnxscript")
 
+
+def _torch(
+    name: str, says: str, wants: frozenset[str] = frozenset(), *, exact_as: str = "float32", **options: Any
+) -> Contender:
+    needs = OURS if "ours" in options else ("torch",)
+    return Contender(name, says, "torch_side", options, needs, tolerance=exact_as, wants=wants)
+
+
+def _engine(
+    name: str, says: str, package: str, exports: tuple[str, ...], exact_as: str = "float32", *,
+    wants: frozenset[str] = frozenset(), shuns: frozenset[str] = GEMM, **options: Any,
+) -> Contender:  # fmt: skip
+    return Contender(name, says, f"{package}_side", options, (package,), exports, exact_as, wants, shuns)
+
+
+def _product(name: str, says: str, needs: tuple[str, ...] = ("torch",), exact_as: str = "exact") -> Contender:
+    return Contender(name, says, "int8_side", {"how": name}, needs, (), exact_as, GEMM, frozenset())
+
+
 CONTENDERS: tuple[Contender, ...] = (
-    Contender("eager", "PyTorch as it is", "torch_side"),
-    Contender("eager_cl", "eager, channels_last", "torch_side", {"channels_last": True}, wants=CONV),
-    Contender("folded", "eager, BN folded", "torch_side", {"fold": True}, wants=BN),
-    Contender("folded_cl", "BN folded, channels_last", "torch_side", {"fold": True, "channels_last": True}, wants=BN),
-    Contender("compile", "torch.compile", "torch_side", {"compiled": "plain"}),
-    Contender("compile_frz", "torch.compile, freezing", "torch_side", {"compiled": "freezing"}),
-    Contender(
-        "compile_frz_cl",
-        "torch.compile, freezing, channels_last",
-        "torch_side",
-        {"compiled": "freezing", "channels_last": True},
-        wants=CONV,
+    _torch("eager", "PyTorch as it is"),
+    _torch("eager_cl", "eager, channels_last", CONV, channels_last=True),
+    _torch("folded", "eager, BN folded", BN, fold=True),
+    _torch("folded_cl", "BN folded, channels_last", BN, fold=True, channels_last=True),
+    _torch("compile", "torch.compile", compiled="plain"),
+    _torch("compile_frz", "torch.compile, freezing", compiled="freezing"),
+    _torch("compile_frz_cl", "torch.compile, freezing, channels_last", CONV, compiled="freezing", channels_last=True),
+    _torch(
+        "compile_bf16", "torch.compile, freezing, bfloat16", exact_as="bfloat16", compiled="freezing", dtype="bfloat16"
     ),
-    Contender(
-        "compile_bf16",
-        "torch.compile, freezing, bfloat16",
-        "torch_side",
-        {"compiled": "freezing", "dtype": "bfloat16"},
-        tolerance="bfloat16",
-    ),
-    Contender("dyn_int8", "torch.ao dynamic int8", "torch_side", {"dynamic_int8": True}, tolerance="int8", wants=RNN),
-    Contender("ort", "ONNX Runtime", "onnxruntime_side", needs=("onnxruntime",), prepares=_ONNX, shuns=frozenset()),
-    Contender("ov", "OpenVINO, float32", "openvino_side", {"precision": "f32"}, ("openvino",), _ONNX),
-    Contender(
-        "ov_bf16", "OpenVINO, bfloat16", "openvino_side", {"precision": "bf16"}, ("openvino",), _ONNX, "bfloat16"
-    ),
-    Contender("ncnn", "ncnn", "ncnn_side", {"winograd": True}, ("ncnn",), ("pnnx",)),
-    Contender(
-        "ncnn_nowino", "ncnn without Winograd", "ncnn_side", {"winograd": False}, ("ncnn",), ("pnnx",), wants=CONV
-    ),
-    Contender("ours", "pk.optimize", "torch_side", {"ours": True}, ("torch", "pykernels")),
-    Contender(
-        "ours_bf16",
-        "pk.optimize, bfloat16",
-        "torch_side",
-        {"ours": True, "dtype": "bfloat16"},
-        ("torch", "pykernels"),
-        tolerance="bfloat16",
-    ),
-    *(
-        Contender(
-            name,
-            says,
-            "int8_side",
-            {"how": name},
-            ("torch", "pykernels") if "ours" in name else ("torch",),
-            tolerance="float32" if name == "linear_f32" else "exact",
-            wants=GEMM,
-            shuns=frozenset(),
-        )
-        for name, says in (
-            ("int_mm", "torch._int_mm, W (K, N)"),
-            ("int_mm_t", "torch._int_mm, W (N, K).t()"),
-            ("linear_f32", "F.linear, float32"),
-            ("int8_ours", "pk.ops.int8_matmul, W (K, N)"),
-            ("int8_ours_t", "pk.ops.int8_matmul, W (N, K).t()"),
-        )
-    ),
+    _torch("dyn_int8", "torch.ao dynamic int8", RNN, exact_as="int8", dynamic_int8=True),
+    _engine("ort", "ONNX Runtime", "onnxruntime", _ONNX, shuns=frozenset()),
+    _engine("ov", "OpenVINO, float32", "openvino", _ONNX, precision="f32"),
+    _engine("ov_bf16", "OpenVINO, bfloat16", "openvino", _ONNX, "bfloat16", precision="bf16"),
+    _engine("ncnn", "ncnn", "ncnn", ("pnnx",), winograd=True),
+    _engine("ncnn_nowino", "ncnn without Winograd", "ncnn", ("pnnx",), wants=CONV, winograd=False),
+    _torch("ours", "pk.optimize", ours=True),
+    _torch("ours_bf16", "pk.optimize, bfloat16", exact_as="bfloat16", ours=True, dtype="bfloat16"),
+    _product("int_mm", "torch._int_mm, W (K, N)"),
+    _product("int_mm_t", "torch._int_mm, W (N, K).t()"),
+    _product("linear_f32", "F.linear, float32", exact_as="float32"),
+    _product("int8_ours", "pk.ops.int8_matmul, W (K, N)", OURS),
+    _product("int8_ours_t", "pk.ops.int8_matmul, W (N, K).t()", OURS),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -29,6 +30,11 @@ class Row:
         return "int_mm" if "gemm" in self.traits else "eager"
 
 
+def _row(name: str, table: str, kind: str, batch: int, macs: int, *traits: str, **sizes: int | str) -> Row:
+    """``macs`` multiply-adds in one call."""
+    return Row(name, table, kind, sizes, batch, 2 * macs, frozenset(traits))
+
+
 # Multiply-adds of one image, by torch.utils.flop_counter on the plain models.
 _RESNETS: dict[str, tuple[dict[str, int | str], int]] = {
     "resnet18": ({"depth": 18, "stem": "imagenet", "image": 224}, 1_814_073_344),
@@ -37,23 +43,16 @@ _RESNETS: dict[str, tuple[dict[str, int | str], int]] = {
 }
 
 
-def _models() -> list[Row]:
-    rows = []
-    for batch in (1, 16):
-        for name, (sizes, macs) in _RESNETS.items():
-            traits = frozenset({"conv", "bn"})
-            rows.append(Row(f"{name}_b{batch}", "models", "resnet", {**sizes}, batch, 2 * macs * batch, traits))
-        lm = {"vocabulary": 10000, "embedding": 256, "hidden": 512, "layers": 2, "tokens": 64}
-        macs = 64 * (_lstm_macs(256, 512) + _lstm_macs(512, 512)) + 512 * 10000
-        traits = frozenset({"rnn"})
-        rows.append(Row(f"lstmlm_b{batch}", "models", "lstmlm", {**lm}, batch, 2 * macs * batch, traits))
-        cl = {"frames": 200, "features": 80, "hidden": 256, "layers": 2, "classes": 10}
-        macs = 200 * 80 * 32 * 9 + 100 * 40 * 64 * 32 * 9
-        macs += 50 * 2 * (_lstm_macs(64 * 20, 256) + _lstm_macs(512, 256)) + 512 * 10
-        rows.append(
-            Row(f"cnnlstm_b{batch}", "models", "cnnlstm", {**cl}, batch, 2 * macs * batch, frozenset({"conv", "rnn"}))
-        )
-    return rows
+def _models(batch: int) -> Iterator[Row]:
+    for name, (sizes, macs) in _RESNETS.items():
+        yield _row(f"{name}_b{batch}", "models", "resnet", batch, macs * batch, "conv", "bn", **sizes)
+    lm: dict[str, int | str] = {"vocabulary": 10000, "embedding": 256, "hidden": 512, "layers": 2, "tokens": 64}
+    macs = 64 * (_lstm_macs(256, 512) + _lstm_macs(512, 512)) + 512 * 10000
+    yield _row(f"lstmlm_b{batch}", "models", "lstmlm", batch, macs * batch, "rnn", **lm)
+    cl: dict[str, int | str] = {"frames": 200, "features": 80, "hidden": 256, "layers": 2, "classes": 10}
+    macs = 200 * 80 * 32 * 9 + 100 * 40 * 64 * 32 * 9
+    macs += 50 * 2 * (_lstm_macs(64 * 20, 256) + _lstm_macs(512, 256)) + 512 * 10
+    yield _row(f"cnnlstm_b{batch}", "models", "cnnlstm", batch, macs * batch, "conv", "rnn", **cl)
 
 
 def _lstm_macs(inputs: int, hidden: int) -> int:
@@ -95,29 +94,18 @@ _CONVS = (
 )
 
 
-def _convs() -> list[Row]:
-    rows = []
-    for batch in (1, 16):
-        for c, k, r, stride, side in _CONVS:
-            out = -(-side // stride)
-            sizes: dict[str, int | str] = {"c": c, "k": k, "r": r, "stride": stride, "side": side}
-            name = f"conv{c}-{k}_{r}x{r}s{stride}_{side}_b{batch}"
-            flops = 2 * batch * out * out * k * c * r * r
-            rows.append(Row(name, "conv", "conv", sizes, batch, flops, frozenset({"conv", "bn"})))
-    return rows
+def _conv(batch: int, c: int, k: int, r: int, stride: int, side: int, name: str = "", table: str = "conv") -> Row:
+    macs = batch * (-(-side // stride)) ** 2 * k * c * r * r
+    name = name or f"conv{c}-{k}_{r}x{r}s{stride}_{side}_b{batch}"
+    return _row(name, table, "conv", batch, macs, "conv", "bn", c=c, k=k, r=r, stride=stride, side=side)
 
 
-def _lstms() -> list[Row]:
-    rows = []
-    for kind, steps in (("lstm", 100), ("cell", 1)):
-        for hidden in (128, 256, 512, 1024):
-            for batch in (1, 16, 64):
-                sizes: dict[str, int | str] = {"hidden": hidden, "steps": steps}
-                flops = 2 * batch * steps * _lstm_macs(hidden, hidden)
-                rows.append(Row(f"{kind}{hidden}_b{batch}", "lstm", kind, sizes, batch, flops, frozenset({"rnn"})))
-    return rows
+def _lstm(kind: str, steps: int, hidden: int, batch: int) -> Row:
+    macs = batch * steps * _lstm_macs(hidden, hidden)
+    return _row(f"{kind}{hidden}_b{batch}", "lstm", kind, batch, macs, "rnn", hidden=hidden, steps=steps)
 
 
+#: M, N, K.
 _GEMMS = (
     (1, 4096, 4096),
     (16, 4096, 4096),
@@ -127,26 +115,21 @@ _GEMMS = (
     (128, 3072, 768),
 )
 
-
-def _gemms() -> list[Row]:
-    return [
-        Row(f"int8_{m}x{n}x{k}", "int8", "gemm", {"m": m, "n": n, "k": k}, m, 2 * m * n * k, frozenset({"gemm"}))
-        for m, n, k in _GEMMS
-    ]
-
-
 #: The smallest row: what the tests run, and a check that the whole path works.
-SMOKE = Row(
-    "smoke",
-    "smoke",
-    "conv",
-    {"c": 4, "k": 8, "r": 3, "stride": 1, "side": 8},
-    1,
-    2 * 64 * 8 * 36,
-    frozenset({"conv", "bn"}),
-)
+SMOKE = _conv(1, 4, 8, 3, 1, 8, "smoke", "smoke")
 
-ROWS: tuple[Row, ...] = (*_models(), *_convs(), *_lstms(), *_gemms(), SMOKE)
+ROWS: tuple[Row, ...] = (
+    *(row for batch in (1, 16) for row in _models(batch)),
+    *(_conv(batch, *sizes) for batch in (1, 16) for sizes in _CONVS),
+    *(
+        _lstm(kind, t, h, b)
+        for kind, t in (("lstm", 100), ("cell", 1))
+        for h in (128, 256, 512, 1024)
+        for b in (1, 16, 64)
+    ),
+    *(_row(f"int8_{m}x{n}x{k}", "int8", "gemm", m, m * n * k, "gemm", m=m, n=n, k=k) for m, n, k in _GEMMS),
+    SMOKE,
+)
 
 
 def by_name(name: str) -> Row:
@@ -168,7 +151,6 @@ def select(table: str, patterns: list[str]) -> list[Row]:
         raise ValueError(f"table: expected one of {', '.join(TABLES)}; got {table!r}")
     for pattern in patterns:
         if not any(fnmatchcase(row.name, pattern) for row in rows):
-            raise ValueError(
-                f"rows: {pattern!r} matches no row of {table!r}; it has {', '.join(row.name for row in rows)}"
-            )
+            names = ", ".join(row.name for row in rows)
+            raise ValueError(f"rows: {pattern!r} matches no row of {table!r}; it has {names}")
     return [row for row in rows if not patterns or any(fnmatchcase(row.name, p) for p in patterns)]

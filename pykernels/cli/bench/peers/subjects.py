@@ -12,16 +12,23 @@ from torch import nn
 from .rows import Row
 
 SEED = 20261122
+#: A module, and one batch of inputs.
+Subject = tuple[nn.Module, tuple[torch.Tensor, ...]]
 
 
-def build(row: Row) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+def build(row: Row) -> Subject:
     """The subject in eval mode, float32, and one batch of inputs."""
-    torch.manual_seed(SEED)
-    module, inputs = _BUILDERS[row.kind](row.batch, **row.sizes)
+    module, inputs = fresh(row)
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
             _wear_in(part)
     return module.eval().requires_grad_(False), inputs
+
+
+def fresh(row: Row) -> Subject:
+    """The same as it is initialised, in training mode."""
+    torch.manual_seed(SEED)
+    return _BUILDERS[row.kind](row.batch, **row.sizes)
 
 
 def _wear_in(norm: nn.BatchNorm2d) -> None:
@@ -41,26 +48,22 @@ def _plain(name: str, *args: Any, **kwargs: Any) -> nn.Module:
     return importlib.import_module("pykernels.models.reference").reference_twin(model)
 
 
-def _resnet(batch: int, depth: int, stem: str, image: int) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+def _resnet(batch: int, depth: int, stem: str, image: int) -> Subject:
     model = _plain(f"resnet{depth}", num_classes=10 if stem == "cifar" else 1000, stem=stem)
     return model, (torch.randn(batch, 3, image, image),)
 
 
-def _lstmlm(
-    batch: int, vocabulary: int, embedding: int, hidden: int, layers: int, tokens: int
-) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+def _lstmlm(batch: int, vocabulary: int, embedding: int, hidden: int, layers: int, tokens: int) -> Subject:
     model = _plain("LSTMLanguageModel", vocabulary, embedding, hidden, layers)
     return model, (torch.randint(0, vocabulary, (batch, tokens)),)
 
 
-def _cnnlstm(
-    batch: int, frames: int, features: int, hidden: int, layers: int, classes: int
-) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+def _cnnlstm(batch: int, frames: int, features: int, hidden: int, layers: int, classes: int) -> Subject:
     model = _plain("CNNLSTM", classes, 64 * (features // 4), hidden, layers)
     return model, (torch.randn(batch, 1, frames, features),)
 
 
-def _conv(batch: int, c: int, k: int, r: int, stride: int, side: int) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+def _conv(batch: int, c: int, k: int, r: int, stride: int, side: int) -> Subject:
     layer = nn.Conv2d(c, k, r, stride=stride, padding=r // 2, bias=False)
     return nn.Sequential(layer, nn.BatchNorm2d(k), nn.ReLU()), (torch.randn(batch, c, side, side),)
 
@@ -89,11 +92,11 @@ class Step(nn.Module):
         return self.cell(x, (h, c))
 
 
-def _sequence(batch: int, hidden: int, steps: int) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+def _sequence(batch: int, hidden: int, steps: int) -> Subject:
     return Sequence(hidden), (torch.randn(batch, steps, hidden),)
 
 
-def _cell(batch: int, hidden: int, steps: int) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+def _cell(batch: int, hidden: int, steps: int) -> Subject:
     return Step(hidden), tuple(torch.randn(batch, hidden) for _ in range(3))
 
 
@@ -110,7 +113,7 @@ class Product(nn.Module):
         return a @ self.weight if a.is_floating_point() else torch._int_mm(a, self.weight)
 
 
-def _product(batch: int, m: int, n: int, k: int) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+def _product(batch: int, m: int, n: int, k: int) -> Subject:
     return Product(n, k), (torch.randint(-128, 128, (m, k), dtype=torch.int8),)
 
 
