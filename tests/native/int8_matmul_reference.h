@@ -3,7 +3,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <random>
 #include <vector>
 
@@ -39,13 +38,6 @@ inline int64_t int8_sum(const int8_t* a, int64_t stride_a, const int8_t* b, int6
   int64_t sum = 0;
   for (int64_t x = 0; x < k; ++x) sum += (a[x * stride_a] - zero) * b[x * stride_b];
   return sum;
-}
-
-inline float float_of_bf16(uint16_t x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float f;
-  std::memcpy(&f, &bits, 4);
-  return f;
 }
 
 // To nearest even, saturated; NaN gives 0.

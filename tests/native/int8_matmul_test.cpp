@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "cpu/int8_matmul/choose.h"
+#include "elements.h"
 #include "int8_matmul_reference.h"
 #include "test.h"
 
@@ -90,7 +91,7 @@ void epilogue_case(DType out_dtype) {
   for (size_t i = 0; i < m; ++i) as[i] = std::ldexp(1.0f, -static_cast<int>(i % 3));
   for (size_t j = 0; j < n; ++j) bs[j] = std::ldexp(1.0f, -4 - static_cast<int>(j % 5)), bias[j] = 0.25f * j - 3;
   const int32_t zero = 5;
-  std::vector<float> out(m * n + 1, 77.0f);  // wide enough for every type
+  test::Elements<std::vector<char>> out(out_dtype, m * n);
   Int8Matmul p;
   p.m = m, p.n = n, p.k = k, p.a = a.data(), p.a_stride_m = k, p.a_stride_k = 1;
   p.b = b.data(), p.b_stride_k = n, p.b_stride_n = 1, p.out = out.data(), p.out_dtype = out_dtype;
@@ -101,18 +102,12 @@ void epilogue_case(DType out_dtype) {
     for (size_t j = 0; j < n; ++j) {
       const int64_t sum = test::int8_sum(a.data() + i * k, 1, b.data() + j, n, k, zero);
       const float y = std::fmax(0.0f, static_cast<float>(sum) * as[i] * bs[j] + bias[j]);
-      const size_t at = i * n + j;
-      float got = 0, expected = y;
-      if (out_dtype == DType::f32) got = out[at];
+      const float got = out[i * n + j];
       if (out_dtype == DType::bf16) {
-        got = test::float_of_bf16(reinterpret_cast<const uint16_t*>(out.data())[at]);
         EXPECT(std::fabs(got - y) <= std::fabs(y) / 256, "bf16: %g for %g", got, y);
         continue;
       }
-      if (out_dtype == DType::i8) {
-        got = reinterpret_cast<const int8_t*>(out.data())[at];
-        expected = test::rounded_to_int8(y, -128.0f);
-      }
+      const float expected = out_dtype == DType::i8 ? test::rounded_to_int8(y, -128.0f) : y;
       EXPECT(got == expected, "output type %d: %g for %g", static_cast<int>(out_dtype), got, expected);
     }
   }
