@@ -188,4 +188,28 @@ struct CallIn {
   std::vector<double> expected() const { return naive(args, x, weight, residual); }
 };
 
+// Of a 3 x 3 filter and an infinity at (3, 4) and a NaN at (7, 8) of channel 2: they stay within the pixels and
+// channels that they touch, and padding, padded channels and other groups contribute none. `split`: an infinity may
+// turn NaN.
+template <class Bytes>
+void set_special_values(CallIn<Bytes>* call) {
+  call->x.set(0, 2, 3, 4, INFINITY);
+  call->x.set(0, 2, 7, 8, NAN);
+}
+template <class Bytes>
+void expect_special_values(const CallIn<Bytes>& call, const char* what, bool split = false) {
+  const ConvShape& s = call.args.shape;
+  call.y.each([&](int64_t n, int64_t k, int64_t p, int64_t q) {
+    const bool of_group = k / (s.k / s.groups) == 2 / (s.c / s.groups);
+    const bool infinite = of_group && std::abs(p - 3) <= 1 && std::abs(q - 4) <= 1;
+    const bool nan = of_group && std::abs(p - 7) <= 1 && std::abs(q - 8) <= 1;
+    const float v = call.y.get(n, k, p, q);
+    EXPECT(infinite ? (split ? !std::isfinite(v) : std::isinf(v))
+           : nan    ? std::isnan(v)
+                    : std::isfinite(v),
+           "%s, groups %d: (%d, %d, %d): %g", what, static_cast<int>(s.groups), static_cast<int>(k),
+           static_cast<int>(p), static_cast<int>(q), v);
+  });
+}
+
 }  // namespace pk::conv_test

@@ -70,14 +70,7 @@ void matmul_case(int64_t m, int64_t n, int64_t k, bool extremes, bool zero_point
     p.packed = blob.data(), p.packed_bytes = static_cast<int64_t>(blob.size()), p.b = nullptr;
   }
   run(p, executor);
-  int64_t wrong = 0;
-  for (int64_t i = 0; i < m; ++i) {
-    for (int64_t j = 0; j < n; ++j) {
-      const int64_t left = zero_point ? zero[static_cast<size_t>(i)] : 0;
-      const int64_t sum = test::int8_sum(a.data() + i * am, ak, b.data() + j * bn, bk, k, left);
-      wrong += sum != out[static_cast<size_t>(i * n + j)];
-    }
-  }
+  const int64_t wrong = test::wrong_sums(p, b.data());
   EXPECT(wrong == 0, "%ld of %ld wrong: m %ld n %ld k %ld extremes %d zero_point %d form %d", wrong, m * n, m, n, k,
          extremes, zero_point, form);
   EXPECT(out.back() == 77, "wrote behind the output");
@@ -159,15 +152,7 @@ void quantize_case(int64_t outer, int64_t channels, int64_t inner, bool symmetri
     EXPECT(s, "%s", s.error);
   }
   EXPECT(q.back() == 77, "wrote behind q");
-  const test::Quantized expected = test::quantize_reference(x, channels, inner, symmetric);
-  for (size_t ch = 0; ch < c; ++ch) {
-    EXPECT(scale[ch] == expected.scale[ch] && static_cast<float>(zero[ch]) == expected.zero_point[ch],
-           "channel %zu: scale %g for %g, zero point %d for %g", ch, scale[ch], expected.scale[ch], zero[ch],
-           expected.zero_point[ch]);
-  }
-  for (size_t i = 0; i < total; ++i) {
-    EXPECT(static_cast<float>(q[i]) == expected.q[i], "x %g: q %d for %g", x[i], q[i], expected.q[i]);
-  }
+  test::expect_quantized(test::quantize_reference(x, channels, inner, symmetric), x, q, scale, zero);
 }
 
 void everything() {

@@ -213,6 +213,10 @@ std::vector<Pointer> pointers_to(std::vector<Elements<Bytes>>& tensors) {
   return pointers;
 }
 
+inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
+}
+
 inline void check_close(const char* what, const std::vector<float>& got, const Doubles& expected, double tolerance) {
   const double error = relative_l2(got, expected);
   EXPECT(error <= tolerance, "%s: relative error %g > %g", what, error, tolerance);

@@ -126,13 +126,11 @@ Results run(const Problem& p, const LstmKernels* table, Weights how, Order order
   return r;
 }
 
-bool same(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
-}
 bool same(const Results& a, const Results& b) {
-  bool all = same(a.output, b.output) && same(a.h_n, b.h_n) && same(a.c_n, b.c_n) && same(a.reserve, b.reserve) &&
-             same(a.grad_x, b.grad_x) && same(a.grad_h0, b.grad_h0) && same(a.grad_c0, b.grad_c0);
-  for (size_t i = 0; all && i < a.grad_weights.size(); ++i) all = same(a.grad_weights[i], b.grad_weights[i]);
+  bool all = same_bits(a.output, b.output) && same_bits(a.h_n, b.h_n) && same_bits(a.c_n, b.c_n) &&
+             same_bits(a.reserve, b.reserve) && same_bits(a.grad_x, b.grad_x) && same_bits(a.grad_h0, b.grad_h0) &&
+             same_bits(a.grad_c0, b.grad_c0);
+  for (size_t i = 0; all && i < a.grad_weights.size(); ++i) all = same_bits(a.grad_weights[i], b.grad_weights[i]);
   return all;
 }
 

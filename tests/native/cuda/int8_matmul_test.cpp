@@ -65,14 +65,7 @@ void matmul_case(int64_t m, int64_t n, int64_t k, bool extremes, bool zero_point
     p.packed = packed.data(), p.packed_bytes = static_cast<int64_t>(packed.size()), p.b = nullptr;
   }
   run(p, plan);
-  int64_t wrong = 0;
-  for (int64_t i = 0; i < m; ++i) {
-    for (int64_t j = 0; j < n; ++j) {
-      const int64_t sum = test::int8_sum(a.data() + as.first + i * as.row, as.k, b.data() + bs.first + j * bs.row, bs.k,
-                                         k, zero_point ? zero[static_cast<size_t>(i)] : 0);
-      wrong += sum != out[static_cast<size_t>(i * n + j)];
-    }
-  }
+  const int64_t wrong = test::wrong_sums(p, b.data() + bs.first);
   EXPECT(wrong == 0, "%ld of %ld wrong: m %ld n %ld k %ld extremes %d zero_point %d a %d b %d algorithm %d split %d",
          wrong, m * n, m, n, k, extremes, zero_point, static_cast<int>(a_layout), static_cast<int>(b_layout),
          static_cast<int>(plan.algorithm), plan.split);
@@ -162,16 +155,8 @@ void quantize_case(DType dtype, int64_t outer, int64_t channels, int64_t inner, 
   cuda::QuantizeInt8Plan plan;
   succeeded(cuda::make_plan(p, &plan), "make_plan");
   run_planned(plan);
-  const test::Quantized expected = test::quantize_reference(given.floats(), channels, inner, symmetric);
-  for (size_t ch = 0; ch < c; ++ch) {
-    const float e = expected.scale[ch];
-    EXPECT((e != e ? scale[ch] != scale[ch] : scale[ch] == e) && zero[ch] == static_cast<int>(expected.zero_point[ch]),
-           "channel %zu: scale %g for %g, zero point %d for %g", ch, scale[ch], e, zero[ch], expected.zero_point[ch]);
-  }
-  for (size_t i = 0; i < total; ++i) {
-    EXPECT(static_cast<float>(q[i]) == expected.q[i], "(%ld, %ld, %ld) x %g: q %d for %g", outer, channels, inner,
-           given[i], q[i], expected.q[i]);
-  }
+  const std::vector<float> seen = given.floats();
+  test::expect_quantized(test::quantize_reference(seen, channels, inner, symmetric), seen, q, scale, zero);
 }
 
 constexpr Int8Choice kForced[] = {{Int8Algorithm::tile_64x64, 1},   {Int8Algorithm::tile_64x64, 3},

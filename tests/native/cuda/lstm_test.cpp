@@ -145,10 +145,8 @@ void check_cases(const std::vector<Case>& cases) {
 }
 
 bool same(const Results& a, const Results& b) {
-  const auto equal = [](const std::vector<float>& x, const std::vector<float>& y) {
-    return x.size() == y.size() && (x.empty() || std::memcmp(x.data(), y.data(), x.size() * sizeof(float)) == 0);
-  };
-  return equal(a.output, b.output) && equal(a.h_n, b.h_n) && equal(a.c_n, b.c_n) && equal(a.reserve, b.reserve);
+  return same_bits(a.output, b.output) && same_bits(a.h_n, b.h_n) && same_bits(a.c_n, b.c_n) &&
+         same_bits(a.reserve, b.reserve);
 }
 
 // The exchange between blocks, whoever is late: every schedule gives the same bits.

@@ -225,24 +225,12 @@ bool im2col_is_right(int stride, int dilation, int pad, int first, bool swizzle)
   simt::Guarded<f16> x(static_cast<size_t>(n * h * w * c));
   for (size_t i = 0; i < x.size(); ++i) x[i].bits = static_cast<uint16_t>(i + 1);
   TensorMap map;
-  const Im2colView view = {.data = x.data(),
-                           .dtype = DType::f16,
-                           .n = n,
-                           .h = h,
-                           .w = w,
-                           .c = c,
-                           .stride_n = h * w * c,
-                           .stride_h = w * c,
-                           .stride_w = c,
-                           .p = p,
-                           .q = q,
-                           .pad_top = pad,
-                           .pad_left = pad,
-                           .step_h = stride,
-                           .step_w = stride,
-                           .pixels = pixels,
-                           .channels = channels,
-                           .swizzle = swizzle ? Swizzle::b128 : Swizzle::none};
+  Im2colView view = {.data = x.data(), .dtype = DType::f16};
+  view.n = n, view.h = h, view.w = w, view.c = c;
+  view.stride_n = h * w * c, view.stride_h = w * c, view.stride_w = c;
+  view.p = p, view.q = q, view.pad_top = view.pad_left = pad, view.step_h = view.step_w = stride;
+  view.pixels = pixels, view.channels = channels;
+  view.swizzle = swizzle ? Swizzle::b128 : Swizzle::none;
   bool right = bool(make_tensor_map(view, &map));
   const int from = swizzle ? 0 : 8;  // a tail of channels, or all
   for (int r = 0; r < taps; ++r) {
@@ -395,19 +383,10 @@ void test_tensor_maps() {
   EXPECT(!made(matrix_view(x, DType::f32, 2, 32, 32, 2, 6, Swizzle::none)));
   EXPECT(!made(matrix_view(x, DType::f32, 0, 32, 32, 2, 32)));
   EXPECT(!made(matrix_view(x, DType::f32, 2, 32, int64_t{1} << 60, 2, 32)));
-  Im2colView view = {.data = x,
-                     .dtype = DType::f16,
-                     .n = 1,
-                     .h = 1,
-                     .w = 2,
-                     .c = 64,
-                     .stride_n = 128,
-                     .stride_h = 128,
-                     .stride_w = 64,
-                     .p = 1,
-                     .q = 2,
-                     .pixels = 8,
-                     .channels = 64};
+  Im2colView view = {.data = x, .dtype = DType::f16};
+  view.n = view.h = 1, view.w = 2, view.c = 64;
+  view.stride_n = view.stride_h = 128, view.stride_w = 64;
+  view.p = 1, view.q = 2, view.pixels = 8, view.channels = 64;
   EXPECT(bool(make_tensor_map(view, &map)));
   view.pad_left = 129;
   EXPECT(!bool(make_tensor_map(view, &map)));
