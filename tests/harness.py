@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from pykernels import _native
 from pykernels._measure import relative_l2
 from pykernels._native import _cuda
-from pykernels.ops._check import (
-    compare,
-    forced_isa,
-    host_isas,
-    inputs_of,
-    map_tensors,
-    tensors_of,
-    to_double,
-)
+from pykernels.ops._check import compare, forced_isa, host_isas, inputs_of, map_tensors, tensors_of, to_double
 from pykernels.ops._dispatch import triton_missing
 from pykernels.ops._spec import OpSpec, Sample, lay_out
 
@@ -29,6 +22,8 @@ __all__ = [
     "CUDA_GATE",
     "DEVICE",
     "FORMATS",
+    "assert_one_graph",
+    "assert_threads_change_nothing",
     "check_op",
     "cuda_build",
     "cuda_reason",
@@ -101,6 +96,32 @@ def eight_threads(work: Callable[[int], object]) -> None:
         thread.join()
     if raised:
         raise raised[0]
+
+
+def assert_threads_change_nothing(call: Callable[[], object], counts: tuple[int, ...]) -> None:
+    """The tensors that the call gives have the same bits with so many of torch's threads."""
+    before, results = torch.get_num_threads(), []
+    try:
+        for count in (before, *counts):
+            torch.set_num_threads(count)
+            results.append(tensors_of(call()))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def assert_one_graph(
+    function: Callable, calls: Iterable[tuple[object, ...]], backend: str = "aot_eager", dynamic: bool | None = True
+) -> None:
+    """The function is compiled whole, and once for all the calls, whose bits are those of the plain function."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=dynamic)
+    for args in calls:
+        for got, expected in zip(tensors_of(compiled(*args)), tensors_of(function(*args)), strict=True):
+            assert torch.equal(got, expected)
+    assert counter.frame_count == 1
 
 
 native = pytest.mark.skipif(_native.error is not None, reason=str(_native.error))

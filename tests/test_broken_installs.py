@@ -28,11 +28,15 @@ ASKS_FOR_THE_KERNELS = USES_THE_REFERENCE.replace("(x, w)\nassert", '(x, w, back
 assert ASKS_FOR_THE_KERNELS != USES_THE_REFERENCE
 
 
+def copy_package(to: Path, *left_out: str) -> Path:
+    shutil.copytree(PACKAGE, to / "pykernels", ignore=shutil.ignore_patterns(*left_out, "__pycache__"))
+    return to
+
+
 @pytest.fixture
 def bare(tmp_path: Path) -> Path:
     """A copy of the package without its native libraries."""
-    shutil.copytree(PACKAGE, tmp_path / "pykernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    return tmp_path
+    return copy_package(tmp_path, "*.so")
 
 
 def run(code: str, directory: Path | None = None, **environment: str) -> subprocess.CompletedProcess:

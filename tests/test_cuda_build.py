@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import runpy
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-import pykernels
 from pykernels import _native
 from pykernels._native import _cuda
 from pykernels.ops._spec import all_specs
 from tests.harness import CUDA_GATE
+from tests.test_broken_installs import PACKAGE, copy_package, run
 
-PACKAGE = Path(pykernels.__file__).parent
 SETUP = PACKAGE.parent / "setup.py"
 needs_setup = pytest.mark.skipif(not SETUP.exists(), reason="setup.py is not beside the package")
 
@@ -132,16 +129,11 @@ needs_native = pytest.mark.skipif(_native.error is not None, reason=str(_native.
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
     """A copy of the package without CUDA libraries."""
-    ignored = shutil.ignore_patterns("libpykernels*cuda.so", "__pycache__")
-    shutil.copytree(PACKAGE, tmp_path / "pykernels", ignore=ignored)
-    return tmp_path
+    return copy_package(tmp_path, "libpykernels*cuda.so")
 
 
 def told(code: str, directory: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=directory, timeout=120, check=False,
-        env={**os.environ, "PYTHONPATH": str(directory)},
-    )  # fmt: skip
+    done = run(code, directory)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -34,7 +34,7 @@ from triton_gate import (
     table,
     usage_of,
 )
-from triton_launches import TARGETS, Site, launched, uncovered
+from triton_launches import TARGETS, launched, uncovered
 
 SHARED = {"sm_80": 166912, "sm_90": 232448, "gfx942": 65536}
 
@@ -51,66 +51,51 @@ def kernel(**changes) -> Kernel:
 
 SOURCE = """
 import triton
-from pykernels.ops._shared import helper, also_launched
 
 @triton.jit
-def inner(x):
-    return helper(x)
+def helper(x):
+    return x
 
 @triton.jit
-def kernel(x):
-    inner(x)
+def one_kernel(x):
+    helper(x)
 
-@triton.jit
-def forgotten(x):
+@triton.jit(do_not_specialize=["x"])
+def forgotten_kernel(x):
     pass
 
 def op(x):
     launch(
-        kernel, (1,), x,
+        one_kernel, (1,), x,
         BLOCK=1,
     )
-    launch(also_launched, (1,), x)
-"""
-SHARED_SOURCE = """
-import triton
-
-@triton.jit
-def helper(x):
-    return also_launched(x)
-
-@triton.jit(do_not_specialize=["x"])
-def also_launched(x):
-    return x
+    launch(other_kernel, (1,), x)
 """
 
 
 @pytest.fixture
-def sources(tmp_path) -> tuple[Path, Path]:
-    folder = tmp_path / "pykernels/ops"
-    (folder / "family").mkdir(parents=True)
-    files = folder / "family/triton.py", folder / "_shared.py"
-    files[0].write_text(SOURCE)
-    files[1].write_text(SHARED_SOURCE)
-    return files
+def source(tmp_path) -> Path:
+    file = tmp_path / "triton.py"
+    file.write_text(SOURCE)
+    return file
 
 
-def test_kernels_are_what_no_other_calls_or_what_is_launched_by_name(sources):
-    main, shared = sources
-    kernels, sites = launched(sources)
-    assert kernels == {(main, "kernel"), (main, "forgotten"), (shared, "also_launched")}
-    assert sites == {Site(main, 18, 21), Site(main, 22, 22)}
+def test_kernels_are_what_is_named_so(source):
+    kernels, sites = launched([source])
+    assert kernels == {(source, "one_kernel"), (source, "forgotten_kernel")}
+    assert sites == {(source, 17), (source, 21)}
 
 
-def test_what_no_call_launches_is_told(sources):
-    main, shared = sources
-    kernels, sites = launched(sources)
-    told = uncovered(kernels, sites, {(main, "kernel"), (shared, "also_launched")}, {(main, 19)})
+def test_what_no_call_launches_is_told(source):
+    kernels, sites = launched([source])
+    told = uncovered(kernels, sites, {(source, "one_kernel"), (source, "helper")}, {(source, 17), (source, 18)})
     assert told == [
-        f"{main}: forgotten is launched by no call of tools/triton_calls.py",
-        f"{main}:22: no call of tools/triton_calls.py reaches this launch",
+        f"{source}: forgotten_kernel is launched by no call of tools/triton_calls.py",
+        f"{source}: helper is launched, and not named as a kernel",
+        f"{source}:18: a launch that is no statement of its own",
+        f"{source}:21: no call of tools/triton_calls.py reaches this launch",
     ]
-    assert uncovered(kernels, sites, kernels, {(main, 18), (main, 22)}) == []
+    assert uncovered(kernels, sites, kernels, sites) == []
 
 
 # ---- reading machine code ----

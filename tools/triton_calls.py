@@ -61,6 +61,16 @@ def int8_matmul() -> Calls:
     }
 
 
+def lstm_weights(dtype, features, hidden, layers, directions, bias):
+    """Those of all layers and directions."""
+    weights = []
+    for layer in range(layers):
+        wide = directions * hidden if layer else features
+        shapes = [(4 * hidden, wide), (4 * hidden, hidden)] + [(4 * hidden,)] * (2 if bias else 0)
+        weights += [meta(dtype, *shape) for _ in range(directions) for shape in shapes]
+    return weights
+
+
 def lstm() -> Calls:
     """Persistent with W_hh resident or streamed, a launch a step, the cell."""
     from pykernels.ops.lstm import triton as ops
@@ -69,11 +79,7 @@ def lstm() -> Calls:
         directions = 2 if both else 1
         x = meta(dtype, time * batch, features) if packed else meta(dtype, time, batch, features)
         state = meta(dtype, layers * directions, batch, hidden)
-        weights = []
-        for layer in range(layers):
-            wide = directions * hidden if layer else features
-            shapes = [(4 * hidden, wide), (4 * hidden, hidden)] + [(4 * hidden,)] * (2 if bias else 0)
-            weights += [meta(dtype, *shape) for _ in range(directions) for shape in shapes]
+        weights = lstm_weights(dtype, features, hidden, layers, directions, bias)
         sizes = meta(torch.int64, time) if packed else None
         ops.lstm(x, state, state, weights, sizes, layers, both, False, bias, save)
 
@@ -110,11 +116,7 @@ def lstm_backward() -> Calls:
         x = meta(dtype, time * batch, features) if packed else meta(dtype, time, batch, features)
         output = meta(dtype, *x.shape[:-1], directions * hidden)
         state = meta(dtype, layers * directions, batch, hidden)
-        weights = []
-        for layer in range(layers):
-            wide = directions * hidden if layer else features
-            shapes = [(4 * hidden, wide), (4 * hidden, hidden)] + [(4 * hidden,)] * (2 if bias else 0)
-            weights += [meta(dtype, *shape) for _ in range(directions) for shape in shapes]
+        weights = lstm_weights(dtype, features, hidden, layers, directions, bias)
         ops.lstm_backward(
             output, state, None, x, state, state, weights, meta(torch.int64, time) if packed else None, output,
             meta(dtype, reserve_size(time * batch, hidden, layers, directions)), layers, both, False, bias,
@@ -184,30 +186,16 @@ def conv_bn_act() -> Calls:
     def tensor(dtype, shape, planes):
         return meta(dtype, *shape) if planes else meta(dtype, *shape).to(memory_format=torch.channels_last)
 
-    def conv(
-        dtype,
-        n,
-        c,
-        size,
-        k,
-        kernel,
-        *,
-        stride=1,
-        groups=1,
-        residual=False,
-        planes=False,
-        act=relu,
-        out=None,
-        tf32=False,
-    ):
+    # rest: the output's type, of int8; whether by tf32, of the others
+    def conv(dtype, n, c, size, k, kernel, *, stride=1, groups=1, residual=False, planes=False, act=relu, **rest):
         x, w = tensor(dtype, (n, c, size, size), planes), tensor(dtype, (k, c // groups, kernel, kernel), False)
         p = (size + 2 * (kernel // 2) - kernel) // stride + 1
         added = tensor(dtype, (n, k, p, p), planes) if residual else None
         geometry = ([stride] * 2, [kernel // 2] * 4, [1, 1], groups)
         if dtype == i8:
-            ops.int8_conv2d(x, w, meta(f32, k), meta(f32, k), added, 0.5, *geometry, act, 0.01, 0.5, out)
+            ops.int8_conv2d(x, w, meta(f32, k), meta(f32, k), added, 0.5, *geometry, act, 0.01, 0.5, rest["out"])
         else:
-            ops.conv_bn_act(x, w, meta(f32, k), meta(f32, k), added, *geometry, act, 0.01, tf32)
+            ops.conv_bn_act(x, w, meta(f32, k), meta(f32, k), added, *geometry, act, 0.01, rest.get("tf32", False))
 
     return {
         f"conv {label}": call

@@ -6,7 +6,7 @@ For tools/triton_gate.py. `record` makes the calls with `_triton.launch` replace
 
 from __future__ import annotations
 
-import ast
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -77,70 +77,31 @@ def kernel_of(launch: Launch) -> tuple[Path, str]:
 
 # ---- what the sources launch ----
 
-
-@dataclass(frozen=True)
-class Site:
-    """A call of `launch`: lines of a file."""
-
-    file: Path
-    first: int
-    last: int
+#: A file and a name in it, or a line of it.
+Kernels = set[tuple[Path, str]]
+Sites = set[tuple[Path, int]]
 
 
-def launched(files: Iterable[Path]) -> tuple[set[tuple[Path, str]], set[Site]]:
-    """The kernels of some sources (file, name), and where they launch.
-
-    A kernel is a `@triton.jit` function that no other one refers to, or that `launch` is given by name; the rest are
-    helpers, which are compiled into kernels.
-    """
-    functions: dict[tuple[Path, str], ast.FunctionDef] = {}
-    imported: dict[tuple[Path, str], tuple[str, str]] = {}  # name in a file -> the module's last name, name there
-    sites, named = set(), set()
+def launched(files: Iterable[Path]) -> tuple[Kernels, Sites]:
+    """The kernels of some sources, and where they launch. Kernels are named so; other jitted functions are helpers."""
+    kernels: Kernels = set()
+    sites: Sites = set()
     for file in files:
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.FunctionDef) and any(_last_name(d) == "jit" for d in node.decorator_list):
-                functions[file, node.name] = node
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                for alias in node.names:
-                    imported[file, alias.asname or alias.name] = node.module, alias.name
-            elif isinstance(node, ast.Call) and _last_name(node.func) == "launch":
-                sites.add(Site(file, node.lineno, node.end_lineno or node.lineno))
-                if node.args and isinstance(node.args[0], ast.Name):
-                    named.add((file, node.args[0].id))
-
-    def resolve(file: Path, name: str) -> tuple[Path, str] | None:
-        if (file, name) in functions:
-            return file, name
-        module, original = imported.get((file, name), ("", ""))
-        tail = module.replace(".", "/") + ".py"
-        return next((f for f in functions if module and str(f[0]).endswith(tail) and f[1] == original), None)
-
-    helpers = {
-        resolve(file, node.id)
-        for (file, name), function in functions.items()
-        for node in ast.walk(function)
-        if isinstance(node, ast.Name) and node.id != name
-    }
-    given = {resolve(file, name) for file, name in named} - {None}
-    return (set(functions) - helpers) | given, sites  # type: ignore[return-value,operator]
+        text = file.read_text()
+        kernels |= {(file, name) for name in re.findall(r"^def (\w+_kernel)\(", text, re.M)}
+        lines = enumerate(text.splitlines(), 1)
+        sites |= {(file, number) for number, line in lines if re.match(r"\s+launch\(", line)}
+    return kernels, sites
 
 
-def _last_name(node: ast.expr) -> str:
-    if isinstance(node, ast.Call):
-        return _last_name(node.func)
-    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
-
-
-def uncovered(
-    kernels: set[tuple[Path, str]], sites: set[Site], ran: set[tuple[Path, str]], reached: set[tuple[Path, int]]
-) -> list[str]:
+def uncovered(kernels: Kernels, sites: Sites, ran: Kernels, reached: Sites) -> list[str]:
     """The kernels that no call launched and the launches that no call reached, in words."""
     found = [f"{short(file)}: {name} is launched by no call of tools/triton_calls.py" for file, name in kernels - ran]
-    found += [
-        f"{short(site.file)}:{site.first}: no call of tools/triton_calls.py reaches this launch"
-        for site in sites
-        if not any(file == site.file and site.first <= line <= site.last for file, line in reached)
-    ]
+    found += [f"{short(file)}: {name} is launched, and not named as a kernel" for file, name in ran - kernels]
+    for file, line in sites - reached:
+        found.append(f"{short(file)}:{line}: no call of tools/triton_calls.py reaches this launch")
+    for file, line in reached - sites:
+        found.append(f"{short(file)}:{line}: a launch that is no statement of its own")
     return sorted(found)
 
 

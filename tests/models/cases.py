@@ -6,15 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pykernels.models import (
-    CNNLSTM,
-    BasicBlock,
-    Bottleneck,
-    LSTMLanguageModel,
-    ResNet,
-    resnet18,
-    resnet50,
-)
+from pykernels.models import CNNLSTM, BasicBlock, Bottleneck, LSTMLanguageModel, ResNet, resnet18, resnet50
 from tests.harness import normal, relative_l2, to_double
 from tests.models.bounds import model_bound
 

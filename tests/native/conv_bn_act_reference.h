@@ -2,13 +2,12 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
-#include <cstring>
 #include <initializer_list>
 #include <vector>
 
 #include "activated.h"
+#include "elements.h"
 #include "pykernels/conv_bn_act.h"
 #include "test.h"
 
@@ -47,83 +46,24 @@ inline const Case kCases[] = {
     {{2, 0, 5, 5, 8, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, true, true, true},        // no channel: the empty sum
 };
 
-inline float from_bf16(bf16_t x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float y;
-  std::memcpy(&y, &bits, sizeof y);
-  return y;
-}
-inline bf16_t to_bf16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return static_cast<bf16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-inline float from_f16(uint16_t x) { return static_cast<float>(std::bit_cast<_Float16>(x)); }
-inline uint16_t to_f16(float x) { return std::bit_cast<uint16_t>(static_cast<_Float16>(x)); }
-// To nearest even, saturated.
-inline int8_t to_i8(float x) { return static_cast<int8_t>(std::nearbyint(std::fmin(std::fmax(x, -128.0f), 127.0f))); }
-
 enum class Format { nchw, nhwc, gaps };  // gaps: NHWC with unused channels and pixels between the used ones
 
-// A four-dimensional array in some format; what it does not use is a NaN (i8: 77) and must stay it.
-struct Array {
+// A four-dimensional array in some format, not a byte longer than its last element; what it does not use holds a number
+// of no array's (a NaN, of i8 77) and must keep it.
+template <class Bytes>
+struct ArrayIn {
   int64_t size[4], stride[4];
-  DType dtype;
-  std::vector<float> f32;
-  std::vector<uint16_t> half;  // bf16 or f16
-  std::vector<int8_t> i8;
+  test::Elements<Bytes> elements;
 
-  static constexpr uint16_t kUnusedHalf = 0x7fc1;  // NaN in both
-  static constexpr int8_t kUnused8 = 77;
-
-  Array(std::initializer_list<int64_t> sizes, DType type, Format format) : dtype(type) {
-    std::copy(sizes.begin(), sizes.end(), size);
-    const int64_t c = size[1], h = size[2], w = size[3];
-    int64_t room = 0;
-    if (format == Format::nchw) {
-      stride[3] = 1, stride[2] = w, stride[1] = h * w, stride[0] = c * h * w;
-    } else {
-      const int64_t gap = format == Format::gaps ? 3 : 0;
-      stride[1] = 1, stride[3] = c + gap, stride[2] = (w + gap) * stride[3], stride[0] = (h + gap) * stride[2];
-    }
-    room = size[0] * stride[0] + 1;
-    f32.assign(dtype == DType::f32 ? static_cast<size_t>(room) : 0, NAN);
-    half.assign(size_of(dtype) == 2 ? static_cast<size_t>(room) : 0, kUnusedHalf);
-    i8.assign(dtype == DType::i8 ? static_cast<size_t>(room) : 0, kUnused8);
-  }
-
-  void* data() {
-    return dtype == DType::f32  ? static_cast<void*>(f32.data())
-           : dtype == DType::i8 ? static_cast<void*>(i8.data())
-                                : half.data();
-  }
-  // Up to the last element, none past it.
-  size_t bytes() const {
-    int64_t last = 0;
-    for (int i = 0; i < 4; ++i) {
-      if (size[i] == 0) return 0;
-      last += (size[i] - 1) * stride[i];
-    }
-    return static_cast<size_t>(last + 1) * size_of(dtype);
-  }
+  ArrayIn(std::initializer_list<int64_t> sizes, DType dtype, Format format)
+      : ArrayIn(lay_out(sizes.begin(), format), dtype) {}
+  void* data() { return elements.data(); }
   ConvTensor tensor() { return {data(), {stride[0], stride[1], stride[2], stride[3]}}; }
   size_t at(int64_t n, int64_t c, int64_t h, int64_t w) const {
     return static_cast<size_t>(n * stride[0] + c * stride[1] + h * stride[2] + w * stride[3]);
   }
-  float get(int64_t n, int64_t c, int64_t h, int64_t w) const {
-    const size_t i = at(n, c, h, w);
-    return dtype == DType::f32    ? f32[i]
-           : dtype == DType::bf16 ? from_bf16(half[i])
-           : dtype == DType::f16  ? from_f16(half[i])
-                                  : static_cast<float>(i8[i]);
-  }
-  void set(int64_t n, int64_t c, int64_t h, int64_t w, float value) {
-    const size_t i = at(n, c, h, w);
-    if (dtype == DType::f32) f32[i] = value;
-    if (dtype == DType::bf16) half[i] = to_bf16(value);
-    if (dtype == DType::f16) half[i] = to_f16(value);
-    if (dtype == DType::i8) i8[i] = to_i8(value);
-  }
+  float get(int64_t n, int64_t c, int64_t h, int64_t w) const { return elements[at(n, c, h, w)]; }
+  void set(int64_t n, int64_t c, int64_t h, int64_t w, float value) { elements.set(at(n, c, h, w), value); }
   template <class F>
   void each(F f) const {
     for (int64_t n = 0; n < size[0]; ++n)
@@ -141,22 +81,43 @@ struct Array {
     each([&](int64_t n, int64_t c, int64_t h, int64_t w) { v.push_back(get(n, c, h, w)); });
     return v;
   }
-  // Elements that belong to the array's memory and not to the array are as they were.
   bool gaps_untouched() const {
-    std::vector<char> used(f32.size() + half.size() + i8.size(), 0);
+    std::vector<char> used(elements.size(), 0);
     each([&](int64_t n, int64_t c, int64_t h, int64_t w) { used[at(n, c, h, w)] = 1; });
     for (size_t i = 0; i < used.size(); ++i) {
-      if (used[i]) continue;
-      if (dtype == DType::f32 ? !std::isnan(f32[i]) : dtype == DType::i8 ? i8[i] != kUnused8 : half[i] != kUnusedHalf) {
-        return false;
-      }
+      if (!used[i] && !is_unused(elements[i])) return false;
     }
     return true;
   }
+
+ private:
+  struct Layout {
+    int64_t size[4], stride[4], elements;
+  };
+  static Layout lay_out(const int64_t* sizes, Format format) {
+    Layout l = {{sizes[0], sizes[1], sizes[2], sizes[3]}, {}, 1};
+    const int64_t c = sizes[1], h = sizes[2], w = sizes[3], gap = format == Format::gaps ? 3 : 0;
+    if (format == Format::nchw) {
+      l.stride[3] = 1, l.stride[2] = w, l.stride[1] = h * w, l.stride[0] = c * h * w;
+    } else {
+      l.stride[1] = 1, l.stride[3] = c + gap, l.stride[2] = (w + gap) * l.stride[3];
+      l.stride[0] = (h + gap) * l.stride[2];
+    }
+    for (int i = 0; i < 4; ++i) l.elements += (sizes[i] - 1) * l.stride[i];
+    if (sizes[0] * c * h * w == 0) l.elements = 0;
+    return l;
+  }
+  ArrayIn(const Layout& l, DType dtype) : elements(dtype, static_cast<size_t>(l.elements)) {
+    std::copy(l.size, l.size + 4, size);
+    std::copy(l.stride, l.stride + 4, stride);
+    for (size_t i = 0; i < elements.size(); ++i) elements.set(i, dtype == DType::i8 ? 77.0f : NAN);
+  }
+  bool is_unused(float x) const { return elements.dtype() == DType::i8 ? x == 77 : std::isnan(x); }
 };
 
 // In (n, k, p, q) order.
-inline std::vector<double> naive(const ConvArgs& args, const Array& x, const Array& weight, const Array& residual) {
+template <class Array>
+std::vector<double> naive(const ConvArgs& args, const Array& x, const Array& weight, const Array& residual) {
   const ConvShape& s = args.shape;
   std::vector<double> y;
   const int64_t c_group = s.c / s.groups, k_group = s.k / s.groups;
@@ -179,6 +140,53 @@ inline std::vector<double> naive(const ConvArgs& args, const Array& x, const Arr
           y.push_back(test::activated(sum, args.activation, args.negative_slope));
         }
   return y;
+}
+
+// A call's arrays, filled, and its arguments: y is act(conv(x, weight)) until a test asks for more.
+template <class Bytes>
+struct CallIn {
+  using Array = ArrayIn<Bytes>;
+  Array weight, x, residual, y;
+  ConvArgs args{};
+
+  CallIn(const ConvShape& s, DType dtype, Format format = Format::nhwc, unsigned seed = 1,
+         Format weights = Format::nchw)
+      : weight({s.k, s.c / s.groups, s.r, s.s}, dtype, weights),
+        x({s.n, s.c, s.h, s.w}, dtype, format),
+        residual({s.n, s.k, s.p(), s.q()}, dtype, format),
+        y({s.n, s.k, s.p(), s.q()}, dtype, format) {
+    weight.fill(seed), x.fill(seed + 3), residual.fill(seed + 4);
+    args.shape = s;
+    args.dtype = dtype;
+    args.x = x.tensor();
+    args.y = y.data();
+    std::copy(y.stride, y.stride + 4, args.y_stride);
+  }
+  std::vector<double> expected() const { return naive(args, x, weight, residual); }
+};
+
+// Of a 3 x 3 filter and an infinity at (3, 4) and a NaN at (7, 8) of channel 2: they stay within the pixels and
+// channels that they touch, and padding, padded channels and other groups contribute none. `split`: an infinity may
+// turn NaN.
+template <class Bytes>
+void set_special_values(CallIn<Bytes>* call) {
+  call->x.set(0, 2, 3, 4, INFINITY);
+  call->x.set(0, 2, 7, 8, NAN);
+}
+template <class Bytes>
+void expect_special_values(const CallIn<Bytes>& call, const char* what, bool split = false) {
+  const ConvShape& s = call.args.shape;
+  call.y.each([&](int64_t n, int64_t k, int64_t p, int64_t q) {
+    const bool of_group = k / (s.k / s.groups) == 2 / (s.c / s.groups);
+    const bool infinite = of_group && std::abs(p - 3) <= 1 && std::abs(q - 4) <= 1;
+    const bool nan = of_group && std::abs(p - 7) <= 1 && std::abs(q - 8) <= 1;
+    const float v = call.y.get(n, k, p, q);
+    EXPECT(infinite ? (split ? !std::isfinite(v) : std::isinf(v))
+           : nan    ? std::isnan(v)
+                    : std::isfinite(v),
+           "%s, groups %d: (%d, %d, %d): %g", what, static_cast<int>(s.groups), static_cast<int>(k),
+           static_cast<int>(p), static_cast<int>(q), v);
+  });
 }
 
 }  // namespace pk::conv_test

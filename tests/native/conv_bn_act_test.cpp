@@ -1,7 +1,6 @@
 // conv_bn_act against a naive double loop: every ISA of this machine through the API, and the AVX-512 tilings through
 // the table of wide512; with each algorithm, on the shapes that it suits. Then what shapes don't show: threads, memory
 // formats, infinities, overflow, bad packed weights, and which algorithm is chosen.
-#include <algorithm>
 #include <cstring>
 
 #include "conv_bn_act_reference.h"
@@ -16,6 +15,9 @@ using namespace pk;
 using namespace pk::conv_test;  // NOLINT
 
 namespace {
+
+using Array = ArrayIn<std::vector<char>>;
+using Call = CallIn<std::vector<char>>;
 
 // Of all packing below.
 ConvAlgorithm algorithm = ConvAlgorithm::direct;
@@ -72,6 +74,13 @@ void run(ConvArgs args, const std::vector<char>& packed, const ConvKernels* tabl
   method.run(plan.blocking, args, reinterpret_cast<const float*>(packed.data()), aligned, executor);
 }
 
+// Packs the weight and runs.
+void run(Call& call, const ConvKernels* table = nullptr, const Executor& executor = serial_executor()) {
+  run(call.args, pack(call.args.shape, call.args.dtype, call.weight, table, executor), table, executor);
+}
+
+double error_of(const Call& call) { return test::relative_l2(call.y.values(), call.expected()); }
+
 void check_shapes(const char* name, const ConvKernels* table) {
   unsigned seed = 1;
   int activation = 0;
@@ -80,45 +89,36 @@ void check_shapes(const char* name, const ConvKernels* table) {
     for (const DType dtype : {DType::f32, DType::bf16}) {
       ++seed;
       const ConvShape& s = c.shape;
-      Array weight({s.k, s.c / s.groups, s.r, s.s}, dtype, seed % 2 ? Format::nchw : Format::nhwc);
-      weight.fill(seed);
       const auto scale = test::normal(static_cast<size_t>(s.k), seed + 1),
                  shift = test::normal(static_cast<size_t>(s.k), seed + 2);
-      ConvArgs args{};
-      args.shape = s;
-      args.dtype = dtype;
-      args.scale = c.scale ? scale.data() : nullptr;
-      args.shift = c.shift ? shift.data() : nullptr;
-      args.activation = static_cast<Activation>(activation++ % kActivations);
-      args.negative_slope = 0.2f;
+      const auto kind = static_cast<Activation>(activation++ % kActivations);
+      // fp32: the error of a sum grows with the root of its length; the transforms of F(4, 3) add some ten roundings,
+      // see check_accuracy. bf16: half a unit of 8 bits.
+      const double length = static_cast<double>(s.c / s.groups * s.r * s.s) + 4;
+      const double transforms = algorithm == ConvAlgorithm::winograd4 ? 6e-7 : 0;
+      const double tolerance = dtype == DType::f32 ? 6e-8 * std::sqrt(length) + 3e-7 + transforms : 4e-3;
       std::vector<double> expected;
       std::vector<float> first;
       for (const Format format : {Format::nhwc, Format::nchw, Format::gaps}) {
-        Array x({s.n, s.c, s.h, s.w}, dtype, format), residual({s.n, s.k, s.p(), s.q()}, dtype, format);
-        x.fill(seed + 3);
-        residual.fill(seed + 4);
-        args.x = x.tensor();
-        args.residual = c.residual ? residual.tensor() : ConvTensor{};
-        if (format == Format::nhwc) expected = naive(args, x, weight, residual);
         for (const int threads : {1, 3}) {
-          const Executor executor = threads > 1 ? test::thread_executor(threads) : serial_executor();
-          Array y({s.n, s.k, s.p(), s.q()}, dtype, format);
-          args.y = y.data();
-          std::copy(y.stride, y.stride + 4, args.y_stride);
-          run(args, pack(s, dtype, weight, table, executor), table, executor);
-          const auto values = y.values();
+          Call call(s, dtype, format, seed, seed % 2 ? Format::nchw : Format::nhwc);
+          call.args.scale = c.scale ? scale.data() : nullptr;
+          call.args.shift = c.shift ? shift.data() : nullptr;
+          if (c.residual) call.args.residual = call.residual.tensor();
+          call.args.activation = kind;
+          call.args.negative_slope = 0.2f;
+          if (expected.empty()) expected = call.expected();
+          run(call, table, threads > 1 ? test::thread_executor(threads) : serial_executor());
+          const auto values = call.y.values();
           if (first.empty()) first = values;
-          // fp32: the error of a sum grows with the root of its length; the transforms of F(4, 3) add some ten
-          // roundings, see check_accuracy. bf16: half a unit of 8 bits.
-          const double length = static_cast<double>(s.c / s.groups * s.r * s.s) + 4;
-          const double transforms = algorithm == ConvAlgorithm::winograd4 ? 6e-7 : 0;
-          const double tolerance = dtype == DType::f32 ? 6e-8 * std::sqrt(length) + 3e-7 + transforms : 4e-3;
+          const std::string what = std::string(name) + ", case " + std::to_string(&c - kCases) + ", dtype " +
+                                   std::to_string(static_cast<int>(dtype)) + ", format " +
+                                   std::to_string(static_cast<int>(format)) + ", " + std::to_string(threads) +
+                                   " threads";
           const double error = test::relative_l2(values, expected);
-          EXPECT(error < tolerance, "%s, case %d, dtype %d, format %d, %d threads: %g", name,
-                 static_cast<int>(&c - kCases), static_cast<int>(dtype), static_cast<int>(format), threads, error);
-          EXPECT(values == first, "%s, case %d, dtype %d, format %d, %d threads: other bits", name,
-                 static_cast<int>(&c - kCases), static_cast<int>(dtype), static_cast<int>(format), threads);
-          EXPECT(y.gaps_untouched(), "%s, case %d: wrote beside y", name, static_cast<int>(&c - kCases));
+          EXPECT(error < tolerance, "%s: %g", what.c_str(), error);
+          EXPECT(values == first, "%s: other bits", what.c_str());
+          EXPECT(call.y.gaps_untouched(), "%s: wrote beside y", what.c_str());
         }
       }
     }
@@ -131,71 +131,44 @@ void check_activations(const char* name, const ConvKernels* table) {
   const ConvShape s = {1, 20, 6, 7, 41, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
   const std::vector<float> scale(static_cast<size_t>(s.k), 0.1f);
   for (const DType dtype : {DType::f32, DType::bf16}) {
-    Array weight({s.k, s.c, s.r, s.s}, dtype, Format::nchw), x({s.n, s.c, s.h, s.w}, dtype, Format::nhwc);
-    weight.fill(1);
-    x.fill(2);
-    const auto packed = pack(s, dtype, weight, table, serial_executor());
     for (int i = 0; i < kActivations; ++i) {
       std::vector<double> expected;
       std::vector<float> first;
       for (const Format format : {Format::nhwc, Format::nchw, Format::gaps}) {
         for (const Format other : {Format::nhwc, Format::nchw}) {
-          Array y({s.n, s.k, s.p(), s.q()}, dtype, format), residual({s.n, s.k, s.p(), s.q()}, dtype, other);
-          residual.fill(3);
-          ConvArgs args{};
-          args.shape = s;
-          args.dtype = dtype;
-          args.x = x.tensor();
-          args.scale = scale.data();
-          args.residual = residual.tensor();
-          args.y = y.data();
-          std::copy(y.stride, y.stride + 4, args.y_stride);
-          args.activation = static_cast<Activation>(i);
-          args.negative_slope = -0.5f;
-          run(args, packed, table, serial_executor());
-          if (expected.empty()) expected = naive(args, x, weight, residual), first = y.values();
-          const double error = test::relative_l2(y.values(), expected);
+          Call call(s, dtype);
+          call.y = Array({s.n, s.k, s.p(), s.q()}, dtype, format);
+          call.args.y = call.y.data();
+          std::copy(call.y.stride, call.y.stride + 4, call.args.y_stride);
+          call.residual = Array({s.n, s.k, s.p(), s.q()}, dtype, other);
+          call.residual.fill(5);
+          call.args.residual = call.residual.tensor();
+          call.args.scale = scale.data();
+          call.args.activation = static_cast<Activation>(i);
+          call.args.negative_slope = -0.5f;
+          run(call, table);
+          if (expected.empty()) expected = call.expected(), first = call.y.values();
+          const double error = test::relative_l2(call.y.values(), expected);
           EXPECT(error < (dtype == DType::f32 ? 2e-6 : 4e-3), "%s, dtype %d, activation %d: %g", name,
                  static_cast<int>(dtype), i, error);
-          EXPECT(y.values() == first, "%s, dtype %d, activation %d, formats %d and %d: other bits", name,
+          EXPECT(call.y.values() == first, "%s, dtype %d, activation %d, formats %d and %d: other bits", name,
                  static_cast<int>(dtype), i, static_cast<int>(format), static_cast<int>(other));
-          EXPECT(y.gaps_untouched(), "%s, activation %d: wrote beside y", name, i);
+          EXPECT(call.y.gaps_untouched(), "%s, activation %d: wrote beside y", name, i);
         }
       }
     }
   }
 }
 
-// Infinities and NaN stay within the pixels and channels that they touch; padding and padded lanes contribute none.
 void check_special_values(const char* name, const ConvKernels* table) {
   for (const ConvShape& s : {ConvShape{1, 20, 8, 9, 21, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},
                              ConvShape{1, 3, 8, 9, 21, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},
                              ConvShape{1, 21, 8, 9, 21, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 21}}) {
     if (!suits(s)) continue;
-    Array weight({s.k, s.c / s.groups, s.r, s.s}, DType::f32, Format::nchw);
-    Array x({s.n, s.c, s.h, s.w}, DType::f32, Format::nhwc), y({1, s.k, s.p(), s.q()}, DType::f32, Format::nhwc);
-    weight.fill(1);
-    x.fill(2);
-    x.set(0, 2, 3, 4, INFINITY);
-    x.set(0, 2, 7, 8, NAN);
-    ConvArgs args{};
-    args.shape = s;
-    args.dtype = DType::f32;
-    args.x = x.tensor();
-    args.y = y.data();
-    std::copy(y.stride, y.stride + 4, args.y_stride);
-    run(args, pack(s, DType::f32, weight, table, serial_executor()), table, serial_executor());
-    y.each([&](int64_t n, int64_t k, int64_t p, int64_t q) {
-      const bool of_channel = s.groups == 1 || k == 2;
-      const bool infinite = of_channel && std::abs(p - 3) <= 1 && std::abs(q - 4) <= 1;
-      const bool nan = of_channel && p >= 6 && q >= 7;
-      const float v = y.get(n, k, p, q);
-      EXPECT(infinite ? std::isinf(v)
-             : nan    ? std::isnan(v)
-                      : std::isfinite(v),
-             "%s, groups %d: (%d, %d, %d): %g", name, static_cast<int>(s.groups), static_cast<int>(k),
-             static_cast<int>(p), static_cast<int>(q), v);
-    });
+    Call call(s, DType::f32);
+    set_special_values(&call);
+    run(call, table);
+    expect_special_values(call, name);
   }
 }
 
@@ -206,41 +179,20 @@ void check_special_values(const char* name, const ConvKernels* table) {
 void check_accuracy(const char* name, const ConvKernels* table) {
   for (const int64_t c : {64, 512}) {
     const ConvShape s = {1, c, 10, 9, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-    Array weight({s.k, s.c, s.r, s.s}, DType::f32, Format::nchw), x({s.n, s.c, s.h, s.w}, DType::f32, Format::nhwc);
-    Array y({s.n, s.k, s.p(), s.q()}, DType::f32, Format::nhwc);
-    weight.fill(1);
-    x.fill(2);
-    ConvArgs args{};
-    args.shape = s;
-    args.dtype = DType::f32;
-    args.x = x.tensor();
-    args.y = y.data();
-    std::copy(y.stride, y.stride + 4, args.y_stride);
-    run(args, pack(s, DType::f32, weight, table, serial_executor()), table, serial_executor());
-    const double error = test::relative_l2(y.values(), naive(args, x, weight, x));
-    EXPECT(error < (algorithm == ConvAlgorithm::winograd4 ? 1e-6 : 4e-7), "%s, %d channels: %g", name,
-           static_cast<int>(c), error);
+    Call call(s, DType::f32);
+    run(call, table);
+    EXPECT(error_of(call) < (algorithm == ConvAlgorithm::winograd4 ? 1e-6 : 4e-7), "%s, %d channels: %g", name,
+           static_cast<int>(c), error_of(call));
   }
 }
 
 // Finite sums stay finite, and exact, where only the transforms overflow.
 void check_overflow(const char* name, const ConvKernels* table) {
-  const ConvShape s = {1, 20, 8, 9, 21, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-  Array weight({s.k, s.c, s.r, s.s}, DType::f32, Format::nchw), x({s.n, s.c, s.h, s.w}, DType::f32, Format::nhwc);
-  Array y({s.n, s.k, s.p(), s.q()}, DType::f32, Format::nhwc);
-  weight.fill(1);
-  x.fill(2);
-  for (float& v : weight.f32) v *= 0.03f;
-  for (float& v : x.f32) v *= 3e37f;
-  ConvArgs args{};
-  args.shape = s;
-  args.dtype = DType::f32;
-  args.x = x.tensor();
-  args.y = y.data();
-  std::copy(y.stride, y.stride + 4, args.y_stride);
-  run(args, pack(s, DType::f32, weight, table, serial_executor()), table, serial_executor());
-  const double error = test::relative_l2(y.values(), naive(args, x, weight, x));
-  EXPECT(error < 2e-6, "%s: %g", name, error);
+  Call call({1, 20, 8, 9, 21, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, DType::f32);
+  call.weight.fill(1, 0.03f);
+  call.x.fill(2, 3e37f);
+  run(call, table);
+  EXPECT(error_of(call) < 2e-6, "%s: %g", name, error_of(call));
 }
 
 // The choice: never what does not suit, direct where little is to be gained, and what was measured to win.
@@ -292,11 +244,9 @@ void check_winograd_refusals() {
     EXPECT(!status && std::string(status.error).find("algorithm") == 0, "packed what does not suit");
   }
   const ConvShape good = {1, 8, 9, 9, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-  Array weight({good.k, good.c, good.r, good.s}, DType::f32, Format::nchw);
-  weight.fill(1);
-  const auto packed = pack(good, DType::f32, weight, nullptr, serial_executor());
-  ConvArgs args{};
-  args.dtype = DType::f32;
+  Call call(good, DType::f32);
+  const auto packed = pack(good, DType::f32, call.weight, nullptr, serial_executor());
+  ConvArgs& args = call.args;
   args.packed = packed.data();
   args.packed_bytes = static_cast<int64_t>(packed.size());
   for (auto field : {&ConvShape::stride_h, &ConvShape::stride_w, &ConvShape::dilation_h, &ConvShape::dilation_w}) {
@@ -310,26 +260,17 @@ void check_winograd_refusals() {
 // An image's bits are those of the image alone.
 void check_batch(const char* name) {
   const ConvShape s = {5, 24, 6, 7, 40, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-  ConvShape one = s;
-  one.n = 1;
-  Array weight({s.k, s.c, s.r, s.s}, DType::f32, Format::nchw), x({s.n, s.c, s.h, s.w}, DType::f32, Format::nhwc);
-  Array y({s.n, s.k, s.p(), s.q()}, DType::f32, Format::nhwc), alone({1, s.k, s.p(), s.q()}, DType::f32, Format::nhwc);
-  weight.fill(1);
-  x.fill(2);
-  const auto packed = pack(s, DType::f32, weight, nullptr, serial_executor());
-  ConvArgs args{};
-  args.shape = s;
-  args.dtype = DType::f32;
-  args.x = x.tensor();
-  args.y = y.data();
-  std::copy(y.stride, y.stride + 4, args.y_stride);
-  run(args, packed, nullptr, serial_executor());
-  args.shape = one;
-  args.x.data = x.f32.data() + 3 * x.stride[0];
-  args.y = alone.data();
-  run(args, packed, nullptr, serial_executor());
+  Call call(s, DType::f32);
+  Array alone({1, s.k, s.p(), s.q()}, DType::f32, Format::nhwc);
+  const auto packed = pack(s, DType::f32, call.weight, nullptr, serial_executor());
+  run(call.args, packed, nullptr, serial_executor());
+  call.args.shape.n = 1;
+  call.args.x.data = static_cast<float*>(call.x.data()) + 3 * call.x.stride[0];
+  call.args.y = alone.data();
+  run(call.args, packed, nullptr, serial_executor());
   bool same = true;
-  alone.each([&](int64_t, int64_t c, int64_t h, int64_t w) { same &= alone.get(0, c, h, w) == y.get(3, c, h, w); });
+  alone.each(
+      [&](int64_t, int64_t c, int64_t h, int64_t w) { same &= alone.get(0, c, h, w) == call.y.get(3, c, h, w); });
   EXPECT(same, "%s", name);
 }
 
@@ -343,16 +284,8 @@ void check_plan(const char* name) {
   for (const ConvShape& s : {ConvShape{1, 24, 6, 7, 40, 3, 3, 2, 1, 1, 1, 1, 1, 1, 1, 1},
                              ConvShape{1, 64, 28, 28, 64, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},
                              ConvShape{2, 20, 6, 7, 20, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 20}}) {
-    Array weight({s.k, s.c / s.groups, s.r, s.s}, DType::f32, Format::nchw),
-        x({s.n, s.c, s.h, s.w}, DType::f32, Format::nchw);
-    Array y({s.n, s.k, s.p(), s.q()}, DType::f32, Format::nchw),
-        expected({s.n, s.k, s.p(), s.q()}, DType::f32, Format::nchw);
-    weight.fill(1);
-    ConvArgs args{};
-    args.shape = s;
-    args.dtype = DType::f32;
-    args.x.stride[1] = x.stride[1];
-    args.y_stride[1] = y.stride[1];
+    Call call(s, DType::f32, Format::nchw), expected(s, DType::f32, Format::nchw);
+    ConvArgs& args = call.args;
     ConvPlan plan;
     Status status = make_packing_plan(args, 3, &plan);
     EXPECT(status, "%s", status.error);
@@ -360,21 +293,19 @@ void check_plan(const char* name) {
     status = conv_choose(s, true, &chosen);
     EXPECT(status && plan.algorithm == chosen, "%s: another algorithm than conv_choose's", name);
     std::vector<char> packed(static_cast<size_t>(plan.packed_bytes));
-    pk::pack(plan, weight.tensor(), packed.data(), serial_executor());
-    args.x = x.tensor();
+    pk::pack(plan, call.weight.tensor(), packed.data(), serial_executor());
     args.packed = packed.data();
     args.packed_bytes = plan.packed_bytes;
-    std::copy(y.stride, y.stride + 4, args.y_stride);
     for (const unsigned seed : {2u, 3u}) {
-      x.fill(seed);
-      args.y = expected.data();
+      call.x.fill(seed);
+      args.y = expected.y.data();
       run(args, packed, nullptr, serial_executor());
       status = force_isa("scalar");
       EXPECT(status, "%s", status.error);
-      args.y = y.data();
+      args.y = call.y.data();
       plan.args = args;
       run_planned(plan, test::thread_executor(3));
-      EXPECT(y.values() == expected.values(), "%s: other bits by a plan that is used again", name);
+      EXPECT(call.y.values() == expected.y.values(), "%s: other bits by a plan that is used again", name);
       ConvPlan next;
       status = make_packing_plan(args, 1, &next);
       EXPECT(status, "%s", status.error);
@@ -429,18 +360,9 @@ void check_refusals() {
   EXPECT(says(check_shape({1, k, 1024, 1024, k, 9, 9, 1, 1, 4, 4, 4, 4, 1, 1, 1}), "too large"), "work");
   EXPECT(says(check_shape({1, 2, k, k, k << 10, 1, 1, k, k, 0, 0, 0, 0, 1, 1, 2}), "too large"), "depthwise copy");
 
-  Array weight({good.k, good.c, good.r, good.s}, DType::f32, Format::nchw);
-  weight.fill(1);
-  Array x({good.n, good.c, good.h, good.w}, DType::f32, Format::nhwc);
-  x.fill(2);
-  Array y({good.n, good.k, good.p(), good.q()}, DType::f32, Format::nhwc);
-  const auto packed = pack(good, DType::f32, weight, nullptr, serial_executor());
-  ConvArgs args{};
-  args.shape = good;
-  args.dtype = DType::f32;
-  args.x = x.tensor();
-  args.y = y.data();
-  std::copy(y.stride, y.stride + 4, args.y_stride);
+  Call call(good, DType::f32);
+  const auto packed = pack(good, DType::f32, call.weight, nullptr, serial_executor());
+  ConvArgs& args = call.args;
   const auto opened = [&](const std::vector<char>& blob) {
     args.packed = blob.data();
     args.packed_bytes = static_cast<int64_t>(blob.size());

@@ -3,9 +3,11 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <random>
 #include <vector>
+
+#include "pykernels/int8_matmul.h"
+#include "test.h"
 
 namespace pk::test {
 
@@ -41,11 +43,18 @@ inline int64_t int8_sum(const int8_t* a, int64_t stride_a, const int8_t* b, int6
   return sum;
 }
 
-inline float float_of_bf16(uint16_t x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float f;
-  std::memcpy(&f, &bits, 4);
-  return f;
+// How many of the sums that `p` has written to its int32 output are wrong; b is what was packed, if it was.
+inline int64_t wrong_sums(const Int8Matmul& p, const int8_t* b) {
+  const auto* const a = static_cast<const int8_t*>(p.a);
+  int64_t wrong = 0;
+  for (int64_t i = 0; i < p.m; ++i) {
+    for (int64_t j = 0; j < p.n; ++j) {
+      const int64_t zero = p.a_zero_point ? p.a_zero_point[i * p.a_zero_point_stride] : 0;
+      const int64_t sum = int8_sum(a + i * p.a_stride_m, p.a_stride_k, b + j * p.b_stride_n, p.b_stride_k, p.k, zero);
+      wrong += sum != static_cast<const int32_t*>(p.out)[i * p.n + j];
+    }
+  }
+  return wrong;
 }
 
 // To nearest even, saturated; NaN gives 0.
@@ -80,6 +89,20 @@ inline Quantized quantize_reference(const std::vector<float>& x, int64_t channel
     }
   }
   return r;
+}
+
+// x: what was quantised. Q, Scales, Zeros: arrays of int8_t, float, int32_t.
+template <class Q, class Scales, class Zeros>
+void expect_quantized(const Quantized& expected, const std::vector<float>& x, const Q& q, const Scales& scale,
+                      const Zeros& zero) {
+  for (size_t ch = 0; ch < expected.scale.size(); ++ch) {
+    const float e = expected.scale[ch];
+    EXPECT((e != e ? scale[ch] != scale[ch] : scale[ch] == e) && zero[ch] == static_cast<int>(expected.zero_point[ch]),
+           "channel %zu: scale %g for %g, zero point %d for %g", ch, scale[ch], e, zero[ch], expected.zero_point[ch]);
+  }
+  for (size_t i = 0; i < x.size(); ++i) {
+    EXPECT(static_cast<float>(q[i]) == expected.q[i], "x %g: q %d for %g", x[i], q[i], expected.q[i]);
+  }
 }
 
 }  // namespace pk::test

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "cpu/int8_matmul/choose.h"
+#include "elements.h"
 #include "int8_matmul_reference.h"
 #include "test.h"
 
@@ -69,14 +70,7 @@ void matmul_case(int64_t m, int64_t n, int64_t k, bool extremes, bool zero_point
     p.packed = blob.data(), p.packed_bytes = static_cast<int64_t>(blob.size()), p.b = nullptr;
   }
   run(p, executor);
-  int64_t wrong = 0;
-  for (int64_t i = 0; i < m; ++i) {
-    for (int64_t j = 0; j < n; ++j) {
-      const int64_t left = zero_point ? zero[static_cast<size_t>(i)] : 0;
-      const int64_t sum = test::int8_sum(a.data() + i * am, ak, b.data() + j * bn, bk, k, left);
-      wrong += sum != out[static_cast<size_t>(i * n + j)];
-    }
-  }
+  const int64_t wrong = test::wrong_sums(p, b.data());
   EXPECT(wrong == 0, "%ld of %ld wrong: m %ld n %ld k %ld extremes %d zero_point %d form %d", wrong, m * n, m, n, k,
          extremes, zero_point, form);
   EXPECT(out.back() == 77, "wrote behind the output");
@@ -90,7 +84,7 @@ void epilogue_case(DType out_dtype) {
   for (size_t i = 0; i < m; ++i) as[i] = std::ldexp(1.0f, -static_cast<int>(i % 3));
   for (size_t j = 0; j < n; ++j) bs[j] = std::ldexp(1.0f, -4 - static_cast<int>(j % 5)), bias[j] = 0.25f * j - 3;
   const int32_t zero = 5;
-  std::vector<float> out(m * n + 1, 77.0f);  // wide enough for every type
+  test::Elements<std::vector<char>> out(out_dtype, m * n);
   Int8Matmul p;
   p.m = m, p.n = n, p.k = k, p.a = a.data(), p.a_stride_m = k, p.a_stride_k = 1;
   p.b = b.data(), p.b_stride_k = n, p.b_stride_n = 1, p.out = out.data(), p.out_dtype = out_dtype;
@@ -101,18 +95,12 @@ void epilogue_case(DType out_dtype) {
     for (size_t j = 0; j < n; ++j) {
       const int64_t sum = test::int8_sum(a.data() + i * k, 1, b.data() + j, n, k, zero);
       const float y = std::fmax(0.0f, static_cast<float>(sum) * as[i] * bs[j] + bias[j]);
-      const size_t at = i * n + j;
-      float got = 0, expected = y;
-      if (out_dtype == DType::f32) got = out[at];
+      const float got = out[i * n + j];
       if (out_dtype == DType::bf16) {
-        got = test::float_of_bf16(reinterpret_cast<const uint16_t*>(out.data())[at]);
         EXPECT(std::fabs(got - y) <= std::fabs(y) / 256, "bf16: %g for %g", got, y);
         continue;
       }
-      if (out_dtype == DType::i8) {
-        got = reinterpret_cast<const int8_t*>(out.data())[at];
-        expected = test::rounded_to_int8(y, -128.0f);
-      }
+      const float expected = out_dtype == DType::i8 ? test::rounded_to_int8(y, -128.0f) : y;
       EXPECT(got == expected, "output type %d: %g for %g", static_cast<int>(out_dtype), got, expected);
     }
   }
@@ -164,15 +152,7 @@ void quantize_case(int64_t outer, int64_t channels, int64_t inner, bool symmetri
     EXPECT(s, "%s", s.error);
   }
   EXPECT(q.back() == 77, "wrote behind q");
-  const test::Quantized expected = test::quantize_reference(x, channels, inner, symmetric);
-  for (size_t ch = 0; ch < c; ++ch) {
-    EXPECT(scale[ch] == expected.scale[ch] && static_cast<float>(zero[ch]) == expected.zero_point[ch],
-           "channel %zu: scale %g for %g, zero point %d for %g", ch, scale[ch], expected.scale[ch], zero[ch],
-           expected.zero_point[ch]);
-  }
-  for (size_t i = 0; i < total; ++i) {
-    EXPECT(static_cast<float>(q[i]) == expected.q[i], "x %g: q %d for %g", x[i], q[i], expected.q[i]);
-  }
+  test::expect_quantized(test::quantize_reference(x, channels, inner, symmetric), x, q, scale, zero);
 }
 
 void everything() {

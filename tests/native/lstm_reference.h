@@ -4,15 +4,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <string>
+#include <utility>
 #include <vector>
 
+#include "elements.h"
 #include "pykernels/lstm.h"
 #include "test.h"
 
 namespace pk::test {
-
-using Doubles = std::vector<double>;
 
 struct Case {
   int64_t steps, batch, input, hidden;
@@ -22,34 +22,6 @@ struct Case {
 };
 
 inline double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
-
-// To 16 bits and back, to nearest even; finite values below f16's largest, or NaN and the infinities.
-inline uint16_t narrow(float x, DType dtype) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  if (dtype == DType::bf16) return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-  const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
-  if (std::isnan(x)) return 0x7e00;
-  if (std::isinf(x)) return sign | 0x7c00;
-  int exponent;
-  std::frexp(x, &exponent);
-  exponent = std::max(exponent, -13);
-  const int steps = static_cast<int>(std::nearbyint(std::ldexp(std::fabs(x), 11 - exponent)));
-  return static_cast<uint16_t>(sign | (((exponent + 14) << 10) + steps - 1024));
-}
-inline float widen(uint16_t x, DType dtype) {
-  if (dtype == DType::bf16) {
-    const uint32_t bits = static_cast<uint32_t>(x) << 16;
-    float f;
-    std::memcpy(&f, &bits, 4);
-    return f;
-  }
-  const int exponent = x >> 10 & 31, fraction = x & 1023;
-  const float magnitude = exponent == 31 ? (fraction ? NAN : INFINITY)
-                          : exponent     ? std::ldexp(static_cast<float>(fraction + 1024), exponent - 25)
-                                         : std::ldexp(static_cast<float>(fraction), -24);
-  return x & 0x8000 ? -magnitude : magnitude;
-}
 
 // A problem with its data in float, whose values are those of a 16-bit dtype where it is one.
 struct Problem {
@@ -194,42 +166,23 @@ struct Oracle {
   }
 };
 
-// Memory of a tensor in the problem's dtype, exactly as large as it has to be.
-struct Buffer {
-  DType dtype;
-  std::vector<float> f;
-  std::vector<uint16_t> h;
-
-  Buffer(DType dtype, size_t n) : dtype(dtype), f(dtype == DType::f32 ? n : 0), h(dtype == DType::f32 ? 0 : n) {}
-  Buffer(DType dtype, const std::vector<float>& from) : Buffer(dtype, from.size()) {
-    if (dtype == DType::f32) f = from;
-    for (size_t i = 0; i < h.size(); ++i) h[i] = narrow(from[i], dtype);
-  }
-  void* data() { return dtype == DType::f32 ? static_cast<void*>(f.data()) : h.data(); }
-  std::vector<float> floats() const {
-    if (dtype == DType::f32) return f;
-    std::vector<float> v(h.size());
-    for (size_t i = 0; i < v.size(); ++i) v[i] = widen(h[i], dtype);
-    return v;
-  }
-};
-
 // A sequence tensor laid out as the case wants it: time first, batch first, or with gaps between its rows.
 enum class Order { time_first, batch_first, gaps };
 
-struct Sequence {
+template <class Bytes>
+struct SequenceIn {
   const Problem& p;
   Order order;
   int64_t features;
-  Buffer buffer;
+  Elements<Bytes> elements;
 
-  Sequence(const Problem& p, Order order, int64_t features)
-      : p(p), order(order), features(features), buffer(p.s.dtype, static_cast<size_t>(p.rows * pitch())) {}
+  SequenceIn(const Problem& p, Order order, int64_t features)
+      : p(p), order(order), features(features), elements(p.s.dtype, static_cast<size_t>(p.rows * pitch())) {}
   int64_t pitch() const { return order == Order::gaps ? features + 3 : features; }
   LstmSequence view() {
-    if (p.s.batch_sizes) return {buffer.data(), 0, pitch()};
-    if (order == Order::batch_first) return {buffer.data(), pitch(), p.s.steps * pitch()};
-    return {buffer.data(), p.s.batch * pitch(), pitch()};
+    if (p.s.batch_sizes) return {elements.data(), 0, pitch()};
+    if (order == Order::batch_first) return {elements.data(), pitch(), p.s.steps * pitch()};
+    return {elements.data(), p.s.batch * pitch(), pitch()};
   }
   size_t at(int64_t t, int64_t b) {
     const LstmSequence v = view();
@@ -242,25 +195,41 @@ struct Sequence {
         for (int64_t i = 0; i < features; ++i)
           f(at(t, b) + static_cast<size_t>(i), static_cast<size_t>(p.row(t, b) * features + i));
   }
-  Sequence& set(const std::vector<float>& dense) {
-    each([&](size_t to, size_t from) {
-      if (p.s.dtype == DType::f32)
-        buffer.f[to] = dense[from];
-      else
-        buffer.h[to] = narrow(dense[from], p.s.dtype);
-    });
-    return *this;
+  void set(const std::vector<float>& dense) {
+    each([&](size_t to, size_t from) { elements.set(to, dense[from]); });
   }
   std::vector<float> dense() {
-    std::vector<float> v(static_cast<size_t>(p.rows * features)), all = buffer.floats();
-    each([&](size_t from, size_t to) { v[to] = all[from]; });
+    std::vector<float> v(static_cast<size_t>(p.rows * features));
+    each([&](size_t from, size_t to) { v[to] = elements[from]; });
     return v;
   }
 };
 
+// Where tensors lie.
+template <class Pointer, class Bytes>
+std::vector<Pointer> pointers_to(std::vector<Elements<Bytes>>& tensors) {
+  std::vector<Pointer> pointers;
+  for (auto& tensor : tensors) pointers.push_back(tensor.data());
+  return pointers;
+}
+
+inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
+}
+
 inline void check_close(const char* what, const std::vector<float>& got, const Doubles& expected, double tolerance) {
   const double error = relative_l2(got, expected);
   EXPECT(error <= tolerance, "%s: relative error %g > %g", what, error, tolerance);
+}
+
+inline std::string text_of(const Problem& p) {
+  std::string text;
+  const std::pair<const char*, int64_t> fields[] = {{"t ", p.s.steps},        {" b ", p.s.batch},
+                                                    {" i ", p.s.input},       {" h ", p.s.hidden},
+                                                    {" layers ", p.s.layers}, {" directions ", p.s.directions}};
+  for (const auto& [name, value] : fields) text += name + std::to_string(value);
+  const char* const dtype = p.s.dtype == DType::f32 ? " f32" : p.s.dtype == DType::bf16 ? " bf16" : " f16";
+  return text + dtype + (p.s.batch_sizes ? ", batch_sizes" : "");
 }
 
 }  // namespace pk::test

@@ -25,6 +25,9 @@ using namespace pk::test;
 
 namespace {
 
+using Buffer = Elements<std::vector<char>>;
+using Sequence = SequenceIn<std::vector<char>>;
+
 struct Results {
   std::vector<float> output, h_n, c_n, reserve, grad_x, grad_h0, grad_c0;
   std::vector<std::vector<float>> grad_weights;
@@ -66,9 +69,8 @@ Results run(const Problem& p, const LstmKernels* table, Weights how, Order order
   const LstmShape& s = p.s;
   const int64_t width = s.directions * s.hidden;
   std::vector<Buffer> weights;
-  std::vector<const void*> pointers;
   for (const auto& w : p.weights) weights.emplace_back(s.dtype, w);
-  for (auto& w : weights) pointers.push_back(w.data());
+  const auto pointers = pointers_to<const void*>(weights);
   Sequence x(p, order, s.input), output(p, order, width);
   x.set(p.x);
   Buffer h0(s.dtype, p.h0), c0(s.dtype, p.c0), h_n(s.dtype, p.h0.size()), c_n(s.dtype, p.h0.size());
@@ -109,9 +111,8 @@ Results run(const Problem& p, const LstmKernels* table, Weights how, Order order
   Buffer grad_h_n(s.dtype, p.grad_h_n), grad_c_n(s.dtype, p.grad_c_n), grad_h0(s.dtype, p.h0.size()),
       grad_c0(s.dtype, p.h0.size());
   std::vector<Buffer> grads;
-  std::vector<void*> to;
   for (const auto& w : p.weights) grads.emplace_back(s.dtype, w.size());
-  for (auto& g : grads) to.push_back(g.data());
+  const auto to = pointers_to<void*>(grads);
   LstmBackward b;
   b.shape = s;
   b.grad_output = grad_output.view(), b.grad_h_n = grad_h_n.data(), b.grad_c_n = grad_c_n.data();
@@ -125,13 +126,11 @@ Results run(const Problem& p, const LstmKernels* table, Weights how, Order order
   return r;
 }
 
-bool same(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
-}
 bool same(const Results& a, const Results& b) {
-  bool all = same(a.output, b.output) && same(a.h_n, b.h_n) && same(a.c_n, b.c_n) && same(a.reserve, b.reserve) &&
-             same(a.grad_x, b.grad_x) && same(a.grad_h0, b.grad_h0) && same(a.grad_c0, b.grad_c0);
-  for (size_t i = 0; all && i < a.grad_weights.size(); ++i) all = same(a.grad_weights[i], b.grad_weights[i]);
+  bool all = same_bits(a.output, b.output) && same_bits(a.h_n, b.h_n) && same_bits(a.c_n, b.c_n) &&
+             same_bits(a.reserve, b.reserve) && same_bits(a.grad_x, b.grad_x) && same_bits(a.grad_h0, b.grad_h0) &&
+             same_bits(a.grad_c0, b.grad_c0);
+  for (size_t i = 0; all && i < a.grad_weights.size(); ++i) all = same_bits(a.grad_weights[i], b.grad_weights[i]);
   return all;
 }
 
@@ -188,10 +187,7 @@ void compare(const char* isa, const Problem& p, const Oracle& oracle, const Resu
     for (size_t i = 0; i < r.grad_weights.size(); ++i)
       check_close("grad_weights", r.grad_weights[i], oracle.grad_weights[i], tolerance);
   }
-  if (test::failures > before)
-    std::printf("  in %s: t %ld b %ld i %ld h %ld layers %d directions %d %s\n", isa, static_cast<long>(s.steps),
-                static_cast<long>(s.batch), static_cast<long>(s.input), static_cast<long>(s.hidden), s.layers,
-                s.directions, s.dtype == DType::bf16 ? "bf16" : "f32");
+  if (test::failures > before) std::printf("  in %s: %s\n", isa, text_of(p).c_str());
 }
 
 void check_isa(const char* name, const LstmKernels* table) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
@@ -43,14 +44,14 @@ CALLS = {
     "quantize_int8": {"x": X},
 }  # fmt: skip
 
-#: Op -> its arguments that are numbers.
-NUMBERS = {
-    "conv_bn_act": ("eps", "negative_slope"),
-    "batch_norm_act": ("eps", "momentum", "negative_slope"),
-    "lstm": ("dropout",),
-    "int8_conv2d": ("residual_scale", "negative_slope", "out_scale"),
-}
-ACTIVATED = ("conv_bn_act", "batch_norm_act", "int8_matmul", "int8_linear", "int8_conv2d")
+
+def function(op):
+    return int8_linear if op == "int8_linear" else getattr(pk.ops, op)
+
+
+PARAMETERS = {op: inspect.signature(function(op)).parameters for op in CALLS}
+NUMBERS = [(op, p.name) for op, given in PARAMETERS.items() for p in given.values() if p.annotation == "float"]
+ACTIVATED = [op for op, given in PARAMETERS.items() if "activation" in given]
 
 
 def call(op, given, **named):
@@ -62,7 +63,7 @@ def call(op, given, **named):
         named |= {"weights": weights} if weights else {}
     if op == "int8_matmul":
         named.setdefault("out_dtype", torch.float32)
-    return (int8_linear if op == "int8_linear" else getattr(pk.ops, op))(**given, **named)
+    return function(op)(**given, **named)
 
 
 def refused(error, op, argument, expected, given, **named):
@@ -120,7 +121,7 @@ def test_an_unknown_activation(op):
 
 
 @pytest.mark.parametrize("value", ["a", None, [1.0]])
-@pytest.mark.parametrize(("op", "argument"), [(op, name) for op, names in NUMBERS.items() for name in names])
+@pytest.mark.parametrize(("op", "argument"), NUMBERS)
 def test_no_number(op, argument, value):
     refused(TypeError, op, argument, f"a number, got {type(value).__name__}", CALLS[op], **{argument: value})
 

@@ -7,17 +7,16 @@
 
 #include "activated.h"
 #include "cuda/batch_norm_act/choose.h"
-#include "cuda/numeric.cuh"
+#include "cuda/on_device.h"
 #include "pykernels/cuda/batch_norm_act.h"
-#include "simt/simt.h"
-#include "test.h"
 
 using namespace pk;
 using namespace pk::cuda;
 using pk::test::activated;
+using pk::test::Doubles;
 using pk::test::normal;
+using pk::test::OnDevice;
 using pk::test::relative_l2;
-using Doubles = std::vector<double>;
 
 namespace {
 
@@ -41,35 +40,6 @@ struct Case {
   bool outlier = false;  // the first value of each channel is far off
 };
 
-// An array of any of the three dtypes whose end is guarded.
-struct Array {
-  DType dtype;
-  int shift;
-  simt::Guarded<uint8_t> bytes;
-
-  Array(DType t, size_t n, int shift) : dtype(t), shift(shift), bytes((n + shift) * size_of(t)) {}
-  Array(DType t, const std::vector<float>& v, int shift) : Array(t, v.size(), shift) {
-    for (size_t i = 0; i < v.size(); ++i) set(i, v[i]);
-  }
-  void* data() { return bytes.data() + shift * size_of(dtype); }
-  size_t size() const { return bytes.size() / size_of(dtype) - shift; }
-  void set(size_t i, float v) {
-    if (dtype == DType::f32) static_cast<float*>(data())[i] = v;
-    if (dtype == DType::f16) static_cast<f16*>(data())[i] = from_float<f16>(v);
-    if (dtype == DType::bf16) static_cast<bf16*>(data())[i] = from_float<bf16>(v);
-  }
-  double operator[](size_t i) {
-    if (dtype == DType::f32) return static_cast<float*>(data())[i];
-    if (dtype == DType::f16) return to_float(static_cast<f16*>(data())[i]);
-    return to_float(static_cast<bf16*>(data())[i]);
-  }
-  Doubles doubles() {
-    Doubles d(size());
-    for (size_t i = 0; i < d.size(); ++i) d[i] = (*this)[i];
-    return d;
-  }
-};
-
 // The derivative by a central difference: no formula in common with the kernels'.
 double derivative(double z, Activation a, double slope) {
   const double h = 1e-6;
@@ -80,8 +50,8 @@ double derivative(double z, Activation a, double slope) {
 struct Expected {
   Doubles mean, var, y, dx, dresidual, dweight, dbias;
 
-  Expected(const Case& k, Array& x, Array* residual, Array& dy, const std::vector<float>& weight,
-           const std::vector<float>& bias, float eps, float slope) {
+  Expected(const Case& k, const OnDevice& x, const OnDevice* residual, const OnDevice& dy,
+           const std::vector<float>& weight, const std::vector<float>& bias, float eps, float slope) {
     const int64_t m = k.n * k.hw, size = m * k.c;
     const auto channel = [&](int64_t i) { return k.last ? i % k.c : i / k.hw % k.c; };
     mean.assign(k.c, 0), var.assign(k.c, 0), dweight.assign(k.c, 0), dbias.assign(k.c, 0);
@@ -119,7 +89,7 @@ void run(const Case& k, std::string* bits) {
     values[i] += k.mean;
     if (k.outlier && (k.last ? i < size_t(k.c) : i % (k.c * k.hw) % k.hw == 0)) values[i] += 300 * k.deviation;
   }
-  Array x(k.dtype, values, k.shift), dy(k.dtype, normal(size, 2), k.shift), r(k.dtype, normal(size, 3), k.shift);
+  OnDevice x(k.dtype, values, k.shift), dy(k.dtype, normal(size, 2), k.shift), r(k.dtype, normal(size, 3), k.shift);
   std::vector<float> weight = normal(k.c, 4), bias = normal(k.c, 5);
   for (float& w : weight) w = 1 + 0.25f * w;
   const Expected expected(k, x, k.residual ? &r : nullptr, dy, weight, bias, eps, slope);
@@ -132,7 +102,7 @@ void run(const Case& k, std::string* bits) {
       bool(cuda::run(statistics, x.data(), {mean.data(), var.data(), running_mean.data(), running_var.data(), momentum},
                      workspace.data(), nullptr)));
 
-  Array y(k.dtype, size, k.shift), dx(k.dtype, size, k.shift), dresidual(k.dtype, size, k.shift);
+  OnDevice y(k.dtype, size, k.shift), dx(k.dtype, size, k.shift), dresidual(k.dtype, size, k.shift);
   const simt::Guarded<float> w(weight), b(bias);
   BatchNormAct forward;
   forward.shape = shape;
@@ -189,26 +159,25 @@ void run(const Case& k, std::string* bits) {
       EXPECT(std::fabs(running_var[c] - momentum * var[c] * m / (m - 1)) <= 4 * kRoundoff * var[c], "%s", k.name);
     }
   }
-  const auto near = [&](const char* what, const Doubles& got, const Doubles& want, double tolerance) {
+  const auto near = [&](const char* what, const std::vector<float>& got, const Doubles& want, double tolerance) {
     const double error = relative_l2(got, want);
     EXPECT(error <= tolerance, "%s: %s is off by %.3g > %.3g", k.name, what, error, tolerance);
   };
-  const auto doubles = [](const simt::Guarded<float>& v) { return Doubles(v.data(), v.data() + v.size()); };
-  near("y", y.doubles(), expected.y, stored + exact);
-  near("dweight", doubles(dweight), expected.dweight, 8 * exact);
-  near("dbias", doubles(dbias), expected.dbias, 8 * exact);
+  near("y", y.floats(), expected.y, stored + exact);
+  near("dweight", dweight.vector(), expected.dweight, 8 * exact);
+  near("dbias", dbias.vector(), expected.dbias, 8 * exact);
   if (m == 1) {
-    for (const double d : dx.doubles()) EXPECT(d == 0);
+    for (const float d : dx.floats()) EXPECT(d == 0);
   } else if (m > 2) {  // of two values what is left of dx is mostly rounding
-    near("dx", dx.doubles(), expected.dx, 2 * stored + 4 * exact);
+    near("dx", dx.floats(), expected.dx, 2 * stored + 4 * exact);
   }
-  if (k.residual) near("dresidual", dresidual.doubles(), expected.dresidual, stored + 4 * exact);
+  if (k.residual) near("dresidual", dresidual.floats(), expected.dresidual, stored + 4 * exact);
 
   const auto keep = [&](const auto& array) {
     bits->append(reinterpret_cast<const char*>(array.data()), array.size() * sizeof(*array.data()));
   };
   keep(mean), keep(var), keep(running_mean), keep(running_var), keep(mask), keep(dweight), keep(dbias);
-  if (k.shift == 0) keep(y.bytes), keep(dx.bytes);
+  for (OnDevice* array : {&y, &dx}) bits->append(static_cast<const char*>(array->data()), array->bytes());
 }
 
 const Case kCases[] = {

@@ -5,8 +5,6 @@
 
 #include "conv_on_device.h"
 #include "cuda/conv_bn_act/choose.h"
-#include "simt/simt.h"
-#include "test.h"
 
 using namespace pk;             // NOLINT
 using namespace pk::conv_test;  // NOLINT
@@ -15,14 +13,8 @@ namespace {
 
 int64_t products(const ConvShape& s) { return s.n * s.k * s.p() * s.q() * (s.c / s.groups) * s.r * s.s; }
 
-// Watched for races everything takes ten times as long, and a race needs no large shape: fewer of them, and one format.
-#ifdef PK_SIMT_RACE
-constexpr int64_t kMostProducts = 100 * 1000;
-constexpr bool kThorough = false;
-#else
-constexpr int64_t kMostProducts = 1200 * 1000;  // more is for a cache's sake, which is not here
-constexpr bool kThorough = true;
-#endif
+// A cache's sake, for which the largest are, is not here, and a race needs no large shape.
+constexpr int64_t kMostProducts = kThorough ? 1200 * 1000 : 100 * 1000;
 
 void check_shapes() {
   const auto& schedules = simt::schedules();
@@ -82,12 +74,11 @@ void check_tiles() {
       {{{1, 1816, 3, 4, 20, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, true, true, true}, 108, Tile::t64x64, true},
       {{{1, 400, 3, 4, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 2}, true, true, true}, 108, Tile::t64x64, true},
   };
-  const cuda::Device before = simt::device();
   const auto& schedules = simt::schedules();
   unsigned seed = 1;
   for (size_t i = 0; i < std::size(cases); ++i) {
     const auto& [c, multiprocessors, tile, splits] = cases[i];
-    simt::device().multiprocessors = multiprocessors;
+    const On on({.multiprocessors = multiprocessors});
     for (const Kind& kind : kKinds) {
       if (!kThorough && kind.dtype != DType::f16) continue;
       const auto& schedule = schedules[++seed % schedules.size()];
@@ -105,7 +96,6 @@ void check_tiles() {
       check_case(c, kind, seed, what.c_str(), {seed % 3 == 0 ? Format::nchw : Format::nhwc});
     }
   }
-  simt::device() = before;
 }
 
 void check_int8() {
@@ -162,18 +152,10 @@ void check_refusals() {
   const auto says = [](Status status, const char* part) {
     return !status && std::string(status.error).find(part) != std::string::npos;
   };
-  Array weight({good.k, good.c, good.r, good.s}, DType::f16, Format::nchw);
-  Array x({1, good.c, good.h, good.w}, DType::f16, Format::nhwc), y({1, good.k, 6, 7}, DType::f16, Format::nhwc);
-  weight.fill(1);
-  const Bytes packed(pack(good, DType::f16, weight));
-  ConvArgs args{};
-  args.shape = good;
-  args.dtype = DType::f16;
-  args.x = x.tensor();
-  args.y = y.data();
-  std::copy(y.stride, y.stride + 4, args.y_stride);
-  args.packed = packed.data();
-  args.packed_bytes = static_cast<int64_t>(packed.size());
+  Call call(good, DType::f16);
+  const Bytes packed = pack(good, DType::f16, call.weight);
+  set_packed(&call.args, packed);
+  const ConvArgs& args = call.args;
   const auto refused = [&](const ConvArgs& bad, const char* part) {
     cuda::ConvPlan plan;
     EXPECT(says(cuda::make_plan(bad, &plan), part), "%s", part);

@@ -2,73 +2,39 @@
 // dtype against the naive loop, in several memory formats.
 #pragma once
 
-#include <cstring>
-#include <optional>
-
 #include "conv_bn_act_reference.h"
+#include "cuda/on_device.h"
 #include "pykernels/cuda/conv_bn_act.h"
-#include "simt/simt.h"
-#include "test.h"
 
 namespace pk::conv_test {
 
-using Bytes = simt::Guarded<unsigned char>;
+using test::Bytes;
+using test::kThorough;
+using test::On;
+using test::plan_and_run;
+using test::succeeded;
+using Array = ArrayIn<Bytes>;
+using Call = CallIn<Bytes>;
 
-// An array's bytes on the "device", and back.
-struct OnDevice {
-  Array& array;
-  Bytes bytes;
-
-  explicit OnDevice(Array& a) : array(a), bytes(a.bytes()) {
-    if (bytes.size() > 0) std::memcpy(bytes.data(), a.data(), bytes.size());
-  }
-  ConvTensor tensor() {
-    ConvTensor t = array.tensor();
-    t.data = bytes.data();
-    return t;
-  }
-  void fetch() {
-    if (bytes.size() > 0) std::memcpy(array.data(), bytes.data(), bytes.size());
-  }
-};
-
-inline std::vector<unsigned char> pack(const ConvShape& s, DType dtype, Array& weight) {
+inline Bytes pack(const ConvShape& s, DType dtype, Array& weight) {
   cuda::ConvPackingPlan plan;
-  Status status = cuda::make_plan(s, dtype, &plan);
-  EXPECT(status, "%s", status.error);
+  succeeded(cuda::make_plan(s, dtype, &plan), "make_plan");
   Bytes packed(static_cast<size_t>(plan.bytes()));
-  OnDevice source(weight);
-  status = cuda::pack(plan, source.tensor(), packed.data(), nullptr);
-  EXPECT(status, "%s", status.error);
-  return packed.vector();
+  succeeded(cuda::pack(plan, weight.tensor(), packed.data(), nullptr), "pack");
+  return packed;
 }
 
-// A plan of `args`, and its run, in a workspace of NaN.
-template <class Plan, class Args>
-void plan_and_run(const Args& args) {
-  Plan plan;
-  Status status = cuda::make_plan(args, &plan);
-  EXPECT(status, "%s", status.error);
-  Bytes workspace(static_cast<size_t>(plan.workspace_bytes));
-  if (workspace.size() > 0) std::memset(workspace.data(), 0xff, workspace.size());
-  status = cuda::run(plan, workspace.data(), nullptr);
-  EXPECT(status, "%s", status.error);
+template <class Args>
+void set_packed(Args* args, const Bytes& packed) {
+  args->packed = packed.data();
+  args->packed_bytes = static_cast<int64_t>(packed.size());
 }
 
-// y of `args`, whose x, residual and y are the host's arrays.
-inline void run(ConvArgs args, const std::vector<unsigned char>& packed_bytes, Array& x, Array* residual, Array& y) {
-  OnDevice on_x(x), on_y(y);
-  Bytes packed(packed_bytes);
-  args.x = on_x.tensor();
-  args.packed = packed.data();
-  args.packed_bytes = static_cast<int64_t>(packed.size());
-  args.y = on_y.bytes.data();
-  std::copy(y.stride, y.stride + 4, args.y_stride);
-  std::optional<OnDevice> on_residual;
-  args.residual = {};
-  if (residual != nullptr) args.residual = on_residual.emplace(*residual).tensor();
-  plan_and_run<cuda::ConvPlan>(args);
-  on_y.fetch();
+// Packs the weight and runs.
+inline void run(Call& call) {
+  const Bytes packed = pack(call.args.shape, call.args.dtype, call.weight);
+  set_packed(&call.args, packed);
+  plan_and_run<cuda::ConvPlan>(call.args);
 }
 
 // Half a unit in the last place of the output, and the error of float32 sums. tf32 rounds each factor to 11 bits, and
@@ -91,38 +57,27 @@ inline const Kind kKinds[] = {
 inline void check_case(const Case& c, const Kind& kind, unsigned seed, const char* what,
                        std::initializer_list<Format> formats = {Format::nhwc, Format::nchw, Format::gaps}) {
   const ConvShape& s = c.shape;
-  Array weight({s.k, s.c / s.groups, s.r, s.s}, kind.dtype, seed % 2 ? Format::nchw : Format::nhwc);
-  weight.fill(seed);
   const auto scale = test::normal(static_cast<size_t>(s.k), seed + 1),
              shift = test::normal(static_cast<size_t>(s.k), seed + 2);
   const simt::Guarded<float> on_scale(scale), on_shift(shift);
-  ConvArgs args{};
-  args.shape = s;
-  args.dtype = kind.dtype;
-  args.tf32 = kind.tf32;
-  args.scale = c.scale ? on_scale.data() : nullptr;
-  args.shift = c.shift ? on_shift.data() : nullptr;
-  args.activation = static_cast<Activation>(seed % kActivations);
-  args.negative_slope = 0.2f;
   std::vector<double> expected;
   std::vector<float> first;
   for (const Format format : formats) {
-    Array x({s.n, s.c, s.h, s.w}, kind.dtype, format), residual({s.n, s.k, s.p(), s.q()}, kind.dtype, format);
-    Array y({s.n, s.k, s.p(), s.q()}, kind.dtype, format);
-    x.fill(seed + 3);
-    residual.fill(seed + 4);
-    if (first.empty()) {
-      args.residual.data = c.residual ? residual.data() : nullptr;
-      expected = naive(args, x, weight, residual);
-    }
-    run(args, pack(s, kind.dtype, weight), x, c.residual ? &residual : nullptr, y);
-    const auto values = y.values();
-    if (first.empty()) first = values;
+    Call call(s, kind.dtype, format, seed, seed % 2 ? Format::nchw : Format::nhwc);
+    call.args.tf32 = kind.tf32;
+    call.args.scale = c.scale ? on_scale.data() : nullptr;
+    call.args.shift = c.shift ? on_shift.data() : nullptr;
+    if (c.residual) call.args.residual = call.residual.tensor();
+    call.args.activation = static_cast<Activation>(seed % kActivations);
+    call.args.negative_slope = 0.2f;
+    run(call);
+    const auto values = call.y.values();
+    if (first.empty()) first = values, expected = call.expected();
     const double error = test::relative_l2(values, expected);
     EXPECT(error < tolerance(s, kind.dtype, kind.tf32), "%s, %s, format %d: %g", what, kind.name,
            static_cast<int>(format), error);
     EXPECT(values == first, "%s, %s, format %d: other bits", what, kind.name, static_cast<int>(format));
-    EXPECT(y.gaps_untouched(), "%s, %s, format %d: wrote beside y", what, kind.name, static_cast<int>(format));
+    EXPECT(call.y.gaps_untouched(), "%s, %s, format %d: wrote beside y", what, kind.name, static_cast<int>(format));
   }
 }
 
@@ -132,6 +87,17 @@ struct Int8Case {
   Format format;
   DType residual, y;
 };
+
+inline cuda::Int8Conv int8_call(const ConvShape& s, Array& x, const Bytes& packed, Array& y) {
+  cuda::Int8Conv args;
+  args.shape = s;
+  args.x = x.tensor();
+  set_packed(&args, packed);
+  args.y = y.data();
+  args.y_dtype = y.elements.dtype();
+  std::copy(y.stride, y.stride + 4, args.y_stride);
+  return args;
+}
 
 inline void check_int8_case(const Int8Case& c, unsigned i) {
   const auto& [s, format, residual_dtype, y_dtype] = c;
@@ -151,26 +117,17 @@ inline void check_int8_case(const Int8Case& c, unsigned i) {
     shift.push_back(static_cast<float>(k % 7) * 0.25f);
   }
   const float residual_scale = 0.5f, y_scale = 0.25f;
-  OnDevice on_x(x), on_residual(residual), on_y(y);
-  const Bytes packed(pack(s, DType::i8, weight));
+  const Bytes packed = pack(s, DType::i8, weight);
   const simt::Guarded<float> on_scale(scale), on_shift(shift);
-  cuda::Int8Conv args;
-  args.shape = s;
-  args.x = on_x.tensor();
-  args.packed = packed.data();
-  args.packed_bytes = static_cast<int64_t>(packed.size());
+  cuda::Int8Conv args = int8_call(s, x, packed, y);
   args.scale = on_scale.data();
   args.shift = on_shift.data();
-  args.residual = on_residual.tensor();
+  args.residual = residual.tensor();
   args.residual_dtype = residual_dtype;
   args.residual_scale = residual_scale;
   args.activation = Activation::relu;
   args.y_scale = y_scale;
-  args.y_dtype = y_dtype;
-  args.y = on_y.bytes.data();
-  std::copy(y.stride, y.stride + 4, args.y_stride);
   plan_and_run<cuda::Int8ConvPlan>(args);
-  on_y.fetch();
 
   ConvArgs plain{};
   plain.shape = s;
@@ -197,18 +154,10 @@ inline void check_int8_sums(const Int8Case& c, unsigned i) {
   x.each([&](int64_t n, int64_t ch, int64_t h, int64_t w) {
     x.set(n, ch, h, w, static_cast<float>((3 * ch + 2 * h + w) % 7 - 128));
   });
-  OnDevice on_x(x), on_y(y);
-  const Bytes packed(pack(s, DType::i8, weight));
-  cuda::Int8Conv args;
-  args.shape = s;
-  args.x = on_x.tensor();
-  args.packed = packed.data();
-  args.packed_bytes = static_cast<int64_t>(packed.size());
+  const Bytes packed = pack(s, DType::i8, weight);
+  cuda::Int8Conv args = int8_call(s, x, packed, y);
   args.y_dtype = DType::i32;
-  args.y = on_y.bytes.data();
-  std::copy(y.stride, y.stride + 4, args.y_stride);
   plan_and_run<cuda::Int8ConvPlan>(args);
-  on_y.fetch();
 
   ConvArgs plain{};
   plain.shape = s;
@@ -222,33 +171,13 @@ inline void check_int8_sums(const Int8Case& c, unsigned i) {
   EXPECT(y.gaps_untouched(), "int8 sums %u: wrote beside y", i);
 }
 
-// Infinities and NaN stay within the pixels and channels that they touch: padding, padded channels and other groups
-// contribute none.
 inline void check_special_case(const ConvShape& s, const Kind& kind) {
-  Array weight({s.k, s.c / s.groups, s.r, s.s}, kind.dtype, Format::nchw);
-  Array x({s.n, s.c, s.h, s.w}, kind.dtype, Format::nhwc), y({1, s.k, s.p(), s.q()}, kind.dtype, Format::nhwc);
-  weight.fill(1);
-  x.fill(2);
-  x.set(0, 2, 3, 4, INFINITY);
-  x.set(0, 2, 7, 8, NAN);
-  ConvArgs args{};
-  args.shape = s;
-  args.dtype = kind.dtype;
-  args.tf32 = kind.tf32;
-  run(args, pack(s, kind.dtype, weight), x, nullptr, y);
-  y.each([&](int64_t n, int64_t k, int64_t p, int64_t q) {
-    const bool of_group = k / (s.k / s.groups) == 2 / (s.c / s.groups);
-    const bool infinite = of_group && std::abs(p - 3) <= 1 && std::abs(q - 4) <= 1;
-    const bool nan = of_group && std::abs(p - 7) <= 1 && std::abs(q - 8) <= 1;
-    const float v = y.get(n, k, p, q);
-    // Three products of tf32 make an infinity NaN, one way or the other.
-    const bool split = kind.dtype == DType::f32 && !kind.tf32 && s.groups < s.c;
-    EXPECT(infinite ? (split ? !std::isfinite(v) : std::isinf(v))
-           : nan    ? std::isnan(v)
-                    : std::isfinite(v),
-           "%s, groups %d: (%d, %d, %d): %g", kind.name, static_cast<int>(s.groups), static_cast<int>(k),
-           static_cast<int>(p), static_cast<int>(q), v);
-  });
+  Call call(s, kind.dtype);
+  set_special_values(&call);
+  call.args.tf32 = kind.tf32;
+  run(call);
+  // Three products of tf32 make an infinity NaN, one way or the other.
+  expect_special_values(call, kind.name, kind.dtype == DType::f32 && !kind.tf32 && s.groups < s.c);
 }
 
 }  // namespace pk::conv_test

@@ -31,13 +31,6 @@ const TileCase kTileCases[] = {
     {{{1, 192, 10, 12, 120, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 3}, true, true, true}, 3, Tile::w128x64, false},  // groups
 };
 
-// Watched for races everything takes ten times as long, and a race needs no large shape.
-#ifdef PK_SIMT_RACE
-constexpr bool kThorough = false;
-#else
-constexpr bool kThorough = true;
-#endif
-
 void check_tiles() {
   const auto& schedules = simt::schedules();
   unsigned seed = 1;
@@ -99,7 +92,7 @@ void check_special_values() {
 void check_choice() {
   using cuda::conv::choose;
   using cuda::conv::is_wgmma;
-  const cuda::Device h100 = {.capability = 90, .multiprocessors = 132, .shared_per_block = 232448};
+  const cuda::Device& h100 = test::kH100;
   const auto square = [](int64_t n, int64_t c, int64_t size, int64_t k, int64_t r) {
     return ConvShape{n, c, size, size, k, r, r, 1, 1, r / 2, r / 2, r / 2, r / 2, 1, 1, 1};
   };
@@ -131,24 +124,21 @@ void check_choice() {
 void check_expanded() {
   const ConvShape s = {1, 64, 11, 11, 64, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
   EXPECT(cuda::conv::is_wgmma(cuda::conv::choose(s, Math::f16, simt::device()).tile));
-  Array row({1, s.c, 1, s.w}, DType::f16, Format::nhwc), x({1, s.c, s.h, s.w}, DType::f16, Format::nhwc);
-  Array weight({s.k, s.c, s.r, s.s}, DType::f16, Format::nchw), y({1, s.k, s.h, s.w}, DType::f16, Format::nhwc);
+  Array row({1, s.c, 1, s.w}, DType::f16, Format::nhwc);
+  Call call(s, DType::f16);
   row.fill(1);
-  weight.fill(2);
-  x.each([&](int64_t n, int64_t c, int64_t h, int64_t w) { x.set(n, c, h, w, row.get(n, c, 0, w)); });
-  ConvArgs args{};
-  args.shape = s;
-  args.dtype = DType::f16;
-  const auto expected = naive(args, x, weight, y);
-  row.stride[2] = 0;
-  run(args, pack(s, DType::f16, weight), row, nullptr, y);
-  EXPECT(test::relative_l2(y.values(), expected) < 5e-4);
+  call.x.each([&](int64_t n, int64_t c, int64_t h, int64_t w) { call.x.set(n, c, h, w, row.get(n, c, 0, w)); });
+  const auto expected = call.expected();
+  call.args.x = row.tensor();
+  call.args.x.stride[2] = 0;
+  run(call);
+  EXPECT(test::relative_l2(call.y.values(), expected) < 5e-4);
 }
 
 }  // namespace
 
 int main() {
-  simt::device() = {.capability = 90, .multiprocessors = 1, .shared_per_block = 232448};
+  simt::device() = test::kH100;
   check_tiles();
   check_choice();
   if (kThorough) {

@@ -30,52 +30,35 @@ const StatisticsCase kStatisticsCases[] = {
     {{1, 64, 13, 25, 200, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, 90, 1, true},   // 128 x 256, a cluster with an idle block
 };
 
-// Watched for races everything takes ten times as long: one format, and f16 alone.
-#ifdef PK_SIMT_RACE
-constexpr bool kThorough = false;
-#else
-constexpr bool kThorough = true;
-#endif
-
 void check(const StatisticsCase& c, const Kind& kind, Format format, float mean_of_bias, unsigned seed,
            const char* what) {
   const ConvShape& s = c.shape;
-  Array weight({s.k, s.c / s.groups, s.r, s.s}, kind.dtype, Format::nchw), x({s.n, s.c, s.h, s.w}, kind.dtype, format);
-  Array y({s.n, s.k, s.p(), s.q()}, kind.dtype, format), plain({s.n, s.k, s.p(), s.q()}, kind.dtype, format);
-  weight.fill(seed);
-  x.fill(seed + 1);
+  Call call(s, kind.dtype, format, seed);
+  Array plain({s.n, s.k, s.p(), s.q()}, kind.dtype, format);
+  Array& y = call.y;
+  ConvArgs& args = call.args;
   auto bias = test::normal(static_cast<size_t>(s.k), seed + 2);
   for (float& b : bias) b += mean_of_bias;
   const simt::Guarded<float> shift(bias);
-  ConvArgs args{};
-  args.shape = s;
-  args.dtype = kind.dtype;
   args.tf32 = kind.tf32;
   args.shift = seed % 2 ? shift.data() : nullptr;
-  const auto packed_bytes = pack(s, kind.dtype, weight);
+  const Bytes packed = pack(s, kind.dtype, call.weight);
+  set_packed(&args, packed);
+  args.y = plain.data();
   const size_t launches_before = simt::launches();
-  run(args, packed_bytes, x, nullptr, plain);
+  plan_and_run<cuda::ConvPlan>(args);
   const size_t launches_plain = simt::launches() - launches_before;
 
-  OnDevice on_x(x), on_y(y);
-  const Bytes packed(packed_bytes);
-  args.x = on_x.tensor();
-  args.packed = packed.data(), args.packed_bytes = static_cast<int64_t>(packed.size());
-  args.y = on_y.bytes.data();
-  std::copy(y.stride, y.stride + 4, args.y_stride);
+  args.y = y.data();
   cuda::ConvStatisticsPlan plan;
-  Status status = cuda::make_plan(args, format == Format::nhwc, &plan);
-  EXPECT(status, "%s: %s", what, status.error);
+  succeeded(cuda::make_plan(args, format == Format::nhwc, &plan), what);
   Bytes workspace(static_cast<size_t>(plan.workspace_bytes));
-  if (workspace.size() > 0) std::memset(workspace.data(), 0xff, workspace.size());  // NaN
   const auto k = static_cast<size_t>(s.k);
   simt::Guarded<float> mean(k), var(k);
-  status = cuda::run(plan, {mean.data(), var.data()}, workspace.data(), nullptr);
-  EXPECT(status, "%s: %s", what, status.error);
+  succeeded(cuda::run(plan, {mean.data(), var.data()}, workspace.data(), nullptr), what);
   // One kernel combines the moments; where the epilogue left none, another one reads y for them, if there is a y.
   const size_t more = simt::launches() - launches_before - 2 * launches_plain;
   EXPECT(more == (c.fused || s.n == 0 ? 1 : 2), "%s, %s: %d launches", what, kind.name, static_cast<int>(more));
-  on_y.fetch();
   EXPECT(y.values() == plain.values(), "%s, %s: other bits than without statistics", what, kind.name);
 
   const double values = static_cast<double>(s.n * s.p() * s.q());
@@ -94,21 +77,19 @@ void check(const StatisticsCase& c, const Kind& kind, Format format, float mean_
     EXPECT(std::fabs(var[i] - expected_var[i]) <= 1e-5 * expected_var[i] + 1e-30, "%s, %s: var of %d: %g, not %g", what,
            kind.name, static_cast<int>(i), var[i], expected_var[i]);
   }
-  EXPECT(simt::take_error().empty(), "%s, %s", what, kind.name);
 }
 
-void use_device(int capability, int multiprocessors) {
-  simt::device().capability = capability;
-  simt::device().multiprocessors = multiprocessors;
-  simt::device().shared_per_block = (capability == 90 ? 227 : 163) * 1024;
+cuda::Device device_of(int capability, int multiprocessors) {
+  cuda::Device device = capability == 90 ? test::kH100 : cuda::Device();
+  device.multiprocessors = multiprocessors;
+  return device;
 }
 
 void check_cases() {
-  const cuda::Device before = simt::device();
   const auto& schedules = simt::schedules();
   unsigned seed = 0;
   for (const StatisticsCase& c : kStatisticsCases) {
-    use_device(c.capability, c.multiprocessors);
+    const On on(device_of(c.capability, c.multiprocessors));
     for (const Kind& kind : kKinds) {
       if (!kThorough && kind.dtype != DType::f16) continue;
       if (c.capability == 90 && kind.dtype == DType::f32) continue;
@@ -118,36 +99,26 @@ void check_cases() {
       check(c, kind, seed / 2 % 2 ? Format::nchw : Format::nhwc, seed % 3 == 0 ? 100.0f : 0.0f, seed, what.c_str());
     }
   }
-  simt::device() = before;
 }
 
 // Every schedule: the parts of a channel in two and in four threads, and the joining of several tiles.
 void check_schedules() {
-  const cuda::Device before = simt::device();
   for (const auto& schedule : simt::schedules()) {
     simt::Use use(schedule);
     for (const int capability : {80, 90}) {
-      use_device(capability, 1);
+      const On on(device_of(capability, 1));
       check({{1, 64, 5, 29, 24, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, capability, 1, true}, kKinds[3], Format::nhwc, 0, 7,
             schedule.name);
     }
   }
-  simt::device() = before;
 }
 
 void check_refusals() {
   const ConvShape s = {1, 8, 6, 7, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-  Array x({1, 8, 6, 7}, DType::f16, Format::nhwc), y({1, 24, 6, 7}, DType::f16, Format::nhwc);
-  Array weight({24, 8, 3, 3}, DType::f16, Format::nchw);
-  weight.fill(1);
-  const Bytes packed(pack(s, DType::f16, weight));
-  ConvArgs args{};
-  args.shape = s;
-  args.dtype = DType::f16;
-  args.x = x.tensor();
-  args.y = y.data();
-  std::copy(y.stride, y.stride + 4, args.y_stride);
-  args.packed = packed.data(), args.packed_bytes = static_cast<int64_t>(packed.size());
+  Call call(s, DType::f16);
+  const Bytes packed = pack(s, DType::f16, call.weight);
+  set_packed(&call.args, packed);
+  const ConvArgs& args = call.args;
   const auto refused = [&](const ConvArgs& bad, const char* part) {
     cuda::ConvStatisticsPlan plan;
     const Status status = cuda::make_plan(bad, true, &plan);
@@ -158,7 +129,7 @@ void check_refusals() {
   bad.scale = v;
   refused(bad, "scale");
   bad = args;
-  bad.residual = y.tensor();
+  bad.residual = call.residual.tensor();
   refused(bad, "residual");
   bad = args;
   bad.activation = Activation::relu;

@@ -2,9 +2,9 @@
 // of m, n and k, parts of K, under all schedules.
 #include "cuda/gemm/mainloop.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/on_device.h"
+#include "cuda/products.h"
 #include "cuda/tf32.h"
-#include "simt/simt.h"
-#include "test.h"
 
 using namespace pk::cuda;
 using pk::ceil_div;
@@ -52,23 +52,13 @@ __global__ void product(const typename Tile::Storage* a, int64_t a_stride, const
   }
 }
 
-// What the matrix unit sees of an element, and an element made of a float.
+// What the matrix unit sees of an element.
 template <class Element>
 double seen(typename gemm::ElementTraits<Element>::Storage x) {
-  if constexpr (std::is_same_v<Element, int8_t>) {
-    return x;
-  } else if constexpr (std::is_same_v<Element, gemm::tf32>) {
+  if constexpr (std::is_same_v<Element, gemm::tf32>) {
     return pk::to_tf32(x);
   } else {
-    return to_float(x);
-  }
-}
-template <class Storage>
-Storage make(float x) {
-  if constexpr (std::is_same_v<Storage, int8_t>) {
-    return from_float<int8_t>(x * 90.0f);  // saturates often: the extremes take part
-  } else {
-    return from_float<Storage>(x);
+    return value(x);
   }
 }
 
@@ -76,30 +66,15 @@ template <class Tile, class ReadA, class ReadB, Epilogue kEpilogue = Epilogue::p
 void check(const char* name, int m, int n, int k) {
   using Storage = typename Tile::Storage;
   using Sum = typename Tile::Sum;
-  const auto fill = [](int rows, int columns, bool transposed, unsigned seed) {
-    const auto values = pk::test::normal(static_cast<size_t>(rows) * columns, seed);
-    std::vector<Storage> v(values.size());
-    for (int r = 0; r < rows; ++r) {
-      for (int c = 0; c < columns; ++c) {
-        const size_t from = static_cast<size_t>(r) * columns + c;
-        v[transposed ? static_cast<size_t>(c) * rows + r : from] = make<Storage>(values[from]);
-      }
-    }
-    return v;
+  const simt::Guarded<Storage> a(operand<Storage>(static_cast<size_t>(m) * k, 1)),
+      b(operand<Storage>(static_cast<size_t>(n) * k, 2));
+  const auto elements = [k](const simt::Guarded<Storage>& v, int rows, bool transposed) {
+    return [&v, k, rows, transposed](int i, int l) {
+      const int at = transposed ? l * rows + i : i * k + l;
+      return seen<typename Tile::Element>(v[static_cast<size_t>(at)]);
+    };
   };
-  const simt::Guarded<Storage> a(fill(m, k, ReadA::transposed, 1)), b(fill(n, k, ReadB::transposed, 2));
-  const auto at = [&](const simt::Guarded<Storage>& v, int rows, int r, int p, bool transposed) {
-    return seen<typename Tile::Element>(
-        v[transposed ? static_cast<size_t>(p) * rows + r : static_cast<size_t>(r) * k + p]);
-  };
-  std::vector<double> want(static_cast<size_t>(m) * n);
-  for (int i = 0; i < m; ++i) {
-    for (int j = 0; j < n; ++j) {
-      for (int p = 0; p < k; ++p) {
-        want[static_cast<size_t>(i) * n + j] += at(a, m, i, p, ReadA::transposed) * at(b, n, j, p, ReadB::transposed);
-      }
-    }
-  }
+  const auto want = product_of(m, n, 0, k, elements(a, m, ReadA::transposed), elements(b, n, ReadB::transposed));
   for (const auto& schedule : simt::schedules()) {
     simt::Use use(schedule);
     simt::Guarded<Sum> out(want.size());
@@ -113,12 +88,10 @@ void check(const char* name, int m, int n, int k) {
                                         .shared_bytes = std::max(Tile::kSharedBytes, gemm::kStagedBytes<Tile>)},
                                        nullptr, a.data(), int64_t{ReadA::transposed ? m : k}, b.data(),
                                        int64_t{ReadB::transposed ? n : k}, out.data(), m, n, k, begin, count);
-      const std::string error = simt::take_error();
-      EXPECT(!status.error && error.empty(), "%s %dx%dx%d: %s", name, m, n, k, error.c_str());
+      pk::test::succeeded(status, name);
     }
     const double difference = pk::test::relative_l2(out.vector(), want);
-    const double tolerance = std::is_same_v<Sum, int32_t> ? 0.0 : 5e-7;
-    EXPECT(difference <= tolerance, "%s %dx%dx%d %s: %g", name, m, n, k, schedule.name, difference);
+    EXPECT(difference <= kProductError<Sum>, "%s %dx%dx%d %s: %g", name, m, n, k, schedule.name, difference);
   }
 }
 

@@ -2,9 +2,9 @@
 // behind the last row, slices of K of unequal length.
 #include "cuda/gemm/persistent_sm90.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/on_device.h"
+#include "cuda/products.h"
 #include "cuda/tensor_map.h"
-#include "simt/simt.h"
-#include "test.h"
 
 using namespace pk::cuda;
 using pk::ceil_div;
@@ -31,43 +31,23 @@ __global__ void __launch_bounds__(gemm::kPersistentThreads<T>, T::kBlocks)
       });
 }
 
-template <class E>
-double value(E x) {
-  if constexpr (std::is_same_v<E, int8_t>) {
-    return x;
-  } else {
-    return to_float(x);
-  }
-}
-
 template <class T, int kColumns>
 void check(const char* name, int m, int n, int k, int split, int clusters) {
   using E = typename T::Element;
   using Sum = typename T::Sum;
-  const auto fill = [&](int rows, unsigned seed) {
-    const auto values = pk::test::normal(static_cast<size_t>(rows) * k, seed, std::is_same_v<E, int8_t> ? 60.0f : 1.0f);
-    std::vector<E> v(values.size());
-    for (size_t i = 0; i < v.size(); ++i) v[i] = from_float<E>(values[i]);
-    return v;
-  };
-  const simt::Guarded<E> a(fill(m, 1)), b(fill(n, 2));
+  const simt::Guarded<E> a(operand<E>(static_cast<size_t>(m) * k, 1)), b(operand<E>(static_cast<size_t>(n) * k, 2));
   const int k_tiles = ceil_div(k, T::kK), of_slice = ceil_div(k_tiles, split);
   const gemm::Tiles tiles = {ceil_div(m, T::kM), ceil_div(n, T::kN), k_tiles, split, of_slice};
-  std::vector<double> want(static_cast<size_t>(split) * m * n);
-  for (int p = 0; p < k; ++p) {
-    const size_t slice = static_cast<size_t>(p / T::kK / of_slice);
-    for (int i = 0; i < m; ++i) {
-      for (int j = 0; j < n; ++j) {
-        want[(slice * m + i) * n + j] +=
-            value(a[static_cast<size_t>(i) * k + p]) * value(b[static_cast<size_t>(j) * k + p]);
-      }
-    }
+  std::vector<double> want;
+  for (int slice = 0; slice < split; ++slice) {
+    const int first = slice * of_slice * T::kK, last = std::min(k, first + of_slice * T::kK);
+    const auto part = product_of(a, b, m, n, k, first, last);
+    want.insert(want.end(), part.begin(), part.end());
   }
   TensorMap map_a, map_b;
-  const auto made = make_tensor_map(matrix_view(a.data(), kDType<E>, m, k, k, T::kM, T::kK), &map_a);
-  EXPECT(!made.error, "%s", made.error);
-  const auto made_too = make_tensor_map(matrix_view(b.data(), kDType<E>, n, k, k, T::kN / T::kCluster, T::kK), &map_b);
-  EXPECT(!made_too.error, "%s", made_too.error);
+  pk::test::succeeded(make_tensor_map(matrix_view(a.data(), kDType<E>, m, k, k, T::kM, T::kK), &map_a), name);
+  pk::test::succeeded(make_tensor_map(matrix_view(b.data(), kDType<E>, n, k, k, T::kN / T::kCluster, T::kK), &map_b),
+                      name);
   for (const auto& schedule : simt::schedules()) {
     simt::Use use(schedule);
     simt::Guarded<Sum> out(want.size());
@@ -77,19 +57,16 @@ void check(const char* name, int m, int n, int k, int split, int clusters) {
                                 .shared_bytes = gemm::kPersistentBytes<T>,
                                 .cluster = T::kCluster},
                                nullptr, map_a, map_b, tiles, out.data(), m, n);
-    const std::string error = simt::take_error();
-    EXPECT(!status.error && error.empty(), "%s: %s", name, error.c_str());
+    pk::test::succeeded(status, name);
     const double difference = pk::test::relative_l2(out.vector(), want);
-    EXPECT(difference <= (std::is_same_v<E, int8_t> ? 0.0 : 5e-7), "%s %dx%dx%d %s: %g", name, m, n, k, schedule.name,
-           difference);
+    EXPECT(difference <= kProductError<Sum>, "%s %dx%dx%d %s: %g", name, m, n, k, schedule.name, difference);
   }
 }
 
 }  // namespace
 
 int main() {
-  simt::device().capability = 90;
-  simt::device().shared_per_block = 232448;
+  simt::device() = pk::test::kH100;
   check<gemm::WgmmaTile<int8_t, 256, 4, 2>, 16>("int8 256", 200, 272, 6 * 128 + 16, 1, 1);
   check<gemm::WgmmaTile<int8_t, 64, 2>, 8>("int8 64", 130, 200, 3 * 128, 1, 3);
   check<gemm::WgmmaTile<f16, 128, 2>, 4>("f16 128", 300, 136, 5 * 64 + 8, 3, 2);

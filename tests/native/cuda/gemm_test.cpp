@@ -3,48 +3,16 @@
 #include "pykernels/cuda/gemm.h"
 
 #include "cuda/gemm/choose.h"
-#include "cuda/numeric.cuh"
+#include "cuda/on_device.h"
 #include "cuda/ptx.cuh"
 #include "cuda/tf32.h"
-#include "simt/simt.h"
-#include "test.h"
 
 using namespace pk::cuda;
 using pk::DType;
 using pk::Status;
+using pk::test::OnDevice;
 
 namespace {
-
-// Bits of elements of any type, whose end touches an unmapped page.
-class Array {
- public:
-  Array(DType dtype, size_t n) : dtype_(dtype), bytes_(n * pk::size_of(dtype)) {}
-  Array(DType dtype, const std::vector<float>& v) : Array(dtype, v.size()) {
-    for (size_t i = 0; i < v.size(); ++i) {
-      if (dtype == DType::f32) {
-        std::memcpy(&bytes_[4 * i], &v[i], 4);
-      } else {
-        const uint16_t bits = dtype == DType::f16 ? simt::float_to_half(v[i]) : simt::float_to_bfloat(v[i]);
-        std::memcpy(&bytes_[2 * i], &bits, 2);
-      }
-    }
-  }
-  void* data() { return bytes_.data(); }
-  double operator[](size_t i) const {
-    if (dtype_ == DType::f32) {
-      float x;
-      std::memcpy(&x, &bytes_[4 * i], 4);
-      return x;
-    }
-    uint16_t bits;
-    std::memcpy(&bits, &bytes_[2 * i], 2);
-    return dtype_ == DType::f16 ? to_float(f16{bits}) : to_float(bf16{bits});
-  }
-
- private:
-  DType dtype_;
-  simt::Guarded<unsigned char> bytes_;
-};
 
 struct Case {
   const char* name;
@@ -69,9 +37,9 @@ void check(const Case& c) {
     }
     return v;
   };
-  Array a(c.dtype, values(lines(c.m, c.a_columns) * a_stride, 1));
-  Array b(c.dtype, values(lines(c.n, c.b_columns) * b_stride, 2));
-  Array bias(c.dtype, values(static_cast<size_t>(c.n), 3)), bias2(c.dtype, values(static_cast<size_t>(c.n), 4));
+  OnDevice a(c.dtype, values(lines(c.m, c.a_columns) * a_stride, 1));
+  OnDevice b(c.dtype, values(lines(c.n, c.b_columns) * b_stride, 2));
+  OnDevice bias(c.dtype, values(static_cast<size_t>(c.n), 3)), bias2(c.dtype, values(static_cast<size_t>(c.n), 4));
   const size_t out_stride = static_cast<size_t>(c.n + c.gap), outs = static_cast<size_t>(c.m) * out_stride;
   const auto before = pk::test::normal(outs, 5);
 
@@ -89,7 +57,7 @@ void check(const Case& c) {
   g.accumulate = c.accumulate;
   g.asked = c.asked;
 
-  Array first(c.out_dtype, before);
+  OnDevice first(c.out_dtype, before);
   std::vector<double> want(outs);
   for (int i = 0; i < c.m; ++i) {
     for (size_t j = 0; j < out_stride; ++j) {
@@ -102,27 +70,22 @@ void check(const Case& c) {
       if (c.biases > 0) sum += bias[j];
       if (c.biases > 1) sum += bias2[j];
       for (int p = 0; p < c.k; ++p) {
-        sum +=
-            a[c.a_columns ? p * a_stride + i : i * a_stride + p] * b[c.b_columns ? p * b_stride + j : j * b_stride + p];
+        const double left = a[c.a_columns ? p * a_stride + i : i * a_stride + p];
+        sum += left * b[c.b_columns ? p * b_stride + j : j * b_stride + p];
       }
       want[at] = sum;
     }
   }
   const double tolerance = c.out_dtype == DType::f32 ? 1e-6 : c.out_dtype == DType::f16 ? 5e-4 : 4e-3;
   GemmPlan plan;
-  Status status = make_plan(g, &plan);
-  EXPECT(!status.error, "%s: %s", c.name, status.error);
-  std::vector<double> once;
+  pk::test::succeeded(make_plan(g, &plan), c.name);
+  std::vector<float> once;
   for (const auto& schedule : simt::schedules()) {
     simt::Use use(schedule);
-    Array out(c.out_dtype, before);
+    OnDevice out(c.out_dtype, before);
     plan.problem.out = out.data();
-    simt::Guarded<unsigned char> workspace(static_cast<size_t>(plan.workspace_bytes));
-    status = run(plan, workspace.data(), nullptr);
-    const std::string error = simt::take_error();
-    EXPECT(!status.error && error.empty(), "%s: %s %s", c.name, status.error, error.c_str());
-    std::vector<double> got(outs);
-    for (size_t i = 0; i < outs; ++i) got[i] = out[i];
+    pk::test::run_planned(plan);
+    const std::vector<float> got = out.floats();
     const double difference = pk::test::relative_l2(got, want);
     EXPECT(difference <= tolerance, "%s: %dx%dx%d %s: %g", c.name, c.m, c.n, c.k, schedule.name, difference);
     if (once.empty()) once = got;
@@ -178,12 +141,10 @@ void check_products() {
       {"hopper, odd k", 300, 20, 61, false, false, f16, f32, false, 0, false, {3, 1}, 3},
       {"hopper, chosen", 40, 72, 48, false, false, f16, f16, false, 2, false, {}},
   };
-  const Device before = simt::device();
-  simt::device().capability = 90;
-  simt::device().multiprocessors = 2;
-  simt::device().shared_per_block = 232448;
+  Device two = pk::test::kH100;
+  two.multiprocessors = 2;
+  const pk::test::On on(two);
   for (const Case& c : hopper_cases) check(c);
-  simt::device() = before;
 }
 
 // Whatever NaN an operand holds, the sums that it is part of are NaN: the one that GPUs compute has all bits set.

@@ -7,36 +7,31 @@
 #include <limits>
 
 #include "cuda/int8_matmul/choose.h"
-#include "cuda/numeric.cuh"
+#include "cuda/on_device.h"
 #include "int8_matmul_reference.h"
-#include "simt/simt.h"
-#include "test.h"
 
 using namespace pk;
 using cuda::Int8Algorithm;
 using cuda::Int8Choice;
 using simt::Guarded;
+using test::OnDevice;
+using test::run_planned;
+using test::succeeded;
 
 namespace {
-
-void succeeded(Status s, const char* what) {
-  const std::string error = simt::take_error();
-  EXPECT(s && error.empty(), "%s: %s%s", what, s ? "" : s.error, error.c_str());
-}
 
 void run(const Int8Matmul& p, Int8Choice choice = {}) {
   cuda::Int8MatmulPlan plan;
   succeeded(cuda::make_plan(p, choice, &plan), "make_plan");
-  Guarded<char> workspace(static_cast<size_t>(plan.workspace_bytes));
-  succeeded(cuda::run(plan, workspace.data(), nullptr), "run");
+  run_planned(plan);
 }
 
-std::vector<char> pack(const int8_t* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n) {
+Guarded<char> pack(const int8_t* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n) {
   int64_t bytes = 0;
   succeeded(cuda::int8_packed_bytes(k, n, &bytes), "packed bytes");
   Guarded<char> packed(static_cast<size_t>(bytes));
   succeeded(cuda::int8_pack(b, k, n, stride_k, stride_n, packed.data(), nullptr), "int8_pack");
-  return packed.vector();
+  return packed;
 }
 
 // How a and b lie in memory. offset: rows of K, further apart than they are long, from an odd address. repeated: one
@@ -65,37 +60,15 @@ void matmul_case(int64_t m, int64_t n, int64_t k, bool extremes, bool zero_point
   p.m = m, p.n = n, p.k = k, p.a = a.data() + as.first, p.a_stride_m = as.row, p.a_stride_k = as.k;
   p.b = b.data() + bs.first, p.b_stride_k = bs.k, p.b_stride_n = bs.row, p.out = out.data();
   if (zero_point) p.a_zero_point = zero.data(), p.a_zero_point_stride = 1;
-  const Guarded<char> packed(b_layout == Layout::packed ? pack(p.b, k, n, bs.k, bs.row) : std::vector<char>());
+  const Guarded<char> packed = b_layout == Layout::packed ? pack(p.b, k, n, bs.k, bs.row) : Guarded<char>(0);
   if (b_layout == Layout::packed) {
     p.packed = packed.data(), p.packed_bytes = static_cast<int64_t>(packed.size()), p.b = nullptr;
   }
   run(p, plan);
-  int64_t wrong = 0;
-  for (int64_t i = 0; i < m; ++i) {
-    for (int64_t j = 0; j < n; ++j) {
-      const int64_t sum = test::int8_sum(a.data() + as.first + i * as.row, as.k, b.data() + bs.first + j * bs.row, bs.k,
-                                         k, zero_point ? zero[static_cast<size_t>(i)] : 0);
-      wrong += sum != out[static_cast<size_t>(i * n + j)];
-    }
-  }
+  const int64_t wrong = test::wrong_sums(p, b.data() + bs.first);
   EXPECT(wrong == 0, "%ld of %ld wrong: m %ld n %ld k %ld extremes %d zero_point %d a %d b %d algorithm %d split %d",
          wrong, m * n, m, n, k, extremes, zero_point, static_cast<int>(a_layout), static_cast<int>(b_layout),
          static_cast<int>(plan.algorithm), plan.split);
-}
-
-size_t elements_of(DType t, size_t n) { return n * size_of(t); }
-
-float value(const Guarded<char>& out, DType t, size_t i) {
-  const char* at = out.data() + i * size_of(t);
-  uint16_t bits = 0;
-  float f = 0;
-  if (t == DType::f32) std::memcpy(&f, at, 4);
-  if (t == DType::i8) f = *reinterpret_cast<const int8_t*>(at);
-  if (t == DType::bf16 || t == DType::f16) {
-    std::memcpy(&bits, at, 2);
-    f = t == DType::bf16 ? test::float_of_bf16(bits) : cuda::to_float(cuda::f16{bits});
-  }
-  return f;
 }
 
 // Scales (of rows and columns, or of tensors), bias, zero points and each output type, on powers of two: exact in
@@ -111,8 +84,7 @@ void epilogue_case(DType out_dtype, int64_t m, int64_t n, bool vectors, bool bia
   for (size_t j = 0; j < bs.size(); ++j) bs[j] = std::ldexp(1.0f, -4 - static_cast<int>(j % 5));
   for (size_t j = 0; j < added.size(); ++j) added[j] = 0.25f * static_cast<float>(j % 32) - 3;
   const Guarded<int32_t> zero(std::vector<int32_t>{5});
-  const auto count = static_cast<size_t>(m * n);
-  Guarded<char> out(elements_of(out_dtype, count));
+  OnDevice out(out_dtype, static_cast<size_t>(m * n));
   Int8Matmul p;
   p.m = m, p.n = n, p.k = k, p.a = a.data(), p.a_stride_m = k, p.a_stride_k = 1;
   p.b = b.data(), p.b_stride_k = 1, p.b_stride_n = k, p.out = out.data(), p.out_dtype = out_dtype;
@@ -126,7 +98,7 @@ void epilogue_case(DType out_dtype, int64_t m, int64_t n, bool vectors, bool bia
       float y = static_cast<float>(sum) * as[vectors ? i : 0] * bs[vectors ? j : 0] + (bias ? added[j] : 0.0f);
       if (activation == Activation::relu) y = std::fmax(0.0f, y);
       if (activation == Activation::leaky_relu && y < 0) y *= 0.01f;
-      const float got = value(out, out_dtype, i * static_cast<size_t>(n) + j);
+      const float got = out[i * static_cast<size_t>(n) + j];
       const float expected = out_dtype == DType::i8 ? test::rounded_to_int8(y, -128.0f) : y;
       const float close = out_dtype == DType::bf16  ? std::fabs(y) / 256
                           : out_dtype == DType::f16 ? std::fabs(y) / 2048
@@ -137,29 +109,11 @@ void epilogue_case(DType out_dtype, int64_t m, int64_t n, bool vectors, bool bia
   }
 }
 
-void to_cuda(DType t, const std::vector<float>& x, std::vector<char>* bits, std::vector<float>* seen) {
-  bits->resize(elements_of(t, x.size()));
-  seen->resize(x.size());
-  for (size_t i = 0; i < x.size(); ++i) {
-    char* at = bits->data() + i * size_of(t);
-    const auto put = [&](auto v) {
-      std::memcpy(at, &v, sizeof v);
-      (*seen)[i] = cuda::to_float(v);
-    };
-    if (t == DType::f32) put(x[i]);
-    if (t == DType::bf16) put(cuda::from_float<cuda::bf16>(x[i]));
-    if (t == DType::f16) put(cuda::from_float<cuda::f16>(x[i]));
-  }
-}
-
 // A float a: as quantising its rows first. stride: of its rows.
 void dynamic_case(DType dtype, int64_t m, int64_t n, int64_t k, int64_t stride, Int8Choice plan = {}) {
-  std::vector<char> bits;
-  std::vector<float> seen;
-  to_cuda(dtype, test::normal(static_cast<size_t>((m - 1) * stride + k), 5), &bits, &seen);
-  const Guarded<char> x(bits);
+  OnDevice x(dtype, test::normal(static_cast<size_t>((m - 1) * stride + k), 5));
   std::vector<float> rows(static_cast<size_t>(m * k));
-  for (int64_t i = 0; i < m * k; ++i) rows[static_cast<size_t>(i)] = seen[static_cast<size_t>(i / k * stride + i % k)];
+  for (int64_t i = 0; i < m * k; ++i) rows[static_cast<size_t>(i)] = x[static_cast<size_t>(i / k * stride + i % k)];
   const test::Quantized q = test::quantize_reference(rows, m, k, true);
   const Guarded<int8_t> b(test::random_bytes(static_cast<size_t>(n * k), 6, false));
   const Guarded<float> bs(std::vector<float>(static_cast<size_t>(n), 0.01f));
@@ -191,10 +145,7 @@ void quantize_case(DType dtype, int64_t outer, int64_t channels, int64_t inner, 
     if (special && channel == 4) x[i] = std::numeric_limits<float>::infinity();
     if (special && channel == 5) x[i] *= 1e-41f;
   }
-  std::vector<char> bits;
-  std::vector<float> seen;
-  to_cuda(dtype, x, &bits, &seen);
-  const Guarded<char> given(bits);
+  OnDevice given(dtype, x);
   Guarded<int8_t> q(total);
   Guarded<float> scale(c);
   Guarded<int32_t> zero(c);
@@ -203,18 +154,9 @@ void quantize_case(DType dtype, int64_t outer, int64_t channels, int64_t inner, 
   p.symmetric = symmetric, p.q = q.data(), p.scale = scale.data(), p.zero_point = zero.data();
   cuda::QuantizeInt8Plan plan;
   succeeded(cuda::make_plan(p, &plan), "make_plan");
-  Guarded<char> workspace(static_cast<size_t>(plan.workspace_bytes));
-  succeeded(cuda::run(plan, workspace.data(), nullptr), "run");
-  const test::Quantized expected = test::quantize_reference(seen, channels, inner, symmetric);
-  for (size_t ch = 0; ch < c; ++ch) {
-    const float e = expected.scale[ch];
-    EXPECT((e != e ? scale[ch] != scale[ch] : scale[ch] == e) && zero[ch] == static_cast<int>(expected.zero_point[ch]),
-           "channel %zu: scale %g for %g, zero point %d for %g", ch, scale[ch], e, zero[ch], expected.zero_point[ch]);
-  }
-  for (size_t i = 0; i < total; ++i) {
-    EXPECT(static_cast<float>(q[i]) == expected.q[i], "(%ld, %ld, %ld) x %g: q %d for %g", outer, channels, inner,
-           seen[i], q[i], expected.q[i]);
-  }
+  run_planned(plan);
+  const std::vector<float> seen = given.floats();
+  test::expect_quantized(test::quantize_reference(seen, channels, inner, symmetric), seen, q, scale, zero);
 }
 
 constexpr Int8Choice kForced[] = {{Int8Algorithm::tile_64x64, 1},   {Int8Algorithm::tile_64x64, 3},
@@ -355,7 +297,7 @@ void limits() {
 void refusals() {
   Guarded<int8_t> v(std::vector<int8_t>(64, 1));
   Guarded<int32_t> out(64);
-  const Guarded<char> packed(pack(v.data(), 8, 8, 8, 1));
+  const Guarded<char> packed = pack(v.data(), 8, 8, 8, 1);
   Int8Matmul good;
   good.m = 8, good.n = 8, good.k = 8, good.a = v.data(), good.a_stride_m = 8, good.a_stride_k = 1;
   good.packed = packed.data(), good.packed_bytes = static_cast<int64_t>(packed.size()), good.out = out.data();
@@ -402,15 +344,8 @@ void refusals() {
   EXPECT(!cuda::int8_packed_bytes(-1, 4, &bytes) && !cuda::int8_packed_bytes(4, -1, &bytes), "negative");
 }
 
-cuda::Device h100() {
-  cuda::Device device;
-  device.capability = 90, device.multiprocessors = 132, device.shared_per_block = 232448;
-  device.l2_bytes = 50ll << 20;
-  return device;
-}
-
 void choices() {
-  for (const cuda::Device& device : {cuda::Device(), h100()}) {
+  for (const cuda::Device& device : {cuda::Device(), test::kH100}) {
     const bool hopper = device.capability == 90;
     const auto chosen = [&](int64_t m, int64_t n, int64_t k) { return cuda::int8::choose(m, n, k, device); };
     EXPECT(chosen(1, 4096, 4096).algorithm == Int8Algorithm::gemv, "one row");
@@ -439,7 +374,7 @@ void choices() {
     EXPECT(cuda::int8::gemv_warps_along_k(64, 300, device.multiprocessors) == 1, "a short K is not shared");
   }
   // No slice of wgmma may be empty: 5 k tiles of 128 in 4 slices are 2, 2 and 1.
-  EXPECT(cuda::int8::choose(64, 128, 600, h100(), {Int8Algorithm::hopper_swapped, 4}).split == 3, "empty slices");
+  EXPECT(cuda::int8::choose(64, 128, 600, test::kH100, {Int8Algorithm::hopper_swapped, 4}).split == 3, "empty slices");
   cuda::Device later;
   later.capability = 100;
   EXPECT(!cuda::int8::is_hopper(cuda::int8::choose(8192, 8192, 8192, later).algorithm), "wgmma is of 9.0 alone");
@@ -448,28 +383,22 @@ void choices() {
 }  // namespace
 
 // The shapes are many and add no way to race: watched for races, one of each kind runs.
-#ifdef PK_SIMT_RACE
-constexpr bool kWatched = true;
-#else
-constexpr bool kWatched = false;
-#endif
-
 int main() {
   choices();
   refusals();
   schedules();
   {
     const simt::Use use(simt::schedules()[1]);
-    if (!kWatched) {
+    if (test::kThorough) {
       shapes();
       epilogues();
       limits();
     }
     quantisation();
   }
-  simt::device() = h100();
+  simt::device() = test::kH100;
   hopper_schedules();
   const simt::Use use(simt::schedules()[1]);
-  if (!kWatched) hopper();
+  if (test::kThorough) hopper();
   return test::finish();
 }

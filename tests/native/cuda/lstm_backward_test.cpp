@@ -3,14 +3,13 @@
 // path and tiles as a pure function.
 #include <bit>
 #include <functional>
-#include <memory>
 #include <optional>
 
 #include "cuda/launch.cuh"
 #include "cuda/lstm/backward_kernels.h"
+#include "cuda/on_device.h"
 #include "lstm_reference.h"
 #include "pykernels/cuda/lstm.h"
-#include "simt/simt.h"
 
 using namespace pk;
 using namespace pk::test;
@@ -18,24 +17,10 @@ using cuda::LstmPath;
 
 namespace {
 
-// A tensor in "device memory" that ends at an unmapped page; `fetch` copies it back.
-struct OnDevice {
-  Buffer& buffer;
-  size_t bytes;
-  simt::Guarded<char> memory;
-
-  explicit OnDevice(Buffer& b)
-      : buffer(b), bytes(b.dtype == DType::f32 ? b.f.size() * 4 : b.h.size() * 2), memory(bytes) {
-    if (bytes) std::memcpy(memory.data(), b.data(), bytes);
-  }
-  void* data() { return memory.data(); }
-  void fetch() {
-    if (bytes) std::memcpy(buffer.data(), memory.data(), bytes);
-  }
-};
+using Sequence = SequenceIn<Bytes>;
 
 // What the forward pass would have saved.
-Buffer reserve_of(const Problem& p, const Oracle& oracle) {
+OnDevice reserve_of(const Problem& p, const Oracle& oracle) {
   const LstmShape& s = p.s;
   const int64_t outputs = cuda::lstm_reserve_output(s, s.layers - 1);
   std::vector<float> v(static_cast<size_t>(outputs));
@@ -57,7 +42,7 @@ Buffer reserve_of(const Problem& p, const Oracle& oracle) {
       std::copy(y.begin(), y.end(), v.begin() + cuda::lstm_reserve_output(s, layer));
     }
   }
-  return Buffer(s.dtype, v);
+  return {s.dtype, v};
 }
 
 struct Gradients {
@@ -81,70 +66,41 @@ std::optional<Gradients> run(const Problem& p, const Oracle& oracle, Order order
   const int64_t width = s.directions * s.hidden;
   Sequence x(p, order, s.input), output(p, order, width), grad_output(p, order, width), grad_x(p, order, s.input);
   x.set(p.x), output.set({oracle.output.begin(), oracle.output.end()}), grad_output.set(p.grad_output);
-  OnDevice x_there(x.buffer), output_there(output.buffer), grad_output_there(grad_output.buffer),
-      grad_x_there(grad_x.buffer);
-  const auto view = [](Sequence& q, OnDevice& there) {
-    LstmSequence v = q.view();
-    v.data = there.data();
-    return v;
-  };
-  Buffer h0(s.dtype, p.h0), c0(s.dtype, p.c0), grad_h_n(s.dtype, p.grad_h_n), grad_c_n(s.dtype, p.grad_c_n),
+  OnDevice h0(s.dtype, p.h0), c0(s.dtype, p.c0), grad_h_n(s.dtype, p.grad_h_n), grad_c_n(s.dtype, p.grad_c_n),
       grad_h0(s.dtype, p.h0.size()), grad_c0(s.dtype, p.h0.size()), reserve = reserve_of(p, oracle);
-  OnDevice h0_there(h0), c0_there(c0), grad_h_n_there(grad_h_n), grad_c_n_there(grad_c_n), grad_h0_there(grad_h0),
-      grad_c0_there(grad_c0), reserve_there(reserve);
-  std::vector<Buffer> weights, grads;
-  std::vector<std::unique_ptr<OnDevice>> there;
-  std::vector<const void*> from;
-  std::vector<void*> to;
+  std::vector<OnDevice> weights, grads;
   for (const auto& w : p.weights) weights.emplace_back(s.dtype, w), grads.emplace_back(s.dtype, w.size());
-  for (size_t i = 0; i < weights.size(); ++i) {
-    there.push_back(std::make_unique<OnDevice>(weights[i]));
-    from.push_back(there.back()->data());
-    there.push_back(std::make_unique<OnDevice>(grads[i]));
-    to.push_back(there.back()->data());
-  }
+  const auto from = pointers_to<const void*>(weights);
+  const auto to = pointers_to<void*>(grads);
   if (after_forward) {
-    std::memset(output_there.data(), 0xff, output_there.bytes);
-    std::memset(reserve_there.data(), 0xff, reserve_there.bytes);
-    Buffer state(s.dtype, p.h0.size());
-    OnDevice h_n(state), c_n(state);
+    std::memset(output.elements.data(), 0xff, output.elements.bytes());
+    std::memset(reserve.data(), 0xff, reserve.bytes());
+    OnDevice h_n(s.dtype, p.h0.size()), c_n(s.dtype, p.h0.size());
     cuda::LstmForward forward;
     forward.shape = s;
-    forward.x = view(x, x_there), forward.output = view(output, output_there);
-    forward.h0 = h0_there.data(), forward.c0 = c0_there.data(), forward.weights = from.data();
-    forward.h_n = h_n.data(), forward.c_n = c_n.data(), forward.reserve = reserve_there.data();
+    forward.x = x.view(), forward.output = output.view();
+    forward.h0 = h0.data(), forward.c0 = c0.data(), forward.weights = from.data();
+    forward.h_n = h_n.data(), forward.c_n = c_n.data(), forward.reserve = reserve.data();
     forward.save = true;
     cuda::LstmForwardPlan plan;
-    EXPECT(cuda::make_plan(forward, &plan), "plan");
-    simt::Guarded<char> workspace(static_cast<size_t>(plan.workspace_bytes));
-    const Status status = cuda::run(plan, workspace.data(), nullptr);
-    EXPECT(status, "forward: %s", status.error);
-    EXPECT(plan.reserve_elements * static_cast<int64_t>(size_of(s.dtype)) == static_cast<int64_t>(reserve_there.bytes),
-           "reserve");
+    succeeded(cuda::make_plan(forward, &plan), "plan");
+    run_planned(plan, 256);
+    EXPECT(plan.reserve_elements == static_cast<int64_t>(reserve.size()), "reserve");
   }
   cuda::LstmBackward call;
   call.shape = s;
-  if (given.output) call.grad_output = view(grad_output, grad_output_there);
-  if (given.h_n) call.grad_h_n = grad_h_n_there.data();
-  if (given.c_n) call.grad_c_n = grad_c_n_there.data();
-  call.x = view(x, x_there), call.output = view(output, output_there), call.grad_x = view(grad_x, grad_x_there);
-  call.h0 = h0_there.data(), call.c0 = c0_there.data();
+  if (given.output) call.grad_output = grad_output.view();
+  if (given.h_n) call.grad_h_n = grad_h_n.data();
+  if (given.c_n) call.grad_c_n = grad_c_n.data();
+  call.x = x.view(), call.output = output.view(), call.grad_x = grad_x.view();
+  call.h0 = h0.data(), call.c0 = c0.data();
   call.weights = from.data(), call.grad_weights = to.data();
-  call.reserve = reserve_there.data();
-  call.grad_h0 = grad_h0_there.data(), call.grad_c0 = grad_c0_there.data();
+  call.reserve = reserve.data();
+  call.grad_h0 = grad_h0.data(), call.grad_c0 = grad_c0.data();
   call.path = path;
-  cuda::LstmBackwardPlan plan;
-  Status status = cuda::make_plan(call, &plan);
-  EXPECT(status, "plan: %s", status.error);
-  if (!status) return {};
-  simt::Guarded<char> workspace(static_cast<size_t>(plan.workspace_bytes));
-  status = cuda::run(plan, workspace.data(), nullptr);
-  EXPECT(status, "backward: %s", status.error);
-  const std::string error = simt::take_error();
-  EXPECT(error.empty(), "%s", error.c_str());
-  if (!status || !error.empty()) return {};
-  grad_x_there.fetch(), grad_h0_there.fetch(), grad_c0_there.fetch();
-  for (auto& t : there) t->fetch();
+  const int failed = failures;
+  plan_and_run<cuda::LstmBackwardPlan>(call);
+  if (failures > failed) return {};
   Gradients r{grad_x.dense(), grad_h0.floats(), grad_c0.floats(), {}};
   for (const auto& g : grads) r.weights.push_back(g.floats());
   return r;
@@ -157,9 +113,7 @@ void expect_close(const Problem& p, const char* what, const std::vector<float>& 
                            : s.dtype == DType::f16 ? std::ldexp(1.0, -9)
                                                    : std::ldexp(4 + std::sqrt(k), -23);
   const double error = relative_l2(got, expected);
-  EXPECT(error <= tolerance, "%s: relative error %g > %g; t %ld b %ld i %ld h %ld layers %d directions %d dtype %d",
-         what, error, tolerance, static_cast<long>(s.steps), static_cast<long>(s.batch), static_cast<long>(s.input),
-         static_cast<long>(s.hidden), s.layers, s.directions, static_cast<int>(s.dtype));
+  EXPECT(error <= tolerance, "%s: relative error %g > %g; %s", what, error, tolerance, text_of(p).c_str());
 }
 
 void compare(const Problem& p, const Oracle& oracle, const std::optional<Gradients>& r) {
@@ -239,7 +193,7 @@ void check_schedules() {
 // Every tile, pinned, partly pinned and streamed, and more sequences than fit at once, give the gradients of the path
 // that has none of that.
 void check_tiles() {
-  const cuda::Device before = simt::device();
+  const On on(simt::device());
   for (const DType dtype : {DType::f32, DType::bf16}) {
     const Problem p({2, 35, 1, 40, 1, 1, true, {}}, dtype);
     const Oracle oracle(p);
@@ -258,32 +212,21 @@ void check_tiles() {
           if (pinned == 5)
             c.groups = 1, c.launches = static_cast<int>((p.s.batch + 16 * row_tiles - 1) / (16 * row_tiles));
           cuda::lstm::BackwardLayer l = {};
-          Buffer reserve = reserve_of(p, oracle), w_hh(dtype, p.weights[1]), c0(dtype, p.c0),
-                 grad_output(dtype, p.grad_output), grad_h_n(dtype, p.grad_h_n), grad_c_n(dtype, p.grad_c_n),
-                 grad_h0(dtype, p.h0.size()), grad_c0(dtype, p.h0.size());
-          OnDevice reserve_there(reserve), w_hh_there(w_hh), c0_there(c0), grad_output_there(grad_output),
-              grad_h_n_there(grad_h_n), grad_c_n_there(grad_c_n), grad_h0_there(grad_h0), grad_c0_there(grad_c0);
-          const auto elements = static_cast<char*>(reserve_there.data());
-          l.direction[0] = {w_hh_there.data(),
-                            elements,
-                            elements + cuda::lstm_reserve_c(p.s, 0, 0) * static_cast<int64_t>(size_of(dtype)),
-                            c0_there.data(),
-                            grad_h_n_there.data(),
-                            grad_c_n_there.data(),
-                            grad_h0_there.data(),
-                            grad_c0_there.data()};
-          l.grad_output = {grad_output_there.data(), p.s.batch * p.s.hidden, p.s.hidden};
+          OnDevice reserve = reserve_of(p, oracle), w_hh(dtype, p.weights[1]), c0(dtype, p.c0),
+                   grad_output(dtype, p.grad_output), grad_h_n(dtype, p.grad_h_n), grad_c_n(dtype, p.grad_c_n),
+                   grad_h0(dtype, p.h0.size()), grad_c0(dtype, p.h0.size());
+          const auto elements = static_cast<char*>(reserve.data());
+          const int64_t c_offset = cuda::lstm_reserve_c(p.s, 0, 0) * static_cast<int64_t>(size_of(dtype));
+          l.direction[0] = {w_hh.data(),     elements,        elements + c_offset, c0.data(),
+                            grad_h_n.data(), grad_c_n.data(), grad_h0.data(),      grad_c0.data()};
+          l.grad_output = {grad_output.data(), p.s.batch * p.s.hidden, p.s.hidden};
           l.steps = static_cast<int>(p.s.steps), l.batch = static_cast<int>(p.s.batch), l.directions = 1;
           l.hidden = static_cast<int>(p.s.hidden), l.pitch = static_cast<int>(cuda::lstm::backward_padded(p.s.hidden));
           l.vectors = true;
-          simt::Guarded<char> d_gates(static_cast<size_t>(p.rows * 4 * l.pitch) * size_of(dtype));
-          std::memset(d_gates.data(), 0xff, d_gates.size());
+          OnDevice d_gates(dtype, static_cast<size_t>(p.rows * 4 * l.pitch));
           l.d_gates = d_gates.data();
-          simt::Guarded<char> workspace(static_cast<size_t>(cuda::lstm::backward_persistent_workspace(p.s, c)));
-          const Status status = cuda::lstm::backward_persistent_layer(l, dtype, c, workspace.data(), nullptr);
-          const std::string error = simt::take_error();
-          EXPECT(status && error.empty(), "%s %s", status.error, error.c_str());
-          grad_h0_there.fetch(), grad_c0_there.fetch();
+          Bytes workspace(static_cast<size_t>(cuda::lstm::backward_persistent_workspace(p.s, c)));
+          succeeded(cuda::lstm::backward_persistent_layer(l, dtype, c, workspace.data(), nullptr), "backward");
           const int failed = failures;
           expect_close(p, "grad_h0", grad_h0.floats(), oracle.grad_h0);
           expect_close(p, "grad_c0", grad_c0.floats(), oracle.grad_c0);
@@ -291,7 +234,6 @@ void check_tiles() {
         }
       }
   }
-  simt::device() = before;
 }
 
 // A NaN stays with its sequence, and no NaN is taken for "not yet".
@@ -352,7 +294,7 @@ void check_empty() {
 
 void check_choice() {
   using namespace cuda::lstm;
-  const cuda::Device a100, h100{90, 132, 232448, 65536, 50ll << 20};
+  const cuda::Device a100, h100 = kH100;
   const auto shape = [](int64_t steps, int64_t batch, int64_t hidden, int directions, DType dtype) {
     LstmShape s;
     s.steps = steps, s.batch = batch, s.input = hidden, s.hidden = hidden, s.directions = directions, s.dtype = dtype;

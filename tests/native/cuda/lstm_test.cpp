@@ -3,11 +3,9 @@
 // under all schedules; and the choice of path, blocks and spans for many shapes and devices.
 #include "pykernels/cuda/lstm.h"
 
-#include <memory>
-
 #include "cuda/lstm/choose.h"
+#include "cuda/on_device.h"
 #include "lstm_reference.h"
-#include "simt/simt.h"
 
 using namespace pk;
 using namespace pk::test;
@@ -16,75 +14,7 @@ using cuda::LstmPath;
 
 namespace {
 
-// Device memory of a tensor, behind which nothing may be read.
-struct Memory {
-  Memory(DType dtype, size_t n) : dtype(dtype), n(n), bytes(n * size_of(dtype)) {}
-  Memory(DType dtype, const std::vector<float>& from) : Memory(dtype, from.size()) {
-    for (size_t i = 0; i < n; ++i) set(i, from[i]);
-  }
-  void set(size_t i, float x) {
-    if (dtype == DType::f32)
-      std::memcpy(bytes.data() + 4 * i, &x, 4);
-    else {
-      const uint16_t h = narrow(x, dtype);
-      std::memcpy(bytes.data() + 2 * i, &h, 2);
-    }
-  }
-  float get(size_t i) const {
-    if (dtype == DType::f32) {
-      float x;
-      std::memcpy(&x, bytes.data() + 4 * i, 4);
-      return x;
-    }
-    uint16_t h;
-    std::memcpy(&h, bytes.data() + 2 * i, 2);
-    return widen(h, dtype);
-  }
-  void* data() { return bytes.data(); }
-  std::vector<float> floats() const {
-    std::vector<float> v(n);
-    for (size_t i = 0; i < n; ++i) v[i] = get(i);
-    return v;
-  }
-  DType dtype;
-  size_t n;
-  simt::Guarded<char> bytes;
-};
-
-// A sequence in such memory. `gap` elements lie between rows, so that rows are not aligned.
-struct Laid {
-  Laid(const Problem& p, Order order, int64_t features)
-      : p(p), order(order), features(features), memory(p.s.dtype, size()) {}
-  int64_t pitch() const { return order == Order::gaps ? features + 3 : features; }
-  size_t size() const { return static_cast<size_t>(p.rows * pitch()); }
-  LstmSequence view() {
-    if (p.s.batch_sizes) return {memory.data(), 0, pitch()};
-    if (order == Order::batch_first) return {memory.data(), pitch(), p.s.steps * pitch()};
-    return {memory.data(), p.s.batch * pitch(), pitch()};
-  }
-  template <class F>
-  void each(const F& f) {
-    const LstmSequence v = view();
-    for (int64_t t = 0; t < p.s.steps; ++t)
-      for (int64_t b = 0; b < p.active(t); ++b)
-        for (int64_t i = 0; i < features; ++i) {
-          const int64_t at = (p.s.batch_sizes ? p.row(t, b) * v.row : t * v.step + b * v.row) + i;
-          f(static_cast<size_t>(at), static_cast<size_t>(p.row(t, b) * features + i));
-        }
-  }
-  void set(const std::vector<float>& dense) {
-    each([&](size_t to, size_t from) { memory.set(to, dense[from]); });
-  }
-  std::vector<float> dense() {
-    std::vector<float> v(static_cast<size_t>(p.rows * features));
-    each([&](size_t from, size_t to) { v[to] = memory.get(from); });
-    return v;
-  }
-  const Problem& p;
-  Order order;
-  int64_t features;
-  Memory memory;
-};
+using Sequence = SequenceIn<Bytes>;
 
 struct How {
   LstmPath path = LstmPath::automatic;
@@ -96,27 +26,17 @@ struct Results {
   std::vector<float> output, h_n, c_n, reserve;
 };
 
-// Memory that begins at 256 bytes.
-struct Scratch {
-  explicit Scratch(int64_t bytes) : memory(static_cast<size_t>(bytes) + 256) {}
-  void* data() { return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.data()) + 255) / 256 * 256); }
-  std::vector<char> memory;
-};
-
 Results run(const Problem& p, const How& how) {
   const LstmShape& s = p.s;
-  std::vector<std::unique_ptr<Memory>> weights;
-  std::vector<const void*> pointers;
-  for (const auto& w : p.weights) {
-    weights.push_back(std::make_unique<Memory>(s.dtype, w));
-    pointers.push_back(weights.back()->data());
-  }
-  Laid x(p, how.order, s.input), output(p, how.order, s.directions * s.hidden);
+  std::vector<OnDevice> weights;
+  for (const auto& w : p.weights) weights.emplace_back(s.dtype, w);
+  const auto pointers = pointers_to<const void*>(weights);
+  Sequence x(p, how.order, s.input), output(p, how.order, s.directions * s.hidden);
   x.set(p.x);
-  Memory h0(s.dtype, p.h0), c0(s.dtype, p.c0), h_n(s.dtype, p.h0.size()), c_n(s.dtype, p.h0.size());
+  OnDevice h0(s.dtype, p.h0), c0(s.dtype, p.c0), h_n(s.dtype, p.h0.size()), c_n(s.dtype, p.h0.size());
   int64_t bytes = 0;
   if (how.packed) EXPECT(cuda::lstm_packed_bytes(s, &bytes), "packed bytes");
-  simt::Guarded<char> packed(static_cast<size_t>(bytes));
+  Bytes packed(static_cast<size_t>(bytes));
   cuda::LstmForward f;
   f.shape = s;
   f.x = x.view(), f.output = output.view();
@@ -128,16 +48,10 @@ Results run(const Problem& p, const How& how) {
     f.weights = nullptr, f.packed = packed.data();
   }
   cuda::LstmForwardPlan plan;
-  Status status = cuda::make_plan(f, &plan);
-  EXPECT(status, "plan: %s", status.error);
-  Memory reserve(s.dtype, static_cast<size_t>(plan.reserve_elements));
+  succeeded(cuda::make_plan(f, &plan), "plan");
+  OnDevice reserve(s.dtype, static_cast<size_t>(plan.reserve_elements));
   plan.call.reserve = reserve.data();
-  Scratch workspace(plan.workspace_bytes);
-  std::memset(workspace.data(), 0xff, static_cast<size_t>(plan.workspace_bytes));
-  status = cuda::run(plan, workspace.data(), nullptr);
-  EXPECT(status, "forward: %s", status.error);
-  const std::string error = simt::take_error();
-  EXPECT(error.empty(), "%s", error.c_str());
+  run_planned(plan, 256);
   return {output.dense(), h_n.floats(), c_n.floats(), reserve.floats()};
 }
 
@@ -146,8 +60,6 @@ double tolerance_of(const Problem& p, bool tf32) {
   if (p.s.dtype == DType::f16 || tf32) return std::ldexp(1.0, -10);
   return std::ldexp(8 + std::sqrt(static_cast<double>(2 * p.s.hidden + p.s.input + p.s.steps)), -23);
 }
-
-const char* name_of(DType d) { return d == DType::f32 ? "f32" : d == DType::bf16 ? "bf16" : "f16"; }
 
 const char* name_of(LstmPath p) {
   return p == LstmPath::cluster ? "cluster" : p == LstmPath::persistent ? "persistent" : "step";
@@ -188,24 +100,13 @@ bool check(const Problem& p, const Oracle& oracle, const How& how, const char* s
     }
   }
   if (test::failures > before)
-    std::printf("  in %s: t %ld b %ld i %ld h %ld layers %d directions %d %s, %s%s%s%s\n", schedule,
-                static_cast<long>(p.s.steps), static_cast<long>(p.s.batch), static_cast<long>(p.s.input),
-                static_cast<long>(p.s.hidden), p.s.layers, p.s.directions, name_of(p.s.dtype), name_of(how.path),
-                how.packed ? ", packed" : "", how.save ? ", save" : "", p.s.batch_sizes ? ", batch_sizes" : "");
+    std::printf("  in %s: %s, %s%s%s\n", schedule, text_of(p).c_str(), name_of(how.path), how.packed ? ", packed" : "",
+                how.save ? ", save" : "");
   return test::failures == before;
 }
 
 constexpr DType kDTypes[] = {DType::f32, DType::bf16, DType::f16};
 constexpr LstmPath kPaths[] = {LstmPath::persistent, LstmPath::step, LstmPath::cluster};
-const Device kH100 = {90, 132, 232448, 65536, 50ll << 20};
-
-// The device for a block of tests.
-struct On {
-  explicit On(const Device& device) : before(simt::device()) { simt::device() = device; }
-  ~On() { simt::device() = before; }
-  Device before;
-};
-
 // Steps, batch, input, hidden, layers, directions, bias, batch_sizes.
 const std::vector<Case> kCases = {
     {4, 1, 1, 1, 1, 1, true, {}},
@@ -244,10 +145,8 @@ void check_cases(const std::vector<Case>& cases) {
 }
 
 bool same(const Results& a, const Results& b) {
-  const auto equal = [](const std::vector<float>& x, const std::vector<float>& y) {
-    return x.size() == y.size() && (x.empty() || std::memcmp(x.data(), y.data(), x.size() * sizeof(float)) == 0);
-  };
-  return equal(a.output, b.output) && equal(a.h_n, b.h_n) && equal(a.c_n, b.c_n) && equal(a.reserve, b.reserve);
+  return same_bits(a.output, b.output) && same_bits(a.h_n, b.h_n) && same_bits(a.c_n, b.c_n) &&
+         same_bits(a.reserve, b.reserve);
 }
 
 // The exchange between blocks, whoever is late: every schedule gives the same bits.
@@ -351,7 +250,7 @@ void check_extremes() {
         if (path != LstmPath::step && (b == 0 || b == 3 || (b == 1 && t < 2))) {
           EXPECT(r.output[i] == clean.output[i], "a neighbour noticed at %zu", i);
         }
-        EXPECT(std::isnan(e) == std::isnan(r.output[i]), "%s: NaN at %zu", name_of(dtype), i);
+        EXPECT(std::isnan(e) == std::isnan(r.output[i]), "%s: NaN at %zu", text_of(p).c_str(), i);
       }
     }
   }

@@ -3,8 +3,8 @@
 #include "cuda/gemm/mainloop_sm90.cuh"
 
 #include "cuda/launch.cuh"
-#include "simt/simt.h"
-#include "test.h"
+#include "cuda/on_device.h"
+#include "cuda/products.h"
 
 using namespace pk::cuda;
 using pk::ceil_div;
@@ -30,34 +30,15 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
                           });
 }
 
-double value(f16 x) { return to_float(x); }
-double value(bf16 x) { return to_float(x); }
-double value(int8_t x) { return x; }
-
 template <class T>
 void check(int m, int n, int k, int first_tile) {
   using E = typename T::Element;
-  const float scale = std::is_same_v<E, int8_t> ? 60.0f : 1.0f;
-  const auto fill = [&](size_t count, unsigned seed) {
-    const auto values = pk::test::normal(count, seed, scale);
-    simt::Guarded<E> v(count);
-    for (size_t i = 0; i < count; ++i) v[i] = from_float<E>(values[i]);
-    return v.vector();
-  };
-  const simt::Guarded<E> a(fill(static_cast<size_t>(m * k), 1)), b(fill(static_cast<size_t>(n * k), 2));
-  std::vector<double> expected(static_cast<size_t>(m * n));
-  for (int i = 0; i < m; ++i) {
-    for (int j = 0; j < n; ++j) {
-      double sum = 0;
-      for (int l = first_tile * T::kK; l < k; ++l) {
-        sum += value(a[static_cast<size_t>(i * k + l)]) * value(b[static_cast<size_t>(j * k + l)]);
-      }
-      expected[static_cast<size_t>(i * n + j)] = sum;
-    }
-  }
+  const simt::Guarded<E> a(operand<E>(static_cast<size_t>(m * k), 1)), b(operand<E>(static_cast<size_t>(n * k), 2));
+  const auto expected = product_of(a, b, m, n, k, first_tile * T::kK, k);
   TensorMap map_a, map_b;
-  EXPECT(bool(make_tensor_map(matrix_view(a.data(), kDType<E>, m, k, k, T::kM, T::kK), &map_a)));
-  EXPECT(bool(make_tensor_map(matrix_view(b.data(), kDType<E>, n, k, k, T::kN / T::kCluster, T::kK), &map_b)));
+  pk::test::succeeded(make_tensor_map(matrix_view(a.data(), kDType<E>, m, k, k, T::kM, T::kK), &map_a), "map_a");
+  pk::test::succeeded(make_tensor_map(matrix_view(b.data(), kDType<E>, n, k, k, T::kN / T::kCluster, T::kK), &map_b),
+                      "map_b");
   for (const auto& schedule : simt::schedules()) {
     simt::Use use(schedule);
     simt::Guarded<typename T::Sum> d(static_cast<size_t>(m * n));
@@ -69,9 +50,7 @@ void check(int m, int n, int k, int first_tile) {
                 .shared_bytes = T::kSharedBytes,
                 .cluster = T::kCluster},
                nullptr, map_a, map_b, d.data(), m, n, first_tile, ceil_div(k, T::kK) - first_tile);
-    EXPECT(bool(status));
-    const std::string error = simt::take_error();
-    EXPECT(error.empty(), "%s", error.c_str());
+    pk::test::succeeded(status, schedule.name);
     int wrong = 0;
     for (size_t i = 0; i < expected.size(); ++i) {
       // A float sum is rounded once a step of 16.
@@ -85,7 +64,7 @@ void check(int m, int n, int k, int first_tile) {
 }  // namespace
 
 int main() {
-  simt::device() = {.capability = 90, .multiprocessors = 132, .shared_per_block = 232448};
+  simt::device() = pk::test::kH100;
   check<gemm::WgmmaTile<f16, 64, 4>>(130, 70, 6 * 64 + 8, 0);
   check<gemm::WgmmaTile<bf16, 64, 2>>(9, 5, 5 * 64, 2);
   check<gemm::WgmmaTile<int8_t, 64, 2>>(40, 64, 2 * 128 + 16, 0);

@@ -36,29 +36,11 @@ PK_SIMT_VECTOR(unsigned short, ushort, 2)
 
 namespace simt {
 
-inline float half_to_float(uint16_t h) {
-  const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 1023;
-  if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000 | fraction << 13);
-  if (exponent == 0) {
-    const float small = std::ldexp(static_cast<float>(fraction), -24);
-    return sign ? -small : small;
-  }
-  return std::bit_cast<float>(sign | (exponent + 112) << 23 | fraction << 13);
-}
-
+inline float half_to_float(uint16_t h) { return static_cast<float>(std::bit_cast<_Float16>(h)); }
 // To nearest even; NaN becomes CUDA's 0x7fff.
 inline uint16_t float_to_half(float x) {
-  const uint32_t bits = std::bit_cast<uint32_t>(x), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
-  if (magnitude > 0x7f800000) return 0x7fff;
-  if (magnitude >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // 65520 and more
-  if (magnitude < 0x38800000) {                                              // below 2^-14: a multiple of 2^-24
-    const float steps = std::nearbyint(std::ldexp(std::bit_cast<float>(magnitude), 24));
-    return static_cast<uint16_t>(sign | static_cast<uint32_t>(steps));
-  }
-  const uint32_t rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
-  return static_cast<uint16_t>(sign | ((rounded - 0x38000000) >> 13));
+  return std::isnan(x) ? uint16_t{0x7fff} : std::bit_cast<uint16_t>(static_cast<_Float16>(x));
 }
-
 inline uint16_t float_to_bfloat(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
   if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fff;
@@ -106,11 +88,6 @@ template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32) {
   const unsigned lane = simt::current->lane, from = lane ^ bits;
   return simt::shuffle(mask, value, from / width > lane / width ? lane : from, "__shfl_xor_sync");
-}
-template <class T>
-T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32) {
-  const unsigned lane = simt::current->lane;
-  return simt::shuffle(mask, value, lane % width + by < unsigned(width) ? lane + by : lane, "__shfl_down_sync");
 }
 
 // ---- Arithmetic ----

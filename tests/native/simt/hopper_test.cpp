@@ -2,7 +2,7 @@
 // a missing mbarrier wait, a missing wgmma wait, a wrong swizzle, a swapped lane, a buffer filled again before it is
 // empty, operands of wgmma that TMA didn't write, counts that are wrong (a deadlock, reported).
 #include "cuda/launch.cuh"
-#include "cuda/numeric.cuh"
+#include "cuda/products.h"
 #include "cuda/ptx.cuh"
 #include "cuda/tensor_map.h"
 #include "simt/simt.h"
@@ -122,25 +122,16 @@ __global__ void pipeline(const __grid_constant__ TensorMap map_a, const __grid_c
   }
 }
 
-template <class T>
-std::vector<T> operand(size_t n, unsigned seed) {
-  const auto values = pk::test::normal(n, seed, std::is_same_v<T, int8_t> ? 60.0f : 1.0f);
-  std::vector<T> v(n);
-  for (size_t i = 0; i < n; ++i) v[i] = from_float<T>(values[i]);
-  return v;
-}
-
-// |x - sum| for float sums of `k` products of about 1; integers are equal or not.
+// Each float sum of `k` products of about 1 within its rounding; integers are equal or not.
 template <class S>
-bool near(S x, double sum, int k) {
-  return std::fabs(static_cast<double>(x) - sum) <= (std::is_integral_v<S> ? 0.0 : 1e-6 * k);
+bool near(const std::vector<S>& got, const std::vector<double>& expected, int k) {
+  bool right = true;
+  for (size_t i = 0; i < got.size(); ++i) {
+    const double difference = std::fabs(static_cast<double>(got[i]) - expected[i]);
+    right = right && difference <= (std::is_integral_v<S> ? 0.0 : 1e-6 * k);
+  }
+  return right;
 }
-
-template <class T>
-double value(T x) {
-  return static_cast<double>(to_float(x));
-}
-double value(int8_t x) { return x; }
 
 template <class T, int kN, Fault kFault>
 bool pipeline_is_right() {
@@ -156,16 +147,7 @@ bool pipeline_is_right() {
                                     &map_b));
   right = right && bool(launch(pipeline<T, kN, kFault>, {.block = dim3(256), .shared_bytes = 2 * (64 + kN) * 128 + 32},
                                nullptr, map_a, map_b, d.data(), k));
-  for (int i = 0; i < 64; ++i) {
-    for (int j = 0; j < kN; ++j) {
-      double sum = 0;
-      for (int l = 0; l < k; ++l) {
-        sum += value(a[static_cast<size_t>(i * k + l)]) * value(b[static_cast<size_t>(j * k + l)]);
-      }
-      right = right && near(d[static_cast<size_t>(i * kN + j)], sum, k);
-    }
-  }
-  return right;
+  return right && near(d, product_of(a, b, 64, kN, k, 0, k), k);
 }
 
 // ---- TMA ----
@@ -243,24 +225,12 @@ bool im2col_is_right(int stride, int dilation, int pad, int first, bool swizzle)
   simt::Guarded<f16> x(static_cast<size_t>(n * h * w * c));
   for (size_t i = 0; i < x.size(); ++i) x[i].bits = static_cast<uint16_t>(i + 1);
   TensorMap map;
-  const Im2colView view = {.data = x.data(),
-                           .dtype = DType::f16,
-                           .n = n,
-                           .h = h,
-                           .w = w,
-                           .c = c,
-                           .stride_n = h * w * c,
-                           .stride_h = w * c,
-                           .stride_w = c,
-                           .p = p,
-                           .q = q,
-                           .pad_top = pad,
-                           .pad_left = pad,
-                           .step_h = stride,
-                           .step_w = stride,
-                           .pixels = pixels,
-                           .channels = channels,
-                           .swizzle = swizzle ? Swizzle::b128 : Swizzle::none};
+  Im2colView view = {.data = x.data(), .dtype = DType::f16};
+  view.n = n, view.h = h, view.w = w, view.c = c;
+  view.stride_n = h * w * c, view.stride_h = w * c, view.stride_w = c;
+  view.p = p, view.q = q, view.pad_top = view.pad_left = pad, view.step_h = view.step_w = stride;
+  view.pixels = pixels, view.channels = channels;
+  view.swizzle = swizzle ? Swizzle::b128 : Swizzle::none;
   bool right = bool(make_tensor_map(view, &map));
   const int from = swizzle ? 0 : 8;  // a tail of channels, or all
   for (int r = 0; r < taps; ++r) {
@@ -331,8 +301,8 @@ __global__ void ring(const __grid_constant__ TensorMap map, uint32_t* out) {
       ptx::mbarrier_wait_cluster(&s->empty[b], static_cast<uint32_t>(round / 2 - 1) & 1);
     }
     // Of a quadruple of lanes the first one sends.
-    const uint32_t v1 = __shfl_down_sync(0xffffffff, held, 1), v2 = __shfl_down_sync(0xffffffff, held, 2),
-                   v3 = __shfl_down_sync(0xffffffff, held, 3);
+    const auto of_lane = [&](uint32_t lane) { return __shfl_sync(0xffffffff, held, static_cast<int>(lane % 32)); };
+    const uint32_t v1 = of_lane(i + 1), v2 = of_lane(i + 2), v3 = of_lane(i + 3);
     if (i % 4 == 0) {
       ptx::st_async_16(ptx::cluster_address(&s->inbox[b][i], next), uint4{held, v1, v2, v3},
                        ptx::cluster_address(&s->full[b], next));
@@ -395,16 +365,9 @@ __global__ void copied_operands(const f16* a, const f16* b, float* d) {
 bool copied_operands_are_right() {
   const auto a = operand<f16>(64 * 64, 5), b = operand<f16>(8 * 64, 6);
   std::vector<float> d(64 * 8);
-  bool right = bool(
+  const bool right = bool(
       launch(copied_operands, {.block = dim3(128), .shared_bytes = 72 * 128}, nullptr, a.data(), b.data(), d.data()));
-  for (size_t i = 0; i < 64; ++i) {
-    for (size_t j = 0; j < 8; ++j) {
-      double sum = 0;
-      for (size_t l = 0; l < 64; ++l) sum += value(a[i * 64 + l]) * value(b[j * 64 + l]);
-      right = right && near(d[i * 8 + j], sum, 64);
-    }
-  }
-  return right;
+  return right && near(d, product_of(a, b, 64, 8, 64, 0, 64), 64);
 }
 
 void test_tensor_maps() {
@@ -420,19 +383,10 @@ void test_tensor_maps() {
   EXPECT(!made(matrix_view(x, DType::f32, 2, 32, 32, 2, 6, Swizzle::none)));
   EXPECT(!made(matrix_view(x, DType::f32, 0, 32, 32, 2, 32)));
   EXPECT(!made(matrix_view(x, DType::f32, 2, 32, int64_t{1} << 60, 2, 32)));
-  Im2colView view = {.data = x,
-                     .dtype = DType::f16,
-                     .n = 1,
-                     .h = 1,
-                     .w = 2,
-                     .c = 64,
-                     .stride_n = 128,
-                     .stride_h = 128,
-                     .stride_w = 64,
-                     .p = 1,
-                     .q = 2,
-                     .pixels = 8,
-                     .channels = 64};
+  Im2colView view = {.data = x, .dtype = DType::f16};
+  view.n = view.h = 1, view.w = 2, view.c = 64;
+  view.stride_n = view.stride_h = 128, view.stride_w = 64;
+  view.p = 1, view.q = 2, view.pixels = 8, view.channels = 64;
   EXPECT(bool(make_tensor_map(view, &map)));
   view.pad_left = 129;
   EXPECT(!bool(make_tensor_map(view, &map)));

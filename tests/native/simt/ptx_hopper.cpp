@@ -5,6 +5,7 @@
 #include <deque>
 #include <memory>
 
+#include "cuda/numeric.cuh"
 #include "simt/ptx.h"
 #include "simt/race.h"
 
@@ -155,16 +156,13 @@ void mbarrier_arrive_cluster_read(uint32_t barrier) {
   change(place, 0, 1);
 }
 
-bool mbarrier_try_wait(uint64_t* barrier, uint32_t parity) {
-  const Place place = here(barrier);
-  race::read_atomic(place.bytes(), 8);
-  if (load_barrier(place).parity == (parity & 1)) return false;
-  race::acquire(place.bytes());
-  return true;
-}
-
 void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
-  while (!mbarrier_try_wait(barrier, parity)) simt::park(barrier, "an mbarrier");
+  const Place place = here(barrier);
+  for (;;) {
+    race::read_atomic(place.bytes(), 8);
+    if (load_barrier(place).parity != (parity & 1)) return race::acquire(place.bytes());
+    simt::park(barrier, "an mbarrier");
+  }
 }
 
 // ---- TMA ----
@@ -327,36 +325,24 @@ void row_of(const Descriptor& d, int row, unsigned char (&bytes)[32]) {
   }
 }
 
-template <class T>
-float widen(uint16_t bits);
-struct Half {};
-struct Brain {};
-template <>
-float widen<Half>(uint16_t bits) {
-  return simt::half_to_float(bits);
-}
-template <>
-float widen<Brain>(uint16_t bits) {
-  return std::bit_cast<float>(uint32_t{bits} << 16);
-}
-
 // Element k of 32 bytes.
-template <class Kind, class Value>
-Value element_of(const unsigned char* bytes, int k) {
-  if constexpr (std::is_same_v<Kind, int8_t>) {
-    return static_cast<int8_t>(bytes[k]);
+template <class T>
+auto element_of(const unsigned char* bytes, int k) {
+  T x;
+  std::memcpy(&x, bytes + sizeof(T) * static_cast<size_t>(k), sizeof(T));
+  if constexpr (std::is_same_v<T, int8_t>) {
+    return int32_t{x};
   } else {
-    uint16_t bits;
-    std::memcpy(&bits, bytes + 2 * k, 2);
-    return widen<Kind>(bits);
+    return to_float(x);
   }
 }
 
 // Sums of integers are exact modulo 2^32; the unit's own order and rounding of the others are not specified, and a
 // double keeps this side of the error out.
-template <class Kind, class Sum, class Value, class Wide>
+template <class T, class Sum, class Wide>
 void multiply(const simt::Product& product) {
-  constexpr int kK = std::is_same_v<Kind, int8_t> ? 32 : 16;
+  using Value = decltype(element_of<T>(nullptr, 0));
+  constexpr int kK = static_cast<int>(32 / sizeof(T));
   const WgmmaPart& first = product.parts[0];
   const int n = first.n;
   std::vector<Value> right(static_cast<size_t>(kK) * 256);
@@ -364,13 +350,13 @@ void multiply(const simt::Product& product) {
   const Descriptor b = decode(first.b);
   for (int j = 0; j < n; ++j) {
     row_of(b, j, bytes);
-    for (int k = 0; k < kK; ++k) right[static_cast<size_t>(k) * 256 + j] = element_of<Kind, Value>(bytes, k);
+    for (int k = 0; k < kK; ++k) right[static_cast<size_t>(k) * 256 + j] = element_of<T>(bytes, k);
   }
   for (int row = 0; row < 64; ++row) {
     const int g = row % 8, warp = row / 16, high = row / 8 % 2;
     Value left[kK];
     row_of(decode(first.a), row, bytes);
-    for (int k = 0; k < kK; ++k) left[k] = element_of<Kind, Value>(bytes, k);
+    for (int k = 0; k < kK; ++k) left[k] = element_of<T>(bytes, k);
     Wide sums[256] = {};
     const auto d = [&](int column) -> Sum& {
       const WgmmaPart& part = product.parts[warp * 32 + g * 4 + column % 8 / 2];
@@ -390,11 +376,11 @@ void multiply(const simt::Product& product) {
 void perform(const simt::Product& product) {
   switch (product.parts[0].element) {
     case WgmmaElement::f16:
-      return multiply<Half, float, float, double>(product);
+      return multiply<f16, float, double>(product);
     case WgmmaElement::bf16:
-      return multiply<Brain, float, float, double>(product);
+      return multiply<bf16, float, double>(product);
     case WgmmaElement::s8:
-      return multiply<int8_t, int32_t, int32_t, uint32_t>(product);
+      return multiply<int8_t, int32_t, uint32_t>(product);
   }
 }
 

@@ -22,7 +22,6 @@ void mbarrier_init(uint64_t* barrier, uint32_t count);
 inline void fence_mbarrier_init() {}
 void mbarrier_arrive(uint64_t* barrier);
 void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t bytes);
-bool mbarrier_try_wait(uint64_t* barrier, uint32_t parity);
 void mbarrier_wait(uint64_t* barrier, uint32_t parity);
 inline void mbarrier_wait_cluster(uint64_t* barrier, uint32_t parity) { mbarrier_wait(barrier, parity); }
 

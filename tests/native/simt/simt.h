@@ -71,19 +71,19 @@ class Guarded {
   explicit Guarded(const std::vector<T>& v, bool front = false) : Guarded(v.size(), front) {
     for (size_t i = 0; i < v.size(); ++i) data_[i] = v[i];
   }
-  ~Guarded() { guarded_free(data_); }
-  Guarded(const Guarded&) = delete;
-  Guarded& operator=(const Guarded&) = delete;
-  T* data() { return data_; }
-  const T* data() const { return data_; }
+  T* data() { return data_.get(); }
+  const T* data() const { return data_.get(); }
   size_t size() const { return size_; }
   T& operator[](size_t i) { return data_[i]; }
   const T& operator[](size_t i) const { return data_[i]; }
-  std::vector<T> vector() const { return {data_, data_ + size_}; }
+  std::vector<T> vector() const { return {data(), data() + size_}; }
 
  private:
+  struct Free {
+    void operator()(T* p) const { guarded_free(p); }
+  };
   size_t size_;
-  T* data_;
+  std::unique_ptr<T[], Free> data_;
 };
 
 // ---- What launch.cuh uses ----

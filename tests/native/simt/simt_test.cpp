@@ -2,7 +2,7 @@
 #include "simt/simt.h"
 
 #include "cuda/launch.cuh"
-#include "cuda/numeric.cuh"
+#include "cuda/products.h"
 #include "cuda/ptx.cuh"
 #include "test.h"
 
@@ -119,25 +119,17 @@ bool neighbour_is_right() {
 template <Fault kFault>
 bool product_is_right() {
   const int blocks = 2, k = 64;
-  std::vector<f16> a(blocks * 16 * k), b(blocks * 8 * k);
-  const auto xa = pk::test::normal(a.size(), 1), xb = pk::test::normal(b.size(), 2);
-  for (size_t i = 0; i < a.size(); ++i) a[i] = from_float<f16>(xa[i]);
-  for (size_t i = 0; i < b.size(); ++i) b[i] = from_float<f16>(xb[i]);
+  const auto a = operand<f16>(blocks * 16 * k, 1), b = operand<f16>(blocks * 8 * k, 2);
   std::vector<float> d(blocks * 16 * 8, NAN);
   const pk::Status status =
       launch(product<kFault>, {.grid = dim3(blocks), .block = dim3(32), .shared_bytes = 2 * 24 * 16 * 2}, nullptr,
              a.data(), b.data(), d.data(), k);
   bool right = bool(status) && simt::take_error().empty();
-  for (int block = 0; block < blocks; ++block) {
-    for (int i = 0; i < 16; ++i) {
-      for (int j = 0; j < 8; ++j) {
-        double sum = 0;
-        for (int l = 0; l < k; ++l) {
-          sum += double{to_float(a[(block * 16 + i) * k + l])} * double{to_float(b[(block * 8 + j) * k + l])};
-        }
-        // Four sums rounded to float.
-        right = right && std::fabs(d[(block * 16 + i) * 8 + j] - sum) <= 1e-4;
-      }
+  const auto all = product_of(a, b, blocks * 16, blocks * 8, k, 0, k);
+  for (int row = 0; row < blocks * 16; ++row) {
+    for (int j = 0; j < 8; ++j) {
+      // Four sums rounded to float.
+      right = right && std::fabs(d[row * 8 + j] - all[row * blocks * 8 + row / 16 * 8 + j]) <= 1e-4;
     }
   }
   return right;

@@ -20,6 +20,7 @@ from pykernels.ops.conv_bn_act.arguments import packed_shape
 from pykernels.ops.conv_bn_act.reference import conv_bn_act_reference
 from tests.harness import (
     FORMATS,
+    assert_threads_change_nothing,
     forced_isa,
     host_isas,
     inputs_of,
@@ -201,16 +202,7 @@ def test_fold_does_not_lose_a_large_mean():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_same_bits_again_and_with_other_thread_counts(name, dtype):
     args, kwargs = inputs_of(SAMPLES[name], dtype)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for n in (threads, threads, 1, 3):
-            torch.set_num_threads(n)
-            results.append(conv_bn_act(*args, backend="cpu", **kwargs))
-    finally:
-        torch.set_num_threads(threads)
-    for y in results[1:]:
-        assert torch.equal(y, results[0])
+    assert_threads_change_nothing(lambda: conv_bn_act(*args, backend="cpu", **kwargs), (torch.get_num_threads(), 1, 3))
 
 
 @on_cpu_and_triton

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import pykernels as pk
 from pykernels import _native
-from tests.harness import forced_isa, host_isas, native, normal, relative_l2
+from tests.harness import assert_threads_change_nothing, forced_isa, host_isas, native, normal, relative_l2
 from tests.ops.conv_bn_act.cases import bound
 
 pytestmark = native
@@ -62,15 +62,9 @@ def test_bf16(algorithm):
 @WINOGRADS
 def test_bits_do_not_depend_on_threads_or_memory_format(algorithm):
     x, weight = normal(2, 48, 21, 18), normal(80, 48, 3, 3, seed=1)
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results += [convolve(v, weight, algorithm) for v in (x, x.to(memory_format=torch.channels_last))]
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(results[0], y) for y in results)
+    formats = (x, x.to(memory_format=torch.channels_last))
+    assert_threads_change_nothing(lambda: [convolve(v, weight, algorithm) for v in formats], (1, 2, 5))
+    assert torch.equal(*(convolve(v, weight, algorithm) for v in formats))
 
 
 @WINOGRADS

@@ -11,7 +11,7 @@ from pykernels.ops._activation import ACTIVATIONS
 from pykernels.ops.int8_matmul import int8_linear, int8_matmul, quantize_int8
 from pykernels.ops.int8_matmul.arguments import MAX_K, MAX_K_WITH_ZERO_POINT
 from pykernels.ops.int8_matmul.reference import quantize_int8_reference
-from tests.harness import eight_threads, forced_isa, host_isas, native
+from tests.harness import assert_threads_change_nothing, eight_threads, forced_isa, host_isas, native
 from tests.ops.int8_matmul.checks import (
     BACKENDS,
     LAYOUTS,
@@ -209,26 +209,15 @@ def test_linear_is_quantisation_and_product(isa, dtype, m, k, n):
 def test_the_number_of_threads_changes_nothing():
     a, b, x = integers(150, 700), integers(700, 900, seed=1), normal(150, 700)
     big = normal(1 << 18)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 3, 8):
-            torch.set_num_threads(threads)
-            results.append(
-                (
-                    int8_matmul(a, b),
-                    int8_matmul(a[:1], b),
-                    int8_linear(x, b.t(), torch.ones(900)),
-                    *quantize_int8(big),
-                    *quantize_int8(x, axis=1),
-                    OPS.int8_pack(b),
-                )
-            )
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(t, s) for t, s in zip(results[0], other, strict=True))
-    assert torch.equal(results[0][0].long(), a.long() @ b.long())
+
+    def call():
+        return [
+            int8_matmul(a, b), int8_matmul(a[:1], b), int8_linear(x, b.t(), torch.ones(900)), quantize_int8(big),
+            quantize_int8(x, axis=1), OPS.int8_pack(b),
+        ]  # fmt: skip
+
+    assert_threads_change_nothing(call, (1, 2, 3, 8))
+    assert torch.equal(call()[0].long(), a.long() @ b.long())
 
 
 @native

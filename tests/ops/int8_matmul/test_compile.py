@@ -7,7 +7,7 @@ import torch
 from torch.library import opcheck
 
 from pykernels.ops.int8_matmul import int8_matmul, quantize_int8
-from tests.harness import native
+from tests.harness import assert_one_graph, native
 from tests.ops.int8_matmul.checks import BACKENDS, OPS, integers, normal
 
 
@@ -36,13 +36,8 @@ def composed(x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 @native
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_compiles_whole_and_once_for_all_batches(compiler):
-    torch._dynamo.reset()
     b = integers(20, 30)
-    compiled = torch.compile(composed, fullgraph=True, backend=compiler, dynamic=True)
-    for m in (5, 9, 17):
-        x = normal(m, 20, seed=m)
-        with torch._dynamo.config.patch(error_on_recompile=m > 5):
-            assert torch.equal(compiled(x, b), composed(x, b))
+    assert_one_graph(composed, [(normal(m, 20, seed=m), b) for m in (5, 9, 17)], compiler)
 
 
 @native

@@ -7,14 +7,13 @@ import math
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
 
 import pykernels as pk
 from pykernels.ops import _tuned
 from pykernels.ops.int8_matmul import int8_linear, int8_matmul, quantize_int8
 from pykernels.ops.int8_matmul.reference import int8_matmul_reference, quantize_int8_reference
-from tests.harness import DEVICE, relative_l2, triton_reason
+from tests.harness import DEVICE, assert_one_graph, relative_l2, triton_reason
 from tests.ops.int8_matmul import checks
 from tests.ops.int8_matmul.checks import BOUND, LAYOUTS, assert_rounded, assert_same_quantisation
 
@@ -22,9 +21,7 @@ pytestmark = pytest.mark.skipif(triton_reason() is not None, reason=f"needs Trit
 
 SIZES = list(
     itertools.product(
-        (1, 16, 17, 33, 64, 65, 300, 8192, 100_000),
-        (1, 333, 4096, 128_256),
-        (0, 16, 1024, 11008, 131_072),
+        (1, 16, 17, 33, 64, 65, 300, 8192, 100_000), (1, 333, 4096, 128_256), (0, 16, 1024, 11008, 131_072)
     )
 )
 
@@ -311,13 +308,7 @@ def test_compiles_whole_and_once_for_any_batch():
         q, s, _ = quantize_int8(x, axis=0, backend="triton")
         return int8_matmul(q, weight.t(), a_scale=s, b_scale=scale, out_dtype=torch.float32, backend="triton")
 
-    torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(forward, backend=counter, fullgraph=True, dynamic=True)
-    for m in (5, 70, 300):
-        x = normal(m, 40, seed=m)
-        assert torch.equal(compiled(x), forward(x))
-    assert counter.frame_count == 1
+    assert_one_graph(forward, [(normal(m, 40, seed=m),) for m in (5, 70, 300)])
 
 
 def test_equal_inputs_give_equal_bits():

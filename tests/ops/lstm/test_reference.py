@@ -12,16 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from pykernels.ops.lstm import reference
 from pykernels.ops.lstm.spec import bound
 from tests.harness import map_tensors
-from tests.ops.lstm.checks import (
-    assert_close,
-    assert_equal,
-    cell_problem,
-    flat,
-    leaves,
-    problem,
-    run,
-    run_cell,
-)
+from tests.ops.lstm.checks import assert_close, assert_equal, cell_problem, flat, leaves, problem, run, run_cell
 
 OPTIONS = [
     pytest.param({}, id="plain"),

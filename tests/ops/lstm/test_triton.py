@@ -12,15 +12,8 @@ import pykernels as pk
 from pykernels.ops._op import FLOATS
 from pykernels.ops.lstm import reference
 from pykernels.ops.lstm.spec import LSTM_SPEC, bound
-from tests.harness import DEVICE, relative_l2, triton_reason
-from tests.ops.lstm.checks import (
-    assert_close,
-    assert_equal,
-    cell_problem,
-    check_forward,
-    leaves,
-    problem,
-)
+from tests.harness import DEVICE, assert_one_graph, relative_l2, triton_reason
+from tests.ops.lstm.checks import assert_close, assert_equal, cell_problem, check_forward, leaves, problem
 from tests.ops.lstm.checks import run as run_op
 
 if triton_reason() is not None:
@@ -236,21 +229,11 @@ def test_compiles(time):
 
 
 def test_one_graph_for_every_batch():
-    seen = []
-
-    def note(graph: Any, _: Any) -> Any:
-        seen.append(graph)
-        return graph.forward
-
     def function(x: torch.Tensor, state: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
         return pk.ops.lstm(x, (state, state), weights, backend="triton")[0]
 
-    compiled = torch.compile(function, backend=note, fullgraph=True, dynamic=True)
-    for batch in (3, 20, 70):
-        x, h0, _, *weights = leaves(problem(2, batch, 5, 6)[0], device=DEVICE, grad=False)
-        moved = x, h0, weights
-        assert torch.equal(compiled(*moved), function(*moved))
-    assert len(seen) == 1
+    problems = [leaves(problem(2, batch, 5, 6)[0], device=DEVICE, grad=False) for batch in (3, 20, 70)]
+    assert_one_graph(function, [(x, h0, weights) for x, h0, _, *weights in problems], "eager")
 
 
 def test_contract_of_the_opaque_steps():
