@@ -34,9 +34,9 @@ struct OnDevice {
 
 inline std::vector<unsigned char> pack(const ConvShape& s, DType dtype, Array& weight) {
   cuda::ConvPackingPlan plan;
-  Status status = cuda::make_plan(s, dtype, &plan);
+  Status status = cuda::make_packing_plan(s, dtype, &plan);
   EXPECT(status, "%s", status.error);
-  Bytes packed(static_cast<size_t>(plan.bytes()));
+  Bytes packed(static_cast<size_t>(plan.packed_bytes));
   OnDevice source(weight);
   status = cuda::pack(plan, source.tensor(), packed.data(), nullptr);
   EXPECT(status, "%s", status.error);
@@ -154,7 +154,7 @@ inline void check_int8_case(const Int8Case& c, unsigned i) {
   OnDevice on_x(x), on_residual(residual), on_y(y);
   const Bytes packed(pack(s, DType::i8, weight));
   const simt::Guarded<float> on_scale(scale), on_shift(shift);
-  cuda::Int8Conv args;
+  cuda::Int8ConvArgs args;
   args.shape = s;
   args.x = on_x.tensor();
   args.packed = packed.data();
@@ -199,7 +199,7 @@ inline void check_int8_sums(const Int8Case& c, unsigned i) {
   });
   OnDevice on_x(x), on_y(y);
   const Bytes packed(pack(s, DType::i8, weight));
-  cuda::Int8Conv args;
+  cuda::Int8ConvArgs args;
   args.shape = s;
   args.x = on_x.tensor();
   args.packed = packed.data();

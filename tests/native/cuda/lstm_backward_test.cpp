@@ -108,7 +108,7 @@ std::optional<Gradients> run(const Problem& p, const Oracle& oracle, Order order
     std::memset(reserve_there.data(), 0xff, reserve_there.bytes);
     Buffer state(s.dtype, p.h0.size());
     OnDevice h_n(state), c_n(state);
-    cuda::LstmForward forward;
+    cuda::LstmForwardArgs forward;
     forward.shape = s;
     forward.x = view(x, x_there), forward.output = view(output, output_there);
     forward.h0 = h0_there.data(), forward.c0 = c0_there.data(), forward.weights = from.data();
@@ -122,19 +122,19 @@ std::optional<Gradients> run(const Problem& p, const Oracle& oracle, Order order
     EXPECT(plan.reserve_elements * static_cast<int64_t>(size_of(s.dtype)) == static_cast<int64_t>(reserve_there.bytes),
            "reserve");
   }
-  cuda::LstmBackward call;
-  call.shape = s;
-  if (given.output) call.grad_output = view(grad_output, grad_output_there);
-  if (given.h_n) call.grad_h_n = grad_h_n_there.data();
-  if (given.c_n) call.grad_c_n = grad_c_n_there.data();
-  call.x = view(x, x_there), call.output = view(output, output_there), call.grad_x = view(grad_x, grad_x_there);
-  call.h0 = h0_there.data(), call.c0 = c0_there.data();
-  call.weights = from.data(), call.grad_weights = to.data();
-  call.reserve = reserve_there.data();
-  call.grad_h0 = grad_h0_there.data(), call.grad_c0 = grad_c0_there.data();
-  call.path = path;
+  cuda::LstmBackwardArgs args;
+  args.shape = s;
+  if (given.output) args.grad_output = view(grad_output, grad_output_there);
+  if (given.h_n) args.grad_h_n = grad_h_n_there.data();
+  if (given.c_n) args.grad_c_n = grad_c_n_there.data();
+  args.x = view(x, x_there), args.output = view(output, output_there), args.grad_x = view(grad_x, grad_x_there);
+  args.h0 = h0_there.data(), args.c0 = c0_there.data();
+  args.weights = from.data(), args.grad_weights = to.data();
+  args.reserve = reserve_there.data();
+  args.grad_h0 = grad_h0_there.data(), args.grad_c0 = grad_c0_there.data();
+  args.path = path;
   cuda::LstmBackwardPlan plan;
-  Status status = cuda::make_plan(call, &plan);
+  Status status = cuda::make_plan(args, &plan);
   EXPECT(status, "plan: %s", status.error);
   if (!status) return {};
   simt::Guarded<char> workspace(static_cast<size_t>(plan.workspace_bytes));
@@ -316,10 +316,10 @@ void check_nan() {
 
 void check_bad_calls() {
   const Problem p(kCases[1], DType::f32);
-  cuda::LstmBackward call;
-  call.shape = p.s;
+  cuda::LstmBackwardArgs args;
+  args.shape = p.s;
   cuda::LstmBackwardPlan plan;
-  EXPECT(cuda::make_plan(call, &plan) && plan.workspace_bytes > 0, "a good shape");
+  EXPECT(cuda::make_plan(args, &plan) && plan.workspace_bytes > 0, "a good shape");
   const int64_t unread[] = {1, 1, 1};
   const std::function<void(LstmShape&)> bad[] = {[](LstmShape& s) { s.steps = 0; },
                                                  [](LstmShape& s) { s.batch = -1; },
@@ -330,15 +330,15 @@ void check_bad_calls() {
                                                  [](LstmShape& s) { s.steps = s.batch = 1 << 20; },
                                                  [&](LstmShape& s) { s.batch_sizes = unread, s.starts = nullptr; }};
   for (const auto& change : bad) {
-    call.shape = p.s;
-    change(call.shape);
-    EXPECT(!cuda::make_plan(call, &plan), "a bad shape");
+    args.shape = p.s;
+    change(args.shape);
+    EXPECT(!cuda::make_plan(args, &plan), "a bad shape");
   }
   // More blocks than multiprocessors: said, not tried.
-  call.shape = p.s;
-  call.shape.hidden = 1 << 14;
-  call.path = LstmPath::persistent;
-  EXPECT(!cuda::make_plan(call, &plan), "a persistent kernel that doesn't fit");
+  args.shape = p.s;
+  args.shape.hidden = 1 << 14;
+  args.path = LstmPath::persistent;
+  EXPECT(!cuda::make_plan(args, &plan), "a persistent kernel that doesn't fit");
 }
 
 // No sequences: zeros for the weights.
