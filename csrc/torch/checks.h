@@ -109,12 +109,6 @@ inline void check_status(Status status, const char* op) {
   if (!status) throw std::runtime_error(std::string("pykernels.") + op + ": " + status.error);
 }
 
-// Refuses to run at all where PYKERNELS_ISA asks for the impossible.
-inline void check_isa(const char* op) {
-  Isa isa;
-  check_status(active_isa(&isa), op);
-}
-
 inline Activation to_activation(int64_t code, const char* op) {
   check(code >= 0 && code < kActivations, op, "activation", "expected a code in [0, ", kActivations, "), got ", code);
   return static_cast<Activation>(code);

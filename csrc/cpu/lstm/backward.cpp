@@ -97,25 +97,6 @@ void share_step(const Layer& l, const Direction& d, int64_t s, int64_t begin, in
   }
 }
 
-void run_layer(const Layer& l, Share* shares, int team, const Executor& executor) {
-  const int directions = l.shape.directions;
-  const int64_t panels = l.padded / kPanel;
-  Chain chains[2];
-  for (int d = 0; d < directions; ++d) {
-    chains[d] = {shares + d * team, team};
-    chains[d].reset();
-  }
-  const auto member = [&](int64_t m) {
-    walk(chains, directions, static_cast<int>(m), l.shape.steps + 1, [&](int d, int share, int64_t step) {
-      share_step(l, l.direction[d], step, panels * share / team, panels * (share + 1) / team);
-    });
-  };
-  if (team == 1) return member(0);
-  parallel_for(executor, 0, team, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t m = begin; m < end; ++m) member(m);
-  });
-}
-
 // db = the column sums of d(gates), for b_ih and b_hh alike.
 void sum_columns(const float* d_gates, int64_t rows, int64_t columns, DType dtype, void* b_ih, void* b_hh,
                  const Executor& executor) {
@@ -226,7 +207,10 @@ struct Backward {
       to.grad_output = grad_y ? grad_y + d * hidden : nullptr;
       to.reversed = d == 1;
     }
-    run_layer(l, at.shares, plan.team, executor);
+    const int64_t panels = padded / kPanel;
+    walk_layer(at.shares, plan.team, s.directions, s.steps + 1, executor, [&](int d, int share, int64_t step) {
+      share_step(l, l.direction[d], step, panels * share / plan.team, panels * (share + 1) / plan.team);
+    });
     for (int d = 0; d < s.directions; ++d) {
       const int cell = cell_of(s, index, d);
       const Direction& from = l.direction[d];

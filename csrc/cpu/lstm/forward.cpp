@@ -142,26 +142,6 @@ void share_step(const Layer<W>& l, int index, int64_t s, int64_t begin, int64_t 
 }
 
 template <class W>
-void run_layer(const Layer<W>& l, Share* shares, int team, const Executor& executor) {
-  const int directions = l.shape.directions;
-  const int64_t blocks = l.padded / kLanes;
-  Chain chains[2];
-  for (int d = 0; d < directions; ++d) {
-    chains[d] = {shares + d * team, team};
-    chains[d].reset();
-  }
-  const auto member = [&](int64_t m) {
-    walk(chains, directions, static_cast<int>(m), l.shape.steps, [&](int d, int share, int64_t step) {
-      share_step(l, d, step, blocks * share / team, blocks * (share + 1) / team);
-    });
-  };
-  if (team == 1) return member(0);
-  parallel_for(executor, 0, team, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t m = begin; m < end; ++m) member(m);
-  });
-}
-
-template <class W>
 void forward(const LstmForwardPlan& plan, void* workspace, const Executor& executor) {
   const LstmForwardArgs& args = plan.args;
   const LstmShape& s = args.shape;
@@ -219,7 +199,11 @@ void forward(const LstmForwardPlan& plan, void* workspace, const Executor& execu
       to.c_n = static_cast<char*>(args.c_n) + index * state * element;
       to.reversed = d == 1;
     }
-    run_layer(l, part<Share>(workspace, plan.at.shares), plan.team, executor);
+    const int64_t blocks = padded / kLanes;
+    walk_layer(part<Share>(workspace, plan.at.shares), plan.team, s.directions, s.steps, executor,
+               [&](int d, int share, int64_t step) {
+                 share_step(l, d, step, blocks * share / plan.team, blocks * (share + 1) / plan.team);
+               });
   }
 }
 

@@ -27,10 +27,6 @@ inline std::ostream& operator<<(std::ostream& to, DeviceOf device) {
   return to << (device.tensor.is_cpu() ? "the CPU" : "another device");
 }
 
-inline void check_cuda(const Tensor& t, const char* op, const char* argument) {
-  check(t.is_cuda(), op, argument, "expected a CUDA tensor, got one on ", device_of(t));
-}
-
 // The device of an op's first tensor, current for as long as this lives. Make one at the start of every op:
 //
 //   const OnDevice on(op, x, "x");
@@ -52,10 +48,6 @@ class OnDevice {
   }
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
-
-  // A cudaStream_t.
-  void* stream() const { return stream_; }
-  int32_t index() const { return index_; }
 
   void check(const Tensor& t, const char* argument) const {
     if (t.is_cuda() && t.get_device_index() == index_) return;
@@ -100,19 +92,17 @@ class OnDevice {
   template <class Plan, class... Args>
   void run_by(const Plan& plan, const Args&... args) const {
     if constexpr (requires { plan.workspace_bytes; }) {
-      const Tensor memory = workspace(plan.workspace_bytes);
+      // Aligned to 256 bytes at least (512 with torch's own allocator).
+      const Tensor memory = empty({plan.workspace_bytes}, ScalarType::Byte);
       check_status(run(plan, args..., memory.mutable_data_ptr(), stream_), op_);
     } else {
       check_status(run(plan, args..., stream_), op_);
     }
   }
 
-  // Uninitialised, aligned to 256 bytes at least (512 with torch's own allocator).
-  Tensor workspace(int64_t bytes) const { return empty({bytes}, ScalarType::Byte); }
-
  private:
   static int32_t checked_index(const char* op, const Tensor& t, const char* argument) {
-    check_cuda(t, op, argument);
+    binding::check(t.is_cuda(), op, argument, "expected a CUDA tensor, got one on ", device_of(t));
     return t.get_device_index();
   }
   torch::stable::Device device() const { return {torch::headeronly::DeviceType::CUDA, index_}; }

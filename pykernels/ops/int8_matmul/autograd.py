@@ -26,10 +26,10 @@ def _fake_matmul_packed(a: Any, packed: Any, n: Any, *call: Any) -> torch.Tensor
 
 
 def _fake_pack(b: torch.Tensor) -> torch.Tensor:
-    if b.device.type == "cuda":  # int8_packed_bytes in csrc/include/pykernels/cuda/int8_matmul.h
+    if b.device.type == "cuda":  # make_packing_plan of csrc/include/pykernels/cuda/int8_matmul.h
         k, n = b.shape
         return b.new_empty((n * ((k + 31) // 32 * 32 + 4) + k % 32,), dtype=torch.uint8)
-    # int8_packed_bytes in csrc/include/pykernels/int8_matmul.h: the same for every instruction set.
+    # make_packing_plan of csrc/include/pykernels/int8_matmul.h: the same for every instruction set.
     columns = (b.shape[1] + 31) // 32 * 32
     return b.new_empty((64 + 4 * columns + (b.shape[0] + 3) // 4 * 4 * columns,), dtype=torch.uint8)
 
