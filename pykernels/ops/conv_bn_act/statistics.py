@@ -98,18 +98,18 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor,
     ctx.save_for_backward(x, weight)
 
 
-def backward(ctx: Any, grad_z: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+def backward(ctx: Any, gz: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
     """The convolution's gradient."""
-    if grad_z is None:
+    if gz is None:
         return (None,) * 8
     x, weight = ctx.saved_tensors
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-    grad_x = grad_weight = grad_bias = None
+    dx = dw = dbias = None
     if need_x or need_weight:
-        grad_x, grad_weight = _convolution_backward(grad_z, x, weight, ctx.geometry, need_x, need_weight)
+        dx, dw = _convolution_backward(gz, x, weight, ctx.geometry, need_x, need_weight)
     if need_bias:
-        grad_bias = grad_z.sum((0, 2, 3), dtype=torch.promote_types(grad_z.dtype, torch.float32))
-    return (grad_x, grad_weight, grad_bias, *[None] * 5)
+        dbias = gz.sum((0, 2, 3), dtype=torch.promote_types(gz.dtype, torch.float32))
+    return (dx, dw, dbias, *[None] * 5)
 
 
 def _register() -> None:

@@ -63,9 +63,9 @@ def test_values_and_gradients(name, dtype, bias, layout):
     expected_var, expected_mean = torch.var_mean(z.detach().double(), (0, 2, 3), correction=0)
     assert relative_l2(mean, expected_mean) <= sums
     assert relative_l2(var, expected_var) <= sums
-    grad_z = normal(*z.shape, seed=3, dtype=dtype)
-    z.backward(grad_z)
-    expected.backward(grad_z.double())
+    gz = normal(*z.shape, seed=3, dtype=dtype)
+    z.backward(gz)
+    expected.backward(gz.double())
     for mine, other in zip(args[:3], theirs[:3], strict=True):
         assert mine is None or relative_l2(mine.grad, other.grad) <= gradient_bound(args[1], z)
 
