@@ -54,17 +54,18 @@ void choose(const char* name, const char* source, Choice* choice) {
   }
   const bool known = parse(name, &choice->isa);
   if (known && isa_compiled(choice->isa) && isa_supported(choice->isa)) return;
-  const char* why = !known                       ? "is no ISA of pykernels"
-                    : !isa_compiled(choice->isa) ? "is not compiled into this build"
-                                                 : "is not supported by this CPU";
-  int n = std::snprintf(choice->error, sizeof choice->error, "%s=%.32s: '%.32s' %s; expected one of", source, name,
-                        name, why);
+  const char* why = !known                       ? ""
+                    : !isa_compiled(choice->isa) ? ", which is not compiled into this build"
+                                                 : ", which this CPU does not support";
+  char runnable[64] = "";
   for (int i = 0; i < kIsas; ++i) {
     const Isa isa = static_cast<Isa>(i);
-    if (isa_compiled(isa) && isa_supported(isa)) {
-      n += std::snprintf(choice->error + n, sizeof choice->error - static_cast<size_t>(n), " %s", kNames[i]);
-    }
+    if (!isa_compiled(isa) || !isa_supported(isa)) continue;
+    if (*runnable) std::strcat(runnable, ", ");
+    std::strcat(runnable, kNames[i]);
   }
+  std::snprintf(choice->error, sizeof choice->error, "%s: expected one of %s, got %s'%.32s'%s", source, runnable,
+                known ? "" : "the unknown ISA ", name, why);
 }
 
 const Choice& from_environment() {

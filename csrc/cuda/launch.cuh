@@ -24,7 +24,7 @@ Status launch(void (*kernel)(Parameters...), const Launch& how, void* stream, co
     // Always the device's own limit: another thread, launching the same kernel with less, must not lower it again
     // between this call and the launch.
     Device device;
-    if (const Status status = current_device(&device); !status) return status;
+    PK_TRY(current_device(&device));
     error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  device.shared_per_block);
   }

@@ -62,6 +62,14 @@ PK_DEVICE uint32_t pack2(float low, float high) {
   return static_cast<uint32_t>(from_float<T>(low).bits) | static_cast<uint32_t>(from_float<T>(high).bits) << 16;
 }
 
+// f(T{}) for the floating type T that `dtype` names.
+template <class F>
+auto with_type(DType dtype, const F& f) {
+  if (dtype == DType::f16) return f(f16{});
+  if (dtype == DType::bf16) return f(bf16{});
+  return f(float{});
+}
+
 template <class T>
 inline constexpr DType kDType = DType::f32;
 template <>

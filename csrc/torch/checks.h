@@ -82,6 +82,9 @@ inline const char* dtype_name(ScalarType t) {
   }
 }
 
+// Of a float or a byte.
+inline int64_t element_bytes(ScalarType t) { return t == ScalarType::Byte ? 1 : t == ScalarType::Float ? 4 : 2; }
+
 inline void check_cpu(const Tensor& t, const char* op, const char* argument) {
   check(t.is_cpu(), op, argument, "expected a CPU tensor, got one on another device");
 }
@@ -106,18 +109,13 @@ inline void check_status(Status status, const char* op) {
   if (!status) throw std::runtime_error(std::string("pykernels.") + op + ": " + status.error);
 }
 
-// Refuses to run at all where PYKERNELS_ISA asks for the impossible.
-inline void check_isa(const char* op) {
-  Isa isa;
-  check_status(active_isa(&isa), op);
-}
-
 inline Activation to_activation(int64_t code, const char* op) {
   check(code >= 0 && code < kActivations, op, "activation", "expected a code in [0, ", kActivations, "), got ", code);
   return static_cast<Activation>(code);
 }
 
-inline DType to_dtype(ScalarType t, const char* op, const char* argument) {
+// The kernels' element type. float16 is CUDA's alone.
+inline DType to_dtype(ScalarType t, const char* op, const char* argument, bool cuda = false) {
   switch (t) {
     case ScalarType::Float:
       return DType::f32;
@@ -127,9 +125,21 @@ inline DType to_dtype(ScalarType t, const char* op, const char* argument) {
       return DType::i8;
     case ScalarType::Int:
       return DType::i32;
+    case ScalarType::Half:
+      if (cuda) return DType::f16;
+      [[fallthrough]];
     default:
-      fail(op, argument, "the CPU kernels take float32, bfloat16, int8 and int32, got ", dtype_name(t));
+      fail(op, argument, "the ",
+           cuda ? "CUDA kernels take float32, bfloat16, float16" : "CPU kernels take float32, bfloat16",
+           ", int8 and int32, got ", dtype_name(t));
   }
+}
+
+inline DType to_float_dtype(ScalarType t, const char* op, const char* argument, bool cuda = false) {
+  check(t == ScalarType::Float || t == ScalarType::BFloat16 || (cuda && t == ScalarType::Half), op, argument,
+        "expected torch.float32", cuda ? ", torch.bfloat16 or torch.float16" : " or torch.bfloat16", ", got ",
+        dtype_name(t));
+  return to_dtype(t, op, argument, cuda);
 }
 
 // torch's own pool. Where it fails, some ranges have not run and the output is not written: that throws, in the thread

@@ -1,11 +1,11 @@
-// The arguments of the LSTM's ops, checked, on every device.
+// The LSTM's ops, written once for every device: a call's arguments, checked, and what they run.
 #pragma once
 
-#include "torch/checks.h"
 #include "torch/tensors.h"
-// checks.h first: it names torch's headers.
+// tensors.h first: it names torch's headers.
 #include <algorithm>
 #include <functional>
+#include <tuple>
 
 #include "pykernels/lstm.h"
 
@@ -14,23 +14,14 @@ namespace pk::binding {
 using Tensors = std::vector<Tensor>;
 using MaybeTensor = std::optional<Tensor>;
 
-// Asking first costs less than a call of an op that has nothing to do.
-inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-
-// A contiguous last dimension is all that a sequence needs.
-inline Tensor last_contiguous(const Tensor& t) {
-  return t.stride(t.dim() - 1) == 1 || t.size(t.dim() - 1) <= 1 ? t : torch::stable::contiguous(t);
-}
-
 // The flags of a call of whole sequences.
 struct LstmFlags {
   int64_t num_layers;
   bool bidirectional, batch_first;
 };
 
-// What an op was called with; the tensors are kept contiguous where the kernels want them so. Device says on which
-// device they have to be, by Device(op, x, "x") for the first and check(tensor, argument) for the others, and which
-// dtypes of x its kernels take, by dtype(op, ScalarType).
+// What an op was called with; the tensors are kept contiguous where the kernels want them so. Device is where they have
+// to be: OnCpu or OnDevice.
 template <class Device>
 struct LstmCall {
   const char* op;
@@ -51,7 +42,7 @@ struct LstmCall {
   // A cell: x (B, I), h and c (B, H).
   LstmCall(const char* op, const Tensor& x, const Tensor& h, const Tensor& c)
       : op(op), on(op, x, "x"), x(x), h0(h), c0(c), dtype(x.scalar_type()), cell(true) {
-    shape.dtype = on.dtype(op, dtype);
+    shape.dtype = on.float_dtype(dtype, "x");
     check(x.dim() == 2, op, "x", "expected shape (B, I), got ", shape_of(x));
     check(h.dim() == 2, op, "h", "expected shape (B, H), got ", shape_of(h));
     shape.steps = 1;
@@ -63,7 +54,7 @@ struct LstmCall {
   LstmCall(const char* op, const Tensor& x, const Tensor& h0, const Tensor& c0, const MaybeTensor& batch_sizes,
            const LstmFlags& flags)
       : op(op), on(op, x, "x"), x(x), h0(h0), c0(c0), dtype(x.scalar_type()), batch_first(flags.batch_first) {
-    shape.dtype = on.dtype(op, dtype);
+    shape.dtype = on.float_dtype(dtype, "x");
     check(flags.num_layers >= 1 && flags.num_layers <= 1 << 16, op, "num_layers", "expected 1 to 65536, got ",
           flags.num_layers);
     shape.layers = static_cast<int>(flags.num_layers);
@@ -233,5 +224,156 @@ Call packing_call(const char* op, const Tensors& weights, int64_t num_layers, bo
   const Tensor h = torch::stable::new_empty(weights[0], {states, 0, weights[1].size(1)});
   return Call(op, x, h, h, std::nullopt, LstmFlags{num_layers, bidirectional, false});
 }
+
+// The ops. Device is OnCpu or OnDevice; the other types are its kernel API's.
+template <class Device, class ForwardArgs, class ForwardPlan, class BackwardArgs, class BackwardPlan, class PackingPlan>
+class LstmOps {
+  using Call = LstmCall<Device>;
+
+ public:
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(Tensor x, Tensor h0, Tensor c0, Tensors weights,
+                                                         MaybeTensor batch_sizes, int64_t num_layers,
+                                                         bool bidirectional, bool batch_first, bool has_bias,
+                                                         bool save) {
+    Call call("lstm", x, h0, c0, batch_sizes, {num_layers, bidirectional, batch_first});
+    call.set_weights(weights, has_bias);
+    Forward r = forward(call, nullptr, save);
+    return {*r.output, r.h_n, r.c_n, *r.reserve};
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor, Tensors> backward(MaybeTensor grad_output, MaybeTensor grad_h_n,
+                                                              MaybeTensor grad_c_n, Tensor x, Tensor h0, Tensor c0,
+                                                              Tensors weights, MaybeTensor batch_sizes, Tensor output,
+                                                              Tensor reserve, int64_t num_layers, bool bidirectional,
+                                                              bool batch_first, bool has_bias) {
+    Call call("lstm_backward", x, h0, c0, batch_sizes, {num_layers, bidirectional, batch_first});
+    call.set_weights(weights, has_bias);
+    return gradients(call, grad_output, grad_h_n, grad_c_n, output, reserve);
+  }
+
+  static Tensor pack(Tensors weights, int64_t num_layers, bool bidirectional, bool has_bias) {
+    Call call = packing_call<Call>("lstm_pack", weights, num_layers, bidirectional);
+    call.set_weights(weights, has_bias);
+    PackingPlan plan;
+    check_status(make_packing_plan(call.shape, &plan), call.op);
+    const ScalarType dtype = Device::packed_dtype(call.dtype);
+    const Tensor packed = call.empty({plan.packed_bytes / element_bytes(dtype)}, dtype);
+    call.on.pack_by(plan, call.pointers.data(), packed.mutable_data_ptr());
+    return packed;
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> packed(Tensor x, Tensor h0, Tensor c0, Tensor packed, int64_t input_size,
+                                                   int64_t hidden_size, MaybeTensor batch_sizes, int64_t num_layers,
+                                                   bool bidirectional, bool batch_first) {
+    const Call call("lstm_packed", x, h0, c0, batch_sizes, {num_layers, bidirectional, batch_first});
+    call.check_packed_sizes(input_size, hidden_size);
+    Forward r = forward(call, &packed, false);
+    return {*r.output, r.h_n, r.c_n};
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> cell(Tensor x, Tensor h, Tensor c, Tensor w_ih, Tensor w_hh,
+                                                 MaybeTensor b_ih, MaybeTensor b_hh, bool save) {
+    Call call("lstm_cell", x, h, c);
+    call.set_cell_weights(w_ih, w_hh, b_ih, b_hh);
+    Forward r = forward(call, nullptr, save);
+    return {r.h_n, r.c_n, *r.reserve};
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cell_backward(
+      MaybeTensor grad_h, MaybeTensor grad_c, Tensor x, Tensor h, Tensor c, Tensor w_ih, Tensor w_hh, Tensor reserve,
+      bool has_bias) {
+    Call call("lstm_cell_backward", x, h, c);
+    call.set_weights({w_ih, w_hh}, has_bias);
+    // One step reads no output.
+    auto [grad_x, grad_h0, grad_c0, grads] = gradients(call, std::nullopt, grad_h, grad_c, std::nullopt, reserve);
+    if (!has_bias) grads.insert(grads.end(), {call.empty({0}), call.empty({0})});
+    return {grad_x, grad_h0, grad_c0, grads[0], grads[1], grads[2], grads[3]};
+  }
+
+  static std::tuple<Tensor, Tensor> cell_packed(Tensor x, Tensor h, Tensor c, Tensor packed, int64_t input_size,
+                                                int64_t hidden_size) {
+    const Call call("lstm_cell_packed", x, h, c);
+    call.check_packed_sizes(input_size, hidden_size);
+    Forward r = forward(call, &packed, false);
+    return {r.h_n, r.c_n};
+  }
+
+  static void implement(torch::stable::detail::StableLibrary& m) {
+    m.impl("lstm", TORCH_BOX(&lstm));
+    m.impl("lstm_backward", TORCH_BOX(&backward));
+    m.impl("lstm_pack", TORCH_BOX(&pack));
+    m.impl("lstm_packed", TORCH_BOX(&packed));
+    m.impl("lstm_cell", TORCH_BOX(&cell));
+    m.impl("lstm_cell_backward", TORCH_BOX(&cell_backward));
+    m.impl("lstm_cell_packed", TORCH_BOX(&cell_packed));
+  }
+
+ private:
+  // A cell has no output but h_n and c_n; packed weights leave no reserve.
+  struct Forward {
+    MaybeTensor output, reserve;
+    Tensor h_n, c_n;
+  };
+
+  static Forward forward(const Call& c, const Tensor* given, bool save) {
+    ForwardArgs args;
+    c.set_inputs(&args);
+    args.save = save;
+    MaybeTensor kept;
+    if (given) {
+      c.on.check(*given, "packed");
+      check_dtype(*given, Device::packed_dtype(c.dtype), c.op, "packed");
+      check(given->dim() == 1, c.op, "packed", "expected 1 dimension, got shape ", shape_of(*given));
+      kept = dense(*given);
+      args.packed = packed_data(*kept);
+      args.packed_bytes = kept->numel() * element_bytes(kept->scalar_type());
+    }
+    ForwardPlan plan;
+    c.on.plan(args, &plan);
+    Forward to{{}, {}, c.empty(c.state_shape()), c.empty(c.state_shape())};
+    plan.args.h_n = to.h_n.mutable_data_ptr();
+    plan.args.c_n = to.c_n.mutable_data_ptr();
+    if (!c.cell) {
+      to.output = c.empty(c.sequence_shape(c.width()));
+      plan.args.output = c.output(*to.output);
+    }
+    if (!given) {
+      to.reserve = c.empty({plan.reserve_elements}, Device::reserve_dtype(c.dtype));
+      plan.args.reserve = to.reserve->mutable_data_ptr();
+    }
+    c.on.run_by(plan);
+    return to;
+  }
+
+  // Of x, h0, c0 and the weights.
+  static std::tuple<Tensor, Tensor, Tensor, Tensors> gradients(const Call& c, const MaybeTensor& grad_output,
+                                                               const MaybeTensor& grad_h, const MaybeTensor& grad_c,
+                                                               const MaybeTensor& output, const Tensor& reserve) {
+    BackwardArgs args;
+    c.set_inputs(&args);
+    Tensors kept;  // contiguous copies, until the kernels have run or are in the stream
+    const auto sequence = [&](const MaybeTensor& t, const char* argument) {
+      if (!t) return LstmSequence{};
+      kept.push_back(c.sequence(*t, argument));
+      return c.input(kept.back());
+    };
+    const auto state = [&](const MaybeTensor& t, const char* argument) -> const void* {
+      if (!t) return nullptr;
+      kept.push_back(c.state(*t, argument));
+      return kept.back().const_data_ptr();
+    };
+    args.grad_output = sequence(grad_output, "grad_output");
+    args.grad_h_n = state(grad_h, c.cell ? "grad_h" : "grad_h_n");
+    args.grad_c_n = state(grad_c, c.cell ? "grad_c" : "grad_c_n");
+    args.output = sequence(output, "output");
+    const typename Call::Gradients to = c.make_gradients(&args);
+    BackwardPlan plan;
+    c.on.plan(args, &plan);
+    kept.push_back(dense(c.checked(reserve, Device::reserve_dtype(c.dtype), {plan.reserve_elements}, "reserve")));
+    plan.args.reserve = kept.back().const_data_ptr();
+    c.on.run_by(plan);
+    return {to.x, to.h0, to.c0, to.weights};
+  }
+};
 
 }  // namespace pk::binding

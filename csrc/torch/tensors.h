@@ -44,6 +44,20 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {
   return empty(sizes.begin(), sizes.size(), dtype);
 }
 
+// Asking first costs less than a call of an op that has nothing to do.
+inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+// A contiguous last dimension is all that the rows of a matrix, or a sequence, need.
+inline Tensor last_contiguous(const Tensor& t) {
+  return t.stride(t.dim() - 1) == 1 || t.size(t.dim() - 1) <= 1 ? t : torch::stable::contiguous(t);
+}
+
+// An empty tensor has no address, and a null one means "not packed".
+inline const void* packed_data(const Tensor& t) {
+  alignas(16) static const char nothing = 0;
+  return t.numel() ? t.const_data_ptr() : &nothing;
+}
+
 // Scratch memory of a call; little of it lies on the stack.
 class Scratch {
  public:

@@ -44,7 +44,7 @@ inline int64_t int8_sum(const int8_t* a, int64_t stride_a, const int8_t* b, int6
 }
 
 // How many of the sums that `p` has written to its int32 output are wrong; b is what was packed, if it was.
-inline int64_t wrong_sums(const Int8Matmul& p, const int8_t* b) {
+inline int64_t wrong_sums(const Int8MatmulArgs& p, const int8_t* b) {
   const auto* const a = static_cast<const int8_t*>(p.a);
   int64_t wrong = 0;
   for (int64_t i = 0; i < p.m; ++i) {

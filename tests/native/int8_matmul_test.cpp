@@ -29,7 +29,7 @@ namespace {
 const Int8Kernels* wide = nullptr;
 const QuantizeKernels* wide_quantize = nullptr;
 
-void run(const Int8Matmul& p, const Executor& executor) {
+void run(const Int8MatmulArgs& p, const Executor& executor) {
   Int8MatmulPlan plan;
   const Status s = make_plan(p, executor.threads, &plan);
   EXPECT(s || wide, "%s", s.error);  // a blob packed by `wide` is another ISA's
@@ -38,15 +38,22 @@ void run(const Int8Matmul& p, const Executor& executor) {
   pk::run(plan, workspace.data() + 1, executor);  // any alignment will do
 }
 
+void run(const QuantizeInt8Args& p, const Executor& executor) {
+  QuantizeInt8Plan plan;
+  const Status s = make_plan(p, &plan);
+  EXPECT(s, "%s", s.error);
+  if (wide_quantize) plan.kernels = wide_quantize;
+  pk::run(plan, executor);
+}
+
 std::vector<char> pack(const std::vector<int8_t>& b, int64_t k, int64_t n, int64_t sk, int64_t sn) {
-  int64_t bytes = 0;
-  EXPECT(int8_packed_bytes(k, n, &bytes), "packed bytes");
-  std::vector<char> blob(static_cast<size_t>(bytes), 0x55);
+  Int8PackingPlan plan;
+  EXPECT(make_packing_plan(k, n, &plan), "packing plan");
+  std::vector<char> blob(static_cast<size_t>(plan.packed_bytes), 0x55);
   if (wide) {
     wide->pack(b.data(), k, n, sk, sn, blob.data() + sizeof(PackedHeader), serial_executor());
   } else {
-    const Status s = int8_pack(b.data(), k, n, sk, sn, blob.data(), serial_executor());
-    EXPECT(s, "%s", s.error);
+    pk::pack(plan, b.data(), sk, sn, blob.data(), serial_executor());
   }
   return blob;
 }
@@ -60,7 +67,7 @@ void matmul_case(int64_t m, int64_t n, int64_t k, bool extremes, bool zero_point
   const int64_t bk = transposed ? 1 : n, bn = transposed ? k : 1;
   const std::vector<int32_t> zero = test::zero_points(m);
   std::vector<int32_t> out(static_cast<size_t>(m * n) + 1, 77);
-  Int8Matmul p;
+  Int8MatmulArgs p;
   p.m = m, p.n = n, p.k = k, p.a = a.data(), p.a_stride_m = am, p.a_stride_k = ak;
   p.b = b.data(), p.b_stride_k = bk, p.b_stride_n = bn, p.out = out.data();
   if (zero_point) p.a_zero_point = zero.data(), p.a_zero_point_stride = 1;
@@ -85,7 +92,7 @@ void epilogue_case(DType out_dtype) {
   for (size_t j = 0; j < n; ++j) bs[j] = std::ldexp(1.0f, -4 - static_cast<int>(j % 5)), bias[j] = 0.25f * j - 3;
   const int32_t zero = 5;
   test::Elements<std::vector<char>> out(out_dtype, m * n);
-  Int8Matmul p;
+  Int8MatmulArgs p;
   p.m = m, p.n = n, p.k = k, p.a = a.data(), p.a_stride_m = k, p.a_stride_k = 1;
   p.b = b.data(), p.b_stride_k = n, p.b_stride_n = 1, p.out = out.data(), p.out_dtype = out_dtype;
   p.a_scale = as.data(), p.a_scale_stride = 1, p.b_scale = bs.data(), p.b_scale_stride = 1, p.bias = bias.data();
@@ -114,16 +121,11 @@ void dynamic_case(int64_t m, int64_t n, int64_t k) {
   std::vector<int8_t> q(x.size());
   std::vector<float> scale(static_cast<size_t>(m)), fused(static_cast<size_t>(m * n)), two_steps = fused;
   std::vector<int32_t> zero(static_cast<size_t>(m));
-  QuantizeInt8 quantize;
+  QuantizeInt8Args quantize;
   quantize.x = x.data(), quantize.channels = m, quantize.inner = k;
   quantize.q = q.data(), quantize.scale = scale.data(), quantize.zero_point = zero.data();
-  if (wide) {
-    wide_quantize->quantize(quantize, serial_executor());
-  } else {
-    const Status s = quantize_int8(quantize, serial_executor());
-    EXPECT(s, "%s", s.error);
-  }
-  Int8Matmul p;
+  run(quantize, serial_executor());
+  Int8MatmulArgs p;
   p.m = m, p.n = n, p.k = k, p.a = x.data(), p.a_dtype = DType::f32, p.a_stride_m = k, p.a_stride_k = 1;
   p.b = b.data(), p.b_stride_k = n, p.b_stride_n = 1, p.b_scale = bs.data(), p.b_scale_stride = 1;
   p.out_dtype = DType::f32, p.out = fused.data();
@@ -142,15 +144,10 @@ void quantize_case(int64_t outer, int64_t channels, int64_t inner, bool symmetri
   std::vector<int8_t> q(total + 1, 77);
   std::vector<float> scale(c);
   std::vector<int32_t> zero(c);
-  QuantizeInt8 p;
+  QuantizeInt8Args p;
   p.x = x.data(), p.outer = outer, p.channels = channels, p.inner = inner, p.symmetric = symmetric;
   p.q = q.data(), p.scale = scale.data(), p.zero_point = zero.data();
-  if (wide) {
-    wide_quantize->quantize(p, test::thread_executor(2));
-  } else {
-    const Status s = quantize_int8(p, test::thread_executor(2));
-    EXPECT(s, "%s", s.error);
-  }
+  run(p, test::thread_executor(2));
   EXPECT(q.back() == 77, "wrote behind q");
   test::expect_quantized(test::quantize_reference(x, channels, inner, symmetric), x, q, scale, zero);
 }
@@ -178,7 +175,7 @@ void limits_case() {
   const int64_t k = kInt8MaxK, kz = kInt8MaxKWithZeroPoint;
   const std::vector<int8_t> v(static_cast<size_t>(k), -128);
   int32_t out = 0;
-  Int8Matmul p;
+  Int8MatmulArgs p;
   p.m = 1, p.n = 1, p.k = k, p.a = v.data(), p.a_stride_m = k, p.a_stride_k = 1;
   p.b = v.data(), p.b_stride_k = 1, p.b_stride_n = 1, p.out = &out;
   run(p, serial_executor());
@@ -193,35 +190,36 @@ void refusals() {
   std::vector<int8_t> v(64, 1);
   std::vector<int32_t> out(64);
   auto blob = pack(v, 8, 8, 8, 1);
-  Int8Matmul good;
+  Int8MatmulArgs good;
   good.m = 8, good.n = 8, good.k = 8, good.a = v.data(), good.a_stride_m = 8, good.a_stride_k = 1;
   good.packed = blob.data(), good.packed_bytes = static_cast<int64_t>(blob.size()), good.out = out.data();
   Int8MatmulPlan plan;
-  const auto refuses = [&](const Int8Matmul& p, const char* word) {
+  const auto refuses = [&](const Int8MatmulArgs& p, const char* word) {
     const Status s = make_plan(p, 1, &plan);
     EXPECT(!s && std::strstr(s.error, word) != nullptr, "expected '%s', got '%s'", word, s ? "success" : s.error);
   };
   EXPECT(make_plan(good, 1, &plan) && plan.workspace_bytes > 0, "the good one");
-  Int8Matmul p = good;
+  Int8MatmulArgs p = good;
   p.k = kInt8MaxK + 1, p.packed = nullptr;
   refuses(p, "131071");
   // Sizes whose arithmetic would wrap.
-  int64_t bytes = 0;
+  Int8PackingPlan packing;
+  QuantizeInt8Plan quantizing;
   const int64_t huge[] = {int64_t{1} << 61, INT64_MAX, kInt8MaxN + 1};
   for (const int64_t size : huge) {
-    EXPECT(!int8_packed_bytes(4, size, &bytes), "%lld columns", static_cast<long long>(size));
-    EXPECT(!int8_pack(nullptr, 0, size, 1, 1, blob.data(), serial_executor()), "packs %lld columns",
-           static_cast<long long>(size));
+    EXPECT(!make_packing_plan(4, size, &packing), "%lld columns", static_cast<long long>(size));
+    EXPECT(!make_packing_plan(0, size, &packing), "%lld columns of nothing", static_cast<long long>(size));
     p = good, p.n = size;
     refuses(p, "2^36 columns");
     p = good, p.m = size << 20 >> 20 == size ? size << 20 : size;
     refuses(p, "too large");
-    QuantizeInt8 q;
+    QuantizeInt8Args q;
     q.outer = size, q.channels = int64_t{1} << 21, q.inner = 0;
-    EXPECT(!quantize_int8(q, serial_executor()), "quantises %lld slices", static_cast<long long>(size));
+    EXPECT(!make_plan(q, &quantizing), "quantises %lld slices", static_cast<long long>(size));
   }
-  EXPECT(int8_packed_bytes(kInt8MaxK, kInt8MaxN, &bytes) && bytes > kInt8MaxK * kInt8MaxN, "the largest");
-  EXPECT(!int8_packed_bytes(-1, 4, &bytes) && !int8_packed_bytes(4, -1, &bytes), "negative");
+  EXPECT(make_packing_plan(kInt8MaxK, kInt8MaxN, &packing) && packing.packed_bytes > kInt8MaxK * kInt8MaxN,
+         "the largest");
+  EXPECT(!make_packing_plan(-1, 4, &packing) && !make_packing_plan(4, -1, &packing), "negative");
   p = good, p.packed_bytes = 10;
   refuses(p, "too short");
   p = good, p.packed_bytes -= 1;

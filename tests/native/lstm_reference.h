@@ -122,7 +122,7 @@ struct Oracle {
       for (size_t d = 0; d < D; ++d) {
         const size_t cell = layer * D + d;
         const auto* w = &p.weights[cell * per_cell];
-        auto* dw = &grad_weights[cell * per_cell];
+        auto* grad_w = &grad_weights[cell * per_cell];
         for (size_t b = 0; b < B; ++b) {
           const size_t at = (cell * B + b) * H;
           Doubles dh(p.grad_h_n.begin() + static_cast<long>(at), p.grad_h_n.begin() + static_cast<long>(at + H));
@@ -147,14 +147,14 @@ struct Oracle {
             std::fill(dh.begin(), dh.end(), 0.0);
             for (size_t j = 0; j < 4 * H; ++j) {
               for (size_t k = 0; k < I; ++k) {
-                dw[0][j * I + k] += dg[j] * inputs[layer][r * I + k];
+                grad_w[0][j * I + k] += dg[j] * inputs[layer][r * I + k];
                 grad_in[r * I + k] += dg[j] * w[0][j * I + k];
               }
               for (size_t k = 0; k < H; ++k) {
-                dw[1][j * H + k] += dg[j] * (n ? inputs[layer + 1][before * width + d * H + k] : p.h0[at + k]);
+                grad_w[1][j * H + k] += dg[j] * (n ? inputs[layer + 1][before * width + d * H + k] : p.h0[at + k]);
                 dh[k] += dg[j] * w[1][j * H + k];
               }
-              for (size_t i = 2; i < per_cell; ++i) dw[i][j] += dg[j];
+              for (size_t i = 2; i < per_cell; ++i) grad_w[i][j] += dg[j];
             }
           }
           for (size_t u = 0; u < H; ++u) grad_h0[at + u] = dh[u], grad_c0[at + u] = dc[u];

@@ -42,24 +42,31 @@ struct Workspace {
   std::vector<char> memory;
 };
 
-// A plan of `call`, by the public entry points and the ISA in force, or by `table`.
-template <class Plan, class Call>
-Plan planned(const Call& call, const LstmKernels* table, const Executor& executor) {
+std::vector<char> pack(const LstmShape& s, const void* const* weights, const Executor& executor) {
+  LstmPackingPlan plan;
+  EXPECT(make_packing_plan(s, &plan), "packing plan");
+  std::vector<char> packed(static_cast<size_t>(plan.packed_bytes));
+  pk::pack(plan, weights, packed.data(), executor);
+  return packed;
+}
+
+// A plan of `args`, by the public entry points and the ISA in force, or by `table`.
+template <class Plan, class Args>
+Plan planned(const Args& args, const LstmKernels* table, const Executor& executor) {
   Plan plan;
   if (!table) {
-    const Status status = make_plan(call, executor, &plan);
+    const Status status = make_plan(args, executor.threads, &plan);
     EXPECT(status, "plan: %s", status.error);
     return plan;
   }
-  const LstmShape& s = call.shape;
-  plan.call = call;
-  plan.executor = executor;
+  const LstmShape& s = args.shape;
+  plan.args = args;
   plan.kernels = table;
-  plan.reserve_floats = lstm_rows(s) * s.directions * s.hidden * (6 * s.layers - 1);
-  if constexpr (std::is_same_v<Call, LstmForward>)
-    table->plan_forward(&plan);
+  plan.reserve_elements = lstm_rows(s) * s.directions * s.hidden * (6 * s.layers - 1);
+  if constexpr (std::is_same_v<Args, LstmForwardArgs>)
+    table->plan_forward(&plan, executor.threads);
   else
-    table->plan_backward(&plan);
+    table->plan_backward(&plan, executor.threads);
   return plan;
 }
 
@@ -75,9 +82,8 @@ Results run(const Problem& p, const LstmKernels* table, Weights how, Order order
   x.set(p.x);
   Buffer h0(s.dtype, p.h0), c0(s.dtype, p.c0), h_n(s.dtype, p.h0.size()), c_n(s.dtype, p.h0.size());
   Results r;
-  int64_t bytes = 0;
 
-  LstmForward f;
+  LstmForwardArgs f;
   f.shape = s;
   f.x = x.view();
   f.h0 = h0.data(), f.c0 = c0.data();
@@ -86,23 +92,19 @@ Results run(const Problem& p, const LstmKernels* table, Weights how, Order order
   std::vector<char> packed;
   if (how == Weights::packed) {
     if (table)
-      bytes = packed_bytes_of(s, table->lanes);
+      packed.resize(static_cast<size_t>(packed_bytes_of(s, table->lanes)));
     else
-      EXPECT(lstm_packed_bytes(s, &bytes), "packed bytes");
-    packed.resize(static_cast<size_t>(bytes));
-    if (table)
-      table->pack(s, pointers.data(), packed.data(), executor);
-    else
-      EXPECT(lstm_pack(s, pointers.data(), packed.data(), bytes, executor), "pack");
-    f.packed = packed.data(), f.packed_bytes = bytes;
+      packed = pack(s, pointers.data(), executor);
+    if (table) table->pack(s, pointers.data(), packed.data(), executor);
+    f.packed = packed.data(), f.packed_bytes = static_cast<int64_t>(packed.size());
   }
   auto forward = planned<LstmForwardPlan>(f, table, executor);
-  EXPECT(backward || table || forward.reserve_floats == 0, "a reserve that nobody wants");
-  if (backward) r.reserve.resize(static_cast<size_t>(forward.reserve_floats));
-  forward.call.output = output.view();
-  forward.call.h_n = h_n.data(), forward.call.c_n = c_n.data();
-  forward.call.reserve = backward ? r.reserve.data() : nullptr;
-  run(forward, Workspace(forward.workspace_bytes).data());
+  EXPECT(backward || table || forward.reserve_elements == 0, "a reserve that nobody wants");
+  if (backward) r.reserve.resize(static_cast<size_t>(forward.reserve_elements));
+  forward.args.output = output.view();
+  forward.args.h_n = h_n.data(), forward.args.c_n = c_n.data();
+  forward.args.reserve = backward ? r.reserve.data() : nullptr;
+  run(forward, Workspace(forward.workspace_bytes).data(), executor);
   r.output = output.dense(), r.h_n = h_n.floats(), r.c_n = c_n.floats();
   if (!backward) return r;
 
@@ -113,14 +115,14 @@ Results run(const Problem& p, const LstmKernels* table, Weights how, Order order
   std::vector<Buffer> grads;
   for (const auto& w : p.weights) grads.emplace_back(s.dtype, w.size());
   const auto to = pointers_to<void*>(grads);
-  LstmBackward b;
+  LstmBackwardArgs b;
   b.shape = s;
   b.grad_output = grad_output.view(), b.grad_h_n = grad_h_n.data(), b.grad_c_n = grad_c_n.data();
   b.x = f.x, b.h0 = f.h0, b.c0 = f.c0, b.weights = f.weights, b.output = output.view(), b.reserve = r.reserve.data();
   b.grad_x = grad_x.view(), b.grad_h0 = grad_h0.data(), b.grad_c0 = grad_c0.data(), b.grad_weights = to.data();
   const auto plan = planned<LstmBackwardPlan>(b, table, executor);
-  EXPECT(plan.reserve_floats == static_cast<int64_t>(r.reserve.size()), "the reserve's size");
-  run(plan, Workspace(plan.workspace_bytes).data());
+  EXPECT(plan.reserve_elements == static_cast<int64_t>(r.reserve.size()), "the reserve's size");
+  run(plan, Workspace(plan.workspace_bytes).data(), executor);
   r.grad_x = grad_x.dense(), r.grad_h0 = grad_h0.floats(), r.grad_c0 = grad_c0.floats();
   for (const auto& g : grads) r.grad_weights.push_back(g.floats());
   return r;
@@ -248,41 +250,38 @@ void check_extremes(const char* name) {
 
 // Is a call with this block of packed weights planned?
 bool accepted(const LstmShape& shape, const void* packed, int64_t bytes) {
-  LstmForward call;
-  call.shape = shape;
-  call.packed = packed, call.packed_bytes = bytes;
+  LstmForwardArgs args;
+  args.shape = shape;
+  args.packed = packed, args.packed_bytes = bytes;
   LstmForwardPlan plan;
-  return static_cast<bool>(make_plan(call, serial_executor(), &plan));
+  return static_cast<bool>(make_plan(args, 1, &plan));
 }
 // A call with unpacked weights, which planning doesn't read?
 bool accepted(const LstmShape& shape) {
   const void* weights[1] = {};
-  LstmForward call;
-  call.shape = shape;
-  call.weights = weights;
-  call.save = true;
+  LstmForwardArgs args;
+  args.shape = shape;
+  args.weights = weights;
+  args.save = true;
   LstmForwardPlan plan;
-  return static_cast<bool>(make_plan(call, serial_executor(), &plan));
+  return static_cast<bool>(make_plan(args, 1, &plan));
 }
 bool accepted_backward(const LstmShape& shape) {
-  LstmBackward call;
-  call.shape = shape;
+  LstmBackwardArgs args;
+  args.shape = shape;
   LstmBackwardPlan plan;
-  return static_cast<bool>(make_plan(call, serial_executor(), &plan));
+  return static_cast<bool>(make_plan(args, 1, &plan));
 }
 
 void check_malformed(const char* name) {
   const Problem p({2, 2, 6, 10, 2, 1, true, {}}, DType::f32);
   std::vector<const void*> pointers;
   for (const auto& w : p.weights) pointers.push_back(w.data());
-  int64_t bytes = 0;
-  EXPECT(lstm_packed_bytes(p.s, &bytes), "bytes");
-  std::vector<char> good(static_cast<size_t>(bytes));
-  EXPECT(lstm_pack(p.s, pointers.data(), good.data(), bytes, serial_executor()), "pack");
+  const std::vector<char> good = pack(p.s, pointers.data(), serial_executor());
+  const auto bytes = static_cast<int64_t>(good.size());
   EXPECT(accepted(p.s, good.data(), bytes), "%s: a good block", name);
   EXPECT(accepted(p.s) && accepted_backward(p.s), "%s: a good shape", name);
   EXPECT(!accepted(p.s, nullptr, 0), "%s: no weights", name);
-  EXPECT(!lstm_pack(p.s, pointers.data(), good.data(), bytes - 1, serial_executor()), "pack into too little");
   for (const int64_t size : {int64_t{0}, int64_t{10}, bytes - 1, bytes / 2, bytes + 64}) {
     std::vector<char> block(static_cast<size_t>(size));
     std::memcpy(block.data(), good.data(), static_cast<size_t>(size < bytes ? size : bytes));
@@ -312,8 +311,8 @@ void check_malformed(const char* name) {
   for (const auto& change : large) {
     LstmShape s = p.s;
     change(s);
-    int64_t size;
-    EXPECT(!lstm_packed_bytes(s, &size), "%s: packed bytes of too large a shape", name);
+    LstmPackingPlan packing;
+    EXPECT(!make_packing_plan(s, &packing), "%s: packed bytes of too large a shape", name);
     EXPECT(!accepted(s, good.data(), bytes), "%s: a block for too large a shape", name);
     EXPECT(!accepted(s), "%s: a call of too large a shape", name);
   }
@@ -374,12 +373,9 @@ int main() {
       const Problem p(kCases[1], DType::f32);
       std::vector<const void*> pointers;
       for (const auto& w : p.weights) pointers.push_back(w.data());
-      int64_t bytes = 0;
-      EXPECT(lstm_packed_bytes(p.s, &bytes), "bytes");
-      std::vector<char> block(static_cast<size_t>(bytes));
-      EXPECT(lstm_pack(p.s, pointers.data(), block.data(), bytes, serial_executor()), "pack");
+      const std::vector<char> block = pack(p.s, pointers.data(), serial_executor());
       EXPECT(force_isa("scalar"), "force");
-      EXPECT(!accepted(p.s, block.data(), bytes), "another ISA's block");
+      EXPECT(!accepted(p.s, block.data(), static_cast<int64_t>(block.size())), "another ISA's block");
     }
   }
   EXPECT(force_isa(nullptr), "unforce");

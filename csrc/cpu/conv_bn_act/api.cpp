@@ -2,6 +2,7 @@
 // weight's header, and has the method work out its blocking; then the method packs and runs by it.
 #include <cstring>
 
+#include "common/conv_shape.h"
 #include "common/sizes.h"
 #include "cpu/conv_bn_act/choose.h"
 
@@ -14,34 +15,14 @@ constexpr int64_t kHeaderBytes = sizeof(ConvHeader);
 
 Status pick(const ConvKernels** table) {
   Isa isa;
-  if (Status status = active_isa(&isa); !status) return status;
+  PK_TRY(active_isa(&isa));
   *table = PK_TABLE_OF(conv_kernels, isa);
   return kOk;
 }
 
 // Of a shape that passes, no method's sizes overflow.
 Status check_shape(const ConvShape& shape) {
-  for (int64_t size :
-       {shape.n, shape.c, shape.h, shape.w, shape.k, shape.r, shape.s, shape.stride_h, shape.stride_w, shape.pad_top,
-        shape.pad_left, shape.pad_bottom, shape.pad_right, shape.dilation_h, shape.dilation_w, shape.groups}) {
-    if (size < 0) return {"a size, stride, padding or dilation is negative"};
-    if (size > kLargest) return {"a size, stride, padding or dilation is above 2^31"};
-  }
-  if (shape.k < 1) return {"weight: expected at least one output channel, got shape (0, ...)"};
-  if (shape.r < 1 || shape.s < 1) return {"weight: expected a kernel of at least 1 x 1"};
-  if (shape.stride_h < 1 || shape.stride_w < 1) return {"stride: expected at least 1"};
-  if (shape.dilation_h < 1 || shape.dilation_w < 1) return {"dilation: expected at least 1"};
-  if (shape.groups < 1) return {"groups: expected at least 1"};
-  if (shape.c % shape.groups != 0) return {"groups: expected a divisor of x's channels"};
-  if (shape.k % shape.groups != 0) return {"groups: expected a divisor of weight's output channels"};
-  if (shape.n > 0 && shape.c > 0 && (shape.h == 0 || shape.w == 0)) {
-    return {"x: expected height and width of at least 1; only the batch or the channels may be 0"};
-  }
-  const int64_t room_h = shape.h + shape.pad_top + shape.pad_bottom - shape.dilation_h * (shape.r - 1) - 1;
-  const int64_t room_w = shape.w + shape.pad_left + shape.pad_right - shape.dilation_w * (shape.s - 1) - 1;
-  if (room_h < 0 || room_w < 0) {
-    return {"weight: the kernel (dilation included) is larger than the padded input"};
-  }
+  PK_TRY(check_conv_shape(shape, kLargest, "a size, stride, padding or dilation is above 2^31"));
   const int64_t padded_h = shape.h + shape.pad_top + shape.pad_bottom,
                 padded_w = shape.w + shape.pad_left + shape.pad_right;
   if (!product_fits({shape.n + 1, shape.c + 64, padded_h, padded_w, 4}) ||
@@ -79,7 +60,7 @@ Status begin(const ConvArgs& args, const ConvKernels** table) {
   if (args.dtype != DType::f32 && args.dtype != DType::bf16) return {"x: expected float32 or bfloat16"};
   const auto code = static_cast<int32_t>(args.activation);
   if (code < 0 || code >= kActivations) return {"activation: not a code of pykernels.ops.ACTIVATIONS"};
-  if (Status status = check_shape(args.shape); !status) return status;
+  PK_TRY(check_shape(args.shape));
   return pick(table);
 }
 
@@ -126,18 +107,18 @@ Status open(const ConvArgs& args, const ConvKernels& table, ConvPlan* plan) {
 }  // namespace
 
 Status conv_choose(const ConvShape& shape, bool packs, ConvAlgorithm* algorithm) {
-  if (Status status = check_shape(shape); !status) return status;
+  PK_TRY(check_shape(shape));
   *algorithm = choose_algorithm(shape, packs);
   return kOk;
 }
 
 Status make_packing_plan(const ConvShape& shape, ConvAlgorithm algorithm, DType dtype, ConvPlan* plan) {
-  if (Status status = check_shape(shape); !status) return status;
+  PK_TRY(check_shape(shape));
   ConvLayout layout;
-  if (Status status = choose_layout(shape, algorithm, &layout); !status) return status;
+  PK_TRY(choose_layout(shape, algorithm, &layout));
   if (dtype != DType::f32 && dtype != DType::bf16) return {"weight: expected float32 or bfloat16"};
   const ConvKernels* table;
-  if (Status status = pick(&table); !status) return status;
+  PK_TRY(pick(&table));
   set_method(*table, shape, algorithm, layout, plan);
   plan->args.shape = shape;
   plan->args.dtype = dtype;
@@ -147,18 +128,18 @@ Status make_packing_plan(const ConvShape& shape, ConvAlgorithm algorithm, DType 
 
 Status make_plan(const ConvArgs& args, int threads, ConvPlan* plan) {
   const ConvKernels* table;
-  if (Status status = begin(args, &table); !status) return status;
-  if (Status status = open(args, *table, plan); !status) return status;
+  PK_TRY(begin(args, &table));
+  PK_TRY(open(args, *table, plan));
   set_blocking(args, threads, plan);
   return kOk;
 }
 
 Status make_packing_plan(const ConvArgs& args, int threads, ConvPlan* plan) {
   const ConvKernels* table;
-  if (Status status = begin(args, &table); !status) return status;
+  PK_TRY(begin(args, &table));
   const ConvAlgorithm algorithm = choose_algorithm(args.shape, true);
   ConvLayout layout;
-  if (Status status = choose_layout(args.shape, algorithm, &layout); !status) return status;
+  PK_TRY(choose_layout(args.shape, algorithm, &layout));
   set_method(*table, args.shape, algorithm, layout, plan);
   set_blocking(args, threads, plan);
   return kOk;

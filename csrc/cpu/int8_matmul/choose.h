@@ -46,8 +46,8 @@ constexpr Int8Blocking choose(int64_t m, int64_t n, int64_t k, bool packed, cons
 }
 
 // The plan of a problem that has been checked, on these kernels.
-inline void fill_plan(const Int8Matmul& p, const Int8Kernels& kernels, int threads, Int8MatmulPlan* plan) {
-  plan->problem = p;
+inline void fill_plan(const Int8MatmulArgs& p, const Int8Kernels& kernels, int threads, Int8MatmulPlan* plan) {
+  plan->args = p;
   plan->kernels = &kernels;
   plan->workspace_bytes = 0;
   if (p.m == 0 || p.n == 0) return;

@@ -10,7 +10,7 @@ namespace PK_ISA {
 namespace {
 
 struct Epilogue {
-  const Int8Matmul* problem;
+  const Int8MatmulArgs* args;
   const float* row_scales;  // of the rows of the tile's block where a is float, else null
   int64_t first_row;        // of that block
 };
@@ -34,7 +34,7 @@ inline void store_bf16_some(bf16_t* to, F32 v, int64_t count) {
 }
 
 // `sums` are columns [column, column + count) of row `row`; compensated already.
-inline void store_output(const Int8Matmul& p, int64_t row, int64_t column, F32 y, int64_t count) {
+inline void store_output(const Int8MatmulArgs& p, int64_t row, int64_t column, F32 y, int64_t count) {
   const int64_t at = row * p.n + column;
   switch (p.out_dtype) {
     case DType::f32:
@@ -63,7 +63,7 @@ inline void store_output(const Int8Matmul& p, int64_t row, int64_t column, F32 y
 // sums[rows][kNr] at rows [row, row + rows), panel p, whose column sums are given.
 inline void finish_tile(const Epilogue& e, const int32_t* sums, int64_t stride, int64_t row, int64_t rows,
                         int64_t panel, const int32_t* column_sums) {
-  const Int8Matmul& p = *e.problem;
+  const Int8MatmulArgs& p = *e.args;
   for (int v = 0; v < kNrVectors; ++v) {
     const int64_t column = panel * kNr + v * kLanes, count = smaller(kLanes, p.n - column);
     if (count <= 0) return;

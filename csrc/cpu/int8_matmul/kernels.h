@@ -49,7 +49,7 @@ struct Int8Kernels {
 };
 
 struct QuantizeKernels {
-  void (*quantize)(const QuantizeInt8&, const Executor&);
+  void (*quantize)(const QuantizeInt8Args&, const Executor&);
 };
 
 PK_DECLARE_TABLES(Int8Kernels, int8_kernels)

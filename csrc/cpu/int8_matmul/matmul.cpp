@@ -44,11 +44,13 @@ inline Slot slot_at(const Int8Blocking& cut, char* memory) {
 inline int64_t share(int64_t n, int64_t i, int64_t parts) { return n / parts * i + smaller(i, n % parts); }
 
 // Rows before tile t of all tiles, of even height.
-inline int64_t tile_row(const Int8Matmul& p, const Int8Blocking& cut, int64_t t) { return share(p.m, t, cut.tiles); }
+inline int64_t tile_row(const Int8MatmulArgs& p, const Int8Blocking& cut, int64_t t) {
+  return share(p.m, t, cut.tiles);
+}
 
 // All tiles of a block against one panel and one block of k.
 template <class BValue>
-inline void tiles_of_panel(const Int8Matmul& p, const Int8Blocking& cut, int64_t block, const AValue* a,
+inline void tiles_of_panel(const Int8MatmulArgs& p, const Int8Blocking& cut, int64_t block, const AValue* a,
                            const BValue* panel, int64_t depth, int32_t* sums, bool first, bool last,
                            const Epilogue& epilogue, int64_t index, const int32_t* column_sums) {
   const int64_t begin = share(cut.tiles, block, cut.blocks), end = share(cut.tiles, block + 1, cut.blocks);
@@ -62,7 +64,7 @@ inline void tiles_of_panel(const Int8Matmul& p, const Int8Blocking& cut, int64_t
   }
 }
 
-inline void run_task(const Int8Matmul& p, const Int8Blocking& cut, const Slot& s, const char* body, int64_t block,
+inline void run_task(const Int8MatmulArgs& p, const Int8Blocking& cut, const Slot& s, const char* body, int64_t block,
                      int64_t chunk) {
   const PackedB b{p.k, p.n};
   const SourceB source{p.b, p.b_stride_k, p.b_stride_n, p.k, p.n};
@@ -100,13 +102,12 @@ inline void run_task(const Int8Matmul& p, const Int8Blocking& cut, const Slot& s
 }
 
 void matmul(const Int8MatmulPlan& plan, char* workspace, const Executor& executor) {
-  const Int8Matmul& problem = plan.problem;
+  const Int8MatmulArgs& args = plan.args;
   const Int8Blocking& cut = plan.blocking;
   workspace += (64 - reinterpret_cast<uintptr_t>(workspace) % 64) % 64;
-  const char* body =
-      problem.packed != nullptr ? static_cast<const char*>(problem.packed) + sizeof(PackedHeader) : nullptr;
+  const char* body = args.packed != nullptr ? static_cast<const char*>(args.packed) + sizeof(PackedHeader) : nullptr;
   if (cut.pack_first) {
-    pack_all({problem.b, problem.b_stride_k, problem.b_stride_n, problem.k, problem.n}, workspace, executor);
+    pack_all({args.b, args.b_stride_k, args.b_stride_n, args.k, args.n}, workspace, executor);
     body = workspace;
     workspace += cut.packed_bytes;
   }
@@ -118,12 +119,12 @@ void matmul(const Int8MatmulPlan& plan, char* workspace, const Executor& executo
       for (int64_t t = share(tasks, i, cut.slots); t < share(tasks, i + 1, cut.slots); ++t) {
         const int64_t block = t / cut.chunks;
         if (block != packed_block) {
-          const int64_t row = tile_row(problem, cut, share(cut.tiles, block, cut.blocks));
-          const int64_t next = tile_row(problem, cut, share(cut.tiles, block + 1, cut.blocks));
-          pack_rows(problem, row, next - row, slot.a, slot.scales);
+          const int64_t row = tile_row(args, cut, share(cut.tiles, block, cut.blocks));
+          const int64_t next = tile_row(args, cut, share(cut.tiles, block + 1, cut.blocks));
+          pack_rows(args, row, next - row, slot.a, slot.scales);
           packed_block = block;
         }
-        run_task(problem, cut, slot, body, block, t % cut.chunks);
+        run_task(args, cut, slot, body, block, t % cut.chunks);
       }
     }
   });

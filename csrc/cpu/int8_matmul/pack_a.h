@@ -49,22 +49,22 @@ inline void quantize_rows(const T* a, int64_t stride_m, int64_t rows, int64_t k,
 }
 
 // Rows [first, first + rows) of the problem. scales[rows] is filled if a is float.
-inline void pack_rows(const Int8Matmul& problem, int64_t first, int64_t rows, AValue* to, float* scales) {
-  const int64_t k = problem.k, stride_m = problem.a_stride_m, stride_k = problem.a_stride_k;
+inline void pack_rows(const Int8MatmulArgs& args, int64_t first, int64_t rows, AValue* to, float* scales) {
+  const int64_t k = args.k, stride_m = args.a_stride_m, stride_k = args.a_stride_k;
   // The last groups of a row may lie beyond k: b has zeros there, a gets some.
   if (k % kPackedRows != 0) {
     AValue* last = to + k / kKc * rows * kARow + k % kKc / kPackedRows * kPackedRows;
     for (int64_t r = 0; r < rows; ++r) std::memset(last + r * kARow, 0, kPackedRows * sizeof(AValue));
   }
-  if (problem.a_dtype == DType::f32) {
-    quantize_rows(static_cast<const float*>(problem.a) + first * stride_m, stride_m, rows, k, to, scales);
+  if (args.a_dtype == DType::f32) {
+    quantize_rows(static_cast<const float*>(args.a) + first * stride_m, stride_m, rows, k, to, scales);
     return;
   }
-  if (problem.a_dtype == DType::bf16) {
-    quantize_rows(static_cast<const bf16_t*>(problem.a) + first * stride_m, stride_m, rows, k, to, scales);
+  if (args.a_dtype == DType::bf16) {
+    quantize_rows(static_cast<const bf16_t*>(args.a) + first * stride_m, stride_m, rows, k, to, scales);
     return;
   }
-  const int8_t* a = static_cast<const int8_t*>(problem.a) + first * stride_m;
+  const int8_t* a = static_cast<const int8_t*>(args.a) + first * stride_m;
   for (int64_t i = 0; i < k; i += kKc, to += rows * kARow) {
     const int64_t n = smaller(kKc, k - i);
     for (int64_t r = 0; r < rows; ++r) {

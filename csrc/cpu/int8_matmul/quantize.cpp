@@ -92,13 +92,13 @@ inline void quantize_run(const T* x, int64_t n, const Grid& grid, bool symmetric
   if (i < n) store_q(q + i, on_grid(load_some_as_f32(x + i, n - i), grid, symmetric), n - i);
 }
 
-inline void store_grid(const QuantizeInt8& p, int64_t channel, const Grid& grid) {
+inline void store_grid(const QuantizeInt8Args& p, int64_t channel, const Grid& grid) {
   p.scale[channel] = grid.scale[0];
   p.zero_point[channel] = grid.zero_point[0];
 }
 
 template <class T>
-inline void whole(const QuantizeInt8& p, const T* x, const Executor& executor) {
+inline void whole(const QuantizeInt8Args& p, const T* x, const Executor& executor) {
   const int64_t n = p.outer * p.inner;
   int64_t parts = n / kGrain < kParts ? n / kGrain : kParts;
   if (parts < 1) parts = 1;
@@ -119,7 +119,7 @@ inline void whole(const QuantizeInt8& p, const T* x, const Executor& executor) {
 }
 
 template <class T>
-inline void runs(const QuantizeInt8& p, const T* x, int64_t channel) {
+inline void runs(const QuantizeInt8Args& p, const T* x, int64_t channel) {
   const int64_t step = p.channels * p.inner, first = channel * p.inner;
   Range range{};
   for (int64_t o = 0; o < p.outer; ++o) range.add(range_of_run(x + first + o * step, p.inner));
@@ -132,7 +132,7 @@ inline void runs(const QuantizeInt8& p, const T* x, int64_t channel) {
 
 // Channels [first, first + count), count <= kLanes, a lane each.
 template <class T>
-inline void lanes(const QuantizeInt8& p, const T* x, int64_t first, int64_t count) {
+inline void lanes(const QuantizeInt8Args& p, const T* x, int64_t first, int64_t count) {
   const bool full = count == kLanes;
   Range range{};
   for (int64_t o = 0; o < p.outer; ++o) {
@@ -151,7 +151,7 @@ inline void lanes(const QuantizeInt8& p, const T* x, int64_t first, int64_t coun
 }
 
 template <class T>
-inline void quantize_as(const QuantizeInt8& p, const T* x, const Executor& executor) {
+inline void quantize_as(const QuantizeInt8Args& p, const T* x, const Executor& executor) {
   if (p.channels == 1) {
     whole(p, x, executor);
     return;
@@ -171,7 +171,7 @@ inline void quantize_as(const QuantizeInt8& p, const T* x, const Executor& execu
                });
 }
 
-void quantize(const QuantizeInt8& p, const Executor& executor) {
+void quantize(const QuantizeInt8Args& p, const Executor& executor) {
   if (p.x_dtype == DType::f32) {
     quantize_as(p, static_cast<const float*>(p.x), executor);
   } else {

@@ -16,13 +16,6 @@ inline I32 round_saturated(F32 x, float low, float high) {
 
 inline F32 load_as_f32(const float* p) { return load<F32>(p); }
 inline F32 load_as_f32(const bf16_t* p) { return load_bf16(p); }
-inline float as_f32(float x) { return x; }
-inline float as_f32(bf16_t x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float f;
-  std::memcpy(&f, &bits, sizeof f);
-  return f;
-}
 
 // The first count lanes; the rest zero.
 template <class T>
@@ -56,14 +49,8 @@ inline int32_t largest_magnitude(const T* x, int64_t n) {
   return largest_lane(larger_of(larger_of(most[0], most[1]), larger_of(most[2], most[3])));
 }
 
-inline float float_of_bits(int32_t bits) {
-  float f;
-  std::memcpy(&f, &bits, sizeof f);
-  return f;
-}
-
 inline float symmetric_scale(int32_t largest) {
-  const float scale = float_of_bits(largest) / 127.0f;
+  const float scale = __builtin_bit_cast(float, largest) / 127.0f;
   return scale == 0.0f ? 1.0f : scale;
 }
 

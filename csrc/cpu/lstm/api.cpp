@@ -32,7 +32,7 @@ Status check_shape(const LstmShape& s) {
 }
 
 Status check_call(const LstmShape& s) {
-  if (const Status status = check_shape(s); !status) return status;
+  PK_TRY(check_shape(s));
   if (s.steps < 1) return {"steps: expected at least 1"};
   if (s.batch < 0) return {"batch: expected at least 0"};
   if (s.batch > int64_t{1} << 40 || !product_fits({s.steps, s.batch + 1, 1 << 16}))
@@ -66,82 +66,75 @@ Status check_packed(const LstmShape& shape, int lanes, const void* packed, int64
 }
 
 // What both passes' plans have in common.
-template <class Plan, class Call>
-Status begin_plan(const Call& call, const Executor& executor, Plan* plan) {
-  if (const Status status = pick(&plan->kernels); !status) return status;
-  const LstmShape& s = call.shape;
-  if (const Status status = check_call(s); !status) return status;
-  plan->call = call;
-  plan->executor = executor;
-  plan->reserve_floats = lstm_rows(s) * s.directions * (s.layers * reserve_row(s) + (s.layers - 1) * s.hidden);
+template <class Plan, class Args>
+Status begin_plan(const Args& args, Plan* plan) {
+  PK_TRY(pick(&plan->kernels));
+  const LstmShape& s = args.shape;
+  PK_TRY(check_call(s));
+  plan->args = args;
+  plan->reserve_elements = lstm_rows(s) * s.directions * (s.layers * reserve_row(s) + (s.layers - 1) * s.hidden);
   return kOk;
 }
 
 }  // namespace
 
-Status lstm_packed_bytes(const LstmShape& shape, int64_t* bytes) {
-  const LstmKernels* kernels;
-  if (const Status status = pick(&kernels); !status) return status;
-  if (const Status status = check_shape(shape); !status) return status;
-  *bytes = packed_bytes_of(shape, kernels->lanes);
+Status make_packing_plan(const LstmShape& shape, LstmPackingPlan* plan) {
+  plan->shape = shape;
+  PK_TRY(pick(&plan->kernels));
+  PK_TRY(check_shape(shape));
+  plan->packed_bytes = packed_bytes_of(shape, plan->kernels->lanes);
   return kOk;
 }
 
-Status lstm_pack(const LstmShape& shape, const void* const* weights, void* packed, int64_t bytes,
-                 const Executor& executor) {
-  const LstmKernels* kernels;
-  if (const Status status = pick(&kernels); !status) return status;
-  if (const Status status = check_shape(shape); !status) return status;
-  if (bytes != packed_bytes_of(shape, kernels->lanes)) return {"packed: expected lstm_packed_bytes bytes"};
+void pack(const LstmPackingPlan& plan, const void* const* weights, void* packed, const Executor& executor) {
+  const LstmShape& shape = plan.shape;
   LstmHeader header{};
   std::memcpy(header.magic, kLstmMagic, sizeof kLstmMagic);
   header.version = 1;
-  header.lanes = kernels->lanes;
+  header.lanes = plan.kernels->lanes;
   header.dtype = static_cast<int32_t>(shape.dtype);
   header.layers = shape.layers;
   header.directions = shape.directions;
   header.bias = shape.bias;
   header.input = shape.input;
   header.hidden = shape.hidden;
-  header.bytes = bytes;
+  header.bytes = plan.packed_bytes;
   std::memset(packed, 0, kHeaderBytes);
   std::memcpy(packed, &header, sizeof header);
-  kernels->pack(shape, weights, packed, executor);
-  return kOk;
+  plan.kernels->pack(shape, weights, packed, executor);
 }
 
-Status make_plan(const LstmForward& call, const Executor& executor, LstmForwardPlan* plan) {
-  if (const Status status = begin_plan(call, executor, plan); !status) return status;
-  if (call.packed) {
-    const Status status = check_packed(call.shape, plan->kernels->lanes, call.packed, call.packed_bytes);
-    if (!status) return status;
-  } else if (!call.weights) {
+Status make_plan(const LstmForwardArgs& args, int threads, LstmForwardPlan* plan) {
+  PK_TRY(begin_plan(args, plan));
+  if (args.packed) {
+    PK_TRY(check_packed(args.shape, plan->kernels->lanes, args.packed, args.packed_bytes));
+  } else if (!args.weights) {
     return {"weights: expected weights or packed weights"};
   }
-  if (!call.save) plan->reserve_floats = 0;
-  plan->kernels->plan_forward(plan);
+  if (!args.save) plan->reserve_elements = 0;
+  plan->kernels->plan_forward(plan, threads);
   return kOk;
 }
 
-void run(const LstmForwardPlan& plan, void* workspace) {
-  if (plan.call.shape.batch > 0) plan.kernels->forward(plan, workspace);
+void run(const LstmForwardPlan& plan, void* workspace, const Executor& executor) {
+  if (plan.args.shape.batch > 0) plan.kernels->forward(plan, workspace, executor);
 }
 
-Status make_plan(const LstmBackward& call, const Executor& executor, LstmBackwardPlan* plan) {
-  if (const Status status = begin_plan(call, executor, plan); !status) return status;
-  plan->kernels->plan_backward(plan);
+Status make_plan(const LstmBackwardArgs& args, int threads, LstmBackwardPlan* plan) {
+  PK_TRY(begin_plan(args, plan));
+  plan->kernels->plan_backward(plan, threads);
   return kOk;
 }
 
-void run(const LstmBackwardPlan& plan, void* workspace) {
-  const LstmBackward& call = plan.call;
-  const LstmShape& s = call.shape;
-  if (s.batch > 0) return plan.kernels->backward(plan, workspace);
+void run(const LstmBackwardPlan& plan, void* workspace, const Executor& executor) {
+  const LstmBackwardArgs& args = plan.args;
+  const LstmShape& s = args.shape;
+  if (s.batch > 0) return plan.kernels->backward(plan, workspace, executor);
   // No sequences: the weights' gradients are zero, everything else is empty.
   for (int i = 0; i < lstm_weights(s); ++i) {
     const int per_cell = s.bias ? 4 : 2, which = i % per_cell;
     const int64_t columns = which == 0 ? lstm_input(s, i / per_cell / s.directions) : which == 1 ? s.hidden : 1;
-    std::memset(call.grad_weights[i], 0, static_cast<size_t>(4 * s.hidden * columns) * size_of(s.dtype));
+    std::memset(args.grad_weights[i], 0, static_cast<size_t>(4 * s.hidden * columns) * size_of(s.dtype));
   }
 }
 

@@ -2,7 +2,7 @@
 //
 //   every step, against the forward order, per share of the hidden units:
 //     dh = d(gates of the step before) W_hh + grad_output,   then the cell's derivative -> d(gates), dc
-//   after the loop: dW_ih = d(gates)^T x, dW_hh = d(gates)^T h_{t-1}, db = column sums, dx = d(gates) W_ih,
+//   after the loop: dW_ih = d(gates)^T x, dW_hh = d(gates)^T h_{t-1}, db = column sums, grad_x = d(gates) W_ih,
 //     each one GEMM over all time steps.
 //
 // A share computes dh for its own units only and needs everybody's d(gates): one barrier a step, as in the forward
@@ -97,25 +97,6 @@ void share_step(const Layer& l, const Direction& d, int64_t s, int64_t begin, in
   }
 }
 
-void run_layer(const Layer& l, Share* shares, int team, const Executor& executor) {
-  const int directions = l.shape.directions;
-  const int64_t panels = l.padded / kPanel;
-  Chain chains[2];
-  for (int d = 0; d < directions; ++d) {
-    chains[d] = {shares + d * team, team};
-    chains[d].reset();
-  }
-  const auto member = [&](int64_t m) {
-    walk(chains, directions, static_cast<int>(m), l.shape.steps + 1, [&](int d, int share, int64_t step) {
-      share_step(l, l.direction[d], step, panels * share / team, panels * (share + 1) / team);
-    });
-  };
-  if (team == 1) return member(0);
-  parallel_for(executor, 0, team, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t m = begin; m < end; ++m) member(m);
-  });
-}
-
 // db = the column sums of d(gates), for b_ih and b_hh alike.
 void sum_columns(const float* d_gates, int64_t rows, int64_t columns, DType dtype, void* b_ih, void* b_hh,
                  const Executor& executor) {
@@ -170,7 +151,7 @@ Parts parts_of(const LstmBackwardParts& at, void* workspace) {
 template <class W>
 struct Backward {
   const LstmBackwardPlan& plan;
-  const LstmBackward& call;
+  const LstmBackwardArgs& args;
   const LstmShape& s;
   const Executor& executor;
   Parts at;
@@ -179,9 +160,9 @@ struct Backward {
   const float* reserve;
 
   const W* weight(int cell, int which) const {
-    return static_cast<const W*>(call.weights[cell * (s.bias ? 4 : 2) + which]);
+    return static_cast<const W*>(args.weights[cell * (s.bias ? 4 : 2) + which]);
   }
-  void* grad_weight(int cell, int which) const { return call.grad_weights[cell * (s.bias ? 4 : 2) + which]; }
+  void* grad_weight(int cell, int which) const { return args.grad_weights[cell * (s.bias ? 4 : 2) + which]; }
 
   // The states of every sequence, (b, h) of layer and direction `cell`, as float32; zero where there are none.
   float* read_states(const void* from, int cell, float* to) const {
@@ -213,26 +194,29 @@ struct Backward {
       float* const states = at.states + d * 4 * state;
       to.w_hh = at.w_hh[d];
       to.reserve = reserve + cell * rows * reserve_row(s);
-      to.c0 = read_states(call.c0, cell, states);
-      to.grad_h_n = read_states(call.grad_h_n, cell, states + state);
+      to.c0 = read_states(args.c0, cell, states);
+      to.grad_h_n = read_states(args.grad_h_n, cell, states + state);
       to.grad_h0 = states + 2 * state;
-      h0[d] = read_states(call.h0, cell, states + 3 * state);
+      h0[d] = read_states(args.h0, cell, states + 3 * state);
       to.d_gates = at.d_gates + d * rows * gates;
       to.dh = at.running + d * 2 * s.batch * padded;
       to.dc = to.dh + s.batch * padded;
       std::memset(to.dc, 0, static_cast<size_t>(s.batch * padded) * sizeof(float));
-      for (int64_t b = 0; call.grad_c_n && b < s.batch; ++b)
-        read_row(call.grad_c_n, s.dtype, cell * state + b * hidden, hidden, to.dc + b * padded);
+      for (int64_t b = 0; args.grad_c_n && b < s.batch; ++b)
+        read_row(args.grad_c_n, s.dtype, cell * state + b * hidden, hidden, to.dc + b * padded);
       to.grad_output = grad_y ? grad_y + d * hidden : nullptr;
       to.reversed = d == 1;
     }
-    run_layer(l, at.shares, plan.team, executor);
+    const int64_t panels = padded / kPanel;
+    walk_layer(at.shares, plan.team, s.directions, s.steps + 1, executor, [&](int d, int share, int64_t step) {
+      share_step(l, l.direction[d], step, panels * share / plan.team, panels * (share + 1) / plan.team);
+    });
     for (int d = 0; d < s.directions; ++d) {
       const int cell = cell_of(s, index, d);
       const Direction& from = l.direction[d];
       for (int64_t b = 0; b < s.batch; ++b) {
-        write_row(call.grad_h0, s.dtype, cell * state + b * hidden, hidden, from.grad_h0 + b * hidden);
-        write_row(call.grad_c0, s.dtype, cell * state + b * hidden, hidden, from.dc + b * padded);
+        write_row(args.grad_h0, s.dtype, cell * state + b * hidden, hidden, from.grad_h0 + b * hidden);
+        write_row(args.grad_c0, s.dtype, cell * state + b * hidden, hidden, from.dc + b * padded);
       }
       weight_gradient(from.d_gates, input, grad_weight(cell, 0), [&](int64_t r) { return x + r * input; });
       // h_{t-1} of row r: its step is found by division, or by bisection among packed sequences.
@@ -257,14 +241,16 @@ struct Backward {
   }
 
   void run() const {
-    const float* const x = dense_rows(call.x, s, order, s.input, at.x, executor);
-    const float* y = dense_rows(call.output, s, order, width, at.output, executor);
-    const float* grad_y =
-        call.grad_output.data ? dense_rows(call.grad_output, s, order, width, at.grad_output, executor) : nullptr;
+    const float* const x = dense_rows(args.x, s, order, s.input, at.x, executor);
+    const auto given = [&](const LstmSequence& q, float* copy) {
+      return q.data ? dense_rows(q, s, order, width, copy, executor) : nullptr;
+    };
+    const float* y = given(args.output, at.output);
+    const float* grad_y = given(args.grad_output, at.grad_output);
     const float* const outputs = reserve + s.layers * s.directions * rows * reserve_row(s);
     for (int i = s.layers - 1; i >= 0; --i) {
       const float* const input = i ? outputs + (i - 1) * rows * width : x;
-      float* const grad_x = i ? at.between[(i - 1) & 1] : at.grad_x ? at.grad_x : static_cast<float*>(call.grad_x.data);
+      float* const grad_x = i ? at.between[(i - 1) & 1] : at.grad_x ? at.grad_x : static_cast<float*>(args.grad_x.data);
       layer(i, input, y, grad_y, grad_x);
       y = input;
       grad_y = grad_x;
@@ -273,46 +259,46 @@ struct Backward {
     parallel_for(executor, 0, s.steps, 1 + 32768 / (s.batch * s.input + 1), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t)
         for (int64_t b = 0; b < order.active(t); ++b)
-          write_row(call.grad_x.data, s.dtype, offset_of(call.grad_x, order, t, b), s.input,
+          write_row(args.grad_x.data, s.dtype, offset_of(args.grad_x, order, t, b), s.input,
                     at.grad_x + (order.first(t) + b) * s.input);
     });
   }
 };
 
 template <class W>
-void backward(const LstmBackwardPlan& plan, void* workspace) {
-  const LstmShape& s = plan.call.shape;
+void backward(const LstmBackwardPlan& plan, void* workspace, const Executor& executor) {
+  const LstmShape& s = plan.args.shape;
   const Backward<W> pass{plan,
-                         plan.call,
+                         plan.args,
                          s,
-                         plan.executor,
+                         executor,
                          parts_of(plan.at, workspace),
                          Rows(s),
                          plan.rows,
                          s.directions * s.hidden,
                          plan.padded,
                          s.batch * s.hidden,
-                         static_cast<const float*>(plan.call.reserve)};
+                         static_cast<const float*>(plan.args.reserve)};
   pass.run();
 }
 
 }  // namespace
 
-void lstm_plan_backward(LstmBackwardPlan* plan) {
-  const LstmBackward& call = plan->call;
-  const LstmShape& s = call.shape;
+void lstm_plan_backward(LstmBackwardPlan* plan, int threads) {
+  const LstmBackwardArgs& args = plan->args;
+  const LstmShape& s = args.shape;
   const int64_t rows = lstm_rows(s), width = s.directions * s.hidden, padded = round_up(s.hidden, kPanel);
   const int64_t inputs = s.layers > 1 && width > s.input ? width : s.input;
   const int64_t widest = inputs > s.hidden ? inputs : s.hidden, gates = 4 * s.hidden;
   plan->rows = rows;
   plan->padded = padded;
-  plan->team = team_size(s, plan->executor.threads, panels_of(s.hidden));
+  plan->team = team_size(s, threads, panels_of(s.hidden));
   Arena arena;
   LstmBackwardParts& at = plan->at;
-  at.x = arena.take_if<float>(needs_copy(call.x, s, s.input), rows * s.input);
-  at.output = arena.take_if<float>(needs_copy(call.output, s, width), rows * width);
-  at.grad_output = arena.take_if<float>(call.grad_output.data && needs_copy(call.grad_output, s, width), rows * width);
-  at.grad_x = arena.take_if<float>(needs_copy(call.grad_x, s, s.input), rows * s.input);
+  at.x = arena.take_if<float>(needs_copy(args.x, s, s.input), rows * s.input);
+  at.output = arena.take_if<float>(args.output.data && needs_copy(args.output, s, width), rows * width);
+  at.grad_output = arena.take_if<float>(args.grad_output.data && needs_copy(args.grad_output, s, width), rows * width);
+  at.grad_x = arena.take_if<float>(needs_copy(args.grad_x, s, s.input), rows * s.input);
   for (int i = 0; i < 2; ++i) at.between[i] = arena.take_if<float>(s.layers > 1 + i, rows * width);
   at.states = arena.take<float>(s.directions * 4 * s.batch * s.hidden);
   at.running = arena.take<float>(s.directions * 2 * s.batch * padded);
@@ -324,11 +310,11 @@ void lstm_plan_backward(LstmBackwardPlan* plan) {
   plan->workspace_bytes = arena.used;
 }
 
-void lstm_backward(const LstmBackwardPlan& plan, void* workspace) {
-  if (plan.call.shape.dtype == DType::bf16)
-    backward<bf16_t>(plan, workspace);
+void lstm_backward(const LstmBackwardPlan& plan, void* workspace, const Executor& executor) {
+  if (plan.args.shape.dtype == DType::bf16)
+    backward<bf16_t>(plan, workspace, executor);
   else
-    backward<float>(plan, workspace);
+    backward<float>(plan, workspace, executor);
 }
 
 }  // namespace PK_ISA

@@ -142,45 +142,24 @@ void share_step(const Layer<W>& l, int index, int64_t s, int64_t begin, int64_t 
 }
 
 template <class W>
-void run_layer(const Layer<W>& l, Share* shares, int team, const Executor& executor) {
-  const int directions = l.shape.directions;
-  const int64_t blocks = l.padded / kLanes;
-  Chain chains[2];
-  for (int d = 0; d < directions; ++d) {
-    chains[d] = {shares + d * team, team};
-    chains[d].reset();
-  }
-  const auto member = [&](int64_t m) {
-    walk(chains, directions, static_cast<int>(m), l.shape.steps, [&](int d, int share, int64_t step) {
-      share_step(l, d, step, blocks * share / team, blocks * (share + 1) / team);
-    });
-  };
-  if (team == 1) return member(0);
-  parallel_for(executor, 0, team, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t m = begin; m < end; ++m) member(m);
-  });
-}
-
-template <class W>
-void forward(const LstmForwardPlan& plan, void* workspace) {
-  const LstmForward& call = plan.call;
-  const LstmShape& s = call.shape;
-  const Executor& executor = plan.executor;
-  const char* packed = static_cast<const char*>(call.packed);
+void forward(const LstmForwardPlan& plan, void* workspace, const Executor& executor) {
+  const LstmForwardArgs& args = plan.args;
+  const LstmShape& s = args.shape;
+  const char* packed = static_cast<const char*>(args.packed);
   if (char* const own = part<char>(workspace, plan.at.packed)) {
-    lstm_pack_weights(s, call.weights, own, executor);
+    lstm_pack_weights(s, args.weights, own, executor);
     packed = own;
   }
   const Rows order(s);
   const int64_t rows = plan.rows, padded = plan.padded, width = s.directions * s.hidden, span = span_of(s);
   const int64_t element = static_cast<int64_t>(size_of(s.dtype)), state = s.batch * s.hidden;
-  float* const reserve = call.save ? static_cast<float*>(call.reserve) : nullptr;
+  float* const reserve = args.save ? static_cast<float*>(args.reserve) : nullptr;
   float* const all_gx = part<float>(workspace, plan.at.gx);
   float* const all_states = part<float>(workspace, plan.at.state);
-  const float* x = dense_rows(call.x, s, order, s.input, part<float>(workspace, plan.at.x), executor);
+  const float* x = dense_rows(args.x, s, order, s.input, part<float>(workspace, plan.at.x), executor);
   for (int layer = 0; layer < s.layers; ++layer) {
     const bool top = layer + 1 == s.layers;
-    Layer<W> l{s, order, padded, lstm_input(s, layer), span, packed != nullptr, x, call.output, s.dtype, {}};
+    Layer<W> l{s, order, padded, lstm_input(s, layer), span, packed != nullptr, x, args.output, s.dtype, {}};
     if (!top) {
       float* const between = reserve ? reserve + s.layers * s.directions * rows * reserve_row(s) + layer * rows * width
                                      : part<float>(workspace, plan.at.between[layer & 1]);
@@ -197,7 +176,7 @@ void forward(const LstmForwardPlan& plan, void* workspace) {
         to.w_hh = reinterpret_cast<const W*>(packed + o.w_hh);
         to.bias = reinterpret_cast<const float*>(packed + o.bias);
       } else {
-        const void* const* w = call.weights + index * (s.bias ? 4 : 2);
+        const void* const* w = args.weights + index * (s.bias ? 4 : 2);
         to.w_ih = static_cast<const W*>(w[0]);
         to.w_hh = static_cast<const W*>(w[1]);
         float* const bias = part<float>(workspace, plan.at.bias) + d * 4 * padded;
@@ -211,49 +190,53 @@ void forward(const LstmForwardPlan& plan, void* workspace) {
       std::memset(states, 0, static_cast<size_t>(3 * s.batch * padded) * sizeof(float));
       for (int64_t b = 0; b < s.batch; ++b) {
         const int64_t from = index * state + b * s.hidden;
-        read_row(call.h0, s.dtype, from, s.hidden, to.h[0] + b * padded);
-        read_row(call.h0, s.dtype, from, s.hidden, to.h[1] + b * padded);
-        read_row(call.c0, s.dtype, from, s.hidden, to.c + b * padded);
+        read_row(args.h0, s.dtype, from, s.hidden, to.h[0] + b * padded);
+        read_row(args.h0, s.dtype, from, s.hidden, to.h[1] + b * padded);
+        read_row(args.c0, s.dtype, from, s.hidden, to.c + b * padded);
       }
       to.reserve = reserve ? reserve + index * rows * reserve_row(s) : nullptr;
-      to.h_n = static_cast<char*>(call.h_n) + index * state * element;
-      to.c_n = static_cast<char*>(call.c_n) + index * state * element;
+      to.h_n = static_cast<char*>(args.h_n) + index * state * element;
+      to.c_n = static_cast<char*>(args.c_n) + index * state * element;
       to.reversed = d == 1;
     }
-    run_layer(l, part<Share>(workspace, plan.at.shares), plan.team, executor);
+    const int64_t blocks = padded / kLanes;
+    walk_layer(part<Share>(workspace, plan.at.shares), plan.team, s.directions, s.steps, executor,
+               [&](int d, int share, int64_t step) {
+                 share_step(l, d, step, blocks * share / plan.team, blocks * (share + 1) / plan.team);
+               });
   }
 }
 
 }  // namespace
 
-void lstm_plan_forward(LstmForwardPlan* plan) {
-  const LstmForward& call = plan->call;
-  const LstmShape& s = call.shape;
+void lstm_plan_forward(LstmForwardPlan* plan, int threads) {
+  const LstmForwardArgs& args = plan->args;
+  const LstmShape& s = args.shape;
   const int64_t rows = lstm_rows(s), blocks = (s.hidden + kLanes - 1) / kLanes, padded = blocks * kLanes;
   plan->rows = rows;
   plan->padded = padded;
-  plan->team = team_size(s, plan->executor.threads, blocks);
+  plan->team = team_size(s, threads, blocks);
   Arena arena;
   LstmForwardParts& at = plan->at;
-  at.x = arena.take_if<float>(needs_copy(call.x, s, s.input), rows * s.input);
+  at.x = arena.take_if<float>(needs_copy(args.x, s, s.input), rows * s.input);
   // Outputs of inner layers (rows, d * h), where no reserve holds them.
   for (int i = 0; i < 2; ++i)
-    at.between[i] = arena.take_if<float>(!call.save && s.layers > 1 + i, rows * s.directions * s.hidden);
+    at.between[i] = arena.take_if<float>(!args.save && s.layers > 1 + i, rows * s.directions * s.hidden);
   // Of one layer.
   at.gx = arena.take<float>(s.directions * span_of(s) * s.batch * 4 * padded);
   at.state = arena.take<float>(s.directions * 3 * s.batch * padded);
   at.shares = arena.take<Share>(s.directions * plan->team);
-  const bool packs = !call.packed && rows > kUnpackedRows;
+  const bool packs = !args.packed && rows > kUnpackedRows;
   at.packed = packs ? arena.take<char>(packed_bytes_of(s, kLanes)) : -1;
-  at.bias = arena.take_if<float>(!call.packed && !packs, s.directions * 4 * padded);
+  at.bias = arena.take_if<float>(!args.packed && !packs, s.directions * 4 * padded);
   plan->workspace_bytes = arena.used;
 }
 
-void lstm_forward(const LstmForwardPlan& plan, void* workspace) {
-  if (plan.call.shape.dtype == DType::bf16)
-    forward<bf16_t>(plan, workspace);
+void lstm_forward(const LstmForwardPlan& plan, void* workspace, const Executor& executor) {
+  if (plan.args.shape.dtype == DType::bf16)
+    forward<bf16_t>(plan, workspace, executor);
   else
-    forward<float>(plan, workspace);
+    forward<float>(plan, workspace, executor);
 }
 
 }  // namespace PK_ISA

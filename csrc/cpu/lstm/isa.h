@@ -7,10 +7,10 @@ namespace pk {
 namespace PK_ISA {
 
 void lstm_pack_weights(const LstmShape& shape, const void* const* weights, void* packed, const Executor& executor);
-void lstm_plan_forward(LstmForwardPlan* plan);
-void lstm_forward(const LstmForwardPlan& plan, void* workspace);
-void lstm_plan_backward(LstmBackwardPlan* plan);
-void lstm_backward(const LstmBackwardPlan& plan, void* workspace);
+void lstm_plan_forward(LstmForwardPlan* plan, int threads);
+void lstm_forward(const LstmForwardPlan& plan, void* workspace, const Executor& executor);
+void lstm_plan_backward(LstmBackwardPlan* plan, int threads);
+void lstm_backward(const LstmBackwardPlan& plan, void* workspace, const Executor& executor);
 
 }  // namespace PK_ISA
 }  // namespace pk

@@ -10,11 +10,11 @@ struct LstmKernels {
   int lanes;
   // weights -> the packed block, whose header api.cpp writes; see layout.h.
   void (*pack)(const LstmShape& shape, const void* const* weights, void* packed, const Executor& executor);
-  // Completes a plan whose call and executor are set, and valid; then the passes themselves.
-  void (*plan_forward)(LstmForwardPlan* plan);
-  void (*forward)(const LstmForwardPlan& plan, void* workspace);
-  void (*plan_backward)(LstmBackwardPlan* plan);
-  void (*backward)(const LstmBackwardPlan& plan, void* workspace);
+  // Completes a plan whose args are set, and valid; then the passes themselves.
+  void (*plan_forward)(LstmForwardPlan* plan, int threads);
+  void (*forward)(const LstmForwardPlan& plan, void* workspace, const Executor& executor);
+  void (*plan_backward)(LstmBackwardPlan* plan, int threads);
+  void (*backward)(const LstmBackwardPlan& plan, void* workspace, const Executor& executor);
 };
 
 PK_DECLARE_TABLES(LstmKernels, lstm_kernels)

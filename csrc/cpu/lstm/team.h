@@ -13,6 +13,7 @@
 
 #include <cstdint>
 
+#include "cpu/parallel_for.h"
 #include "cpu/vec.h"
 #include "pykernels/lstm.h"
 
@@ -99,6 +100,21 @@ void walk(Chain* chains, int chain_count, int member, int64_t steps, const Work&
       chain.claim(member, t, [&](int share) { work(c, share, t); });
     }
   }
+}
+
+// A chain for each direction, by a team of as many threads: work(direction, share, step).
+template <class Work>
+void walk_layer(Share* shares, int team, int directions, int64_t steps, const Executor& executor, const Work& work) {
+  Chain chains[2];
+  for (int d = 0; d < directions; ++d) {
+    chains[d] = {shares + d * team, team};
+    chains[d].reset();
+  }
+  const auto member = [&](int64_t m) { walk(chains, directions, static_cast<int>(m), steps, work); };
+  if (team == 1) return member(0);
+  parallel_for(executor, 0, team, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) member(m);
+  });
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ Status divide(const BatchNormShape& s, DType dtype, const int (&blocks)[kCount],
     return {"dtype: expected f32, f16 or bf16"};
   }
   Device device;
-  if (Status status = current_device(&device); !status) return status;
+  PK_TRY(current_device(&device));
   for (int i = 0; i < kCount; ++i) *slabs[i] = choose_slabs(s, int64_t{device.multiprocessors} * blocks[i]);
   return kOk;
 }
@@ -28,7 +28,7 @@ int64_t partial_bytes(const BatchNormShape& s, const Slabs& slabs) {
   return slabs.slabs * 2 * s.c * static_cast<int64_t>(sizeof(float));
 }
 
-int64_t mask_bytes(const BatchNormAct& a, const Slabs& slabs) {
+int64_t mask_bytes(const BatchNormActArgs& a, const Slabs& slabs) {
   return is_signed(a.activation) ? a.shape.n * (a.shape.channels_last ? a.shape.hw : a.shape.c) * slabs.groups : 0;
 }
 
@@ -41,18 +41,17 @@ Status make_plan(const BatchNormShape& shape, DType dtype, BatchNormStatisticsPl
   return status;
 }
 
-Status make_plan(const BatchNormAct& args, BatchNormActPlan* plan) {
+Status make_plan(const BatchNormActArgs& args, BatchNormActPlan* plan) {
   *plan = {args, 0, {}};
   const Status status = divide(args.shape, args.dtype, {kPointwiseBlocks}, {&plan->slabs});
   if (args.residual) plan->mask_bytes = mask_bytes(args, plan->slabs);
   return status;
 }
 
-Status make_plan(const BatchNormActBackward& args, BatchNormActBackwardPlan* plan) {
-  const BatchNormAct& f = args.forward;
+Status make_plan(const BatchNormActBackwardArgs& args, BatchNormActBackwardPlan* plan) {
+  const BatchNormActArgs& f = args.forward;
   *plan = {args, 0, 0, {}, {}};
-  const Status status = divide(f.shape, f.dtype, {kSumsBlocks, kPointwiseBlocks}, {&plan->sums, &plan->pointwise});
-  if (!status) return status;
+  PK_TRY(divide(f.shape, f.dtype, {kSumsBlocks, kPointwiseBlocks}, {&plan->sums, &plan->pointwise}));
   plan->workspace_bytes = partial_bytes(f.shape, plan->sums);
   plan->mask_bytes = mask_bytes(f, plan->sums);
   if (plan->sums.slabs == 0) return kOk;

@@ -22,7 +22,7 @@ enum class Slope { one, from_mask, from_x, from_x_and_residual };
 
 struct Backward {
   Walk walk;
-  BatchNormActBackward args;
+  BatchNormActBackwardArgs args;
   Slope slope;
   float over_m;    // 1 / (n * hw); 0 where mean and var are no function of x
   float* partial;  // (slabs, 2, c): sums of dz and dz * (x - mean)
@@ -35,6 +35,8 @@ struct Sums {
     dz += other.dz;
     dzx += other.dzx;
   }
+  PK_DEVICE float first() const { return dz; }
+  PK_DEVICE float second() const { return dzx; }
 };
 
 // What a group's dz is computed from, as it lies in memory.
@@ -43,10 +45,13 @@ struct Inputs {
   Raw<T> grad_y, x, residual;
   unsigned mask;
 
-  PK_DEVICE void read(const Backward& b, int64_t offset, int64_t mask_offset, const Lane<kWhole>& lane) {
+  template <bool kLast>
+  PK_DEVICE void read(const Backward& b, const Slab<kLast>& slab, int64_t row, const Lane<kWhole>& lane) {
+    const int64_t offset = slab.offset + row * b.walk.row_stride;
     grad_y = load<T, kWhole>(static_cast<const T*>(b.args.grad_y) + offset, lane, b.walk.inner);
     x = load<T, kWhole>(static_cast<const T*>(b.args.forward.x) + offset, lane, b.walk.inner);
-    if (b.slope == Slope::from_mask) mask = b.args.forward.mask[mask_offset + lane.group];
+    if (b.slope == Slope::from_mask)
+      mask = b.args.forward.mask[slab.mask_offset + row * b.walk.mask_stride + lane.group];
     if (b.slope == Slope::from_x_and_residual) {
       residual = load<T, kWhole>(static_cast<const T*>(b.args.forward.residual) + offset, lane, b.walk.inner);
     }
@@ -54,7 +59,7 @@ struct Inputs {
 
   template <bool kLast>
   PK_DEVICE void dz(const Backward& b, const Affine<kLast>& affine, float (&out)[kGroup]) const {
-    const BatchNormAct& f = b.args.forward;
+    const BatchNormActArgs& f = b.args.forward;
     PK_UNROLL
     for (int j = 0; j < kGroup; ++j) out[j] = grad_y[j];
     if (b.slope == Slope::one) return;
@@ -80,7 +85,6 @@ __global__ void __launch_bounds__(kThreads, kSumsBlocks) slab_sums(Backward b) {
   constexpr int kRows = kInFlight<kWhole>;
   const Walk& w = b.walk;
   const Slab<kLast> slab(w);
-  const int height = static_cast<int>(blockDim.y), y = static_cast<int>(threadIdx.y);
   // The first pass writes dz where the second would have to read the residual again.
   T* const write = b.slope == Slope::from_x_and_residual ? static_cast<T*>(b.args.grad_residual) : nullptr;
   Sums sums[kGroup] = {};
@@ -88,43 +92,23 @@ __global__ void __launch_bounds__(kThreads, kSumsBlocks) slab_sums(Backward b) {
     const Lane<kWhole> lane = lane_of<kWhole>(w, slab.tile(i));
     if (!lane.active) continue;
     const Affine<kLast> affine(w, lane, b.args.forward);
-    for (int64_t r = slab.begin + y; r < slab.end; r += height * kRows) {
-      Inputs<T, kWhole> in[kRows];
-      PK_UNROLL
-      for (int u = 0; u < kRows; ++u) {
-        const int64_t row = r + u * height;
-        if (row >= slab.end) continue;
-        in[u].read(b, slab.offset + row * w.row_stride, slab.mask_offset + row * w.mask_stride, lane);
-      }
-      PK_UNROLL
-      for (int u = 0; u < kRows; ++u) {
-        const int64_t row = r + u * height;
-        if (row >= slab.end) continue;
-        float dz[kGroup];
-        in[u].dz(b, affine, dz);
-        if (write) store<T, kWhole>(write + slab.offset + row * w.row_stride, lane, w.inner, dz);
-        PK_UNROLL
-        for (int j = 0; j < kGroup; ++j) {
-          if (!kLast && !kWhole && lane.element(j) >= w.inner) continue;
-          sums[j].dz += dz[j];
-          sums[j].dzx = fmaf(dz[j], in[u].x[j] - affine.mean[j], sums[j].dzx);
-        }
-      }
-    }
+    Inputs<T, kWhole> in[kRows];
+    for_each_row<kRows>(
+        slab, [&](int u, int64_t row) { in[u].read(b, slab, row, lane); },
+        [&](int u, int64_t row) {
+          float dz[kGroup];
+          in[u].dz(b, affine, dz);
+          if (write) store<T, kWhole>(write + slab.offset + row * w.row_stride, lane, w.inner, dz);
+          PK_UNROLL
+          for (int j = 0; j < kGroup; ++j) {
+            if (!kLast && !kWhole && lane.element(j) >= w.inner) continue;
+            sums[j].dz += dz[j];
+            sums[j].dzx = fmaf(dz[j], in[u].x[j] - affine.mean[j], sums[j].dzx);
+          }
+        });
   }
-  Sums* const shared = dynamic_shared<Sums>();
-  float* const to = b.partial + static_cast<int64_t>(blockIdx.y) * 2 * w.channels;
   if constexpr (kLast) {
-    combine_rows(sums, static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x), y, height, shared);
-    const Lane<kWhole> lane = lane_of<kWhole>(w, slab.tile(0));
-    if (y != 0 || !lane.active) return;
-    PK_UNROLL
-    for (int j = 0; j < kGroup; ++j) {
-      const int c = lane.element(j);
-      if (c >= w.channels) continue;
-      to[c] = sums[j].dz;
-      to[w.channels + c] = sums[j].dzx;
-    }
+    store_sums<kLast, kWhole>(w, slab, sums, b.partial);
   } else {
     PK_UNROLL
     for (int half = kGroup / 2; half > 0; half /= 2) {
@@ -132,11 +116,7 @@ __global__ void __launch_bounds__(kThreads, kSumsBlocks) slab_sums(Backward b) {
       for (int j = 0; j < half; ++j) sums[j].add(sums[j + half]);
     }
     Sums all[1] = {sums[0]};
-    const int thread = y * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
-    combine_rows(all, 0, 1, thread, kThreads, shared);
-    if (thread != 0) return;
-    to[blockIdx.x] = all[0].dz;
-    to[w.channels + blockIdx.x] = all[0].dzx;
+    store_sums<kLast, kWhole>(w, slab, all, b.partial);
   }
 }
 
@@ -171,7 +151,6 @@ __global__ void __launch_bounds__(kThreads, kPointwiseResident) gradients(Backwa
   constexpr int kRows = kInFlight<kWhole>;
   const Walk& w = b.walk;
   const Slab<kLast> slab(w);
-  const int height = static_cast<int>(blockDim.y);
   auto* const grad_x = static_cast<T*>(b.args.grad_x);
   auto* const grad_residual = static_cast<T*>(b.args.grad_residual);
   for (int i = 0; i < slab.tiles; ++i) {
@@ -182,33 +161,24 @@ __global__ void __launch_bounds__(kThreads, kPointwiseResident) gradients(Backwa
     const auto slope = per_channel<kLast>(w, lane, [&](int c) {
       return b.args.grad_weight[c] * b.over_m * Affine<kLast>::inverse_deviation(b.args.forward, c);
     });
-    for (int64_t r = slab.begin + threadIdx.y; r < slab.end; r += height * kRows) {
-      Inputs<T, kWhole> in[kRows];
-      PK_UNROLL
-      for (int u = 0; u < kRows; ++u) {
-        const int64_t row = r + u * height;
-        if (row >= slab.end) continue;
-        in[u].read(b, slab.offset + row * w.row_stride, slab.mask_offset + row * w.mask_stride, lane);
-      }
-      PK_UNROLL
-      for (int u = 0; u < kRows; ++u) {
-        const int64_t row = r + u * height;
-        if (row >= slab.end) continue;
-        float dz[kGroup];
-        in[u].dz(b, affine, dz);
-        if (grad_residual) store<T, kWhole>(grad_residual + slab.offset + row * w.row_stride, lane, w.inner, dz);
-        PK_UNROLL
-        for (int j = 0; j < kGroup; ++j) {
-          const float centred = in[u].x[j] - affine.mean[j];
-          dz[j] = affine.scale[j] * fmaf(-centred, slope[j], dz[j] - common[j]);
-        }
-        store<T, kWhole>(grad_x + slab.offset + row * w.row_stride, lane, w.inner, dz);
-      }
-    }
+    Inputs<T, kWhole> in[kRows];
+    for_each_row<kRows>(
+        slab, [&](int u, int64_t row) { in[u].read(b, slab, row, lane); },
+        [&](int u, int64_t row) {
+          float dz[kGroup];
+          in[u].dz(b, affine, dz);
+          if (grad_residual) store<T, kWhole>(grad_residual + slab.offset + row * w.row_stride, lane, w.inner, dz);
+          PK_UNROLL
+          for (int j = 0; j < kGroup; ++j) {
+            const float centred = in[u].x[j] - affine.mean[j];
+            dz[j] = affine.scale[j] * fmaf(-centred, slope[j], dz[j] - common[j]);
+          }
+          store<T, kWhole>(grad_x + slab.offset + row * w.row_stride, lane, w.inner, dz);
+        });
   }
 }
 
-Slope slope_of(const BatchNormAct& f) {
+Slope slope_of(const BatchNormActArgs& f) {
   if (f.activation == Activation::none) return Slope::one;
   if (f.mask) return Slope::from_mask;
   return f.residual ? Slope::from_x_and_residual : Slope::from_x;
@@ -219,8 +189,8 @@ Slope slope_of(const BatchNormAct& f) {
 
 Status run(const BatchNormActBackwardPlan& plan, void* workspace, void* stream) {
   using namespace bn;
-  const BatchNormActBackward& args = plan.args;
-  const BatchNormAct& f = args.forward;
+  const BatchNormActBackwardArgs& args = plan.args;
+  const BatchNormActArgs& f = args.forward;
   const Slabs& p = plan.sums;
   Backward b = {walk_of(f.shape, p), args, slope_of(f), 0.0f, static_cast<float*>(workspace)};
   const int64_t m = f.shape.n * f.shape.hw;

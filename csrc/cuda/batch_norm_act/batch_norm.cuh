@@ -161,15 +161,31 @@ struct Affine {
   PerChannel<kLast> mean, scale, bias;
 
   template <bool kWhole>
-  PK_DEVICE Affine(const Walk& w, const Lane<kWhole>& lane, const BatchNormAct& a) {
+  PK_DEVICE Affine(const Walk& w, const Lane<kWhole>& lane, const BatchNormActArgs& a) {
     mean = per_channel<kLast>(w, lane, [&](int c) { return a.mean[c]; });
     scale =
         per_channel<kLast>(w, lane, [&](int c) { return inverse_deviation(a, c) * (a.weight ? a.weight[c] : 1.0f); });
     bias = per_channel<kLast>(w, lane, [&](int c) { return a.bias ? a.bias[c] : 0.0f; });
   }
-  PK_DEVICE static float inverse_deviation(const BatchNormAct& a, int c) { return 1.0f / sqrtf(a.var[c] + a.eps); }
+  PK_DEVICE static float inverse_deviation(const BatchNormActArgs& a, int c) { return 1.0f / sqrtf(a.var[c] + a.eps); }
   PK_DEVICE float operator()(float x, int j) const { return fmaf(x - mean[j], scale[j], bias[j]); }
 };
+
+// This thread's rows of the slab, kRows at a time: read(u, row) for each, so that all are in flight, then use(u, row).
+template <int kRows, bool kLast, class Read, class Use>
+PK_DEVICE void for_each_row(const Slab<kLast>& slab, const Read& read, const Use& use) {
+  const int height = static_cast<int>(blockDim.y);
+  for (int64_t r = slab.begin + threadIdx.y; r < slab.end; r += height * kRows) {
+    PK_UNROLL
+    for (int u = 0; u < kRows; ++u) {
+      if (r + u * height < slab.end) read(u, r + u * height);
+    }
+    PK_UNROLL
+    for (int u = 0; u < kRows; ++u) {
+      if (r + u * height < slab.end) use(u, r + u * height);
+    }
+  }
+}
 
 // A thread's values v combined with those of the same x in all other rows y of the block, in a fixed tree; the result
 // is in row 0. shared: [kCount * kThreads / 2].
@@ -190,6 +206,32 @@ PK_DEVICE void combine_rows(V (&v)[kCount], int x, int width, int y, int height,
   }
 }
 
+// Where this block's two sums of each channel go, in (slabs, 2, c): V has them as first() and second(). v: the
+// thread's, of each channel of its group (kLast) or of the block's.
+template <bool kLast, bool kWhole, class V>
+PK_DEVICE void store_sums(const Walk& w, const Slab<kLast>& slab, V (&v)[kLast ? kGroup : 1], float* partial) {
+  V* const shared = dynamic_shared<V>();
+  const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y), width = static_cast<int>(blockDim.x);
+  float* const to = partial + static_cast<int64_t>(blockIdx.y) * 2 * w.channels;
+  if constexpr (kLast) {
+    combine_rows(v, x, width, y, static_cast<int>(blockDim.y), shared);
+    const Lane<kWhole> lane = lane_of<kWhole>(w, slab.tile(0));
+    if (y != 0 || !lane.active) return;
+    PK_UNROLL
+    for (int j = 0; j < kGroup; ++j) {
+      const int c = lane.element(j);
+      if (c >= w.channels) continue;
+      to[c] = v[j].first();
+      to[w.channels + c] = v[j].second();
+    }
+  } else {
+    combine_rows(v, 0, 1, y * width + x, kThreads, shared);
+    if (y * width + x != 0) return;
+    to[blockIdx.x] = v[0].first();
+    to[w.channels + blockIdx.x] = v[0].second();
+  }
+}
+
 inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 // Calls f(T{}, std::bool_constant kLast, kWhole).
@@ -203,7 +245,7 @@ Status choose_kernel(DType dtype, bool last, bool whole, F f) {
     if (last) return whole ? f(element, Flag<true>{}, Flag<true>{}) : f(element, Flag<true>{}, Flag<false>{});
     return whole ? f(element, Flag<false>{}, Flag<true>{}) : f(element, Flag<false>{}, Flag<false>{});
   };
-  return dtype == DType::f32 ? layouts(float{}) : dtype == DType::f16 ? layouts(f16{}) : layouts(bf16{});
+  return with_type(dtype, layouts);
 }
 
 }  // namespace pk::cuda::bn

@@ -8,6 +8,8 @@ namespace pk::cuda::bn {
 struct Moments {
   float n, mean, m2;
 
+  PK_DEVICE float first() const { return mean; }
+  PK_DEVICE float second() const { return m2; }
   PK_DEVICE void add(const Moments& other) {
     const float both = n + other.n;
     if (both == 0.0f) return;

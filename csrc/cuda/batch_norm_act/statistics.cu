@@ -19,7 +19,6 @@ __global__ void __launch_bounds__(kThreads, kMomentsBlocks)
     slab_moments(Walk w, const T* __restrict__ x, float* __restrict__ partial) {
   constexpr int kRows = kInFlight<kWhole>;
   const Slab<kLast> slab(w);
-  const int height = static_cast<int>(blockDim.y), y = static_cast<int>(threadIdx.y);
   // Of kLast, a group's elements are eight channels with an anchor each; else they are summed apart for their latency,
   // and have one anchor.
   PerChannel<kLast> anchor = {};
@@ -34,50 +33,26 @@ __global__ void __launch_bounds__(kThreads, kMomentsBlocks)
       PK_UNROLL
       for (int j = 0; j < kGroup; ++j) values += kWhole || lane.element(j) < w.inner;
     }
-    for (int64_t r = slab.begin + y; r < slab.end; r += height * kRows) {
-      Raw<T> raw[kRows];
-      PK_UNROLL
-      for (int u = 0; u < kRows; ++u) {
-        const int64_t row = r + u * height;
-        if (row < slab.end) raw[u] = load<T, kWhole>(x + slab.offset + row * w.row_stride, lane, w.inner);
-      }
-      PK_UNROLL
-      for (int u = 0; u < kRows; ++u) {
-        if (r + u * height >= slab.end) continue;
-        if (count == 0) {
+    Raw<T> raw[kRows];
+    for_each_row<kRows>(
+        slab,
+        [&](int u, int64_t row) { raw[u] = load<T, kWhole>(x + slab.offset + row * w.row_stride, lane, w.inner); },
+        [&](int u, int64_t) {
+          if (count == 0) {
+            PK_UNROLL
+            for (int j = 0; j < (kLast ? kGroup : 1); ++j) anchor.v[j] = raw[u][j];
+          }
+          count += values;
           PK_UNROLL
-          for (int j = 0; j < (kLast ? kGroup : 1); ++j) anchor.v[j] = raw[u][j];
-        }
-        count += values;
-        PK_UNROLL
-        for (int j = 0; j < kGroup; ++j) {
-          if (!kLast && !kWhole && lane.element(j) >= w.inner) continue;
-          const float d = raw[u][j] - anchor[j];
-          sum[j] += d;
-          squares[j] = fmaf(d, d, squares[j]);
-        }
-      }
-    }
+          for (int j = 0; j < kGroup; ++j) {
+            if (!kLast && !kWhole && lane.element(j) >= w.inner) continue;
+            const float d = raw[u][j] - anchor[j];
+            sum[j] += d;
+            squares[j] = fmaf(d, d, squares[j]);
+          }
+        });
   }
-  Moments* const shared = dynamic_shared<Moments>();
-  float* const mean = partial + static_cast<int64_t>(blockIdx.y) * 2 * w.channels;
-  if constexpr (kLast) {
-    Moments moments[kGroup];
-    PK_UNROLL
-    for (int j = 0; j < kGroup; ++j) {
-      moments[j] = moments_around(anchor[j], static_cast<float>(count), sum[j], squares[j]);
-    }
-    combine_rows(moments, static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x), y, height, shared);
-    const Lane<kWhole> lane = lane_of<kWhole>(w, slab.tile(0));
-    if (y != 0 || !lane.active) return;
-    PK_UNROLL
-    for (int j = 0; j < kGroup; ++j) {
-      const int c = lane.element(j);
-      if (c >= w.channels) continue;
-      mean[c] = moments[j].mean;
-      mean[w.channels + c] = moments[j].m2;
-    }
-  } else {
+  if constexpr (!kLast) {
     PK_UNROLL
     for (int half = kGroup / 2; half > 0; half /= 2) {
       PK_UNROLL
@@ -86,13 +61,13 @@ __global__ void __launch_bounds__(kThreads, kMomentsBlocks)
         squares[j] += squares[j + half];
       }
     }
-    Moments moments[1] = {moments_around(anchor[0], static_cast<float>(count), sum[0], squares[0])};
-    const int thread = y * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
-    combine_rows(moments, 0, 1, thread, kThreads, shared);
-    if (thread != 0) return;
-    mean[blockIdx.x] = moments[0].mean;
-    mean[w.channels + blockIdx.x] = moments[0].m2;
   }
+  Moments moments[kLast ? kGroup : 1];
+  PK_UNROLL
+  for (int j = 0; j < (kLast ? kGroup : 1); ++j) {
+    moments[j] = moments_around(anchor[j], static_cast<float>(count), sum[j], squares[j]);
+  }
+  store_sums<kLast, kWhole>(w, slab, moments, partial);
 }
 
 constexpr int kParts = 32;  // parts that a block of `combine_parts` reads at once, each for 32 channels

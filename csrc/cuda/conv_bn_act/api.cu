@@ -4,6 +4,7 @@
 // Images go in batches of less than 2^31 pixels and blocks, so that the kernels count in ints.
 #include <algorithm>
 
+#include "common/conv_shape.h"
 #include "cuda/conv_bn_act/kernels.h"
 #include "pykernels/cuda/conv_bn_act.h"
 
@@ -25,23 +26,7 @@ struct Problem {
 };
 
 Status check_shape(const ConvShape& s) {
-  for (int64_t size : {s.n, s.c, s.h, s.w, s.k, s.r, s.s, s.stride_h, s.stride_w, s.pad_top, s.pad_left, s.pad_bottom,
-                       s.pad_right, s.dilation_h, s.dilation_w, s.groups}) {
-    if (size < 0) return {"a size, stride, padding or dilation is negative"};
-    if (size >= kLargest) return {"a size, stride, padding or dilation is 2^28 or more"};
-  }
-  if (s.k < 1) return {"weight: expected at least one output channel, got shape (0, ...)"};
-  if (s.r < 1 || s.s < 1) return {"weight: expected a kernel of at least 1 x 1"};
-  if (s.stride_h < 1 || s.stride_w < 1) return {"stride: expected at least 1"};
-  if (s.dilation_h < 1 || s.dilation_w < 1) return {"dilation: expected at least 1"};
-  if (s.groups < 1 || s.c % s.groups != 0 || s.k % s.groups != 0) {
-    return {"groups: expected a divisor of x's channels and of weight's output channels"};
-  }
-  if (s.h + s.pad_top + s.pad_bottom < s.dilation_h * (s.r - 1) + 1 ||
-      s.w + s.pad_left + s.pad_right < s.dilation_w * (s.s - 1) + 1) {
-    return {"weight: the kernel (dilation included) is larger than the padded input"};
-  }
-  if (s.n > 0 && s.c > 0 && (s.h < 1 || s.w < 1)) return {"x: expected height and width of at least 1"};
+  PK_TRY(check_conv_shape(s, kLargest - 1, "a size, stride, padding or dilation is 2^28 or more"));
   // The kernels count pixels of an image, and a filter's weights, in ints.
   const auto fits = [](int64_t a, int64_t b, int64_t c) {
     return static_cast<double>(a) * static_cast<double>(b) * static_cast<double>(c) < static_cast<double>(kMostRows);
@@ -83,7 +68,7 @@ Status make_method(const ConvShape& s, const ConvTensor& given_x, Math math, Con
   const int64_t bytes = element_bytes(math), c_group = s.c / s.groups;
   const ConvTensor x = without_idle_strides(given_x, s.n, s.c, s.h, s.w);
   Device device;
-  if (Status status = current_device(&device); !status) return status;
+  PK_TRY(current_device(&device));
   method->math = math;
   method->depthwise = is_depthwise(s);
   // Depthwise, all channels are one group to the copy; with several filters a channel they are read one by one.
@@ -121,7 +106,7 @@ Status make_method(const ConvShape& s, const ConvTensor& given_x, Math math, Con
 
 ConvPackingPlan packing_of(const ConvShape& s, int64_t bytes) {
   const PackedSize size = packed_size(s, bytes);
-  return {s, bytes, size.rows, size.columns};
+  return {s, bytes, size.rows, size.columns, size.rows * size.columns * bytes};
 }
 
 // How the epilogue may access y and residual.
@@ -229,7 +214,7 @@ Status launch_all(const Problem& problem, const ConvMethod& method, void* worksp
       ConvShape seen = batch;  // as the copy sees it
       if (method.depthwise) seen.groups = 1;
       const int64_t row = seen.groups * method.padded_c;
-      if (Status status = run_pack_pixels(seen, bytes, method.padded_c, x, copied, stream); !status) return status;
+      PK_TRY(run_pack_pixels(seen, bytes, method.padded_c, x, copied, stream));
       pixels = {copied, s.h * s.w * row, s.w * row, row, method.depthwise ? 1 : method.padded_c};
     }
     Epilogue e = problem.epilogue;
@@ -238,10 +223,8 @@ Status launch_all(const Problem& problem, const ConvMethod& method, void* worksp
       e.residual = static_cast<const char*>(e.residual) +
                    first * e.residual_stride[0] * static_cast<int64_t>(size_of(e.residual_dtype));
     }
-    const Status status = method.depthwise
-                              ? launch_depthwise(batch, method.math, pixels, problem, e, stream)
-                              : launch_gemm(batch, method, pixels, problem, e, copied + method.copied_bytes, stream);
-    if (!status) return status;
+    PK_TRY(method.depthwise ? launch_depthwise(batch, method.math, pixels, problem, e, stream)
+                            : launch_gemm(batch, method, pixels, problem, e, copied + method.copied_bytes, stream));
   }
   return kOk;
 }
@@ -258,7 +241,7 @@ Status read(const ConvArgs& args, Math* math) {
   return kOk;
 }
 
-Status read(const Int8Conv& args, Math* math) {
+Status read(const Int8ConvArgs& args, Math* math) {
   if (args.residual_dtype == DType::i32) return {"residual: expected int8 or a float dtype"};
   const bool plain = args.scale == nullptr && args.shift == nullptr && args.residual.data == nullptr &&
                      args.activation == Activation::none && args.y_scale == 1.0f;
@@ -274,7 +257,7 @@ void set_dtypes(const ConvArgs& args, Epilogue* e) {
   e->residual_scale = e->y_scale = 1.0f;
 }
 
-void set_dtypes(const Int8Conv& args, Epilogue* e) {
+void set_dtypes(const Int8ConvArgs& args, Epilogue* e) {
   e->residual_dtype = args.residual_dtype, e->y_dtype = args.y_dtype;
   e->residual_scale = args.residual_scale, e->y_scale = args.y_scale;
 }
@@ -284,20 +267,20 @@ Status plan_any(const Args& args, Plan* plan) {
   plan->args = args;
   const ConvShape& s = args.shape;
   Math math;
-  if (Status status = read(args, &math); !status) return status;
-  if (Status status = check_shape(s); !status) return status;
+  PK_TRY(read(args, &math));
+  PK_TRY(check_shape(s));
   const auto code = static_cast<int32_t>(args.activation);
   if (code < 0 || code >= kActivations) return {"activation: not a code of pykernels.ops.ACTIVATIONS"};
   plan->packing = packing_of(s, element_bytes(math));
   if (args.packed != nullptr || args.packed_bytes != 0) {
-    if (args.packed_bytes != plan->packing.bytes()) {
+    if (args.packed_bytes != plan->packing.packed_bytes) {
       return {"packed: expected the tensor that pack makes of a weight of this shape and dtype"};
     }
     if (!aligned(args.packed, 16)) return {"packed: expected memory aligned to 16 bytes"};
   }
   plan->method = {};
   if (s.n > 0) {
-    if (Status status = make_method(s, args.x, math, &plan->method); !status) return status;
+    PK_TRY(make_method(s, args.x, math, &plan->method));
   }
   plan->workspace_bytes = plan->method.copied_bytes + plan->method.partial_bytes;
   return kOk;
@@ -323,8 +306,8 @@ Status run_any(const Plan& plan, float* moments, void* workspace, void* stream) 
 
 }  // namespace
 
-Status make_plan(const ConvShape& shape, DType dtype, ConvPackingPlan* plan) {
-  if (Status status = check_shape(shape); !status) return status;
+Status make_packing_plan(const ConvShape& shape, DType dtype, ConvPackingPlan* plan) {
+  PK_TRY(check_shape(shape));
   if (dtype == DType::i32) return {"weight: expected float32, bfloat16, float16 or int8"};
   *plan = packing_of(shape, static_cast<int64_t>(size_of(dtype)));
   return kOk;
@@ -335,7 +318,7 @@ Status pack(const ConvPackingPlan& plan, const ConvTensor& weight, void* packed,
 }
 
 Status make_plan(const ConvArgs& args, ConvPlan* plan) { return plan_any(args, plan); }
-Status make_plan(const Int8Conv& args, Int8ConvPlan* plan) { return plan_any(args, plan); }
+Status make_plan(const Int8ConvArgs& args, Int8ConvPlan* plan) { return plan_any(args, plan); }
 
 Status run(const ConvPlan& plan, void* workspace, void* stream) { return run_any(plan, nullptr, workspace, stream); }
 Status run(const Int8ConvPlan& plan, void* workspace, void* stream) {
@@ -347,7 +330,7 @@ Status make_plan(const ConvArgs& args, bool channels_last, ConvStatisticsPlan* p
     return {"scale, residual, activation: expected none beside statistics"};
   }
   *plan = {};
-  if (Status status = plan_any(args, &plan->conv); !status) return status;
+  PK_TRY(plan_any(args, &plan->conv));
   const ConvShape& s = args.shape;
   const int64_t p = s.p(), q = s.q(), k = s.k;
   const int64_t last[4] = {p * q * k, 1, q * k, k}, planes[4] = {k * p * q, p * q, q, 1};
@@ -361,7 +344,7 @@ Status make_plan(const ConvArgs& args, bool channels_last, ConvStatisticsPlan* p
   } else {
     // A single channel or pixel lies the same either way, and NHWC's kernel is the better one.
     const BatchNormShape y = {s.n, k, p * q, channels_last || k == 1 || p * q == 1};
-    if (Status status = make_plan(y, args.dtype, &plan->separate); !status) return status;
+    PK_TRY(make_plan(y, args.dtype, &plan->separate));
     more_bytes = plan->separate.workspace_bytes;
   }
   plan->workspace_bytes = plan->conv_bytes + align_256(more_bytes);
@@ -373,10 +356,7 @@ Status run(const ConvStatisticsPlan& plan, const BatchNormStatistics& statistics
   BatchNormParts parts = plan.parts;
   const bool fused = parts.rows_per_part > 0;
   if (fused) parts.moments = reinterpret_cast<float*>(more);
-  if (Status status = run_any(plan.conv, fused ? reinterpret_cast<float*>(more) : nullptr, workspace, stream);
-      !status) {
-    return status;
-  }
+  PK_TRY(run_any(plan.conv, fused ? reinterpret_cast<float*>(more) : nullptr, workspace, stream));
   if (fused) return batch_norm_combine(parts, statistics, stream);
   return run(plan.separate, plan.conv.args.y, statistics, more, stream);
 }

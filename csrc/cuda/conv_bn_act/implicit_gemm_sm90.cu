@@ -143,7 +143,7 @@ Status make_maps(const Gemm& g, TensorMap* pixels, TensorMap* filters) {
 template <class T, class Type>
 Status run_tile_sm90(const Gemm& g, void* stream) {
   TensorMap pixels, filters;
-  if (const Status status = make_maps<T>(g, &pixels, &filters); !status) return status;
+  PK_TRY(make_maps<T>(g, &pixels, &filters));
   const int64_t pairs = ceil_div(g.blocks_m, T::kCluster);
   const auto blocks = static_cast<unsigned>(pairs * T::kCluster * g.blocks_n * g.groups * g.splits);
   const Status status =

@@ -23,21 +23,15 @@ __global__ void __launch_bounds__(256) add_slices(const float* partial, int spli
   finish_row<T>(to, static_cast<int>(group / groups), static_cast<int>(group % groups) * kDenseColumns, v);
 }
 
-Status launch_add_slices(const Gemm& g, const Dense& p, void* stream) {
+Status launch_add_slices(const GemmArgs& g, const Dense& p, void* stream) {
   const int64_t groups = partial_columns(p.n) / kDenseColumns * p.m;
   const Launch how = {.grid = dim3(static_cast<unsigned>(ceil_div<int64_t>(groups, 256))), .block = dim3(256)};
   const float* const partial = p.partial;
-  switch (g.dtype) {
-    case DType::f16:
-      return launch(add_slices<f16>, how, stream, partial, p.split, p.out);
-    case DType::bf16:
-      return launch(add_slices<bf16>, how, stream, partial, p.split, p.out);
-    default:
-      return launch(add_slices<float>, how, stream, partial, p.split, p.out);
-  }
+  return with_type(g.dtype,
+                   [&](auto t) { return launch(add_slices<decltype(t)>, how, stream, partial, p.split, p.out); });
 }
 
-Status check(const Gemm& g) {
+Status check(const GemmArgs& g) {
   constexpr int64_t kMost = (int64_t{1} << 31) - 256;
   if (g.m < 0 || g.n < 0 || g.k < 0 || g.m >= kMost || g.n >= kMost || g.k >= kMost) {
     return {"gemm: m, n, k: expected 0 or more and less than 2^31 - 256"};
@@ -52,7 +46,7 @@ Status check(const Gemm& g) {
 }
 
 // Whether Hopper's kernel may serve: its copies want both operands contiguous along K and strides of 16 bytes.
-bool suits_hopper(const Gemm& g, const Device& device) {
+bool suits_hopper(const GemmArgs& g, const Device& device) {
   return device.capability == 90 && g.dtype != DType::f32 && g.a_stride_k == 1 && g.b_stride_k == 1 &&
          g.a_stride_m > 0 && g.a_stride_m % 8 == 0 && g.b_stride_n > 0 && g.b_stride_n % 8 == 0 && g.k > 0;
 }
@@ -63,7 +57,7 @@ bool wide(const void* p, int64_t stride, int64_t length, int64_t size) {
 }
 
 // Lines along K must be whole copies long, since both operands' copies end together there.
-Reading reading(const Gemm& g) {
+Reading reading(const GemmArgs& g) {
   const auto size = static_cast<int64_t>(size_of(g.dtype));
   const bool a_rows = g.a_stride_k == 1 && wide(g.a, g.a_stride_m, g.k, size);
   const bool b_rows = g.b_stride_k == 1 && wide(g.b, g.b_stride_n, g.k, size);
@@ -77,10 +71,10 @@ Reading reading(const Gemm& g) {
 
 }  // namespace
 
-Status make_plan(const Gemm& g, GemmPlan* plan) {
-  if (const Status s = check(g); !s) return s;
+Status make_plan(const GemmArgs& g, GemmPlan* plan) {
+  PK_TRY(check(g));
   Device device;
-  if (const Status s = current_device(&device); !s) return s;
+  PK_TRY(current_device(&device));
   const bool hopper = suits_hopper(g, device);
   GemmChoice choice = choose_gemm(g.m, g.n, g.k, g.dtype, g.tf32, hopper, device);
   if (g.asked.tile) choice.tile = g.asked.tile;
@@ -98,7 +92,7 @@ Status make_plan(const Gemm& g, GemmPlan* plan) {
 }
 
 Status run(const GemmPlan& plan, void* workspace, void* stream) {
-  const Gemm& g = plan.problem;
+  const GemmArgs& g = plan.args;
   if (g.m == 0 || g.n == 0) return kOk;
   const Reading how = reading(g);
   Dense p = {};

@@ -282,6 +282,35 @@ PK_DEVICE void split_tf32(uint32_t x, uint32_t& big, uint32_t& small) {
 // GPUs compute, 0x7fffffff, would become those of -0.
 PK_DEVICE uint32_t round_tf32(uint32_t x) { return (x & 0x7fffffffu) > 0x7f800000u ? x | 0x400000u : x + 0x1000u; }
 
+// acc += a b of float operands that are split. The matrix unit cuts its sums instead of rounding them, which over a
+// long K would show: so it only ever sums eight products, and the long sum is a rounded addition.
+PK_DEVICE void multiply_split(float (&acc)[4], const uint32_t (&a_big)[4], const uint32_t (&a_small)[4],
+                              const uint32_t (&b_big)[2], const uint32_t (&b_small)[2]) {
+  float d[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  ptx::mma_m16n8k8_tf32(d, a_small, b_big);
+  ptx::mma_m16n8k8_tf32(d, a_big, b_small);
+  ptx::mma_m16n8k8_tf32(d, a_big, b_big);
+  PK_UNROLL
+  for (int e = 0; e < 4; ++e) acc[e] += d[e];
+}
+
+// acc += a b, 32 bytes of K of fragments that a kernel has loaded itself; float operands have float's own precision.
+template <class T>
+PK_DEVICE void multiply_fragments(float (&acc)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  if constexpr (std::is_same_v<T, f16>) {
+    ptx::mma_m16n8k16_f16(acc, a, b);
+  } else if constexpr (std::is_same_v<T, bf16>) {
+    ptx::mma_m16n8k16_bf16(acc, a, b);
+  } else {
+    uint32_t a_big[4], a_small[4], b_big[2], b_small[2];
+    PK_UNROLL
+    for (int e = 0; e < 4; ++e) split_tf32(a[e], a_big[e], a_small[e]);
+    PK_UNROLL
+    for (int e = 0; e < 2; ++e) split_tf32(b[e], b_big[e], b_small[e]);
+    multiply_split(acc, a_big, a_small, b_big, b_small);
+  }
+}
+
 // acc += a b, one step of K.
 template <class Tile, class A, class B>
 PK_DEVICE void multiply(typename Tile::Accumulator& acc, const A& a, const B& b) {
@@ -300,14 +329,7 @@ PK_DEVICE void multiply(typename Tile::Accumulator& acc, const A& a, const B& b)
       for (int e = 0; e < 4; ++e) split_tf32(a.v[i][e], a_big[e], a_small[e]);
       PK_UNROLL
       for (int j = 0; j < Tile::kBlocksN; ++j) {
-        // The matrix unit cuts its sums instead of rounding them, which over a long K would show: so it only ever sums
-        // eight products, and the long sum is a rounded addition.
-        float d[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        ptx::mma_m16n8k8_tf32(d, a_small, b_big[j]);
-        ptx::mma_m16n8k8_tf32(d, a_big, b_small[j]);
-        ptx::mma_m16n8k8_tf32(d, a_big, b_big[j]);
-        PK_UNROLL
-        for (int e = 0; e < 4; ++e) acc.v[i][j][e] += d[e];
+        multiply_split(acc.v[i][j], a_big, a_small, b_big[j], b_small[j]);
       }
     }
   } else {

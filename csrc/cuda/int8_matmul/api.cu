@@ -1,7 +1,7 @@
 // The int8 entry points: the plans, which check; their runs, which bring the operands into the form that the products
 // want and dispatch.
+#include "common/int8_checks.h"
 #include "common/rounding.h"
-#include "common/sizes.h"
 #include "cuda/int8_matmul/kernels.h"
 #include "cuda/platform.cuh"
 #include "pykernels/cuda/int8_matmul.h"
@@ -11,38 +11,13 @@ namespace {
 
 using int8::kMaxStride;
 
-bool is_float(DType t) { return t == DType::f32 || t == DType::bf16 || t == DType::f16; }
-
-Status check_b(int64_t k, int64_t n) {
-  if (k < 0 || n < 0) return {"b: expected sizes of at least 0"};
-  if (k > kInt8MaxK) return {"b: expected at most 131071 rows, beyond which int32 sums may wrap"};
-  if (n > kInt8MaxN) return {"b: expected at most 2^36 columns"};
-  return kOk;
-}
-
 int64_t packed_stride(int64_t k) { return round_up(k, 32); }
 int64_t packed_size(int64_t k, int64_t n) { return n * packed_stride(k) + 4 * n + k % 32; }
 
-Status check(const Int8Matmul& p, const Int8Choice& asked, const Device& device) {
-  if (p.m < 0 || p.n < 0 || p.k < 0) return {"m, n, k: expected sizes of at least 0"};
-  if (p.k > kInt8MaxK) return {"k: expected at most 131071 = 2^31 / 2^14 - 1, beyond which int32 sums may wrap"};
-  if (p.n > kInt8MaxN) return {"n: expected at most 2^36 columns"};
-  if (p.m > int64_t{1} << 36 || !product_fits({p.m + 64, p.n + 64, 64}) || !product_fits({p.m + 64, p.k + 4096, 2})) {
-    return {"m, n, k: the sizes are too large"};
-  }
+Status check(const Int8MatmulArgs& p, const Device& device) {
+  const Int8Choice& asked = p.asked;
   if (p.a_dtype == DType::i32) return {"a: expected int8, float32, bfloat16 or float16"};
-  if (is_float(p.a_dtype) && p.a_stride_k != 1 && p.k > 1) return {"a: expected contiguous rows of floats"};
-  if (is_float(p.a_dtype) && (p.a_scale != nullptr || p.a_zero_point != nullptr)) {
-    return {"a_scale, a_zero_point: expected none for a float a, which is quantised here"};
-  }
-  const bool plain = p.a_scale == nullptr && p.b_scale == nullptr && p.bias == nullptr &&
-                     p.activation == Activation::none && p.a_dtype == DType::i8;
-  if (p.out_dtype == DType::i32 && !plain) {
-    return {"out_dtype: int32 is the plain sum; expected a float dtype or int8 with scales, bias or activation"};
-  }
-  if (p.a_zero_point != nullptr && p.k > kInt8MaxKWithZeroPoint) {
-    return {"k: expected at most 65793 = 2^31 / (255 * 128) with a zero point, beyond which int32 sums may wrap"};
-  }
+  PK_TRY(check_matmul(p));
   if (p.packed != nullptr) {
     if (p.packed_bytes != packed_size(p.k, p.n)) {
       return {"packed: its size is not that of int8_pack for a's columns and n, on a CUDA device"};
@@ -77,9 +52,9 @@ bool in_place(const void* data, int64_t rows, int64_t k, int64_t stride_row, int
 }
 
 // How the product is computed, and what that takes of the workspace.
-void fill_plan(const Int8Choice& asked, const Device& device, Int8MatmulPlan* plan) {
-  const Int8Matmul& p = plan->problem;
-  plan->choice = int8::choose(p.m, p.n, p.k > 0 ? p.k : 1, device, asked);
+void fill_plan(const Device& device, Int8MatmulPlan* plan) {
+  const Int8MatmulArgs& p = plan->args;
+  plan->choice = int8::choose(p.m, p.n, p.k > 0 ? p.k : 1, device, p.asked);
   if (p.k == 0 && int8::is_hopper(plan->choice.algorithm)) plan->choice = {Int8Algorithm::tile_64x64, 1};  // no map
   plan->k = round_up(p.k, 16);
   plan->multiprocessors = device.multiprocessors;
@@ -100,29 +75,26 @@ void fill_plan(const Int8Choice& asked, const Device& device, Int8MatmulPlan* pl
   plan->partial = take(plan->slices, plan->choice.split * p.m * round_up(p.n, 4) * 4);
 }
 
-Status check(const QuantizeInt8& p) {
+Status check(const QuantizeInt8Args& p) {
   if (!is_float(p.x_dtype)) return {"x: expected float32, bfloat16 or float16"};
-  if (p.outer < 0 || p.channels < 0 || p.inner < 0) return {"x: expected sizes of at least 0"};
-  if (!product_fits({p.outer, p.channels, p.inner, 4}) || !product_fits({p.channels, 1 << 16})) {
-    return {"x: the sizes are too large"};
-  }
-  return kOk;
+  if (!product_fits({p.channels, 1 << 16})) return {"x: the sizes are too large"};
+  return check_quantize(p);
 }
 
 }  // namespace
 
-Status make_plan(const Int8Matmul& problem, const Int8Choice& asked, Int8MatmulPlan* plan) {
+Status make_plan(const Int8MatmulArgs& args, Int8MatmulPlan* plan) {
   Device device;
-  if (Status s = current_device(&device); !s) return s;
-  if (Status s = check(problem, asked, device); !s) return s;
+  PK_TRY(current_device(&device));
+  PK_TRY(check(args, device));
   *plan = {};
-  plan->problem = problem;
-  if (problem.m > 0 && problem.n > 0) fill_plan(asked, device, plan);
+  plan->args = args;
+  if (args.m > 0 && args.n > 0) fill_plan(device, plan);
   return kOk;
 }
 
 Status run(const Int8MatmulPlan& plan, void* given_workspace, void* stream) {
-  const Int8Matmul& p = plan.problem;
+  const Int8MatmulArgs& p = plan.args;
   if (p.m == 0 || p.n == 0) return kOk;
   auto* const workspace = static_cast<char*>(given_workspace);
   int8::Product product{
@@ -149,20 +121,13 @@ Status run(const Int8MatmulPlan& plan, void* given_workspace, void* stream) {
   auto* a_rows = reinterpret_cast<int8_t*>(workspace + plan.a);
   if (is_float(p.a_dtype)) {
     auto* scale = reinterpret_cast<float*>(workspace + plan.a_scale);
-    if (Status s =
-            int8::quantize_rows(p.a_dtype, p.a, p.m, p.k, p.a_stride_m, true, a_rows, plan.k, scale, nullptr, stream);
-        !s) {
-      return s;
-    }
+    PK_TRY(int8::quantize_rows(p.a_dtype, p.a, p.m, p.k, p.a_stride_m, true, a_rows, plan.k, scale, nullptr, stream));
     product.a = a_rows;
     e.a_scale = scale;
     e.a_scale_stride = 1;
   } else if (plan.copy_a) {
-    if (Status s = int8::copy_rows(static_cast<const int8_t*>(p.a), p.m, p.k, p.a_stride_m, p.a_stride_k, a_rows,
-                                   plan.k, stream);
-        !s) {
-      return s;
-    }
+    PK_TRY(
+        int8::copy_rows(static_cast<const int8_t*>(p.a), p.m, p.k, p.a_stride_m, p.a_stride_k, a_rows, plan.k, stream));
     product.a = a_rows;
   } else {
     product.a = static_cast<const int8_t*>(p.a);
@@ -175,7 +140,7 @@ Status run(const Int8MatmulPlan& plan, void* given_workspace, void* stream) {
     e.column_sums = reinterpret_cast<const int32_t*>(product.b + p.n * product.b_stride);
   } else if (plan.copy_b) {
     auto* b_rows = reinterpret_cast<int8_t*>(workspace + plan.b);
-    if (Status s = int8::copy_rows(p.b, p.n, p.k, p.b_stride_n, p.b_stride_k, b_rows, plan.k, stream); !s) return s;
+    PK_TRY(int8::copy_rows(p.b, p.n, p.k, p.b_stride_n, p.b_stride_k, b_rows, plan.k, stream));
     product.b = b_rows;
   } else {
     product.b = p.b;
@@ -183,7 +148,7 @@ Status run(const Int8MatmulPlan& plan, void* given_workspace, void* stream) {
   }
   if (plan.sum_b) {
     auto* sums = reinterpret_cast<int32_t*>(workspace + plan.sums);
-    if (Status s = int8::sum_rows(product.b, p.n, plan.k, product.b_stride, sums, stream); !s) return s;
+    PK_TRY(int8::sum_rows(product.b, p.n, plan.k, product.b_stride, sums, stream));
     e.column_sums = sums;
   }
 
@@ -204,33 +169,32 @@ Status run(const Int8MatmulPlan& plan, void* given_workspace, void* stream) {
   return done && plan.slices ? int8::add_slices(product, e, stream) : done;
 }
 
-Status int8_packed_bytes(int64_t k, int64_t n, int64_t* bytes) {
-  if (Status s = check_b(k, n); !s) return s;
-  *bytes = packed_size(k, n);
+Status make_packing_plan(int64_t k, int64_t n, Int8PackingPlan* plan) {
+  PK_TRY(check_b(k, n));
+  *plan = {k, n, packed_size(k, n)};
   return kOk;
 }
 
-Status int8_pack(const int8_t* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n, void* packed,
-                 void* stream) {
-  if (Status s = check_b(k, n); !s) return s;
-  const int64_t stride = packed_stride(k);
+Status pack(const Int8PackingPlan& plan, const int8_t* b, int64_t stride_k, int64_t stride_n, void* packed,
+            void* stream) {
+  const int64_t k = plan.k, n = plan.n, stride = packed_stride(k);
   auto* rows = static_cast<int8_t*>(packed);
-  if (Status s = int8::copy_rows(b, n, k, stride_n, stride_k, rows, stride, stream); !s) return s;
+  PK_TRY(int8::copy_rows(b, n, k, stride_n, stride_k, rows, stride, stream));
   return int8::sum_rows(rows, n, stride, stride, reinterpret_cast<int32_t*>(rows + n * stride), stream);
 }
 
-Status make_plan(const QuantizeInt8& problem, QuantizeInt8Plan* plan) {
+Status make_plan(const QuantizeInt8Args& args, QuantizeInt8Plan* plan) {
   Device device;
-  if (Status s = current_device(&device); !s) return s;
-  if (Status s = check(problem); !s) return s;
+  PK_TRY(current_device(&device));
+  PK_TRY(check(args));
   *plan = {};
-  plan->problem = problem;
-  if (problem.channels > 0) int8::plan_quantize(device, plan);
+  plan->args = args;
+  if (args.channels > 0) int8::plan_quantize(device, plan);
   return kOk;
 }
 
 Status run(const QuantizeInt8Plan& plan, void* workspace, void* stream) {
-  return plan.problem.channels == 0 ? kOk : int8::quantize(plan, workspace, stream);
+  return plan.args.channels == 0 ? kOk : int8::quantize(plan, workspace, stream);
 }
 
 }  // namespace pk::cuda

@@ -10,7 +10,7 @@
 
 namespace pk::cuda::int8 {
 
-// From sums to outputs; the pointers as in Int8Matmul.
+// From sums to outputs; the pointers as in Int8MatmulArgs.
 struct Epilogue {
   const float *a_scale, *b_scale, *bias;
   const int32_t* a_zero_point;

@@ -123,8 +123,8 @@ Status hopper_tiles(const Product& p, const Epilogue& e, Int8Algorithm algorithm
   if (algorithm == Int8Algorithm::hopper_swapped) {
     using T = Swapped;
     const gemm::Tiles tiles = tiles_of<T>(p, p.n, p.m);
-    if (Status s = map_rows(p.b, p.n, p.k, p.b_stride, T::kM, &b); !s) return s;
-    if (Status s = map_rows(p.a, p.m, p.k, p.a_stride, T::kN, &a); !s) return s;
+    PK_TRY(map_rows(p.b, p.n, p.k, p.b_stride, T::kM, &b));
+    PK_TRY(map_rows(p.a, p.m, p.k, p.a_stride, T::kN, &a));
     return launch(swapped_kernel,
                   {.grid = dim3(static_cast<unsigned>(tiles.m), static_cast<unsigned>(tiles.split)),
                    .block = dim3(T::kThreads),
@@ -134,8 +134,8 @@ Status hopper_tiles(const Product& p, const Epilogue& e, Int8Algorithm algorithm
   if (algorithm == Int8Algorithm::hopper_128x128) {
     using T = Small;
     const gemm::Tiles tiles = tiles_of<T>(p, p.m, p.n);
-    if (Status s = map_rows(p.a, p.m, p.k, p.a_stride, T::kM, &a); !s) return s;
-    if (Status s = map_rows(p.b, p.n, p.k, p.b_stride, T::kN, &b); !s) return s;
+    PK_TRY(map_rows(p.a, p.m, p.k, p.a_stride, T::kM, &a));
+    PK_TRY(map_rows(p.b, p.n, p.k, p.b_stride, T::kN, &b));
     return launch(small_kernel,
                   {.grid = dim3(static_cast<unsigned>(tiles.m * tiles.n), static_cast<unsigned>(tiles.split)),
                    .block = dim3(T::kThreads),
@@ -144,8 +144,8 @@ Status hopper_tiles(const Product& p, const Epilogue& e, Int8Algorithm algorithm
   }
   using T = Large;
   const gemm::Tiles tiles = tiles_of<T>(p, p.m, p.n);
-  if (Status s = map_rows(p.a, p.m, p.k, p.a_stride, T::kM, &a); !s) return s;
-  if (Status s = map_rows(p.b, p.n, p.k, p.b_stride, T::kN / T::kCluster, &b); !s) return s;
+  PK_TRY(map_rows(p.a, p.m, p.k, p.a_stride, T::kM, &a));
+  PK_TRY(map_rows(p.b, p.n, p.k, p.b_stride, T::kN / T::kCluster, &b));
   const int64_t resident = multiprocessors / T::kCluster, clusters = tiles.clusters(T::kCluster);
   return launch(large_kernel,
                 {.grid = dim3(static_cast<unsigned>((clusters < resident ? clusters : resident) * T::kCluster)),

@@ -16,7 +16,7 @@ constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 constexpr int64_t kPiece = 2048;  // numbers that a warp takes at once
 
 struct Channels {
-  QuantizeInt8 p;
+  QuantizeInt8Args p;
   Range* ranges;  // (channels, parts)
   int parts;
   bool chunks;  // runs begin at multiples of 16 bytes
@@ -40,7 +40,7 @@ template <class T, bool kApply>
 __global__ void __launch_bounds__(kThreads) runs_kernel(Channels c) {
   using Vector = Chunk<T>;
   Range* shared = dynamic_shared<Range>();  // (kWarps)
-  const QuantizeInt8& p = c.p;
+  const QuantizeInt8Args& p = c.p;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t channel = blockIdx.x / c.parts;
   const int part = static_cast<int>(blockIdx.x % c.parts);
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kThreads) runs_kernel(Channels c) {
 template <class T, bool kApply>
 __global__ void __launch_bounds__(kThreads) lanes_kernel(Channels c) {
   Range* shared = dynamic_shared<Range>();  // (kWarps, kWarp)
-  const QuantizeInt8& p = c.p;
+  const QuantizeInt8Args& p = c.p;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t channel = static_cast<int64_t>(blockIdx.x / c.parts) * kWarp + lane;
   const int part = static_cast<int>(blockIdx.x % c.parts);
@@ -124,14 +124,14 @@ __global__ void __launch_bounds__(kThreads) lanes_kernel(Channels c) {
 }
 
 // One kernel for all: each channel is one run that a block or a warp may have alone.
-bool are_rows(const QuantizeInt8& p, const Device& device) {
+bool are_rows(const QuantizeInt8Args& p, const Device& device) {
   return p.outer == 1 && p.inner > 1 && (p.channels >= device.multiprocessors || p.inner <= 16 * kPiece);
 }
 
-bool are_lanes(const QuantizeInt8& p) { return p.inner == 1 && p.channels > 1; }
+bool are_lanes(const QuantizeInt8Args& p) { return p.inner == 1 && p.channels > 1; }
 
 // Parts of a channel, such that there is a block or two for every multiprocessor and work for every warp.
-int parts_of(const QuantizeInt8& p, const Device& device) {
+int parts_of(const QuantizeInt8Args& p, const Device& device) {
   const int64_t groups = are_lanes(p) ? ceil_div<int64_t>(p.channels, kWarp) : p.channels;
   const int64_t turns = are_lanes(p) ? ceil_div<int64_t>(p.outer, 16) : p.outer * ceil_div(p.inner, kPiece);
   const int64_t most = ceil_div<int64_t>(turns, kWarps), wanted = ceil_div<int64_t>(4 * device.multiprocessors, groups);
@@ -146,20 +146,20 @@ Status launch_both(const Channels& c, void* stream) {
   const Launch how = {.grid = dim3(static_cast<unsigned>(blocks)),
                       .block = dim3(kThreads),
                       .shared_bytes = static_cast<int>(sizeof(Range)) * (lanes ? kThreads : kWarps)};
-  if (Status s = launch(lanes ? lanes_kernel<T, false> : runs_kernel<T, false>, how, stream, c); !s) return s;
+  PK_TRY(launch(lanes ? lanes_kernel<T, false> : runs_kernel<T, false>, how, stream, c));
   return launch(lanes ? lanes_kernel<T, true> : runs_kernel<T, true>, how, stream, c);
 }
 
 }  // namespace
 
 void plan_quantize(const Device& device, QuantizeInt8Plan* plan) {
-  const QuantizeInt8& p = plan->problem;
+  const QuantizeInt8Args& p = plan->args;
   plan->parts = are_rows(p, device) ? 0 : parts_of(p, device);
   plan->workspace_bytes = static_cast<int64_t>(sizeof(Range)) * p.channels * plan->parts;
 }
 
 Status quantize(const QuantizeInt8Plan& plan, void* workspace, void* stream) {
-  const QuantizeInt8& p = plan.problem;
+  const QuantizeInt8Args& p = plan.args;
   if (plan.parts == 0) {
     return quantize_rows(p.x_dtype, p.x, p.channels, p.inner, p.inner, p.symmetric, p.q, p.inner, p.scale, p.zero_point,
                          stream);
@@ -170,14 +170,7 @@ Status quantize(const QuantizeInt8Plan& plan, void* workspace, void* stream) {
   const Channels c = {p, static_cast<Range*>(workspace), plan.parts,
                       (whole || run_bytes % 16 == 0) && reinterpret_cast<uintptr_t>(p.x) % 16 == 0 &&
                           reinterpret_cast<uintptr_t>(p.q) % q_chunk == 0};
-  switch (p.x_dtype) {
-    case DType::f32:
-      return launch_both<float>(c, stream);
-    case DType::bf16:
-      return launch_both<bf16>(c, stream);
-    default:
-      return launch_both<f16>(c, stream);
-  }
+  return with_type(p.x_dtype, [&](auto t) { return launch_both<decltype(t)>(c, stream); });
 }
 
 }  // namespace pk::cuda::int8

@@ -101,14 +101,7 @@ Status launch_rows(RowsProblem p, void* stream) {
 Status quantize_rows(DType dtype, const void* x, int64_t rows, int64_t k, int64_t stride, bool symmetric, int8_t* to,
                      int64_t to_stride, float* scale, int32_t* zero_point, void* stream) {
   const RowsProblem p = {x, rows, k, stride, to, to_stride, scale, zero_point, symmetric, false};
-  switch (dtype) {
-    case DType::f32:
-      return launch_rows<float>(p, stream);
-    case DType::bf16:
-      return launch_rows<bf16>(p, stream);
-    default:
-      return launch_rows<f16>(p, stream);
-  }
+  return with_type(dtype, [&](auto t) { return launch_rows<decltype(t)>(p, stream); });
 }
 
 }  // namespace pk::cuda::int8

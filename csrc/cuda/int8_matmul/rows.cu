@@ -121,20 +121,19 @@ Status copy_rows(const int8_t* from, int64_t rows, int64_t k, int64_t stride_row
                  int64_t to_stride, void* stream) {
   unsigned grid = 0;
   if (stride_row == 1 && stride_k != 1) {
-    if (Status s = grid_of(ceil_div<int64_t>(rows, kTileRows) * ceil_div<int64_t>(to_stride, kTileK), &grid); !s)
-      return s;
+    PK_TRY(grid_of(ceil_div<int64_t>(rows, kTileRows) * ceil_div<int64_t>(to_stride, kTileK), &grid));
     return launch(transpose_kernel, {.grid = dim3(grid), .block = dim3(kThreads), .shared_bytes = kTileRows * kTileK},
                   stream, from, rows, static_cast<int>(k), stride_k, to, static_cast<int>(to_stride),
                   aligned(from, stride_k, 4));
   }
-  if (Status s = grid_of(ceil_div<int64_t>(rows * (to_stride / 16), kThreads), &grid); !s) return s;
+  PK_TRY(grid_of(ceil_div<int64_t>(rows * (to_stride / 16), kThreads), &grid));
   return launch(copy_kernel, {.grid = dim3(grid), .block = dim3(kThreads)}, stream, from, rows, static_cast<int>(k),
                 stride_row, stride_k, to, static_cast<int>(to_stride), stride_k == 1 && aligned(from, stride_row, 4));
 }
 
 Status sum_rows(const int8_t* from, int64_t rows, int64_t k, int64_t stride, int32_t* sums, void* stream) {
   unsigned grid = 0;
-  if (Status s = grid_of(ceil_div<int64_t>(rows, kThreads / kWarp), &grid); !s) return s;
+  PK_TRY(grid_of(ceil_div<int64_t>(rows, kThreads / kWarp), &grid));
   return launch(sum_kernel, {.grid = dim3(grid), .block = dim3(kThreads)}, stream, from, rows, k, stride, sums);
 }
 

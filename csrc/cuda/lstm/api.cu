@@ -19,7 +19,7 @@ Status check_shape(const LstmShape& s) {
 
 // Is the shape one that the kernels take, and no size behind it beyond 64 bits?
 Status check_call(const LstmShape& s) {
-  if (const Status status = check_shape(s); !status) return status;
+  PK_TRY(check_shape(s));
   if (s.steps < 1 || s.steps > 1 << 30) return {"steps: expected 1 to 2^30"};
   if (s.batch < 0 || s.batch > 1 << 24) return {"batch: expected 0 to 2^24"};
   const int64_t widest = (s.input > 2 * s.hidden ? s.input : 2 * s.hidden) + 64;
@@ -35,79 +35,75 @@ Status check_call(const LstmShape& s) {
   return kOk;
 }
 
+int64_t packed_bytes_of(const LstmShape& s) { return lstm::packed_parts(s, s.layers - 1, s.directions - 1).end; }
+
 }  // namespace
 
-Status lstm_packed_bytes(const LstmShape& shape, int64_t* bytes) {
-  if (const Status status = check_shape(shape); !status) return status;
-  *bytes = lstm::packed_parts(shape, shape.layers - 1, shape.directions - 1).end;
+Status make_packing_plan(const LstmShape& shape, LstmPackingPlan* plan) {
+  PK_TRY(check_shape(shape));
+  *plan = {shape, packed_bytes_of(shape)};
   return kOk;
 }
 
-Status lstm_pack(const LstmShape& shape, const void* const* weights, void* packed, void* stream) {
-  if (const Status status = check_shape(shape); !status) return status;
+Status pack(const LstmPackingPlan& plan, const void* const* weights, void* packed, void* stream) {
+  const LstmShape& shape = plan.shape;
   const int per_cell = shape.bias ? 4 : 2;
   char* const to = static_cast<char*>(packed);
   for (int cell = 0; cell < shape.layers * shape.directions; ++cell) {
     const int layer = cell / shape.directions;
     const lstm::PackedParts parts = lstm::packed_parts(shape, layer, cell % shape.directions);
     const void* const* w = weights + cell * per_cell;
-    if (const Status status = lstm::pack(shape.dtype, w[0], to + parts.w_ih, shape.hidden, lstm_input(shape, layer),
-                                         parts.input_pitch, stream);
-        !status) {
-      return status;
-    }
-    if (const Status status =
-            lstm::pack(shape.dtype, w[1], to + parts.w_hh, shape.hidden, shape.hidden, parts.hidden_pitch, stream);
-        !status) {
-      return status;
-    }
-    if (const Status status = lstm::pack_bias(shape.dtype, shape.bias ? w[2] : nullptr, shape.bias ? w[3] : nullptr,
-                                              reinterpret_cast<float*>(to + parts.bias), shape.hidden, stream);
-        !status) {
-      return status;
-    }
+    PK_TRY(lstm::pack(shape.dtype, w[0], to + parts.w_ih, shape.hidden, lstm_input(shape, layer), parts.input_pitch,
+                      stream));
+    PK_TRY(lstm::pack(shape.dtype, w[1], to + parts.w_hh, shape.hidden, shape.hidden, parts.hidden_pitch, stream));
+    PK_TRY(lstm::pack_bias(shape.dtype, shape.bias ? w[2] : nullptr, shape.bias ? w[3] : nullptr,
+                           reinterpret_cast<float*>(to + parts.bias), shape.hidden, stream));
   }
   return kOk;
 }
 
-Status make_plan(const LstmForward& call, LstmForwardPlan* plan) {
-  const LstmShape& s = call.shape;
-  if (const Status status = check_call(s); !status) return status;
-  if (!call.weights && !call.packed) return {"weights: expected weights or packed weights"};
+Status make_plan(const LstmForwardArgs& args, LstmForwardPlan* plan) {
+  const LstmShape& s = args.shape;
+  PK_TRY(check_call(s));
+  if (!args.weights && !args.packed) return {"weights: expected weights or packed weights"};
+  if (args.packed && args.packed_bytes != packed_bytes_of(s)) {
+    return {"packed: expected what lstm_pack makes of weights of these sizes and dtype, on a CUDA device"};
+  }
   *plan = {};
-  plan->call = call;
+  plan->args = args;
   if (s.batch == 0) return kOk;
   Device device;
-  if (const Status status = current_device(&device); !status) return status;
+  PK_TRY(current_device(&device));
   plan->multiprocessors = device.multiprocessors;
-  plan->choice = lstm::choose(s, device, call.path);
-  if ((call.path == LstmPath::persistent || call.path == LstmPath::cluster) && !plan->choice.persistent) {
+  plan->choice = lstm::choose(s, device, args.path);
+  if ((args.path == LstmPath::persistent || args.path == LstmPath::cluster) && !plan->choice.persistent) {
     return {"path: the recurrent weights don't fit on the device, or the batch is too large"};
   }
-  if (call.save) plan->reserve_elements = lstm_reserve_output(s, s.layers - 1);
+  if (args.save) plan->reserve_elements = lstm_reserve_output(s, s.layers - 1);
   plan->workspace_bytes = lstm::forward_workspace(*plan);
   return kOk;
 }
 
 Status run(const LstmForwardPlan& plan, void* workspace, void* stream) {
-  return plan.call.shape.batch == 0 ? kOk : lstm::run_forward(plan, workspace, stream);
+  return plan.args.shape.batch == 0 ? kOk : lstm::run_forward(plan, workspace, stream);
 }
 
-Status make_plan(const LstmBackward& call, LstmBackwardPlan* plan) {
-  const LstmShape& s = call.shape;
-  if (const Status status = check_call(s); !status) return status;
+Status make_plan(const LstmBackwardArgs& args, LstmBackwardPlan* plan) {
+  const LstmShape& s = args.shape;
+  PK_TRY(check_call(s));
   if (lstm_rows(s) > 1 << 30) return {"steps, batch: expected at most 2^30 rows"};
   *plan = {};
-  plan->call = call;
+  plan->args = args;
+  plan->reserve_elements = lstm_reserve_output(s, s.layers - 1);
   if (s.batch == 0) return kOk;
   Device device;
-  if (const Status status = current_device(&device); !status) return status;
+  PK_TRY(current_device(&device));
   return lstm::plan_backward(device, plan);
 }
 
 Status run(const LstmBackwardPlan& plan, void* workspace, void* stream) {
-  const LstmBackward& call = plan.call;
-  return call.shape.batch == 0 ? lstm::clear_gradients(call, stream) : lstm::run_backward(plan, workspace, stream);
+  const LstmBackwardArgs& args = plan.args;
+  return args.shape.batch == 0 ? lstm::clear_gradients(args, stream) : lstm::run_backward(plan, workspace, stream);
 }
 
 }  // namespace pk::cuda

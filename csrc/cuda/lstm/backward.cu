@@ -1,7 +1,8 @@
 // The backward pass of pykernels/cuda/lstm.h: layers from the last to the first; in each the recurrence of both
 // directions (persistent, or a GEMM and a pointwise kernel a step), and after it, over all time steps at once,
 //
-//   dx = sum over directions of d_gates W_ih,   dW_ih = d_gates^T x,   dW_hh = d_gates^T h_{t-1},   db = column sums.
+//   grad_x = sum over directions of d_gates W_ih,   dW_ih = d_gates^T x,   dW_hh = d_gates^T h_{t-1},   db = column
+//   sums.
 #include <vector>
 
 #include "cuda/launch.cuh"
@@ -27,14 +28,14 @@ int64_t row_stride(const LstmSequence& q, const LstmShape& s) {
 }
 
 int64_t pitch_of(const LstmBackwardPlan& plan) {
-  return plan.choice.persistent ? backward_padded(plan.call.shape.hidden) : plan.call.shape.hidden;
+  return plan.choice.persistent ? backward_padded(plan.args.shape.hidden) : plan.args.shape.hidden;
 }
 
 // Sums over the gates are one product where d_gates have no padding between them, four otherwise.
-int pieces_of(const LstmBackwardPlan& plan) { return pitch_of(plan) == plan.call.shape.hidden ? 1 : 4; }
+int pieces_of(const LstmBackwardPlan& plan) { return pitch_of(plan) == plan.args.shape.hidden ? 1 : 4; }
 
 int64_t d_gates_bytes(const LstmBackwardPlan& plan) {
-  const LstmShape& s = plan.call.shape;
+  const LstmShape& s = plan.args.shape;
   return lstm_rows(s) * s.directions * 4 * pitch_of(plan) * element_bytes(s.dtype);
 }
 
@@ -52,7 +53,7 @@ struct Workspace {
   int64_t bytes = 0;
 
   Workspace(const LstmBackwardPlan& plan, void* base) {
-    const LstmShape& s = plan.call.shape;
+    const LstmShape& s = plan.args.shape;
     const int64_t element = element_bytes(s.dtype), rows = lstm_rows(s);
     Arena arena{static_cast<char*>(base)};
     if (s.batch_sizes) starts = arena.take<int>(s.steps + 1);
@@ -60,8 +61,8 @@ struct Workspace {
     previous = arena.take<char>(rows * s.hidden * element);
     for (int i = 0; i < 2; ++i)
       if (s.layers > 1 + i) between[i] = arena.take<char>(rows * s.directions * s.hidden * element);
-    if (!row_stride(plan.call.x, s)) x = arena.take<char>(rows * s.input * element);
-    if (!row_stride(plan.call.grad_x, s)) grad_x = arena.take<char>(rows * s.input * element);
+    if (!row_stride(plan.args.x, s)) x = arena.take<char>(rows * s.input * element);
+    if (!row_stride(plan.args.grad_x, s)) grad_x = arena.take<char>(rows * s.input * element);
     if (plan.choice.persistent) {
       fragments = arena.take<char>(backward_persistent_workspace(s, plan.choice));
     } else {
@@ -76,18 +77,18 @@ struct Workspace {
 
 // ---- Products: what is known of them before the run ----
 
-Gemm gemm_of(const LstmBackwardPlan& plan, int64_t m, int64_t n, int64_t k) {
-  Gemm g;
+GemmArgs gemm_of(const LstmBackwardPlan& plan, int64_t m, int64_t n, int64_t k) {
+  GemmArgs g;
   g.m = m, g.n = n, g.k = k;
-  g.dtype = g.out_dtype = plan.call.shape.dtype;
-  g.tf32 = plan.call.tf32;
+  g.dtype = g.out_dtype = plan.args.shape.dtype;
+  g.tf32 = plan.args.tf32;
   return g;
 }
 
-// dx (rows, i) += d_gates W_ih, the gates of one piece.
-Gemm input_gradient(const LstmBackwardPlan& plan, int64_t input, int64_t stride) {
-  const LstmShape& s = plan.call.shape;
-  Gemm g = gemm_of(plan, lstm_rows(s), input, 4 * s.hidden / pieces_of(plan));
+// grad_x (rows, i) += d_gates W_ih, the gates of one piece.
+GemmArgs input_gradient(const LstmBackwardPlan& plan, int64_t input, int64_t stride) {
+  const LstmShape& s = plan.args.shape;
+  GemmArgs g = gemm_of(plan, lstm_rows(s), input, 4 * s.hidden / pieces_of(plan));
   g.a_stride_m = s.directions * 4 * pitch_of(plan), g.a_stride_k = 1;
   g.b_stride_n = 1, g.b_stride_k = input;
   g.out_stride = stride;
@@ -95,9 +96,9 @@ Gemm input_gradient(const LstmBackwardPlan& plan, int64_t input, int64_t stride)
 }
 
 // dW (4h, n) = d_gates^T x, the gates of one piece.
-Gemm weight_gradient(const LstmBackwardPlan& plan, int64_t n, int64_t stride) {
-  const LstmShape& s = plan.call.shape;
-  Gemm g = gemm_of(plan, 4 * s.hidden / pieces_of(plan), n, lstm_rows(s));
+GemmArgs weight_gradient(const LstmBackwardPlan& plan, int64_t n, int64_t stride) {
+  const LstmShape& s = plan.args.shape;
+  GemmArgs g = gemm_of(plan, 4 * s.hidden / pieces_of(plan), n, lstm_rows(s));
   g.a_stride_m = 1, g.a_stride_k = s.directions * 4 * pitch_of(plan);
   g.b_stride_n = 1, g.b_stride_k = stride;
   g.out_stride = n;
@@ -105,9 +106,9 @@ Gemm weight_gradient(const LstmBackwardPlan& plan, int64_t n, int64_t stride) {
 }
 
 // dh (known, h) = d_gates of the step before times W_hh.
-Gemm recurrent(const LstmBackwardPlan& plan, int64_t known) {
-  const LstmShape& s = plan.call.shape;
-  Gemm g = gemm_of(plan, known, s.hidden, 4 * s.hidden);
+GemmArgs recurrent(const LstmBackwardPlan& plan, int64_t known) {
+  const LstmShape& s = plan.args.shape;
+  GemmArgs g = gemm_of(plan, known, s.hidden, 4 * s.hidden);
   g.tf32 = false;
   g.a_stride_m = s.directions * 4 * pitch_of(plan), g.a_stride_k = 1;
   g.b_stride_n = 1, g.b_stride_k = s.hidden;
@@ -116,9 +117,9 @@ Gemm recurrent(const LstmBackwardPlan& plan, int64_t known) {
 }
 
 Status plan_gemms(LstmBackwardPlan* plan) {
-  const LstmBackward& call = plan->call;
-  const LstmShape& s = call.shape;
-  const auto add = [&](const Gemm& g, GemmPlan* to) {
+  const LstmBackwardArgs& args = plan->args;
+  const LstmShape& s = args.shape;
+  const auto add = [&](const GemmArgs& g, GemmPlan* to) {
     const Status status = make_plan(g, to);
     if (status && to->workspace_bytes > plan->gemm_bytes) plan->gemm_bytes = to->workspace_bytes;
     return status;
@@ -126,20 +127,18 @@ Status plan_gemms(LstmBackwardPlan* plan) {
   for (int layer = 0; layer < s.layers && layer < 2; ++layer) {
     const int64_t input = lstm_input(s, layer);
     if (input == 0) continue;
-    const int64_t x = layer ? input : row_stride(call.x, s), grad_x = layer ? input : row_stride(call.grad_x, s);
-    if (const Status status = add(input_gradient(*plan, input, grad_x ? grad_x : input), &plan->grad_x[layer]); !status)
-      return status;
-    if (const Status status = add(weight_gradient(*plan, input, x ? x : input), &plan->grad_w_ih[layer]); !status)
-      return status;
+    const int64_t x = layer ? input : row_stride(args.x, s), grad_x = layer ? input : row_stride(args.grad_x, s);
+    PK_TRY(add(input_gradient(*plan, input, grad_x ? grad_x : input), &plan->grad_x[layer]));
+    PK_TRY(add(weight_gradient(*plan, input, x ? x : input), &plan->grad_w_ih[layer]));
   }
-  if (const Status status = add(weight_gradient(*plan, s.hidden, s.hidden), &plan->grad_w_hh); !status) return status;
+  PK_TRY(add(weight_gradient(*plan, s.hidden, s.hidden), &plan->grad_w_hh));
   if (plan->choice.persistent) return kOk;
-  if (const Status status = add(recurrent(*plan, s.batch), &plan->recurrent); !status) return status;
+  PK_TRY(add(recurrent(*plan, s.batch), &plan->recurrent));
   // Any number of sequences may be known in a packed step.
   for (int64_t t = 1; s.batch_sizes && t < s.steps; ++t) {
     GemmPlan other;
     if (s.batch_sizes[t] == s.batch_sizes[t - 1]) continue;
-    if (const Status status = add(recurrent(*plan, s.batch_sizes[t]), &other); !status) return status;
+    PK_TRY(add(recurrent(*plan, s.batch_sizes[t]), &other));
   }
   return kOk;
 }
@@ -150,8 +149,8 @@ class Backward {
  public:
   Backward(const LstmBackwardPlan& plan, void* workspace, void* stream)
       : plan_(plan),
-        call_(plan.call),
-        s_(call_.shape),
+        args_(plan.args),
+        s_(args_.shape),
         rows_(lstm_rows(s_)),
         width_(s_.directions * s_.hidden),
         pitch_(pitch_of(plan)),
@@ -161,24 +160,21 @@ class Backward {
   Status run() {
     if (s_.batch_sizes) {
       for (int64_t t = 0; t <= s_.steps; ++t) starts_.push_back(static_cast<int>(s_.starts[t]));
-      if (const Status status = write_integers(starts_.data(), s_.steps + 1, workspace_.starts, stream_); !status)
-        return status;
+      PK_TRY(write_integers(starts_.data(), s_.steps + 1, workspace_.starts, stream_));
     }
     if (workspace_.x) {
-      const Status status = copy_sequence(call_.x, s_.dtype, static_cast<int>(s_.steps), static_cast<int>(s_.batch),
-                                          s_.input, workspace_.x, true, stream_);
-      if (!status) return status;
+      PK_TRY(copy_sequence(args_.x, s_.dtype, static_cast<int>(s_.steps), static_cast<int>(s_.batch), s_.input,
+                           workspace_.x, true, stream_));
     }
-    for (int i = s_.layers - 1; i >= 0; --i)
-      if (const Status status = run_layer(i); !status) return status;
+    for (int i = s_.layers - 1; i >= 0; --i) PK_TRY(run_layer(i));
     if (!workspace_.grad_x) return kOk;
-    return copy_sequence(call_.grad_x, s_.dtype, static_cast<int>(s_.steps), static_cast<int>(s_.batch), s_.input,
+    return copy_sequence(args_.grad_x, s_.dtype, static_cast<int>(s_.steps), static_cast<int>(s_.batch), s_.input,
                          workspace_.grad_x, false, stream_);
   }
 
  private:
-  const void* weight(int cell, int which) const { return call_.weights[cell * (s_.bias ? 4 : 2) + which]; }
-  void* grad_weight(int cell, int which) const { return call_.grad_weights[cell * (s_.bias ? 4 : 2) + which]; }
+  const void* weight(int cell, int which) const { return args_.weights[cell * (s_.bias ? 4 : 2) + which]; }
+  void* grad_weight(int cell, int which) const { return args_.grad_weights[cell * (s_.bias ? 4 : 2) + which]; }
   const void* state(const void* p, int cell) const {
     return p ? at(p, cell * s_.batch * s_.hidden, s_.dtype) : nullptr;
   }
@@ -187,14 +183,14 @@ class Backward {
   // Dense rows as a sequence tensor, and the layers' tensors that are that.
   LstmSequence dense(void* p) const { return {p, s_.batch * width_, width_}; }
   LstmSequence output_of(int layer) const {
-    if (layer == s_.layers - 1) return call_.output;
-    return dense(const_cast<char*>(at(call_.reserve, lstm_reserve_output(s_, layer), s_.dtype)));
+    if (layer == s_.layers - 1) return args_.output;
+    return dense(const_cast<char*>(at(args_.reserve, lstm_reserve_output(s_, layer), s_.dtype)));
   }
   void* gradient_below(int layer) const { return workspace_.between[(layer - 1) & 1]; }
 
   Status multiply(GemmPlan plan, const void* a, const void* b, void* out, bool accumulate = false) const {
-    plan.problem.a = a, plan.problem.b = b, plan.problem.out = out;
-    plan.problem.accumulate = accumulate;
+    plan.args.a = a, plan.args.b = b, plan.args.out = out;
+    plan.args.accumulate = accumulate;
     return cuda::run(plan, workspace_.gemm, stream_);
   }
 
@@ -205,21 +201,21 @@ class Backward {
     for (int d = 0; d < s_.directions; ++d) {
       const int cell = index * s_.directions + d;
       l.direction[d] = {weight(cell, 1),
-                        at(call_.reserve, lstm_reserve_gates(s_, index, d), s_.dtype),
-                        at(call_.reserve, lstm_reserve_c(s_, index, d), s_.dtype),
-                        state(call_.c0, cell),
-                        state(call_.grad_h_n, cell),
-                        state(call_.grad_c_n, cell),
-                        state(call_.grad_h0, cell),
-                        state(call_.grad_c0, cell)};
+                        at(args_.reserve, lstm_reserve_gates(s_, index, d), s_.dtype),
+                        at(args_.reserve, lstm_reserve_c(s_, index, d), s_.dtype),
+                        state(args_.c0, cell),
+                        state(args_.grad_h_n, cell),
+                        state(args_.grad_c_n, cell),
+                        state(args_.grad_h0, cell),
+                        state(args_.grad_c0, cell)};
     }
-    l.grad_output = index == s_.layers - 1 ? call_.grad_output : dense(gradient_below(index + 1));
+    l.grad_output = index == s_.layers - 1 ? args_.grad_output : dense(gradient_below(index + 1));
     l.d_gates = workspace_.d_gates;
     l.starts = workspace_.starts;
     l.steps = static_cast<int>(s_.steps), l.batch = static_cast<int>(s_.batch);
     l.hidden = static_cast<int>(s_.hidden), l.directions = s_.directions;
     l.pitch = static_cast<int>(pitch_);
-    const auto address = reinterpret_cast<uintptr_t>(call_.reserve);
+    const auto address = reinterpret_cast<uintptr_t>(args_.reserve);
     l.vectors = rows_ * s_.hidden % 4 == 0 && address % static_cast<uintptr_t>(4 * element_bytes(s_.dtype)) == 0;
     return l;
   }
@@ -227,41 +223,29 @@ class Backward {
   Status run_layer(int index) {
     const BackwardLayer l = layer_of(index);
     const int64_t input = lstm_input(s_, index);
-    if (const Status status = recurrence(l); !status) return status;
+    PK_TRY(recurrence(l));
 
-    const void* x = index ? output_of(index - 1).data : workspace_.x ? workspace_.x : call_.x.data;
-    void* const grad_x = index ? gradient_below(index) : workspace_.grad_x ? workspace_.grad_x : call_.grad_x.data;
+    const void* x = index ? output_of(index - 1).data : workspace_.x ? workspace_.x : args_.x.data;
+    void* const grad_x = index ? gradient_below(index) : workspace_.grad_x ? workspace_.grad_x : args_.grad_x.data;
     const int kind = index > 0;
     for (int d = 0; d < s_.directions; ++d) {
       const int cell = index * s_.directions + d;
       const void* d_gates = at(workspace_.d_gates, d * 4 * pitch_, s_.dtype);
-      const Status status = previous_states(l, s_.dtype, d, static_cast<int>(rows_), output_of(index),
-                                            state(call_.h0, cell), workspace_.previous, stream_);
-      if (!status) return status;
+      PK_TRY(previous_states(l, s_.dtype, d, static_cast<int>(rows_), output_of(index), state(args_.h0, cell),
+                             workspace_.previous, stream_));
       for (int i = 0; i < pieces_of(plan_); ++i) {
         const void* const gates = at(d_gates, i * pitch_, s_.dtype);
         const int64_t first = i * s_.hidden;  // row of the weights
-        if (const Status s = multiply(plan_.grad_w_hh, gates, workspace_.previous,
-                                      at(grad_weight(cell, 1), first * s_.hidden, s_.dtype));
-            !s) {
-          return s;
-        }
+        PK_TRY(multiply(plan_.grad_w_hh, gates, workspace_.previous,
+                        at(grad_weight(cell, 1), first * s_.hidden, s_.dtype)));
         if (input == 0) continue;
-        if (const Status s =
-                multiply(plan_.grad_w_ih[kind], gates, x, at(grad_weight(cell, 0), first * input, s_.dtype));
-            !s) {
-          return s;
-        }
-        if (const Status s = multiply(plan_.grad_x[kind], gates, at(weight(cell, 0), first * input, s_.dtype), grad_x,
-                                      d > 0 || i > 0);
-            !s) {
-          return s;
-        }
+        PK_TRY(multiply(plan_.grad_w_ih[kind], gates, x, at(grad_weight(cell, 0), first * input, s_.dtype)));
+        PK_TRY(
+            multiply(plan_.grad_x[kind], gates, at(weight(cell, 0), first * input, s_.dtype), grad_x, d > 0 || i > 0));
       }
       if (!s_.bias) continue;
-      const Status sums = column_sums(l, s_.dtype, d, static_cast<int>(rows_), grad_weight(cell, 2),
-                                      grad_weight(cell, 3), workspace_.sums, stream_);
-      if (!sums) return sums;
+      PK_TRY(column_sums(l, s_.dtype, d, static_cast<int>(rows_), grad_weight(cell, 2), grad_weight(cell, 3),
+                         workspace_.sums, stream_));
     }
     return kOk;
   }
@@ -280,21 +264,19 @@ class Backward {
         const StepRows rows = step_rows(first, l.steps, d == 1, s);
         if (rows.known > 0) {
           const int64_t row = static_cast<int64_t>(rows.before_first) * s_.directions + d;
-          if (rows.known != product.problem.m) {
-            if (const Status status = make_plan(recurrent(plan_, rows.known), &product); !status) return status;
+          if (rows.known != product.args.m) {
+            PK_TRY(make_plan(recurrent(plan_, rows.known), &product));
           }
-          const Status status =
-              multiply(product, at(workspace_.d_gates, row * 4 * pitch_, s_.dtype), l.direction[d].w_hh, workspace_.dh);
-          if (!status) return status;
+          PK_TRY(multiply(product, at(workspace_.d_gates, row * 4 * pitch_, s_.dtype), l.direction[d].w_hh,
+                          workspace_.dh));
         }
-        const Status status = backward_cell(l, s_.dtype, d, rows, workspace_.dh, workspace_.dc, stream_);
-        if (!status) return status;
+        PK_TRY(backward_cell(l, s_.dtype, d, rows, workspace_.dh, workspace_.dc, stream_));
       }
     return kOk;
   }
 
   const LstmBackwardPlan& plan_;
-  const LstmBackward& call_;
+  const LstmBackwardArgs& args_;
   const LstmShape& s_;
   const int64_t rows_, width_, pitch_;
   const Workspace workspace_;
@@ -305,11 +287,11 @@ class Backward {
 }  // namespace
 
 Status plan_backward(const Device& device, LstmBackwardPlan* plan) {
-  const LstmBackward& call = plan->call;
-  plan->choice = choose_backward(call.shape, device);
-  if (call.path == LstmPath::step) plan->choice = backward_alternating(call.shape, device);
-  if (call.path == LstmPath::persistent && !plan->choice.persistent) {
-    plan->choice = backward_best_persistent(call.shape, device);
+  const LstmBackwardArgs& args = plan->args;
+  plan->choice = choose_backward(args.shape, device);
+  if (args.path == LstmPath::step) plan->choice = backward_alternating(args.shape, device);
+  if (args.path == LstmPath::persistent && !plan->choice.persistent) {
+    plan->choice = backward_best_persistent(args.shape, device);
     if (!plan->choice.persistent) return {"path: the persistent kernel cannot run: it needs more multiprocessors"};
   }
   const Status status = plan_gemms(plan);
@@ -321,13 +303,13 @@ Status run_backward(const LstmBackwardPlan& plan, void* workspace, void* stream)
   return Backward(plan, workspace, stream).run();
 }
 
-Status clear_gradients(const LstmBackward& call, void* stream) {
-  const LstmShape& s = call.shape;
+Status clear_gradients(const LstmBackwardArgs& args, void* stream) {
+  const LstmShape& s = args.shape;
   for (int i = 0; i < lstm_weights(s); ++i) {
     const int per_cell = s.bias ? 4 : 2, which = i % per_cell;
     const int64_t columns = which == 0 ? lstm_input(s, i / per_cell / s.directions) : which == 1 ? s.hidden : 1;
     const cudaError_t error =
-        cudaMemsetAsync(call.grad_weights[i], 0, static_cast<size_t>(4 * s.hidden * columns * element_bytes(s.dtype)),
+        cudaMemsetAsync(args.grad_weights[i], 0, static_cast<size_t>(4 * s.hidden * columns * element_bytes(s.dtype)),
                         static_cast<cudaStream_t>(stream));
     if (error != cudaSuccess) return {cudaGetErrorString(error)};
   }

@@ -12,7 +12,7 @@ namespace pk::cuda::lstm {
 Status plan_backward(const Device& device, LstmBackwardPlan* plan);
 Status run_backward(const LstmBackwardPlan& plan, void* workspace, void* stream);
 // No sequences: the weights' gradients are zero, everything else is empty.
-Status clear_gradients(const LstmBackward& call, void* stream);
+Status clear_gradients(const LstmBackwardArgs& args, void* stream);
 
 // Both directions of a layer in one kernel. d_gates holds nothing but bytes of 0xff. workspace:
 // backward_persistent_workspace bytes, 16-byte aligned.

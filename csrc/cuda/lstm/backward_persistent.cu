@@ -20,14 +20,13 @@ template <class T, int kRows, int kUnits>
 Status run(Persistent p, const BackwardChoice& c, void* stream) {
   for (int i = 0; i < c.launches; ++i) {
     p.first_sequence = i * c.groups * kRows * 16;
-    const Status status = launch(backward_steps<T, kRows, kUnits>,
-                                 {.grid = dim3(static_cast<unsigned>(c.slices), static_cast<unsigned>(c.groups),
-                                               static_cast<unsigned>(p.layer.directions)),
-                                  .block = dim3(kThreads),
-                                  .shared_bytes = c.shared_bytes,
-                                  .cooperative = true},
-                                 stream, p);
-    if (!status) return status;
+    PK_TRY(launch(backward_steps<T, kRows, kUnits>,
+                  {.grid = dim3(static_cast<unsigned>(c.slices), static_cast<unsigned>(c.groups),
+                                static_cast<unsigned>(p.layer.directions)),
+                   .block = dim3(kThreads),
+                   .shared_bytes = c.shared_bytes,
+                   .cooperative = true},
+                  stream, p));
   }
   return kOk;
 }
@@ -40,9 +39,8 @@ Status run_type(const BackwardLayer& layer, const BackwardChoice& c, void* works
     for (int d = 0; d < layer.directions; ++d) {
       uint4* const to = static_cast<uint4*>(workspace) + d * vectors;
       const int64_t blocks = ceil_div<int64_t>(vectors * 16 / static_cast<int64_t>(sizeof(T)), kThreads * 16);
-      const Status status = launch(
-          stream_fragments<T>, {.grid = dim3(static_cast<unsigned>(blocks)), .block = kThreads}, stream, layer, d, to);
-      if (!status) return status;
+      PK_TRY(launch(stream_fragments<T>, {.grid = dim3(static_cast<unsigned>(blocks)), .block = kThreads}, stream,
+                    layer, d, to));
       p.streamed[d] = to;
     }
   }
@@ -69,14 +67,7 @@ int64_t backward_persistent_workspace(const LstmShape& s, const BackwardChoice& 
 
 Status backward_persistent_layer(const BackwardLayer& layer, DType dtype, const BackwardChoice& c, void* workspace,
                                  void* stream) {
-  switch (dtype) {
-    case DType::f16:
-      return run_type<f16>(layer, c, workspace, stream);
-    case DType::bf16:
-      return run_type<bf16>(layer, c, workspace, stream);
-    default:
-      return run_type<float>(layer, c, workspace, stream);
-  }
+  return with_type(dtype, [&](auto t) { return run_type<decltype(t)>(layer, c, workspace, stream); });
 }
 
 }  // namespace pk::cuda::lstm

@@ -80,28 +80,9 @@ struct Product {
       for (int m = 0; m < kRows; ++m) {
         const uint4 top = a[m][0][v], bottom = a[m][1][v];
         const uint32_t first[4] = {top.x, bottom.x, top.y, bottom.y}, second[4] = {top.z, bottom.z, top.w, bottom.w};
-        multiply(acc[m], first, low);
-        multiply(acc[m], second, high);
+        gemm::multiply_fragments<T>(acc[m], first, low);
+        gemm::multiply_fragments<T>(acc[m], second, high);
       }
-    }
-  }
-
- private:
-  PK_DEVICE static void multiply(float (&acc)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    if constexpr (kDType<T> == DType::f16) ptx::mma_m16n8k16_f16(acc, a, b);
-    if constexpr (kDType<T> == DType::bf16) ptx::mma_m16n8k16_bf16(acc, a, b);
-    if constexpr (kDType<T> == DType::f32) {
-      uint32_t a_big[4], a_small[4], b_big[2], b_small[2];
-      PK_UNROLL
-      for (int e = 0; e < 4; ++e) gemm::split_tf32(a[e], a_big[e], a_small[e]);
-      PK_UNROLL
-      for (int e = 0; e < 2; ++e) gemm::split_tf32(b[e], b_big[e], b_small[e]);
-      float sum[4] = {};  // the unit cuts its sums, so the long sum is made of rounded additions
-      ptx::mma_m16n8k8_tf32(sum, a_small, b_big);
-      ptx::mma_m16n8k8_tf32(sum, a_big, b_small);
-      ptx::mma_m16n8k8_tf32(sum, a_big, b_big);
-      PK_UNROLL
-      for (int e = 0; e < 4; ++e) acc[e] += sum[e];
     }
   }
 };

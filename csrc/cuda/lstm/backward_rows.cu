@@ -21,13 +21,6 @@ PK_DEVICE int64_t thread_of_grid() {
 }
 PK_DEVICE int64_t threads_of_grid() { return static_cast<int64_t>(gridDim.x) * kThreads; }
 
-template <class F>
-Status with_type(DType dtype, const F& f) {
-  if (dtype == DType::f16) return f(f16{});
-  if (dtype == DType::bf16) return f(bf16{});
-  return f(float{});
-}
-
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     cell_step(BackwardLayer l, int d, StepRows rows, const float* dh, float* dc) {
@@ -153,8 +146,7 @@ Status write_integers(const int* values, int64_t count, int* to, void* stream) {
     Integers some = {};
     const int n = static_cast<int>(count - at < kValues ? count - at : kValues);
     for (int i = 0; i < n; ++i) some.value[i] = values[at + i];
-    if (const Status status = launch(store_integers, {.grid = 1, .block = kThreads}, stream, some, n, to + at); !status)
-      return status;
+    PK_TRY(launch(store_integers, {.grid = 1, .block = kThreads}, stream, some, n, to + at));
   }
   return kOk;
 }
@@ -189,10 +181,8 @@ Status column_sums(const BackwardLayer& layer, DType dtype, int d, int rows, voi
     const T* const from = static_cast<const T*>(layer.d_gates) + static_cast<int64_t>(d) * columns;
     float* const partial = static_cast<float*>(workspace);
     const dim3 grid(static_cast<unsigned>(ceil_div(columns, kThreads)), static_cast<unsigned>(slices));
-    if (const Status status = launch(sum_slices<T>, {.grid = grid, .block = kThreads}, stream, from,
-                                     static_cast<int64_t>(layer.directions) * columns, columns, rows, slices, partial);
-        !status)
-      return status;
+    PK_TRY(launch(sum_slices<T>, {.grid = grid, .block = kThreads}, stream, from,
+                  static_cast<int64_t>(layer.directions) * columns, columns, rows, slices, partial));
     return launch(sum_partials<T>, {.grid = blocks_for(4 * layer.hidden), .block = kThreads}, stream, partial, slices,
                   layer.hidden, layer.pitch, static_cast<T*>(b_ih), static_cast<T*>(b_hh));
   });

@@ -14,8 +14,8 @@ namespace {
 class Forward {
  public:
   explicit Forward(const LstmForwardPlan& plan)
-      : call_(plan.call),
-        s_(call_.shape),
+      : args_(plan.args),
+        s_(args_.shape),
         multiprocessors_(plan.multiprocessors),
         choice_(plan.choice),
         element_(static_cast<int64_t>(size_of(s_.dtype))),
@@ -33,7 +33,7 @@ class Forward {
     }
     // Outputs of the layers between: the ones that a wavefront reads or writes, in turn.
     const int between = s_.layers - 1 < choice_.layers_at_once + 1 ? s_.layers - 1 : choice_.layers_at_once + 1;
-    for (int i = 0; i < between && !call_.save; ++i) {
+    for (int i = 0; i < between && !args_.save; ++i) {
       outputs_.push_back(arena.take<char>(lstm_rows(s_) * between_pitch() * element_));
     }
     return arena.used;
@@ -42,7 +42,7 @@ class Forward {
   Status run(void* stream) {
     stream_ = stream;
     if (device_starts_) {
-      if (const Status status = write_starts(s_, device_starts_, stream); !status) return status;
+      PK_TRY(write_starts(s_, device_starts_, stream));
     }
     const int64_t spans = ceil_div(s_.steps, choice_.span);
     for (int first = 0; first < s_.layers; first += choice_.layers_at_once) {
@@ -54,8 +54,7 @@ class Forward {
           if (span < 0 || span >= spans) continue;
           for (int d = 0; d < s_.directions; ++d) parts.push_back(part(first + j, d, j * s_.directions + d, span));
         }
-        const Status status = choice_.persistent ? run_pinned(parts) : run_steps(parts);
-        if (!status) return status;
+        PK_TRY(choice_.persistent ? run_pinned(parts) : run_steps(parts));
       }
     }
     return kOk;
@@ -83,26 +82,26 @@ class Forward {
   int64_t first_row(int64_t time) const { return s_.batch_sizes ? s_.starts[time] : time * s_.batch; }
   int64_t sequences(int64_t time) const { return first_row(time + 1) - first_row(time); }
   int64_t width() const { return s_.directions * s_.hidden; }
-  int64_t between_pitch() const { return call_.save ? width() : round_up(width(), 16 / element_); }
+  int64_t between_pitch() const { return args_.save ? width() : round_up(width(), 16 / element_); }
   char* offset(const void* base, int64_t elements) const {
     return const_cast<char*>(static_cast<const char*>(base)) + elements * element_;
   }
   // A layer's output where it is not the last one: dense rows.
   char* between(int layer) const {
-    if (call_.save) return offset(call_.reserve, lstm_reserve_output(s_, layer));
+    if (args_.save) return offset(args_.reserve, lstm_reserve_output(s_, layer));
     return static_cast<char*>(outputs_[static_cast<size_t>(layer) % outputs_.size()]);
   }
 
   void set_weights(Product& p, int layer, int direction) const {
     const int cell = layer * s_.directions + direction;
-    if (call_.packed) {
+    if (args_.packed) {
       const PackedParts parts = packed_parts(s_, layer, direction);
-      const char* base = static_cast<const char*>(call_.packed);
+      const char* base = static_cast<const char*>(args_.packed);
       p.w_x = {base + parts.w_ih, parts.input_pitch, 4, 1};
       p.w_h = {base + parts.w_hh, parts.hidden_pitch, 4, 1};
       p.bias = reinterpret_cast<const float*>(base + parts.bias);
     } else {
-      const void* const* w = call_.weights + cell * (s_.bias ? 4 : 2);
+      const void* const* w = args_.weights + cell * (s_.bias ? 4 : 2);
       p.w_x = {w[0], lstm_input(s_, layer), 1, s_.hidden};
       p.w_h = {w[1], s_.hidden, 1, s_.hidden};
       if (s_.bias) p.b_ih = w[2], p.b_hh = w[3];
@@ -115,37 +114,37 @@ class Forward {
     p.x_k = static_cast<int>(lstm_input(s_, layer));
     p.hidden = static_cast<int>(s_.hidden);
     if (layer > 0 || s_.batch_sizes) {
-      p.outer_stride = layer > 0 ? between_pitch() : call_.x.row;
-      p.x = offset(layer > 0 ? between(layer - 1) : call_.x.data, first_row(time) * p.outer_stride);
+      p.outer_stride = layer > 0 ? between_pitch() : args_.x.row;
+      p.x = offset(layer > 0 ? between(layer - 1) : args_.x.data, first_row(time) * p.outer_stride);
       return;
     }
     // Strides of dimensions of size one say nothing.
     p.inner = s_.batch;
-    p.inner_stride = s_.batch > 1 ? call_.x.row : 0;
-    p.outer_stride = steps > 1 ? call_.x.step : 0;
-    p.x = offset(call_.x.data, time * call_.x.step);
+    p.inner_stride = s_.batch > 1 ? args_.x.row : 0;
+    p.outer_stride = steps > 1 ? args_.x.step : 0;
+    p.x = offset(args_.x.data, time * args_.x.step);
   }
 
   Cell cell_of(const Part& part) const {
     const int64_t states = (static_cast<int64_t>(part.layer) * s_.directions + part.direction) * s_.batch * s_.hidden;
     Cell cell;
     cell.c = c_[part.slot];
-    cell.h_n = offset(call_.h_n, states);
-    cell.c_n = offset(call_.c_n, states);
+    cell.h_n = offset(args_.h_n, states);
+    cell.c_n = offset(args_.c_n, states);
     const int64_t side = part.direction * s_.hidden;
     if (part.layer + 1 < s_.layers) {
       cell.output = offset(between(part.layer), side);
       cell.output_row = between_pitch();
       cell.by_row = true;
-    } else if (call_.output.data) {
-      cell.output = offset(call_.output.data, side);
-      cell.output_row = call_.output.row;
-      cell.output_step = call_.output.step;
+    } else if (args_.output.data) {
+      cell.output = offset(args_.output.data, side);
+      cell.output_row = args_.output.row;
+      cell.output_step = args_.output.step;
       cell.by_row = s_.batch_sizes != nullptr;
     }
-    if (call_.save) {
-      cell.gates = offset(call_.reserve, lstm_reserve_gates(s_, part.layer, part.direction));
-      cell.c_steps = offset(call_.reserve, lstm_reserve_c(s_, part.layer, part.direction));
+    if (args_.save) {
+      cell.gates = offset(args_.reserve, lstm_reserve_gates(s_, part.layer, part.direction));
+      cell.c_steps = offset(args_.reserve, lstm_reserve_c(s_, part.layer, part.direction));
     }
     return cell;
   }
@@ -160,11 +159,11 @@ class Forward {
       p.slots = slots_[part.slot];
       p.count = count < part.steps || !choice_.persistent ? count : part.steps;
       p.filled = filled;
-      p.h_n = offset(call_.h_n, states);
+      p.h_n = offset(args_.h_n, states);
       p.h_from = p.h_n;
       if (part.begun == 0) {
-        p.h_from = p.h0 = offset(call_.h0, states);
-        p.c0 = offset(call_.c0, states);
+        p.h_from = p.h0 = offset(args_.h0, states);
+        p.c0 = offset(args_.c0, states);
         p.c = c_[part.slot];
       }
     }
@@ -179,8 +178,7 @@ class Forward {
         if (is_aligned(p, element_) == aligned) call.of[call.count++] = p;
       }
       if (call.count == 0) continue;
-      if (const Status status = multiply(s_.dtype, call_.tf32, aligned, multiprocessors_, call, stream_); !status)
-        return status;
+      PK_TRY(multiply(s_.dtype, args_.tf32, aligned, multiprocessors_, call, stream_));
     }
     return kOk;
   }
@@ -199,8 +197,8 @@ class Forward {
   }
 
   Status run_pinned(const std::vector<Part>& parts) const {
-    if (const Status status = prepare_parts(parts, state_slots(), 1); !status) return status;
-    if (const Status status = project(parts); !status) return status;
+    PK_TRY(prepare_parts(parts, state_slots(), 1));
+    PK_TRY(project(parts));
     Persistent call;
     call.hidden = static_cast<int>(s_.hidden), call.batch = static_cast<int>(s_.batch);
     call.chunks = static_cast<int>(chunks_), call.tiles = choice_.tiles, call.blocks = choice_.blocks;
@@ -225,10 +223,10 @@ class Forward {
 
   Status run_steps(const std::vector<Part>& parts) const {
     if (parts[0].begun == 0) {
-      if (const Status status = prepare_parts(parts, state_slots(), 2); !status) return status;
+      PK_TRY(prepare_parts(parts, state_slots(), 2));
     }
     if (!whole_cell()) {
-      if (const Status status = project(parts); !status) return status;
+      PK_TRY(project(parts));
     }
     for (int64_t i = 0; i < parts[0].steps; ++i) {
       std::vector<Product> products;
@@ -251,18 +249,18 @@ class Forward {
         p.h_next = slots_[part.slot] + (number + 1) % 2 * state;
         p.h_pitch = p.h_next_pitch = row_words() * 4 / element_;
         // Zeros lie behind h, and packed weights have them too.
-        p.h_k = static_cast<int>(call_.packed ? p.w_h.pitch : s_.hidden);
+        p.h_k = static_cast<int>(args_.packed ? p.w_h.pitch : s_.hidden);
         p.cell = cell_of(part);
         p.time = time, p.first_row = first_row(time);
         p.go_on = ends ? 0 : static_cast<int>(sequences(part.direction ? time - 1 : time + 1));
         products.push_back(p);
       }
-      if (const Status status = multiply_all(products); !status) return status;
+      PK_TRY(multiply_all(products));
     }
     return kOk;
   }
 
-  const LstmForward& call_;
+  const LstmForwardArgs& args_;
   const LstmShape& s_;
   const int multiprocessors_;
   const Choice& choice_;

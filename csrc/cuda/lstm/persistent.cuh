@@ -27,28 +27,6 @@ namespace pk::cuda::lstm {
 
 constexpr int kChunkWords = kChunkBytes / 4;
 
-// d += a b, a step of 32 bytes of K.
-template <class T>
-PK_DEVICE void multiply_step(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  if constexpr (std::is_same_v<T, f16>) {
-    ptx::mma_m16n8k16_f16(d, a, b);
-  } else if constexpr (std::is_same_v<T, bf16>) {
-    ptx::mma_m16n8k16_bf16(d, a, b);
-  } else {
-    uint32_t a_big[4], a_small[4], b_big[2], b_small[2];
-    PK_UNROLL
-    for (int e = 0; e < 4; ++e) gemm::split_tf32(a[e], a_big[e], a_small[e]);
-    PK_UNROLL
-    for (int e = 0; e < 2; ++e) gemm::split_tf32(b[e], b_big[e], b_small[e]);
-    float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};  // the unit cuts its sums: the long one is a rounded addition
-    ptx::mma_m16n8k8_tf32(sum, a_small, b_big);
-    ptx::mma_m16n8k8_tf32(sum, a_big, b_small);
-    ptx::mma_m16n8k8_tf32(sum, a_big, b_big);
-    PK_UNROLL
-    for (int e = 0; e < 4; ++e) d[e] += sum[e];
-  }
-}
-
 // 16 bytes of a row of W_hh from element k on; zeros beyond `hidden`, in k and in units.
 template <class T>
 PK_DEVICE uint4 load_weights(const Worker& w, int hidden, int unit, int gate, int k) {
@@ -201,13 +179,13 @@ PK_DEVICE void persistent_steps(const Persistent& call) {
             for (int n = 0; n < kTiles; ++n) {
               if (n >= tiles) break;
               const uint32_t b0[2] = {h[j][n].x, h[j][n].y};
-              multiply_step<T>(acc[i][n], a0, b0);
+              gemm::multiply_fragments<T>(acc[i][n], a0, b0);
             }
             PK_UNROLL
             for (int n = 0; n < kTiles; ++n) {
               if (n >= tiles) break;
               const uint32_t b1[2] = {h[j][n].z, h[j][n].w};
-              multiply_step<T>(acc[i][n], a1, b1);
+              gemm::multiply_fragments<T>(acc[i][n], a1, b1);
             }
           }
         }

@@ -129,9 +129,7 @@ Status run(const Choice& choice, const Persistent& call, void* stream) {
 }  // namespace
 
 Status run_cluster(DType dtype, const Choice& choice, const Persistent& call, void* stream) {
-  if (dtype == DType::f16) return run<f16>(choice, call, stream);
-  if (dtype == DType::bf16) return run<bf16>(choice, call, stream);
-  return run<float>(choice, call, stream);
+  return with_type(dtype, [&](auto t) { return run<decltype(t)>(choice, call, stream); });
 }
 
 }  // namespace pk::cuda::lstm

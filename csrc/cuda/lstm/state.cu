@@ -98,16 +98,6 @@ __global__ void __launch_bounds__(kStateThreads) pack_bias_kernel(const PackBias
   }
 }
 
-template <class T>
-Status pack_weight(const Pack& call, void* stream) {
-  return launch(&pack_kernel<T>, {.grid = grid_for(4 * call.hidden * call.padded), .block = dim3(kStateThreads)},
-                stream, call);
-}
-template <class T>
-Status pack_bias(const PackBias& call, void* stream) {
-  return launch(&pack_bias_kernel<T>, {.grid = grid_for(4 * call.hidden), .block = dim3(kStateThreads)}, stream, call);
-}
-
 }  // namespace
 
 Status prepare(DType dtype, const Prepares& call, void* stream) {
@@ -117,34 +107,28 @@ Status prepare(DType dtype, const Prepares& call, void* stream) {
     most = words > most ? words : most;
   }
   const Launch how = {.grid = grid_for(most, call.count), .block = dim3(kStateThreads)};
-  if (dtype == DType::f16) return launch(&prepare_kernel<f16>, how, stream, call);
-  if (dtype == DType::bf16) return launch(&prepare_kernel<bf16>, how, stream, call);
-  return launch(&prepare_kernel<float>, how, stream, call);
+  return with_type(dtype, [&](auto t) { return launch(&prepare_kernel<decltype(t)>, how, stream, call); });
 }
 
 Status write_starts(const LstmShape& shape, int64_t* starts, void* stream) {
   for (int64_t t = 0; t <= shape.steps;) {
     Starts call = {starts + t, 0, {}};
     while (call.count < Starts::kMost && t <= shape.steps) call.values[call.count++] = shape.starts[t++];
-    if (const Status status = launch(&starts_kernel, {.block = dim3(kStateThreads)}, stream, call); !status) {
-      return status;
-    }
+    PK_TRY(launch(&starts_kernel, {.block = dim3(kStateThreads)}, stream, call));
   }
   return kOk;
 }
 
 Status pack(DType dtype, const void* from, void* to, int64_t hidden, int64_t k, int64_t padded, void* stream) {
   const Pack call = {from, to, hidden, k, padded};
-  if (dtype == DType::f16) return pack_weight<f16>(call, stream);
-  if (dtype == DType::bf16) return pack_weight<bf16>(call, stream);
-  return pack_weight<float>(call, stream);
+  const Launch how = {.grid = grid_for(4 * hidden * padded), .block = dim3(kStateThreads)};
+  return with_type(dtype, [&](auto t) { return launch(&pack_kernel<decltype(t)>, how, stream, call); });
 }
 
 Status pack_bias(DType dtype, const void* b_ih, const void* b_hh, float* to, int64_t hidden, void* stream) {
   const PackBias call = {b_ih, b_hh, to, hidden};
-  if (dtype == DType::f16) return pack_bias<f16>(call, stream);
-  if (dtype == DType::bf16) return pack_bias<bf16>(call, stream);
-  return pack_bias<float>(call, stream);
+  const Launch how = {.grid = grid_for(4 * hidden), .block = dim3(kStateThreads)};
+  return with_type(dtype, [&](auto t) { return launch(&pack_bias_kernel<decltype(t)>, how, stream, call); });
 }
 
 }  // namespace pk::cuda::lstm

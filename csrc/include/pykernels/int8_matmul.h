@@ -23,7 +23,7 @@ inline constexpr int64_t kInt8MaxN = int64_t{1} << 36;
 // nearest even and saturated, NaN giving 0; bf16 is rounded to nearest even.
 // a may be float: then each row is quantised as quantize_int8 does with axis 0, symmetric, and a_scale is made, not
 // given.
-struct Int8Matmul {
+struct Int8MatmulArgs {
   int64_t m = 0, n = 0, k = 0;
 
   DType a_dtype = DType::i8;  // i8, or f32 / bf16 to be quantised row by row
@@ -32,7 +32,7 @@ struct Int8Matmul {
 
   const int8_t* b = nullptr;  // (k, n), strides in elements; unused where `packed` is given
   int64_t b_stride_k = 0, b_stride_n = 0;
-  const void* packed = nullptr;  // what int8_pack made of b, on the same ISA
+  const void* packed = nullptr;  // what pack made of b, on the same ISA
   int64_t packed_bytes = 0;
 
   const float* a_scale = nullptr;  // (m) or (1), or none: 1
@@ -60,25 +60,30 @@ struct Int8Blocking {
 
 struct Int8Kernels;
 
-// A problem that has been checked, the kernels that run it, and how. It holds for one ISA: that in force when it was
+// Args that have been checked, the kernels that run them, and how. It holds for one ISA: that in force when it was
 // made. A plan may run any number of times, and with any data behind the same shapes, strides and packed header.
 struct Int8MatmulPlan {
-  Int8Matmul problem;  // `out` may be set, and any pointer changed, between make_plan and run
+  Int8MatmulArgs args;  // `out` may be set, and any pointer changed, between make_plan and run
   const Int8Kernels* kernels = nullptr;
   Int8Blocking blocking = {};
   int64_t workspace_bytes = 0;
 };
 
-// Checks the problem, `packed` and zero points included, and plans it for up to `threads` threads.
-PK_API Status make_plan(const Int8Matmul& problem, int threads, Int8MatmulPlan* plan);
+// Checks the args, `packed` and zero points included, and plans for up to `threads` threads.
+PK_API Status make_plan(const Int8MatmulArgs& args, int threads, Int8MatmulPlan* plan);
 // workspace: [plan.workspace_bytes], of any alignment. Trusts the plan: nothing is checked again.
 PK_API void run(const Int8MatmulPlan& plan, void* workspace, const Executor& executor);
 
 // Packs b (k, n) once for many products. The size is the same for every ISA, the contents are not: a blob says which
 // layout it has, and make_plan refuses another's.
-PK_API Status int8_packed_bytes(int64_t k, int64_t n, int64_t* bytes);
-PK_API Status int8_pack(const int8_t* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n, void* packed,
-                        const Executor& executor);
+struct Int8PackingPlan {
+  int64_t k, n;
+  const Int8Kernels* kernels;
+  int64_t packed_bytes;
+};
+PK_API Status make_packing_plan(int64_t k, int64_t n, Int8PackingPlan* plan);
+PK_API void pack(const Int8PackingPlan& plan, const int8_t* b, int64_t stride_k, int64_t stride_n, void* packed,
+                 const Executor& executor);
 
 // Quantises x, seen as (outer, channels, inner) and contiguous, with one scale a channel (a single channel: one for the
 // tensor):
@@ -87,7 +92,7 @@ PK_API Status int8_pack(const int8_t* b, int64_t k, int64_t n, int64_t stride_k,
 //   q = saturate(round(x / scale) + zero_point), to nearest even; symmetric q stays within +-127
 // A scale of 0 becomes 1. A channel with a NaN or an infinity has scale NaN or infinity, zero_point 0 and q 0, so that
 // q * scale is NaN.
-struct QuantizeInt8 {
+struct QuantizeInt8Args {
   DType x_dtype = DType::f32;  // f32 or bf16
   const void* x = nullptr;     // (outer, channels, inner)
   int64_t outer = 1, channels = 1, inner = 0;
@@ -97,6 +102,12 @@ struct QuantizeInt8 {
   int32_t* zero_point = nullptr;  // (channels)
 };
 
-PK_API Status quantize_int8(const QuantizeInt8& problem, const Executor& executor);
+struct QuantizeKernels;
+struct QuantizeInt8Plan {
+  QuantizeInt8Args args;  // pointers may be set between make_plan and run
+  const QuantizeKernels* kernels = nullptr;
+};
+PK_API Status make_plan(const QuantizeInt8Args& args, QuantizeInt8Plan* plan);
+PK_API void run(const QuantizeInt8Plan& plan, const Executor& executor);
 
 }  // namespace pk

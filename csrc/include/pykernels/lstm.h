@@ -8,11 +8,11 @@
 // features, h hidden units, d directions, l layers. Layer 0 reads i features, every other d * h.
 // float32 throughout, or bfloat16 for every tensor with float32 arithmetic and state inside.
 //
-//   LstmForward call;  // shape, inputs, weights or packed weights
+//   LstmForwardArgs args;  // shape, inputs, weights or packed weights
 //   LstmForwardPlan plan;
-//   Status status = make_plan(call, executor, &plan);  // all the checks, the ISA, sizes and blocking: once a call
-//   plan.call.output = ...;                            // results, now that plan.reserve_floats is known
-//   run(plan, workspace);                              // plan.workspace_bytes, 64-byte aligned; trusts the plan
+//   Status status = make_plan(args, executor.threads, &plan);  // all the checks, the ISA, sizes and blocking
+//   plan.args.output = ...;                                    // results, now that plan.reserve_elements is known
+//   run(plan, workspace, executor);                            // plan.workspace_bytes, 64-byte aligned
 #pragma once
 
 #include <cstdint>
@@ -63,21 +63,23 @@ struct LstmSequence {
 };
 
 // A forward pass's tensors, on every device.
-struct LstmForwardTensors {
+struct LstmForwardArgs {
   LstmShape shape;
   LstmSequence x;                        // (t, b, i)
   const void* h0 = nullptr;              // (l * d, b, h)
   const void* c0 = nullptr;              // (l * d, b, h)
-  const void* const* weights = nullptr;  // lstm_weights(shape) pointers, as in lstm_pack; or
-  const void* packed = nullptr;          // lstm_pack's block, and then weights and shape.bias are not read
-  LstmSequence output;                   // (t, b, d * h); data may be nullptr where only h_n and c_n are wanted
-  void* h_n = nullptr;                   // (l * d, b, h)
-  void* c_n = nullptr;                   // (l * d, b, h)
-  void* reserve = nullptr;               // what the backward pass needs, or nullptr
+  const void* const* weights = nullptr;  // lstm_weights(shape) pointers, as in pack; or
+  const void* packed = nullptr;          // pack's block, and then weights and shape.bias are not read
+  int64_t packed_bytes = 0;
+  LstmSequence output;      // (t, b, d * h); data may be nullptr where only h_n and c_n are wanted
+  void* h_n = nullptr;      // (l * d, b, h)
+  void* c_n = nullptr;      // (l * d, b, h)
+  bool save = false;        // write `reserve`
+  void* reserve = nullptr;  // what the backward pass needs
 };
 
 // A backward pass's.
-struct LstmBackwardTensors {
+struct LstmBackwardArgs {
   LstmShape shape;
   LstmSequence grad_output;              // (t, b, d * h), data may be nullptr: zero
   const void* grad_h_n = nullptr;        // (l * d, b, h) or nullptr
@@ -85,8 +87,8 @@ struct LstmBackwardTensors {
   LstmSequence x;                        // (t, b, i)
   const void* h0 = nullptr;              // (l * d, b, h)
   const void* c0 = nullptr;              // (l * d, b, h)
-  const void* const* weights = nullptr;  // as in lstm_pack
-  LstmSequence output;                   // (t, b, d * h), the forward pass's
+  const void* const* weights = nullptr;  // as in pack
+  LstmSequence output;                   // (t, b, d * h), the forward pass's; a single step reads none
   const void* reserve = nullptr;         // written by the forward pass
   LstmSequence grad_x;                   // (t, b, i)
   void* grad_h0 = nullptr;               // (l * d, b, h)
@@ -94,32 +96,28 @@ struct LstmBackwardTensors {
   void* const* grad_weights = nullptr;   // lstm_weights(shape) pointers, shaped as the weights
 };
 
+struct LstmKernels;  // one ISA's: csrc/cpu/lstm/kernels.h
+
 // Packed weights of every layer and direction in one block: a header, then for each W_ih (h/v, I_l, 4, v), W_hh
 // (h/v, h, 4, v) in `dtype` and the sum of the biases (h/v, 4, v) in float32, v being the lanes of the active ISA.
-PK_API Status lstm_packed_bytes(const LstmShape& shape, int64_t* bytes);
-// weights: per layer and direction w_ih (4h, I_l), w_hh (4h, h) and, with bias, b_ih (4h), b_hh (4h), contiguous.
-PK_API Status lstm_pack(const LstmShape& shape, const void* const* weights, void* packed, int64_t bytes,
-                        const Executor& executor);
-
-struct LstmForward : LstmForwardTensors {
-  int64_t packed_bytes = 0;
-  bool save = false;  // write `reserve`
+struct LstmPackingPlan {
+  LstmShape shape;
+  const LstmKernels* kernels;
+  int64_t packed_bytes;
 };
-using LstmBackward = LstmBackwardTensors;
-
-// One ISA's kernels: csrc/cpu/lstm/kernels.h.
-struct LstmKernels;
+PK_API Status make_packing_plan(const LstmShape& shape, LstmPackingPlan* plan);
+// weights: per layer and direction w_ih (4h, I_l), w_hh (4h, h) and, with bias, b_ih (4h), b_hh (4h), contiguous.
+PK_API void pack(const LstmPackingPlan& plan, const void* const* weights, void* packed, const Executor& executor);
 
 // Plain data, valid as long as the call's arrays are; may run any number of times, each with a workspace of its own.
-template <class Call, class Parts>
+template <class Args, class Parts>
 struct LstmPlan {
-  Call call;
-  Executor executor;
+  Args args;  // pointers may be set between make_plan and run
   const LstmKernels* kernels = nullptr;
   int64_t workspace_bytes = 0;
   // Of `reserve`, in float32: per layer and direction (rows, 5, h), the four gates and c; then the outputs of all
   // layers but the last (layers - 1, rows, d * h).
-  int64_t reserve_floats = 0;
+  int64_t reserve_elements = 0;
   // The rest is the kernels' own: rows in all, hidden units rounded up to whole vectors or panels, shares of a step,
   // and where in the workspace things lie, in bytes; -1 for what the call doesn't need.
   int64_t rows = 0, padded = 0;
@@ -130,20 +128,20 @@ struct LstmPlan {
 struct LstmForwardParts {
   int64_t x, between[2], gx, state, shares, packed, bias;
 };
-using LstmForwardPlan = LstmPlan<LstmForward, LstmForwardParts>;
+using LstmForwardPlan = LstmPlan<LstmForwardArgs, LstmForwardParts>;
 
 struct LstmBackwardParts {
   int64_t x, output, grad_output, grad_x, between[2], states, running, d_gates, w_hh[2], panels, grad_weight, shares;
 };
-using LstmBackwardPlan = LstmPlan<LstmBackward, LstmBackwardParts>;
+using LstmBackwardPlan = LstmPlan<LstmBackwardArgs, LstmBackwardParts>;
 
 // Checks the call and works out all that doesn't depend on data: reads the shape, x's strides, `packed` and its header,
-// and `save`. The other pointers may be set in plan.call afterwards. A block of packed weights is refused unless it is
-// what lstm_pack makes for this shape and the active ISA.
-PK_API Status make_plan(const LstmForward& call, const Executor& executor, LstmForwardPlan* plan);
-PK_API void run(const LstmForwardPlan& plan, void* workspace);
-// Reads the strides of grad_output, output and grad_x too, and whether there is a grad_output.
-PK_API Status make_plan(const LstmBackward& call, const Executor& executor, LstmBackwardPlan* plan);
-PK_API void run(const LstmBackwardPlan& plan, void* workspace);
+// and `save`. The other pointers may be set in plan.args afterwards. A block of packed weights is refused unless it is
+// what pack makes for this shape and the active ISA.
+PK_API Status make_plan(const LstmForwardArgs& args, int threads, LstmForwardPlan* plan);
+PK_API void run(const LstmForwardPlan& plan, void* workspace, const Executor& executor);
+// Reads the strides of grad_output, output and grad_x too, and whether there are the first two.
+PK_API Status make_plan(const LstmBackwardArgs& args, int threads, LstmBackwardPlan* plan);
+PK_API void run(const LstmBackwardPlan& plan, void* workspace, const Executor& executor);
 
 }  // namespace pk

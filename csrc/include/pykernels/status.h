@@ -12,4 +12,10 @@ struct [[nodiscard]] Status {
 
 inline constexpr Status kOk{};
 
+// Runs what gives a Status, and returns that where it has failed.
+#define PK_TRY(...)                                                                 \
+  do {                                                                              \
+    if (const ::pk::Status pk_status = (__VA_ARGS__); !pk_status) return pk_status; \
+  } while (false)
+
 }  // namespace pk

@@ -15,7 +15,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
       "batch_norm_act(Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? residual, "
       "bool training, float eps, int activation, float negative_slope) -> (Tensor y, Tensor mask)");
   m.def(
-      "batch_norm_act_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, "
+      "batch_norm_act_backward(Tensor grad_y, Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, "
       "Tensor? residual, Tensor mask, bool training, float eps, int activation, float negative_slope, "
-      "bool need_residual) -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)");
+      "bool need_residual) -> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
 }

@@ -29,7 +29,7 @@ ConvAlgorithm to_algorithm(int64_t code, const char* op) {
 
 // x, and what follows from it: y's memory format is x's, as torch's conv2d gives; run makes the rest of its strides.
 void set_x(const char* op, const Tensor& x, ConvArgs* args) {
-  args->dtype = to_dtype(x.scalar_type(), op, "x");
+  args->dtype = to_float_dtype(x.scalar_type(), op, "x");
   args->x = to_conv_tensor(x);
   args->y_stride[1] = is_channels_last(x) ? 1 : 0;
 }
@@ -37,8 +37,6 @@ void set_x(const char* op, const Tensor& x, ConvArgs* args) {
 void check_x(const char* op, const Tensor& x) {
   check_cpu(x, op, "x");
   check_dim(x, 4, op, "x");
-  check(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16, op, "x",
-        "expected torch.float32 or torch.bfloat16, got ", dtype_name(x.scalar_type()));
 }
 
 void check_blob(const char* op, const char* argument, const char* of, const Tensor& t) {

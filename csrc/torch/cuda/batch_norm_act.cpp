@@ -25,7 +25,7 @@ bool is_dense(const Tensor& t, bool channels_last) {
 class Call {
  public:
   Call(const char* op, const Tensor& x)
-      : on(op, x, "x"), dtype(to_cuda_float(x.scalar_type(), op, "x")), op_(op), scalar_(x.scalar_type()) {
+      : on(op, x, "x"), dtype(on.float_dtype(x.scalar_type(), "x")), op_(op), scalar_(x.scalar_type()) {
     check(x.dim() == 4, op, "x", "expected (N, C, H, W), got shape ", shape_of(x));
     sizes_ = {x.size(0), x.size(1), x.size(2), x.size(3)};
     shape = {sizes_[0], sizes_[1], sizes_[2] * sizes_[3], is_channels_last(x)};
@@ -88,9 +88,8 @@ std::tuple<Tensor, Tensor> batch_norm_statistics_op(Tensor x, MaybeTensor runnin
   const cuda::BatchNormStatistics to = {written(mean), written(var), call.running(running_mean, "running_mean"),
                                         call.running(running_var, "running_var"), static_cast<float>(momentum)};
   cuda::BatchNormStatisticsPlan plan;
-  check_status(cuda::make_plan(call.shape, call.dtype, &plan), op);
-  const Tensor workspace = call.on.workspace(plan.workspace_bytes);
-  check_status(cuda::run(plan, kept.const_data_ptr(), to, workspace.mutable_data_ptr(), call.on.stream()), op);
+  call.on.plan(call.shape, call.dtype, &plan);
+  call.on.run_by(plan, kept.const_data_ptr(), to);
   return {mean, var};
 }
 
@@ -98,7 +97,7 @@ std::tuple<Tensor, Tensor> batch_norm_statistics_op(Tensor x, MaybeTensor runnin
 struct Shared {
   Tensor x, mean, var;
   MaybeTensor weight, bias, residual;
-  cuda::BatchNormAct args;
+  cuda::BatchNormActArgs args;
 
   Shared(const char* op, const Call& call, const Tensor& x_, const Tensor& mean_, const Tensor& var_,
          const MaybeTensor& weight_, const MaybeTensor& bias_, const MaybeTensor& residual_, double eps,
@@ -131,15 +130,15 @@ std::tuple<Tensor, Tensor> batch_norm_act_op(Tensor x, Tensor mean, Tensor var, 
   const Call call(op, x);
   const Shared shared(op, call, x, mean, var, weight, bias, residual, eps, activation, negative_slope);
   cuda::BatchNormActPlan plan;
-  check_status(cuda::make_plan(shared.args, &plan), op);
+  call.on.plan(shared.args, &plan);
   const Tensor y = call.empty_like_x(), mask = call.on.empty({plan.mask_bytes}, ScalarType::Byte);
   plan.args.y = y.mutable_data_ptr();
   if (plan.mask_bytes) plan.args.mask = static_cast<uint8_t*>(mask.mutable_data_ptr());
-  check_status(cuda::run(plan, call.on.stream()), op);
+  call.on.run_by(plan);
   return {y, mask};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act_backward_op(Tensor dy, Tensor x, Tensor mean, Tensor var,
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act_backward_op(Tensor grad_y, Tensor x, Tensor mean, Tensor var,
                                                                       MaybeTensor weight, MaybeTensor bias,
                                                                       MaybeTensor residual, Tensor mask, bool training,
                                                                       double eps, int64_t activation,
@@ -147,27 +146,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act_backward_op(Tensor dy,
   const char* op = "batch_norm_act_backward";
   const Call call(op, x);
   const Shared shared(op, call, x, mean, var, weight, bias, residual, eps, activation, negative_slope);
-  const Tensor kept = call.like_x(dy, "dy");
-  cuda::BatchNormActBackward args;
+  const Tensor kept = call.like_x(grad_y, "grad_y");
+  cuda::BatchNormActBackwardArgs args;
   args.forward = shared.args;
   call.on.check(mask, "mask");
   check_dtype(mask, ScalarType::Byte, op, "mask");
   if (mask.numel() > 0) args.forward.mask = static_cast<uint8_t*>(mask.mutable_data_ptr());  // read only
-  const Tensor dx = call.empty_like_x(), dweight = call.empty_vector(), dbias = call.empty_vector();
-  const Tensor dresidual = need_residual ? call.empty_like_x() : call.on.empty({0}, x.scalar_type());
+  const Tensor grad_x = call.empty_like_x(), grad_weight = call.empty_vector(), grad_bias = call.empty_vector();
+  const Tensor grad_residual = need_residual ? call.empty_like_x() : call.on.empty({0}, x.scalar_type());
   args.grad_y = kept.const_data_ptr();
-  args.grad_x = dx.mutable_data_ptr();
-  args.grad_residual = need_residual ? dresidual.mutable_data_ptr() : nullptr;
-  args.grad_weight = written(dweight);
-  args.grad_bias = written(dbias);
+  args.grad_x = grad_x.mutable_data_ptr();
+  args.grad_residual = need_residual ? grad_residual.mutable_data_ptr() : nullptr;
+  args.grad_weight = written(grad_weight);
+  args.grad_bias = written(grad_bias);
   args.batch_statistics = training;
   cuda::BatchNormActBackwardPlan plan;
-  check_status(cuda::make_plan(args, &plan), op);
+  call.on.plan(args, &plan);
   check(mask.numel() == 0 || (mask.dim() == 1 && mask.numel() == plan.mask_bytes && mask.is_contiguous()), op, "mask",
         "expected the ", plan.mask_bytes, " contiguous bytes of batch_norm_act, got shape ", shape_of(mask));
-  const Tensor workspace = call.on.workspace(plan.workspace_bytes);
-  check_status(cuda::run(plan, workspace.mutable_data_ptr(), call.on.stream()), op);
-  return {dx, dresidual, dweight, dbias};
+  call.on.run_by(plan);
+  return {grad_x, grad_residual, grad_weight, grad_bias};
 }
 
 }  // namespace

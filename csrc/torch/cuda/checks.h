@@ -27,42 +27,13 @@ inline std::ostream& operator<<(std::ostream& to, DeviceOf device) {
   return to << (device.tensor.is_cpu() ? "the CPU" : "another device");
 }
 
-inline void check_cuda(const Tensor& t, const char* op, const char* argument) {
-  check(t.is_cuda(), op, argument, "expected a CUDA tensor, got one on ", device_of(t));
-}
-
-// The element type of a CUDA kernel's argument; int32 and int8 too, as to_dtype.
-inline DType to_cuda_dtype(ScalarType t, const char* op, const char* argument) {
-  switch (t) {
-    case ScalarType::Float:
-      return DType::f32;
-    case ScalarType::BFloat16:
-      return DType::bf16;
-    case ScalarType::Half:
-      return DType::f16;
-    case ScalarType::Char:
-      return DType::i8;
-    case ScalarType::Int:
-      return DType::i32;
-    default:
-      fail(op, argument, "the CUDA kernels take float32, bfloat16, float16, int8 and int32, got ", dtype_name(t));
-  }
-}
-
-// float32, bfloat16 or float16.
-inline DType to_cuda_float(ScalarType t, const char* op, const char* argument) {
-  check(t == ScalarType::Float || t == ScalarType::BFloat16 || t == ScalarType::Half, op, argument,
-        "expected torch.float32, torch.bfloat16 or torch.float16, got ", dtype_name(t));
-  return to_cuda_dtype(t, op, argument);
-}
-
 // The device of an op's first tensor, current for as long as this lives. Make one at the start of every op:
 //
 //   const OnDevice on(op, x, "x");
 //   on.check(weight, "weight");
 //   const Tensor out = on.empty({m, n}, x.scalar_type());
-//   const Tensor workspace = on.workspace(plan.workspace_bytes);
-//   check_status(cuda::run(plan, workspace.mutable_data_ptr(), on.stream()), op);
+//   on.plan(args, &plan);    // make_plan, pack and run of pk::cuda, by the plan's type
+//   on.run_by(plan);
 //
 // Nothing here waits for the device. Tensors that die at the op's end may be used by its kernels still: torch's
 // allocator gives their memory only to later work of the same stream.
@@ -78,10 +49,6 @@ class OnDevice {
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
 
-  // A cudaStream_t.
-  void* stream() const { return stream_; }
-  int32_t index() const { return index_; }
-
   void check(const Tensor& t, const char* argument) const {
     if (t.is_cuda() && t.get_device_index() == index_) return;
     fail(op_, argument, "expected a tensor on cuda:", index_, ", as ", first_, " is, got one on ", device_of(t));
@@ -89,6 +56,9 @@ class OnDevice {
   void check(const std::optional<Tensor>& t, const char* argument) const {
     if (t) check(*t, argument);
   }
+
+  DType dtype(ScalarType t, const char* argument) const { return to_dtype(t, op_, argument, true); }
+  DType float_dtype(ScalarType t, const char* argument) const { return to_float_dtype(t, op_, argument, true); }
 
   // The numbers of a float vector (n), or null for none; `kept` owns them.
   const float* vector(const std::optional<Tensor>& t, int64_t n, const char* argument,
@@ -106,12 +76,33 @@ class OnDevice {
     return torch::stable::empty(sizes, dtype, std::nullopt, device(), std::nullopt, format);
   }
 
-  // Uninitialised, aligned to 256 bytes at least (512 with torch's own allocator).
-  Tensor workspace(int64_t bytes) const { return empty({bytes}, ScalarType::Byte); }
+  // The LSTM's packed weights and reserve are of its own dtype.
+  static ScalarType packed_dtype(ScalarType dtype) { return dtype; }
+  static ScalarType reserve_dtype(ScalarType dtype) { return dtype; }
+
+  template <class... Args>
+  void plan(const Args&... args) const {
+    check_status(make_plan(args...), op_);
+  }
+  template <class Plan, class... Args>
+  void pack_by(const Plan& plan, const Args&... args) const {
+    check_status(pack(plan, args..., stream_), op_);
+  }
+  // args: what the run reads besides the plan.
+  template <class Plan, class... Args>
+  void run_by(const Plan& plan, const Args&... args) const {
+    if constexpr (requires { plan.workspace_bytes; }) {
+      // Aligned to 256 bytes at least (512 with torch's own allocator).
+      const Tensor memory = empty({plan.workspace_bytes}, ScalarType::Byte);
+      check_status(run(plan, args..., memory.mutable_data_ptr(), stream_), op_);
+    } else {
+      check_status(run(plan, args..., stream_), op_);
+    }
+  }
 
  private:
   static int32_t checked_index(const char* op, const Tensor& t, const char* argument) {
-    check_cuda(t, op, argument);
+    binding::check(t.is_cuda(), op, argument, "expected a CUDA tensor, got one on ", device_of(t));
     return t.get_device_index();
   }
   torch::stable::Device device() const { return {torch::headeronly::DeviceType::CUDA, index_}; }

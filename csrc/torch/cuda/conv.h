@@ -13,9 +13,9 @@ inline Ints sizes_of(const Tensor& weight, const char* op) {
   return {weight.size(0), weight.size(1), weight.size(2), weight.size(3)};
 }
 
-inline Tensor conv_packed(const OnDevice& on, const cuda::ConvPackingPlan& plan, const Tensor& weight, const char* op) {
+inline Tensor conv_packed(const OnDevice& on, const cuda::ConvPackingPlan& plan, const Tensor& weight) {
   const Tensor packed = on.empty({plan.rows, plan.columns}, weight.scalar_type());
-  check_status(cuda::pack(plan, to_conv_tensor(weight), packed.mutable_data_ptr(), on.stream()), op);
+  on.pack_by(plan, to_conv_tensor(weight), packed.mutable_data_ptr());
   return packed;
 }
 

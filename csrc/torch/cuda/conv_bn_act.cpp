@@ -12,7 +12,7 @@ Tensor run(const char* op, const Tensor& x, const Tensor* weight, const Tensor* 
   const OnDevice on(op, x, "x");
   check_dim(x, 4, op, "x");
   ConvArgs args;
-  args.dtype = to_cuda_float(x.scalar_type(), op, "x");
+  args.dtype = on.float_dtype(x.scalar_type(), "x");
   args.shape = conv_shape_of(op, x, weight_shape, stride, padding, dilation, groups);
   args.x = to_conv_tensor(x);
   args.tf32 = tf32;
@@ -35,7 +35,7 @@ Tensor run(const char* op, const Tensor& x, const Tensor* weight, const Tensor* 
     on.check(*weight, "weight");
   }
   cuda::ConvPlan plan;
-  check_status(cuda::make_plan(args, &plan), op);
+  on.plan(args, &plan);
   if (residual.has_value()) {
     check_residual(*residual, args.shape, op);
     plan.args.residual = to_conv_tensor(*residual);
@@ -43,12 +43,11 @@ Tensor run(const char* op, const Tensor& x, const Tensor* weight, const Tensor* 
   if (packed != nullptr) {
     check_shape(*packed, {plan.packing.rows, plan.packing.columns}, op, "packed");
   } else {
-    made = conv_packed(on, plan.packing, *weight, op);
+    made = conv_packed(on, plan.packing, *weight);
     plan.args.packed = data_of(*made);
   }
   const Tensor y = conv_output(on, x, x.scalar_type(), &plan.args);
-  const Tensor workspace = on.workspace(plan.workspace_bytes);
-  check_status(cuda::run(plan, workspace.mutable_data_ptr(), on.stream()), op);
+  on.run_by(plan);
   return y;
 }
 
@@ -59,10 +58,10 @@ Tensor conv_pack_op(Tensor weight, int64_t groups, int64_t algorithm) {
         "expected 0 (direct), 1 (winograd4) or 2 (winograd2), got ", algorithm);
   const OnDevice on(op, weight, "weight");
   const DType dtype =
-      weight.scalar_type() == ScalarType::Char ? DType::i8 : to_cuda_float(weight.scalar_type(), op, "weight");
+      weight.scalar_type() == ScalarType::Char ? DType::i8 : on.float_dtype(weight.scalar_type(), "weight");
   cuda::ConvPackingPlan plan;
-  check_status(cuda::make_plan(weight_shape_of(sizes_of(weight, op), groups, op, "weight"), dtype, &plan), op);
-  return conv_packed(on, plan, weight, op);
+  check_status(make_packing_plan(weight_shape_of(sizes_of(weight, op), groups, op, "weight"), dtype, &plan), op);
+  return conv_packed(on, plan, weight);
 }
 
 Tensor conv_bn_act_op(Tensor x, Tensor weight, MaybeTensor scale, MaybeTensor shift, MaybeTensor residual, Ints stride,

@@ -17,7 +17,7 @@ Tensor int8_conv2d(Tensor x, Tensor weight, MaybeTensor scale, MaybeTensor shift
   check_dim(x, 4, kOp, "x");
   on.check(weight, "weight");
   check_dtype(weight, ScalarType::Char, kOp, "weight");
-  cuda::Int8Conv args;
+  cuda::Int8ConvArgs args;
   args.shape = conv_shape_of(kOp, x, sizes_of(weight, kOp), stride, padding, dilation, groups);
   args.x = to_conv_tensor(x);
   MaybeTensor kept_scale, kept_shift;
@@ -27,23 +27,22 @@ Tensor int8_conv2d(Tensor x, Tensor weight, MaybeTensor scale, MaybeTensor shift
     on.check(*residual, "residual");
     check_dim(*residual, 4, kOp, "residual");
     args.residual = to_conv_tensor(*residual);
-    args.residual_dtype = to_cuda_dtype(residual->scalar_type(), kOp, "residual");
+    args.residual_dtype = on.dtype(residual->scalar_type(), "residual");
   }
   args.residual_scale = static_cast<float>(residual_scale);
   args.activation = to_activation(activation, kOp);
   args.negative_slope = static_cast<float>(negative_slope);
   args.y_scale = static_cast<float>(y_scale);
-  args.y_dtype = to_cuda_dtype(out_dtype, kOp, "out_dtype");
+  args.y_dtype = on.dtype(out_dtype, "out_dtype");
   cuda::Int8ConvPlan plan;
-  check_status(cuda::make_plan(args, &plan), kOp);
+  on.plan(args, &plan);
   check(weight.size(1) * args.shape.r * args.shape.s <= kInt8MaxK, kOp, "weight", "expected at most ", kInt8MaxK,
         " numbers a filter, beyond which int32 sums may wrap, got shape ", shape_of(weight));
   if (residual) check_residual(*residual, args.shape, kOp);
-  const Tensor packed = conv_packed(on, plan.packing, weight, kOp);
+  const Tensor packed = conv_packed(on, plan.packing, weight);
   plan.args.packed = data_of(packed);
   const Tensor y = conv_output(on, x, out_dtype, &plan.args);
-  const Tensor workspace = on.workspace(plan.workspace_bytes);
-  check_status(cuda::run(plan, workspace.mutable_data_ptr(), on.stream()), kOp);
+  on.run_by(plan);
   return y;
 }
 

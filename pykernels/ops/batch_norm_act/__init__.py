@@ -30,7 +30,7 @@ def batch_norm_act(
     negative_slope: float = 0.01,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """Batch norm, residual add and activation, fused; forward in two passes over ``x``, backward in two over ``dy``.
+    """Batch norm, residual add and activation, fused; two passes over ``x`` forward, two over ``grad_y`` backward.
 
     The same as::
 

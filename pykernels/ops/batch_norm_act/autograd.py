@@ -1,10 +1,10 @@
 """What PyTorch needs to know of the batch-norm ops: shapes without data, gradients, and plain PyTorch for a CPU.
 
-With x^ = (x - mean) / sqrt(var + eps), z = x^ * weight + bias + residual, y = act(z), dz = dy act'(z) and m values of a
-channel, mean and var being those of x:
+With x^ = (x - mean) / sqrt(var + eps), z = x^ * weight + bias + residual, y = act(z), dz = grad_y act'(z) and m values
+of a channel, mean and var being those of x:
 
-    dresidual = dz,  dbias = sum(dz),  dweight = sum(dz x^)
-    dx = weight / sqrt(var + eps) * (dz - dbias / m - x^ dweight / m)
+    grad_residual = dz,  grad_bias = sum(dz),  grad_weight = sum(dz x^)
+    grad_x = weight / sqrt(var + eps) * (dz - grad_bias / m - x^ grad_weight / m)
 
 One op computes all four. The gradient of that (create_graph) goes through the same formulas in aten ops.
 """
@@ -53,14 +53,14 @@ def _affine(xhat: torch.Tensor, weight: Any, bias: Any, residual: Any) -> torch.
 def _gradients(
     dz: torch.Tensor, xhat: torch.Tensor, var: torch.Tensor, weight: Any, call: BatchNormCall
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    dbias, dweight = dz.sum(_DIMS), (dz * xhat).sum(_DIMS)
+    grad_bias, grad_weight = dz.sum(_DIMS), (dz * xhat).sum(_DIMS)
     scale = torch.rsqrt(var + call.eps)
     scale = scale if weight is None else scale * weight
     inner = dz
     if call.training:
         m = max(xhat.shape[0] * xhat.shape[2] * xhat.shape[3], 1)
-        inner = dz - _channels(dbias / m) - xhat * _channels(dweight / m)
-    return inner * _channels(scale), dweight, dbias
+        inner = dz - _channels(grad_bias / m) - xhat * _channels(grad_weight / m)
+    return inner * _channels(scale), grad_weight, grad_bias
 
 
 def _statistics_on_cpu(x: torch.Tensor, running_mean: Any, running_var: Any, momentum: float) -> Any:
@@ -100,7 +100,7 @@ def _act_on_cpu(
 
 
 def _backward_on_cpu(
-    dy: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, weight: Any, bias: Any, residual: Any,
+    grad_y: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, weight: Any, bias: Any, residual: Any,
     mask: torch.Tensor, *rest: Any,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     call, need_residual = BatchNormCall(*rest[:-1]), rest[-1]
@@ -118,10 +118,10 @@ def _backward_on_cpu(
     else:
         z = _affine(xhat, weight, bias, residual)
     y = apply_activation(z, activation, slope) if output_tells(activation, slope) else None
-    dz = activation_backward(dy.to(xhat.dtype), activation, slope, y, lambda: z)
-    dx, dweight, dbias = _gradients(dz, xhat, var, weight, call)
-    dresidual = dz.to(x.dtype, copy=True).contiguous(memory_format=format) if need_residual else x.new_empty(0)
-    return dx.to(x.dtype).contiguous(memory_format=format), dresidual, dweight, dbias
+    dz = activation_backward(grad_y.to(xhat.dtype), activation, slope, y, lambda: z)
+    grad_x, grad_weight, grad_bias = _gradients(dz, xhat, var, weight, call)
+    grad_residual = dz.to(x.dtype, copy=True).contiguous(memory_format=format) if need_residual else x.new_empty(0)
+    return grad_x.to(x.dtype).contiguous(memory_format=format), grad_residual, grad_weight, grad_bias
 
 
 # Shapes.
@@ -145,7 +145,7 @@ def _fake_act(x: torch.Tensor, mean: Any, var: Any, weight: Any, bias: Any, resi
     return _like(x), x.new_empty(size, dtype=torch.uint8)
 
 
-def _fake_backward(dy: Any, x: torch.Tensor, *rest: Any) -> Any:
+def _fake_backward(grad_y: Any, x: torch.Tensor, *rest: Any) -> Any:
     vectors = (x.new_empty(x.shape[1], dtype=_wide(x.dtype)) for _ in range(2))
     return _like(x), _like(x) if rest[-1] else x.new_empty(0), *vectors
 
@@ -170,25 +170,29 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def backward_by(op: Callable[[], Any]) -> Callable[..., tuple[Any, ...]]:
     """The gradient of a batch_norm_act, by the batch_norm_act_backward that ``op()`` is."""
 
-    def backward(ctx: Any, dy: torch.Tensor | None, _: Any) -> tuple[Any, ...]:
-        if dy is None:
+    def backward(ctx: Any, grad_y: torch.Tensor | None, _: Any) -> tuple[Any, ...]:
+        if grad_y is None:
             return (None,) * (6 + len(ctx.call))
         x, mean, var, weight, bias, residual, mask, y = ctx.saved_tensors
         need_x, _, _, need_weight, need_bias, need_residual = ctx.needs_input_grad[:6]
         if torch.is_grad_enabled():
-            dx, dresidual, dweight, dbias = _differentiable(dy, x, mean, var, weight, bias, residual, y, ctx.call)
+            grad_x, grad_residual, grad_weight, grad_bias = _differentiable(
+                grad_y, x, mean, var, weight, bias, residual, y, ctx.call
+            )
         else:
             separate = need_residual and ACTIVATIONS[ctx.call.activation] != "none"
-            dx, dresidual, dweight, dbias = op()(dy, x, mean, var, weight, bias, residual, mask, *ctx.call, separate)
+            grad_x, grad_residual, grad_weight, grad_bias = op()(
+                grad_y, x, mean, var, weight, bias, residual, mask, *ctx.call, separate
+            )
             if need_residual and not separate:
-                dresidual = dy
+                grad_residual = grad_y
         return (
-            dx if need_x else None,
+            grad_x if need_x else None,
             None,
             None,
-            dweight if need_weight else None,
-            dbias if need_bias else None,
-            dresidual if need_residual else None,
+            grad_weight if need_weight else None,
+            grad_bias if need_bias else None,
+            grad_residual if need_residual else None,
             *[None] * len(ctx.call),
         )
 
@@ -196,7 +200,7 @@ def backward_by(op: Callable[[], Any]) -> Callable[..., tuple[Any, ...]]:
 
 
 def _differentiable(
-    dy: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, weight: Any, bias: Any, residual: Any,
+    grad_y: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, weight: Any, bias: Any, residual: Any,
     y: Any, call: BatchNormCall,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     wide = x.to(_wide(x.dtype))
@@ -204,11 +208,11 @@ def _differentiable(
         var, mean = torch.var_mean(wide, _DIMS, correction=0)
     xhat = _normalised(wide, mean, var, call.eps)
     dz = activation_backward(
-        dy.to(wide.dtype), ACTIVATIONS[call.activation], call.negative_slope, None if y is None else y.to(wide.dtype),
-        lambda: _affine(xhat, weight, bias, residual),
+        grad_y.to(wide.dtype), ACTIVATIONS[call.activation], call.negative_slope,
+        None if y is None else y.to(wide.dtype), lambda: _affine(xhat, weight, bias, residual),
     )  # fmt: skip
-    dx, dweight, dbias = _gradients(dz, xhat, var, weight, call)
-    return dx.to(x.dtype), dz.to(x.dtype), dweight, dbias
+    grad_x, grad_weight, grad_bias = _gradients(dz, xhat, var, weight, call)
+    return grad_x.to(x.dtype), dz.to(x.dtype), grad_weight, grad_bias
 
 
 def _register() -> None:

@@ -82,7 +82,7 @@ def int8_conv2d(
         out_dtype,
     )  # fmt: skip
     k = weight.shape[0]
-    scale = vector(OP, "scale", scale, k, "(1, n)", x.device)
+    scale = vector(OP, "scale", scale, (1, k), x.device)
     check_bias(OP, bias, k, x.device)
     plain = scale is None and bias is None and residual is None and call.activation == 0 and call.y_scale == 1
     check_out_dtype(OP, out_dtype, plain)

@@ -9,7 +9,15 @@ from pykernels.ops._arguments import check_device, check_floating, check_tensor,
 from pykernels.ops._autocast import autocast_dtype, cast
 from pykernels.ops._dispatch import choose, kernels
 from pykernels.ops.int8_matmul import autograd as autograd
-from pykernels.ops.int8_matmul.arguments import Epilogue, check_bias, check_int8, int8_matmul_call, vector, widest
+from pykernels.ops.int8_matmul.arguments import (
+    Epilogue,
+    check_bias,
+    check_int8,
+    check_out_dtype,
+    check_product,
+    vector,
+    widest,
+)
 from pykernels.ops.int8_matmul.op import INT8_MATMUL, INT8_MATMUL_SCALED, QUANTIZE_INT8
 from pykernels.ops.int8_matmul.reference import quantize_int8_reference, reference
 
@@ -69,11 +77,20 @@ def int8_matmul(
         RuntimeError: The backend asked for cannot run, or a zero point lies outside [-128, 127]; on a CUDA device that
             is not looked at, for it would mean to wait: the sums are then right modulo 2^32.
     """
-    call = int8_matmul_call(a, b, a_scale, b_scale, a_zero_point, bias, activation, out_dtype)
-    op = INT8_MATMUL if out_dtype == torch.int32 else INT8_MATMUL_SCALED
-    where = choose(op, a.device, widest(out_dtype, *call.floats()), backend, "int8_matmul")
+    op = "int8_matmul"
+    code = activation_code(op, activation)
+    check_product(op, a, b, a_zero_point is not None)
+    of_rows, of_columns, device = (a.shape[0], 1), (1, b.shape[1]), a.device
+    a_scale = vector(op, "a_scale", a_scale, of_rows, device, "a's")
+    b_scale = vector(op, "b_scale", b_scale, of_columns, device, "a's")
+    a_zero_point = vector(op, "a_zero_point", a_zero_point, of_rows, device, "a's", torch.int32)
+    check_bias(op, bias, b.shape[1], device, "a's")
+    check_out_dtype(op, out_dtype, a_scale is None and b_scale is None and bias is None and activation == "none")
+    call = Epilogue(a_scale, b_scale, a_zero_point, bias, code, out_dtype)
+    product = INT8_MATMUL if out_dtype == torch.int32 else INT8_MATMUL_SCALED
+    where = choose(product, device, widest(out_dtype, *call.floats()), backend, op)
     if where == "reference":
-        _check_zero_point("int8_matmul", call.a_zero_point)
+        _check_zero_point(op, call.a_zero_point)
         return reference(a, b, call)
     return kernels(where, INT8_MATMUL).int8_matmul(a, b, *call.narrow())
 
@@ -166,7 +183,7 @@ def int8_linear(
     if weight.dim() != 2 or weight.shape[1] != x.shape[1]:
         fail(ValueError, op, "weight", f"shape (N, {x.shape[1]})", tuple(weight.shape))
     n = weight.shape[0]
-    scale = vector(op, "weight_scale", check_tensor(op, "weight_scale", weight_scale), n, "(1, n)", x.device)
+    scale = vector(op, "weight_scale", check_tensor(op, "weight_scale", weight_scale), (1, n), x.device)
     assert scale is not None
     check_bias(op, bias, n, x.device)
     refuse_gradient(op, x=x, weight_scale=scale, bias=bias)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 
-from pykernels.ops._activation import activation_code
 from pykernels.ops._arguments import (
     check_choice,
     check_device,
@@ -73,10 +72,10 @@ def check_product(op: str, a: torch.Tensor, b: torch.Tensor, zero_point: bool) -
 
 
 def vector(
-    op: str, name: str, t: torch.Tensor | None, n: int, shape: str, device: torch.device, whose: str = "x's",
+    op: str, name: str, t: torch.Tensor | None, matrix: tuple[int, int], device: torch.device, whose: str = "x's",
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor | None:  # fmt: skip
-    """``t`` as a vector of 1 or ``n`` elements; ``shape`` is its matrix form, "(n, 1)" or "(1, n)"; None stays.
+    """``t`` as a vector, of one element or of those of a ``matrix`` of this shape, (n, 1) or (1, n); None stays.
 
     ``dtype`` None stands for any floating dtype; ``whose`` the ``device`` is.
     """
@@ -88,33 +87,10 @@ def vector(
     else:
         check_dtype(op, name, t, dtype)
     check_device(op, name, t, device, whose)
-    matrix = (n, 1) if shape == "(n, 1)" else (1, n)
+    n = matrix[0] * matrix[1]
     if t.numel() != 1 and tuple(t.shape) not in ((n,), matrix):
         fail(ValueError, op, name, f"one element, ({n},) or {matrix}", f"shape {tuple(t.shape)}")
     return t.reshape(-1)
-
-
-def int8_matmul_call(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    a_scale: torch.Tensor | None = None,
-    b_scale: torch.Tensor | None = None,
-    a_zero_point: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    activation: str = "none",
-    out_dtype: torch.dtype = torch.int32,
-) -> Epilogue:
-    """The call, checked; raises where the arguments do not go together."""
-    op = "int8_matmul"
-    code = activation_code(op, activation)
-    check_product(op, a, b, a_zero_point is not None)
-    m, n, device = a.shape[0], b.shape[1], a.device
-    a_scale = vector(op, "a_scale", a_scale, m, "(n, 1)", device, "a's")
-    b_scale = vector(op, "b_scale", b_scale, n, "(1, n)", device, "a's")
-    a_zero_point = vector(op, "a_zero_point", a_zero_point, m, "(n, 1)", device, "a's", torch.int32)
-    check_bias(op, bias, n, device, "a's")
-    check_out_dtype(op, out_dtype, a_scale is None and b_scale is None and bias is None and activation == "none")
-    return Epilogue(a_scale, b_scale, a_zero_point, bias, code, out_dtype)
 
 
 def check_bias(op: str, bias: torch.Tensor | None, n: int, device: torch.device, whose: str = "x's") -> None:

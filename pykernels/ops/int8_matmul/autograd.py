@@ -26,10 +26,10 @@ def _fake_matmul_packed(a: Any, packed: Any, n: Any, *call: Any) -> torch.Tensor
 
 
 def _fake_pack(b: torch.Tensor) -> torch.Tensor:
-    if b.device.type == "cuda":  # int8_packed_bytes in csrc/include/pykernels/cuda/int8_matmul.h
+    if b.device.type == "cuda":  # make_packing_plan of csrc/include/pykernels/cuda/int8_matmul.h
         k, n = b.shape
         return b.new_empty((n * ((k + 31) // 32 * 32 + 4) + k % 32,), dtype=torch.uint8)
-    # int8_packed_bytes in csrc/include/pykernels/int8_matmul.h: the same for every instruction set.
+    # make_packing_plan of csrc/include/pykernels/int8_matmul.h: the same for every instruction set.
     columns = (b.shape[1] + 31) // 32 * 32
     return b.new_empty((64 + 4 * columns + (b.shape[0] + 3) // 4 * 4 * columns,), dtype=torch.uint8)
 
@@ -62,7 +62,7 @@ def setup_matmul(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> Non
 def matmul_backward(matmul: Callable[..., torch.Tensor]) -> Callable[..., tuple[Any, ...]]:
     """The backward of an int8_matmul op; ``matmul`` is the op, which computes the sums again."""
 
-    def backward(ctx: Any, gy: torch.Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad_y: torch.Tensor) -> tuple[Any, ...]:
         a, b, *tensors = ctx.saved_tensors
         call = Epilogue(*tensors, *ctx.flat)
         again = torch.is_grad_enabled()  # the backward is itself to be differentiated
@@ -75,7 +75,10 @@ def matmul_backward(matmul: Callable[..., torch.Tensor]) -> Callable[..., tuple[
             if not again:
                 tensors = [None if t is None or i == 2 else t.detach().requires_grad_() for i, t in enumerate(tensors)]
             found = torch.autograd.grad(
-                epilogue(sums, Epilogue(*tensors, *ctx.flat)), [tensors[i - 2] for i in wanted], gy, create_graph=again
+                epilogue(sums, Epilogue(*tensors, *ctx.flat)),
+                [tensors[i - 2] for i in wanted],
+                grad_y,
+                create_graph=again,
             )
         for i, g in zip(wanted, found, strict=True):
             gradients[i] = g

@@ -106,7 +106,7 @@ def _like(t: Tensor) -> Tensor:
 
 
 def _pack_fake(weights: list[Tensor], num_layers: int, bidirectional: bool, has_bias: bool) -> Tensor:
-    if weights[0].device.type == "cuda":  # lstm_packed_bytes in csrc/include/pykernels/cuda/lstm.h
+    if weights[0].device.type == "cuda":  # make_packing_plan of csrc/include/pykernels/cuda/lstm.h
         size: Any = 0
         vector = 16 // weights[0].element_size()
         for w_ih, w_hh in zip(weights[:: 4 if has_bias else 2], weights[1 :: 4 if has_bias else 2], strict=True):

@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pykernels.ops.lstm.arguments import LSTMCall, States
-from pykernels.ops.lstm.arguments import check_sizes as check_sizes
+from pykernels.ops.lstm.arguments import LSTMCall, States, check_sizes
 
 
 def _computing(dtype: torch.dtype) -> torch.dtype:

@@ -104,7 +104,7 @@ void run(const Case& k, std::string* bits) {
 
   OnDevice y(k.dtype, size, k.shift), dx(k.dtype, size, k.shift), dresidual(k.dtype, size, k.shift);
   const simt::Guarded<float> w(weight), b(bias);
-  BatchNormAct forward;
+  BatchNormActArgs forward;
   forward.shape = shape;
   forward.dtype = k.dtype;
   forward.x = x.data();
@@ -125,7 +125,7 @@ void run(const Case& k, std::string* bits) {
   EXPECT(bool(cuda::run(plan, nullptr)));
 
   simt::Guarded<float> dweight(k.c), dbias(k.c);
-  BatchNormActBackward backward;
+  BatchNormActBackwardArgs backward;
   backward.forward = forward;
   backward.forward.y = nullptr;
   backward.grad_y = dy.data();
@@ -232,7 +232,7 @@ void sizes_that_are_zero() {
     EXPECT(bool(cuda::run(statistics, nullptr, {mean.data(), var.data(), running.data(), running.data()}, nullptr,
                           nullptr)) ||
            shape.c == 0);
-    BatchNormActBackward backward;
+    BatchNormActBackwardArgs backward;
     backward.forward.shape = shape;
     backward.forward.mean = mean.data();
     backward.forward.var = var.data();
@@ -258,7 +258,7 @@ void not_finite() {
     BatchNormStatisticsPlan statistics;
     EXPECT(bool(make_plan(shape, f32, &statistics)) && statistics.workspace_bytes <= 4000);
     EXPECT(bool(cuda::run(statistics, x.data(), {mean.data(), var.data()}, workspace.data(), nullptr)));
-    BatchNormAct a;
+    BatchNormActArgs a;
     a.shape = shape, a.x = x.data(), a.y = y.data(), a.mean = mean.data(), a.var = var.data(), a.activation = kRelu;
     BatchNormActPlan plan;
     EXPECT(bool(make_plan(a, &plan)) && bool(cuda::run(plan, nullptr)));
@@ -304,7 +304,7 @@ void refuses() {
   EXPECT(!make_plan({1 << 30, 1 << 30, 1 << 30}, f32, &statistics));
   EXPECT(!make_plan({1, 8, 4}, DType::i8, &statistics));
   EXPECT(!batch_norm_combine({0, 1, 0, 8, nullptr}, {nullptr, v}, nullptr));
-  BatchNormActBackward b;
+  BatchNormActBackwardArgs b;
   b.forward.shape = {1, 1, 1};
   b.forward.residual = v;
   b.forward.activation = kRelu;

@@ -127,7 +127,7 @@ void check_int8() {
     simt::Use use(schedules[i % schedules.size()]);
     check_int8_sums(sums[i], i);
   }
-  cuda::Int8Conv bad;
+  cuda::Int8ConvArgs bad;
   bad.shape = cases[0].shape;
   bad.y_dtype = DType::i32;
   bad.y_scale = 2.0f;
@@ -166,7 +166,7 @@ void check_refusals() {
     refused(bad, part);
     cuda::ConvPackingPlan packing;
     if (field == &ConvShape::r || field == &ConvShape::k || field == &ConvShape::groups) {
-      EXPECT(says(cuda::make_plan(bad.shape, DType::f16, &packing), part), "packing: %s", part);
+      EXPECT(says(cuda::make_packing_plan(bad.shape, DType::f16, &packing), part), "packing: %s", part);
     }
   };
   refused_shape(&ConvShape::k, 0, "output channel");
@@ -218,7 +218,7 @@ void check_packed_sizes() {
   };
   for (const auto& [shape, dtype, rows, columns] : sizes) {
     cuda::ConvPackingPlan plan = {};
-    const Status status = cuda::make_plan(shape, dtype, &plan);
+    const Status status = cuda::make_packing_plan(shape, dtype, &plan);
     EXPECT(status && plan.rows == rows && plan.columns == columns, "%d x %d", static_cast<int>(plan.rows),
            static_cast<int>(plan.columns));
   }

@@ -18,8 +18,8 @@ using Call = CallIn<Bytes>;
 
 inline Bytes pack(const ConvShape& s, DType dtype, Array& weight) {
   cuda::ConvPackingPlan plan;
-  succeeded(cuda::make_plan(s, dtype, &plan), "make_plan");
-  Bytes packed(static_cast<size_t>(plan.bytes()));
+  succeeded(cuda::make_packing_plan(s, dtype, &plan), "make_packing_plan");
+  Bytes packed(static_cast<size_t>(plan.packed_bytes));
   succeeded(cuda::pack(plan, weight.tensor(), packed.data(), nullptr), "pack");
   return packed;
 }
@@ -88,8 +88,8 @@ struct Int8Case {
   DType residual, y;
 };
 
-inline cuda::Int8Conv int8_call(const ConvShape& s, Array& x, const Bytes& packed, Array& y) {
-  cuda::Int8Conv args;
+inline cuda::Int8ConvArgs int8_call(const ConvShape& s, Array& x, const Bytes& packed, Array& y) {
+  cuda::Int8ConvArgs args;
   args.shape = s;
   args.x = x.tensor();
   set_packed(&args, packed);
@@ -119,7 +119,7 @@ inline void check_int8_case(const Int8Case& c, unsigned i) {
   const float residual_scale = 0.5f, y_scale = 0.25f;
   const Bytes packed = pack(s, DType::i8, weight);
   const simt::Guarded<float> on_scale(scale), on_shift(shift);
-  cuda::Int8Conv args = int8_call(s, x, packed, y);
+  cuda::Int8ConvArgs args = int8_call(s, x, packed, y);
   args.scale = on_scale.data();
   args.shift = on_shift.data();
   args.residual = residual.tensor();
@@ -155,7 +155,7 @@ inline void check_int8_sums(const Int8Case& c, unsigned i) {
     x.set(n, ch, h, w, static_cast<float>((3 * ch + 2 * h + w) % 7 - 128));
   });
   const Bytes packed = pack(s, DType::i8, weight);
-  cuda::Int8Conv args = int8_call(s, x, packed, y);
+  cuda::Int8ConvArgs args = int8_call(s, x, packed, y);
   args.y_dtype = DType::i32;
   plan_and_run<cuda::Int8ConvPlan>(args);
 

@@ -43,7 +43,7 @@ void check(const Case& c) {
   const size_t out_stride = static_cast<size_t>(c.n + c.gap), outs = static_cast<size_t>(c.m) * out_stride;
   const auto before = pk::test::normal(outs, 5);
 
-  Gemm g;
+  GemmArgs g;
   g.m = c.m, g.n = c.n, g.k = c.k;
   g.dtype = c.dtype, g.tf32 = c.tf32;
   g.a = a.data(), g.b = b.data();
@@ -83,7 +83,7 @@ void check(const Case& c) {
   for (const auto& schedule : simt::schedules()) {
     simt::Use use(schedule);
     OnDevice out(c.out_dtype, before);
-    plan.problem.out = out.data();
+    plan.args.out = out.data();
     pk::test::run_planned(plan);
     const std::vector<float> got = out.floats();
     const double difference = pk::test::relative_l2(got, want);
@@ -153,7 +153,7 @@ void check_nan() {
     for (const uint32_t bits : {0x7fffffffu, 0xffffffffu, 0x7fc00000u}) {
       float a[4] = {1.0f, 0.0f, 2.0f, 1.0f}, b[4] = {3.0f, 1.0f, 2.0f, 1.0f}, out[1] = {};
       std::memcpy(a + 1, &bits, sizeof bits);
-      Gemm g;
+      GemmArgs g;
       g.m = g.n = 1, g.k = 4, g.a = a, g.b = b, g.out = out, g.tf32 = tf32;
       g.a_stride_m = g.b_stride_n = 4, g.out_stride = 1;
       GemmPlan plan;
@@ -166,20 +166,20 @@ void check_nan() {
 void check_refusals() {
   GemmPlan plan;
   const auto refused = [&](auto change) {
-    Gemm g;
+    GemmArgs g;
     g.m = g.n = g.k = 2;
     g.a_stride_m = g.b_stride_n = g.out_stride = 2;
     change(g);
     return !make_plan(g, &plan);
   };
-  EXPECT(refused([](Gemm& g) { g.m = -1; }));
-  EXPECT(refused([](Gemm& g) { g.k = int64_t{1} << 31; }));
-  EXPECT(refused([](Gemm& g) { g.dtype = DType::i8; }));
-  EXPECT(refused([](Gemm& g) { g.out_dtype = DType::bf16; }));
-  EXPECT(refused([](Gemm& g) { g.asked.tile = 4; }));
-  EXPECT(refused([](Gemm& g) { g.asked.tile = 3; }));
-  EXPECT(!refused([](Gemm& g) { g.k = 64, g.asked.split = 2; }) && plan.workspace_bytes > 0);
-  EXPECT(make_plan(Gemm{}, &plan) && plan.workspace_bytes == 0 && run(plan, nullptr, nullptr));
+  EXPECT(refused([](GemmArgs& g) { g.m = -1; }));
+  EXPECT(refused([](GemmArgs& g) { g.k = int64_t{1} << 31; }));
+  EXPECT(refused([](GemmArgs& g) { g.dtype = DType::i8; }));
+  EXPECT(refused([](GemmArgs& g) { g.out_dtype = DType::bf16; }));
+  EXPECT(refused([](GemmArgs& g) { g.asked.tile = 4; }));
+  EXPECT(refused([](GemmArgs& g) { g.asked.tile = 3; }));
+  EXPECT(!refused([](GemmArgs& g) { g.k = 64, g.asked.split = 2; }) && plan.workspace_bytes > 0);
+  EXPECT(make_plan(GemmArgs{}, &plan) && plan.workspace_bytes == 0 && run(plan, nullptr, nullptr));
 }
 
 void check_choices() {

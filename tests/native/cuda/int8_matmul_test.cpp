@@ -20,17 +20,17 @@ using test::succeeded;
 
 namespace {
 
-void run(const Int8Matmul& p, Int8Choice choice = {}) {
+void run(const Int8MatmulArgs& p, Int8Choice choice = {}) {
   cuda::Int8MatmulPlan plan;
-  succeeded(cuda::make_plan(p, choice, &plan), "make_plan");
+  succeeded(cuda::make_plan({p, choice}, &plan), "make_plan");
   run_planned(plan);
 }
 
 Guarded<char> pack(const int8_t* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n) {
-  int64_t bytes = 0;
-  succeeded(cuda::int8_packed_bytes(k, n, &bytes), "packed bytes");
-  Guarded<char> packed(static_cast<size_t>(bytes));
-  succeeded(cuda::int8_pack(b, k, n, stride_k, stride_n, packed.data(), nullptr), "int8_pack");
+  cuda::Int8PackingPlan plan;
+  succeeded(cuda::make_packing_plan(k, n, &plan), "make_packing_plan");
+  Guarded<char> packed(static_cast<size_t>(plan.packed_bytes));
+  succeeded(cuda::pack(plan, b, stride_k, stride_n, packed.data(), nullptr), "pack");
   return packed;
 }
 
@@ -56,7 +56,7 @@ void matmul_case(int64_t m, int64_t n, int64_t k, bool extremes, bool zero_point
       b(test::random_bytes(bs.elements, 2, extremes));
   const Guarded<int32_t> zero(test::zero_points(m));
   Guarded<int32_t> out(static_cast<size_t>(m * n));
-  Int8Matmul p;
+  Int8MatmulArgs p;
   p.m = m, p.n = n, p.k = k, p.a = a.data() + as.first, p.a_stride_m = as.row, p.a_stride_k = as.k;
   p.b = b.data() + bs.first, p.b_stride_k = bs.k, p.b_stride_n = bs.row, p.out = out.data();
   if (zero_point) p.a_zero_point = zero.data(), p.a_zero_point_stride = 1;
@@ -85,7 +85,7 @@ void epilogue_case(DType out_dtype, int64_t m, int64_t n, bool vectors, bool bia
   for (size_t j = 0; j < added.size(); ++j) added[j] = 0.25f * static_cast<float>(j % 32) - 3;
   const Guarded<int32_t> zero(std::vector<int32_t>{5});
   OnDevice out(out_dtype, static_cast<size_t>(m * n));
-  Int8Matmul p;
+  Int8MatmulArgs p;
   p.m = m, p.n = n, p.k = k, p.a = a.data(), p.a_stride_m = k, p.a_stride_k = 1;
   p.b = b.data(), p.b_stride_k = 1, p.b_stride_n = k, p.out = out.data(), p.out_dtype = out_dtype;
   p.a_scale = as.data(), p.a_scale_stride = vectors, p.b_scale = bs.data(), p.b_scale_stride = vectors;
@@ -118,7 +118,7 @@ void dynamic_case(DType dtype, int64_t m, int64_t n, int64_t k, int64_t stride, 
   const Guarded<int8_t> b(test::random_bytes(static_cast<size_t>(n * k), 6, false));
   const Guarded<float> bs(std::vector<float>(static_cast<size_t>(n), 0.01f));
   Guarded<float> out(static_cast<size_t>(m * n));
-  Int8Matmul p;
+  Int8MatmulArgs p;
   p.m = m, p.n = n, p.k = k, p.a = x.data(), p.a_dtype = dtype, p.a_stride_m = stride, p.a_stride_k = 1;
   p.b = b.data(), p.b_stride_k = n, p.b_stride_n = 1, p.b_scale = bs.data(), p.b_scale_stride = 1;
   p.out_dtype = DType::f32, p.out = out.data();
@@ -149,7 +149,7 @@ void quantize_case(DType dtype, int64_t outer, int64_t channels, int64_t inner, 
   Guarded<int8_t> q(total);
   Guarded<float> scale(c);
   Guarded<int32_t> zero(c);
-  QuantizeInt8 p;
+  QuantizeInt8Args p;
   p.x_dtype = dtype, p.x = given.data(), p.outer = outer, p.channels = channels, p.inner = inner;
   p.symmetric = symmetric, p.q = q.data(), p.scale = scale.data(), p.zero_point = zero.data();
   cuda::QuantizeInt8Plan plan;
@@ -281,7 +281,7 @@ void limits() {
   const Guarded<int8_t> v(std::vector<int8_t>(kInt8MaxK, -128));
   const Guarded<int32_t> zero(std::vector<int32_t>{127});
   Guarded<int32_t> out(1);
-  Int8Matmul p;
+  Int8MatmulArgs p;
   p.m = 1, p.n = 1, p.a = v.data(), p.a_stride_k = 1, p.b = v.data(), p.b_stride_k = 1, p.b_stride_n = 1;
   p.out = out.data();
   for (const auto algorithm : {Int8Algorithm::gemv, Int8Algorithm::skinny, Int8Algorithm::tile_64x64}) {
@@ -298,16 +298,16 @@ void refusals() {
   Guarded<int8_t> v(std::vector<int8_t>(64, 1));
   Guarded<int32_t> out(64);
   const Guarded<char> packed = pack(v.data(), 8, 8, 8, 1);
-  Int8Matmul good;
+  Int8MatmulArgs good;
   good.m = 8, good.n = 8, good.k = 8, good.a = v.data(), good.a_stride_m = 8, good.a_stride_k = 1;
   good.packed = packed.data(), good.packed_bytes = static_cast<int64_t>(packed.size()), good.out = out.data();
   cuda::Int8MatmulPlan plan;
-  const auto refuses = [&](const Int8Matmul& p, const char* word, Int8Choice choice = {}) {
-    const Status s = cuda::make_plan(p, choice, &plan);
+  const auto refuses = [&](const Int8MatmulArgs& p, const char* word, Int8Choice choice = {}) {
+    const Status s = cuda::make_plan({p, choice}, &plan);
     EXPECT(!s && std::strstr(s.error, word) != nullptr, "expected '%s', got '%s'", word, s ? "success" : s.error);
   };
-  EXPECT(cuda::make_plan(good, {}, &plan), "the good one");
-  Int8Matmul p = good;
+  EXPECT(cuda::make_plan({good, {}}, &plan), "the good one");
+  Int8MatmulArgs p = good;
   p.k = kInt8MaxK + 1, p.packed = nullptr;
   refuses(p, "131071");
   // The size of a packed weight tells k to the element, where n is known.
@@ -328,20 +328,20 @@ void refusals() {
   refuses(p, "16 rows", {Int8Algorithm::skinny, 0});
   refuses(good, "split", {Int8Algorithm::tile_64x64, 17});
   refuses(good, "Hopper", {Int8Algorithm::hopper_128x128, 0});
-  int64_t bytes = 0;
+  cuda::Int8PackingPlan packing;
   for (const int64_t size : {int64_t{1} << 61, INT64_MAX, kInt8MaxN + 1}) {
-    EXPECT(!cuda::int8_packed_bytes(4, size, &bytes), "%lld columns", static_cast<long long>(size));
-    EXPECT(!cuda::int8_pack(nullptr, 0, size, 1, 1, nullptr, nullptr), "packs %lld", static_cast<long long>(size));
+    EXPECT(!cuda::make_packing_plan(4, size, &packing), "%lld columns", static_cast<long long>(size));
+    EXPECT(!cuda::make_packing_plan(0, size, &packing), "%lld columns of nothing", static_cast<long long>(size));
     p = good, p.n = size;
     refuses(p, "2^36 columns");
     p = good, p.m = size;
     refuses(p, "too large");
-    QuantizeInt8 q;
+    QuantizeInt8Args q;
     q.outer = size, q.channels = int64_t{1} << 21, q.inner = 0;
     cuda::QuantizeInt8Plan quantizing;
     EXPECT(!cuda::make_plan(q, &quantizing), "quantises %lld slices", static_cast<long long>(size));
   }
-  EXPECT(!cuda::int8_packed_bytes(-1, 4, &bytes) && !cuda::int8_packed_bytes(4, -1, &bytes), "negative");
+  EXPECT(!cuda::make_packing_plan(-1, 4, &packing) && !cuda::make_packing_plan(4, -1, &packing), "negative");
 }
 
 void choices() {

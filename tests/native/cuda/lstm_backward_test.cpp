@@ -76,7 +76,7 @@ std::optional<Gradients> run(const Problem& p, const Oracle& oracle, Order order
     std::memset(output.elements.data(), 0xff, output.elements.bytes());
     std::memset(reserve.data(), 0xff, reserve.bytes());
     OnDevice h_n(s.dtype, p.h0.size()), c_n(s.dtype, p.h0.size());
-    cuda::LstmForward forward;
+    cuda::LstmForwardArgs forward;
     forward.shape = s;
     forward.x = x.view(), forward.output = output.view();
     forward.h0 = h0.data(), forward.c0 = c0.data(), forward.weights = from.data();
@@ -87,7 +87,7 @@ std::optional<Gradients> run(const Problem& p, const Oracle& oracle, Order order
     run_planned(plan, 256);
     EXPECT(plan.reserve_elements == static_cast<int64_t>(reserve.size()), "reserve");
   }
-  cuda::LstmBackward call;
+  cuda::LstmBackwardArgs call;
   call.shape = s;
   if (given.output) call.grad_output = grad_output.view();
   if (given.h_n) call.grad_h_n = grad_h_n.data();
@@ -258,10 +258,10 @@ void check_nan() {
 
 void check_bad_calls() {
   const Problem p(kCases[1], DType::f32);
-  cuda::LstmBackward call;
-  call.shape = p.s;
+  cuda::LstmBackwardArgs args;
+  args.shape = p.s;
   cuda::LstmBackwardPlan plan;
-  EXPECT(cuda::make_plan(call, &plan) && plan.workspace_bytes > 0, "a good shape");
+  EXPECT(cuda::make_plan(args, &plan) && plan.workspace_bytes > 0, "a good shape");
   const int64_t unread[] = {1, 1, 1};
   const std::function<void(LstmShape&)> bad[] = {[](LstmShape& s) { s.steps = 0; },
                                                  [](LstmShape& s) { s.batch = -1; },
@@ -272,15 +272,15 @@ void check_bad_calls() {
                                                  [](LstmShape& s) { s.steps = s.batch = 1 << 20; },
                                                  [&](LstmShape& s) { s.batch_sizes = unread, s.starts = nullptr; }};
   for (const auto& change : bad) {
-    call.shape = p.s;
-    change(call.shape);
-    EXPECT(!cuda::make_plan(call, &plan), "a bad shape");
+    args.shape = p.s;
+    change(args.shape);
+    EXPECT(!cuda::make_plan(args, &plan), "a bad shape");
   }
   // More blocks than multiprocessors: said, not tried.
-  call.shape = p.s;
-  call.shape.hidden = 1 << 14;
-  call.path = LstmPath::persistent;
-  EXPECT(!cuda::make_plan(call, &plan), "a persistent kernel that doesn't fit");
+  args.shape = p.s;
+  args.shape.hidden = 1 << 14;
+  args.path = LstmPath::persistent;
+  EXPECT(!cuda::make_plan(args, &plan), "a persistent kernel that doesn't fit");
 }
 
 // No sequences: zeros for the weights.

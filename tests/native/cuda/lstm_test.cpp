@@ -34,23 +34,23 @@ Results run(const Problem& p, const How& how) {
   Sequence x(p, how.order, s.input), output(p, how.order, s.directions * s.hidden);
   x.set(p.x);
   OnDevice h0(s.dtype, p.h0), c0(s.dtype, p.c0), h_n(s.dtype, p.h0.size()), c_n(s.dtype, p.h0.size());
-  int64_t bytes = 0;
-  if (how.packed) EXPECT(cuda::lstm_packed_bytes(s, &bytes), "packed bytes");
-  Bytes packed(static_cast<size_t>(bytes));
-  cuda::LstmForward f;
+  cuda::LstmPackingPlan packing = {};
+  if (how.packed) EXPECT(cuda::make_packing_plan(s, &packing), "packing plan");
+  Bytes packed(static_cast<size_t>(packing.packed_bytes));
+  cuda::LstmForwardArgs f;
   f.shape = s;
   f.x = x.view(), f.output = output.view();
   f.h0 = h0.data(), f.c0 = c0.data(), f.h_n = h_n.data(), f.c_n = c_n.data();
   f.path = how.path, f.tf32 = how.tf32, f.save = how.save;
   f.weights = pointers.data();
   if (how.packed) {
-    EXPECT(cuda::lstm_pack(s, pointers.data(), packed.data(), nullptr), "pack");
-    f.weights = nullptr, f.packed = packed.data();
+    EXPECT(cuda::pack(packing, pointers.data(), packed.data(), nullptr), "pack");
+    f.weights = nullptr, f.packed = packed.data(), f.packed_bytes = packing.packed_bytes;
   }
   cuda::LstmForwardPlan plan;
   succeeded(cuda::make_plan(f, &plan), "plan");
   OnDevice reserve(s.dtype, static_cast<size_t>(plan.reserve_elements));
-  plan.call.reserve = reserve.data();
+  plan.args.reserve = reserve.data();
   run_planned(plan, 256);
   return {output.dense(), h_n.floats(), c_n.floats(), reserve.floats()};
 }
@@ -259,7 +259,7 @@ void check_extremes() {
 void check_refusals() {
   const Problem p({4, 2, 6, 10, 1, 1, true, {}}, DType::f32);
   const void* none = nullptr;
-  cuda::LstmForward f;
+  cuda::LstmForwardArgs f;
   f.weights = &none;
   cuda::LstmForwardPlan plan;
   const auto refused = [&](auto&& change) {
@@ -282,6 +282,9 @@ void check_refusals() {
   EXPECT(cuda::make_plan(f, &plan), "the good one");
   f.weights = nullptr;
   EXPECT(!cuda::make_plan(f, &plan), "no weights");
+  f.packed = &none, f.packed_bytes = 16;
+  EXPECT(!cuda::make_plan(f, &plan), "packed weights of another length");
+  f.packed = nullptr;
   f.weights = &none;
   // A path that can't run.
   Device small = simt::device();

@@ -55,9 +55,9 @@ def test_values_gradients_and_running_statistics(name, dtype, way):
     for a, b in zip(args[1:3], wide_args[1:3], strict=True):
         # They are float32 whatever x is.
         assert a is None or relative_l2(a, b) <= BATCH_NORM_ACT_SPEC.tolerance(torch.float32, sample)
-    dy = normal(*y.shape, seed=1, dtype=dtype, device=way.device)
-    y.backward(dy)
-    expected.backward(dy.double())
+    grad_y = normal(*y.shape, seed=1, dtype=dtype, device=way.device)
+    y.backward(grad_y)
+    expected.backward(grad_y.double())
     for key, t in mine.items():
         assert t.grad.dtype == t.dtype
         if (name, key) != ("two-values", "x"):  # of two values nothing but rounding is left

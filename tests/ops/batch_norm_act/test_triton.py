@@ -51,14 +51,14 @@ def test_ops_are_those_of_the_cpu(layout, activation, residual, training, small_
     # Tails in both directions and, contiguous, planes that end in a part of a byte.
     x = normal(3, 11, 5, 7, layout=layout, dtype=dtype)
     r = normal(3, 11, 5, 7, seed=1, layout=layout, dtype=dtype) if residual else None
-    dy = normal(3, 11, 5, 7, seed=2, layout=layout, dtype=dtype)
+    grad_y = normal(3, 11, 5, 7, seed=2, layout=layout, dtype=dtype)
     w, b = normal(11, seed=3), normal(11, seed=4)
     rest = (training, 1e-5, code, 0.3)
     mean, var = plain._statistics_on_cpu(x, None, None, 0.1)
     y, mask = ops.batch_norm_act(x, mean, var, w, b, r, *rest)
-    got = ops.batch_norm_act_backward(dy, x, mean, var, w, b, r, mask, *rest, residual)
+    got = ops.batch_norm_act_backward(grad_y, x, mean, var, w, b, r, mask, *rest, residual)
     y0, mask0 = plain._act_on_cpu(x, mean, var, w, b, r, *rest)
-    expected = plain._backward_on_cpu(dy, x, mean, var, w, b, r, mask0, *rest, residual)
+    expected = plain._backward_on_cpu(grad_y, x, mean, var, w, b, r, mask0, *rest, residual)
     assert torch.equal(mask, mask0)  # to the bit, padding included
     assert (mask.numel() > 0) == (residual and activation in SIGNED)
     for mine, theirs in zip((y, *got), (y0, *expected), strict=True):
@@ -72,9 +72,9 @@ def test_without_the_residuals_gradient():
         y = batch_norm_act(x, training=True, residual=r, activation=activation, backend="triton")
         x2 = x.detach().double().requires_grad_()
         expected = batch_norm_act_reference(x2, training=True, residual=r.double(), activation=activation)
-        dy = normal(2, 5, 4, 4, seed=2)
-        y.backward(dy)
-        expected.backward(dy.double())
+        grad_y = normal(2, 5, 4, 4, seed=2)
+        y.backward(grad_y)
+        expected.backward(grad_y.double())
         assert relative_l2(x.grad, x2.grad) <= 4 * bound(x)
 
 
@@ -115,12 +115,12 @@ def test_an_outlier_in_front(layout, walk):
 
 
 def test_the_same_bits_every_time(walk):
-    x, r, dy = (normal(3, 10, 5, 7, seed=i) for i in range(3))
+    x, r, grad_y = (normal(3, 10, 5, 7, seed=i) for i in range(3))
     seen = []
     for _ in range(2):
         mean, var = ops.batch_norm_statistics(x, None, None, 0.1)
         y, mask = ops.batch_norm_act(x, mean, var, None, None, r, True, 1e-5, 1, 0.0)
-        back = ops.batch_norm_act_backward(dy, x, mean, var, None, None, r, mask, True, 1e-5, 1, 0.0, True)
+        back = ops.batch_norm_act_backward(grad_y, x, mean, var, None, None, r, mask, True, 1e-5, 1, 0.0, True)
         seen.append((mean, var, y, mask, *back))
     for a, b in zip(*seen, strict=True):
         assert torch.equal(a, b)

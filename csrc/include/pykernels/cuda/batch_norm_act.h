@@ -72,7 +72,7 @@ PK_API Status run(const BatchNormStatisticsPlan& plan, const void* x, const Batc
                   void* workspace, void* stream);
 PK_API Status batch_norm_combine(const BatchNormParts& parts, const BatchNormStatistics& statistics, void* stream);
 
-struct BatchNormAct {
+struct BatchNormActArgs {
   BatchNormShape shape;
   DType dtype = DType::f32;        // of x, residual, y: f32, bf16 or f16
   const void* x = nullptr;         // of the shape
@@ -89,19 +89,19 @@ struct BatchNormAct {
 };
 
 struct BatchNormActPlan {
-  BatchNormAct args;   // pointers may be set between make_plan and run
-  int64_t mask_bytes;  // that the backward pass needs: of relu and leaky_relu after a residual; else the sign is x's
+  BatchNormActArgs args;  // pointers may be set between make_plan and run
+  int64_t mask_bytes;     // that the backward pass needs: of relu and leaky_relu after a residual; else the sign is x's
   bn::Slabs slabs;
 };
-PK_API Status make_plan(const BatchNormAct& args, BatchNormActPlan* plan);
+PK_API Status make_plan(const BatchNormActArgs& args, BatchNormActPlan* plan);
 PK_API Status run(const BatchNormActPlan& plan, void* stream);
 
 // With x^ = (x - mean) / sqrt(var + eps), z what went into the activation, m = n * hw:
 //   grad_residual = dz = grad_y * act'(z),  grad_bias = sum(dz),  grad_weight = sum(dz * x^)
 //   grad_x = weight / sqrt(var + eps) * (dz - grad_bias / m - x^ * grad_weight / m)
 // the last two terms only where mean and var are the batch's own.
-struct BatchNormActBackward {
-  BatchNormAct forward;           // its arguments; y is not read, nor the residual where there is a mask
+struct BatchNormActBackwardArgs {
+  BatchNormActArgs forward;       // its arguments; y is not read, nor the residual where there is a mask
   const void* grad_y = nullptr;   // of the shape
   void* grad_x = nullptr;         // of the shape
   void* grad_residual = nullptr;  // of the shape; or null: not wanted
@@ -111,12 +111,12 @@ struct BatchNormActBackward {
 };
 
 struct BatchNormActBackwardPlan {
-  BatchNormActBackward args;  // pointers may be set between make_plan and run, but for the residual and the mask
+  BatchNormActBackwardArgs args;  // pointers may be set between make_plan and run, but for the residual and the mask
   int64_t workspace_bytes;
   int64_t mask_bytes;  // of the mask, where there is one
   bn::Slabs sums, pointwise;
 };
-PK_API Status make_plan(const BatchNormActBackward& args, BatchNormActBackwardPlan* plan);
+PK_API Status make_plan(const BatchNormActBackwardArgs& args, BatchNormActBackwardPlan* plan);
 PK_API Status run(const BatchNormActBackwardPlan& plan, void* workspace, void* stream);
 
 }  // namespace pk::cuda

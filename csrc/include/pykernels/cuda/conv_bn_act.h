@@ -18,20 +18,19 @@ struct ConvPackingPlan {
   ConvShape shape;
   int64_t element_bytes;
   int64_t rows, columns;
-
-  int64_t bytes() const { return rows * columns * element_bytes; }
+  int64_t packed_bytes;
 };
 
 // For a weight of f32, bf16, f16 or i8.
-PK_API Status make_plan(const ConvShape& shape, DType dtype, ConvPackingPlan* plan);
-// weight: (k, c / groups, r, s), of any strides; packed: [plan.bytes()], aligned to 16 bytes.
+PK_API Status make_packing_plan(const ConvShape& shape, DType dtype, ConvPackingPlan* plan);
+// weight: (k, c / groups, r, s), of any strides; packed: [plan.packed_bytes()], aligned to 16 bytes.
 PK_API Status pack(const ConvPackingPlan& plan, const ConvTensor& weight, void* packed, void* stream);
 
 // y = cast(act(scale[k] * sum + shift[k] + residual_scale * residual) * y_scale)
 //
 // sum is the exact int32 convolution of x and weight; padding is 0, so x has no zero point. i8 is rounded to nearest
 // even and saturated, NaN giving 0; f16 and bf16 are rounded to nearest even.
-struct Int8Conv {
+struct Int8ConvArgs {
   ConvShape shape;
   ConvTensor x;                  // (n, c, h, w), i8
   const void* packed = nullptr;  // of conv_pack, i8
@@ -75,13 +74,13 @@ struct ConvPlanOf {
   ConvMethod method;
 };
 using ConvPlan = ConvPlanOf<ConvArgs>;
-using Int8ConvPlan = ConvPlanOf<Int8Conv>;
+using Int8ConvPlan = ConvPlanOf<Int8ConvArgs>;
 
 // Without `packed` the plan is for packing too, by plan.packing, and plan.args.packed is to be set before the run. x,
 // residual and y may have any strides; fastest is NHWC, aligned to 16 bytes, with channels a multiple of 8. dtype: f32,
 // bf16 or f16. f32 takes tf32's products if args.tf32, else products of float32's own precision (three of tf32).
 PK_API Status make_plan(const ConvArgs& args, ConvPlan* plan);
-PK_API Status make_plan(const Int8Conv& args, Int8ConvPlan* plan);
+PK_API Status make_plan(const Int8ConvArgs& args, Int8ConvPlan* plan);
 // workspace: [plan.workspace_bytes], aligned to 256 bytes. Trusts the plan: nothing is checked again.
 PK_API Status run(const ConvPlan& plan, void* workspace, void* stream);
 PK_API Status run(const Int8ConvPlan& plan, void* workspace, void* stream);

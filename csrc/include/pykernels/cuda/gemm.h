@@ -27,7 +27,7 @@ struct GemmChoice {
 //   grad_w (4h, i)    = g (rows, 4h)^T . x (rows, i)   a = g:  (1, 4h)   b = x: (1, i)
 // Rows aligned to 16 bytes are the fastest. Sums are float32; those of f32 operands have float32's own precision (each
 // product three of tf32's; an infinite operand may give NaN), or with `tf32` tf32's.
-struct Gemm {
+struct GemmArgs {
   int64_t m = 0, n = 0, k = 0;  // each below 2^31 - 256; k == 0: the sum is 0
 
   DType dtype = DType::f32;  // of a, b and the biases: f32, bf16 or f16
@@ -49,14 +49,14 @@ struct Gemm {
 
 // A product that has been checked, and how it is cut on the device that was current: slices of k_of_slice elements.
 struct GemmPlan {
-  Gemm
-      problem;  // pointers may be set, or changed, between make_plan and run: their alignment decides how they are read
+  // Pointers may be set, or changed, between make_plan and run: their alignment decides how they are read.
+  GemmArgs args;
   GemmChoice choice;
   int k_of_slice = 0, multiprocessors = 0;
   int64_t workspace_bytes = 0;
 };
 
-PK_API Status make_plan(const Gemm& problem, GemmPlan* plan);
+PK_API Status make_plan(const GemmArgs& args, GemmPlan* plan);
 // workspace: [plan.workspace_bytes], aligned to 16 bytes. Trusts the plan: nothing is checked again.
 PK_API Status run(const GemmPlan& plan, void* workspace, void* stream);
 

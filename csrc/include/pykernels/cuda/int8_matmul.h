@@ -1,6 +1,6 @@
 // int8 matrix product with an epilogue, its packed weights, and quantisation, on a CUDA device. Free of torch.
 //
-// The problems are those of pykernels/int8_matmul.h, which has the formulas; every pointer is one of the device, a and
+// The arguments are those of pykernels/int8_matmul.h, which has the formulas; every pointer is one of the device, a and
 // x and out may also be f16, and an a_zero_point outside [-128, 127] goes unseen (its sums are right modulo 2^32).
 // Nothing here allocates, waits for the device, or depends on the order in which blocks run; all of it can be captured
 // in a CUDA graph. The sums are exact; the same input gives the same bits on every device and by every algorithm.
@@ -30,19 +30,26 @@ struct Int8Choice {
   int split = 0;  // K is cut into so many slices, added in order by a second kernel; 0: chosen
 };
 
-// The packed form of b (k, n), all of it made by int8_pack:
+// The packed form of b (k, n), all of it made by pack:
 //   n rows of round_up(k, 32) bytes, row j column j of b, zero behind k
 //   n int32, the sums of b's columns
 //   k % 32 bytes of nothing
 // so that its size together with n tells k, and no header in the device's memory has to be waited for.
-PK_API Status int8_packed_bytes(int64_t k, int64_t n, int64_t* bytes);
+struct Int8PackingPlan {
+  int64_t k, n, packed_bytes;
+};
+PK_API Status make_packing_plan(int64_t k, int64_t n, Int8PackingPlan* plan);
 // `packed` is aligned to 16 bytes.
-PK_API Status int8_pack(const int8_t* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n, void* packed,
-                        void* stream);
+PK_API Status pack(const Int8PackingPlan& plan, const int8_t* b, int64_t stride_k, int64_t stride_n, void* packed,
+                   void* stream);
 
-// A problem that has been checked, and how it is computed on the device that was current.
+struct Int8MatmulArgs : pk::Int8MatmulArgs {
+  Int8Choice asked;
+};
+
+// Args that have been checked, and how they are computed on the device that was current.
 struct Int8MatmulPlan {
-  Int8Matmul problem;  // `out` may be set, and any pointer changed for one as aligned, between make_plan and run
+  Int8MatmulArgs args;  // `out` may be set, and any pointer changed for one as aligned, between make_plan and run
   Int8Choice choice;
   int64_t workspace_bytes = 0;
   // The rest is the kernels' own: K padded, what they need of the operands first, and where in the workspace it lies.
@@ -52,17 +59,17 @@ struct Int8MatmulPlan {
   int64_t a = 0, a_scale = 0, b = 0, sums = 0, partial = 0;
 };
 
-PK_API Status make_plan(const Int8Matmul& problem, const Int8Choice& asked, Int8MatmulPlan* plan);
+PK_API Status make_plan(const Int8MatmulArgs& args, Int8MatmulPlan* plan);
 // workspace: [plan.workspace_bytes], aligned to 256 bytes. Trusts the plan: nothing is checked again.
 PK_API Status run(const Int8MatmulPlan& plan, void* workspace, void* stream);
 
 struct QuantizeInt8Plan {
-  QuantizeInt8 problem;
+  QuantizeInt8Args args;
   int64_t workspace_bytes = 0;
   int parts = 0;  // of a channel; 0: a channel is one run, and one kernel does it all
 };
 
-PK_API Status make_plan(const QuantizeInt8& problem, QuantizeInt8Plan* plan);
+PK_API Status make_plan(const QuantizeInt8Args& args, QuantizeInt8Plan* plan);
 PK_API Status run(const QuantizeInt8Plan& plan, void* workspace, void* stream);
 
 }  // namespace pk::cuda

@@ -23,9 +23,13 @@ namespace pk::cuda {
 //   W_ih (h, 4, I'), W_hh (h, 4, h') in `dtype`, unit by unit the four gates' rows, I' and h' being I_l and h rounded
 //   up to 16 bytes' worth of elements and filled with zeros; then b_ih + b_hh (h, 4) in float32, zeros without biases.
 // There is no header: its length and dtype are all that tells one block from another.
-PK_API Status lstm_packed_bytes(const LstmShape& shape, int64_t* bytes);
+struct LstmPackingPlan {
+  LstmShape shape;
+  int64_t packed_bytes;
+};
+PK_API Status make_packing_plan(const LstmShape& shape, LstmPackingPlan* plan);
 // weights: per layer and direction w_ih (4h, I_l), w_hh (4h, h) and, with bias, b_ih (4h), b_hh (4h), contiguous.
-PK_API Status lstm_pack(const LstmShape& shape, const void* const* weights, void* packed, void* stream);
+PK_API Status pack(const LstmPackingPlan& plan, const void* const* weights, void* packed, void* stream);
 
 // How the recurrence runs. `automatic` chooses from shape and device; the others are for tests and measurements, and
 // fail where they can't run.
@@ -80,33 +84,33 @@ struct BackwardChoice {
 
 }  // namespace lstm
 
-struct LstmForward : LstmForwardTensors {
-  bool save = false;  // write `reserve`
+struct LstmForwardArgs : pk::LstmForwardArgs {
   bool tf32 = false;
   LstmPath path = LstmPath::automatic;
 };
 
 // A call whose shape is checked, for the device that was current when it was planned.
 struct LstmForwardPlan {
-  LstmForward call;  // pointers to results and the reserve may be set between make_plan and run
+  LstmForwardArgs args;  // pointers to results and the reserve may be set between make_plan and run
   int64_t workspace_bytes = 0;
   int64_t reserve_elements = 0;  // 0 unless `save`
   int multiprocessors = 0;
   lstm::Choice choice;
 };
 
-PK_API Status make_plan(const LstmForward& call, LstmForwardPlan* plan);
+PK_API Status make_plan(const LstmForwardArgs& args, LstmForwardPlan* plan);
 // workspace: [plan.workspace_bytes], aligned to 256 bytes. Trusts the plan: nothing is checked again.
 PK_API Status run(const LstmForwardPlan& plan, void* workspace, void* stream);
 
-struct LstmBackward : LstmBackwardTensors {
+struct LstmBackwardArgs : pk::LstmBackwardArgs {
   bool tf32 = false;
   LstmPath path = LstmPath::automatic;
 };
 
 struct LstmBackwardPlan {
-  LstmBackward call;  // all pointers may be set between make_plan and run
+  LstmBackwardArgs args;  // all pointers may be set between make_plan and run
   int64_t workspace_bytes = 0;
+  int64_t reserve_elements = 0;
   lstm::BackwardChoice choice;
   // The products' plans, without pointers. [0]: of layer 0, [1]: of the others.
   GemmPlan grad_x[2], grad_w_ih[2], grad_w_hh;
@@ -114,7 +118,7 @@ struct LstmBackwardPlan {
   int64_t gemm_bytes = 0;
 };
 
-PK_API Status make_plan(const LstmBackward& call, LstmBackwardPlan* plan);
+PK_API Status make_plan(const LstmBackwardArgs& args, LstmBackwardPlan* plan);
 PK_API Status run(const LstmBackwardPlan& plan, void* workspace, void* stream);
 
 }  // namespace pk::cuda

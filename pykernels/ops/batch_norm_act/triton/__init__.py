@@ -148,17 +148,17 @@ def batch_norm_act(
 
 @triton_op("pykernels::batch_norm_act_backward_triton")
 def batch_norm_act_backward(
-    dy: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, weight: torch.Tensor | None,
+    grad_y: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, weight: torch.Tensor | None,
     bias: torch.Tensor | None, residual: torch.Tensor | None, mask: torch.Tensor, training: bool, eps: float,
     activation: int, negative_slope: float, need_residual: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """``torch.ops.pykernels.batch_norm_act_backward`` in Triton."""
     has_mask = mask.numel() > 0
     call = _Call(x, has_mask)
-    dweight, dbias = call.vectors()
-    dx, dresidual = call.empty_like_x(), call.empty_like_x() if need_residual else x.new_empty(0)
+    grad_weight, grad_bias = call.vectors()
+    grad_x, grad_residual = call.empty_like_x(), call.empty_like_x() if need_residual else x.new_empty(0)
     if x.numel() == 0:
-        return dx, dresidual, dweight, dbias
+        return grad_x, grad_residual, grad_weight, grad_bias
     slope = ONE if ACTIVATIONS[activation] == "none" else FROM_MASK if has_mask else FROM_Z
     again = slope == FROM_Z and residual is not None
     slabs, parts = call.config.slabs, call.parts(2)
@@ -169,26 +169,27 @@ def batch_norm_act_backward(
     def run(g: torch.Tensor, spread: int, slope: int, residual: bool, **passes: bool) -> None:
         launch(
             backward_kernel, (call.columns * spread,), g, call.x, *vectors, kept, _or(mask if has_mask else None, kept),
-            dx, _or(dresidual if need_residual else None, dx), dweight, dbias, parts, eps, negative_slope,
-            *call.walk, spread, ACTIVATION=ACTIVATIONS[activation], SLOPE=slope, HAS_RESIDUAL=residual, **passes, **has,
+            grad_x, _or(grad_residual if need_residual else None, grad_x), grad_weight, grad_bias, parts, eps,
+            negative_slope, *call.walk, spread, ACTIVATION=ACTIVATIONS[activation], SLOPE=slope, HAS_RESIDUAL=residual,
+            **passes, **has,
         )  # fmt: skip
 
-    g = call.like_x(dy)
+    g = call.like_x(grad_y)
     if slabs == 1:
         run(g, 1, slope, again, SUMS=True, GRADIENTS=True, WRITE_DZ=need_residual)
-        return dx, dresidual, dweight, dbias
+        return grad_x, grad_residual, grad_weight, grad_bias
     # Where the second pass would have to read the residual again, the first one writes dz, and the second reads that.
     hands_on = again and need_residual
     run(g, slabs, slope, again, SUMS=True, GRADIENTS=False, WRITE_DZ=hands_on)
     block = call.join_block()
     launch(
-        join_sums_kernel, (triton.cdiv(call.channels, block),), parts, var.contiguous(), dweight, dbias, eps,
+        join_sums_kernel, (triton.cdiv(call.channels, block),), parts, var.contiguous(), grad_weight, grad_bias, eps,
         call.channels, BLOCK_C=block, SLABS=slabs,
     )  # fmt: skip
     if hands_on:
-        g, slope, again = dresidual, ONE, False
+        g, slope, again = grad_residual, ONE, False
     run(g, call.config.spread, slope, again, SUMS=False, GRADIENTS=True, WRITE_DZ=need_residual and not hands_on)
-    return dx, dresidual, dweight, dbias
+    return grad_x, grad_residual, grad_weight, grad_bias
 
 
 batch_norm_act.register_autograd(

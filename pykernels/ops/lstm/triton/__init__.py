@@ -32,7 +32,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
 from pykernels.ops._triton import Device, compiles_for_amd, device_of, hinted, launch, matrix_precision, triton_op
-from pykernels.ops.lstm import autograd, reference
+from pykernels.ops.lstm import autograd
+from pykernels.ops.lstm.arguments import check_sizes
 from pykernels.ops.lstm.triton import backward as backward
 from pykernels.ops.lstm.triton.config import Config, config
 from pykernels.ops.lstm.triton.forward_kernels import cell_kernel, steps_kernel
@@ -132,7 +133,7 @@ def lstm(
     else:
         time, starts = batch_sizes.shape[0], first_rows(batch_sizes, rows, x.device)
         if not (traced or batch_sizes.is_meta):
-            reference.check_sizes(batch_sizes.tolist(), rows, batch)
+            check_sizes(batch_sizes.tolist(), rows, batch)
     output = x.new_empty((*x.shape[:-1], directions * hidden))
     h_n, c_n = x.new_empty(h0.shape), x.new_empty(h0.shape)
     reserve = x.new_empty((reserve_size(rows, hidden, num_layers, directions) if save else 0,))

@@ -6,7 +6,7 @@ A layer is a recurrence backwards in time, and then one dense product over all t
     dc  = dc f_{t+1} + dh o (1 - tanh(c)^2)
     d_i = dc g i (1 - i)    d_f = dc c_{t-1} f (1 - f)    d_g = dc i (1 - g^2)    d_o = dh tanh(c) o (1 - o)
 
-    dx = sum over directions of d_gates W_ih    dW_ih = d_gates' x    dW_hh = d_gates' h_{t-1}    db = column sums
+    grad_x = sum over directions of d_gates W_ih    dW_ih = d_gates' x    dW_hh = d_gates' h_{t-1}    db = column sums
 
 The recurrence is one launch: each program has a tile of sequences and units (of one direction) for the whole sequence,
 dc in registers, and what the programs of a tile of sequences exchange, d_gates, goes through L2 with a barrier a step.
