@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,11 +14,13 @@ from pykernels import _native
 from pykernels.nn import LSTM, LSTMCell
 from pykernels.nn.conv import _ConvPack
 from pykernels.ops import _dispatch
-from pykernels.ops.conv_bn_act.arguments import geometry, tf32_allowed
+from pykernels.ops.conv_bn_act.arguments import Geometry, geometry, tf32_allowed
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.ops.lstm.op import LSTM as LSTM_OP
 from pykernels.ops.lstm.op import LSTM_CELL
+from pykernels.optimize import _rules
 from pykernels.optimize._graph import Graph, Step, Value, values_in
+from pykernels.optimize._torchs import TorchConv
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
@@ -35,7 +37,8 @@ class FusedConv:
         self.eps = 0.0
         self.activation, self.negative_slope = "none", 0.01
         self.options = options
-        self.run: Callable[..., Tensor] = _run_on_cuda if weight.device.type == "cuda" else _bound_op()
+        self.on_cpu = weight.device.type == "cpu"
+        self.run: Callable[..., Tensor] = _bound_op() if self.on_cpu else _run_on_cuda
         self.channels_last = False
         #: The format that the result has to be in at once: "contiguous", "channels_last" or "" for either.
         self.fix = ""
@@ -63,6 +66,26 @@ class FusedConv:
     def constant(self, pack: _ConvPack, x: torch.Size) -> Any:
         """What `run` takes beside an input of shape ``x``."""
         return pack.bound_for(x) if pack.index < 0 else pack
+
+    def geometry(self) -> Geometry:
+        """Stride, padding on each side, dilation and groups."""
+        return geometry(self.weight.shape[2:], **self.options)
+
+    def torchs_because(self, shape: Sequence[int], layout: str) -> str:
+        """Why torch runs it for an input of this shape and format; "" where our kernel does."""
+        if not self.on_cpu or self.weight.dtype is not torch.float32 or len(shape) != 4:
+            return ""
+        layout = "channels_last" if self.channels_last else layout
+        threads, isa = torch.get_num_threads(), _native.introspect().active_isa()
+        return _rules.torchs_because(shape, self.weight.shape, *self.geometry(), self.activation, layout, threads, isa)
+
+    def by_torch(self, values: dict[Value, Any], layout: str) -> Callable[..., Tensor]:
+        """What computes the same with torch's functions, from x (in ``layout``) and the residual."""
+        parts = (self.weight, self.bias, *(self.norm or (None,) * 4))
+        weight: Any
+        weight, *norm = (None if v is None else values.get(v, v.tensor) for v in parts)
+        made = TorchConv(self.geometry(), self.activation, self.negative_slope)
+        return made.bind(weight, norm, self.eps, layout == "channels_last")
 
 
 def _bound_op() -> Any:
