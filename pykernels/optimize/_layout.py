@@ -7,29 +7,42 @@ all others and for the result. Where memory is shared and written to, no format 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pykernels.optimize._graph import Graph, Step, Value, mapped, values_in
 from pykernels.optimize._kinds import name_of
-from pykernels.optimize._patterns import FusedConv
+from pykernels.optimize._patterns import FusedConv, bound
 
 #: Their values don't depend on strides, they succeed whatever these are, and they are no slower in channels_last.
+#: Without them for the last reason: softmax, log_softmax, instance_norm, einsum, repeat, pixel_unshuffle, unfold,
+#: channel_shuffle, and grouped conv_transpose2d. Without them for the first: what sorts.
 _FREE = frozenset(
     ["add", "sub", "mul", "div", "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__",
-    "__truediv__", "__rtruediv__", "__neg__", "neg", "relu", "relu6", "sigmoid", "tanh", "silu", "hardswish",
-    "hardsigmoid", "hardtanh", "gelu", "elu", "leaky_relu", "mish", "softplus", "celu", "selu", "prelu", "clamp",
-    "exp", "log", "sqrt", "rsqrt", "abs", "pow", "__pow__", "square", "cat", "chunk", "split", "__getitem__",
-    "narrow", "max_pool2d", "_max_pool2d", "boolean_dispatch", "avg_pool2d", "adaptive_avg_pool2d", "interpolate",
-    "upsample", "pad", "mean", "sum", "amax", "amin", "flatten", "reshape", "batch_norm", "conv2d", "group_norm",
-    "softmax", "sigmoid_", "relu_", "tanh_", "add_", "mul_", "sub_", "div_", "__iadd__", "__imul__", "__isub__",
-    "hardtanh_", "clamp_", "fn", "max_pool2d_with_indices", "unsqueeze", "maximum", "minimum", "where", "permute",
-    "transpose", "linear"]
+    "__truediv__", "__rtruediv__", "__neg__", "neg", "rsub", "addcmul", "addcdiv", "lerp", "true_divide",
+    "relu", "relu6", "sigmoid", "tanh", "silu", "hardswish", "hardsigmoid", "hardtanh", "gelu", "elu",
+    "leaky_relu", "mish", "softplus", "celu", "selu", "prelu", "clamp", "clamp_min", "clamp_max", "threshold",
+    "softsign", "logsigmoid", "tanhshrink", "hardshrink", "softshrink", "glu",
+    "exp", "log", "sqrt", "rsqrt", "abs", "pow", "__pow__", "__rpow__", "square", "reciprocal", "sign", "round",
+    "floor", "ceil", "sin", "cos", "erf", "log1p", "expm1", "exp2", "log2", "clone", "detach",
+    "cat", "concat", "stack", "chunk", "split", "unbind", "__getitem__", "narrow", "select", "index_select",
+    "flip", "roll", "expand", "squeeze", "unsqueeze", "permute", "transpose", "movedim", "flatten", "reshape",
+    "max_pool2d", "_max_pool2d", "boolean_dispatch", "fn", "max_pool2d_with_indices", "avg_pool2d", "lp_pool2d",
+    "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate", "upsample", "grid_sample", "pixel_shuffle", "pad",
+    "mean", "sum", "amax", "amin", "max", "min", "var", "std", "norm", "logsumexp", "cumsum", "normalize",
+    "maximum", "minimum", "where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge", "__eq__", "__ne__", "__lt__",
+    "__le__", "__gt__", "__ge__", "argmax", "argmin",
+    "batch_norm", "conv2d", "conv_transpose2d", "group_norm", "layer_norm", "linear", "matmul", "__matmul__",
+    "sigmoid_", "relu_", "tanh_", "add_", "mul_", "sub_", "div_", "__iadd__", "__imul__", "__isub__", "hardtanh_",
+    "clamp_", "neg_", "abs_", "sqrt_", "square_", "exp_"]
 )  # fmt: skip
 #: Those of them that may write, and then return what they wrote to.
 _IN_PLACE = frozenset(
     ("relu", "relu_", "relu6", "sigmoid_", "tanh_", "add_", "mul_", "sub_", "div_", "__iadd__", "__imul__", "__isub__",
-     "silu", "hardswish", "hardsigmoid", "hardtanh", "hardtanh_", "elu", "leaky_relu", "clamp_", "mish", "dropout")
+     "silu", "hardswish", "hardsigmoid", "hardtanh", "hardtanh_", "elu", "leaky_relu", "clamp_", "mish", "dropout",
+     "celu", "selu", "threshold", "neg_", "abs_", "sqrt_", "square_", "exp_")
 )  # fmt: skip
 
 
@@ -38,16 +51,24 @@ def as_contiguous(t: Tensor) -> Tensor:
     return t if t.is_contiguous() else t.contiguous()
 
 
+def as_time_major(t: Tensor) -> Tensor:
+    """``t`` of (batch, time, features), copied only where it does not lie in memory step by step."""
+    return as_contiguous(t.transpose(0, 1)).transpose(0, 1)
+
+
 def as_channels_last(t: Tensor) -> Tensor:
     """``t``, copied only where it is not in channels_last."""
     return t.contiguous(memory_format=torch.channels_last)
 
 
+_RECURRENT = (nn.GRU, nn.RNN, nn.LSTM)
+_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 _FIXES = {"contiguous": as_contiguous, "channels_last": as_channels_last}
 
 
 def settle(graph: Graph) -> None:
     """Decides formats; puts conversions in where they are needed."""
+    _feed_recurrent(graph)
     convs = [s for s in graph.steps if isinstance(s.function, FusedConv)]
     if not convs:
         return
@@ -61,7 +82,33 @@ def settle(graph: Graph) -> None:
 def _is_free(step: Step) -> bool:
     if isinstance(step.function, FusedConv):
         return True
-    return step.kind == "call" and name_of(step.function) in _FREE
+    name = name_of(step.function)
+    if name == "conv_transpose2d":
+        return step.kind == "call" and bound(step, _TRANSPOSED).get("groups", 1) == 1
+    return step.kind == "call" and name in _FREE
+
+
+def _feed_recurrent(graph: Graph) -> None:
+    """Gives torch's recurrent layers inputs that lie in memory step by step.
+
+    Their products with weights that are without gradients take up to twice as long on others.
+    """
+    steps: list[Step] = []
+    for step in graph.steps:
+        x = step.args[0] if step.args else None
+        module: Any = step.function
+        if step.kind == "module" and type(module) in _RECURRENT and isinstance(x, Value) and len(x.shape) == 3:
+            copy = x.like(_next_index(graph) + len(steps))
+            copy.layout = "other" if module.batch_first else "contiguous"
+            way = as_time_major if module.batch_first else as_contiguous
+            steps.append(Step(way, (x,), {}, copy, (), "format"))
+            step.args = (copy, *step.args[1:])
+        steps.append(step)
+    graph.steps = steps
+
+
+def _next_index(graph: Graph) -> int:
+    return 1 + max(v.index for v in (*graph.inputs, *(v for s in graph.steps for v in (*s.reads(), *s.results()))))
 
 
 def _is_shared_and_written(graph: Graph) -> bool:
@@ -135,7 +182,7 @@ def _tainted(graph: Graph, strict: set[Step]) -> set[Value]:
 def _put_right(graph: Graph, strict: set[Step], tainted: set[Value]) -> None:
     steps: list[Step] = []
     fixed: dict[Value, Value] = {}
-    count = 1 + max(v.index for v in (*graph.inputs, *(v for s in graph.steps for v in (*s.reads(), *s.results()))))
+    count = _next_index(graph)
 
     def fix(v: object) -> object:
         if not isinstance(v, Value) or v not in tainted:
