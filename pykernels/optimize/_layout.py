@@ -63,7 +63,7 @@ def as_channels_last(t: Tensor) -> Tensor:
 
 _RECURRENT = (nn.GRU, nn.RNN, nn.LSTM)
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-_FIXES = {"contiguous": as_contiguous, "channels_last": as_channels_last}
+FIXES = {"contiguous": as_contiguous, "channels_last": as_channels_last}
 
 
 def settle(graph: Graph) -> None:
@@ -76,7 +76,7 @@ def settle(graph: Graph) -> None:
         for step in convs:
             step.function.channels_last = False
             layout = step.outputs.layout
-            step.function.fix = layout if layout in _FIXES else "contiguous"
+            step.function.fix = layout if layout in FIXES else "contiguous"
 
 
 def _is_free(step: Step) -> bool:
@@ -156,8 +156,8 @@ def _settle_freely(graph: Graph, convs: list[Step]) -> bool:
         strange = {
             v
             for s in graph.steps if s in strict or not _is_free(s)
-            for v in s.reads() if v in tainted and v.layout not in _FIXES
-        } | {v for v in values_in(graph.result) if v in tainted and v.layout not in _FIXES}  # fmt: skip
+            for v in s.reads() if v in tainted and v.layout not in FIXES
+        } | {v for v in values_in(graph.result) if v in tainted and v.layout not in FIXES}  # fmt: skip
         if not strange:
             break
         found = {producers[v] for v in strange}
@@ -189,7 +189,7 @@ def _put_right(graph: Graph, strict: set[Step], tainted: set[Value]) -> None:
             return v
         if v not in fixed:
             fixed[v] = v.like(count + len(fixed))
-            steps.append(Step(_FIXES[v.layout], (v,), {}, fixed[v], (), "format"))
+            steps.append(Step(FIXES[v.layout], (v,), {}, fixed[v], (), "format"))
         return fixed[v]
 
     for step in graph.steps:

@@ -15,25 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pykernels import _native
 from pykernels.nn._packed import Pack
-from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.optimize._graph import Graph, Step, Value, layout_of, mapped, values_in
 from pykernels.optimize._layout import as_channels_last, as_contiguous
 from pykernels.optimize._patterns import FusedConv
-from pykernels.optimize._report import Left, Replaced, Report
 from pykernels.optimize._watch import Watch
 
 _MOST_SHAPES = 256
 _MOST_RUNS = 16
-#: Torch's functions that a user may have expected to be replaced.
-_OF_INTEREST = {
-    "conv2d": "is of a dtype, a device or a rank that the kernels don't take, or its weights are no constants",
-    "batch_norm": "does not follow a convolution that nothing else reads, or its statistics are no constants",
-    "linear": "torch's own is as fast",
-    "conv1d": "has no kernels of ours", "conv3d": "has no kernels of ours",
-    "conv_transpose2d": "has no kernels of ours", "layer_norm": "has no kernels of ours",
-}  # fmt: skip
 _LITERALS = (type(None), bool, int, str)
 
 
@@ -79,7 +68,8 @@ class Program:
         self._writing = threading.Lock()
         self._choosing: Callable[..., Any] | None = self._writer.function("choose") if self.fused else None
         self._bound: _Bound | None = None
-        #: Why fused steps are torch's, by the last choice.
+        #: The inputs' sizes at the last choice, and why fused steps are torch's by it.
+        self.sizes: list[tuple[int, ...]] | None = None
         self.reasons = [s.function.torchs_because(s.args[0].shape, s.args[0].layout) for s in self.fused]
 
     def text(self) -> str:
@@ -92,9 +82,7 @@ class Program:
 
     def __call__(self, tensors: list[Tensor]) -> Any:
         """The result for these inputs."""
-        bound = self._bound
-        if bound is None or not bound.is_current():
-            bound = self._renew()
+        bound = self.current()
         shapes = tuple([t.shape for t in tensors]) if self.fused else ()
         found = bound.by_shape.get(shapes)
         if found is None:
@@ -102,29 +90,39 @@ class Program:
         run, constants = found
         return run(constants, *tensors)
 
+    def current(self) -> _Bound:
+        """What was made of the sources, made anew if these have changed."""
+        bound = self._bound
+        return self._renew() if bound is None or not bound.is_current() else bound
+
+    def chosen(self, bound: _Bound, i: int, x: Tensor) -> tuple[str, Callable[..., Tensor], Any]:
+        """For the ``i``-th fused step: why it is torch's, what runs it from x and the residual, and its constant."""
+        conv, layout = self.fused[i].function, layout_of(x)
+        why = conv.torchs_because(x.shape, layout)
+        if why:
+            run = bound.by_torch(i, conv, layout)
+            return why, run, run
+        constant = conv.constant(bound.convs[i], x.shape)
+        return "", lambda x, residual: conv.run(x, constant, residual), constant
+
     def _choose(self, bound: _Bound, shapes: Hashable, tensors: list[Tensor]) -> Any:
         """Runs once with decisions made on the way: the algorithm of each convolution, and whether it is torch's."""
-        constants = tuple(bound.values[v] for v in self._constants)
-        chosen: list[Any] = [None] * len(self.fused)
+        folded = tuple(bound.values[v] for v in self._constants)
+        constants: list[Any] = [None] * len(self.fused)
         reasons = [""] * len(self.fused)
 
         def choose(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
-            conv, layout = self.fused[i].function, layout_of(x)
-            reasons[i] = conv.torchs_because(x.shape, layout)
-            if reasons[i]:
-                chosen[i] = bound.by_torch(i, conv, layout)
-                return chosen[i](x, residual)
-            chosen[i] = conv.constant(bound.convs[i], x.shape)
-            return conv.run(x, chosen[i], residual)
+            reasons[i], run, constants[i] = self.chosen(bound, i, x)
+            return run(x, residual)
 
         if self._choosing is not None:
-            result = self._choosing(constants, choose, *tensors)
+            result = self._choosing(folded, choose, *tensors)
         run = self._run_for(tuple(not why for why in reasons))
         if len(bound.by_shape) >= _MOST_SHAPES:
             bound.by_shape.clear()
-        bound.by_shape[shapes] = run, (*constants, *chosen)
-        self.reasons = reasons
-        return run(constants, *tensors) if self._choosing is None else result
+        bound.by_shape[shapes] = run, (*folded, *constants)
+        self.reasons, self.sizes = reasons, [tuple(t.shape) for t in tensors]
+        return run(folded, *tensors) if self._choosing is None else result
 
     def _run_for(self, ours: tuple[bool, ...]) -> Callable[..., Any]:
         with self._writing:
@@ -153,27 +151,14 @@ class Program:
         self._bound = bound
         return bound
 
-    def tell(self, report: Report) -> None:
-        """What it runs."""
-        report.programs += 1
-        reasons = dict(zip(self.fused, self.reasons, strict=True))
-        for step in self.graph.steps:
-            why = reasons.get(step)
-            if why:
-                report.torch_steps += 1
-                report.left.append(Left(step.where or "the model", step.note, why))
-            elif why is not None:
-                report.replaced.append(Replaced(step.sources, step.note, "pk.ops.conv_bn_act"))
-            elif step.kind == "module" and step.note:
-                report.replaced.append(Replaced((step.where,), step.note, f"pk.nn.{step.note}"))
-            elif step.kind == "call" and step.where is not None:
-                report.torch_steps += 1
-                name = step.name()
-                if name in _OF_INTEREST:
-                    report.left.append(Left(step.where or "the model", name, _why_not(step, name)))
-            elif step.kind == "module":
-                report.left.append(Left(step.where, step.name(), _why_not(step, "")))
-        report.left += [Left(where or "the model", what, why) for where, what, why in self.graph.opaque]
+    def packed_bytes(self) -> int:
+        """The memory of what was made from the sources."""
+        bound = self._bound
+        if bound is None:
+            return 0
+        tensors = [t for t in bound.values.values() if isinstance(t, Tensor)]
+        tensors += [t for pack in bound.convs for t in pack.tensors()]
+        return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
 
     def _fold(self, step: Step, values: dict[Value, Any]) -> None:
         def tensor(x: Any) -> Any:
@@ -182,24 +167,6 @@ class Program:
         result = step.function(*mapped(step.args, tensor), **mapped(step.kwargs, tensor))
         for value, got in zip(step.results(), _flat(result), strict=True):
             values[value] = got
-
-
-def _why_not(step: Step, name: str) -> str:
-    """Why a call is torch's."""
-    if getattr(step.function, "proj_size", 0):
-        return "has projections (proj_size), which the kernels don't know"
-    x = next(step.reads(), None)
-    if name == "conv2d" and x is not None:
-        if _native.error is not None:
-            return _native.error
-        takes = CONV_BN_ACT.takes(x.device.type)
-        if x.dtype not in takes:
-            return f"is {_short(x.dtype)}; the kernels take {' and '.join(map(_short, takes))}"
-    return _OF_INTEREST.get(name, "has no kernels of ours")
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _flat(result: Any) -> list[Tensor]:
