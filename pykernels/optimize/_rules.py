@@ -1,63 +1,87 @@
 """Which convolutions our CPU kernels win, and which stay torch's: one table, measured by ``bench/layers.py``.
 
-A layer is of a kind (`kind_of`). The first row of `_TABLE` that is for its kind, its memory format and its activation,
-and whose bounds it is within, has the answer. The figures are of float32, AVX2 and one thread, against torch's
-convolution (oneDNN) with the batch norm folded in and the activation in place. Other ISAs and numbers of threads go by
+A layer is of a kind (`kind_of`); `_TABLE` says for each kind when it is torch's, and all else is ours. The figures are
+of float32, AVX2 and one thread, against torch's convolution (oneDNN) with the batch norm folded in and the activation
+in place, in a loop (``bench/results/layers-avx2.json``) and inside networks. Other ISAs and numbers of threads go by
 the same rows until somebody measures them.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-#: What the kernels finish in registers; other activations cost them a second pass over part of the result.
 _CHEAP = ("none", "relu")
 
 
-class Row(NamedTuple):
-    """Bounds, and who runs what is within them.
+class Layer(NamedTuple):
+    """What the table decides by.
 
-    Pixels are those of the result, channels those of a group, ``most_work`` is in multiplications. ``cheap``: is the
-    activation one of `_CHEAP`? ``widens``: are there more channels behind than before? None for either.
+    ``c`` are the channels of a group, ``pixels`` those of one image's result, ``work`` is in multiplications.
+    ``cheap``: is the activation one that torch too applies in next to no time?
     """
 
+    c: int
+    k: int
+    taps: int
+    stride: int
+    pixels: int
+    work: int
+    contiguous: bool
+    cheap: bool
+
+
+class Row(NamedTuple):
+    """Layers of this kind are torch's ``when``."""
+
     kind: str
-    ours: bool
-    why: str = ""
-    layouts: tuple[str, ...] = ("contiguous", "channels_last")
-    cheap: bool | None = None
-    most_work: float = math.inf
-    most_pixels: float = math.inf
-    least_in: int = 0
-    least_out: int = 0
-    widens: bool | None = None
+    when: Callable[[Layer], bool]
+    why: str
 
 
-_CONTIGUOUS, _CHANNELS_LAST = ("contiguous",), ("channels_last",)
-#: A call of torch's takes 10 to 20 us, of its depthwise convolution 100 to 150: what is small is ours.
 _TABLE = (
-    Row("depthwise", True, most_work=150_000),
-    Row("depthwise", False, "torch's depthwise convolution is faster"),
-    Row("stem", True, most_work=400_000),
-    Row("stem", True, most_work=1_500_000, layouts=_CHANNELS_LAST),
-    Row("stem", True, least_out=64, layouts=_CHANNELS_LAST, cheap=True),
-    Row("stem", False, "torch's convolution of few channels is faster"),
-    Row("grouped", True, least_in=16, most_pixels=1000),
-    Row("grouped", True, most_pixels=1000, layouts=_CONTIGUOUS),
-    Row("grouped", False, "torch's convolution of narrow groups is faster"),
-    Row("pointwise", True, most_work=60_000),
-    Row("pointwise", True, most_pixels=100),
-    Row("pointwise", True, layouts=_CHANNELS_LAST, cheap=True, least_out=24),
-    Row("pointwise", True, layouts=_CHANNELS_LAST, widens=False, least_out=24),
-    Row("pointwise", False, "torch's 1x1 convolution is faster"),
-    Row("wide", True, most_pixels=2000),
-    Row("wide", False, "torch's convolution with wide filters is faster"),
-    Row("dilated", True, layouts=_CHANNELS_LAST),
-    Row("dilated", False, "torch's dilated convolution is faster"),
-    Row("dense", True),
-    Row("strided", True),
+    # Torch's call takes 100 us more than ours: what is small is ours. Of large maps 3x3 has too little to do a pixel.
+    Row(
+        "depthwise",
+        lambda x: (
+            x.work > (1_000_000 if x.cheap else 2_000_000)
+            if x.contiguous
+            else x.taps <= 9 and x.work > 1_300_000 and x.k > 16 and x.cheap
+        ),
+        "torch's depthwise convolution is faster on large maps",
+    ),
+    # Few products a pixel, and the store is as long as ever.
+    Row(
+        "stem",
+        lambda x: x.work > 1_500_000 and x.stride > 1 and (x.contiguous or x.k <= 32),
+        "torch's convolution of few channels is faster",
+    ),
+    Row(
+        "grouped",
+        lambda x: (x.pixels > 700 and x.stride > 1) or (x.pixels > 3000 and x.c <= 4 and not x.contiguous),
+        "torch's convolution of narrow groups is faster on large maps",
+    ),
+    # In NCHW a pixel's channels lie far apart; oneDNN has a kernel for that, ours turns blocks of them.
+    Row(
+        "pointwise",
+        lambda x: x.contiguous and x.pixels > 100 and x.work > 60_000 and (x.cheap or x.k <= x.c),
+        "torch's 1x1 convolution is faster on contiguous images",
+    ),
+    Row(
+        "strided",
+        lambda x: x.contiguous and x.pixels > 3000 and x.taps > 1,
+        "torch's convolution with a stride is faster on large contiguous images",
+    ),
+    Row(
+        "wide",
+        lambda x: x.pixels > 1000 if x.contiguous else x.pixels > 10_000 and x.c <= 16,
+        "torch's convolution with wide filters is faster on large images",
+    ),
+    Row(
+        "dilated",
+        lambda x: not x.contiguous and x.c >= 256 and x.k <= 128,
+        "torch's dilated convolution to few channels is faster",
+    ),
 )
 
 
@@ -65,6 +89,8 @@ def kind_of(weight: Sequence[int], stride: Sequence[int], dilation: Sequence[int
     """What the layers of the table are told apart by; ``weight``: (K, C / groups, R, S)."""
     _, c, r, s = weight
     if groups > 1:
+        if max(dilation) > 1:
+            return "dilated groups"
         return "depthwise" if c == 1 else "grouped"
     if c <= 4:
         return "stem"
@@ -97,24 +123,7 @@ def torchs_because(
     k, c, r, s = weight
     p = (height + padding[0] + padding[2] - dilation[0] * (r - 1) - 1) // stride[0] + 1
     q = (width + padding[1] + padding[3] - dilation[1] * (s - 1) - 1) // stride[1] + 1
-    pixels = p * q
-    work = n * pixels * k * c * r * s
+    work = n * p * q * k * c * r * s
+    layer = Layer(c, k, r * s, max(stride), p * q, work, layout != "channels_last", activation in _CHEAP)
     kind = kind_of(weight, stride, dilation, groups)
-    for row in _TABLE:
-        if (
-            row.kind == kind
-            and layout in row.layouts
-            and row.cheap in (None, activation in _CHEAP)
-            and work <= row.most_work
-            and pixels <= row.most_pixels
-            and c >= row.least_in
-            and k // groups >= row.least_out
-            and row.widens in (None, k > c)
-        ):
-            return "" if row.ours else row.why
-    return ""
-
-
-def wins(*args: object, **kwargs: object) -> bool:
-    """Does our kernel win? The arguments are `torchs_because`'s."""
-    return not torchs_because(*args, **kwargs)  # type: ignore[arg-type]
+    return next((row.why for row in _TABLE if row.kind == kind and row.when(layer)), "")
