@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pykernels.nn._packed import Pack
-from pykernels.optimize._graph import Graph, Step, Value, layout_of, mapped, values_in
+from pykernels.optimize._graph import Graph, Made, Step, Value, layout_of, mapped, values_in
 from pykernels.optimize._layout import as_channels_last, as_contiguous
 from pykernels.optimize._patterns import FusedConv
+from pykernels.optimize._sources import Sources
 from pykernels.optimize._watch import Watch
 
 _MOST_SHAPES = 256
@@ -27,10 +27,10 @@ _LITERALS = (type(None), bool, int, str)
 
 
 class _Bound:
-    """What was made of the sources as they are: one `Pack` that tells, and ``C`` by the inputs' shapes."""
+    """What was made of the sources as they are, and ``C`` by the inputs' shapes."""
 
-    def __init__(self, pack: Pack | None) -> None:
-        self.pack = pack
+    def __init__(self, sources: Sources | None) -> None:
+        self.sources = sources
         self.values: dict[Value, Any] = {}
         self.convs: list[Any] = []
         #: The function to run and its ``C``.
@@ -46,8 +46,7 @@ class _Bound:
         return found
 
     def is_current(self) -> bool:
-        pack = self.pack
-        return pack is None or pack.is_current(pack.dtype, pack.index, None)
+        return self.sources is None or self.sources.are_current()
 
 
 class Program:
@@ -82,7 +81,9 @@ class Program:
 
     def __call__(self, tensors: list[Tensor]) -> Any:
         """The result for these inputs."""
-        bound = self.current()
+        bound = self._bound  # not by `current`: a call costs as much as the rest
+        if bound is None or not bound.is_current():
+            bound = self._renew()
         shapes = tuple([t.shape for t in tensors]) if self.fused else ()
         found = bound.by_shape.get(shapes)
         if found is None:
@@ -142,9 +143,7 @@ class Program:
                 if (t := v.tensor) is not None
             ):
                 raise RuntimeError("a source has become another kind of tensor")
-            slots = [({"": v.tensor}, "") for v in used]
-            pack = Pack(slots, torch.float32, None, lambda tensors: None) if slots else None
-            bound = _Bound(pack)
+            bound = _Bound(Sources([v.tensor for v in used if v.tensor is not None]) if used else None)
             for step in self.folded:
                 self._fold(step, bound.values)
             bound.convs = [s.function.pack(bound.values, self.store) for s in self.fused]
@@ -265,6 +264,9 @@ class _Writer:
         if type(x) is dict:
             items = [f"{self._expression(k)}: {self._expression(v)}" for k, v in x.items()]
             return f"{{{', '.join(items)}}}"
+        if type(x) is Made:
+            parts = self._name(x.kind), self._expression(x.items), self._expression(x.attributes)
+            return f"{self._name(Made.make)}({', '.join(parts)})"
         if type(x) is slice:
             return f"slice({', '.join(self._expression(i) for i in (x.start, x.stop, x.step))})"
         return self._name(x)
