@@ -53,7 +53,7 @@ _TABLE = (
     # Few products a pixel, and the store is as long as ever.
     Row(
         "stem",
-        lambda x: x.work > 1_500_000 and x.stride > 1 and (x.contiguous or x.k <= 32),
+        lambda x: x.work > 1_500_000 and x.stride > 1 and (x.taps <= 36 if x.contiguous else x.k <= 32),
         "torch's convolution of few channels is faster",
     ),
     Row(
@@ -79,8 +79,8 @@ _TABLE = (
     ),
     Row(
         "dilated",
-        lambda x: not x.contiguous and x.c >= 256 and x.k <= 128,
-        "torch's dilated convolution to few channels is faster",
+        lambda x: x.pixels > 1000 if x.contiguous else x.c >= 256 and x.k <= 128,
+        "torch's dilated convolution is faster on large images and to few channels",
     ),
 )
 

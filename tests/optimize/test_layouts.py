@@ -141,6 +141,12 @@ def test_what_is_slow_in_channels_last_keeps_its_layout(between, joins):
     assert is_joined(Chain(between)) is joins
 
 
+def test_what_costs_more_to_turn_than_it_brings_keeps_its_layout():
+    few = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 1))
+    assert not is_joined(few)
+    assert is_joined(nn.Sequential(*few, nn.MaxPool2d(2), nn.Conv2d(16, 8, 3)))
+
+
 def test_a_convolution_by_itself_keeps_its_layout():
     assert not is_joined(nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.SiLU()))
 
