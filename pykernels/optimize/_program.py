@@ -35,14 +35,14 @@ class _Bound:
         self.convs: list[Any] = []
         #: The function to run and its ``C``.
         self.by_shape: dict[Hashable, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
-        self._torchs: dict[tuple[int, str], Callable[..., Tensor]] = {}
+        self.torchs: dict[tuple[int, str], Callable[..., Tensor]] = {}
 
     def by_torch(self, i: int, conv: FusedConv, layout: str) -> Callable[..., Tensor]:
         """The ``i``-th fused step by torch's functions, for inputs in ``layout``."""
-        found = self._torchs.get((i, layout))
+        found = self.torchs.get((i, layout))
         if found is None:
             with torch.inference_mode(False), torch.no_grad():
-                found = self._torchs[i, layout] = conv.by_torch(self.values, layout)
+                found = self.torchs[i, layout] = conv.by_torch(self.values, layout)
         return found
 
     def is_current(self) -> bool:
@@ -157,7 +157,8 @@ class Program:
             return 0
         tensors = [t for t in bound.values.values() if isinstance(t, Tensor)]
         tensors += [t for pack in bound.convs for t in pack.tensors()]
-        return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
+        folded = sum(math.prod(self.fused[i].function.weight.shape) * 4 for i, _ in bound.torchs)
+        return folded + sum({t.data_ptr(): t.nbytes for t in tensors}.values())
 
     def _fold(self, step: Step, values: dict[Value, Any]) -> None:
         def tensor(x: Any) -> Any:
