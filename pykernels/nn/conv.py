@@ -297,6 +297,11 @@ class _ConvPack(Pack):
         weight: Any = self.twins[0]
         return torch.ops.pykernels.conv_pack(weight.to(self.dtype), self.geometry.groups, algorithm)
 
+    def tensors(self) -> list[torch.Tensor]:
+        """All that is packed."""
+        values = self.by_algorithm.values() if self.index < 0 else self.value
+        return [t for t in values if isinstance(t, torch.Tensor)]
+
     def bound_for(self, x: torch.Size) -> torch.Tensor:
         """What ``conv_bn_act_bound`` is to run for an input of shape ``x`` on the CPU."""
         weight: Any = self.twins[0]

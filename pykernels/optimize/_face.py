@@ -11,15 +11,20 @@ from torch.nn.parameter import is_lazy
 
 from pykernels.optimize._report import Left, Report
 from pykernels.optimize._stub import Family, Stub
+from pykernels.optimize._tell import tell
+from pykernels.optimize._timing import seconds_by_step
 from pykernels.optimize._watch import Watch, is_own
 
 
 class Optimized(nn.Module):
     """What `pykernels.optimize` returns is of this class and of the original's."""
 
-    def report(self) -> Report:
-        """What runs, and what was left to torch and why, by the calls so far."""
-        return _report(_family(self))
+    def report(self, time: bool = False) -> Report:
+        """What runs, and what was left to torch and why, by the calls so far.
+
+        With ``time`` each step is timed too: a few times, on made-up inputs of the sizes of the last call.
+        """
+        return _report(_family(self), time)
 
     def train(self, mode: bool = True) -> Any:
         """Stays in evaluation mode, so that a larger model that it is part of may train."""
@@ -163,7 +168,7 @@ def _tensors(module: nn.Module) -> list[torch.Tensor]:
     return [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
 
 
-def _report(family: Family) -> Report:
+def _report(family: Family, time: bool) -> Report:
     report = Report(left=[Left(*n) for n in family.notes])
     for stub in family.stubs():
         name = stub.path or "the model"
@@ -172,5 +177,5 @@ def _report(family: Family) -> Report:
         why |= {stub.why} if stub.why is not None else set()
         report.left += [Left(name, kind, reason) for reason in sorted(why)]
         for program in {id(p): p for p in stub.programs.values() if not isinstance(p, str)}.values():
-            program.tell(report)
+            tell(program, report, seconds_by_step(program) if time else {})
     return report

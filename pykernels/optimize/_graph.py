@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, is_dataclass
@@ -126,7 +127,8 @@ class Step:
         """What it calls, in a word."""
         if self.kind in ("module", "opaque"):
             return type(self.function).__name__
-        name = getattr(self.function, "__name__", "call")
+        function = self.function.func if isinstance(self.function, functools.partial) else self.function
+        name = getattr(function, "__name__", "call")
         if name == "__get__":
             return str(getattr(getattr(self.function, "__self__", None), "__name__", name))
         return name

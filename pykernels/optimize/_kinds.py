@@ -107,8 +107,15 @@ def inplace(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     return "inplace" in names and len(args) > names.index("inplace") and args[names.index("inplace")] is not False
 
 
+def _drops(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Does a dropout with these arguments drop anything?"""
+    return bool(args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", True)))
+
+
 def written_by_name(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[Value]:
     """What a function writes to by the rules of torch's names: tensors of inference mode count no versions."""
+    if name.removesuffix("_").endswith(("dropout", "dropout1d", "dropout2d", "dropout3d")) and not _drops(args, kwargs):
+        return set()
     written = set(values_in(kwargs.get("out")))
     by_name = (name.endswith("_") and not name.endswith("__")) or name in _WRITES_FIRST
     by_name = by_name or (name.startswith("__i") and name.endswith("__") and name not in ("__invert__", "__index__"))

@@ -7,29 +7,43 @@ all others and for the result. Where memory is shared and written to, no format 
 
 from __future__ import annotations
 
+from math import prod
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pykernels.optimize._graph import Graph, Step, Value, mapped, values_in
 from pykernels.optimize._kinds import name_of
-from pykernels.optimize._patterns import FusedConv
+from pykernels.optimize._patterns import FusedConv, bound
 
 #: Their values don't depend on strides, they succeed whatever these are, and they are no slower in channels_last.
+#: Without them for the last reason: softmax, log_softmax, instance_norm, einsum, repeat, pixel_unshuffle, unfold,
+#: channel_shuffle, and grouped conv_transpose2d. Without them for the first: what sorts.
 _FREE = frozenset(
     ["add", "sub", "mul", "div", "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__",
-    "__truediv__", "__rtruediv__", "__neg__", "neg", "relu", "relu6", "sigmoid", "tanh", "silu", "hardswish",
-    "hardsigmoid", "hardtanh", "gelu", "elu", "leaky_relu", "mish", "softplus", "celu", "selu", "prelu", "clamp",
-    "exp", "log", "sqrt", "rsqrt", "abs", "pow", "__pow__", "square", "cat", "chunk", "split", "__getitem__",
-    "narrow", "max_pool2d", "_max_pool2d", "boolean_dispatch", "avg_pool2d", "adaptive_avg_pool2d", "interpolate",
-    "upsample", "pad", "mean", "sum", "amax", "amin", "flatten", "reshape", "batch_norm", "conv2d", "group_norm",
-    "softmax", "sigmoid_", "relu_", "tanh_", "add_", "mul_", "sub_", "div_", "__iadd__", "__imul__", "__isub__",
-    "hardtanh_", "clamp_", "fn", "max_pool2d_with_indices", "unsqueeze", "maximum", "minimum", "where", "permute",
-    "transpose", "linear"]
+    "__truediv__", "__rtruediv__", "__neg__", "neg", "rsub", "addcmul", "addcdiv", "lerp", "true_divide",
+    "relu", "relu6", "sigmoid", "tanh", "silu", "hardswish", "hardsigmoid", "hardtanh", "gelu", "elu",
+    "leaky_relu", "mish", "softplus", "celu", "selu", "prelu", "clamp", "clamp_min", "clamp_max", "threshold",
+    "softsign", "logsigmoid", "tanhshrink", "hardshrink", "softshrink", "glu",
+    "exp", "log", "sqrt", "rsqrt", "abs", "pow", "__pow__", "__rpow__", "square", "reciprocal", "sign", "round",
+    "floor", "ceil", "sin", "cos", "erf", "log1p", "expm1", "exp2", "log2", "clone", "detach",
+    "cat", "concat", "stack", "chunk", "split", "unbind", "__getitem__", "narrow", "select", "index_select",
+    "flip", "roll", "expand", "squeeze", "unsqueeze", "permute", "transpose", "movedim", "flatten", "reshape",
+    "max_pool2d", "_max_pool2d", "boolean_dispatch", "fn", "max_pool2d_with_indices", "avg_pool2d", "lp_pool2d",
+    "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate", "upsample", "grid_sample", "pixel_shuffle", "pad",
+    "mean", "sum", "amax", "amin", "max", "min", "var", "std", "norm", "logsumexp", "cumsum", "normalize",
+    "maximum", "minimum", "where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge", "__eq__", "__ne__", "__lt__",
+    "__le__", "__gt__", "__ge__", "argmax", "argmin",
+    "batch_norm", "conv2d", "conv_transpose2d", "group_norm", "layer_norm", "linear", "matmul", "__matmul__",
+    "sigmoid_", "relu_", "tanh_", "add_", "mul_", "sub_", "div_", "__iadd__", "__imul__", "__isub__", "hardtanh_",
+    "clamp_", "neg_", "abs_", "sqrt_", "square_", "exp_"]
 )  # fmt: skip
 #: Those of them that may write, and then return what they wrote to.
 _IN_PLACE = frozenset(
     ("relu", "relu_", "relu6", "sigmoid_", "tanh_", "add_", "mul_", "sub_", "div_", "__iadd__", "__imul__", "__isub__",
-     "silu", "hardswish", "hardsigmoid", "hardtanh", "hardtanh_", "elu", "leaky_relu", "clamp_", "mish", "dropout")
+     "silu", "hardswish", "hardsigmoid", "hardtanh", "hardtanh_", "elu", "leaky_relu", "clamp_", "mish", "dropout",
+     "celu", "selu", "threshold", "neg_", "abs_", "sqrt_", "square_", "exp_")
 )  # fmt: skip
 
 
@@ -38,16 +52,28 @@ def as_contiguous(t: Tensor) -> Tensor:
     return t if t.is_contiguous() else t.contiguous()
 
 
+def as_time_major(t: Tensor) -> Tensor:
+    """``t`` of (batch, time, features), copied only where it does not lie in memory step by step."""
+    return as_contiguous(t.transpose(0, 1)).transpose(0, 1)
+
+
 def as_channels_last(t: Tensor) -> Tensor:
     """``t``, copied only where it is not in channels_last."""
     return t.contiguous(memory_format=torch.channels_last)
 
 
-_FIXES = {"contiguous": as_contiguous, "channels_last": as_channels_last}
+_RECURRENT = (nn.GRU, nn.RNN, nn.LSTM)
+#: In multiplications of a convolution, a fifth of whose time is at stake: what it costs to turn an element, and what it
+#: brings to those that are ten times as fast. Measured, and low, because what is turned may lie in cache.
+_TURN, _GAINED = 60, 500
+_GAIN = ("max_pool2d", "_max_pool2d", "boolean_dispatch", "fn", "avg_pool2d", "interpolate", "upsample", "normalize")
+_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+FIXES = {"contiguous": as_contiguous, "channels_last": as_channels_last}
 
 
 def settle(graph: Graph) -> None:
     """Decides formats; puts conversions in where they are needed."""
+    _feed_recurrent(graph)
     convs = [s for s in graph.steps if isinstance(s.function, FusedConv)]
     if not convs:
         return
@@ -55,13 +81,39 @@ def settle(graph: Graph) -> None:
         for step in convs:
             step.function.channels_last = False
             layout = step.outputs.layout
-            step.function.fix = layout if layout in _FIXES else "contiguous"
+            step.function.fix = layout if layout in FIXES else "contiguous"
 
 
 def _is_free(step: Step) -> bool:
     if isinstance(step.function, FusedConv):
         return True
-    return step.kind == "call" and name_of(step.function) in _FREE
+    name = name_of(step.function)
+    if name == "conv_transpose2d":
+        return step.kind == "call" and bound(step, _TRANSPOSED).get("groups", 1) == 1
+    return step.kind == "call" and name in _FREE
+
+
+def _feed_recurrent(graph: Graph) -> None:
+    """Gives torch's recurrent layers inputs that lie in memory step by step.
+
+    Their products with weights that are without gradients take up to twice as long on others.
+    """
+    steps: list[Step] = []
+    for step in graph.steps:
+        x = step.args[0] if step.args else None
+        module: Any = step.function
+        if step.kind == "module" and type(module) in _RECURRENT and isinstance(x, Value) and len(x.shape) == 3:
+            copy = x.like(_next_index(graph) + len(steps))
+            copy.layout = "other" if module.batch_first else "contiguous"
+            way = as_time_major if module.batch_first else as_contiguous
+            steps.append(Step(way, (x,), {}, copy, (), "format"))
+            step.args = (copy, *step.args[1:])
+        steps.append(step)
+    graph.steps = steps
+
+
+def _next_index(graph: Graph) -> int:
+    return 1 + max(v.index for v in (*graph.inputs, *(v for s in graph.steps for v in (*s.reads(), *s.results()))))
 
 
 def _is_shared_and_written(graph: Graph) -> bool:
@@ -100,8 +152,28 @@ def _join(graph: Graph, convs: list[Step]) -> None:
                 origins[v] = before
 
 
+def _pays(graph: Graph) -> bool:
+    """Do the joined convolutions gain more by channels_last than turning what they are given and give costs?"""
+    tainted = _tainted(graph, set())
+    gain, border = 0.0, set()
+    for step in graph.steps:
+        if isinstance(step.function, FusedConv):
+            if step.function.channels_last:
+                gain += prod(step.outputs.shape) * prod(step.function.weight.shape[1:])
+                border |= {v for v in step.reads() if v not in tainted and v.layout == "contiguous"}
+        elif not _is_free(step):
+            border |= {v for v in step.reads() if v in tainted and v.layout == "contiguous"}
+        elif name_of(step.function) in _GAIN:
+            gain += _GAINED * sum(prod(v.shape) for v in step.reads() if v in tainted)
+    border |= {v for v in values_in(graph.result) if v in tainted and v.layout == "contiguous"}
+    return gain >= _TURN * sum(prod(v.shape) for v in border)
+
+
 def _settle_freely(graph: Graph, convs: list[Step]) -> bool:
     _join(graph, convs)
+    if not _pays(graph):
+        for step in convs:
+            step.function.channels_last = False
     producers = {v: s for s in graph.steps for v in s.results()}
     strict: set[Step] = set()
     while True:
@@ -109,8 +181,8 @@ def _settle_freely(graph: Graph, convs: list[Step]) -> bool:
         strange = {
             v
             for s in graph.steps if s in strict or not _is_free(s)
-            for v in s.reads() if v in tainted and v.layout not in _FIXES
-        } | {v for v in values_in(graph.result) if v in tainted and v.layout not in _FIXES}  # fmt: skip
+            for v in s.reads() if v in tainted and v.layout not in FIXES
+        } | {v for v in values_in(graph.result) if v in tainted and v.layout not in FIXES}  # fmt: skip
         if not strange:
             break
         found = {producers[v] for v in strange}
@@ -135,14 +207,14 @@ def _tainted(graph: Graph, strict: set[Step]) -> set[Value]:
 def _put_right(graph: Graph, strict: set[Step], tainted: set[Value]) -> None:
     steps: list[Step] = []
     fixed: dict[Value, Value] = {}
-    count = 1 + max(v.index for v in (*graph.inputs, *(v for s in graph.steps for v in (*s.reads(), *s.results()))))
+    count = _next_index(graph)
 
     def fix(v: object) -> object:
         if not isinstance(v, Value) or v not in tainted:
             return v
         if v not in fixed:
             fixed[v] = v.like(count + len(fixed))
-            steps.append(Step(_FIXES[v.layout], (v,), {}, fixed[v], (), "format"))
+            steps.append(Step(FIXES[v.layout], (v,), {}, fixed[v], (), "format"))
         return fixed[v]
 
     for step in graph.steps:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,15 +14,17 @@ from pykernels import _native
 from pykernels.nn import LSTM, LSTMCell
 from pykernels.nn.conv import _ConvPack
 from pykernels.ops import _dispatch
-from pykernels.ops.conv_bn_act.arguments import geometry, tf32_allowed
+from pykernels.ops.conv_bn_act.arguments import Geometry, geometry, tf32_allowed
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.ops.lstm.op import LSTM as LSTM_OP
 from pykernels.ops.lstm.op import LSTM_CELL
+from pykernels.optimize import _rules
 from pykernels.optimize._graph import Graph, Step, Value, values_in
+from pykernels.optimize._torchs import TorchConv
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-_ADDS = ("add", "add_", "__add__", "__radd__", "__iadd__")
+ADDS = ("add", "add_", "__add__", "__radd__", "__iadd__")
 _ACTIVATIONS = {"relu", "sigmoid", "tanh", "silu", "hardswish", "gelu", "elu", "leaky_relu"}
 
 
@@ -35,7 +37,10 @@ class FusedConv:
         self.eps = 0.0
         self.activation, self.negative_slope = "none", 0.01
         self.options = options
-        self.run: Callable[..., Tensor] = _run_on_cuda if weight.device.type == "cuda" else _bound_op()
+        #: Zeros around the image beside those of ``options``: top, left, bottom, right.
+        self.pad = (0, 0, 0, 0)
+        self.on_cpu = weight.device.type == "cpu"
+        self.run: Callable[..., Tensor] = _bound_op() if self.on_cpu else _run_on_cuda
         self.channels_last = False
         #: The format that the result has to be in at once: "contiguous", "channels_last" or "" for either.
         self.fix = ""
@@ -49,13 +54,14 @@ class FusedConv:
         parts = (self.weight, self.bias, *(self.norm or ()))
         tensors = [None if v is None else values.get(v, v.tensor) for v in parts]
         shape = SimpleNamespace(weight=tensors[0], padding_mode="zeros", **self.options)
-        spec = (self.eps, self.activation, self.negative_slope, tuple(sorted(self.options.items())))
+        spec = (self.eps, self.activation, self.negative_slope, tuple(sorted(self.options.items())), self.pad)
         key = (*(None if t is None else id(t) for t in tensors), *spec)
         found = store.get(key)
         if found is not None and found.is_current(found.dtype, found.index, found.key):
             return found
         slots = [({"": t}, "") for t in tensors]
         made = _ConvPack(slots, self.weight.dtype, (shape, None, self.eps, self.activation, self.negative_slope, None))
+        made.geometry = self.geometry()
         if not any(v in values for v in self.parameters()):
             store[key] = made
         return made
@@ -63,6 +69,28 @@ class FusedConv:
     def constant(self, pack: _ConvPack, x: torch.Size) -> Any:
         """What `run` takes beside an input of shape ``x``."""
         return pack.bound_for(x) if pack.index < 0 else pack
+
+    def geometry(self) -> Geometry:
+        """Stride, padding on each side, dilation and groups."""
+        g = geometry(self.weight.shape[2:], **self.options)
+        top, left, bottom, right = (a + b for a, b in zip(g.padding, self.pad, strict=True))
+        return g._replace(padding=(top, left, bottom, right))
+
+    def torchs_because(self, shape: Sequence[int], layout: str) -> str:
+        """Why torch runs it for an input of this shape and format; "" where our kernel does."""
+        if not self.on_cpu or self.weight.dtype is not torch.float32 or len(shape) != 4:
+            return ""
+        layout = "channels_last" if self.channels_last else layout
+        threads, isa = torch.get_num_threads(), _native.introspect().active_isa()
+        return _rules.torchs_because(shape, self.weight.shape, *self.geometry(), self.activation, layout, threads, isa)
+
+    def by_torch(self, values: dict[Value, Any], layout: str) -> Callable[..., Tensor]:
+        """What computes the same with torch's functions, from x (in ``layout``) and the residual."""
+        parts = (self.weight, self.bias, *(self.norm or (None,) * 4))
+        weight: Any
+        weight, *norm = (None if v is None else values.get(v, v.tensor) for v in parts)
+        made = TorchConv(self.geometry(), self.activation, self.negative_slope)
+        return made.bind(weight, norm, self.eps, layout == "channels_last")
 
 
 def _bound_op() -> Any:
@@ -85,7 +113,8 @@ def bound(step: Step, names: tuple[str, ...]) -> dict[str, Any]:
     return {**dict(zip(names, step.args, strict=False)), **step.kwargs}
 
 
-def _conv(step: Step) -> tuple[FusedConv, Value] | None:
+def conv_of(step: Step) -> tuple[FusedConv, Value] | None:
+    """A convolution that our kernels take, and its image."""
     if step.kind != "call" or not is_torchs(step.function, "conv2d") or not isinstance(step.outputs, Value):
         return None
     given = bound(step, _CONV)
@@ -105,11 +134,28 @@ def _conv(step: Step) -> tuple[FusedConv, Value] | None:
     return FusedConv(weight, bias, options), x
 
 
+def _zeros_around(step: Step) -> tuple[Value, tuple[int, int, int, int]] | None:
+    """What ``step`` puts zeros around, and how many: top, left, bottom, right."""
+    if step.kind != "call" or not is_torchs(step.function, "pad", "constant_pad_nd"):
+        return None
+    names = ("input", "pad", "mode", "value") if step.function is F.pad else ("input", "pad", "value")
+    given = bound(step, names)
+    x, pad = given.get("input"), given.get("pad")
+    if given.get("mode", "constant") != "constant" or given.get("value") not in (None, 0):
+        return None
+    if not isinstance(x, Value) or len(x.shape) != 4 or not isinstance(pad, tuple | list) or len(pad) not in (2, 4):
+        return None
+    if not all(type(p) is int and p >= 0 for p in pad):
+        return None
+    left, right, top, bottom = (*pad, 0, 0)[:4]
+    return x, (top, left, bottom, right)
+
+
 def _plain(x: Any) -> Any:
     return tuple(x) if isinstance(x, list | torch.Size) else x
 
 
-def _takes_norm(conv: FusedConv, step: Step, constants: set[Value]) -> bool:
+def takes_norm(conv: FusedConv, step: Step, constants: set[Value]) -> bool:
     """Does ``step`` apply a batch norm with constants? Then ``conv`` has it."""
     if conv.norm is not None or conv.activation != "none" or not is_torchs(step.function, "batch_norm"):
         return False
@@ -148,7 +194,7 @@ def _activation(step: Step) -> tuple[str, float] | None:
 
 def _added(step: Step, value: Value) -> Value | None:
     """What ``step`` adds to ``value``, if that is a tensor of the same shape and nothing else is written to."""
-    if not is_torchs(step.function, *_ADDS) or len(step.args) != 2 or step.kwargs:
+    if not is_torchs(step.function, *ADDS) or len(step.args) != 2 or step.kwargs:
         return None
     left, right = step.args
     other = right if left is value else left
@@ -168,6 +214,7 @@ class Fuser:
     def __init__(self, graph: Graph, constants: set[Value]) -> None:
         self.graph, self.constants = graph, constants
         self.users = graph.users()
+        self.producers = {v: s for s in graph.steps for v in s.results()}
         self.at = {s: i for i, s in enumerate(graph.steps)}
         self.by_storage: dict[int, set[Value]] = {}
         for v in (*graph.inputs, *(v for s in graph.steps for v in (*s.reads(), *s.results()))):
@@ -178,18 +225,32 @@ class Fuser:
         gone: set[Step] = set()
         fused: dict[Step, Step] = {}
         for step in self.graph.steps:
-            found = None if step in gone else _conv(step)
+            found = None if step in gone else conv_of(step)
             if found is None or not all(v in self.constants for v in found[0].parameters()):
                 continue
             conv, x = found
+            x = self._unpadded(conv, x, step)
             chain, residual = self._chain(step, conv, x, gone)
             gone |= set(chain)
             last = chain[-1]
             names = [step.where] + [s.where for s in chain[1:] if s.where]
             made = Step(conv, (x, residual), {}, last.outputs, (), "fused", step.where)
-            made.note, made.sources = _what(conv, residual), tuple(dict.fromkeys(names))
+            made.note, made.sources = _what(conv, residual), tuple(dict.fromkeys([*step.sources, *names]))
             fused[last] = made
         self.graph.steps = [fused.get(s, s) for s in self.graph.steps if s not in gone or s in fused]
+
+    def _unpadded(self, conv: FusedConv, x: Value, step: Step) -> Value:
+        """What stands before zeros that were put around ``x``: the convolution pads by itself."""
+        before = self.producers.get(x)
+        found = None if before is None else _zeros_around(before)
+        if before is None or found is None:
+            return x
+        image, pad = found
+        for other in self.graph.steps[self.at[before] + 1 : self.at[step]]:
+            if other.kind == "opaque" or any(v.storage in (image.storage, x.storage) for v in other.writes):
+                return x
+        conv.pad = pad
+        return image
 
     def _chain(self, first: Step, conv: FusedConv, x: Value, gone: set[Step]) -> tuple[list[Step], Value | None]:
         chain, residual = [first], None
@@ -207,7 +268,7 @@ class Fuser:
                 return chain, residual
             if other is not None:
                 residual = other
-            elif residual is None and _takes_norm(conv, user, self.constants):
+            elif residual is None and takes_norm(conv, user, self.constants):
                 pass
             else:
                 found = _activation(user)

@@ -8,30 +8,21 @@ made anew when a source has changed; it is published in one assignment, so that 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pykernels import _native
-from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
-from pykernels.optimize._graph import Graph, Made, Step, Value, mapped, values_in
+from pykernels.optimize._graph import Graph, Made, Step, Value, layout_of, mapped, values_in
 from pykernels.optimize._layout import as_channels_last, as_contiguous
 from pykernels.optimize._patterns import FusedConv
-from pykernels.optimize._report import Left, Replaced, Report
 from pykernels.optimize._sources import Sources
 from pykernels.optimize._watch import Watch
 
 _MOST_SHAPES = 256
-#: Torch's functions that a user may have expected to be replaced.
-_OF_INTEREST = {
-    "conv2d": "is of a dtype, a device or a rank that the kernels don't take, or its weights are no constants",
-    "batch_norm": "does not follow a convolution that nothing else reads, or its statistics are no constants",
-    "linear": "torch's own is as fast",
-    "conv1d": "has no kernels of ours", "conv3d": "has no kernels of ours",
-    "conv_transpose2d": "has no kernels of ours", "layer_norm": "has no kernels of ours",
-}  # fmt: skip
+_MOST_RUNS = 16
 _LITERALS = (type(None), bool, int, str)
 
 
@@ -42,7 +33,17 @@ class _Bound:
         self.sources = sources
         self.values: dict[Value, Any] = {}
         self.convs: list[Any] = []
-        self.by_shape: dict[Hashable, tuple[Any, ...]] = {}
+        #: The function to run and its ``C``.
+        self.by_shape: dict[Hashable, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
+        self.torchs: dict[tuple[int, str], Callable[..., Tensor]] = {}
+
+    def by_torch(self, i: int, conv: FusedConv, layout: str) -> Callable[..., Tensor]:
+        """The ``i``-th fused step by torch's functions, for inputs in ``layout``."""
+        found = self.torchs.get((i, layout))
+        if found is None:
+            with torch.inference_mode(False), torch.no_grad():
+                found = self.torchs[i, layout] = conv.by_torch(self.values, layout)
+        return found
 
     def is_current(self) -> bool:
         return self.sources is None or self.sources.are_current()
@@ -61,14 +62,18 @@ class Program:
         self.sources = [v for v in dict.fromkeys(read) if v.kind == "source"]
         self._constants = [v for s in folded for v in s.results()]
         self._writer = _Writer(self)
-        self.run: Callable[..., Any] = self._writer.function("run")
+        #: The functions, by which of the fused steps are ours.
+        self._runs: dict[tuple[bool, ...], Callable[..., Any]] = {}
+        self._writing = threading.Lock()
         self._choosing: Callable[..., Any] | None = self._writer.function("choose") if self.fused else None
         self._bound: _Bound | None = None
+        #: The inputs' sizes at the last choice, and why fused steps are torch's by it.
+        self.sizes: list[tuple[int, ...]] | None = None
+        self.reasons = [s.function.torchs_because(s.args[0].shape, s.args[0].layout) for s in self.fused]
 
-    @property
     def text(self) -> str:
-        """The generated Python."""
-        return self._writer.texts["run"]
+        """The Python that ran last, or would for the recorded sizes."""
+        return self._writer.texts[self._writer.last]
 
     def wants_gradients(self) -> bool:
         """Has somebody asked for gradients of the weights?"""
@@ -76,30 +81,57 @@ class Program:
 
     def __call__(self, tensors: list[Tensor]) -> Any:
         """The result for these inputs."""
-        bound = self._bound
+        bound = self._bound  # not by `current`: a call costs as much as the rest
         if bound is None or not bound.is_current():
             bound = self._renew()
         shapes = tuple([t.shape for t in tensors]) if self.fused else ()
-        constants = bound.by_shape.get(shapes)
-        if constants is not None:
-            return self.run(constants, *tensors)
-        if self._choosing is None:
-            bound.by_shape[shapes] = constants = self._tuple(bound, [])
-            return self.run(constants, *tensors)
-        chosen: list[Any] = [None] * len(self.fused)
+        found = bound.by_shape.get(shapes)
+        if found is None:
+            return self._choose(bound, shapes, tensors)
+        run, constants = found
+        return run(constants, *tensors)
 
-        def choose(i: int, x: Tensor) -> Any:
-            chosen[i] = self.fused[i].function.constant(bound.convs[i], x.shape)
-            return chosen[i]
+    def current(self) -> _Bound:
+        """What was made of the sources, made anew if these have changed."""
+        bound = self._bound
+        return self._renew() if bound is None or not bound.is_current() else bound
 
-        result = self._choosing(self._tuple(bound, []), choose, *tensors)
+    def chosen(self, bound: _Bound, i: int, x: Tensor) -> tuple[str, Callable[..., Tensor], Any]:
+        """For the ``i``-th fused step: why it is torch's, what runs it from x and the residual, and its constant."""
+        conv, layout = self.fused[i].function, layout_of(x)
+        why = conv.torchs_because(x.shape, layout)
+        if why:
+            run = bound.by_torch(i, conv, layout)
+            return why, run, run
+        constant = conv.constant(bound.convs[i], x.shape)
+        return "", lambda x, residual: conv.run(x, constant, residual), constant
+
+    def _choose(self, bound: _Bound, shapes: Hashable, tensors: list[Tensor]) -> Any:
+        """Runs once with decisions made on the way: the algorithm of each convolution, and whether it is torch's."""
+        folded = tuple(bound.values[v] for v in self._constants)
+        constants: list[Any] = [None] * len(self.fused)
+        reasons = [""] * len(self.fused)
+
+        def choose(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
+            reasons[i], run, constants[i] = self.chosen(bound, i, x)
+            return run(x, residual)
+
+        if self._choosing is not None:
+            result = self._choosing(folded, choose, *tensors)
+        run = self._run_for(tuple(not why for why in reasons))
         if len(bound.by_shape) >= _MOST_SHAPES:
             bound.by_shape.clear()
-        bound.by_shape[shapes] = self._tuple(bound, chosen)
-        return result
+        bound.by_shape[shapes] = run, (*folded, *constants)
+        self.reasons, self.sizes = reasons, [tuple(t.shape) for t in tensors]
+        return run(folded, *tensors) if self._choosing is None else result
 
-    def _tuple(self, bound: _Bound, chosen: list[Any]) -> tuple[Any, ...]:
-        return (*(bound.values[v] for v in self._constants), *chosen)
+    def _run_for(self, ours: tuple[bool, ...]) -> Callable[..., Any]:
+        with self._writing:
+            if ours not in self._runs:
+                if len(self._runs) >= _MOST_RUNS:
+                    self._runs.clear()
+                self._runs[ours] = self._writer.function("run", ours)
+            return self._runs[ours]
 
     def _renew(self) -> _Bound:
         with torch.inference_mode(False), torch.no_grad():
@@ -118,22 +150,15 @@ class Program:
         self._bound = bound
         return bound
 
-    def tell(self, report: Report) -> None:
-        """What it runs."""
-        report.programs += 1
-        for step in self.graph.steps:
-            if step in self.fused:
-                report.replaced.append(Replaced(step.sources, step.note, "pk.ops.conv_bn_act"))
-            elif step.kind == "module" and step.note:
-                report.replaced.append(Replaced((step.where,), step.note, f"pk.nn.{step.note}"))
-            elif step.kind == "call" and step.where is not None:
-                report.torch_steps += 1
-                name = step.name()
-                if name in _OF_INTEREST:
-                    report.left.append(Left(step.where or "the model", name, _why_not(step, name)))
-            elif step.kind == "module":
-                report.left.append(Left(step.where, step.name(), _why_not(step, "")))
-        report.left += [Left(where or "the model", what, why) for where, what, why in self.graph.opaque]
+    def packed_bytes(self) -> int:
+        """The memory of what was made from the sources."""
+        bound = self._bound
+        if bound is None:
+            return 0
+        tensors = [t for t in bound.values.values() if isinstance(t, Tensor)]
+        tensors += [t for pack in bound.convs for t in pack.tensors()]
+        folded = sum(math.prod(self.fused[i].function.weight.shape) * 4 for i, _ in bound.torchs)
+        return folded + sum({t.data_ptr(): t.nbytes for t in tensors}.values())
 
     def _fold(self, step: Step, values: dict[Value, Any]) -> None:
         def tensor(x: Any) -> Any:
@@ -142,24 +167,6 @@ class Program:
         result = step.function(*mapped(step.args, tensor), **mapped(step.kwargs, tensor))
         for value, got in zip(step.results(), _flat(result), strict=True):
             values[value] = got
-
-
-def _why_not(step: Step, name: str) -> str:
-    """Why a call is torch's."""
-    if getattr(step.function, "proj_size", 0):
-        return "has projections (proj_size), which the kernels don't know"
-    x = next(step.reads(), None)
-    if name == "conv2d" and x is not None:
-        if _native.error is not None:
-            return _native.error
-        takes = CONV_BN_ACT.takes(x.device.type)
-        if x.dtype not in takes:
-            return f"is {_short(x.dtype)}; the kernels take {' and '.join(map(_short, takes))}"
-    return _OF_INTEREST.get(name, "has no kernels of ours")
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _flat(result: Any) -> list[Tensor]:
@@ -174,30 +181,32 @@ class _Writer:
     def __init__(self, program: Program) -> None:
         self.program, self.graph = program, program.graph
         self.names: dict[str, Any] = {"contiguous": as_contiguous, "channels_last": as_channels_last}
-        self.texts: dict[str, str] = {}
+        self.texts: dict[tuple[str, tuple[bool, ...]], str] = {}
+        self.last: tuple[str, tuple[bool, ...]] = "", ()
         self._known: dict[int, str] = {}
         self._constants = {v: i for i, v in enumerate(v for s in program.folded for v in s.results())}
 
-    def function(self, name: str) -> Callable[..., Any]:
+    def function(self, name: str, ours: tuple[bool, ...] = ()) -> Callable[..., Any]:
+        """``run``, where these of the fused steps are ours; or ``choose``, which asks about each."""
         inputs = ["C", *(["choose"] if name == "choose" else []), *map(repr, self.graph.inputs)]
         lines = [f"def {name}({', '.join(inputs)}):"]
         last = self._last_uses()
         conv = 0
         for i, step in enumerate(self.graph.steps):
-            fused = isinstance(step.function, FusedConv)
-            constant = ""
-            if fused:
-                constant = f"choose({conv}, {self._value(step.args[0])})"
-                constant = constant if name == "choose" else f"C[{len(self._constants) + conv}]"
-            conv += fused
-            lines.append(f"    {self._statement(step, constant)}")
+            if isinstance(step.function, FusedConv):
+                lines.append(f"    {self._fused(step, conv, None if name == 'choose' else ours[conv])}")
+                conv += 1
+            else:
+                lines.append(f"    {self._statement(step)}")
             dead = last.get(i, ())
             if dead:
                 lines.append(f"    del {', '.join(map(repr, dead))}")
         lines.append(f"    return {self._expression(self.graph.result)}")
-        self.texts[name] = "\n".join(lines) + "\n"
+        text = "\n".join(lines) + "\n"
+        self.texts[name, ours] = text
+        self.last = name, ours
         space = self.names
-        exec(compile(self.texts[name], f"<pykernels program {name}>", "exec"), space)
+        exec(compile(text, f"<pykernels program {name}>", "exec"), space)
         return space[name]
 
     def _last_uses(self) -> dict[int, list[Value]]:
@@ -215,18 +224,23 @@ class _Writer:
             by_step.setdefault(i, []).append(v)
         return by_step
 
-    def _statement(self, step: Step, constant: str) -> str:
-        if constant:
-            x, residual = step.args
-            function: Any = step.function
-            given = f"channels_last({self._value(x)})" if function.channels_last else self._value(x)
-            call = f"{self._name(function.run)}({given}, {constant}, {self._expression(residual)})"
-            if function.fix:
-                call = f"{function.fix}({call})"
+    def _fused(self, step: Step, i: int, is_ours: bool | None) -> str:
+        x, residual = step.args
+        conv: FusedConv = step.function
+        given = f"channels_last({self._value(x)})" if conv.channels_last else self._value(x)
+        constant = f"C[{len(self._constants) + i}]"
+        if is_ours is None:
+            call = f"choose({i}, {given}, {self._expression(residual)})"
+        elif is_ours:
+            call = f"{self._name(conv.run)}({given}, {constant}, {self._expression(residual)})"
         else:
-            arguments = [self._expression(a) for a in step.args]
-            arguments += [f"{k}={self._expression(v)}" for k, v in step.kwargs.items()]
-            call = f"{self._name(step.function)}({', '.join(arguments)})"
+            call = f"{constant}({given}, {self._expression(residual)})"
+        return f"{_pattern(step.outputs)} = {f'{conv.fix}({call})' if conv.fix else call}"
+
+    def _statement(self, step: Step) -> str:
+        arguments = [self._expression(a) for a in step.args]
+        arguments += [f"{k}={self._expression(v)}" for k, v in step.kwargs.items()]
+        call = f"{self._name(step.function)}({', '.join(arguments)})"
         return call if step.outputs is None else f"{_pattern(step.outputs)} = {call}"
 
     def _value(self, v: Value) -> str:

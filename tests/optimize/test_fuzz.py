@@ -131,6 +131,12 @@ STEPS = {
     "pooled": lambda m, conv, norm, act, a, b: act(norm(conv(F.max_pool2d(a, 3, 1, 1)))),
     "broadcast": lambda m, conv, norm, act, a, b: act(norm(conv(a)) + b.mean((2, 3), keepdim=True)),
     "permuted": lambda m, conv, norm, act, a, b: conv(a.transpose(2, 3)).transpose(2, 3),
+    "padded": lambda m, conv, norm, act, a, b: act(norm(conv(F.pad(a, (1, 0, 0, 1)))))[..., 1:, 1:],
+    "parallel": lambda m, conv, norm, act, a, b: act(norm(conv(a)) + m.convs[0](a) + m.norms[0](a)),
+    "parallel in place": lambda m, conv, norm, act, a, b: act(conv(a).add_(norm(a)).add_(m.convs[0](a))) + b,
+    "foreign": lambda m, conv, norm, act, a, b: F.hardtanh(F.relu6(norm(conv(a))) + b * act(b), -1, 4) + conv(a),
+    "twice": lambda m, conv, norm, act, a, b: torch.cat([act(a * 2)[:, :2], conv(a * 2)[:, 2:] + act(a * 2)[:, 2:]], 1),
+    "softmax": lambda m, conv, norm, act, a, b: F.normalize(norm(conv(a)), dim=1) + act(b.softmax(1)),
     "walk": _walk, "assert": _assert, "overwrite": _overwrite, "write source": _write_source, "into other": _into_other,
     "chunks": _chunks, "shuffle": _shuffle, "control": _control,
 }  # fmt: skip

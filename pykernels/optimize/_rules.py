@@ -1,0 +1,129 @@
+"""Which convolutions our CPU kernels win, and which stay torch's: one table, measured by ``bench/layers.py``.
+
+A layer is of a kind (`kind_of`); `_TABLE` says for each kind when it is torch's, and all else is ours. The figures are
+of float32, AVX2 and one thread, against torch's convolution (oneDNN) with the batch norm folded in and the activation
+in place, in a loop (``bench/results/layers-avx2.json``) and inside networks. Other ISAs and numbers of threads go by
+the same rows until somebody measures them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+_CHEAP = ("none", "relu")
+
+
+class Layer(NamedTuple):
+    """What the table decides by.
+
+    ``c`` are the channels of a group, ``pixels`` those of one image's result, ``work`` is in multiplications.
+    ``cheap``: is the activation one that torch too applies in next to no time?
+    """
+
+    c: int
+    k: int
+    taps: int
+    stride: int
+    pixels: int
+    work: int
+    contiguous: bool
+    cheap: bool
+
+
+class Row(NamedTuple):
+    """Layers of this kind are torch's ``when``."""
+
+    kind: str
+    when: Callable[[Layer], bool]
+    why: str
+
+
+_TABLE = (
+    # Torch's call takes 100 us more than ours: what is small is ours. Of large maps 3x3 has too little to do a pixel.
+    Row(
+        "depthwise",
+        lambda x: (
+            x.work > (1_000_000 if x.cheap else 2_000_000)
+            if x.contiguous
+            else x.taps <= 9 and x.work > 1_300_000 and x.k > 16 and x.cheap
+        ),
+        "torch's depthwise convolution is faster on large maps",
+    ),
+    # Few products a pixel, and the store is as long as ever.
+    Row(
+        "stem",
+        lambda x: x.work > 1_500_000 and x.stride > 1 and (x.taps <= 36 if x.contiguous else x.k <= 32),
+        "torch's convolution of few channels is faster",
+    ),
+    Row(
+        "grouped",
+        lambda x: (x.pixels > 700 and x.stride > 1) or (x.pixels > 3000 and x.c <= 4 and not x.contiguous),
+        "torch's convolution of narrow groups is faster on large maps",
+    ),
+    # In NCHW a pixel's channels lie far apart; oneDNN has a kernel for that, ours turns blocks of them.
+    Row(
+        "pointwise",
+        lambda x: x.contiguous and x.pixels > 100 and x.work > 60_000 and (x.cheap or x.k <= x.c),
+        "torch's 1x1 convolution is faster on contiguous images",
+    ),
+    Row(
+        "strided",
+        lambda x: x.contiguous and x.pixels > 3000 and x.taps > 1,
+        "torch's convolution with a stride is faster on large contiguous images",
+    ),
+    Row(
+        "wide",
+        lambda x: x.pixels > 1000 if x.contiguous else x.pixels > 10_000 and x.c <= 16,
+        "torch's convolution with wide filters is faster on large images",
+    ),
+    Row(
+        "dilated",
+        lambda x: x.pixels > 1000 if x.contiguous else x.c >= 256 and x.k <= 128,
+        "torch's dilated convolution is faster on large images and to few channels",
+    ),
+)
+
+
+def kind_of(weight: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int) -> str:
+    """What the layers of the table are told apart by; ``weight``: (K, C / groups, R, S)."""
+    _, c, r, s = weight
+    if groups > 1:
+        if max(dilation) > 1:
+            return "dilated groups"
+        return "depthwise" if c == 1 else "grouped"
+    if c <= 4:
+        return "stem"
+    if r == s == 1 and tuple(stride) == (1, 1):
+        return "pointwise"
+    if max(dilation) > 1:
+        return "dilated"
+    if max(stride) > 1 and max(r, s) <= 3:
+        return "strided"
+    return "dense" if r == s == 3 else "wide"
+
+
+def torchs_because(
+    shape: Sequence[int],
+    weight: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+    layout: str,
+    threads: int = 1,
+    isa: str = "avx2",
+) -> str:
+    """Why a float32 convolution of an image of ``shape`` (N, C, H, W) stays torch's on the CPU; "" where ours wins.
+
+    ``padding``: top, left, bottom, right; ``layout``: "contiguous" or "channels_last", of the image.
+    """
+    n, _, height, width = shape
+    k, c, r, s = weight
+    p = (height + padding[0] + padding[2] - dilation[0] * (r - 1) - 1) // stride[0] + 1
+    q = (width + padding[1] + padding[3] - dilation[1] * (s - 1) - 1) // stride[1] + 1
+    work = n * p * q * k * c * r * s
+    layer = Layer(c, k, r * s, max(stride), p * q, work, layout != "channels_last", activation in _CHEAP)
+    kind = kind_of(weight, stride, dilation, groups)
+    return next((row.why for row in _TABLE if row.kind == kind and row.when(layer)), "")

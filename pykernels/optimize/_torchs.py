@@ -1,0 +1,56 @@
+"""A fused step as torch runs it: its convolution with the batch norm folded in, then the rest in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pykernels.ops.conv_bn_act import fold_batch_norm
+from pykernels.ops.conv_bn_act.arguments import Geometry
+
+_IN_PLACE: dict[str, Callable[[Tensor], Tensor] | None] = {
+    "none": None, "relu": torch.relu_, "sigmoid": torch.sigmoid_, "tanh": torch.tanh_,
+    "silu": partial(F.silu, inplace=True), "hardswish": partial(F.hardswish, inplace=True), "gelu": F.gelu,
+    "elu": partial(F.elu, inplace=True),
+}  # fmt: skip
+
+
+class TorchConv:
+    """``act(conv2d(x, weight, bias) + residual)`` by torch's own functions."""
+
+    def __init__(self, geometry: Geometry, activation: str, negative_slope: float) -> None:
+        top, left, bottom, right = geometry.padding
+        self.pad = None if (top, left) == (bottom, right) else (left, right, top, bottom)
+        self.rest = geometry.stride, (0, 0) if self.pad else (top, left), geometry.dilation, geometry.groups
+        if activation == "leaky_relu":
+            self.act: Any = partial(F.leaky_relu, negative_slope=negative_slope, inplace=True)
+        else:
+            self.act = _IN_PLACE[activation]
+
+    def bind(
+        self, weight: Tensor, norm: Sequence[Tensor | None], eps: float, channels_last: bool
+    ) -> Callable[..., Tensor]:
+        """What takes x and the residual; the weight is laid out as x is.
+
+        ``norm``: the convolution's bias, the running mean and variance, the batch norm's weight and bias.
+        """
+        bias, mean, var, bn_weight, bn_bias = norm
+        scale, shift = fold_batch_norm(bias, mean, var, bn_weight, bn_bias, eps)
+        if scale is not None:
+            weight = (weight * scale.reshape(-1, 1, 1, 1)).to(weight.dtype)
+        shift = None if shift is None else shift.to(weight.dtype)
+        weight = weight.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        pad, rest, act = self.pad, self.rest, self.act
+
+        def run(x: Tensor, residual: Tensor | None) -> Tensor:
+            y = torch.conv2d(x if pad is None else F.pad(x, pad), weight, shift, *rest)
+            if residual is not None:
+                y.add_(residual)
+            return y if act is None else act(y)
+
+        return run
