@@ -2,10 +2,12 @@
 
 `_face` makes the twin, `_stub` stands in front of its modules' calls, `_record` writes one call down while `_purity`
 and `_watch` see what it depends on, `_patterns` and `_layout` rewrite the steps, `_program` makes Python of them.
+`_dynamo` is the second door: ``torch.compile(model, backend="pykernels")``.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -60,3 +62,10 @@ def optimize(model: nn.Module, dtype: torch.dtype | None = None) -> Any:
         raise TypeError("pykernels.optimize: model: is optimised already; pass the original")
     outside = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return face(model, outside, outside if dtype is None else dtype)
+
+
+# The entry point makes the backend known, but not of a source tree. Dynamo itself is too slow to import for that.
+if "torch._dynamo.backends.registry" in sys.modules:
+    from pykernels.optimize._dynamo import register
+
+    register()
