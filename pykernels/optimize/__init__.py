@@ -7,12 +7,13 @@ and `_watch` see what it depends on, `_patterns` and `_layout` rewrite the steps
 
 from __future__ import annotations
 
-import sys
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import torch
 from torch import nn
 
+from pykernels._imports import after_import
 from pykernels.optimize._face import Optimized, face
 from pykernels.optimize._report import Left, Replaced, Report
 
@@ -64,8 +65,10 @@ def optimize(model: nn.Module, dtype: torch.dtype | None = None) -> Any:
     return face(model, outside, outside if dtype is None else dtype)
 
 
-# The entry point makes the backend known, but not of a source tree. Dynamo itself is too slow to import for that.
-if "torch._dynamo.backends.registry" in sys.modules:
-    from pykernels.optimize._dynamo import register
+def _know_backend(registry: Any) -> None:
+    point = EntryPoint("pykernels", "pykernels.optimize._dynamo:compile_graph", "torch_dynamo_backends")
+    registry._BACKENDS.setdefault(point.name, point)
 
-    register()
+
+# The package's entry point says the same; a source tree that is not installed has none.
+after_import("torch._dynamo.backends.registry", _know_backend)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import builtins
 import operator
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,7 +25,6 @@ from pykernels.optimize._graph import Graph, Step, Value, storage_of, values_in
 from pykernels.optimize._program import Program
 from pykernels.optimize._watch import Watch
 
-_NAME = "pykernels"
 _MOST_PROGRAMS = 64
 _autocast = torch._C._is_any_autocast_enabled
 _function_modes = torch._C._len_torch_function_stack
@@ -339,13 +337,6 @@ def _follow_lstms() -> None:
             return builder.wrap_module(module)
 
     by_type.update(dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN), wrapped))
-
-
-def register() -> None:
-    """Makes the name known where no entry point does; only if Dynamo is there already, which is slow to import."""
-    registry = sys.modules.get("torch._dynamo.backends.registry")
-    if registry is not None and _NAME not in registry._BACKENDS:
-        registry.register_backend(compile_graph, name=_NAME)
 
 
 _follow_lstms()
