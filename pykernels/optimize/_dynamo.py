@@ -265,6 +265,8 @@ def _function(gm: fx.GraphModule, node: fx.Node, args: tuple[Any, ...]) -> Any:
 
 def _can_be_step(node: fx.Node, name: str) -> bool:
     target = node.target
+    if name == "item":  # a number that Dynamo knows to be one that changes
+        return True
     if node.op == "call_module" or _kinds.is_refused(name):
         return False
     if target is builtins.getattr and node.args[1] in ("data", "grad", "grad_fn"):
@@ -317,10 +319,12 @@ def _is_ours(backend: Any) -> bool:
     return backend is compile_graph
 
 
-def _follow_lstms() -> None:
-    """Lets Dynamo follow torch's LSTM, GRU and RNN for this backend; for others it stops there, as always.
+def _settle_traces() -> None:
+    """Two of Dynamo's switches, for the graphs of this backend alone.
 
-    The switch for that is Dynamo's `allow_rnn`, which no backend can set by itself. So it is set where Dynamo asks.
+    It follows torch's LSTM, GRU and RNN (for others it stops there, as always), and the numbers of torch's own modules,
+    such as the ``eps`` of batch norm, are constants even where sizes are dynamic. No backend can set its switches
+    while it traces, so they are set where it asks.
     """
     try:
         from torch._dynamo import config
@@ -330,13 +334,20 @@ def _follow_lstms() -> None:
     except (ImportError, AttributeError):  # another Dynamo: then the graph breaks there
         return
 
-    def wrapped(builder: Any, module: nn.Module) -> Any:
+    def rnn(builder: Any, module: nn.Module) -> Any:
         if not _is_ours(builder.tx.output.compiler_fn):
             return builder.wrap_module(module)
         with config.patch(allow_rnn=True):
             return builder.wrap_module(module)
 
-    by_type.update(dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN), wrapped))
+    def number(builder: Any, value: float) -> Any:
+        of_torch = builder.source is not None and builder.source.guard_source.is_unspecialized_builtin_nn_module()
+        if not of_torch or not _is_ours(builder.tx.output.compiler_fn):
+            return builder.wrap_literal(value)
+        with config.patch(specialize_float=True):
+            return builder.wrap_literal(value)
+
+    by_type.update({nn.LSTM: rnn, nn.GRU: rnn, nn.RNN: rnn, float: number})
 
 
-_follow_lstms()
+_settle_traces()
