@@ -340,12 +340,14 @@ def _settle_traces() -> None:
         with config.patch(allow_rnn=True):
             return builder.wrap_module(module)
 
+    plain_number = by_type.get(float, VariableBuilder.wrap_literal)
+
     def number(builder: Any, value: float) -> Any:
         of_torch = builder.source is not None and builder.source.guard_source.is_unspecialized_builtin_nn_module()
         if not of_torch or not _is_ours(builder.tx.output.compiler_fn):
-            return builder.wrap_literal(value)
+            return plain_number(builder, value)
         with config.patch(specialize_float=True):
-            return builder.wrap_literal(value)
+            return plain_number(builder, value)
 
     by_type.update({nn.LSTM: rnn, nn.GRU: rnn, nn.RNN: rnn, float: number})
 
