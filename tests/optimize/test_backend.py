@@ -11,6 +11,7 @@ import torch._dynamo
 import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.utils import counters
+from torch.utils.flop_counter import FlopCounterMode
 
 import pykernels as pk
 from pykernels._imports import after_import
@@ -297,3 +298,111 @@ def test_the_name_is_known(tmp_path, monkeypatch):
 
     assert comes_later._BACKENDS["pykernels"].load() is _dynamo.compile_graph
     assert sys.meta_path == before
+
+
+class Dict(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.lstm = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), nn.LSTM(4, 5)
+
+    def forward(self, x, scale=None):
+        y = self.body(x)
+        y = y if scale is None else y * scale
+        return {"y": y, "last": self.lstm(y[:, :, 0, :3].permute(2, 0, 1))[0][-1]}
+
+
+@pytest.fixture(params=[None, torch.bfloat16], ids=["float32", "bfloat16"])
+def fast(request):
+    torch._dynamo.reset()
+    net = randomise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
+    yield pk.optimize(net, dtype=request.param)
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
+def test_an_optimised_model_compiles_whole(fast):
+    expected = fast(image())
+    for backend in ("eager", "aot_eager", "pykernels"):
+        got = torch.compile(fast, backend=backend, fullgraph=True)(image())
+        assert got.dtype == expected.dtype
+        assert relative_l2(got, expected) < 1e-2
+    outer = nn.Sequential(fast, nn.Flatten())
+    assert relative_l2(torch.compile(outer, backend="eager", fullgraph=True)(image()), expected.flatten(1)) < 1e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_optimised_model_exports_with_its_signature(strict):
+    net = Dict().eval()
+    fast = pk.optimize(net)
+    fast(image())
+    shapes = {"x": {0: torch.export.Dim("n", min=2, max=9)}, "scale": None}
+    exported = torch.export.export(fast, (image(),), {"scale": torch.tensor(2.0)}, dynamic_shapes=shapes, strict=strict)
+    assert exported.graph_signature.user_inputs == ("x", "scale")
+    assert set(exported.state_dict) == set(net.state_dict())
+    targets = {n.target for n in exported.graph.nodes if n.op == "call_function"}
+    assert not any("pykernels" in str(t) for t in targets)
+    x = image(5, 3, 12, 12)
+    for key, expected in net(x, torch.tensor(2.0)).items():
+        assert relative_l2(exported.module()(x, scale=torch.tensor(2.0))[key], expected) < 1e-5
+
+
+@torch.no_grad()
+def test_a_low_precision_model_exports_with_its_casts(fast):
+    exported = torch.export.export(fast, (image(),)).module()
+    assert exported(image()).dtype == torch.float32
+    assert relative_l2(exported(image()), fast(image())) < 1e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("strict", [False, True])
+def test_onnx_gets_torchs_operators(monkeypatch, strict):
+    monkeypatch.setattr("torch.onnx._internal.exporter._flags._is_onnx_exporting", True)
+
+    class All(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.lstm = pk.nn.ConvBNAct2d(3, 4, 3), pk.nn.LSTM(4, 5, 2, bidirectional=True)
+            self.cell, self.fc = pk.nn.LSTMCell(10, 6), pk.nn.Int8Linear.from_torch(nn.Linear(6, 2))
+
+        def forward(self, x):
+            y, _ = self.lstm(self.conv(x)[:, :, 0, :3].permute(2, 0, 1))
+            return self.fc(self.cell(y[-1])[0])
+
+    net = All().eval()
+    exported = torch.export.export(net, (image(),), strict=strict)
+    targets = [str(n.target) for n in exported.graph.nodes if n.op == "call_function"]
+    assert not any("pykernels" in t for t in targets)
+    assert targets.count("aten.lstm.input") == 1
+    assert relative_l2(exported.module()(image()), net(image())) < 1e-5
+    monkeypatch.undo()
+    kept = torch.export.export(net, (image(),)).graph.nodes
+    assert any("pykernels.lstm" in str(n.target) for n in kept)
+
+
+@torch.no_grad()
+def test_vmap_goes_over_an_optimised_model():
+    net = randomise(Net())
+    fast = pk.optimize(net)
+    x = image(3, 2, 3, 12, 12)
+    for _ in range(2):
+        got = torch.vmap(fast)(x)
+        assert relative_l2(got, torch.stack([net(one) for one in x])) < 1e-5
+        assert relative_l2(fast(x[0]), net(x[0])) < 1e-5
+
+
+@torch.no_grad()
+def test_the_flop_counter_counts_what_eager_has(made):
+    def count(model):
+        with FlopCounterMode(display=False) as counter:
+            model(image())
+        return counter.get_total_flops()
+
+    net = Dict().eval()
+    fast, second = pk.optimize(net), compiled(net)
+    expected = count(net)
+    assert expected > 0
+    for model in (fast, second):
+        for _ in range(3):
+            assert count(model) == expected
+            model(image())
