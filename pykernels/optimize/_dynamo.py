@@ -67,15 +67,16 @@ class _Compiled:
     def __call__(self, *args: Any) -> Any:
         """The graph's outputs."""
         if not undisturbed() or _function_modes() or _autocast() or _asked() != "auto":
-            return self.gm(*args)
+            return self.gm.forward(*args)
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
-            return self.gm(*args)
-        key = tuple([id(args[i]) for i in self.weights])
+            return self.gm.forward(*args)
+        weights = self.weights
+        key = tuple([id(args[i]) for i in weights])
         found = self.programs.get(key, self)
         if found is self:
-            return self._record(key, args)
+            return self._record(weights, key, args)
         if found is None:
-            return self.gm(*args)
+            return self.gm.forward(*args)
         program, inputs, has_sizes = found  # type: ignore[misc]
         given: list[Any] = [_Size(a) if type(a) is int else a for a in (args[i] for i in inputs)]
         try:
@@ -84,26 +85,33 @@ class _Compiled:
             if not program.again:
                 raise
             # What is wrong torch says in its own words; if nothing is, the program was not for these inputs.
-            result = self.gm(*args)
+            result = self.gm.forward(*args)
             with self.lock:
                 self.programs[key] = None
             return result
         return tuple([int(x) if type(x) is _Size else x for x in result]) if has_sizes else result
 
-    def _record(self, key: tuple[int, ...], args: tuple[Any, ...]) -> Any:
-        recording = _Recording(self.gm, args, set(self.weights))
+    def _record(self, weights: list[int], key: tuple[int, ...], args: tuple[Any, ...]) -> Any:
+        recording = _Recording(self.gm, args, set(weights))
         result = recording.run()
         with self.lock:
             if len(self.programs) >= _MOST_PROGRAMS:
-                self._demote()
-            self.programs[key] = recording.program()
+                self._make_room(args)
+            if weights is self.weights:
+                self.programs[key] = recording.program()
         return result
 
-    def _demote(self) -> None:
-        """Weights that are others at every call (states kept on a module) are inputs from now on."""
-        kept = list(zip(*self.programs, strict=True))
-        self.weights = [i for i, ids in zip(self.weights, kept, strict=True) if len(set(ids)) < _MOST_PROGRAMS // 2]
-        self.programs = {}
+    def _make_room(self, args: tuple[Any, ...]) -> None:
+        """Tensors on modules that are others at every call, such as a state, are inputs from now on."""
+        fixed = [
+            i
+            for i, ids in zip(self.weights, zip(*self.programs, strict=True), strict=True)
+            if isinstance(args[i], nn.Parameter) or len(set(ids)) < _MOST_PROGRAMS // 2
+        ]
+        if len(fixed) == len(self.weights):  # so many models with this code
+            del self.programs[next(iter(self.programs))]
+        else:
+            self.weights, self.programs = fixed, {}
 
 
 class _Recording:
@@ -145,6 +153,8 @@ class _Recording:
         _use_our_lstms(graph)
         recorder: Any = self
         program = _compile.compiled(graph, recorder, {})
+        if not program.again and any(type(self.args[i]) is int for i, _ in given):
+            return None  # another size may want other steps, and it would be too late to see that half-way
         numbers = any(v.kind == "input" and type(self.args[i]) is int for i, v in given if v in set(values_in(result)))
         return program, [i for i, _ in given], numbers
 
