@@ -74,36 +74,59 @@ bool same_list(PyObject* list, PyObject* snapshot) {
   return true;
 }
 
-// What `owner` (a dict, a class or a closure's cell) has under `name`; null for nothing.
-PyObject* looked_up(PyObject* owner, PyObject* name) {
-  if (PyCell_Check(owner)) return PyCell_GET(owner);
+// The dict of `owner`, itself or a class's; null of a closure's cell.
+PyObject* dict_of(PyObject* owner) {
   PyObject* const dict = PyType_Check(owner) ? reinterpret_cast<PyTypeObject*>(owner)->tp_dict : owner;
-  return dict != nullptr && PyDict_Check(dict) ? PyDict_GetItemWithError(dict, name) : nullptr;
+  if (dict != nullptr && PyDict_Check(dict)) return dict;
+  if (!PyCell_Check(owner)) throw py::type_error("unchanged: entries: expected dicts, classes and cells as owners");
+  return nullptr;
 }
 
-// By pointers alone, so that no code of the user's runs and a thousand objects take a few microseconds.
-bool unchanged(const py::tuple& containers, const py::tuple& snapshots, const py::tuple& entries) {
+// CPython up to 3.11 gives a dict another number at every change, so that one of the same number need not be looked
+// through. Later versions keep the numbers for themselves.
+#if PY_VERSION_HEX < 0x030C0000
+uint64_t number_of(PyObject* dict) { return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag; }
+#else
+uint64_t number_of(PyObject*) { return 0; }  // which no dict has
+#endif
+
+// By pointers alone, so that no code of the user's runs and a thousand objects take a few microseconds. `numbers` has
+// room for one of each container and of each entry's owner: those at which it was last seen to be as in its snapshot.
+bool unchanged(const py::tuple& containers, const py::tuple& snapshots, const py::tuple& entries,
+               const py::bytearray& numbers) {
   static PyObject* const pack = PyUnicode_InternFromString("_pack");
   static PyObject* const call = PyUnicode_InternFromString("_compiled_call_impl");
-  const Py_ssize_t count = PyTuple_GET_SIZE(containers.ptr());
+  const Py_ssize_t count = PyTuple_GET_SIZE(containers.ptr()), flat = PyTuple_GET_SIZE(entries.ptr());
   if (PyTuple_GET_SIZE(snapshots.ptr()) != count) throw py::value_error("unchanged: snapshots: expected one for each");
-  for (Py_ssize_t i = 0; i < count; ++i) {
+  if (PyByteArray_GET_SIZE(numbers.ptr()) != static_cast<Py_ssize_t>(sizeof(uint64_t)) * (count + flat / 3)) {
+    throw py::value_error("unchanged: numbers: expected 8 bytes for each container and entry");
+  }
+  auto* number = reinterpret_cast<uint64_t*>(PyByteArray_AS_STRING(numbers.ptr()));
+  for (Py_ssize_t i = 0; i < count; ++i, ++number) {
     PyObject* const container = PyTuple_GET_ITEM(containers.ptr(), i);
     PyObject* const snapshot = PyTuple_GET_ITEM(snapshots.ptr(), i);
     if (!PyTuple_Check(snapshot)) throw py::type_error("unchanged: snapshots: expected tuples");
     if (PyDict_Check(container)) {
+      const uint64_t now = number_of(container);
+      if (now != 0 && now == *number) continue;
       if (!same_dict(container, snapshot, pack, call)) return false;
+      *number = now;
     } else if (PyList_Check(container)) {
       if (!same_list(container, snapshot)) return false;
     } else {
       throw py::type_error("unchanged: containers: expected dicts and lists");
     }
   }
-  const Py_ssize_t flat = PyTuple_GET_SIZE(entries.ptr());
-  for (Py_ssize_t i = 0; i + 2 < flat; i += 3) {
-    PyObject* value = looked_up(PyTuple_GET_ITEM(entries.ptr(), i), PyTuple_GET_ITEM(entries.ptr(), i + 1));
+  for (Py_ssize_t i = 0; i + 2 < flat; i += 3, ++number) {
+    PyObject* const owner = PyTuple_GET_ITEM(entries.ptr(), i);
+    PyObject* const dict = dict_of(owner);
+    const uint64_t now = dict == nullptr ? 0 : number_of(dict);
+    if (now != 0 && now == *number) continue;
+    PyObject* const name = PyTuple_GET_ITEM(entries.ptr(), i + 1);
+    PyObject* value = dict == nullptr ? PyCell_GET(owner) : PyDict_GetItemWithError(dict, name);
     if (value == nullptr) value = missing();
     if (value != PyTuple_GET_ITEM(entries.ptr(), i + 2)) return false;
+    *number = now;
   }
   return true;
 }
@@ -126,11 +149,11 @@ PYBIND11_MODULE(_introspect, m) {
       "The algorithm for conv_pack that is likely fastest for these shapes: 0 direct, 1 winograd4, 2 winograd2; 0 for "
       "shapes that do not go together. With `packs`, packing the weight for the one call counts.");
   m.def(
-      "unchanged", &unchanged, py::arg("containers"), py::arg("snapshots"), py::arg("entries"),
+      "unchanged", &unchanged, py::arg("containers"), py::arg("snapshots"), py::arg("entries"), py::arg("numbers"),
       "Are dicts and lists as their snapshots, tuples of (key, value, ...) and of items, to the very object? And the "
       "entries, flat triples of an owner (dict, class, cell), a name and a value? NotImplemented in a dict's snapshot "
       "stands for any value, Ellipsis for an entry that is not there; the keys _pack and _compiled_call_impl of dicts "
-      "do not count.");
+      "do not count. `numbers` is the caller's for the next time: zeros, 8 for each container and each entry.");
   m.def(
       "build_info",
       [] {

@@ -49,7 +49,7 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_level = torch._C._functorch.peek_interpreter_stack
 _jit_trace = torch._C._get_tracing_state
 _any_autocast = torch._C._is_any_autocast_enabled
-_asked = _dispatch._current
+asked_backend = _dispatch.asked_backend
 
 #: Steps of which nobody can tell whose memory they wrote.
 _untold_steps = 0
@@ -165,13 +165,17 @@ class Pack:
         if not self.captured:
             finish(self.device)
 
+    def is_stepped(self) -> bool:
+        """Has an optimizer written to the memory of these tensors, or may it have?"""
+        return self.stepped or self.untold_steps != _untold_steps
+
     def is_of_isa(self) -> bool:
         """Is the ISA in force that of the packing?"""
         return self.active_isa is None or self.active_isa() == self.isa
 
     def is_current(self, dtype: torch.dtype, index: int, key: Hashable) -> bool:
         """Would packing anew, for inputs on device ``index``, give the same?"""
-        if self.stepped or dtype is not self.dtype or index != self.index or self.untold_steps != _untold_steps:
+        if self.is_stepped() or dtype is not self.dtype or index != self.index:
             return False
         try:
             for owner, name, tensor, version, pointer, shape, strides, kind in self.sources:
@@ -187,7 +191,7 @@ class Pack:
                     return False
         except KeyError:  # parametrized since
             return False
-        return key == self.key and (self.active_isa is None or self.active_isa() == self.isa)
+        return key == self.key and self.is_of_isa()
 
 
 class PacksWeights(nn.Module):
@@ -244,7 +248,7 @@ class PacksWeights(nn.Module):
             if type(t) not in _PLAIN or t.is_cpu is not on_cpu or t.get_device() != index:
                 return None
         kind = "cpu" if on_cpu else "cuda"
-        asked = _asked()
+        asked = asked_backend()
         if asked != "auto" and asked != kind:
             return None
         if torch.is_grad_enabled() and (

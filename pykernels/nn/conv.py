@@ -160,7 +160,7 @@ class ConvBNAct2d(PacksWeights):
                 activation=self.activation, negative_slope=self.negative_slope,
             )  # fmt: skip
         # Without a GPU Triton's kernels are interpreted, where that is asked for by name.
-        if (conv.weight.is_cuda or _dispatch._current() == "triton") and is_replaceable(bn, nn.BatchNorm2d):
+        if (conv.weight.is_cuda or _dispatch.asked_backend() == "triton") and is_replaceable(bn, nn.BatchNorm2d):
             if _has_kernels(conv, x):
                 return self._train(bn, x, padding, residual)
             return self._normalise(bn, self._convolve(x, padding), residual)

@@ -51,12 +51,13 @@ def backend(name: str) -> Iterator[None]:
         _asked.reset(token)
 
 
-def _current() -> str:
+def asked_backend() -> str:
+    """The `backend` in force: ``"auto"``, or the name of the innermost block."""
     return _asked.get()
 
 
 # torch.compiler.assume_constant_result does the same, and imports torch._dynamo for it: ten times what we take.
-_current._dynamo_marked_constant = True  # type: ignore[attr-defined]
+asked_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def choose(op: Op, device: torch.device, dtype: torch.dtype, asked: str | None = None, caller: str = "") -> str:
@@ -69,7 +70,7 @@ def choose(op: Op, device: torch.device, dtype: torch.dtype, asked: str | None =
         RuntimeError: an explicit backend cannot run; the message says why.
     """
     if asked is None:
-        asked = _current()
+        asked = asked_backend()
     else:
         check_choice(caller or op.name, "backend", asked, BACKENDS)
     if asked == "reference" or (asked == "auto" and is_for_onnx()):
@@ -151,7 +152,7 @@ def _too_late() -> str | None:
     return "TRITON_INTERPRET=1 was set after Triton had been imported; set it before the program starts"
 
 
-# As `_current`: constants of a trace.
+# As `asked_backend`: constants of a trace.
 _has_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _interprets._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _triton_error._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pykernels.nn import LSTM
-from pykernels.nn._packed import _asked, undisturbed
+from pykernels.nn._packed import asked_backend, undisturbed
 from pykernels.ops import _dispatch
 from pykernels.ops.lstm.op import LSTM as LSTM_OP
 from pykernels.optimize import _compile, _kinds
@@ -66,7 +66,7 @@ class _Compiled:
 
     def __call__(self, *args: Any) -> Any:
         """The graph's outputs."""
-        if not undisturbed() or _function_modes() or _autocast() or _asked() != "auto":
+        if not undisturbed() or _function_modes() or _autocast() or asked_backend() != "auto":
             return self.gm.forward(*args)
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
             return self.gm.forward(*args)

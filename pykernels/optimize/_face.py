@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from pykernels.optimize._report import Left, Report
 from pykernels.optimize._stub import Family, Stub
 from pykernels.optimize._stub import _cast as cast_tensors
-from pykernels.optimize._watch import Watch
+from pykernels.optimize._watch import Watch, is_own
 
 
 class Optimized(nn.Module):
@@ -81,11 +81,13 @@ def face(model: nn.Module, outside: torch.dtype, inside: torch.dtype) -> Any:
         )
     with torch.inference_mode(False), torch.no_grad():
         twin, copied = _shared_copy(model, outside, inside)
-    twin.eval()
+        written = _to_evaluation(twin)
     twin.__class__ = _class_of(type(twin), outside, inside)
     family = Family(twin, outside, inside)
     if copied:
-        family.notes.append(("the model", f"{copied} tensors", "are made in inference mode: copied, not shared"))
+        family.note("the model", f"{copied} tensors", "are made in inference mode: copied, not shared")
+    if written:
+        family.note("the model", f"{written} tensors", "are written to by train() or eval(): copied, not shared")
     family.install()
     return twin
 
@@ -115,6 +117,46 @@ def _shared_copy(model: nn.Module, outside: torch.dtype, inside: torch.dtype) ->
         if isinstance(thing, torch.jit.ScriptModule | torch.jit.ScriptFunction) or not _copies(thing, memo):
             memo[id(thing)] = thing
     return copy.deepcopy(model, memo), copied
+
+
+def _to_evaluation(twin: nn.Module) -> int:
+    """Calls ``eval``, which must not change what the twin shares with the original.
+
+    A model's own ``train`` and ``eval`` may merge adapters into weights and take them out again, through ``data``,
+    which counts no version. They are tried on copies; what they write to, the twin keeps for itself. Returns how many.
+    """
+    seen = {id(t): t for m in twin.modules() if _has_own_modes(m) for part in m.modules() for t in _tensors(part)}
+    shared = {key: t.data for key, t in seen.items()}
+    for t in seen.values():
+        t.data = t.data.clone()
+    twin.eval()
+    if not seen:
+        return 0
+    evaluated = {key: t.data.clone() for key, t in seen.items()}
+    twin.train()
+    trained = {key: t.data.clone() for key, t in seen.items()}
+    twin.eval()
+    written = 0
+    for key, t in seen.items():
+        if _are_equal(shared[key], evaluated[key]) and _are_equal(evaluated[key], trained[key]):
+            t.data = shared[key]
+        else:
+            t.data = evaluated[key]
+            written += 1
+    return written
+
+
+def _has_own_modes(module: nn.Module) -> bool:
+    names = ("train", "eval")
+    return any(n in vars(k) for k in type(module).__mro__ if is_own(k) for n in names) or any(
+        n in vars(module) for n in names
+    )
+
+
+def _are_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
+        return False
+    return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, 0, 0, equal_nan=True))
 
 
 def _copies(thing: Any, memo: dict[int, Any]) -> bool:

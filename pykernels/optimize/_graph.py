@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import torch
@@ -57,6 +58,38 @@ def storage_of(t: torch.Tensor) -> int:
         return t.untyped_storage()._cdata
     except (RuntimeError, NotImplementedError):
         return id(t)
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """An object of a class that a result may be of: a dict's subclass with its items, or a dataclass."""
+
+    kind: type
+    items: dict[Any, Any] | None
+    attributes: dict[str, Any]
+
+    @staticmethod
+    def suits(x: Any) -> bool:
+        """Can another object of its class be made that differs in nothing from ``x``?"""
+        kind: Any = type(x)
+        of_dict = isinstance(x, dict)
+        if not of_dict and (not is_dataclass(x) or isinstance(x, type)):
+            return False
+        above: Any = OrderedDict if isinstance(x, OrderedDict) else dict if of_dict else object
+        # Slots hold what neither the items nor the attributes tell.
+        plain = all("__slots__" not in vars(k) for k in kind.__mro__[: kind.__mro__.index(above)])
+        return plain and kind.__new__ is above.__new__ and (of_dict or hasattr(x, "__dict__"))
+
+    @staticmethod
+    def make(kind: Any, items: dict[Any, Any] | None, attributes: dict[str, Any]) -> Any:
+        """The object. No ``__init__`` runs: what it would have done is in the items and attributes."""
+        new = kind.__new__(kind)
+        put = OrderedDict.__setitem__ if issubclass(kind, OrderedDict) else dict.__setitem__
+        for key, value in (items or {}).items():
+            put(new, key, value)
+        if attributes:
+            vars(new).update(attributes)
+        return new
 
 
 @dataclass(eq=False)
@@ -123,7 +156,7 @@ class Graph:
 
 
 def values_in(nest: Any) -> Iterator[Value]:
-    """All values in nested tuples, lists, dicts and slices."""
+    """All values in nested tuples, lists, dicts, slices and `Made`."""
     if isinstance(nest, Value):
         yield nest
     elif isinstance(nest, tuple | list):
@@ -135,10 +168,13 @@ def values_in(nest: Any) -> Iterator[Value]:
     elif isinstance(nest, slice):
         for x in (nest.start, nest.stop, nest.step):
             yield from values_in(x)
+    elif isinstance(nest, Made):
+        yield from values_in(nest.items)
+        yield from values_in(nest.attributes)
 
 
 def mapped(nest: Any, leaf: Callable[[Any], Any]) -> Any:
-    """``nest`` with ``leaf`` applied to whatever is no plain tuple, list, dict or slice."""
+    """``nest`` with ``leaf`` applied to whatever is no plain tuple, list, dict, slice or `Made`."""
     kind = type(nest)
     if isinstance(nest, tuple) and kind is not torch.Size:
         items = [mapped(x, leaf) for x in nest]
@@ -149,4 +185,6 @@ def mapped(nest: Any, leaf: Callable[[Any], Any]) -> Any:
         return {k: mapped(v, leaf) for k, v in nest.items()}
     if kind is slice:
         return slice(mapped(nest.start, leaf), mapped(nest.stop, leaf), mapped(nest.step, leaf))
+    if kind is Made:
+        return Made(nest.kind, mapped(nest.items, leaf), mapped(nest.attributes, leaf))
     return leaf(nest)

@@ -117,7 +117,7 @@ def written_by_name(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[st
     return written
 
 
-def depends_on_values(name: str, step: Step, alive: list[torch.Tensor]) -> bool:
+def depends_on_values(name: str, step: Step) -> bool:
     """May the sizes of its results depend on the values of its arguments?"""
     if name in _DYNAMIC:
         return True

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from pykernels import _native
-from pykernels.nn._packed import Pack
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
-from pykernels.optimize._graph import Graph, Step, Value, mapped, values_in
+from pykernels.optimize._graph import Graph, Made, Step, Value, mapped, values_in
 from pykernels.optimize._layout import as_channels_last, as_contiguous
 from pykernels.optimize._patterns import FusedConv
 from pykernels.optimize._report import Left, Replaced, Report
+from pykernels.optimize._sources import Sources
 from pykernels.optimize._watch import Watch
 
 _MOST_SHAPES = 256
@@ -36,17 +36,16 @@ _LITERALS = (type(None), bool, int, str)
 
 
 class _Bound:
-    """What was made of the sources as they are: one `Pack` that tells, and ``C`` by the inputs' shapes."""
+    """What was made of the sources as they are, and ``C`` by the inputs' shapes."""
 
-    def __init__(self, pack: Pack | None) -> None:
-        self.pack = pack
+    def __init__(self, sources: Sources | None) -> None:
+        self.sources = sources
         self.values: dict[Value, Any] = {}
         self.convs: list[Any] = []
         self.by_shape: dict[Hashable, tuple[Any, ...]] = {}
 
     def is_current(self) -> bool:
-        pack = self.pack
-        return pack is None or pack.is_current(pack.dtype, pack.index, None)
+        return self.sources is None or self.sources.are_current()
 
 
 class Program:
@@ -112,9 +111,7 @@ class Program:
                 if (t := v.tensor) is not None
             ):
                 raise RuntimeError("a source has become another kind of tensor")
-            slots = [({"": v.tensor}, "") for v in used]
-            pack = Pack(slots, torch.float32, None, lambda tensors: None) if slots else None
-            bound = _Bound(pack)
+            bound = _Bound(Sources([v.tensor for v in used if v.tensor is not None]) if used else None)
             for step in self.folded:
                 self._fold(step, bound.values)
             bound.convs = [s.function.pack(bound.values, self.store) for s in self.fused]
@@ -254,6 +251,9 @@ class _Writer:
         if type(x) is dict:
             items = [f"{self._expression(k)}: {self._expression(v)}" for k, v in x.items()]
             return f"{{{', '.join(items)}}}"
+        if type(x) is Made:
+            parts = self._name(x.kind), self._expression(x.items), self._expression(x.attributes)
+            return f"{self._name(Made.make)}({', '.join(parts)})"
         if type(x) is slice:
             return f"slice({', '.join(self._expression(i) for i in (x.start, x.stop, x.step))})"
         return self._name(x)

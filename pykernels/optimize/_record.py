@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 import threading
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from pykernels.optimize import _kinds
-from pykernels.optimize._graph import Graph, Step, Value, mapped, storage_of
+from pykernels.optimize._graph import Graph, Made, Step, Value, mapped, storage_of
 from pykernels.optimize._purity import Findings, Onlooker, names_any
 from pykernels.optimize._watch import Watch
 
@@ -65,7 +67,8 @@ class Recorder:
         self.watch.add(module)
         self.steps: list[Step] = []
         self.values: list[Value] = []
-        self.alive: list[torch.Tensor] = []  # parallel to values: no id is used twice while recording
+        # Parallel to values. Weak, so that recording takes no more memory than the model does.
+        self.tensors: list[Callable[[], torch.Tensor | None]] = []
         self.versions: list[int] = []
         self.ids: dict[int, Value] = {}
         self.exact = False
@@ -74,6 +77,8 @@ class Recorder:
         self.scopes = [Scope(module, path, 0, 0, Findings())]
         self.inputs: list[Value] = []
         self.input_storages: set[int] = set()
+        # By address: a number, for an address may be used again, and the tensors that have been there.
+        self.storages: dict[int, tuple[int, list[Callable[[], torch.Tensor | None]]]] = {}
         self.volatile: set[str] = set()
         self.paused = 0
 
@@ -115,6 +120,7 @@ class Recorder:
         root = self.scopes[0].findings
         if root.reason is None:
             try:
+                self._check_containers(result, set())
                 nest = mapped(result, self._leaf_of_result)
             except _Unrecordable as problem:
                 root.refuse(str(problem))
@@ -124,7 +130,16 @@ class Recorder:
             return None
         if self._has_effects():
             self.exact = True
+        self._watch_torch()
         return Graph(self.inputs, self.steps, nest, self.exact, self.opaque)
+
+    def _watch_torch(self) -> None:
+        """Somebody may put a function of his own in torch's namespaces, where torch's modules would find it."""
+        used = {id(s.function) for s in self.steps}
+        for space in (vars(torch), vars(torch.nn.functional)):
+            for name, value in list(space.items()):
+                if id(value) in used:
+                    self.watch.entry(space, name, value)
 
     def _has_effects(self) -> bool:
         """Is there what must not be done twice, so that a program that fails can't be made good by the twin?"""
@@ -146,6 +161,16 @@ class Recorder:
         elif (self.volatile | self.watch.opaque - {""}) and names_any(root.names):
             root.refuse("reads attributes by computed names beside ones that can't be watched")
 
+    def _check_containers(self, x: Any, seen: set[int]) -> None:
+        """What is made anew at each call must not be held elsewhere too."""
+        if isinstance(x, list | dict) or Made.suits(x):
+            if id(x) in seen or self.watch.knows(x):
+                raise _Unrecordable(f"returns a {type(x).__name__} that is held elsewhere as well")
+            seen.add(id(x))
+        inside = x.values() if isinstance(x, dict) else x if isinstance(x, tuple | list) else ()
+        for held in (*inside, *(vars(x).values() if Made.suits(x) and hasattr(x, "__dict__") else ())):
+            self._check_containers(held, seen)
+
     def _leaf_of_result(self, x: Any) -> Any:
         if isinstance(x, torch.Tensor):
             value = self._value(x)
@@ -154,22 +179,36 @@ class Recorder:
             return value
         if isinstance(x, _SCALARS) or type(x) is torch.Size:
             return x
+        if Made.suits(x):
+            items = dict(x.items()) if isinstance(x, dict) else None
+            attributes = {k: mapped(v, self._leaf_of_result) for k, v in getattr(x, "__dict__", {}).items()}
+            return Made(type(x), mapped(items, self._leaf_of_result), attributes)
         raise _Unrecordable(f"returns a {type(x).__name__}")
 
     def _new(self, t: torch.Tensor, kind: str, dynamic: bool = False) -> Value:
-        value = Value(len(self.values), kind, t, dynamic)
+        value, tensor = Value(len(self.values), kind, t, dynamic), weakref.ref(t)
         if kind == "input":
             self.input_storages.add(storage_of(t))
         elif value.storage in self.input_storages:
             value.storage = -1
+        else:
+            number, tensors = self.storages.get(value.storage, (0, []))
+            if not any(other() is not None for other in tensors):
+                number, tensors = len(self.values), []
+            self.storages[value.storage] = number, [*tensors, tensor]
+            value.storage = number
         self.values.append(value)
-        self.alive.append(t)
+        self.tensors.append(tensor)
         self.versions.append(_version(t))
         self.ids[id(t)] = value
         return value
 
-    def _value(self, t: torch.Tensor) -> Value | None:
+    def _found(self, t: torch.Tensor) -> Value | None:
         found = self.ids.get(id(t))
+        return found if found is not None and self.tensors[found.index]() is t else None
+
+    def _value(self, t: torch.Tensor) -> Value | None:
+        found = self._found(t)
         if found is not None:
             return found
         if id(t) in self.watch.tensors and type(t) in _PLAIN:
@@ -238,16 +277,17 @@ class Recorder:
         step.writes = tuple(written)
         for v in written:  # views count the same versions
             for w in self.values:
-                if w.storage == v.storage:
-                    self.versions[w.index] = _version(self.alive[w.index])
-        passed = [v for v in dict.fromkeys(reads) if result is self.alive[v.index]]
+                tensor = self.tensors[w.index]() if w.storage == v.storage else None
+                if tensor is not None:
+                    self.versions[w.index] = _version(tensor)
+        passed = [v for v in dict.fromkeys(reads) if result is not None and result is self.tensors[v.index]()]
         if passed and not written:
             if name in _kinds.PASSES_BY_LAYOUT:
                 self.exact = True
             elif name not in _kinds.PASSES:
                 self.refuse(f"{name} hands on its argument")
             return
-        dynamic = any(v.dynamic for v in reads) or _kinds.depends_on_values(name, step, self.alive)
+        dynamic = any(v.dynamic for v in reads) or _kinds.depends_on_values(name, step)
         try:
             step.outputs = self._outputs(result, dynamic)
         except _Unrecordable:
@@ -259,7 +299,8 @@ class Recorder:
         self.steps.append(step)
 
     def _is_newer(self, v: Value) -> bool:
-        return _version(self.alive[v.index]) != self.versions[v.index]
+        tensor = self.tensors[v.index]()
+        return tensor is not None and _version(tensor) != self.versions[v.index]
 
     def _aliases_source(self, v: Value) -> bool:
         return any(w.kind == "source" and w.storage == v.storage for w in self.values)
@@ -322,9 +363,7 @@ class Recorder:
         changed = [v for v in self.values[: scope.known] if self._is_newer(v)]
         early = any(w.index < scope.known or w.storage == -1 for s in self.steps[scope.first :] for w in s.writes)
         del self.steps[scope.first :]
-        for v in self.values[scope.known :]:
-            if v.kind != "source":
-                self.ids.pop(id(self.alive[v.index]), None)
+        self.ids = {k: v for k, v in self.ids.items() if v.index < scope.known or v.kind == "source"}
         if changed or early:
             self.refuse(f"{scope.path} ({name}) writes to its arguments: {scope.findings.reason}")
             return
@@ -338,7 +377,7 @@ class Recorder:
         except _Unrecordable as problem:
             self.refuse(f"{path} ({type(module).__name__}) is called with what can't be followed: {problem}")
             return
-        if any(isinstance(x, torch.Tensor) and id(x) in self.ids for x in _leaves(result)):
+        if any(isinstance(x, torch.Tensor) and self._found(x) is not None for x in _leaves(result)):
             self.refuse(f"{path} ({type(module).__name__}) hands on its argument")
             return
         if not all(isinstance(x, torch.Tensor | None) for x in _leaves(result)) or _has_dicts(result):

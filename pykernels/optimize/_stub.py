@@ -7,6 +7,7 @@ pickled and in no state_dict. A `Stub` there leaves the module as it is: same cl
 from __future__ import annotations
 
 import copy
+import dataclasses
 import threading
 from collections.abc import Hashable
 from typing import Any
@@ -14,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pykernels.nn._packed import _asked, undisturbed
+from pykernels.nn._packed import asked_backend, undisturbed
 from pykernels.nn._replaceable import has_hooks
 from pykernels.optimize import _compile
 from pykernels.optimize._graph import layout_of
 from pykernels.optimize._program import Program
 from pykernels.optimize._record import Recorder, state
-from pykernels.optimize._watch import globally_hooked
+from pykernels.optimize._watch import globally_hooked, replaced_in_torch
 
 _MOST_PROGRAMS = 64
 _MOST_CHANGES = 16
@@ -49,6 +50,11 @@ class Family:
         self.outside, self.inside = outside, inside
         self.store: dict[Hashable, Any] = {}
         self.notes: list[tuple[str, str, str]] = []
+
+    def note(self, where: str, what: str, why: str) -> None:
+        """Tells the report, once."""
+        if (where, what, why) not in self.notes:
+            self.notes.append((where, what, why))
 
     def install(self) -> None:
         """Puts a stub on every module that has none and that may have something to gain."""
@@ -108,7 +114,7 @@ class Stub:
         if recorder is not None:
             return self._inside(recorder, args, kwargs)
         module: Any = self.module
-        if self.why is not None or not undisturbed() or _function_modes() or _autocast() or _asked() != "auto":
+        if self.why is not None or not undisturbed() or _function_modes() or _autocast() or asked_backend() != "auto":
             return module._call_impl(*args, **kwargs)
         tensors: list[Tensor] = []
         try:
@@ -185,6 +191,10 @@ class Stub:
         self.family.install()
         module = self.module
         if has_hooks(module) or globally_hooked():
+            return module._call_impl(*args, **kwargs)
+        name = replaced_in_torch()
+        if name is not None:
+            self.family.note("the model", "call", f"finds torch.nn.functional.{name} replaced")
             return module._call_impl(*args, **kwargs)
         recorder = Recorder(module, self.path)
         held = [(c, _contents(c)) for c in _mutable((args, kwargs))]
@@ -285,6 +295,8 @@ def _holds(result: Any, container: Any) -> bool:
         return True
     if isinstance(result, dict):
         return any(_holds(v, container) for v in result.values())
+    if dataclasses.is_dataclass(result):
+        return any(_holds(v, container) for v in vars(result).values())
     return isinstance(result, tuple | list) and any(_holds(v, container) for v in result)
 
 
@@ -302,4 +314,9 @@ def _cast(value: Any, source: torch.dtype, target: torch.dtype) -> Any:
         for k, v in value.items():
             new[k] = _cast(v, source, target)
         return new
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        made: Any = copy.copy(value)
+        for field in dataclasses.fields(value):
+            object.__setattr__(made, field.name, _cast(getattr(value, field.name), source, target))
+        return made
     return value

@@ -46,6 +46,23 @@ def globally_hooked() -> bool:
     return any(_GLOBAL_HOOKS)
 
 
+def replaced_in_torch() -> str | None:
+    """A name in torch.nn.functional that is not torch's own any more.
+
+    Those functions hand themselves to a recorder by their names, so that a wrapper put there would be called twice.
+    """
+    for name, value in vars(torch.nn.functional).items():
+        if isinstance(value, types.FunctionType):
+            home = str(value.__globals__.get("__name__", ""))
+        elif callable(value) and not isinstance(value, type):
+            home = type(value).__module__
+        else:
+            continue
+        if not home.startswith(("torch", "builtins", "typing")):
+            return name
+    return None
+
+
 def is_own(kind: type) -> bool:
     """Is this class neither Python's, torch's nor ours?"""
     return not (kind.__module__ or "").startswith(("torch.", "pykernels.")) and kind.__module__ != "builtins"
@@ -71,7 +88,7 @@ class Watch:
         #: Which module an attribute container belongs to, and under which name it is found there.
         self.owners: dict[int, tuple[nn.Module | None, str]] = {}
         self._seen: dict[int, Any] = {}
-        self._flat: tuple[tuple, tuple, tuple] | None = None
+        self._flat: tuple[tuple, tuple, tuple, bytearray] | None = None
         for hooks in _GLOBAL_HOOKS:
             self._container(hooks, None, "")
 
@@ -138,10 +155,12 @@ class Watch:
         for key, value in attributes.items():
             if key not in SKIPPED:
                 yield value, module, key
-        for kind in type(module).__mro__:
-            for key in ("forward", "_conv_forward", "__call__", "_call_impl", "__getattr__"):
+        for key in ("forward", "_conv_forward", "__call__", "_call_impl", "__getattr__"):
+            for kind in type(module).__mro__:  # up to where it is found: nearer ones may get it later
+                self.entry(kind, key, vars(kind).get(key, MISSING))
                 if key in vars(kind):
-                    self.entry(kind, key, vars(kind)[key])
+                    break
+        for kind in type(module).__mro__:
             if is_own(kind):
                 yield from ((f, None, key) for key, f in vars(kind).items() if _may_close_over(f))
 
@@ -189,6 +208,10 @@ class Watch:
             return [(v, owner, k if type(k) is str and not name else name) for k, v in value.items()]
         return [(v, owner, name) for v in value]
 
+    def knows(self, value: Any) -> bool:
+        """Does the model hold this very object?"""
+        return id(value) in self._seen
+
     def entry(self, owner: Any, name: str, value: Any) -> None:
         """Watches one name of a dict or class; ``value`` is what it has now."""
         self.entries.setdefault((id(owner), name), (owner, name, value))
@@ -198,7 +221,8 @@ class Watch:
         """Is all of it as it was?"""
         if self._flat is None:
             entries = tuple(x for e in self.entries.values() for x in e)
-            self._flat = tuple(self.containers.values()), tuple(self.snapshots.values()), entries
+            numbers = bytearray(8 * (len(self.containers) + len(self.entries)))
+            self._flat = tuple(self.containers.values()), tuple(self.snapshots.values()), entries, numbers
         return compare()(*self._flat) and all(live == then for live, then in self.sets)
 
     def changes(self) -> list[tuple[nn.Module | None, str]]:
@@ -268,7 +292,7 @@ def looked_up(owner: Any, name: str) -> Any:
     return (vars(owner) if isinstance(owner, type) else owner).get(name, MISSING)
 
 
-def _compare_slowly(containers: tuple, snapshots: tuple, entries: tuple) -> bool:
+def _compare_slowly(containers: tuple, snapshots: tuple, entries: tuple, _: bytearray) -> bool:
     """What the native `unchanged` does, for where it is not built."""
     if not all(same(snapshot(c), s) for c, s in zip(containers, snapshots, strict=True)):
         return False
@@ -276,6 +300,6 @@ def _compare_slowly(containers: tuple, snapshots: tuple, entries: tuple) -> bool
 
 
 @functools.cache
-def compare() -> Callable[[tuple, tuple, tuple], bool]:
+def compare() -> Callable[[tuple, tuple, tuple, bytearray], bool]:
     """The native comparison, or Python's."""
     return _compare_slowly if _native.error is not None else _native.introspect().unchanged

@@ -212,9 +212,9 @@ def test_a_compiled_function_keeps_the_backend_it_was_traced_with(call):
 def test_a_block_is_its_own_threads():
     found = []
     with pk.backend("reference"):
-        plain = threading.Thread(target=lambda: found.append(_dispatch._current()))
+        plain = threading.Thread(target=lambda: found.append(_dispatch.asked_backend()))
         copied = threading.Thread(
-            target=contextvars.copy_context().run, args=(lambda: found.append(_dispatch._current()),)
+            target=contextvars.copy_context().run, args=(lambda: found.append(_dispatch.asked_backend()),)
         )
         for thread in (plain, copied):
             thread.start()

@@ -294,3 +294,34 @@ def test_many_sizes_keep_few_programs():
             fast(torch.randn(1, 3, 4, 4 + n))
     assert len(vars(fast)["_compiled_call_impl"].programs) <= 64
     assert fast.report().programs == 1
+
+
+PATCHED = {
+    "an activation": (F, "relu"),
+    "a convolution": (F, "conv2d"),
+    "batch norm": (F, "batch_norm"),
+    "a forward of torch's": (nn.ReLU, "forward"),
+    "an inherited forward": (nn.BatchNorm2d, "forward"),
+    "a method of torch's": (nn.Conv2d, "_conv_forward"),
+    "a container's": (nn.Sequential, "forward"),
+}
+
+
+@pytest.mark.parametrize("name", PATCHED)
+def test_torch_patched_before_and_after_a_capture_and_put_back(name, monkeypatch):
+    owner, function = PATCHED[name]
+    original = getattr(owner, function)
+
+    def doubled(*args, **kwargs):
+        return original(*args, **kwargs) * 2
+
+    model = Switch().eval()
+    fast = pk.optimize(model)
+    check(fast, model, X)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, function, doubled)
+        check(fast, model, X)
+        late = pk.optimize(model)
+        check(late, model, X)
+    check(fast, model, X)
+    check(late, model, X)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -123,3 +124,61 @@ def test_it_stays_in_evaluation_mode_inside_a_model_that_trains():
     assert not any(m.training for m in outer[0].modules())
     outer(image()).sum().backward()
     assert outer[2].weight.grad is not None
+
+
+class Adapted(nn.Conv2d):
+    """An adapter that eval() merges into the weight, and train() takes out again."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.adapter, self.merged = nn.Parameter(torch.randn_like(self.weight)), False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode is self.merged:
+            self.weight.data += -self.adapter if mode else self.adapter
+            self.merged = not mode
+        return self
+
+    def forward(self, x):
+        weight = self.weight if self.merged else self.weight + self.adapter
+        return self._conv_forward(x, weight, self.bias)
+
+
+class Frozen(nn.Module):
+    """Statistics that stay as they are in training, a common kind of train()."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.bn.running_mean[0] = math.nan
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.bn.eval()
+
+    def forward(self, x):
+        return self.bn(self.conv(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_adapters_that_train_and_eval_merge(training):
+    model = nn.Sequential(Adapted(3, 4, 3), nn.ReLU()).train(training)
+    weight = model[0].weight.clone()
+    fast = pk.optimize(model)
+    assert torch.equal(model[0].weight, weight)
+    agree(fast, model, image())
+    agree(fast, model.train(not training), image())
+    agree(fast, model.train(training), image())
+    assert "train() or eval()" in str(fast.report())
+
+
+def test_a_train_that_writes_nothing_keeps_the_weights_shared():
+    model = nn.Sequential(Frozen(), nn.ReLU())
+    fast = pk.optimize(model)
+    assert [p.data_ptr() for p in fast.parameters()] == [p.data_ptr() for p in model.parameters()]
+    versions = [p._version for p in fast.parameters()]
+    with torch.no_grad():
+        model[0].conv.weight.add_(1)
+    assert [p._version for p in fast.parameters()] != versions
+    assert "train() or eval()" not in str(fast.report())

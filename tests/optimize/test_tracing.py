@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
+from collections import OrderedDict
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import pykernels as pk
+from pykernels.optimize._record import Recorder
 from tests.harness import relative_l2
 from tests.models.bounds import model_bound
 from tests.optimize.models import Branches, Optional, agree, image, kinds, randomise, same
@@ -198,3 +202,122 @@ class Inner(nn.Module):
 def test_only_the_untraceable_part_is_kept_whole():
     fast = same(Inner(), image())
     assert sorted(kinds(fast)) == ["conv+bn+relu", "conv+relu"]
+
+
+@dataclasses.dataclass
+class Boxes:
+    boxes: torch.Tensor
+    scores: torch.Tensor | None = None
+
+    def __post_init__(self):
+        self.made = Boxes.made = getattr(Boxes, "made", 0) + 1
+
+
+@dataclasses.dataclass
+class ModelOutput(OrderedDict):
+    """As a well-known library's: items and attributes are the same."""
+
+    logits: torch.Tensor | None = None
+    hidden: tuple | None = None
+
+    def __post_init__(self):
+        for f in dataclasses.fields(self):
+            super().__setitem__(f.name, getattr(self, f.name))
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        super().__setattr__(key, value)
+
+
+class Slotted(dict):
+    __slots__ = ("extra",)
+
+
+class Returns(nn.Module):
+    def __init__(self, make):
+        super().__init__()
+        self.conv, self.make, self.mine = nn.Conv2d(3, 4, 3), make, {}
+
+    def forward(self, x):
+        y = F.relu(self.conv(x))
+        return self.make(self, y)
+
+
+def _slotted(_, y):
+    made = Slotted(y=y)
+    made.extra = y + 1
+    return made
+
+
+def _twice(_, y):
+    both = [y]
+    return {"a": both, "b": {"c": both}}
+
+
+RESULTS = {
+    "OrderedDict": (lambda _, y: OrderedDict(out=y, aux=[y + 1]), ["out", "aux"]),
+    "dict": (lambda _, y: Output(logits=y), ["logits"]),
+    "dict and dataclass": (lambda _, y: ModelOutput(logits=y, hidden=(y + 1, y)), ["logits", "hidden"]),
+    "slots": (_slotted, None),
+    "one list twice": (_twice, None),
+    "its own": (lambda self, y: self.mine, None),
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_are_of_the_models_own_classes(name):
+    make, keys = RESULTS[name]
+    model = randomise(Returns(make))
+    fast = pk.optimize(model)
+    with torch.no_grad():
+        results = [fast(image()) for _ in range(3)]
+        expected = model(image())
+    for result in results:
+        assert type(result) is type(expected)
+        assert list(result) == list(expected)
+        for key, value in expected.items():
+            for a, b in zip(pytree.tree_leaves(result[key]), pytree.tree_leaves(value), strict=True):
+                assert relative_l2(a, b) <= 2 * model_bound(model)
+        if name == "dict and dataclass":
+            assert result.logits is result["logits"]
+            assert result.hidden[1] is result.logits
+    if name == "slots":
+        assert relative_l2(results[2].extra, expected.extra) <= 2 * model_bound(model)
+    if name == "one list twice":
+        assert results[2]["a"] is results[2]["b"]["c"]
+    if name == "its own":
+        assert results[2] is fast.mine
+    assert kinds(fast) == (["conv"] if keys is None else ["conv+relu"])
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_dataclasses_come_back_as_they_are(dtype):
+    class Detects(Returns):
+        def forward(self, x):
+            return Boxes(self.conv(x))
+
+    model = randomise(Detects(None))
+    fast = pk.optimize(model, dtype=dtype)
+    with torch.no_grad():
+        results = [fast(image()) for _ in range(3)]
+        assert len({id(r) for r in results}) == 3
+        for r in results:
+            assert r.scores is None
+            assert r.boxes.dtype == torch.float32
+            assert relative_l2(r.boxes, model(image()).boxes) <= 2 * model_bound(model, dtype or torch.float32)
+
+
+def test_recording_keeps_no_intermediates_alive():
+    model = nn.Sequential(
+        *[m for _ in range(9) for m in (nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Flatten(0, 1), nn.Unflatten(0, (-1, 3)))]
+    )
+    with torch.no_grad():
+        recorder = Recorder(model.eval(), "")
+        x = image()
+        result = recorder.run((x,), {}, [x])
+        parameters = {id(p) for p in model.parameters()}
+        alive = [t for t in (r() for r in recorder.tensors) if t is not None and id(t) not in parameters]
+        assert {t.untyped_storage().data_ptr() for t in alive} == {t.untyped_storage().data_ptr() for t in (x, result)}
+        graph = recorder.graph(result)
+    storages = [v.storage for step in graph.steps for v in step.results()]
+    assert len(set(storages)) == 18, "each convolution and each ReLU has its own, shared by its views alone"

@@ -24,7 +24,8 @@ from pykernels.ops.batch_norm_act.arguments import BatchNormCall
 _DIMS = (0, 2, 3)
 
 
-def _has_mask(activation: str, residual: torch.Tensor | None) -> bool:
+def has_mask_of(activation: str, residual: torch.Tensor | None) -> bool:
+    """Is the sign of the sum kept for the backward, a bit each? Without a residual it can be had from x again."""
     return residual is not None and is_signed(activation)
 
 
@@ -92,7 +93,7 @@ def _act_on_cpu(
     z = _affine(_normalised(x.to(_wide(x.dtype)), mean, var, call.eps), weight, bias, residual)
     y = apply_activation(z, activation, call.negative_slope).to(x.dtype).contiguous(memory_format=format)
     mask = x.new_empty(0, dtype=torch.uint8)
-    if _has_mask(activation, residual):
+    if has_mask_of(activation, residual):
         bits = _rows(~(z <= 0), format == torch.channels_last).to(torch.uint8).unflatten(1, (-1, 8))
         mask = (bits * bits.new_tensor(_BITS)).sum(2, dtype=torch.uint8).flatten()
     return y, mask
@@ -136,7 +137,7 @@ def _fake_statistics(x: torch.Tensor, running_mean: Any, running_var: Any, momen
 
 def _fake_act(x: torch.Tensor, mean: Any, var: Any, weight: Any, bias: Any, residual: Any, *rest: Any) -> Any:
     size: Any = 0
-    if _has_mask(ACTIVATIONS[BatchNormCall(*rest).activation], residual):
+    if has_mask_of(ACTIVATIONS[BatchNormCall(*rest).activation], residual):
         n, c, h, w = x.shape
         last = suggest_memory_format(x) == torch.channels_last
         rows, inner = (n * h * w, c) if last else (n * c, h * w)
@@ -152,7 +153,8 @@ def _fake_backward(dy: Any, x: torch.Tensor, *rest: Any) -> Any:
 # Gradients.
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Keeps for the backward what `batch_norm_act_backward` takes."""
     x, mean, var, weight, bias, residual, *rest = inputs
     y, mask = output
     call = ctx.call = BatchNormCall(*rest)
@@ -161,7 +163,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.set_materialize_grads(False)
     # y is alive anyway where a convolution follows. It is for the second derivative; the first one takes the mask.
     tells = output_tells(activation, call.negative_slope)
-    needs_residual = activation != "none" and not (_has_mask(activation, residual) and tells)
+    needs_residual = activation != "none" and not (has_mask_of(activation, residual) and tells)
     ctx.save_for_backward(x, mean, var, weight, bias, residual if needs_residual else None, mask, y if tells else None)
 
 
@@ -216,7 +218,7 @@ def _register() -> None:
     torch.library.register_autograd(
         "pykernels::batch_norm_act",
         backward_by(lambda: torch.ops.pykernels.batch_norm_act_backward),
-        setup_context=_setup_context,
+        setup_context=setup_context,
     )
     _library.impl("batch_norm_statistics", _statistics_on_cpu, "CPU")
     _library.impl("batch_norm_act", _act_on_cpu, "CPU")

@@ -25,9 +25,10 @@ from pykernels.ops.conv_bn_act.arguments import ConvCall, Geometry, output_size,
 aten = torch.ops.aten
 
 
-def _convolution_backward(
+def convolution_backward(
     gz: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, g: Geometry, need_x: bool, need_weight: bool
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The gradients of a convolution's input and weight, as far as they are needed."""
     whole, padding = padded(x, g)
     dx, dw, _ = aten.convolution_backward(
         gz, whole, weight, None, g.stride, padding, g.dilation, False, (0, 0), g.groups, (need_x, need_weight, False)
@@ -65,7 +66,7 @@ def backward_with(convolve: Callable[..., torch.Tensor]) -> Callable[..., tuple[
         dx = dw = dscale = dshift = None
         if need_x or need_weight or need_scale:
             scaled = weight if scale is None else (weight * scale[:, None, None, None]).to(weight.dtype)
-            dx, dw = _convolution_backward(gz, x, scaled, call.geometry, need_x, need_weight or need_scale)
+            dx, dw = convolution_backward(gz, x, scaled, call.geometry, need_x, need_weight or need_scale)
             if need_scale:
                 dscale = (weight.float() * dw).sum((1, 2, 3))
             if scale is not None and dw is not None:
@@ -79,16 +80,17 @@ def backward_with(convolve: Callable[..., torch.Tensor]) -> Callable[..., tuple[
 
 
 def _fake(x: Any, weight: Any, scale: Any, shift: Any, residual: Any, *flat: Any) -> torch.Tensor:
-    return _fake_output(x, weight.shape, ConvCall.of(*flat).geometry)
+    return fake_output(x, weight.shape, ConvCall.of(*flat).geometry)
 
 
 def _fake_packed(
     x: Any, packed: Any, weight_shape: Any, scale: Any, shift: Any, residual: Any, *flat: Any
 ) -> torch.Tensor:
-    return _fake_output(x, weight_shape, ConvCall.of(*flat).geometry)
+    return fake_output(x, weight_shape, ConvCall.of(*flat).geometry)
 
 
-def _fake_output(x: torch.Tensor, weight_shape: Any, g: Geometry) -> torch.Tensor:
+def fake_output(x: torch.Tensor, weight_shape: Any, g: Geometry) -> torch.Tensor:
+    """What a convolution of ``x`` gives, without its values: shape, dtype, device and memory format."""
     p, q = output_size(x.shape[2], x.shape[3], weight_shape[2:], g)
     return x.new_empty((x.shape[0], weight_shape[0], p, q)).to(memory_format=suggest_memory_format(x))
 

@@ -21,7 +21,7 @@ from pykernels.ops._dispatch import choose, kernels
 from pykernels.ops.batch_norm_act.arguments import BatchNormCall
 from pykernels.ops.batch_norm_act.arguments import check_call as check_batch_norm
 from pykernels.ops.conv_bn_act.arguments import Geometry, conv_call, padded, with_channels
-from pykernels.ops.conv_bn_act.autograd import _convolution_backward, _fake_output
+from pykernels.ops.conv_bn_act.autograd import convolution_backward, fake_output
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 
 
@@ -84,7 +84,7 @@ def _on_cpu(
 
 
 def _fake(x: torch.Tensor, weight: torch.Tensor, bias: Any, *flat: Any) -> tuple[torch.Tensor, ...]:
-    z = _fake_output(x, weight.shape, Geometry.of(*flat[:4]))
+    z = fake_output(x, weight.shape, Geometry.of(*flat[:4]))
     wide = torch.promote_types(x.dtype, torch.float32)
     return z, *(z.new_empty(z.shape[1], dtype=wide) for _ in range(2))
 
@@ -106,7 +106,7 @@ def backward(ctx: Any, gz: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
     dx = dw = dbias = None
     if need_x or need_weight:
-        dx, dw = _convolution_backward(gz, x, weight, ctx.geometry, need_x, need_weight)
+        dx, dw = convolution_backward(gz, x, weight, ctx.geometry, need_x, need_weight)
     if need_bias:
         dbias = gz.sum((0, 2, 3), dtype=torch.promote_types(gz.dtype, torch.float32))
     return (dx, dw, dbias, *[None] * 5)

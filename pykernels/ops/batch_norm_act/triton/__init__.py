@@ -24,7 +24,7 @@ from torch._prims_common import suggest_memory_format
 
 from pykernels.ops._activation import ACTIVATIONS
 from pykernels.ops._triton import device_of, hinted, launch, triton_op
-from pykernels.ops.batch_norm_act.autograd import _has_mask, _setup_context, backward_by
+from pykernels.ops.batch_norm_act.autograd import backward_by, has_mask_of, setup_context
 from pykernels.ops.batch_norm_act.triton.apply import (
     FROM_MASK,
     FROM_Z,
@@ -130,7 +130,7 @@ def batch_norm_act(
     residual: torch.Tensor | None, training: bool, eps: float, activation: int, negative_slope: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """``torch.ops.pykernels.batch_norm_act`` in Triton; ``training`` is the gradient's affair."""
-    has_mask = _has_mask(ACTIVATIONS[activation], residual)
+    has_mask = has_mask_of(ACTIVATIONS[activation], residual)
     call = _Call(x, has_mask)
     y = call.empty_like_x()
     mask = x.new_empty(_mask_bytes(x, call.last) if has_mask else 0, dtype=torch.uint8)
@@ -192,5 +192,5 @@ def batch_norm_act_backward(
 
 
 batch_norm_act.register_autograd(
-    backward_by(lambda: torch.ops.pykernels.batch_norm_act_backward_triton), setup_context=_setup_context
+    backward_by(lambda: torch.ops.pykernels.batch_norm_act_backward_triton), setup_context=setup_context
 )

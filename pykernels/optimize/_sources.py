@@ -1,0 +1,39 @@
+"""The tensors that a program's constants were made of, and whether they are still what they were."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from operator import attrgetter
+
+import torch
+from torch import Tensor
+
+from pykernels.nn._packed import Pack
+
+_version_of = attrgetter("_version")
+
+
+def _forget(note: int) -> None:
+    with torch._C.DisableTorchFunction():  # the garbage collector may come while a model is being recorded
+        torch.ops.pykernels.forget_note(note)
+
+
+class Sources(Pack):
+    """A `Pack` of nothing: told of optimizers' steps, and quick to compare hundreds of tensors."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        super().__init__([({"": t}, "") for t in tensors], torch.float32, None, lambda tensors: None)
+        self.counted = [source[2] for source in self.sources]
+        self.versions = [source[3] for source in self.sources]
+        self.note = torch.ops.pykernels.note_tensors(self.counted)
+        self.as_noted = torch.ops.pykernels.are_as_noted.default
+        weakref.finalize(self, _forget, self.note).atexit = False
+        # What changed between the two looks at it is seen here: the note may be of the later tensor.
+        self.stepped |= not super().is_current(self.dtype, self.index, None)
+
+    def are_current(self) -> bool:
+        """Are they, the memory that they lie in and the ISA as they were?"""
+        if self.is_stepped() or list(map(_version_of, self.counted)) != self.versions or not self.as_noted(self.note):
+            return False
+        return self.is_of_isa() and all(torch.equal(tensor, copy) for _, _, tensor, copy in self.uncounted)

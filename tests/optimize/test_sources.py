@@ -1,0 +1,67 @@
+"""What happens to a model's tensors after it is optimised is seen by its programs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import pykernels as pk
+from tests.optimize.models import agree, image, randomise
+
+
+def _net() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+
+@torch.no_grad()
+def _step(net: nn.Sequential) -> None:
+    net[3].weight.requires_grad_(True).grad = torch.ones_like(net[3].weight)
+    torch.optim.SGD([net[3].weight], lr=1.0, fused=True).step()
+    net[3].weight.requires_grad_(False)
+
+
+CHANGES: dict[str, Callable[[nn.Sequential], object]] = {
+    "written to": lambda net: net[0].weight.fill_(1),
+    "other data": lambda net: setattr(net[0].weight, "data", torch.randn(3, 3, 1, 1)),
+    "its data transposed": lambda net: setattr(net[0].weight, "data", net[0].weight.data.transpose(0, 1)),
+    "its data, a part": lambda net: setattr(net[4].running_var, "data", net[4].running_var.data[:1].expand(4)),
+    "another parameter": lambda net: setattr(net[3], "weight", nn.Parameter(torch.randn(4, 3, 3, 3))),
+    "statistics": lambda net: net[1].running_mean.add_(1),
+    "loaded": lambda net: net.load_state_dict({k: v + 1 for k, v in net.state_dict().items()}),
+    "a fused optimizer": _step,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changes_are_seen(name):
+    model = randomise(_net())
+    fast = pk.optimize(model)
+    with torch.no_grad():
+        for _ in range(3):
+            fast(image())
+        before = fast(image())
+        CHANGES[name](fast)
+        now = copy.deepcopy(model)  # what the twin shares has changed here as well, what was set on it has not
+        now.load_state_dict(fast.state_dict())
+    agree(fast, now, image())
+    assert not torch.equal(fast(image()), before)
+
+
+def test_notes_of_tensors():
+    ops = torch.ops.pykernels
+    t = torch.randn(3, 3)
+    note = ops.note_tensors([t, torch.empty(0)])
+    assert ops.are_as_noted(note)
+    t.add_(1)
+    assert ops.are_as_noted(note), "of where a tensor's elements are, not of what they are"
+    t.data = t.data.t()
+    assert not ops.are_as_noted(note)
+    ops.forget_note(note)
+    ops.forget_note(note)
+    for unknown in (note, 0, -1, 2**62):
+        with pytest.raises(RuntimeError, match=f"are_as_noted: note: expected what note_tensors gave.* got {unknown}"):
+            ops.are_as_noted(unknown)
