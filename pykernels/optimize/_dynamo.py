@@ -16,12 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pykernels.nn import LSTM
 from pykernels.nn._packed import asked_backend, undisturbed
-from pykernels.ops import _dispatch
-from pykernels.ops.lstm.op import LSTM as LSTM_OP
 from pykernels.optimize import _compile, _kinds
 from pykernels.optimize._graph import Graph, Step, Value, storage_of, values_in
+from pykernels.optimize._ops import pack_ops
 from pykernels.optimize._program import Program
 from pykernels.optimize._watch import Watch
 
@@ -150,7 +148,7 @@ class _Recording:
         result = next(iter(reversed(self.nests.values())))
         given = [(i, v) for i, v in enumerate(self.placeholders) if v is not None and v.kind == "input"]
         graph = Graph([v for _, v in given], self.steps, tuple(result))
-        _use_our_lstms(graph)
+        pack_ops(graph, lambda t: self._new(t, "source"), self._number)
         recorder: Any = self
         program = _compile.compiled(graph, recorder, {})
         if not program.again and any(type(self.args[i]) is int for i, _ in given):
@@ -288,39 +286,6 @@ def _can_be_step(node: fx.Node, name: str) -> bool:
 
 def _version(t: Tensor) -> int:
     return -1 if t.is_inference() else t._version
-
-
-def _use_our_lstms(graph: Graph) -> None:
-    """Puts our LSTM, which keeps its weights packed, in the place of torch's function."""
-    for step in graph.steps:
-        if getattr(step.function, "__name__", "") != "lstm" or step.kind != "call" or len(step.args) != 9:
-            continue
-        x, hx, weights, has_biases, num_layers, _dropout, training, bidirectional, batch_first = step.args
-        rows = num_layers * (1 + bidirectional)
-        tensors = [v.tensor for v in weights]
-        # In training torch's is as good; what has projections has more weights.
-        if (
-            training
-            or len(weights) != rows * (4 if has_biases else 2)
-            or any(type(t) is not nn.Parameter for t in tensors)
-        ):
-            continue
-        if any((v.dtype, v.device) != (x.dtype, x.device) for v in weights) or x.dtype not in LSTM_OP.takes(
-            x.device.type
-        ):
-            continue
-        if not _dispatch.has_native(LSTM_OP, x.device):
-            continue
-        hidden = weights[1].shape[1]
-        ours = LSTM(
-            x.shape[-1], hidden, num_layers, has_biases, batch_first, 0.0, bool(bidirectional), device="meta"
-        ).eval()
-        for name, t in zip(ours._flat_weights_names, tensors, strict=True):
-            setattr(ours, name, t)
-        ours._init_flat_weights()
-        output, h, c = step.outputs
-        step.function, step.args, step.outputs = ours, (x, hx), (output, (h, c))
-        step.kind, step.note = "module", "LSTM"
 
 
 def _is_ours(backend: Any) -> bool:

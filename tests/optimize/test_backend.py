@@ -138,6 +138,33 @@ def test_an_lstm_does_not_break_the_graph(made, bidirectional):
     check(fast, net, normal(3, 7, 6, seed=3))
 
 
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "none"])
+def test_our_own_modules_keep_their_weights_packed(made, activation):
+    class Ours(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = pk.nn.ConvBNAct2d(3, 8, 3, padding=1, activation=activation, negative_slope=0.2)
+            self.plain = pk.nn.ConvBNAct2d(8, 8, 1, bias=True, batch_norm=False, activation="silu")
+            self.lstm = pk.nn.LSTM(8, 5, batch_first=True, bidirectional=True)
+
+        def forward(self, x):
+            y = self.conv(x)
+            y = self.plain(y, y)
+            return self.lstm(y.flatten(2).transpose(1, 2))[0][:, -1].contiguous()
+
+    net = randomise(Ours())
+    nn.init.normal_(net.plain.conv.bias)
+    fast = compiled(net, fullgraph=True)
+    for n in (2, 3):
+        x = image(n, 3, 6, 6)
+        torch._dynamo.mark_dynamic(x, 0)
+        check(fast, net, x)
+    assert fused(made) == ["conv+bn" + f"+{activation}" * (activation != "none"), "conv+bn+add+silu", "LSTM"]
+    with torch.no_grad():
+        net.plain.conv.bias += 1
+    check(fast, net, x)
+
+
 def test_another_backend_stops_at_an_lstm_as_always(made):
     compiled(nn.LSTM(2, 3), fullgraph=True)(torch.randn(2, 1, 2))
     with pytest.raises(torch._dynamo.exc.Unsupported, match="LSTM"):
