@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pykernels.nn._packed import Pack, PacksWeights, Slot
 from pykernels.nn._replaceable import check_replaceable
+from pykernels.ops import _dispatch
 from pykernels.ops import lstm as lstm_op
 from pykernels.ops import lstm_cell as lstm_cell_op
 from pykernels.ops._arguments import fail
@@ -94,7 +95,7 @@ class LSTM(PacksWeights, RNNBase):
 
     def forward(self, input: Tensor | PackedSequence, hx: States | None = None) -> tuple[Any, States]:
         """As torch.nn.LSTM's: a tensor or a PackedSequence in, the same out, with (h_n, c_n)."""
-        if self.proj_size:
+        if self.proj_size or _dispatch.is_for_onnx():  # where one operator is better than the steps of a recurrence
             return nn.LSTM.forward(self, input, hx)  # type: ignore[call-overload]
         if not isinstance(input, PackedSequence):
             return self._run(input, hx, None)

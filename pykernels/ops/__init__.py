@@ -1,6 +1,8 @@
 """The ops: public functions. Each family's folder holds its spec, reference, autograd and kernels' launchers."""
 
+from pykernels._imports import after_import
 from pykernels.ops._activation import ACTIVATIONS
+from pykernels.ops._flops import register
 from pykernels.ops.batch_norm_act import batch_norm_act
 from pykernels.ops.conv_bn_act import conv_bn_act
 from pykernels.ops.int8_conv2d import int8_conv2d
@@ -17,3 +19,5 @@ __all__ = [
     "lstm_cell",
     "quantize_int8",
 ]
+
+after_import("torch.utils.flop_counter", register)

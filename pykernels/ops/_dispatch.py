@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import torch
 from torch.autograd import forward_ad
 
 from pykernels import _native
+from pykernels.ops import _flops
 from pykernels.ops._arguments import check_choice
 
 if TYPE_CHECKING:
@@ -71,8 +73,8 @@ def choose(op: Op, device: torch.device, dtype: torch.dtype, asked: str | None =
         asked = asked_backend()
     else:
         check_choice(caller or op.name, "backend", asked, BACKENDS)
-    if asked == "reference":
-        return asked
+    if asked == "reference" or (asked == "auto" and is_for_onnx()):
+        return "reference"
     wanted = device.type if asked == "auto" else asked
     reason = _why_not(op, wanted, device, dtype)
     if reason is None:
@@ -188,7 +190,11 @@ _TRITON_OPS = _TritonOps()
 
 
 def _load(module: str) -> bool:
-    return importlib.import_module(module) is not None
+    if module not in sys.modules:
+        importlib.import_module(module)
+        if "torch.utils.flop_counter" in sys.modules:
+            _flops.register(sys.modules["torch.utils.flop_counter"])
+    return True
 
 
 _load._dynamo_marked_constant = True  # type: ignore[attr-defined]
@@ -219,6 +225,15 @@ def is_transformed() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def is_for_onnx() -> bool:
+    """Is `torch.onnx.export` looking, which knows torch's own operators alone?"""
+    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+
+
+# By itself Dynamo takes it for False, always.
+is_for_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _tell_once(message: str) -> None:

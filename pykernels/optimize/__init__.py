@@ -2,15 +2,18 @@
 
 `_face` makes the twin, `_stub` stands in front of its modules' calls, `_record` writes one call down while `_purity`
 and `_watch` see what it depends on, `_patterns` and `_layout` rewrite the steps, `_program` makes Python of them.
+`_dynamo` is the second door: ``torch.compile(model, backend="pykernels")``.
 """
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import torch
 from torch import nn
 
+from pykernels._imports import after_import
 from pykernels.optimize._face import Optimized, face
 from pykernels.optimize._report import Left, Replaced, Report
 
@@ -60,3 +63,12 @@ def optimize(model: nn.Module, dtype: torch.dtype | None = None) -> Any:
         raise TypeError("pykernels.optimize: model: is optimised already; pass the original")
     outside = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return face(model, outside, outside if dtype is None else dtype)
+
+
+def _know_backend(registry: Any) -> None:
+    point = EntryPoint("pykernels", "pykernels.optimize._dynamo:compile_graph", "torch_dynamo_backends")
+    registry._BACKENDS.setdefault(point.name, point)
+
+
+# The package's entry point says the same; a source tree that is not installed has none.
+after_import("torch._dynamo.backends.registry", _know_backend)

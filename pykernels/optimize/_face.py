@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from pykernels.optimize._report import Left, Report
 from pykernels.optimize._stub import Family, Stub
+from pykernels.optimize._stub import _cast as cast_tensors
 from pykernels.optimize._tell import tell
 from pykernels.optimize._timing import seconds_by_step
 from pykernels.optimize._watch import Watch, is_own
@@ -53,14 +54,21 @@ def _family(model: nn.Module) -> Family:
 
 
 def _restored(kind: type, outside: torch.dtype, inside: torch.dtype) -> Any:
-    made: Any = _class_of(kind)
+    made: Any = _class_of(kind, outside, inside)
     new = made.__new__(made)
     vars(new)["_compiled_call_impl"] = Stub(new, "", Family(new, outside, inside))
     return new
 
 
-def _class_of(kind: type) -> type:
-    made = type(kind)(kind.__name__, (Optimized, kind), {})
+def _class_of(kind: type, outside: torch.dtype, inside: torch.dtype) -> type:
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return kind.__call__(self, *args, **kwargs)
+        # A trace passes the stub by, which would cast.
+        args, kwargs = cast_tensors(args, outside, inside), cast_tensors(kwargs, outside, inside)
+        return cast_tensors(self._call_impl(*args, **kwargs), inside, outside)
+
+    made = type(kind)(kind.__name__, (Optimized, kind), {} if outside is inside else {"__call__": called})
     made.__module__, made.__qualname__, made.__doc__ = kind.__module__, kind.__qualname__, kind.__doc__
     return made
 
@@ -79,7 +87,7 @@ def face(model: nn.Module, outside: torch.dtype, inside: torch.dtype) -> Any:
     with torch.inference_mode(False), torch.no_grad():
         twin, copied = _shared_copy(model, outside, inside)
         written = _to_evaluation(twin)
-    twin.__class__ = _class_of(type(twin))
+    twin.__class__ = _class_of(type(twin), outside, inside)
     family = Family(twin, outside, inside)
     if copied:
         family.note("the model", f"{copied} tensors", "are made in inference mode: copied, not shared")

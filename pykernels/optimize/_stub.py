@@ -307,6 +307,8 @@ def _cast(value: Any, source: torch.dtype, target: torch.dtype) -> Any:
         return type(value)(*(_cast(v, source, target) for v in value))
     if isinstance(value, tuple | list):
         return type(value)(_cast(v, source, target) for v in value)
+    if type(value) is dict:
+        return {k: _cast(v, source, target) for k, v in value.items()}
     if isinstance(value, dict):
         new = copy.copy(value)
         for k, v in value.items():

@@ -1,0 +1,117 @@
+"""What `torch.utils.flop_counter` counts for each op: as for torch's own, two for each product, none for the rest.
+
+Registered when the counter is imported, which itself imports Triton and so is too slow for us to import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Shape = Sequence[int]
+
+
+def _convolution(x: Shape, weight: Shape, out: Shape) -> int:
+    return 2 * prod(weight) * out[0] * prod(out[2:])
+
+
+def _conv(x: Shape, weight: Shape, *_: Any, out_shape: Any) -> int:
+    return _convolution(x, weight, out_shape)
+
+
+def _conv_statistics(x: Shape, weight: Shape, *_: Any, out_shape: Any) -> int:
+    return _convolution(x, weight, out_shape[0])
+
+
+def _conv_packed(x: Shape, packed: Shape, weight: Shape, *_: Any, out_shape: Any) -> int:
+    return _convolution(x, weight, out_shape)
+
+
+def _conv_bound(x: Tensor, bound: Tensor, *_: Any, out_val: Any) -> int:
+    # csrc/torch/cpu/conv_bn_act.cpp, BoundConv: after two numbers of 4 bytes a ConvShape.
+    _, c, _, _, k, r, s, *rest = bound[8 : 8 + 16 * 8].view(torch.int64).tolist()
+    groups = rest[-1]
+    return _convolution(x.shape, (k, c // groups, r, s), out_val.shape)
+
+
+def _matmul(a: Shape, b: Shape, *_: Any, out_shape: Any) -> int:
+    return 2 * prod(out_shape) * a[-1]
+
+
+def _lstm(x: Shape, h: Shape, c: Shape, weights: Sequence[Shape], *_: Any, out_shape: Any) -> int:
+    return 2 * prod(x[:-1]) * sum(prod(w) for w in weights if len(w) == 2)
+
+
+def _lstm_backward(
+    grad_output: Any, grad_h: Any, grad_c: Any, x: Shape, h: Shape, c: Shape, weights: Sequence[Shape], *_: Any,
+    out_shape: Any,
+) -> int:  # fmt: skip
+    return 2 * _lstm(x, h, c, weights, out_shape=None)
+
+
+def _lstm_packed(
+    x: Shape, h: Shape, c: Shape, packed: Shape, inputs: int, hidden: int, batch_sizes: Any, layers: int,
+    bidirectional: bool, *_: Any, out_shape: Any,
+) -> int:  # fmt: skip
+    directions = 2 if bidirectional else 1
+    read = inputs + (layers - 1) * directions * hidden + layers * hidden
+    return 2 * prod(x[:-1]) * directions * 4 * hidden * read
+
+
+def _cell(x: Shape, h: Shape, c: Shape, w_ih: Shape, w_hh: Shape, *_: Any, out_shape: Any) -> int:
+    return 2 * x[0] * (prod(w_ih) + prod(w_hh))
+
+
+def _cell_backward(
+    grad_h: Any, grad_c: Any, x: Shape, h: Shape, c: Shape, w_ih: Shape, w_hh: Shape, *_: Any, out_shape: Any
+) -> int:
+    return 2 * _cell(x, h, c, w_ih, w_hh, out_shape=None)
+
+
+def _cell_packed(x: Shape, h: Shape, c: Shape, packed: Shape, inputs: int, hidden: int, *, out_shape: Any) -> int:
+    return 2 * x[0] * 4 * hidden * (inputs + hidden)
+
+
+def _none(*_: Any, out_shape: Any) -> int:
+    return 0
+
+
+#: By op; that of Triton's twin is the same.
+FORMULAS: dict[str, Callable[..., int]] = {
+    "conv_bn_act": _conv,
+    "conv_statistics": _conv_statistics,
+    "conv_bn_act_packed": _conv_packed,
+    "conv_bn_act_bound": _conv_bound,
+    "int8_conv2d": _conv,
+    "int8_matmul": _matmul,
+    "int8_matmul_packed": _matmul,
+    "int8_linear": _matmul,
+    "int8_linear_packed": _matmul,
+    "lstm": _lstm,
+    "lstm_backward": _lstm_backward,
+    "lstm_packed": _lstm_packed,
+    "lstm_cell": _cell,
+    "lstm_cell_backward": _cell_backward,
+    "lstm_cell_packed": _cell_packed,
+    "batch_norm_act": _none,
+    "batch_norm_act_backward": _none,
+    "batch_norm_statistics": _none,
+    "quantize_int8": _none,
+    "conv_pack": _none,
+    "conv_bind": _none,
+    "lstm_pack": _none,
+    "int8_pack": _none,
+}
+
+
+def register(counter: Any) -> None:
+    """Tells ``counter``, the module, of the ops that are there."""
+    for name, formula in FORMULAS.items():
+        for op in (name, f"{name}_triton"):
+            packet = getattr(torch.ops.pykernels, op, None)
+            if packet is not None and packet not in counter.flop_registry:
+                counter.register_flop_formula(packet, get_raw=formula is _conv_bound)(formula)
