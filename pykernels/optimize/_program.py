@@ -17,6 +17,7 @@ from torch import Tensor
 from pykernels import _native
 from pykernels.nn._packed import Pack
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
+from pykernels.optimize import _arena
 from pykernels.optimize._graph import Graph, Step, Value, mapped, values_in
 from pykernels.optimize._layout import as_channels_last, as_contiguous
 from pykernels.optimize._patterns import FusedConv
@@ -42,7 +43,8 @@ class _Bound:
         self.pack = pack
         self.values: dict[Value, Any] = {}
         self.convs: list[Any] = []
-        self.by_shape: dict[Hashable, tuple[Any, ...]] = {}
+        #: What to run, and its ``C``.
+        self.by_shape: dict[Hashable, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
 
     def is_current(self) -> bool:
         pack = self.pack
@@ -65,6 +67,7 @@ class Program:
         self.run: Callable[..., Any] = self._writer.function("run")
         self._choosing: Callable[..., Any] | None = self._writer.function("choose") if self.fused else None
         self._bound: _Bound | None = None
+        self._planned: dict[tuple[Step, ...], Callable[..., Any]] = {}
 
     @property
     def text(self) -> str:
@@ -81,23 +84,40 @@ class Program:
         if bound is None or not bound.is_current():
             bound = self._renew()
         shapes = tuple([t.shape for t in tensors]) if self.fused else ()
-        constants = bound.by_shape.get(shapes)
-        if constants is not None:
-            return self.run(constants, *tensors)
+        found = bound.by_shape.get(shapes)
+        if found is not None:
+            return found[0](found[1], *tensors)
         if self._choosing is None:
-            bound.by_shape[shapes] = constants = self._tuple(bound, [])
-            return self.run(constants, *tensors)
+            bound.by_shape[shapes] = self.run, self._tuple(bound, [])
+            return self.run(self._tuple(bound, []), *tensors)
         chosen: list[Any] = [None] * len(self.fused)
+        survey = _arena.Survey(self.graph, self.fused, chosen)
 
         def choose(i: int, x: Tensor) -> Any:
             chosen[i] = self.fused[i].function.constant(bound.convs[i], x.shape)
             return chosen[i]
 
-        result = self._choosing(self._tuple(bound, []), choose, *tensors)
+        result = self._choosing(self._tuple(bound, []), choose, survey.see, *tensors)
         if len(bound.by_shape) >= _MOST_SHAPES:
             bound.by_shape.clear()
-        bound.by_shape[shapes] = self._tuple(bound, chosen)
+        bound.by_shape[shapes] = self._with_arena(_arena.plan(survey), self._tuple(bound, chosen))
         return result
+
+    def _with_arena(
+        self, plan: _arena.Plan | None, constants: tuple[Any, ...]
+    ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        if plan is None:
+            return self.run, constants
+        run = self._planned.get(plan.steps)
+        if run is None:
+            run = self._planned[plan.steps] = self._writer.function("planned", plan.steps)
+        return run, (*constants, plan.idle, plan.arena)
+
+    def memory(self) -> int:
+        """Bytes that it keeps for intermediates between calls."""
+        bound = self._bound
+        plans = [c[-1].__self__ for run, c in list(bound.by_shape.values()) if run is not self.run] if bound else []
+        return sum(p.kept() for p in plans)
 
     def _tuple(self, bound: _Bound, chosen: list[Any]) -> tuple[Any, ...]:
         return (*(bound.values[v] for v in self._constants), *chosen)
@@ -181,10 +201,20 @@ class _Writer:
         self._known: dict[int, str] = {}
         self._constants = {v: i for i, v in enumerate(v for s in program.folded for v in s.results())}
 
-    def function(self, name: str) -> Callable[..., Any]:
-        inputs = ["C", *(["choose"] if name == "choose" else []), *map(repr, self.graph.inputs)]
+    def function(self, name: str, planned: tuple[Step, ...] = ()) -> Callable[..., Any]:
+        """``planned`` are steps whose results lie in an arena, which the end of ``C`` says how to get."""
+        inputs = ["C", *(["choose", "see"] if name == "choose" else []), *map(repr, self.graph.inputs)]
         lines = [f"def {name}({', '.join(inputs)}):"]
+        if planned:
+            lines += [
+                "    try:",
+                "        A = C[-2].pop()",
+                "    except IndexError:",
+                "        A = C[-1]()",
+                "    W = A[0]",
+            ]
         last = self._last_uses()
+        places = {step: f"A[{i}]" for i, step in enumerate(planned, 1)}
         conv = 0
         for i, step in enumerate(self.graph.steps):
             fused = isinstance(step.function, FusedConv)
@@ -193,10 +223,15 @@ class _Writer:
                 constant = f"choose({conv}, {self._value(step.args[0])})"
                 constant = constant if name == "choose" else f"C[{len(self._constants) + conv}]"
             conv += fused
-            lines.append(f"    {self._statement(step, constant)}")
+            lines.append(f"    {self._statement(step, constant, places.get(step, ''))}")
+            if name == "choose":
+                read, given = (", ".join(map(self._value, vs)) for vs in (step.reads(), step.results()))
+                lines.append(f"    see({i}, [{read}], [{given}])")
             dead = last.get(i, ())
             if dead:
                 lines.append(f"    del {', '.join(map(repr, dead))}")
+        if planned:
+            lines.append("    C[-2].append(A)")
         lines.append(f"    return {self._expression(self.graph.result)}")
         self.texts[name] = "\n".join(lines) + "\n"
         space = self.names
@@ -218,7 +253,11 @@ class _Writer:
             by_step.setdefault(i, []).append(v)
         return by_step
 
-    def _statement(self, step: Step, constant: str) -> str:
+    def _statement(self, step: Step, constant: str, place: str) -> str:
+        if place:
+            x, residual = map(self._expression, step.args)
+            out = f"{self._name(_arena.write_op())}({x}, {constant}, {residual}, {step.outputs!r}, W)"
+            return f"{step.outputs!r} = {place}; {out}"
         if constant:
             x, residual = step.args
             function: Any = step.function
