@@ -5,6 +5,8 @@ how the results of fused steps lie. A result that can't be seen from outside, ne
 place in an arena; two may have the same place where they don't live at the same time. The kernels write there, so that
 a call asks nobody for memory but for the steps of torch and for what it returns.
 
+Fused steps whose results torch.cat would only copy write into slices of its result at once.
+
 An arena belongs to one call at a time, and then waits for the next; a call that fails drops it. Those that waited for
 long are given back to the system.
 """
@@ -19,13 +21,14 @@ import types
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pykernels.optimize._graph import Graph, Step, Value, storage_of, values_in
+from pykernels.optimize._kinds import name_of
 
 #: Arenas of one plan that wait, and bytes of all that wait while another one is made.
 _MOST_IDLE = 8
@@ -33,6 +36,7 @@ _MOST_IDLE_BYTES = 256 << 20
 #: Who waits for longer than this, and at most twice as long, is given back.
 _PATIENCE = 30.0
 _ALIGN = 64
+_SLICES = frozenset(("chunk", "split", "narrow", "__getitem__"))
 _BUILTIN = (
     types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType,
 )  # fmt: skip
@@ -40,12 +44,21 @@ _BUILTIN = (
 
 @dataclass(frozen=True)
 class Form:
-    """How a tensor lies in memory."""
+    """How a tensor lies in memory; ``address`` is that of its first element in the run that was watched."""
 
     shape: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
-    nbytes: int
+    address: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """From its first element to its last."""
+        return (1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))) * self.dtype.itemsize
+
+    def part(self, channels: int) -> Form:
+        """The same with fewer channels, in the same memory."""
+        return Form(torch.Size((self.shape[0], channels, *self.shape[2:])), self.stride, self.dtype)
 
 
 class Survey:
@@ -55,7 +68,8 @@ class Survey:
         self.graph, self.bound = graph, bound
         self.number = {s: i for i, s in enumerate(fused)}
         self.owners: dict[Value, Value] = {}
-        self.forms: dict[Step, Form] = {}
+        #: Of what steps give, on the CPU and not empty.
+        self.forms: dict[Value, Form] = {}
         self.workspace = 0
 
     def see(self, at: int, read: Sequence[Tensor], given: Sequence[Tensor]) -> None:
@@ -64,19 +78,16 @@ class Survey:
         owners = {storage_of(t): self.owner(v) for v, t in zip(step.reads(), read, strict=True)}
         for v, t in zip(step.results(), given, strict=True):
             self.owners[v] = owners.get(storage_of(t), v)
-        if step in self.number and given[0].is_cpu and given[0].numel():
-            y = given[0]
-            self.forms[step] = Form(y.shape, y.stride(), y.dtype, _extent(y) * y.itemsize)
-            needs = torch.ops.pykernels.conv_bn_act_bound_workspace(read[0], self.bound[self.number[step]], y)
+            if t.is_cpu and t.layout is torch.strided and t.numel():
+                self.forms[v] = Form(t.shape, t.stride(), t.dtype, t.data_ptr())
+        if step in self.number and step.outputs in self.forms:
+            bound = self.bound[self.number[step]]
+            needs = torch.ops.pykernels.conv_bn_act_bound_workspace(read[0], bound, given[0])
             self.workspace = max(self.workspace, needs)
 
     def owner(self, v: Value) -> Value:
         """The value that ``v`` is a view of, or itself."""
         return self.owners.get(v, v)
-
-
-def _extent(t: Tensor) -> int:
-    return 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
 
 
 def write_op() -> Any:
@@ -88,18 +99,27 @@ def plan(survey: Survey) -> Plan | None:
     """Where the results of the fused steps are to lie; None where each of them can be seen from outside."""
     steps = survey.graph.steps
     seen = {survey.owner(v) for v in values_in(survey.graph.result)}
-    last: dict[Value, int] = {}
+    readers: dict[Value, list[tuple[int, Step]]] = {}
     for i, step in enumerate(steps):
         for v in step.reads():
-            last[survey.owner(v)] = i
+            readers.setdefault(survey.owner(v), []).append((i, step))
             if _may_keep(step):
                 seen.add(survey.owner(v))
-    items = [
-        _Item(step, form, i, last.get(step.outputs, i))
-        for i, step in enumerate(steps)
-        # Sizes that depend on values are others at the next call.
-        if (form := survey.forms.get(step)) is not None and step.outputs not in seen and not step.outputs.dynamic
-    ]
+    hidden: dict[Value, _Item] = {}
+    for i, step in enumerate(steps):
+        fused = step in survey.number
+        if not (fused or _is_cat(step)) or step.outputs not in survey.forms or survey.owner(step.outputs) in seen:
+            continue
+        if not step.outputs.dynamic:  # else its size depends on values, and is another at the next call
+            users = readers.get(step.outputs, ())
+            item = _Item(survey.forms[step.outputs], i, max([i, *(at for at, _ in users)]), fused)
+            item.only_kernels_read = all(_takes_slices(s, survey, step.outputs) for _, s in users)
+            item.parts.append((step, item.form, 0))
+            hidden[step.outputs] = item
+    for step in steps:
+        if _is_cat(step) and step.outputs in hidden:
+            _write_at_once(step, survey, hidden)
+    items = [x for x in hidden.values() if x.written]
     return Plan(items, survey.workspace) if items else None
 
 
@@ -112,13 +132,83 @@ def _may_keep(step: Step) -> bool:
     return step.kind != "call" or not (known or isinstance(function, _BUILTIN))
 
 
+def _is_cat(step: Step) -> bool:
+    """Does it join channels?"""
+    if step.kind != "call" or step.function not in (torch.cat, torch.concat, torch.concatenate):
+        return False
+    values, dim = (*step.args, step.kwargs.get("dim", 0))[:2] if step.args else ((), 0)
+    whole = isinstance(step.outputs, Value) and len(step.outputs.shape) == 4 and set(step.kwargs) <= {"dim"}
+    return whole and isinstance(values, tuple | list) and dim in (1, -3)
+
+
+def _takes_slices(step: Step, survey: Survey, v: Value) -> bool:
+    """Does it read slices of channels as fast as whole tensors, or make such slices of ``v``, or join them?"""
+    if step in survey.number or _is_cat(step):
+        return True
+    return name_of(step.function) in _SLICES and all(survey.owner(x) is v for x in step.results())
+
+
+def _write_at_once(step: Step, survey: Survey, hidden: dict[Value, _Item]) -> None:
+    """Gives results that ``step`` joins a place in its own, where that is possible for any.
+
+    Its arguments may be slices of such a result, if together they are all of it.
+    """
+    whole = hidden[step.outputs]
+    if whole.form.stride[1] != 1:
+        return
+    starts: dict[Value, list[int]] = {}
+    covered: dict[Value, int] = {}
+    copies: list[tuple[Any, Form, int]] = []
+    at = 0
+    pieces: list[tuple[int, Value, int]] = []
+    for position, v in enumerate(step.args[0]):
+        owner, form = survey.owner(v), survey.forms.get(v)
+        if form is None or form.dtype is not whole.form.dtype or len(form.shape) != 4:
+            return
+        pieces.append((position, v, at))
+        if (item := hidden.get(owner)) is not None and form.stride == item.form.stride and form.stride[1] == 1:
+            before = (form.address - item.form.address) // form.dtype.itemsize
+            starts.setdefault(owner, []).append(at - before)
+            covered[owner] = covered.get(owner, 0) + form.shape[1]
+        at += form.shape[1]
+    mine = {
+        v
+        for v, where in starts.items()
+        if (item := hidden[v]).written and item.only_kernels_read and item.is_fused and item is not whole
+        if len(set(where)) == 1 and covered[v] == item.form.shape[1]
+    }
+    if not mine:
+        return
+    for position, v, channel in pieces:
+        if survey.owner(v) not in mine:
+            copies.append(((step, position), whole.form.part(survey.forms[v].shape[1]), channel))
+    for v in mine:
+        item = hidden.pop(v)
+        whole.first, whole.last = min(whole.first, item.first), max(whole.last, item.last)
+        whole.parts += [(key, whole.form.part(f.shape[1]), starts[v][0] + c) for key, f, c in item.parts]
+    whole.parts += copies
+    whole.written = True
+
+
 @dataclass(eq=False)
 class _Item:
-    step: Step
+    """A piece of memory that is needed from step ``first`` to ``last``, and the tensors that lie in it.
+
+    ``parts`` are these: what for, how, and by how many elements behind the beginning.
+    """
+
     form: Form
     first: int
     last: int
+    #: Else it is the result of a cat, which is only ours where something is ``written`` into it at once.
+    is_fused: bool
     offset: int = -1
+    only_kernels_read: bool = False
+    parts: list[tuple[Any, Form, int]] = field(default_factory=list)
+    written: bool = False
+
+    def __post_init__(self) -> None:
+        self.written = self.is_fused
 
 
 def _place(items: list[_Item], start: int) -> int:
@@ -142,16 +232,17 @@ def _aligned(n: int) -> int:
 
 
 class Plan:
-    """The places of the results of ``steps``, and the arenas made by it that wait in ``idle`` or, longer, in ``aged``.
+    """The places of results, and the arenas made by it that wait in ``idle`` or, longer, in ``aged``.
 
-    An arena is a tuple of tensors: the workspace, then a result for each step.
+    An arena is a tuple of tensors: the workspace, then one for each of ``keys``. A key is the step that gives it, or a
+    cat and the position of an argument that is to be copied there.
     """
 
     def __init__(self, items: list[_Item], workspace: int) -> None:
-        self.steps = tuple(x.step for x in items)
+        self.keys = tuple(key for x in items for key, _, _ in x.parts)
         self._workspace = workspace
         self.nbytes = _place(items, _aligned(workspace))
-        self._places = [(x.form, x.offset) for x in items]
+        self._places = [(f, x.offset // f.dtype.itemsize + at) for x in items for _, f, at in x.parts]
         self.idle: deque[tuple[Tensor, ...]] = deque(maxlen=_MOST_IDLE)
         self.aged: deque[tuple[Tensor, ...]] = deque(maxlen=_MOST_IDLE)
         with _lock:
@@ -175,10 +266,7 @@ class Plan:
                 mmap.mmap(-1, self.nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8
             )
             storage = memory.untyped_storage()
-            results = [
-                torch.empty(0, dtype=f.dtype).set_(storage, offset // f.dtype.itemsize, f.shape, f.stride)
-                for f, offset in self._places
-            ]
+            results = [torch.empty(0, dtype=f.dtype).set_(storage, at, f.shape, f.stride) for f, at in self._places]
             return memory[: self._workspace], *results
 
     def sweep(self) -> None:

@@ -67,7 +67,7 @@ class Program:
         self.run: Callable[..., Any] = self._writer.function("run")
         self._choosing: Callable[..., Any] | None = self._writer.function("choose") if self.fused else None
         self._bound: _Bound | None = None
-        self._planned: dict[tuple[Step, ...], Callable[..., Any]] = {}
+        self._planned: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     @property
     def text(self) -> str:
@@ -108,9 +108,9 @@ class Program:
     ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         if plan is None:
             return self.run, constants
-        run = self._planned.get(plan.steps)
+        run = self._planned.get(plan.keys)
         if run is None:
-            run = self._planned[plan.steps] = self._writer.function("planned", plan.steps)
+            run = self._planned[plan.keys] = self._writer.function("planned", plan.keys)
         return run, (*constants, plan.idle, plan.arena)
 
     def memory(self) -> int:
@@ -201,8 +201,8 @@ class _Writer:
         self._known: dict[int, str] = {}
         self._constants = {v: i for i, v in enumerate(v for s in program.folded for v in s.results())}
 
-    def function(self, name: str, planned: tuple[Step, ...] = ()) -> Callable[..., Any]:
-        """``planned`` are steps whose results lie in an arena, which the end of ``C`` says how to get."""
+    def function(self, name: str, planned: tuple[Any, ...] = ()) -> Callable[..., Any]:
+        """``planned`` are the keys of `_arena.Plan`; the end of ``C`` says how to get an arena."""
         inputs = ["C", *(["choose", "see"] if name == "choose" else []), *map(repr, self.graph.inputs)]
         lines = [f"def {name}({', '.join(inputs)}):"]
         if planned:
@@ -214,7 +214,7 @@ class _Writer:
                 "    W = A[0]",
             ]
         last = self._last_uses()
-        places = {step: f"A[{i}]" for i, step in enumerate(planned, 1)}
+        places = {key: f"A[{i}]" for i, key in enumerate(planned, 1)}
         conv = 0
         for i, step in enumerate(self.graph.steps):
             fused = isinstance(step.function, FusedConv)
@@ -223,7 +223,7 @@ class _Writer:
                 constant = f"choose({conv}, {self._value(step.args[0])})"
                 constant = constant if name == "choose" else f"C[{len(self._constants) + conv}]"
             conv += fused
-            lines.append(f"    {self._statement(step, constant, places.get(step, ''))}")
+            lines.append(f"    {self._statement(step, constant, places)}")
             if name == "choose":
                 read, given = (", ".join(map(self._value, vs)) for vs in (step.reads(), step.results()))
                 lines.append(f"    see({i}, [{read}], [{given}])")
@@ -253,11 +253,15 @@ class _Writer:
             by_step.setdefault(i, []).append(v)
         return by_step
 
-    def _statement(self, step: Step, constant: str, place: str) -> str:
-        if place:
-            x, residual = map(self._expression, step.args)
-            out = f"{self._name(_arena.write_op())}({x}, {constant}, {residual}, {step.outputs!r}, W)"
-            return f"{step.outputs!r} = {place}; {out}"
+    def _statement(self, step: Step, constant: str, places: dict[Any, str]) -> str:
+        if step in places:
+            if constant:
+                x, residual = map(self._expression, step.args)
+                made = [f"{self._name(_arena.write_op())}({x}, {constant}, {residual}, {step.outputs!r}, W)"]
+            else:
+                copied = [(i, v) for i, v in enumerate(step.args[0]) if (step, i) in places]
+                made = [f"{places[step, i]}.copy_({self._value(v)})" for i, v in copied]
+            return "; ".join([f"{step.outputs!r} = {places[step]}", *made])
         if constant:
             x, residual = step.args
             function: Any = step.function

@@ -80,7 +80,7 @@ def test_places_never_overlap_in_time_and_memory(seed):
     items = []
     for i in range(40):
         form = SimpleNamespace(nbytes=r.choice((4, 64, 100, 5000, r.randint(1, 9000))))
-        items.append(_arena._Item(None, form, i, i + r.randint(0, 9)))
+        items.append(_arena._Item(form, i, i + r.randint(0, 9), True))
     end = _arena._place(items, 128)
     for x in items:
         assert x.offset % 64 == 0
@@ -95,7 +95,7 @@ def test_places_never_overlap_in_time_and_memory(seed):
 def test_one_arena_serves_call_after_call():
     fast = warm(randomise(Net()), image())
     (plan,) = plans(fast)
-    assert len(plan.steps) == 5  # the last too: the caller has it in another memory format
+    assert len(plan.keys) == 5  # the last too: the caller has it in another memory format
     assert kept(fast) == plan.nbytes
     first = plan.idle[0]
     with torch.no_grad():
@@ -131,6 +131,61 @@ def test_results_are_the_callers(mode, memory_format, give):
                 assert a.stride() == b.stride()
                 assert a.is_inference() == b.is_inference()
     assert plans(fast) or isinstance(given[0], list | tuple)
+
+
+class Joins(nn.Module):
+    """Branches that ``join`` puts together, and a convolution behind them."""
+
+    def __init__(self, join, channels):
+        super().__init__()
+        self.a, self.b, self.c = block(3, 16), block(16, 8, 1), block(16, 12)
+        self.narrow, self.d, self.last = block(8, 8), block(16, 16), block(channels, 4)
+        self.join = join
+        for m in self.modules():
+            m.inplace = False  # or the views forbid to fuse it
+
+    def forward(self, x):
+        a = self.a(x)
+        y = self.last(self.join(self, a))
+        return self.last(self.join(self, a)) + y
+
+
+def _halves(m, a):
+    left, right = m.d(a).chunk(2, 1)
+    return torch.cat([left, right, m.narrow(right)], 1)
+
+
+#: How, to how many channels, and whether anything is written at once.
+JOINS = {
+    "branches": (lambda m, a: torch.cat([m.b(a), m.c(a)], 1), 20, True),
+    "with others": (lambda m, a: torch.cat((m.b(a), F.max_pool2d(a, 3, 1, 1), m.c(a)), -3), 36, True),
+    "halves": (_halves, 24, True),
+    "half": (
+        lambda m, a: torch.cat([m.narrow(m.b(a).chunk(2, 1)[0].repeat(1, 2, 1, 1)), m.b(a)[:, 4:]], dim=1),
+        12,
+        True,
+    ),
+    "swapped": (lambda m, a: torch.cat([*m.b(a).split([3, 5], 1)[::-1], m.c(a)], 1), 20, True),
+    "twice": (lambda m, a: torch.cat([(b := m.b(a)), b], 1), 16, False),
+    "in two": (lambda m, a: torch.cat([(b := m.b(a)), torch.cat([b, m.c(a)], 1)], 1), 28, True),
+    "read by torch": (lambda m, a: torch.cat([b := m.b(a), b.sigmoid()], 1), 16, False),
+    "written to": (lambda m, a: torch.cat([m.b(a).mul_(2), m.c(a)], 1), 20, True),
+}
+
+
+@pytest.mark.parametrize("name", JOINS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_joined_results_are_written_at_once(name, dtype):
+    join, channels, at_once = JOINS[name]
+    net = randomise(Joins(join, channels).to(dtype))
+    fast = pk.optimize(net)
+    for seed in range(5):
+        x = torch.randn(2, 3, 10, 11, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        assert relative_l2(fast(x), net(x)) < (1e-4 if dtype is torch.float32 else 3e-2)
+    (plan,) = plans(fast)
+    cats = {key for key in plan.keys if _arena._is_cat(key[0] if isinstance(key, tuple) else key)}
+    assert bool(cats) is at_once
 
 
 class Keeps(nn.Module):
@@ -241,7 +296,7 @@ def test_sizes_that_depend_on_values_are_not_planned():
         got, expected = fast(x), net(x)
         assert got.shape == expected.shape
         assert not got.numel() or relative_l2(got, expected) < 1e-4
-    assert all(len(p.steps) == 1 for p in plans(fast))
+    assert all(len(p.keys) == 1 for p in plans(fast))
 
 
 def test_arenas_that_wait_for_long_are_given_back():
