@@ -21,14 +21,16 @@ import types
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pykernels.optimize._graph import Graph, Step, Value, storage_of, values_in
 from pykernels.optimize._kinds import name_of
+from pykernels.optimize._patterns import is_torchs
 
 #: Arenas of one plan that wait, and bytes of all that wait while another one is made.
 _MOST_IDLE = 8
@@ -36,6 +38,7 @@ _MOST_IDLE_BYTES = 256 << 20
 #: Who waits for longer than this, and at most twice as long, is given back.
 _PATIENCE = 30.0
 _ALIGN = 64
+_POOL = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _SLICES = frozenset(("chunk", "split", "narrow", "__getitem__"))
 _BUILTIN = (
     types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType,
@@ -95,6 +98,28 @@ def write_op() -> Any:
     return torch.ops.pykernels.conv_bn_act_bound_out.default
 
 
+def write_call(step: Step) -> tuple[Any, tuple[Any, ...], str] | None:
+    """A function of torch and its arguments that, with ``out``, do what ``step`` does; None where there is none.
+
+    Last comes the name of what it gives besides: a pooling the "indices" of the largest elements.
+    """
+    if step.kind != "call" or step.writes or not isinstance(step.outputs, Value):
+        return None
+    values = all(isinstance(v, Value) and v.dtype is step.outputs.dtype for v in step.args)
+    if is_torchs(step.function, "add", "__add__") and len(step.args) == 2 and values and not step.kwargs:
+        return torch.add, step.args, ""
+    if _is_cat(step):
+        return torch.cat, (step.args[0], 1), ""
+    if step.function in (F.max_pool2d, torch.max_pool2d):
+        given = {**dict(zip(_POOL, step.args, strict=False)), **step.kwargs}
+        stride = given.get("stride")
+        options = [given.get(k, default) for k, default in zip(_POOL[3:6], (0, 1, False), strict=True)]
+        if set(given) <= set(_POOL) and "kernel_size" in given and not given.get("return_indices", False):
+            x, size = given.get("input"), given["kernel_size"]
+            return torch._C._nn.max_pool2d_with_indices, (x, size, stride or size, *options), "indices"
+    return None
+
+
 def plan(survey: Survey) -> Plan | None:
     """Where the results of the fused steps are to lie; None where each of them can be seen from outside."""
     steps = survey.graph.steps
@@ -106,20 +131,24 @@ def plan(survey: Survey) -> Plan | None:
             if _may_keep(step):
                 seen.add(survey.owner(v))
     hidden: dict[Value, _Item] = {}
+    items: list[_Item] = []
     for i, step in enumerate(steps):
-        fused = step in survey.number
-        if not (fused or _is_cat(step)) or step.outputs not in survey.forms or survey.owner(step.outputs) in seen:
+        call = write_call(step)
+        if not (step in survey.number or call) or step.outputs not in survey.forms:
             continue
-        if not step.outputs.dynamic:  # else its size depends on values, and is another at the next call
-            users = readers.get(step.outputs, ())
-            item = _Item(survey.forms[step.outputs], i, max([i, *(at for at, _ in users)]), fused)
-            item.only_kernels_read = all(_takes_slices(s, survey, step.outputs) for _, s in users)
-            item.parts.append((step, item.form, 0))
-            hidden[step.outputs] = item
+        v = step.outputs
+        if survey.owner(v) is not v or v in seen or v.dynamic:  # sizes that depend on values change from call to call
+            continue
+        users, form = readers.get(v, ()), survey.forms[v]
+        hidden[v] = item = _Item(form, i, max([i, *(at for at, _ in users)]), [(step, form, 0)])
+        item.moves = (call is None or call[0] is torch.add) and all(_takes_slices(s, survey, v) for _, s in users)
+        if call is not None and call[2]:
+            form = replace(form, dtype=torch.int64)
+            items.append(_Item(form, i, i, [((step, call[2]), form, 0)]))
     for step in steps:
         if _is_cat(step) and step.outputs in hidden:
             _write_at_once(step, survey, hidden)
-    items = [x for x in hidden.values() if x.written]
+    items += hidden.values()
     return Plan(items, survey.workspace) if items else None
 
 
@@ -143,7 +172,7 @@ def _is_cat(step: Step) -> bool:
 
 def _takes_slices(step: Step, survey: Survey, v: Value) -> bool:
     """Does it read slices of channels as fast as whole tensors, or make such slices of ``v``, or join them?"""
-    if step in survey.number or _is_cat(step):
+    if step in survey.number or _is_cat(step) or is_torchs(step.function, "add", "__add__"):
         return True
     return name_of(step.function) in _SLICES and all(survey.owner(x) is v for x in step.results())
 
@@ -174,7 +203,7 @@ def _write_at_once(step: Step, survey: Survey, hidden: dict[Value, _Item]) -> No
     mine = {
         v
         for v, where in starts.items()
-        if (item := hidden[v]).written and item.only_kernels_read and item.is_fused and item is not whole
+        if (item := hidden[v]).moves
         if len(set(where)) == 1 and covered[v] == item.form.shape[1]
     }
     if not mine:
@@ -187,7 +216,7 @@ def _write_at_once(step: Step, survey: Survey, hidden: dict[Value, _Item]) -> No
         whole.first, whole.last = min(whole.first, item.first), max(whole.last, item.last)
         whole.parts += [(key, whole.form.part(f.shape[1]), starts[v][0] + c) for key, f, c in item.parts]
     whole.parts += copies
-    whole.written = True
+    whole.parts[0] = ((step, "at once"), whole.form, 0)
 
 
 @dataclass(eq=False)
@@ -200,15 +229,10 @@ class _Item:
     form: Form
     first: int
     last: int
-    #: Else it is the result of a cat, which is only ours where something is ``written`` into it at once.
-    is_fused: bool
-    offset: int = -1
-    only_kernels_read: bool = False
     parts: list[tuple[Any, Form, int]] = field(default_factory=list)
-    written: bool = False
-
-    def __post_init__(self) -> None:
-        self.written = self.is_fused
+    #: May it become a slice of a larger one, as fast to write and to read?
+    moves: bool = False
+    offset: int = -1
 
 
 def _place(items: list[_Item], start: int) -> int:
@@ -235,7 +259,8 @@ class Plan:
     """The places of results, and the arenas made by it that wait in ``idle`` or, longer, in ``aged``.
 
     An arena is a tuple of tensors: the workspace, then one for each of ``keys``. A key is the step that gives it, or a
-    cat and the position of an argument that is to be copied there.
+    step and what for: the "indices" of a pooling, a cat that is written "at once", the position of an argument of such
+    a cat that is copied there.
     """
 
     def __init__(self, items: list[_Item], workspace: int) -> None:

@@ -254,14 +254,8 @@ class _Writer:
         return by_step
 
     def _statement(self, step: Step, constant: str, places: dict[Any, str]) -> str:
-        if step in places:
-            if constant:
-                x, residual = map(self._expression, step.args)
-                made = [f"{self._name(_arena.write_op())}({x}, {constant}, {residual}, {step.outputs!r}, W)"]
-            else:
-                copied = [(i, v) for i, v in enumerate(step.args[0]) if (step, i) in places]
-                made = [f"{places[step, i]}.copy_({self._value(v)})" for i, v in copied]
-            return "; ".join([f"{step.outputs!r} = {places[step]}", *made])
+        if step in places or (step, "at once") in places:
+            return self._into_place(step, constant, places)
         if constant:
             x, residual = step.args
             function: Any = step.function
@@ -274,6 +268,21 @@ class _Writer:
             arguments += [f"{k}={self._expression(v)}" for k, v in step.kwargs.items()]
             call = f"{self._name(step.function)}({', '.join(arguments)})"
         return call if step.outputs is None else f"{_pattern(step.outputs)} = {call}"
+
+    def _into_place(self, step: Step, constant: str, places: dict[Any, str]) -> str:
+        """What `_statement` is for a step whose result lies in the arena."""
+        y = repr(step.outputs)
+        if (step, "at once") in places:
+            copied = [(i, v) for i, v in enumerate(step.args[0]) if (step, i) in places]
+            made = [f"{places[step, i]}.copy_({self._value(v)})" for i, v in copied]
+            return "; ".join([f"{y} = {places[step, 'at once']}", *made])
+        function, given, out = _arena.write_call(step) or (_arena.write_op(), (*step.args,), "")
+        arguments = [self._expression(x) for x in given]
+        if constant:
+            arguments = [arguments[0], constant, arguments[1], y, "W"]
+        else:
+            arguments.append(f"out=({y}, {places[step, out]})" if out else f"out={y}")
+        return f"{y} = {places[step]}; {self._name(function)}({', '.join(arguments)})"
 
     def _value(self, v: Value) -> str:
         if v in self._constants:
