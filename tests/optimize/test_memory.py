@@ -187,6 +187,76 @@ def test_joined_results_are_written_at_once(name, dtype):
     assert any(isinstance(key, tuple) and key[1] == "at once" for key in plan.keys) is at_once
 
 
+class Tangle(nn.Module):
+    """Random convolutions, joins, chunks, sums, poolings and in-place steps; what it returns is drawn too."""
+
+    def __init__(self, seed):
+        super().__init__()
+        r = random.Random(seed)
+        channels, self.plan, self.convs = [4], [], nn.ModuleList()
+        for _ in range(r.randint(6, 16)):
+            name = r.choice(("conv", "conv", "conv", "cat", "cat", "chunk", "add", "pool", "mul_", "sigmoid", "slice"))
+            picks = [r.randrange(len(channels)) for _ in range(r.randint(2, 3))]
+            if r.random() < 0.5:
+                picks[0] = len(channels) - 1
+            c, made = channels[picks[0]], None
+            name = "sigmoid" if name in ("chunk", "slice") and c % 2 else name
+            if name == "conv":
+                made = r.choice((4, 8, 12))
+                self.convs.append(block(c, made, r.choice((1, 3))))
+                self.convs[-1][2].inplace = r.random() < 0.3
+            elif name == "cat":
+                made = sum(channels[i] for i in picks)
+            elif name == "add":
+                picks = [picks[0], r.choice([i for i, x in enumerate(channels) if x == c])]
+            elif name in ("chunk", "slice"):
+                made = picks[1] = c // 2
+            self.plan.append((name, picks))
+            channels.append(made or c)
+        self.give = [r.randrange(1, len(channels)) for _ in range(r.randint(1, 3))]
+
+    def forward(self, x):
+        values, convs = [x], iter(self.convs)
+        for name, picks in self.plan:
+            a = values[picks[0]]
+            if name == "conv":
+                y = next(convs)(a)
+            elif name == "cat":
+                y = torch.cat([values[i] for i in picks], 1)
+            elif name == "add":
+                y = a + values[picks[1]]
+            elif name == "chunk":
+                y = a.chunk(2, 1)[1]
+            elif name == "slice":
+                y = a.narrow(1, 0, picks[1])
+            else:
+                y = F.max_pool2d(a, 3, 1, 1) if name == "pool" else a.sigmoid() if name == "sigmoid" else a.mul_(0.5)
+            values.append(y)
+        return [values[i] for i in self.give]
+
+
+def tangle(seed):
+    """Whether the model of ``seed`` had a plan."""
+    torch.manual_seed(seed)
+    net = randomise(Tangle(seed), seed)
+    fast = pk.optimize(net)
+    held = []
+    for call in range(8):
+        x = torch.randn(1 + call % 2, 4, 7, 6 + (call // 3) % 2)
+        with (torch.no_grad, torch.inference_mode)[seed % 2]():
+            expected, got = net(x.clone()), fast(x.clone())
+            for mine, theirs in zip(got, expected, strict=True):
+                assert mine.is_contiguous() == theirs.is_contiguous(), seed
+                assert relative_l2(mine, theirs) < 1e-4, seed
+            held += [(t, t.clone()) for t in got]
+    assert all(torch.equal(a, b) for a, b in held), seed
+    return bool(plans(fast))
+
+
+def test_tangles():
+    assert sum(tangle(seed) for seed in range(40)) > 20
+
+
 class Keeps(nn.Module):
     def forward(self, x):
         print(end="")  # can't be followed
