@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pykernels.optimize import _arena
 from pykernels.optimize._graph import Graph, Made, Step, Value, layout_of, mapped, values_in
 from pykernels.optimize._layout import as_channels_last, as_contiguous
 from pykernels.optimize._patterns import FusedConv
@@ -62,8 +63,8 @@ class Program:
         self.sources = [v for v in dict.fromkeys(read) if v.kind == "source"]
         self._constants = [v for s in folded for v in s.results()]
         self._writer = _Writer(self)
-        #: The functions, by which of the fused steps are ours.
-        self._runs: dict[tuple[bool, ...], Callable[..., Any]] = {}
+        #: The functions, by which of the fused steps are ours and what lies in an arena.
+        self._runs: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._writing = threading.Lock()
         self._choosing: Callable[..., Any] | None = self._writer.function("choose") if self.fused else None
         self._bound: _Bound | None = None
@@ -111,27 +112,42 @@ class Program:
         folded = tuple(bound.values[v] for v in self._constants)
         constants: list[Any] = [None] * len(self.fused)
         reasons = [""] * len(self.fused)
+        survey = _arena.Survey(self.graph, self.fused, constants)
 
         def choose(i: int, x: Tensor, residual: Tensor | None) -> Tensor:
             reasons[i], run, constants[i] = self.chosen(bound, i, x)
             return run(x, residual)
 
+        plan = None
         if self._choosing is not None:
-            result = self._choosing(folded, choose, *tensors)
-        run = self._run_for(tuple(not why for why in reasons))
+            result = self._choosing(folded, choose, survey.see, *tensors)
+            plan = _arena.plan(survey)
+        run = self._run_for(tuple(not why for why in reasons), () if plan is None else plan.keys)
         if len(bound.by_shape) >= _MOST_SHAPES:
             bound.by_shape.clear()
-        bound.by_shape[shapes] = run, (*folded, *constants)
+        places = () if plan is None else (plan.idle, plan.arena)
+        bound.by_shape[shapes] = run, (*folded, *constants, *places)
         self.reasons, self.sizes = reasons, [tuple(t.shape) for t in tensors]
         return run(folded, *tensors) if self._choosing is None else result
 
-    def _run_for(self, ours: tuple[bool, ...]) -> Callable[..., Any]:
+    def _run_for(self, ours: tuple[bool, ...], planned: tuple[Any, ...]) -> Callable[..., Any]:
         with self._writing:
-            if ours not in self._runs:
+            if (ours, planned) not in self._runs:
                 if len(self._runs) >= _MOST_RUNS:
                     self._runs.clear()
-                self._runs[ours] = self._writer.function("run", ours)
-            return self._runs[ours]
+                self._runs[ours, planned] = self._writer.function("planned" if planned else "run", ours, planned)
+            return self._runs[ours, planned]
+
+    def plans(self) -> list[_arena.Plan]:
+        """Those of the sizes of input that it knows."""
+        bound = self._bound
+        ends = [c[-1] for _, c in list(bound.by_shape.values()) if c] if bound else []
+        owners = [getattr(end, "__self__", None) for end in ends]
+        return [p for p in owners if isinstance(p, _arena.Plan)]
+
+    def memory(self) -> int:
+        """Bytes that it keeps for intermediates between calls."""
+        return sum(p.kept() for p in self.plans())
 
     def _renew(self) -> _Bound:
         with torch.inference_mode(False), torch.no_grad():
@@ -181,30 +197,49 @@ class _Writer:
     def __init__(self, program: Program) -> None:
         self.program, self.graph = program, program.graph
         self.names: dict[str, Any] = {"contiguous": as_contiguous, "channels_last": as_channels_last}
-        self.texts: dict[tuple[str, tuple[bool, ...]], str] = {}
-        self.last: tuple[str, tuple[bool, ...]] = "", ()
+        self.texts: dict[tuple[Any, ...], str] = {}
+        self.last: tuple[Any, ...] = ()
         self._known: dict[int, str] = {}
         self._constants = {v: i for i, v in enumerate(v for s in program.folded for v in s.results())}
 
-    def function(self, name: str, ours: tuple[bool, ...] = ()) -> Callable[..., Any]:
-        """``run``, where these of the fused steps are ours; or ``choose``, which asks about each."""
-        inputs = ["C", *(["choose"] if name == "choose" else []), *map(repr, self.graph.inputs)]
+    def function(self, name: str, ours: tuple[bool, ...] = (), planned: tuple[Any, ...] = ()) -> Callable[..., Any]:
+        """``run``, where these of the fused steps are ours; or ``choose``, which asks about each.
+
+        ``planned`` are the keys of `_arena.Plan`; the end of ``C`` says how to get an arena.
+        """
+        inputs = ["C", *(["choose", "see"] if name == "choose" else []), *map(repr, self.graph.inputs)]
         lines = [f"def {name}({', '.join(inputs)}):"]
+        if planned:
+            lines += [
+                "    try:",
+                "        A = C[-2].pop()",
+                "    except IndexError:",
+                "        A = C[-1]()",
+                "    W = A[0]",
+            ]
         last = self._last_uses()
+        places = {key: f"A[{i}]" for i, key in enumerate(planned, 1)}
         conv = 0
         for i, step in enumerate(self.graph.steps):
-            if isinstance(step.function, FusedConv):
+            if step in places or (step, "at once") in places:
+                lines.append(f"    {self._into_place(step, conv, places)}")
+            elif isinstance(step.function, FusedConv):
                 lines.append(f"    {self._fused(step, conv, None if name == 'choose' else ours[conv])}")
-                conv += 1
             else:
                 lines.append(f"    {self._statement(step)}")
+            conv += isinstance(step.function, FusedConv)
+            if name == "choose":
+                read, given = (", ".join(map(self._value, vs)) for vs in (step.reads(), step.results()))
+                lines.append(f"    see({i}, [{read}], [{given}])")
             dead = last.get(i, ())
             if dead:
                 lines.append(f"    del {', '.join(map(repr, dead))}")
+        if planned:
+            lines.append("    C[-2].append(A)")
         lines.append(f"    return {self._expression(self.graph.result)}")
         text = "\n".join(lines) + "\n"
-        self.texts[name, ours] = text
-        self.last = name, ours
+        self.texts[name, ours, planned] = text
+        self.last = name, ours, planned
         space = self.names
         exec(compile(text, f"<pykernels program {name}>", "exec"), space)
         return space[name]
@@ -242,6 +277,21 @@ class _Writer:
         arguments += [f"{k}={self._expression(v)}" for k, v in step.kwargs.items()]
         call = f"{self._name(step.function)}({', '.join(arguments)})"
         return call if step.outputs is None else f"{_pattern(step.outputs)} = {call}"
+
+    def _into_place(self, step: Step, i: int, places: dict[Any, str]) -> str:
+        """What `_statement` is for a step whose result lies in the arena."""
+        y = repr(step.outputs)
+        if (step, "at once") in places:
+            copied = [(i, v) for i, v in enumerate(step.args[0]) if (step, i) in places]
+            made = [f"{places[step, i]}.copy_({self._value(v)})" for i, v in copied]
+            return "; ".join([f"{y} = {places[step, 'at once']}", *made])
+        function, given, out = _arena.write_call(step) or (_arena.write_op(), (*step.args,), "")
+        arguments = [self._expression(x) for x in given]
+        if isinstance(step.function, FusedConv):
+            arguments = [arguments[0], f"C[{len(self._constants) + i}]", arguments[1], y, "W"]
+        else:
+            arguments.append(f"out=({y}, {places[step, out]})" if out else f"out={y}")
+        return f"{y} = {places[step]}; {self._name(function)}({', '.join(arguments)})"
 
     def _value(self, v: Value) -> str:
         if v in self._constants:

@@ -41,6 +41,7 @@ def tell(program: Program, report: Report, seconds: dict[Step, float]) -> None:
     report.programs += 1
     report.doors[RECORDED] = report.doors.get(RECORDED, 0) + 1
     report.packed_bytes += program.packed_bytes()
+    report.arena_bytes += program.memory()
     reasons = dict(zip(program.fused, program.reasons, strict=True))
     for step in program.graph.steps:
         who = _tell_step(step, reasons.get(step, ""), report)

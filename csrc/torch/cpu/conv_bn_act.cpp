@@ -1,5 +1,6 @@
 // conv_bn_act, conv_pack, conv_bn_act_packed: see pykernels/ops/conv_bn_act for what they compute. conv_bind and
-// conv_bn_act_bound: the same for callers who know all but x and the residual beforehand.
+// conv_bn_act_bound: the same for callers who know all but x and the residual beforehand; conv_bn_act_bound_out: for
+// those who have the memory too.
 #include "torch/conv_bn_act.h"
 
 #include <cstring>
@@ -46,6 +47,12 @@ void check_blob(const char* op, const char* argument, const char* of, const Tens
         shape_of(t));
 }
 
+void check_out(const char* op, const Tensor& x, const Tensor& out) {
+  check_cpu(out, op, "out");
+  check_dtype(out, x.scalar_type(), op, "out");
+  check_dim(out, 4, op, "out");
+}
+
 // Everything but packed, residual and y, as far as a plan reads it. `keep` holds what scale and shift point to.
 ConvArgs args_of(const char* op, const Tensor& x, const Ints& weight_shape, const MaybeTensor& scale,
                  const MaybeTensor& shift, const Ints& stride, const Ints& padding, const Ints& dilation,
@@ -68,16 +75,21 @@ Tensor pack(const ConvPlan& plan, const Tensor& weight, const Executor& executor
 }
 
 // `plan` lacks residual and y.
+void set_residual(const char* op, ConvPlan* plan, const Tensor& x, const MaybeTensor& residual) {
+  if (!residual.has_value()) return;
+  const ConvShape& shape = plan->args.shape;
+  check_cpu(*residual, op, "residual");
+  check_dtype(*residual, x.scalar_type(), op, "residual");
+  check_shape(*residual, {shape.n, shape.k, shape.p(), shape.q()}, op, "residual");
+  plan->args.residual = to_conv_tensor(*residual);
+}
+
+// The same.
 Tensor run(const char* op, ConvPlan* plan, const Tensor& x, const MaybeTensor& residual, const Executor& executor) {
+  set_residual(op, plan, x, residual);
   ConvArgs& args = plan->args;
   const ConvShape& shape = args.shape;
   const int64_t p = shape.p(), q = shape.q(), sizes[4] = {shape.n, shape.k, p, q};
-  if (residual.has_value()) {
-    check_cpu(*residual, op, "residual");
-    check_dtype(*residual, x.scalar_type(), op, "residual");
-    check_shape(*residual, {sizes, sizes + 4}, op, "residual");
-    args.residual = to_conv_tensor(*residual);
-  }
   // torch's, of which no size counts as less than 1 either.
   const auto at_least_1 = [](int64_t size) { return size > 1 ? size : int64_t{1}; };
   const int64_t image = at_least_1(shape.k) * at_least_1(p) * at_least_1(q);
@@ -182,8 +194,8 @@ Tensor conv_bind_op(Tensor packed, Ints weight_shape, MaybeTensor scale, MaybeTe
   return result;
 }
 
-Tensor conv_bn_act_bound_op(Tensor x, Tensor bound_conv, MaybeTensor residual) {
-  const char* op = "conv_bn_act_bound";
+// A call of what conv_bind made, but for the residual and y's data. Without `y` its memory format is x's.
+ConvPlan open(const char* op, const Tensor& x, const Tensor& bound_conv, const Tensor* y, int threads) {
   check_x(op, x);
   check_blob(op, "bound_conv", "conv_bind", bound_conv);
   const auto* const blob = static_cast<const char*>(data_of(bound_conv));
@@ -203,16 +215,52 @@ Tensor conv_bn_act_bound_op(Tensor x, Tensor bound_conv, MaybeTensor residual) {
   args.shape.h = x.size(2);
   args.shape.w = x.size(3);
   set_x(op, x, &args);
+  if (y != nullptr) args.y_stride[1] = y->stride(1);
   if (bound.has_scale) args.scale = reinterpret_cast<const float*>(blob + bound.scale_at());
   if (bound.has_shift) args.shift = reinterpret_cast<const float*>(blob + bound.shift_at());
   args.packed = blob + bound.packed_at();
   args.packed_bytes = bytes - bound.packed_at();
   args.activation = static_cast<Activation>(bound.activation);  // the plan checks it
   args.negative_slope = bound.negative_slope;
-  const Executor executor = torch_executor();
   ConvPlan plan;
-  check_status(make_plan(args, executor.threads, &plan), op);
+  check_status(make_plan(args, threads, &plan), op);
+  return plan;
+}
+
+Tensor conv_bn_act_bound_op(Tensor x, Tensor bound_conv, MaybeTensor residual) {
+  const char* op = "conv_bn_act_bound";
+  const Executor executor = torch_executor();
+  ConvPlan plan = open(op, x, bound_conv, nullptr, executor.threads);
   return run(op, &plan, x, residual, executor);
+}
+
+// Bytes of workspace of that call, with y in any memory format.
+int64_t conv_bn_act_bound_workspace_op(Tensor x, Tensor bound_conv, Tensor out) {
+  const char* op = "conv_bn_act_bound_workspace";
+  check_out(op, x, out);
+  return open(op, x, bound_conv, &out, torch_executor().threads).workspace_bytes;
+}
+
+// Where the workspace is too small, because there are more threads than there were, the call takes one of its own.
+void conv_bn_act_bound_out_op(Tensor x, Tensor bound_conv, MaybeTensor residual, Tensor out, Tensor workspace) {
+  const char* op = "conv_bn_act_bound_out";
+  check_out(op, x, out);
+  check_blob(op, "workspace", "bytes", workspace);
+  const Executor executor = torch_executor();
+  ConvPlan plan = open(op, x, bound_conv, &out, executor.threads);
+  set_residual(op, &plan, x, residual);
+  const ConvShape& shape = plan.args.shape;
+  check_shape(out, {shape.n, shape.k, shape.p(), shape.q()}, op, "out");
+  for (int64_t i = 0; i < 4; ++i) {
+    plan.args.y_stride[i] = out.stride(i);
+    check(out.stride(i) > 0 || out.size(i) <= 1, op, "out", "expected no two elements in one place");
+  }
+  plan.args.y = out.mutable_data_ptr();
+  if (workspace.numel() >= plan.workspace_bytes) {
+    pk::run(plan, workspace.mutable_data_ptr(), executor);
+  } else {
+    pk::run(plan, Scratch(plan.workspace_bytes).data(), executor);
+  }
 }
 
 }  // namespace
@@ -230,6 +278,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
       "conv_bind(Tensor packed, int[] weight_shape, Tensor? scale, Tensor? shift, int[] stride, int[] padding, "
       "int[] dilation, int groups, int activation, float negative_slope) -> Tensor");
   m.def("conv_bn_act_bound(Tensor x, Tensor bound_conv, Tensor? residual) -> Tensor");
+  m.def("conv_bn_act_bound_workspace(Tensor x, Tensor bound_conv, Tensor out) -> int");
+  m.def(
+      "conv_bn_act_bound_out(Tensor x, Tensor bound_conv, Tensor? residual, Tensor(a!) out, Tensor(b!) workspace) -> "
+      "()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, m) {
@@ -238,6 +290,8 @@ STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, m) {
   m.impl("conv_bn_act_packed", TORCH_BOX(&conv_bn_act_packed_op));
   m.impl("conv_bind", TORCH_BOX(&conv_bind_op));
   m.impl("conv_bn_act_bound", TORCH_BOX(&conv_bn_act_bound_op));
+  m.impl("conv_bn_act_bound_workspace", TORCH_BOX(&conv_bn_act_bound_workspace_op));
+  m.impl("conv_bn_act_bound_out", TORCH_BOX(&conv_bn_act_bound_out_op));
 }
 
 }  // namespace pk::binding

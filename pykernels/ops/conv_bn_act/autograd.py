@@ -115,6 +115,12 @@ def _fake_bound(x: torch.Tensor, bound_conv: torch.Tensor, residual: Any) -> tor
     return x.new_empty_strided((n, k, p, q), strides)
 
 
+def _fake_bound_out(
+    x: torch.Tensor, bound_conv: torch.Tensor, residual: Any, out: torch.Tensor, workspace: Any
+) -> None:
+    """Only writes."""
+
+
 def _native_op(*arguments: Any) -> torch.Tensor:
     return torch.ops.pykernels.conv_bn_act(*arguments)
 
@@ -125,6 +131,7 @@ def _register() -> None:
     torch.library.register_fake("pykernels::conv_pack", _fake_pack)
     torch.library.register_fake("pykernels::conv_bind", _fake_bind)
     torch.library.register_fake("pykernels::conv_bn_act_bound", _fake_bound)
+    torch.library.register_fake("pykernels::conv_bn_act_bound_out", _fake_bound_out)
     torch.library.register_autograd("pykernels::conv_bn_act", backward_with(_native_op), setup_context=setup_context)
     register_autocast(_library, "conv_bn_act", casts=(0, 1, 4))
 

@@ -1,4 +1,4 @@
-"""conv_bind and conv_bn_act_bound: the packed op, with all but x and the residual given beforehand."""
+"""The packed op with all but x and the residual given beforehand, and into memory of the caller's."""
 
 from __future__ import annotations
 
@@ -101,3 +101,70 @@ def test_what_is_refused(change, message):
     x, weight, scale, shift = tensors()
     with pytest.raises(RuntimeError, match=message):
         OPS.conv_bn_act_bound(*change(x, bind(weight, scale, shift)))
+
+
+def places(shape, dtype):
+    """Tensors of ``shape`` in all sorts of places: dense, and slices of larger ones."""
+    n, k, p, q = shape
+    wide = torch.full((n, k + 5, p, q + 2), 7.0, dtype=dtype)
+    yield torch.full(shape, 7.0, dtype=dtype)
+    yield torch.full(shape, 7.0, dtype=dtype).to(memory_format=torch.channels_last)
+    yield wide.to(memory_format=torch.channels_last)[:, 3:-2, :, 1:-1]
+    yield wide[:, 3:-2, :, 1:-1]
+    yield torch.full((n, k, q, p), 7.0, dtype=dtype).transpose(2, 3)
+
+
+def others(t):
+    """The elements of the storage that ``t`` does not show."""
+    everything = torch.as_strided(t, (t.untyped_storage().nbytes() // t.itemsize,), (1,), 0).clone()
+    mask = torch.ones_like(everything, dtype=torch.bool)
+    torch.as_strided(mask, t.shape, t.stride(), t.storage_offset()).fill_(False)
+    return everything[mask]
+
+
+@pytest.mark.parametrize("room", [0, 1 << 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("algorithm", [0, 1, 2])
+@pytest.mark.parametrize("groups", [1, 32])
+def test_writes_into_any_place(groups, algorithm, memory_format, dtype, room):
+    if groups > 1 and algorithm:
+        return
+    x = normal(2, 32, 7, 9, dtype=dtype).to(memory_format=memory_format)
+    weight = normal(32, 32 // groups, 3, 3, seed=1, dtype=dtype)
+    geometry = ([1, 1], [1, 1, 1, 1], [1, 1], groups)
+    packed = OPS.conv_pack(weight, groups, algorithm)
+    bound = OPS.conv_bind(packed, weight.shape, None, normal(32, seed=3), *geometry, 1, 0.0)
+    x[0, 0, 0, 0] = float("inf")  # Winograd does such a tile twice
+    for residual in (None, normal(2, 32, 7, 9, seed=4, dtype=dtype)):
+        expected = OPS.conv_bn_act_bound(x, bound, residual)
+        for out in places(expected.shape, dtype):
+            assert OPS.conv_bn_act_bound_workspace(x, bound, out) >= 0
+            OPS.conv_bn_act_bound_out(x, bound, residual, out, torch.empty(room, dtype=torch.uint8))
+            assert torch.equal(out.nan_to_num(8), expected.nan_to_num(8))
+            assert torch.all(others(out) == 7)
+
+
+def test_reads_slices_as_it_reads_copies():
+    wide = normal(2, 40, 7, 9).to(memory_format=torch.channels_last)
+    x = wide[:, 3:11]
+    _, weight, scale, shift = tensors()
+    bound = bind(weight, scale, shift)
+    y = OPS.conv_bn_act_bound(x, bound, None)
+    assert torch.equal(y, OPS.conv_bn_act_bound(x.contiguous(), bound, None))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_out_is_checked():
+    x, weight, scale, shift = tensors()
+    bound, y, room = bind(weight, scale, shift), torch.empty(2, 6, 4, 8), torch.empty(0, dtype=torch.uint8)
+    torch.library.opcheck(OPS.conv_bn_act_bound_out.default, (x, bound, None, y, room))
+    for out, workspace, message in (
+        (y[:, :5], room, "out: expected shape"),
+        (y[0], room, "out: expected 4 dimensions"),
+        (y.bfloat16(), room, "out: expected torch.float32"),
+        (y[:, :1].expand_as(y), room, "out: expected no two elements in one place"),
+        (y, room.float(), "workspace: expected the contiguous 1-D torch.uint8"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            OPS.conv_bn_act_bound_out(x, bound, None, out, workspace)

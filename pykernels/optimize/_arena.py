@@ -1,0 +1,352 @@
+"""Memory for what a program makes on its way: planned by liveness for the shapes of its inputs, borrowed by each call.
+
+The run that chooses the algorithms of the convolutions is watched (`Survey`): it shows which tensors share memory and
+how the results of fused steps lie. A result that can't be seen from outside, neither itself nor a view of it, gets a
+place in an arena; two may have the same place where they don't live at the same time. The kernels write there, so that
+a call asks nobody for memory but for the steps of torch and for what it returns.
+
+Fused steps whose results torch.cat would only copy write into slices of its result at once.
+
+An arena belongs to one call at a time, and then waits for the next; a call that fails drops it. Those that waited for
+long are given back to the system.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+import time
+import types
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pykernels.optimize._graph import Graph, Step, Value, storage_of, values_in
+from pykernels.optimize._kinds import name_of
+from pykernels.optimize._patterns import is_torchs
+
+#: Arenas of one plan that wait, and bytes of all that wait while another one is made.
+_MOST_IDLE = 8
+_MOST_IDLE_BYTES = 256 << 20
+#: Who waits for longer than this, and at most twice as long, is given back.
+_PATIENCE = 30.0
+_ALIGN = 64
+_POOL = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+_SLICES = frozenset(("chunk", "split", "narrow", "__getitem__"))
+_BUILTIN = (
+    types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a tensor lies in memory; ``address`` is that of its first element in the run that was watched."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    address: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """From its first element to its last."""
+        return (1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))) * self.dtype.itemsize
+
+    def part(self, channels: int) -> Form:
+        """The same with fewer channels, in the same memory."""
+        return Form(torch.Size((self.shape[0], channels, *self.shape[2:])), self.stride, self.dtype)
+
+
+class Survey:
+    """What a run shows of its tensors. ``bound`` are the constants of the fused steps, filled in as the run goes on."""
+
+    def __init__(self, graph: Graph, fused: Sequence[Step], bound: Sequence[Any]) -> None:
+        self.graph, self.bound = graph, bound
+        self.number = {s: i for i, s in enumerate(fused)}
+        self.owners: dict[Value, Value] = {}
+        #: Of what steps give, on the CPU and not empty.
+        self.forms: dict[Value, Form] = {}
+        self.workspace = 0
+
+    def see(self, at: int, read: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+        """Step ``at`` has read these and given those."""
+        step = self.graph.steps[at]
+        owners = {storage_of(t): self.owner(v) for v, t in zip(step.reads(), read, strict=True)}
+        for v, t in zip(step.results(), given, strict=True):
+            self.owners[v] = owners.get(storage_of(t), v)
+            if t.is_cpu and t.layout is torch.strided and t.numel():
+                self.forms[v] = Form(t.shape, t.stride(), t.dtype, t.data_ptr())
+        if self.is_ours(step) and step.outputs in self.forms:
+            bound = self.bound[self.number[step]]
+            needs = torch.ops.pykernels.conv_bn_act_bound_workspace(read[0], bound, given[0])
+            self.workspace = max(self.workspace, needs)
+
+    def is_ours(self, step: Step) -> bool:
+        """Does our kernel run this fused step?"""
+        return step in self.number and isinstance(self.bound[self.number[step]], Tensor)
+
+    def owner(self, v: Value) -> Value:
+        """The value that ``v`` is a view of, or itself."""
+        return self.owners.get(v, v)
+
+
+def write_op() -> Any:
+    """Runs a bound convolution into a tensor that it is given, beside a workspace."""
+    return torch.ops.pykernels.conv_bn_act_bound_out.default
+
+
+def write_call(step: Step) -> tuple[Any, tuple[Any, ...], str] | None:
+    """A function of torch and its arguments that, with ``out``, do what ``step`` does; None where there is none.
+
+    Last comes the name of what it gives besides: a pooling the "indices" of the largest elements.
+    """
+    if step.kind != "call" or step.writes or not isinstance(step.outputs, Value):
+        return None
+    values = all(isinstance(v, Value) and v.dtype is step.outputs.dtype for v in step.args)
+    if is_torchs(step.function, "add", "__add__") and len(step.args) == 2 and values and not step.kwargs:
+        return torch.add, step.args, ""
+    if _is_cat(step):
+        return torch.cat, (step.args[0], 1), ""
+    if step.function in (F.max_pool2d, torch.max_pool2d):
+        given = {**dict(zip(_POOL, step.args, strict=False)), **step.kwargs}
+        stride = given.get("stride")
+        options = [given.get(k, default) for k, default in zip(_POOL[3:6], (0, 1, False), strict=True)]
+        if set(given) <= set(_POOL) and "kernel_size" in given and not given.get("return_indices", False):
+            x, size = given.get("input"), given["kernel_size"]
+            return torch._C._nn.max_pool2d_with_indices, (x, size, stride or size, *options), "indices"
+    return None
+
+
+def plan(survey: Survey) -> Plan | None:
+    """Where the results of the fused steps are to lie; None where each of them can be seen from outside."""
+    steps = survey.graph.steps
+    seen = {survey.owner(v) for v in values_in(survey.graph.result)}
+    readers: dict[Value, list[tuple[int, Step]]] = {}
+    for i, step in enumerate(steps):
+        for v in step.reads():
+            readers.setdefault(survey.owner(v), []).append((i, step))
+            if _may_keep(step):
+                seen.add(survey.owner(v))
+    hidden: dict[Value, _Item] = {}
+    items: list[_Item] = []
+    for i, step in enumerate(steps):
+        call = write_call(step)
+        if not (survey.is_ours(step) or call) or step.outputs not in survey.forms:
+            continue
+        v = step.outputs
+        if survey.owner(v) is not v or v in seen or v.dynamic:  # sizes that depend on values change from call to call
+            continue
+        users, form = readers.get(v, ()), survey.forms[v]
+        hidden[v] = item = _Item(form, i, max([i, *(at for at, _ in users)]), [(step, form, 0)])
+        item.moves = (call is None or call[0] is torch.add) and all(_takes_slices(s, survey, v) for _, s in users)
+        if call is not None and call[2]:
+            form = replace(form, dtype=torch.int64)
+            items.append(_Item(form, i, i, [((step, call[2]), form, 0)]))
+    for step in steps:
+        if _is_cat(step) and step.outputs in hidden:
+            _write_at_once(step, survey, hidden)
+    items += hidden.values()
+    return Plan(items, survey.workspace) if items else None
+
+
+def _may_keep(step: Step) -> bool:
+    """May a reference to what it reads outlive it?"""
+    if step.kind in ("fused", "format"):
+        return False
+    function = step.function
+    known = isinstance(function, types.FunctionType) and function.__module__.partition(".")[0] == "torch"
+    return step.kind != "call" or not (known or isinstance(function, _BUILTIN))
+
+
+def _is_cat(step: Step) -> bool:
+    """Does it join channels?"""
+    if step.kind != "call" or step.function not in (torch.cat, torch.concat, torch.concatenate):
+        return False
+    values, dim = (*step.args, step.kwargs.get("dim", 0))[:2] if step.args else ((), 0)
+    whole = isinstance(step.outputs, Value) and len(step.outputs.shape) == 4 and set(step.kwargs) <= {"dim"}
+    return whole and isinstance(values, tuple | list) and dim in (1, -3)
+
+
+def _takes_slices(step: Step, survey: Survey, v: Value) -> bool:
+    """Does it read slices of channels as fast as whole tensors, or make such slices of ``v``, or join them?"""
+    if survey.is_ours(step) or _is_cat(step) or is_torchs(step.function, "add", "__add__"):
+        return True
+    return name_of(step.function) in _SLICES and all(survey.owner(x) is v for x in step.results())
+
+
+def _write_at_once(step: Step, survey: Survey, hidden: dict[Value, _Item]) -> None:
+    """Gives results that ``step`` joins a place in its own, where that is possible for any.
+
+    Its arguments may be slices of such a result, if together they are all of it.
+    """
+    whole = hidden[step.outputs]
+    if whole.form.stride[1] != 1:
+        return
+    starts: dict[Value, list[int]] = {}
+    covered: dict[Value, int] = {}
+    copies: list[tuple[Any, Form, int]] = []
+    at = 0
+    pieces: list[tuple[int, Value, int]] = []
+    for position, v in enumerate(step.args[0]):
+        owner, form = survey.owner(v), survey.forms.get(v)
+        if form is None or form.dtype is not whole.form.dtype or len(form.shape) != 4:
+            return
+        pieces.append((position, v, at))
+        if (item := hidden.get(owner)) is not None and form.stride == item.form.stride and form.stride[1] == 1:
+            before = (form.address - item.form.address) // form.dtype.itemsize
+            starts.setdefault(owner, []).append(at - before)
+            covered[owner] = covered.get(owner, 0) + form.shape[1]
+        at += form.shape[1]
+    mine = {
+        v
+        for v, where in starts.items()
+        if (item := hidden[v]).moves
+        if len(set(where)) == 1 and covered[v] == item.form.shape[1]
+    }
+    if not mine:
+        return
+    for position, v, channel in pieces:
+        if survey.owner(v) not in mine:
+            copies.append(((step, position), whole.form.part(survey.forms[v].shape[1]), channel))
+    for v in mine:
+        item = hidden.pop(v)
+        whole.first, whole.last = min(whole.first, item.first), max(whole.last, item.last)
+        whole.parts += [(key, whole.form.part(f.shape[1]), starts[v][0] + c) for key, f, c in item.parts]
+    whole.parts += copies
+    whole.parts[0] = ((step, "at once"), whole.form, 0)
+
+
+@dataclass(eq=False)
+class _Item:
+    """A piece of memory that is needed from step ``first`` to ``last``, and the tensors that lie in it.
+
+    ``parts`` are these: what for, how, and by how many elements behind the beginning.
+    """
+
+    form: Form
+    first: int
+    last: int
+    parts: list[tuple[Any, Form, int]] = field(default_factory=list)
+    #: May it become a slice of a larger one, as fast to write and to read?
+    moves: bool = False
+    offset: int = -1
+
+
+def _place(items: list[_Item], start: int) -> int:
+    """Sets the offsets: the largest first, each into the smallest gap that holds it. Returns where they end."""
+    placed: list[_Item] = []
+    for item in sorted(items, key=lambda x: -x.form.nbytes):
+        others = [o for o in placed if o.first <= item.last and item.first <= o.last]
+        end, best, room = start, None, 0
+        for other in sorted(others, key=lambda x: x.offset):
+            gap = other.offset - end
+            if gap >= item.form.nbytes and (best is None or gap < room):
+                best, room = end, gap
+            end = max(end, _aligned(other.offset + other.form.nbytes))
+        item.offset = end if best is None else best
+        placed.append(item)
+    return max(_aligned(x.offset + x.form.nbytes) for x in items)
+
+
+def _aligned(n: int) -> int:
+    return -(-n // _ALIGN) * _ALIGN
+
+
+class Plan:
+    """The places of results, and the arenas made by it that wait in ``idle`` or, longer, in ``aged``.
+
+    An arena is a tuple of tensors: the workspace, then one for each of ``keys``. A key is the step that gives it, or a
+    step and what for: the "indices" of a pooling, a cat that is written "at once", the position of an argument of such
+    a cat that is copied there.
+    """
+
+    def __init__(self, items: list[_Item], workspace: int) -> None:
+        self.keys = tuple(key for x in items for key, _, _ in x.parts)
+        self._workspace = workspace
+        self.nbytes = _place(items, _aligned(workspace))
+        self._places = [(f, x.offset // f.dtype.itemsize + at) for x in items for _, f, at in x.parts]
+        self.idle: deque[tuple[Tensor, ...]] = deque(maxlen=_MOST_IDLE)
+        self.aged: deque[tuple[Tensor, ...]] = deque(maxlen=_MOST_IDLE)
+        with _lock:
+            _plans.add(self)
+
+    def kept(self) -> int:
+        """Bytes that wait for the next call."""
+        return self.nbytes * (len(self.idle) + len(self.aged))
+
+    def arena(self) -> tuple[Tensor, ...]:
+        """One for a call that finds none in ``idle``."""
+        try:
+            return self.aged.pop()
+        except IndexError:
+            pass
+        with _lock:
+            _make_room(self)
+            _start_sweeping()
+        with torch.inference_mode(False), torch.no_grad():  # the calls to come may be in any mode
+            memory = torch.frombuffer(
+                mmap.mmap(-1, self.nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8
+            )
+            storage = memory.untyped_storage()
+            results = [torch.empty(0, dtype=f.dtype).set_(storage, at, f.shape, f.stride) for f, at in self._places]
+            return memory[: self._workspace], *results
+
+    def sweep(self) -> None:
+        """Gives back what has waited since the last time."""
+        self.aged.clear()
+        while self.idle:
+            try:
+                self.aged.append(self.idle.popleft())
+            except IndexError:
+                break
+
+
+_plans: weakref.WeakSet[Plan] = weakref.WeakSet()
+_lock = threading.Lock()
+_sweeper: threading.Thread | None = None
+
+
+def _after_fork() -> None:
+    """The thread that held the lock at the fork is not in the child, and would never let go."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _make_room(wanted: Plan) -> None:
+    """Gives back waiting arenas of other plans, until few enough bytes wait beside a new one."""
+    plans = list(_plans)
+    kept = sum(p.kept() for p in plans) + wanted.nbytes
+    for arenas, other in [*((p.aged, p) for p in plans), *((p.idle, p) for p in plans if p is not wanted)]:
+        while kept > _MOST_IDLE_BYTES and arenas:
+            try:
+                arenas.popleft()
+            except IndexError:
+                break
+            kept -= other.nbytes
+
+
+def _start_sweeping() -> None:
+    global _sweeper
+    if _sweeper is None or not _sweeper.is_alive():
+        _sweeper = threading.Thread(target=_sweep, name="pykernels arenas", daemon=True)
+        _sweeper.start()
+
+
+def _sweep() -> None:
+    while True:
+        time.sleep(_PATIENCE)
+        with _lock:
+            plans = list(_plans)
+        for plan in plans:
+            plan.sweep()
+        del plans
