@@ -145,6 +145,7 @@ def plan(survey: Survey) -> Plan | None:
             continue
         users, form = readers.get(v, ()), survey.forms[v]
         hidden[v] = item = _Item(form, i, max([i, *(at for at, _ in users)]), [(step, form, 0)])
+        item.joins = {s for _, s in users if _is_cat(s)}
         item.moves = (call is None or call[0] is torch.add) and all(_takes_slices(s, survey, v) for _, s in users)
         if call is not None and call[2]:
             form = replace(form, dtype=torch.int64)
@@ -207,7 +208,8 @@ def _write_at_once(step: Step, survey: Survey, hidden: dict[Value, _Item]) -> No
     mine = {
         v
         for v, where in starts.items()
-        if (item := hidden[v]).moves
+        # Later readers would keep all of the joined tensor, and torch.cat is slow to read slices.
+        if (item := hidden[v]).moves and item.last <= whole.last and item.joins == {step}
         if len(set(where)) == 1 and covered[v] == item.form.shape[1]
     }
     if not mine:
@@ -236,6 +238,8 @@ class _Item:
     parts: list[tuple[Any, Form, int]] = field(default_factory=list)
     #: May it become a slice of a larger one, as fast to write and to read?
     moves: bool = False
+    #: Who joins it to others.
+    joins: set[Step] = field(default_factory=set)
     offset: int = -1
 
 
