@@ -78,8 +78,11 @@ class Survey:
     def see(self, at: int, read: Sequence[Tensor], given: Sequence[Tensor]) -> None:
         """Step ``at`` has read these and given those."""
         step = self.graph.steps[at]
-        owners = {storage_of(t): self.owner(v) for v, t in zip(step.reads(), read, strict=True)}
+        pairs = [(v, t) for v, t in zip(step.reads(), read, strict=True) if isinstance(t, Tensor)]
+        owners = {storage_of(t): self.owner(v) for v, t in pairs}
         for v, t in zip(step.results(), given, strict=True):
+            if not isinstance(t, Tensor):  # a size, in a graph of Dynamo's
+                continue
             self.owners[v] = owners.get(storage_of(t), v)
             if t.is_cpu and t.layout is torch.strided and t.numel():
                 self.forms[v] = Form(t.shape, t.stride(), t.dtype, t.data_ptr())

@@ -127,7 +127,7 @@ class Program:
             bound.by_shape.clear()
         places = () if plan is None else (plan.idle, plan.arena)
         bound.by_shape[shapes] = run, (*folded, *constants, *places)
-        self.reasons, self.sizes = reasons, [tuple(t.shape) for t in tensors]
+        self.reasons, self.sizes = reasons, [tuple(t.shape) for t in tensors if isinstance(t, Tensor)]
         return run(folded, *tensors) if self._choosing is None else result
 
     def _run_for(self, ours: tuple[bool, ...], planned: tuple[Any, ...]) -> Callable[..., Any]:
