@@ -14,6 +14,7 @@ from pykernels import _native
 from pykernels.nn import LSTM, LSTMCell
 from pykernels.nn.conv import _ConvPack
 from pykernels.ops import _dispatch
+from pykernels.ops._activation import ACTIVATIONS
 from pykernels.ops.conv_bn_act.arguments import Geometry, geometry, tf32_allowed
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.ops.lstm.op import LSTM as LSTM_OP
@@ -25,7 +26,7 @@ from pykernels.optimize._torchs import TorchConv
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 ADDS = ("add", "add_", "__add__", "__radd__", "__iadd__")
-_ACTIVATIONS = {"relu", "sigmoid", "tanh", "silu", "hardswish", "gelu", "elu", "leaky_relu"}
+_ACTIVATIONS = frozenset(ACTIVATIONS) - {"none"}
 
 
 class FusedConv:
