@@ -198,6 +198,7 @@ def _write_at_once(step: Step, survey: Survey, hidden: dict[Value, _Item]) -> No
     copies: list[tuple[Any, Form, int]] = []
     at = 0
     pieces: list[tuple[int, Value, int]] = []
+    unfit: set[Value] = set()
     for position, v in enumerate(step.args[0]):
         owner, form = survey.owner(v), survey.forms.get(v)
         if form is None or form.dtype is not whole.form.dtype or len(form.shape) != 4:
@@ -205,6 +206,8 @@ def _write_at_once(step: Step, survey: Survey, hidden: dict[Value, _Item]) -> No
         pieces.append((position, v, at))
         if (item := hidden.get(owner)) is not None and form.stride == item.form.stride and form.stride[1] == 1:
             before = (form.address - item.form.address) // form.dtype.itemsize
+            if (form.shape[0], form.shape[2:]) != (item.form.shape[0], item.form.shape[2:]):
+                unfit.add(owner)  # a slice of other dimensions
             starts.setdefault(owner, []).append(at - before)
             covered[owner] = covered.get(owner, 0) + form.shape[1]
         at += form.shape[1]
@@ -213,7 +216,7 @@ def _write_at_once(step: Step, survey: Survey, hidden: dict[Value, _Item]) -> No
         for v, where in starts.items()
         # Later readers would keep all of the joined tensor, and torch.cat is slow to read slices.
         if (item := hidden[v]).moves and item.last <= whole.last and item.joins == {step}
-        if len(set(where)) == 1 and covered[v] == item.form.shape[1]
+        if v not in unfit and len(set(where)) == 1 and covered[v] == item.form.shape[1]
     }
     if not mine:
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
@@ -61,9 +61,14 @@ def storage_of(t: torch.Tensor) -> int:
         return id(t)
 
 
+def is_sequence_of_names(kind: type) -> bool:
+    """Is it a class of results of torch's, such as that of ``torch.max(x, 0)``?"""
+    return issubclass(kind, tuple) and hasattr(kind, "n_sequence_fields")
+
+
 @dataclass(frozen=True, eq=False)
 class Made:
-    """An object of a class that a result may be of: a dict's subclass with its items, or a dataclass."""
+    """An object of a class that a result may be of: torch's, a dict's subclass with its items, or a dataclass."""
 
     kind: type
     items: dict[Any, Any] | None
@@ -73,8 +78,10 @@ class Made:
     def suits(x: Any) -> bool:
         """Can another object of its class be made that differs in nothing from ``x``?"""
         kind: Any = type(x)
+        if is_sequence_of_names(kind):
+            return True
         of_dict = isinstance(x, dict)
-        if not of_dict and (not is_dataclass(x) or isinstance(x, type)):
+        if isinstance(x, defaultdict) or (not of_dict and (not is_dataclass(x) or isinstance(x, type))):
             return False
         above: Any = OrderedDict if isinstance(x, OrderedDict) else dict if of_dict else object
         # Slots hold what neither the items nor the attributes tell.
@@ -84,6 +91,8 @@ class Made:
     @staticmethod
     def make(kind: Any, items: dict[Any, Any] | None, attributes: dict[str, Any]) -> Any:
         """The object. No ``__init__`` runs: what it would have done is in the items and attributes."""
+        if is_sequence_of_names(kind):
+            return kind((items or {}).values())
         new = kind.__new__(kind)
         put = OrderedDict.__setitem__ if issubclass(kind, OrderedDict) else dict.__setitem__
         for key, value in (items or {}).items():
@@ -178,6 +187,8 @@ def values_in(nest: Any) -> Iterator[Value]:
 def mapped(nest: Any, leaf: Callable[[Any], Any]) -> Any:
     """``nest`` with ``leaf`` applied to whatever is no plain tuple, list, dict, slice or `Made`."""
     kind = type(nest)
+    if is_sequence_of_names(kind):
+        return Made(kind, {i: mapped(x, leaf) for i, x in enumerate(nest)}, {})
     if isinstance(nest, tuple) and kind is not torch.Size:
         items = [mapped(x, leaf) for x in nest]
         return kind(*items) if hasattr(nest, "_fields") else tuple(items)

@@ -44,17 +44,26 @@ _DYNAMIC = frozenset(
 #: Sizes of their results don't depend on the values of their integer arguments.
 _STATIC = frozenset(
     ["embedding", "embedding_bag", "to", "float", "long", "int", "bool", "double", "half", "type", "type_as",
-    "view", "reshape", "flatten", "unsqueeze", "squeeze", "transpose", "permute", "masked_fill", "masked_fill_",
-    "gather", "index_select", "cat", "stack", "expand", "expand_as", "softmax", "__add__", "__sub__", "__mul__",
+    "flatten", "unsqueeze", "squeeze", "transpose", "permute", "masked_fill", "masked_fill_",
+    "gather", "index_select", "cat", "stack", "expand_as", "softmax", "__add__", "__sub__", "__mul__",
     "__truediv__", "__floordiv__", "__radd__", "__rsub__", "__rmul__", "__eq__", "__ne__", "__lt__", "__le__",
     "__gt__", "__ge__", "__invert__", "__and__", "__or__", "__xor__", "__neg__", "__iadd__", "__isub__",
     "__imul__", "add", "sub", "mul", "div", "eq", "ne", "lt", "le", "gt", "ge", "logical_not", "logical_and",
     "logical_or", "clamp", "sum", "mean", "max", "min", "argmax", "argmin", "any", "all", "cumsum", "t",
-    "contiguous", "clone", "detach", "chunk", "split", "unbind", "ones_like", "zeros_like", "full_like",
+    "contiguous", "clone", "detach", "unbind", "ones_like", "zeros_like", "full_like",
     "scaled_dot_product_attention", "triu", "tril", "scatter", "scatter_", "scatter_add", "take_along_dim",
-    "cross_entropy", "nll_loss", "pad", "abs", "neg", "flip", "roll", "maximum", "minimum", "masked_fill",
+    "cross_entropy", "nll_loss", "abs", "neg", "flip", "roll", "maximum", "minimum", "masked_fill",
     "where", "T", "mT", "movedim"]
 )  # fmt: skip
+#: Sizes of their results depend on the values of the tensors among their arguments, but for the first.
+_SIZED = frozenset(
+    ["view", "reshape", "expand", "broadcast_to", "chunk", "split", "split_with_sizes", "tensor_split", "pad", "narrow",
+    "unflatten", "unfold", "as_strided", "repeat", "tile", "interpolate", "upsample"]
+)  # fmt: skip
+#: The same of all of them.
+_MAKERS = frozenset(
+    ["arange", "range", "linspace", "logspace", "zeros", "ones", "full", "empty", "rand", "randn", "randint", "eye"]
+)
 #: The same for the same arguments, and nothing else happens.
 PURE = frozenset(
     ["add", "sub", "mul", "div", "true_divide", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "square", "pow",
@@ -128,6 +137,11 @@ def depends_on_values(name: str, step: Step) -> bool:
     """May the sizes of its results depend on the values of its arguments?"""
     if name in _DYNAMIC:
         return True
+    if name in _MAKERS:
+        return any(True for _ in step.reads())
+    if name in _SIZED:
+        first = step.args[0] if step.args else step.kwargs.get("input")
+        return any(v is not first for v in step.reads())
     if name == "where" and len(step.args) + len(step.kwargs) < 3:
         return True
     if name in ("__getitem__", "__setitem__"):

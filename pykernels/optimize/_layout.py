@@ -175,7 +175,7 @@ def _settle_freely(graph: Graph, convs: list[Step]) -> bool:
         for step in convs:
             step.function.channels_last = False
     producers = {v: s for s in graph.steps for v in s.results()}
-    strict: set[Step] = set()
+    strict = _copies_that_tell(graph)
     while True:
         tainted = _tainted(graph, strict)
         strange = {
@@ -191,6 +191,18 @@ def _settle_freely(graph: Graph, convs: list[Step]) -> bool:
         strict |= found
     _put_right(graph, strict, tainted)
     return True
+
+
+def _copies_that_tell(graph: Graph) -> set[Step]:
+    """Copies of eager's that could be views of what lies otherwise, where a write or the caller would tell."""
+    told = {v.storage for s in graph.steps for v in s.writes} | {v.storage for v in values_in(graph.result)}
+    return {
+        step
+        for step in graph.steps
+        if step.kind == "call" and name_of(step.function) in ("reshape", "flatten", "ravel")
+        if (mine := {v.storage for v in step.results()}).isdisjoint(given := {v.storage for v in step.reads()})
+        if not told.isdisjoint(mine | given)
+    }
 
 
 def _tainted(graph: Graph, strict: set[Step]) -> set[Value]:

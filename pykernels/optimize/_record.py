@@ -19,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from pykernels.optimize import _kinds
-from pykernels.optimize._graph import Graph, Made, Step, Value, mapped, storage_of
+from pykernels.optimize._graph import Graph, Made, Step, Value, is_sequence_of_names, mapped, storage_of
 from pykernels.optimize._purity import Findings, Onlooker, names_any
 from pykernels.optimize._watch import Watch
 
@@ -167,6 +167,12 @@ class Recorder:
             if id(x) in seen or self.watch.knows(x):
                 raise _Unrecordable(f"returns a {type(x).__name__} that is held elsewhere as well")
             seen.add(id(x))
+        kind = type(x)
+        named = hasattr(kind, "_fields") or is_sequence_of_names(kind)
+        if isinstance(x, tuple) and kind not in (tuple, torch.Size) and not named:
+            raise _Unrecordable(f"returns a {kind.__name__}")
+        if isinstance(x, dict) and any(isinstance(key, torch.Tensor) for key in x):
+            raise _Unrecordable("returns a dict with tensors as keys")
         inside = x.values() if isinstance(x, dict) else x if isinstance(x, tuple | list) else ()
         for held in (*inside, *(vars(x).values() if Made.suits(x) and hasattr(x, "__dict__") else ())):
             self._check_containers(held, seen)

@@ -1,0 +1,168 @@
+"""What shares memory in eager mode, and only that, shares it in a program; and results are of eager's types."""
+
+from __future__ import annotations
+
+import collections
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils import _pytree as pytree
+
+import pykernels as pk
+from tests.harness import normal, relative_l2
+
+
+class Timed(nn.Module):
+    """Can't be recorded, so that a program with it can't be given up half-way."""
+
+    def forward(self, x):
+        return x * 2 if time.time() > 0 else x
+
+
+class Model(nn.Module):
+    def __init__(self, body):
+        super().__init__()
+        self.c, self.d = nn.Conv2d(16, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+        self.e, self.body, self.timed = nn.Conv2d(64, 16, 3, padding=1), body, Timed()
+
+    def forward(self, x, *rest):
+        return self.body(self, x, *rest)
+
+
+def slices_of_a_sum(m, x):
+    y = F.relu(m.c(x))
+    z = F.relu(m.d(y))
+    a = y + z
+    return m.e(torch.cat([a[:, :, 1:], F.avg_pool2d(z, (2, 1), 1)], 1)), F.max_pool2d(y, 2)
+
+
+def slices_of_convolutions(m, x):
+    t, y = m.timed(x), F.relu(m.c(x))
+    z = F.relu(m.d(y))
+    return m.e(torch.cat([y[:, :, 1:], z[:, :, :-1]], 1)), t
+
+
+def slices_of_images(m, x):
+    y = F.relu(m.c(x))
+    z = F.relu(m.d(y))
+    return m.e(torch.cat([y[1:], z[:-1]], 1))
+
+
+def write_to_a_copy(m, x):
+    y = m.d(F.relu(m.c(x)))
+    tokens = y.permute(0, 2, 3, 1).reshape(-1, 512)
+    tokens.mul_(3.0)
+    return m.d(y), tokens.sum(1)
+
+
+def write_to_what_was_copied(m, x):
+    y = m.d(F.relu(m.c(x)))
+    tokens = y.permute(0, 2, 3, 1).flatten(1)
+    y.mul_(3.0)
+    return tokens * 1, y
+
+
+def two_copies(m, x):
+    y = m.d(F.relu(m.c(x))).permute(0, 2, 3, 1)
+    return y.reshape(-1, 512), y.flatten(1)
+
+
+BODIES = [
+    slices_of_a_sum, slices_of_convolutions, slices_of_images, write_to_a_copy, write_to_what_was_copied, two_copies,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", BODIES, ids=lambda f: f.__name__)
+def test_memory_is_shared_as_in_eager_mode(body):
+    model = Model(body).eval()
+    fast = pk.optimize(model)
+    with torch.no_grad():
+        for n in (2, 2, 2, 3, 3):
+            x = normal(n, 16, 16, 16, seed=n)
+            expected, got = pytree.tree_leaves(model(x)), pytree.tree_leaves(fast(x))
+            for a, b in zip(got, expected, strict=True):
+                assert relative_l2(a, b) < 1e-5
+            got[0].zero_(), expected[0].zero_()
+            for a, b in zip(got[1:], expected[1:], strict=True):
+                assert relative_l2(a, b) < 1e-5, "a write to one result shows in another"
+
+
+def expanded(m, x, n):
+    y = F.relu(m.c(x))
+    z = y[:1].expand(n, -1, -1, -1)
+    a, b = F.max_pool2d(z, 3, 1, 1), F.max_pool2d(z, 5, 1, 2)
+    d = a + b
+    e = F.max_pool2d(d, 3, 1, 1)
+    return a * b, d * e, F.relu(m.d(y)) * 2, a * e, b * d
+
+
+def padded(m, x, n):
+    y = F.pad(F.relu(m.c(x)), (0, n, 0, 0))
+    a, b = F.max_pool2d(y, 3, 1, 1), m.d(y)
+    return a + b, (a + y) * b
+
+
+def counted(m, x, n):
+    y = F.relu(m.c(x))
+    columns = torch.arange(n.float())
+    z = y[:, :, :, :1] + columns
+    a = F.max_pool2d(z, 3, 1, 1)
+    return m.d(a) + z, a
+
+
+@pytest.mark.parametrize("body", [expanded, padded, counted], ids=lambda f: f.__name__)
+def test_sizes_by_values_have_no_places(body):
+    model = Model(body).eval()
+    fast = pk.optimize(model)
+    with torch.no_grad():
+        for i, n in enumerate((4, 4, 5, 5, 3, 6, 4, 5)):
+            x, t = normal(3, 16, 16, 16, seed=i), torch.tensor(n)
+            for a, b in zip(fast(x, t), model(x, t), strict=True):
+                assert a.shape == b.shape
+                assert relative_l2(a, b) < 1e-5
+
+
+class Mine(tuple):
+    pass
+
+
+def _default(m, x):
+    made = collections.defaultdict(list)
+    made["y"] = m.c(x)
+    return made
+
+
+RESULTS = {
+    "of torch's": lambda m, x: m.c(x).max(1),
+    "of torch's, inside": lambda m, x: {"top": [m.c(x).topk(2, 1)]},
+    "a tuple's subclass": lambda m, x: Mine((m.c(x),)),
+    "a defaultdict": _default,
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_are_of_eagers_types(name):
+    model = Model(RESULTS[name]).eval()
+    fast = pk.optimize(model)
+    with torch.no_grad():
+        x = normal(2, 16, 8, 8, seed=1)
+        expected = model(x)
+        for _ in range(3):
+            got = fast(x)
+            assert type(got) is type(expected)
+            assert getattr(got, "default_factory", None) is getattr(expected, "default_factory", None)
+            assert pytree.tree_structure(got) == pytree.tree_structure(expected)
+            for a, b in zip(pytree.tree_leaves(got), pytree.tree_leaves(expected), strict=True):
+                assert isinstance(b, Mine) or (a.dtype is b.dtype and relative_l2(a.double(), b.double()) < 1e-5)
+
+
+def test_tensors_as_keys_are_the_calls_own():
+    model = Model(lambda m, x: {m.c(x): 1}).eval()
+    fast = pk.optimize(model)
+    with torch.no_grad():
+        for i in range(3):
+            x = normal(2, 16, 8, 8, seed=i)
+            assert relative_l2(next(iter(fast(x))), next(iter(model(x)))) < 1e-5
