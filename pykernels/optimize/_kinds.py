@@ -26,7 +26,7 @@ _REFUSED = frozenset(
     "storage", "set_", "resize_", "resize_as_", "requires_grad_", "register_hook", "backward", "retain_grad",
     "share_memory_", "pin_memory", "is_inference", "type", "__setstate__", "__deepcopy__", "__reduce_ex__",
     "as_subclass", "swap_tensors", "rename_", "names", "result_type", "can_cast", "is_shared", "is_pinned",
-    "numpy", "tolist", "item"]
+    "numpy", "tolist", "item", "unsqueeze_", "squeeze_", "transpose_", "swapaxes_", "swapdims_", "t_", "as_strided_"]
 )  # fmt: skip
 #: May hand on their argument, whatever its strides: no step then.
 PASSES = frozenset(
@@ -63,6 +63,10 @@ _SIZED = frozenset(
 #: The same of all of them.
 _MAKERS = frozenset(
     ["arange", "range", "linspace", "logspace", "zeros", "ones", "full", "empty", "rand", "randn", "randint", "eye"]
+)
+#: How many results they have depends on sizes.
+PARTS = frozenset(
+    ("chunk", "split", "unbind", "tensor_split", "unsafe_chunk", "unsafe_split", "hsplit", "vsplit", "dsplit")
 )
 #: The same for the same arguments, and nothing else happens.
 PURE = frozenset(
@@ -130,6 +134,9 @@ def written_by_name(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[st
     by_name = by_name or (name.startswith("__i") and name.endswith("__") and name not in ("__invert__", "__index__"))
     if by_name or inplace(func, args, kwargs):
         written |= set(values_in(args[0] if args else kwargs.get("input")))
+    if name in ("embedding", "embedding_bag"):  # with max_norm, rows that are too long are scaled in place
+        given = {**dict(zip(_parameters(func), args, strict=False)), **kwargs}
+        written |= set(values_in(given.get("weight"))) if given.get("max_norm") is not None else set()
     return written
 
 

@@ -270,8 +270,8 @@ class Recorder:
         values = list(Step(len, given[0], given[1], None).reads())
         if name in _kinds.SIZES:
             self.exact = True
-            if any(v.dynamic for v in values):
-                self.refuse(f"reads a size ({name}) that depends on values")
+        if (name in _kinds.SIZES or name in ("dim", "ndim", "ndimension")) and any(v.dynamic for v in values):
+            self.refuse(f"reads a size ({name}) that depends on values")
 
     def _wrote_down(self, step: Step, name: str, result: Any) -> None:
         reads = list(step.reads())
@@ -293,6 +293,7 @@ class Recorder:
             elif name not in _kinds.PASSES:
                 self.refuse(f"{name} hands on its argument")
             return
+        self.exact |= name == "squeeze"  # then the rank depends on sizes
         dynamic = any(v.dynamic for v in reads) or _kinds.depends_on_values(name, step)
         try:
             step.outputs = self._outputs(result, dynamic)

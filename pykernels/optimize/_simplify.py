@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from pykernels.optimize._graph import Graph, Step, Value, mapped, values_in
-from pykernels.optimize._kinds import PURE, name_of
+from pykernels.optimize._kinds import PARTS, PURE, name_of
 from pykernels.optimize._patterns import FusedConv, is_torchs
 
 #: What they return is memory that nothing else has.
@@ -42,7 +42,9 @@ def drop_dead(graph: Graph) -> None:
     needed = set(values_in(graph.result))
     kept: list[Step] = []
     for step in reversed(graph.steps):
-        if is_pure(step) and not any(v in needed for v in step.results()):
+        # The model may have counted the parts: to take them apart fails where there is another number of them.
+        counts = name_of(step.function) in PARTS
+        if is_pure(step) and not counts and not any(v in needed for v in step.results()):
             continue
         needed |= set(step.reads())
         kept.append(step)

@@ -296,7 +296,7 @@ def _holds(result: Any, container: Any) -> bool:
     if isinstance(result, dict):
         return any(_holds(v, container) for v in result.values())
     if dataclasses.is_dataclass(result):
-        return any(_holds(v, container) for v in vars(result).values())
+        return any(_holds(v, container) for v in getattr(result, "__dict__", {}).values())
     return isinstance(result, tuple | list) and any(_holds(v, container) for v in result)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import time
 
 import pytest
@@ -166,3 +167,70 @@ def test_tensors_as_keys_are_the_calls_own():
         for i in range(3):
             x = normal(2, 16, 8, 8, seed=i)
             assert relative_l2(next(iter(fast(x))), next(iter(model(x)))) < 1e-5
+
+
+def rank_by_size(m, x):
+    y = F.max_pool2d(m.c(x), 4).squeeze()
+    return y * 10 if y.dim() == 2 else y
+
+
+def number_of_parts(m, x):
+    y = m.c(x)
+    return y / len(y.split(4, -1))
+
+
+def rank_in_place(m, x):
+    return m.d(F.relu(m.c(x))).unsqueeze_(0).sum((0, 1)), m.timed(x)
+
+
+@pytest.mark.parametrize("body", [rank_by_size, number_of_parts, rank_in_place], ids=lambda f: f.__name__)
+def test_what_depends_on_sizes(body):
+    model = Model(body).eval()
+    fast = pk.optimize(model)
+    with torch.no_grad():
+        for size in (8, 8, 4, 4, 16, 8, 16, 4):
+            x = normal(2, 16, size, size, seed=size)
+            for a, b in zip(pytree.tree_leaves(fast(x)), pytree.tree_leaves(model(x)), strict=True):
+                assert a.shape == b.shape
+                assert relative_l2(a, b) < 1e-5
+
+
+def test_ranks_that_depend_on_values():
+    def body(m, x, t):
+        i = torch.nonzero(t).squeeze()
+        return m.c(x)[:, i.unsqueeze(0) if i.dim() == 0 else i]
+
+    model = Model(body).eval()
+    fast = pk.optimize(model)
+    with torch.no_grad():
+        for k in (2, 2, 1, 1, 2):
+            t, x = (torch.arange(8) < k).float(), normal(2, 16, 8, 8, seed=k)
+            assert fast(x, t).shape == model(x, t).shape
+
+
+@dataclasses.dataclass(slots=True)
+class Slots:
+    y: torch.Tensor
+
+
+def test_a_dataclass_with_slots():
+    model = Model(lambda m, x: Slots(m.c(x))).eval()
+    fast = pk.optimize(model)
+    with torch.no_grad():
+        for i in range(3):
+            x = normal(2, 16, 8, 8, seed=i)
+            assert relative_l2(fast(x).y, model(x).y) < 1e-5
+
+
+def test_embeddings_that_scale_their_weight_in_place():
+    def body(m, x, i):
+        w = m.c.weight[0, 0] * 2
+        return F.embedding(i, w, max_norm=0.5), w.sum(1), m.c(x)
+
+    model = Model(body).eval()
+    fast = pk.optimize(model)
+    x = normal(2, 16, 8, 8, seed=1)
+    with torch.inference_mode():
+        for i in (torch.tensor([0, 1]), torch.tensor([1, 2]), torch.tensor([2])):
+            for a, b in zip(fast(x, i), model(x, i), strict=True):
+                assert relative_l2(a, b) < 1e-5
