@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <utility>
 
 #include "common/rounding.h"
 
@@ -98,17 +97,6 @@ struct ActivationOf {
     return positive ? gy : activation == Activation::relu ? V{} : gy * negative_slope;
   }
 };
-
-template <class F, int... code>
-inline void with_activation(int32_t wanted, F f, std::integer_sequence<int, code...>) {
-  (void)((wanted == code && (f(std::integral_constant<Activation, Activation{code}>()), true)) || ...);
-}
-
-// f(std::integral_constant of the activation): what is compiled for each of them, chosen at run time.
-template <class F>
-inline void with_activation(Activation activation, F f) {
-  with_activation(static_cast<int32_t>(activation), f, std::make_integer_sequence<int, kActivations>());
-}
 
 }  // namespace
 }  // namespace pk

@@ -244,8 +244,11 @@ class ConvBNAct2d(PacksWeights):
         modules: Any = self._modules  # nn.Module's own attribute lookup takes as long as all the rest
         conv, bn = modules["conv"], modules["bn"]
         eps = 0.0 if bn is None else bn.eps
+        # Torch's batch norm writes to its statistics without counting a version, but it counts its batches.
+        batches = None if bn is None else bn._buffers.get("num_batches_tracked")
+        seen = None if batches is None or batches.is_inference() else batches._version
         geometry = _frozen(conv.stride), _frozen(conv.padding), _frozen(conv.dilation), conv.groups, conv.padding_mode
-        return conv, bn, eps, self.activation, self.negative_slope, geometry
+        return conv, bn, eps, self.activation, self.negative_slope, (geometry, seen)
 
     def _new_pack(self, slots: Sequence[Slot], dtype: torch.dtype, key: Any) -> Pack | None:
         if self.bn is not None and self.bn.running_mean is None:  # the statistics of the batch
@@ -271,6 +274,9 @@ class _ConvPack(Pack):
     shape, so the weight is packed when the first input comes that wants it so. On CUDA it is the packed weight, the
     shape of the plain one, and the folded batch norm.
     """
+
+    #: What tells more of the sources than their versions do, where pykernels.optimize makes the pack.
+    moments: Any = None
 
     def __init__(self, slots: Sequence[Slot], dtype: torch.dtype, key: Any) -> None:
         conv, _, eps, activation, self.negative_slope, _ = key

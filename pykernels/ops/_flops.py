@@ -38,6 +38,10 @@ def _conv_bound(x: Tensor, bound: Tensor, *_: Any, out_val: Any) -> int:
     return _convolution(x.shape, (k, c // groups, r, s), out_val.shape)
 
 
+def _conv_bound_out(x: Tensor, bound: Tensor, residual: Any, out: Tensor, *_: Any, out_val: Any) -> int:
+    return _conv_bound(x, bound, out_val=out)
+
+
 def _matmul(a: Shape, b: Shape, *_: Any, out_shape: Any) -> int:
     return 2 * prod(out_shape) * a[-1]
 
@@ -86,6 +90,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "conv_statistics": _conv_statistics,
     "conv_bn_act_packed": _conv_packed,
     "conv_bn_act_bound": _conv_bound,
+    "conv_bn_act_bound_out": _conv_bound_out,
     "int8_conv2d": _conv,
     "int8_matmul": _matmul,
     "int8_matmul_packed": _matmul,
@@ -103,6 +108,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "quantize_int8": _none,
     "conv_pack": _none,
     "conv_bind": _none,
+    "conv_bn_act_bound_workspace": _none,
     "lstm_pack": _none,
     "int8_pack": _none,
 }
@@ -114,4 +120,4 @@ def register(counter: Any) -> None:
         for op in (name, f"{name}_triton"):
             packet = getattr(torch.ops.pykernels, op, None)
             if packet is not None and packet not in counter.flop_registry:
-                counter.register_flop_formula(packet, get_raw=formula is _conv_bound)(formula)
+                counter.register_flop_formula(packet, get_raw=formula in (_conv_bound, _conv_bound_out))(formula)

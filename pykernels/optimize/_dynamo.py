@@ -33,11 +33,18 @@ _PLAIN = (Tensor, nn.Parameter)
 _NOTHING = torch.empty(0)
 
 
-def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+def compile_graph(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None, options: Any = None
+) -> Callable[..., Any]:
     """Dynamo's backend ``"pykernels"``: from a graph to what runs it.
+
+    Raises:
+        ValueError: ``mode`` or ``options`` are given: they are Inductor's.
 
     >>> fast = torch.compile(model, backend="pykernels")
     """
+    if mode not in (None, "default") or options:
+        raise ValueError(f"pykernels backend: mode, options: expected none, got {mode!r} and {options!r}")
     return _Compiled(gm)
 
 

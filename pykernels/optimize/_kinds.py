@@ -68,6 +68,11 @@ _MAKERS = frozenset(
 PARTS = frozenset(
     ("chunk", "split", "unbind", "tensor_split", "unsafe_chunk", "unsafe_split", "hsplit", "vsplit", "dsplit")
 )
+#: Make images of one pixel of images of any size.
+TO_ONE_PIXEL = frozenset(
+    ["adaptive_avg_pool2d", "adaptive_max_pool2d", "fn", "boolean_dispatch", "mean", "sum", "amax", "amin", "max",
+    "min", "std", "var", "var_mean", "std_mean", "norm"]
+)  # fmt: skip
 #: The same for the same arguments, and nothing else happens.
 PURE = frozenset(
     ["add", "sub", "mul", "div", "true_divide", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "square", "pow",

@@ -21,6 +21,7 @@ from pykernels.ops.lstm.op import LSTM as LSTM_OP
 from pykernels.ops.lstm.op import LSTM_CELL
 from pykernels.optimize import _rules
 from pykernels.optimize._graph import Graph, Step, Value, values_in
+from pykernels.optimize._sources import Sources
 from pykernels.optimize._torchs import TorchConv
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -58,11 +59,13 @@ class FusedConv:
         spec = (self.eps, self.activation, self.negative_slope, tuple(sorted(self.options.items())), self.pad)
         key = (*(None if t is None else id(t) for t in tensors), *spec)
         found = store.get(key)
-        if found is not None and found.is_current(found.dtype, found.index, found.key):
+        if found is not None and found.is_current(found.dtype, found.index, found.key) and found.moments.are_current():
             return found
         slots = [({"": t}, "") for t in tensors]
         made = _ConvPack(slots, self.weight.dtype, (shape, None, self.eps, self.activation, self.negative_slope, None))
         made.geometry = self.geometry()
+        # By their elements: torch's batch norm writes to them without counting a version.
+        made.moments = Sources([t for t in tensors if t is not None])
         if not any(v in values for v in self.parameters()):
             store[key] = made
         return made

@@ -7,11 +7,13 @@ refuse the root.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -103,11 +105,14 @@ class Recorder:
         onlooker = Onlooker(self.watch, lambda: [s.findings for s in self.scopes])
         state.recorder = self
         try:
-            with _Mode(self):
+            with _without_collections(), _Mode(self):
                 if before is None:
                     sys.setprofile(onlooker)
                 try:
-                    result = self.module._call_impl(*args, **kwargs)
+                    if type(self.module) in (nn.LSTM, nn.LSTMCell):
+                        result = self.whole(self.module, args, kwargs, self.scopes[0].path)
+                    else:
+                        result = self.module._call_impl(*args, **kwargs)
                 finally:
                     if before is None:
                         sys.setprofile(None)
@@ -294,12 +299,16 @@ class Recorder:
                 self.refuse(f"{name} hands on its argument")
             return
         self.exact |= name == "squeeze"  # then the rank depends on sizes
+        if name in _kinds.PARTS and any(v.dynamic for v in reads):
+            self.refuse(f"has parts ({name}) whose number depends on values")
+            return
         dynamic = any(v.dynamic for v in reads) or _kinds.depends_on_values(name, step)
         try:
             step.outputs = self._outputs(result, dynamic)
         except _Unrecordable:
             self.refuse(f"reads a value ({name})")
             return
+        self.exact |= name not in _kinds.TO_ONE_PIXEL and _becomes_a_pixel(step)
         if step.outputs is None and not written:
             self.refuse(f"reads a value ({name})")
             return
@@ -397,6 +406,35 @@ class Recorder:
             self.refuse(f"{path} ({type(module).__name__}) returns other than tensors")
             return
         self.steps.append(step)
+
+
+_collections = threading.Lock()
+_recordings = 0
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Puts the garbage collector off: finalizers and callbacks that it runs would seem to be the model's code."""
+    global _recordings
+    with _collections:
+        put_off = _recordings > 0 or gc.isenabled()
+        if put_off:
+            _recordings += 1
+            gc.disable()
+    try:
+        yield
+    finally:
+        with _collections:
+            if put_off:
+                _recordings -= 1
+                if not _recordings:
+                    gc.enable()
+
+
+def _becomes_a_pixel(step: Step) -> bool:
+    """Is its result an image of one pixel, in both memory formats at once, which it need not be of other inputs?"""
+    pixels = [v for v in step.results() if len(v.shape) == 4 and v.shape[2:] == (1, 1)]
+    return bool(pixels) and any(len(v.shape) == 4 and v.shape[2:] != (1, 1) for v in step.reads())
 
 
 def _version(t: torch.Tensor) -> int:

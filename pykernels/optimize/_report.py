@@ -81,6 +81,9 @@ class Report:
         total = sum(size or 0 for _, size in sizes)
         return sum(size or 0 for by, size in sizes if by == who) / total if total else None
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         """What is replaced, by kinds, with counts; what else runs; what was left, and why."""
         if not self.programs and not self.left:

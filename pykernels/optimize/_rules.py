@@ -72,6 +72,12 @@ _TABLE = (
         lambda x: x.contiguous and x.pixels > 3000 and x.taps > 1,
         "torch's convolution with a stride is faster on large contiguous images",
     ),
+    # A tile of ours is 16 channels, most of which are then empty.
+    Row(
+        "dense",
+        lambda x: x.contiguous and x.k <= 4 and x.pixels > 4000,
+        "torch's convolution to few channels is faster on large contiguous images",
+    ),
     Row(
         "wide",
         lambda x: x.pixels > 1000 if x.contiguous else x.pixels > 10_000 and x.c <= 16,

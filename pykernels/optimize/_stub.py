@@ -91,6 +91,8 @@ class Stub:
         self.changes = 0
         ours = type(module).__module__.startswith("pykernels.") and not module.__module__.endswith("models.reference")
         self.why: str | None = "runs the package's kernels by itself" if ours else None
+        if type(module) in _WHOLE and type(module) not in (nn.LSTM, nn.LSTMCell):
+            self.why = "has no kernels of ours"
         self.lock = threading.Lock()
 
     def __reduce__(self) -> Any:
@@ -209,8 +211,8 @@ class Stub:
                 self._keep(key, str(recorder.reason))
             return result
         program = _compile.compiled(graph, recorder, self.family.store)
-        if program is None:
-            self._keep(key, "")
+        if any(s.function is module for s in program.graph.steps):  # it would come back here
+            self._keep(key, "is of a kind that our kernels don't take")
             return result
         self._keep(key, program)
         if not program.exact:
@@ -269,7 +271,9 @@ def _general_key(key: Any, tensors: list[Tensor]) -> Hashable:
                 return part  # there are many, and eager's results lie in memory accordingly
             # Sizes 0 and 1 stand apart: such a tensor is in several formats at once.
             sizes = tuple(min(size, 2) for size in t.shape)
-            return sizes, layout_of(t), channels_last, *part[2:]
+            # Where they are 1, torch's choice of a format goes by the strides.
+            ones = tuple(stride == 1 for stride in t.stride())
+            return sizes, ones, layout_of(t), channels_last, *part[2:]
         return tuple(leaf(p) for p in part)
 
     return leaf(key)

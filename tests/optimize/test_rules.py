@@ -58,7 +58,8 @@ def test_who_wins(args, ours):
 
 def test_every_row_is_for_a_kind_that_there_is_and_says_why():
     shapes = (((8, 1, 3, 3), 1, 1, 8), ((8, 3, 3, 3), 1, 1, 1), ((8, 8, 3, 3), 1, 1, 2), ((8, 8, 1, 1), 1, 1, 1),
-              ((8, 8, 1, 1), 2, 1, 1), ((8, 8, 5, 5), 1, 1, 1), ((8, 8, 3, 3), 1, 2, 1))  # fmt: skip
+              ((8, 8, 1, 1), 2, 1, 1), ((8, 8, 5, 5), 1, 1, 1), ((8, 8, 3, 3), 1, 1, 1),
+              ((8, 8, 3, 3), 1, 2, 1))  # fmt: skip
     there_are = {_rules.kind_of(w, (s, s), (d, d), g) for w, s, d, g in shapes}
     assert [row.kind for row in _rules._TABLE] == list(dict.fromkeys(row.kind for row in _rules._TABLE))
     assert {row.kind for row in _rules._TABLE} == there_are

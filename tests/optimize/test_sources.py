@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import pykernels as pk
+from tests.harness import relative_l2
 from tests.optimize.models import agree, image, randomise
 
 
@@ -49,6 +50,32 @@ def test_changes_are_seen(name):
         now.load_state_dict(fast.state_dict())
     agree(fast, now, image())
     assert not torch.equal(fast(image()), before)
+
+
+@pytest.mark.parametrize("which", ["original", "twin"])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_statistics_that_training_moves_are_seen(which, gradients):
+    model = randomise(_net())
+    fast = pk.optimize(model)
+    for turn in range(3):
+        agree(fast, model, image())
+        with torch.set_grad_enabled(gradients):
+            trained = model if which == "original" else fast[1]
+            trained.train()
+            trained(image() * (turn + 2))
+            trained.eval()
+    agree(fast, model, image())
+
+
+def test_packed_blocks_see_statistics_that_training_moves():
+    conv, bn = nn.Conv2d(3, 4, 3).eval(), nn.BatchNorm2d(4).eval()
+    block = pk.nn.ConvBNAct2d.from_torch(conv, bn, "none").eval()
+    with torch.no_grad():
+        block(image()), block(image())
+        bn.train()
+        bn(conv(image()) * 3 + 1)
+        bn.eval()
+        assert relative_l2(block(image()), bn(conv(image()))) < 1e-5
 
 
 def test_notes_of_tensors():
