@@ -68,7 +68,10 @@ def _class_of(kind: type, outside: torch.dtype, inside: torch.dtype) -> type:
         args, kwargs = cast_tensors(args, outside, inside), cast_tensors(kwargs, outside, inside)
         return cast_tensors(self._call_impl(*args, **kwargs), inside, outside)
 
-    made = type(kind)(kind.__name__, (Optimized, kind), {} if outside is inside else {"__call__": called})
+    own: dict[str, Any] = {"_pykernels_original": kind}
+    if outside is not inside:
+        own["__call__"] = called
+    made = type(kind)(kind.__name__, (Optimized, kind), own)
     made.__module__, made.__qualname__, made.__doc__ = kind.__module__, kind.__qualname__, kind.__doc__
     return made
 

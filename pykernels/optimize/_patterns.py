@@ -23,6 +23,7 @@ from pykernels.optimize import _rules
 from pykernels.optimize._graph import Graph, Step, Value, values_in
 from pykernels.optimize._sources import Sources
 from pykernels.optimize._torchs import TorchConv
+from pykernels.optimize._watch import kind_of, plain
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
@@ -303,9 +304,9 @@ def _what(conv: FusedConv, residual: Value | None) -> str:
 def use_our_lstms(graph: Graph, store: dict[Hashable, Any]) -> None:
     """Puts our LSTM and LSTMCell in the place of torch's."""
     for step in graph.steps:
-        module: Any = step.function
-        if step.kind != "module" or type(module) not in (nn.LSTM, nn.LSTMCell):
+        if step.kind != "module" or kind_of(step.function) not in (nn.LSTM, nn.LSTMCell):
             continue
+        module: Any = plain(step.function)
         op = LSTM_OP if type(module) is nn.LSTM else LSTM_CELL
         parameters = list(module.parameters())
         x = next(step.reads(), None)
@@ -314,7 +315,7 @@ def use_our_lstms(graph: Graph, store: dict[Hashable, Any]) -> None:
             continue
         if getattr(module, "proj_size", 0) or nn.utils.parametrize.is_parametrized(module):
             continue
-        key = ("lstm", id(module))
+        key = ("lstm", id(step.function))
         if key not in store:
             store[key] = (LSTM if type(module) is nn.LSTM else LSTMCell).from_torch(module), module
         step.function, step.note = store[key][0], type(module).__name__

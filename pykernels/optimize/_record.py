@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from pykernels.optimize import _kinds
 from pykernels.optimize._graph import Graph, Made, Step, Value, is_sequence_of_names, mapped, storage_of
 from pykernels.optimize._purity import Findings, Onlooker, names_any
-from pykernels.optimize._watch import Watch
+from pykernels.optimize._watch import Watch, kind_of
 
 _PLAIN = (torch.Tensor, nn.Parameter)
 _SCALARS = (type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.memory_format, torch.layout)
@@ -109,7 +109,7 @@ class Recorder:
                 if before is None:
                     sys.setprofile(onlooker)
                 try:
-                    if type(self.module) in (nn.LSTM, nn.LSTMCell):
+                    if kind_of(self.module) in (nn.LSTM, nn.LSTMCell):
                         result = self.whole(self.module, args, kwargs, self.scopes[0].path)
                     else:
                         result = self.module._call_impl(*args, **kwargs)

@@ -21,7 +21,7 @@ from pykernels.optimize import _compile
 from pykernels.optimize._graph import layout_of
 from pykernels.optimize._program import Program
 from pykernels.optimize._record import Recorder, state
-from pykernels.optimize._watch import globally_hooked, replaced_in_torch
+from pykernels.optimize._watch import globally_hooked, kind_of, replaced_in_torch
 
 _MOST_PROGRAMS = 64
 _MOST_CHANGES = 16
@@ -91,7 +91,7 @@ class Stub:
         self.changes = 0
         ours = type(module).__module__.startswith("pykernels.") and not module.__module__.endswith("models.reference")
         self.why: str | None = "runs the package's kernels by itself" if ours else None
-        if type(module) in _WHOLE and type(module) not in (nn.LSTM, nn.LSTMCell):
+        if kind_of(module) in _WHOLE and kind_of(module) not in (nn.LSTM, nn.LSTMCell):
             self.why = "has no kernels of ours"
         self.lock = threading.Lock()
 

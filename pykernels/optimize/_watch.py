@@ -41,6 +41,22 @@ _GLOBAL_HOOKS = [
 ]
 
 
+def kind_of(module: nn.Module) -> type:
+    """Its class; of an optimised model, the original's."""
+    kind: type = type(module)
+    return vars(kind).get("_pykernels_original", kind)
+
+
+def plain(module: nn.Module) -> Any:
+    """``module`` itself, or of an optimised model one of the original's class that shares all it has."""
+    kind: Any = kind_of(module)
+    if kind is type(module):
+        return module
+    made = kind.__new__(kind)
+    vars(made).update({k: v for k, v in vars(module).items() if k not in SKIPPED})
+    return made
+
+
 def globally_hooked() -> bool:
     """Are there hooks that run around every module of the process?"""
     return any(_GLOBAL_HOOKS)

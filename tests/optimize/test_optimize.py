@@ -248,3 +248,25 @@ def test_an_empty_batch_says_nothing_of_the_formats_of_others():
         for n in (0, 0, 2, 2, 1, 1, 3):
             x = torch.randn(n, 3, 7, 7)
             assert fast(x).stride() == model(x).stride()
+
+
+@pytest.mark.parametrize("model", [nn.LSTM(6, 5, batch_first=True), nn.LSTMCell(6, 5)], ids=repr)
+def test_an_lstm_by_itself_is_replaced(model):
+    fast = pk.optimize(model.eval())
+    x = image(3, 6) if isinstance(model, nn.LSTMCell) else image(2, 7, 6)
+    with torch.no_grad():
+        for _ in range(3):
+            assert relative_l2(fast(x)[0], model(x)[0]) < 1e-5
+        model.weight_hh_l0.mul_(2) if isinstance(model, nn.LSTM) else model.weight_hh.mul_(2)
+        assert relative_l2(fast(x)[0], model(x)[0]) < 1e-5
+    assert kinds(fast) == [type(model).__name__]
+
+
+def test_what_runs_whole_is_torchs_own_call():
+    """Attention takes another path under a recorder; called as it is, it gives eager's very bits."""
+    model = nn.MultiheadAttention(16, 4, batch_first=True).eval()
+    x = image(2, 5, 16)
+    fast = pk.optimize(model)
+    with torch.inference_mode():
+        for _ in range(3):
+            assert torch.equal(fast(x, x, x)[0], model(x, x, x)[0])
