@@ -221,6 +221,7 @@ class Fuser:
         self.users = graph.users()
         self.producers = {v: s for s in graph.steps for v in s.results()}
         self.at = {s: i for i, s in enumerate(graph.steps)}
+        self.made_at = {v: i for i, s in enumerate(graph.steps) for v in s.results()}
         self.by_storage: dict[int, set[Value]] = {}
         for v in (*graph.inputs, *(v for s in graph.steps for v in (*s.reads(), *s.results()))):
             self.by_storage.setdefault(v.storage, set()).add(v)
@@ -266,7 +267,7 @@ class Fuser:
             if user is None or user in gone or user.kind != "call" or conv.activation != "none":
                 return chain, residual
             held = [x, *conv.parameters(), *([] if residual is None else [residual])]
-            if user.writes and not self._is_alone(value, {s.outputs for s in chain} | {user.outputs}):
+            if user.writes and not self._is_alone(value, {s.outputs for s in chain}, self.at[user]):
                 return chain, residual
             other = None if residual is not None else _added(user, value)
             if not self._may_move(chain, user, [*held, *([] if other is None else [other])]):
@@ -282,8 +283,11 @@ class Fuser:
                 conv.activation, conv.negative_slope = found
             chain.append(user)
 
-    def _is_alone(self, value: Value, chain: set[Any]) -> bool:
-        return value.storage != -1 and self.by_storage[value.storage] <= chain
+    def _is_alone(self, value: Value, chain: set[Any], until: int) -> bool:
+        """Has nothing else ``value``'s memory when step ``until`` writes to it? What comes later has its result."""
+        if value.storage == -1:
+            return False
+        return all(v in chain or self.made_at.get(v, -1) >= until for v in self.by_storage[value.storage])
 
     def _may_move(self, chain: list[Step], to: Step, held: list[Value]) -> bool:
         """May what the chain does be done where ``to`` stands: is nothing in between written to that it reads?"""

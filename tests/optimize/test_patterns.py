@@ -9,6 +9,7 @@ from torch import nn
 
 import pykernels as pk
 from pykernels.optimize._program import Program
+from tests.harness import relative_l2
 from tests.optimize.models import agree, image, kinds, randomise, same
 from tests.optimize.zoo import MobileOneBlock
 
@@ -250,3 +251,31 @@ def test_dead_and_duplicate_steps_are_gone():
 def test_dropout_is_no_step(dropout):
     fast = same(nn.Sequential(nn.Conv2d(3, 4, 3), dropout, nn.BatchNorm2d(4), dropout, nn.ReLU()), image())
     assert steps(fast) == ["conv+bn+relu"]
+
+
+class InPlace(nn.Module):
+    """As in most residual networks: the sum and the activation in place, and what comes after takes it apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.n, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(4, 4, 3, padding=1)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        y = self.n(self.a(x))
+        y += x
+        y = self.act(y)
+        first, second = y.chunk(2, 1)
+        first.add_(1)
+        return self.b(second), y
+
+
+def test_sums_and_activations_in_place_are_fused_whatever_follows():
+    model = randomise(InPlace())
+    fast = pk.optimize(model)
+    x = torch.randn(2, 8, 9, 9, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for _ in range(3):
+            for got, expected in zip(fast(x), model(x), strict=True):
+                assert relative_l2(got, expected) < 1e-5
+    assert "conv+bn+add+relu" in kinds(fast)
