@@ -106,7 +106,9 @@ def main() -> None:
                         print("{kind:10s} {what:34s} {activation:9s} {layout:14s} {ratio:5.2f}".format(**rows[-1]))
     machine = {"cpu": platform.processor(), "isa": isa, "threads": 1, "torch": torch.__version__}
     out = options.out or RESULTS / f"layers-{isa}.json"
-    out.write_text(json.dumps({"schema": 1, "machine": machine, "results": rows}, indent=1) + "\n")
+    head = json.dumps({"schema": 1, "machine": machine})[:-1]
+    lines = ",\n".join(json.dumps(row) for row in rows)  # a row a line, for whoever compares two of them
+    out.write_text(f'{head}, "results": [\n{lines}\n]}}\n')
     print(out)
 
 

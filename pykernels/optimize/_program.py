@@ -74,7 +74,7 @@ class Program:
 
     def text(self) -> str:
         """The Python that ran last, or would for the recorded sizes."""
-        return self._writer.texts[self._writer.last]
+        return self._writer.last
 
     def wants_gradients(self) -> bool:
         """Has somebody asked for gradients of the weights?"""
@@ -197,8 +197,7 @@ class _Writer:
     def __init__(self, program: Program) -> None:
         self.program, self.graph = program, program.graph
         self.names: dict[str, Any] = {"contiguous": as_contiguous, "channels_last": as_channels_last}
-        self.texts: dict[tuple[Any, ...], str] = {}
-        self.last: tuple[Any, ...] = ()
+        self.last = ""
         self._known: dict[int, str] = {}
         self._constants = {v: i for i, v in enumerate(v for s in program.folded for v in s.results())}
 
@@ -237,11 +236,9 @@ class _Writer:
         if planned:
             lines.append("    C[-2].append(A)")
         lines.append(f"    return {self._expression(self.graph.result)}")
-        text = "\n".join(lines) + "\n"
-        self.texts[name, ours, planned] = text
-        self.last = name, ours, planned
+        self.last = "\n".join(lines) + "\n"
         space = self.names
-        exec(compile(text, f"<pykernels program {name}>", "exec"), space)
+        exec(compile(self.last, f"<pykernels program {name}>", "exec"), space)
         return space[name]
 
     def _last_uses(self) -> dict[int, list[Value]]:
