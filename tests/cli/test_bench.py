@@ -62,6 +62,18 @@ def test_flops_of_a_row_are_those_of_its_module(kind):
     assert row.flops == counter.get_total_flops()
 
 
+@pytest.mark.parametrize("row", rows.select("networks", ["*_b1"]), ids=lambda row: row.name)
+def test_flops_of_a_network_are_those_of_its_module(row):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from pykernels.cli.bench.peers.subjects import build
+
+    module, inputs = build(row)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module.to("meta")(*(x.to("meta") for x in inputs))
+    assert row.flops == counter.get_total_flops()
+
+
 def test_contenders_of_a_row():
     def takers(name):
         return {c.name for c in contenders.CONTENDERS if c.takes(rows.by_name(name))}
@@ -221,7 +233,7 @@ def test_the_eager_baseline_computes_the_op(spec):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["peers", "cars"], "table: expected one of models, conv, lstm, int8; got 'cars'"),
+        (["peers", "cars"], "table: expected one of models, networks, conv, lstm, int8; got 'cars'"),
         (["peers", "models", "--rows", "vgg*"], "rows: 'vgg*' matches no row of 'models'"),
         (["peers", "models", "--contenders", "jax"], "contenders: 'jax' is none of eager"),
         (["peers", "models", "--threads", "0"], "--threads: expected positive numbers"),

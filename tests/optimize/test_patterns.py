@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import pykernels as pk
+from pykernels.cli.bench.peers.networks.mobile import MobileOneBlock
 from pykernels.optimize._program import Program
 from tests.harness import relative_l2
 from tests.optimize.models import agree, image, kinds, randomise, same
-from tests.optimize.zoo import MobileOneBlock
 
 
 def steps(fast) -> list[str]:

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import pykernels as pk
+from pykernels.cli.bench.peers.networks import build
+from pykernels.cli.bench.peers.networks.layers import SqueezeExcite
+from pykernels.cli.bench.peers.networks.residual import DenseLayer
 from pykernels.optimize import _tell
 from pykernels.optimize._report import ITSELF, OURS, TORCH, Ran, Report
 from tests.optimize.models import Branches, image, randomise
-from tests.optimize.zoo import DenseLayer, SqueezeExcite, build
 
 
 def ran(model, *inputs):

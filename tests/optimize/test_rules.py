@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import pykernels as pk
+from pykernels.cli.bench.peers.networks import NETWORKS, build
 from pykernels.ops.conv_bn_act.arguments import Geometry
 from pykernels.optimize import _rules
 from pykernels.optimize._torchs import TorchConv
 from tests.harness import relative_l2
 from tests.optimize.models import agree, kinds, randomise
-from tests.optimize.zoo import ZOO, build
 
 ACTIVATIONS = {
     "none": lambda y: y, "relu": F.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "silu": F.silu,
@@ -124,7 +124,7 @@ def test_weights_that_change_reach_what_torch_runs():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_networks_that_people_run(name):
     model, x = build(name)
     x = x[..., :64, :64]

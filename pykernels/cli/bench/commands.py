@@ -71,7 +71,7 @@ def _words(text: str) -> list[str]:
 
 @app.command()
 def peers(
-    table: Annotated[str, typer.Argument(help="models, conv, lstm or int8.")] = "models",
+    table: Annotated[str, typer.Argument(help="models, networks, conv, lstm or int8.")] = "models",
     rows: Annotated[str, typer.Option(help="Only rows that match, for example 'resnet*_b1,lstmlm_b1'.")] = "",
     contenders: Annotated[str, typer.Option(help="Only these, by name; the baseline is always in.")] = "",
     threads: Threads = "1,2",

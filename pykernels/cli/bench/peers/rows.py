@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-TABLES = ("models", "conv", "lstm", "int8")
+TABLES = ("models", "networks", "conv", "lstm", "int8")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,24 @@ def _models(batch: int) -> Iterator[Row]:
     macs = 200 * 80 * 32 * 9 + 100 * 40 * 64 * 32 * 9
     macs += 50 * 2 * (_lstm_macs(64 * 20, 256) + _lstm_macs(512, 256)) + 512 * 10
     yield _row(f"cnnlstm_b{batch}", "models", "cnnlstm", batch, macs * batch, "conv", "rnn", **cl)
+
+
+#: The networks of `networks`, with the multiply-adds of one image.
+_NETWORKS = {
+    "mobilenet_v2": 300_774_272,
+    "mobilenet_v3_large": 215_040_960,
+    "efficientnet_lite0": 385_187_552,
+    "efficientnet_b0": 385_814_752,
+    "mobileone_s0": 1_100_706_304,
+    "regnety_008": 797_176_832,
+    "resnext50": 4_230_479_872,
+    "densenet121": 2_834_161_664,
+    "yolov5n": 558_515_200,
+    "yolov8n": 4_371_456_000,
+    "hrnet": 718_821_376,
+    "deeplabv3plus": 3_497_900_032,
+    "crnn": 910_526_976,
+}
 
 
 def _lstm_macs(inputs: int, hidden: int) -> int:
@@ -120,6 +138,11 @@ SMOKE = _conv(1, 4, 8, 3, 1, 8, "smoke", "smoke")
 
 ROWS: tuple[Row, ...] = (
     *(row for batch in (1, 16) for row in _models(batch)),
+    *(
+        _row(f"{name}_b{batch}", "networks", "network", batch, macs * batch, "conv", "bn", structure=name)
+        for batch in (1, 16)
+        for name, macs in _NETWORKS.items()
+    ),
     *(_conv(batch, *sizes) for batch in (1, 16) for sizes in _CONVS),
     *(
         _lstm(kind, t, h, b)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import networks
 from .rows import Row
 
 SEED = 20261122
@@ -51,6 +52,11 @@ def _plain(name: str, *args: Any, **kwargs: Any) -> nn.Module:
 def _resnet(batch: int, depth: int, stem: str, image: int) -> Subject:
     model = _plain(f"resnet{depth}", num_classes=10 if stem == "cifar" else 1000, stem=stem)
     return model, (torch.randn(batch, 3, image, image),)
+
+
+def _network(batch: int, structure: str) -> Subject:
+    make, shape = networks.NETWORKS[structure]
+    return make(), (torch.randn(batch, *shape[1:]),)
 
 
 def _lstmlm(batch: int, vocabulary: int, embedding: int, hidden: int, layers: int, tokens: int) -> Subject:
@@ -119,6 +125,7 @@ def _product(batch: int, m: int, n: int, k: int) -> Subject:
 
 _BUILDERS: dict[str, Callable[..., Any]] = {
     "resnet": _resnet,
+    "network": _network,
     "lstmlm": _lstmlm,
     "cnnlstm": _cnnlstm,
     "conv": _conv,
