@@ -89,7 +89,9 @@ class Stub:
         self.general: dict[Hashable, Program] = {}
         self.exact_only: set[Hashable] = set()
         self.changes = 0
-        ours = type(module).__module__.startswith("pykernels.") and not module.__module__.endswith("models.reference")
+        ours = type(module).__module__.startswith(
+            ("pykernels.nn", "pykernels.models")
+        ) and not module.__module__.endswith("models.reference")
         self.why: str | None = "runs the package's kernels by itself" if ours else None
         if kind_of(module) in _WHOLE and kind_of(module) not in (nn.LSTM, nn.LSTMCell):
             self.why = "has no kernels of ours"
