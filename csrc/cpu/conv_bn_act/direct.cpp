@@ -183,14 +183,27 @@ struct Source {
   int64_t first_image;
 };
 
-// Pointers and offsets of output pixels [begin, begin + count), tile by tile: table: [tile][tap][pixel].
-void point(const ConvArgs& args, const Plan& plan, const Source& source, int64_t begin, int64_t count, int64_t tiles,
+// How the pixels of a block are shared: `large` tiles of size + 1 pixels, then `small` ones of size.
+struct Sharing {
+  int64_t large, small, size;
+
+  explicit Sharing(int64_t pixels) {
+    const int64_t tiles = ceil_div(pixels, kTilePixels);
+    size = pixels / tiles;
+    large = pixels % tiles;
+    small = tiles - large;
+  }
+  int64_t tiles() const { return large + small; }
+};
+
+// Pointers and offsets of output pixels [begin, ...), tile by tile: table: [tile][tap][pixel].
+void point(const ConvArgs& args, const Plan& plan, const Source& source, int64_t begin, const Sharing& sharing,
            const float** table, int64_t* y_at, int64_t* residual_at) {
   const ConvShape& shape = args.shape;
   const int64_t q_size = shape.q(), p_size = shape.p();
-  int64_t q = begin % q_size, p = begin / q_size % p_size, n = begin / plan.pixels;
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t first = tile * count / tiles, size = (tile + 1) * count / tiles - first;
+  int64_t q = begin % q_size, p = begin / q_size % p_size, n = begin / plan.pixels, first = 0;
+  for (int64_t tile = 0; tile < sharing.tiles(); ++tile) {
+    const int64_t size = sharing.size + (tile < sharing.large);
     const float** rows = table + first * plan.taps_run;
     for (int64_t i = 0; i < size; ++i) {
       const int64_t image = source.first_image + n;
@@ -220,6 +233,7 @@ void point(const ConvArgs& args, const Plan& plan, const Source& source, int64_t
         if (++p == p_size) p = 0, ++n;
       }
     }
+    first += size;
   }
 }
 
@@ -237,7 +251,7 @@ const float* next_weight(const Plan& plan, const float* weight, int64_t at, int6
 }
 
 // Cache lines that each chunk of each tile fetches, so that all of them fetch a slice.
-int64_t ahead_lines(const Plan& plan, const Tile& t, int64_t tiles, int64_t row) {
+int64_t ahead_lines(const Plan& plan, const Tiles& t, int64_t tiles, int64_t row) {
   if (plan.group_floats * 4 < kAheadBytes) return 0;
   return ceil_div(t.taps * t.run * row, 16 * tiles * t.taps * ceil_div(t.run, kChunk));
 }
@@ -252,8 +266,8 @@ void run_part(const ConvArgs& args, const Plan& plan, const Source& source, cons
   const int64_t blocks = ceil_div(end - begin, plan.block);
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t from = begin + b * (end - begin) / blocks, count = begin + (b + 1) * (end - begin) / blocks - from;
-    const int64_t tiles = ceil_div(count, kTilePixels);
-    point(args, plan, source, from, count, tiles, table, y_at, residual_at);
+    const Sharing sharing(count);
+    point(args, plan, source, from, sharing, table, y_at, residual_at);
     for (int64_t g0 = panel_begin; g0 < panel_end; g0 += plan.panel_group) {
       const int64_t g1 = min(g0 + plan.panel_group, panel_end);
       for (int64_t slice = 0; slice < max(plan.slices, 1); ++slice) {
@@ -261,7 +275,7 @@ void run_part(const ConvArgs& args, const Plan& plan, const Source& source, cons
           const int64_t group = at / plan.panels, panel = at % plan.panels;
           const int64_t k0 = panel * kPanel, row = plan.panel_width(panel);
           const int64_t c0 = slice * plan.run, run = min(plan.run, plan.c - c0);
-          Tile t;
+          Tiles t;
           t.taps = plan.taps_run;
           t.c0 = group * plan.c + c0;
           t.run = plan.merged ? args.shape.s * plan.c : run;
@@ -271,21 +285,29 @@ void run_part(const ConvArgs& args, const Plan& plan, const Source& source, cons
           t.last = last && !plan.staged;
           float* panel_sums = sums + (plan.slices > 1 ? (at - g0) * plan.block * kPanel : 0);
           t.k0 = group * plan.k + k0;
-          t.count = min(row, plan.k - k0);
+          t.channels = min(row, plan.k - k0);
           t.ahead = next_weight(plan, weight, at, slice, g0, g1, panel_end);
-          t.ahead_lines = ahead_lines(plan, t, tiles, row);
-          const TileFunction* tile_of = kTiles[row / kLanes - 1];
-          for (int64_t tile = 0; tile < tiles; ++tile) {
-            const int64_t first = tile * count / tiles, size = (tile + 1) * count / tiles - first;
-            t.rows = table + first * plan.taps_run;
-            t.sums = plan.slices > 1 || plan.staged ? panel_sums + first * row : sums;
-            t.y_at = y_at + first;
-            t.residual_at = residual_at + first;
-            tile_of[size - 1](t, epilogue);
-            t.ahead += t.ahead_lines * t.taps * ceil_div(t.run, kChunk) * 16;
-          }
+          t.ahead_lines = ahead_lines(plan, t, sharing.tiles(), row);
+          t.rows = table;
+          t.y_at = y_at;
+          t.residual_at = residual_at;
+          const bool kept = plan.slices > 1 || plan.staged;
+          t.sums = kept ? panel_sums : sums;
+          const auto run_some = [&](int64_t tiles, int64_t size) {
+            if (tiles == 0) return;
+            t.count = tiles;
+            t.sums_step = kept ? size * row : 0;
+            kTiles[row / kLanes - 1][size - 1](t, epilogue);
+            t.rows += tiles * t.taps * size;
+            t.y_at += tiles * size;
+            t.residual_at += tiles * size;
+            t.sums += tiles * t.sums_step;
+            t.ahead += tiles * t.ahead_lines * t.taps * ceil_div(t.run, kChunk) * 16;
+          };
+          run_some(sharing.large, sharing.size + 1);
+          run_some(sharing.small, sharing.size);
           if (last && plan.staged) {
-            finish(epilogue, {panel_sums, row, count, y_at, residual_at, t.k0, t.count});
+            finish(epilogue, {panel_sums, row, count, y_at, residual_at, t.k0, t.channels});
           }
         }
       }
