@@ -201,36 +201,49 @@ void point(const ConvArgs& args, const Plan& plan, const Source& source, int64_t
            const float** table, int64_t* y_at, int64_t* residual_at) {
   const ConvShape& shape = args.shape;
   const int64_t q_size = shape.q(), p_size = shape.p();
-  int64_t q = begin % q_size, p = begin / q_size % p_size, n = begin / plan.pixels, first = 0;
+  // What is merged lies in a copy that has its padding, and its taps are rows.
+  const int64_t top = plan.merged ? 0 : shape.pad_top, left = plan.merged ? 0 : shape.pad_left;
+  const int64_t columns = plan.merged ? 1 : shape.s;
+  const int64_t step = shape.stride_w * source.stride_w;
+  const int64_t tap_h = shape.dilation_h * source.stride_h, tap_w = shape.dilation_w * source.stride_w;
+  const int64_t room_h = plan.height - (shape.r - 1) * shape.dilation_h;
+  const int64_t room_w = plan.width - (columns - 1) * shape.dilation_w;
+  int64_t q = begin % q_size, p = begin / q_size % p_size, n = begin / plan.pixels;
+  int64_t y_row, residual_row, h0;
+  bool inside_rows;
+  const float* x_row;  // where the first tap of the row's first pixel lies, though that may be outside
+  const auto begin_row = [&] {
+    const int64_t image = source.first_image + n;
+    y_row = image * args.y_stride[0] + p * args.y_stride[2];
+    residual_row = image * args.residual.stride[0] + p * args.residual.stride[2];
+    h0 = p * shape.stride_h - top;
+    inside_rows = h0 >= 0 && h0 < room_h;
+    x_row = source.x + n * source.stride_n + h0 * source.stride_h - left * source.stride_w;
+  };
+  begin_row();
+  int64_t first = 0;
   for (int64_t tile = 0; tile < sharing.tiles(); ++tile) {
     const int64_t size = sharing.size + (tile < sharing.large);
     const float** rows = table + first * plan.taps_run;
     for (int64_t i = 0; i < size; ++i) {
-      const int64_t image = source.first_image + n;
-      y_at[first + i] = image * args.y_stride[0] + p * args.y_stride[2] + q * args.y_stride[3];
-      residual_at[first + i] =
-          image * args.residual.stride[0] + p * args.residual.stride[2] + q * args.residual.stride[3];
-      const float* x = source.x + n * source.stride_n;
-      const int64_t h0 = p * shape.stride_h - (plan.merged ? 0 : shape.pad_top);
-      const int64_t w0 = q * shape.stride_w - (plan.merged ? 0 : shape.pad_left);
+      y_at[first + i] = y_row + q * args.y_stride[3];
+      residual_at[first + i] = residual_row + q * args.residual.stride[3];
+      const float* x = x_row + q * step;
+      const int64_t w0 = q * shape.stride_w - left;
+      const bool inside = inside_rows && w0 >= 0 && w0 < room_w;
       const float** to = rows + i;
-      if (plan.merged) {
-        for (int64_t r = 0; r < shape.r; ++r, to += size) {
-          *to = x + (h0 + r * shape.dilation_h) * source.stride_h + w0 * source.stride_w;
-        }
-      } else {
-        for (int64_t r = 0; r < shape.r; ++r) {
-          const int64_t h = h0 + r * shape.dilation_h;
-          const bool inside = h >= 0 && h < shape.h;
-          for (int64_t s = 0; s < shape.s; ++s, to += size) {
-            const int64_t w = w0 + s * shape.dilation_w;
-            *to = inside && w >= 0 && w < shape.w ? x + h * source.stride_h + w * source.stride_w : source.zeros;
-          }
+      for (int64_t r = 0; r < shape.r; ++r) {
+        const int64_t h = h0 + r * shape.dilation_h;
+        for (int64_t s = 0; s < columns; ++s, to += size) {
+          const int64_t w = w0 + s * shape.dilation_w;
+          const bool reads = inside || (h >= 0 && h < plan.height && w >= 0 && w < plan.width);
+          *to = reads ? x + r * tap_h + s * tap_w : source.zeros;
         }
       }
       if (++q == q_size) {
         q = 0;
         if (++p == p_size) p = 0, ++n;
+        begin_row();
       }
     }
     first += size;
