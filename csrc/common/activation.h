@@ -15,9 +15,23 @@
 
 namespace pk {
 
-enum class Activation : int32_t { none, relu, leaky_relu, elu, sigmoid, tanh, silu, gelu, hardswish };
+enum class Activation : int32_t {
+  none,
+  relu,
+  leaky_relu,
+  elu,
+  sigmoid,
+  tanh,
+  silu,
+  gelu,
+  hardswish,
+  relu6,
+  hardsigmoid,
+  mish,
+  gelu_tanh
+};
 
-inline constexpr int kActivations = static_cast<int>(Activation::hardswish) + 1;  // after the last
+inline constexpr int kActivations = static_cast<int>(Activation::gelu_tanh) + 1;  // after the last
 
 namespace {
 
@@ -52,7 +66,15 @@ struct ActivationOf {
       case Activation::gelu:
         return x * Math::normal_cdf(x);
       case Activation::hardswish:
-        return x * Math::min(V{} + Scalar{6}, Math::max(V{}, x + Scalar{3})) * static_cast<Scalar>(1 / 6.0);
+        return x * upto6(x + Scalar{3}) * static_cast<Scalar>(1 / 6.0);
+      case Activation::relu6:
+        return upto6(x);
+      case Activation::hardsigmoid:
+        return upto6(x + Scalar{3}) * static_cast<Scalar>(1 / 6.0);
+      case Activation::mish:
+        return x * mish_gate(x);
+      case Activation::gelu_tanh:
+        return x * Math::sigmoid(gelu_argument(x));
     }
     return x;
   }
@@ -87,8 +109,34 @@ struct ActivationOf {
         return gy * (x < Scalar{-3}   ? V{}
                      : x <= Scalar{3} ? x * static_cast<Scalar>(1 / 3.0) + static_cast<Scalar>(0.5)
                                       : V{} + Scalar{1});
+      case Activation::relu6:  // a NaN is neither below nor above
+        return x <= Scalar{0} ? V{} : x >= Scalar{6} ? V{} : gy;
+      case Activation::hardsigmoid:
+        return x <= Scalar{-3} ? V{} : x >= Scalar{3} ? V{} : gy * static_cast<Scalar>(1 / 6.0);
+      case Activation::mish: {
+        const V gate = mish_gate(x);
+        return gy * (gate + x * Math::sigmoid(x) * (Scalar{1} - gate * gate));
+      }
+      case Activation::gelu_tanh: {
+        const V s = Math::sigmoid(gelu_argument(x));
+        return gy * (s + x * s * (Scalar{1} - s) *
+                             (static_cast<Scalar>(1.5957691216057308) + static_cast<Scalar>(0.21406431066) * x * x));
+      }
     }
     return gy;
+  }
+
+  PK_FORMULA V upto6(V x) { return Math::min(V{} + Scalar{6}, Math::max(V{}, x)); }
+
+  // tanh(log(1 + e^x)), which is n / (n + 2) with n = e^x (e^x + 2); beyond 20 it is 1.
+  PK_FORMULA V mish_gate(V x) {
+    const V e = Math::exp(Math::min(V{} + Scalar{20}, x)), n = e * (e + Scalar{2});
+    return n / (n + Scalar{2});
+  }
+
+  // z with (1 + tanh(z / 2)) / 2 = sigmoid(z): 2 sqrt(2 / pi) (x + 0.044715 x^3).
+  PK_FORMULA V gelu_argument(V x) {
+    return static_cast<Scalar>(1.5957691216057308) * x * (Scalar{1} + static_cast<Scalar>(0.044715) * x * x);
   }
 
   // The gradient where is_signed, of an argument above 0, or NaN, and of any other. Not gy * 0: gy may be infinite.

@@ -42,6 +42,17 @@ def _silu_backward(gy: Tensor, z: Tensor, slope: float) -> Tensor:
     return aten.silu_backward(gy, z)
 
 
+def _mish_backward(gy: Tensor, z: Tensor, slope: float) -> Tensor:
+    if torch.is_grad_enabled():  # nor has mish
+        gate, s = torch.tanh(F.softplus(z)), torch.sigmoid(z)
+        return gy * (gate + z * s * (1 - gate * gate))
+    return aten.mish_backward(gy, z)
+
+
+def _hardsigmoid_backward(gy: Tensor, z: Tensor, slope: float) -> Tensor:
+    return torch.where((z <= -3) | (z >= 3), 0, gy / 6)
+
+
 #: In the order of ``enum class Activation`` in csrc/common/activation.h.
 _TABLE = {
     "none": Activation(lambda z, _: z, lambda gy, z, _: gy, lambda gy, y, _: gy),
@@ -75,6 +86,20 @@ _TABLE = {
     "silu": Activation(lambda z, _: F.silu(z), _silu_backward),
     "gelu": Activation(lambda z, _: F.gelu(z), lambda gy, z, _: aten.gelu_backward(gy, z)),
     "hardswish": Activation(lambda z, _: F.hardswish(z), lambda gy, z, _: aten.hardswish_backward(gy, z)),
+    "relu6": Activation(
+        lambda z, _: F.relu6(z),
+        lambda gy, z, _: aten.hardtanh_backward(gy, z, 0, 6),
+        lambda gy, y, _: aten.hardtanh_backward(gy, y, 0, 6),
+    ),
+    "hardsigmoid": Activation(
+        lambda z, _: F.relu6(z + 3) / 6,  # F.hardsigmoid has no second derivative
+        _hardsigmoid_backward,
+        lambda gy, y, _: torch.where((y <= 0) | (y >= 1), 0, gy / 6),
+    ),
+    "mish": Activation(lambda z, _: F.mish(z), _mish_backward),
+    "gelu_tanh": Activation(
+        lambda z, _: F.gelu(z, approximate="tanh"), lambda gy, z, _: aten.gelu_backward(gy, z, approximate="tanh")
+    ),
 }
 
 ACTIVATIONS = tuple(_TABLE)

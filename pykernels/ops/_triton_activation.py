@@ -23,6 +23,25 @@ def sigmoid(x):
 
 
 @triton.jit
+def upto6(x):
+    return tl.where(x < 0.0, 0.0, tl.where(x > 6.0, 6.0, x))
+
+
+@triton.jit
+def mish_gate(x):
+    # tanh(log(1 + e^x)); beyond 20 it is 1.
+    e = tl.exp(tl.where(x > 20.0, 20.0, x))
+    n = e * (e + 2.0)
+    return n / (n + 2.0)
+
+
+@triton.jit
+def gelu_argument(x):
+    # z with (1 + tanh(z / 2)) / 2 = sigmoid(z)
+    return 1.5957691 * x * (1.0 + 0.044715 * x * x)
+
+
+@triton.jit
 def activate(x, ACTIVATION: tl.constexpr, negative_slope):
     if ACTIVATION == "relu":
         x = tl.where(x < 0.0, 0.0, x)
@@ -41,9 +60,15 @@ def activate(x, ACTIVATION: tl.constexpr, negative_slope):
     elif ACTIVATION == "gelu":
         x = 0.5 * x * (1.0 + tl.erf(x * 0.70710678))
     elif ACTIVATION == "hardswish":
-        y = x + 3.0
-        y = tl.where(y < 0.0, 0.0, tl.where(y > 6.0, 6.0, y))
-        x = x * y * 0.16666667
+        x = x * upto6(x + 3.0) * 0.16666667
+    elif ACTIVATION == "relu6":
+        x = upto6(x)
+    elif ACTIVATION == "hardsigmoid":
+        x = upto6(x + 3.0) * 0.16666667
+    elif ACTIVATION == "mish":
+        x = x * mish_gate(x)
+    elif ACTIVATION == "gelu_tanh":
+        x = x * sigmoid(gelu_argument(x))
     else:
         tl.static_assert(ACTIVATION == "none", "unknown activation")
     return x
@@ -67,6 +92,16 @@ def gradient(gy, x, ACTIVATION: tl.constexpr, negative_slope):
         gy *= 0.5 + 0.5 * tl.erf(x * 0.70710678) + x * 0.39894228 * tl.exp(-0.5 * x * x)
     elif ACTIVATION == "hardswish":
         gy *= tl.where(x < -3.0, 0.0, tl.where(x <= 3.0, x * 0.33333333 + 0.5, 1.0))
+    elif ACTIVATION == "relu6":
+        gy = tl.where((x <= 0.0) | (x >= 6.0), 0.0, gy)
+    elif ACTIVATION == "hardsigmoid":
+        gy = tl.where((x <= -3.0) | (x >= 3.0), 0.0, gy * 0.16666667)
+    elif ACTIVATION == "mish":
+        gate = mish_gate(x)
+        gy *= gate + x * sigmoid(x) * (1.0 - gate * gate)
+    elif ACTIVATION == "gelu_tanh":
+        p = sigmoid(gelu_argument(x))
+        gy *= p + x * p * (1.0 - p) * (1.5957691 + 0.21406431 * x * x)
     else:
         gy = signed_gradient(gy, (x <= 0.0) == 0, ACTIVATION, negative_slope)
     return gy

@@ -6,6 +6,7 @@ Dynamo looks into modules, ours among them, and so comes upon the ops that take 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ from pykernels.optimize._graph import Graph, Step, Value
 
 _FUNCTIONS = {
     "relu": F.relu, "leaky_relu": F.leaky_relu, "elu": F.elu, "silu": F.silu, "gelu": F.gelu, "hardswish": F.hardswish,
-    "sigmoid": torch.sigmoid, "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu6": F.relu6, "hardsigmoid": F.hardsigmoid, "mish": F.mish,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
 }  # fmt: skip
 
 

@@ -216,7 +216,7 @@ def test_an_error_of_the_kernels_is_not_hidden(x, monkeypatch):
 
 def test_constructor_refuses():
     with pytest.raises(ValueError, match="ConvBNAct2d: activation: expected one of"):
-        pk.nn.ConvBNAct2d(1, 1, 1, activation="mish")
+        pk.nn.ConvBNAct2d(1, 1, 1, activation="swish")
     with pytest.raises(ValueError, match="in_channels must be divisible by groups"):
         pk.nn.ConvBNAct2d(3, 4, 1, groups=2)
 

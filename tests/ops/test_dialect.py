@@ -117,7 +117,7 @@ def test_an_unknown_backend(op):
 
 @pytest.mark.parametrize("op", ACTIVATED)
 def test_an_unknown_activation(op):
-    refused(ValueError, op, "activation", "one of none, .*; got 'mish'", CALLS[op], activation="mish")
+    refused(ValueError, op, "activation", "one of none, .*; got 'swish'", CALLS[op], activation="swish")
 
 
 @pytest.mark.parametrize("value", ["a", None, [1.0]])

@@ -37,18 +37,25 @@ struct Epilogue {
   char* y;
   int64_t residual_c, y_c;  // strides of the channels, in elements
   float negative_slope;
-  bool planes;        // y's or residual's channels are not adjacent
-  bool relu;          // the activation
-  bool in_registers;  // y and residual float32 with adjacent channels, and no activation but relu
+  bool planes;  // y's or residual's channels are not adjacent
+  Activation activation;
+  bool in_registers;  // y and residual float32 with adjacent channels, and an activation of a few instructions
   int64_t element;    // bytes
   FinishFunction function;
 };
 
 namespace {
 
+// Is it a few instructions, for which a tile's sums need not leave the registers?
+constexpr bool is_short(Activation activation) {
+  return activation == Activation::none || activation == Activation::relu || activation == Activation::leaky_relu ||
+         activation == Activation::relu6 || activation == Activation::hardswish ||
+         activation == Activation::hardsigmoid;
+}
+
 inline Epilogue make_epilogue(const ConvArgs& args) {
   const auto* residual = static_cast<const char*>(args.residual.data);
-  const bool relu = args.activation == Activation::relu, bf16 = args.dtype == DType::bf16;
+  const bool bf16 = args.dtype == DType::bf16;
   const bool adjacent = args.y_stride[1] == 1 && (residual == nullptr || args.residual.stride[1] == 1);
   const bool planes = !adjacent || args.shape.k == 1;
   return {args.scale,
@@ -59,8 +66,8 @@ inline Epilogue make_epilogue(const ConvArgs& args) {
           args.y_stride[1],
           args.negative_slope,
           planes,
-          relu,
-          !bf16 && !planes && (relu || args.activation == Activation::none),
+          args.activation,
+          !bf16 && !planes && is_short(args.activation),
           static_cast<int64_t>(size_of(args.dtype)),
           conv_finish.of[static_cast<int>(args.activation)][bf16][planes]};
 }

@@ -6,6 +6,7 @@
 // Two vectors and as many pixels as leave room for them and a broadcast: 6 x 2 of 16 registers, 14 x 2 of 32.
 #pragma once
 
+#include "cpu/activate.h"
 #include "cpu/conv_bn_act/epilogue.h"
 
 namespace pk {
@@ -34,14 +35,68 @@ struct Tiles {
   int64_t k0, channels;  // output channels [k0, k0 + channels), channels <= NV * kLanes
 };
 
+template <Activation kA, int MR, int NV>
+inline void activate_tile(F32 (&acc)[MR][NV], float negative_slope) {
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; ++v) acc[i][v] = activate(acc[i][v], kA, negative_slope);
+}
+
+// What follows the sums of whole vectors of channels from k0 on, without a trip to memory: where e.in_registers. Phase
+// by phase, so that no flag is looked at again: a store may change any of them, as far as compilers know.
+template <int MR, int NV>
+inline void finish_tile(F32 (&acc)[MR][NV], const Epilogue& e, const int64_t* y_at, const int64_t* residual_at,
+                        int64_t k0) {
+#pragma GCC unroll 16
+  for (int v = 0; v < NV; ++v) {
+    const F32 scale = e.scale ? load<F32>(e.scale + k0 + v * kLanes) : broadcast(1.0f);
+    const F32 shift = e.shift ? load<F32>(e.shift + k0 + v * kLanes) : F32{};
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) acc[i][v] = fma(acc[i][v], scale, shift);
+  }
+  if (e.residual) {
+    const auto* residual = reinterpret_cast<const float*>(e.residual) + k0;
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; ++v) acc[i][v] += load<F32>(residual + residual_at[i] + v * kLanes);
+  }
+  switch (e.activation) {
+    case Activation::relu:
+      activate_tile<Activation::relu>(acc, 0);
+      break;
+    case Activation::leaky_relu:
+      activate_tile<Activation::leaky_relu>(acc, e.negative_slope);
+      break;
+    case Activation::relu6:
+      activate_tile<Activation::relu6>(acc, 0);
+      break;
+    case Activation::hardswish:
+      activate_tile<Activation::hardswish>(acc, 0);
+      break;
+    case Activation::hardsigmoid:
+      activate_tile<Activation::hardsigmoid>(acc, 0);
+      break;
+    default:
+      break;
+  }
+  float* y[MR];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) y[i] = reinterpret_cast<float*>(e.y) + y_at[i] + k0;
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; ++v) store(y[i] + v * kLanes, acc[i][v]);
+}
+
 template <int MR, int NV>
 void run_tiles(const Tiles& t, const Epilogue& e) {
   constexpr int64_t kRow = NV * kLanes;
   // Locals: a store may change whatever is read through a pointer, as far as compilers know.
   const bool in_registers = t.last && e.in_registers && t.channels == kRow, fetches = t.last && !e.planes;
-  const bool first = t.first, relu = e.relu;
+  const bool first = t.first;
   const int64_t taps = t.taps, c0 = t.c0, run = t.run, ahead_lines = t.ahead_lines;
-  const auto* residual = reinterpret_cast<const float*>(e.residual);
   const float* const* rows = t.rows;
   const int64_t* y_at = t.y_at;
   const int64_t* residual_at = t.residual_at;
@@ -93,32 +148,7 @@ void run_tiles(const Tiles& t, const Epilogue& e) {
       if (t.last) finish(e, {sums, kRow, MR, y_at, residual_at, t.k0, t.channels});
       continue;
     }
-#pragma GCC unroll 16
-    for (int v = 0; v < NV; ++v) {
-      const F32 scale = e.scale ? load<F32>(e.scale + t.k0 + v * kLanes) : broadcast(1.0f);
-      const F32 shift = e.shift ? load<F32>(e.shift + t.k0 + v * kLanes) : F32{};
-#pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i) acc[i][v] = fma(acc[i][v], scale, shift);
-    }
-    if (residual) {
-#pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v) acc[i][v] += load<F32>(residual + residual_at[i] + t.k0 + v * kLanes);
-    }
-    if (relu) {
-#pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v) acc[i][v] = max(F32{}, acc[i][v]);
-    }
-    float* y[MR];
-#pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) y[i] = reinterpret_cast<float*>(e.y) + y_at[i] + t.k0;
-#pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 16
-      for (int v = 0; v < NV; ++v) store(y[i] + v * kLanes, acc[i][v]);
+    finish_tile(acc, e, y_at, residual_at, t.k0);
   }
 }
 

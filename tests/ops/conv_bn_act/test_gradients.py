@@ -78,6 +78,9 @@ def test_bfloat16_gradients(activation):
     want = torch.autograd.grad(conv_bn_act_reference(*args2, **kwargs2).sum(), wide)
     # hardswish's slope jumps by a half at -3 and 3, and rounding puts z on their other sides.
     tolerance = (3.8 if activation == "hardswish" else 1) * gradient_bound(args[1], y)
+    if activation == "hardsigmoid":  # there its slope jumps from 0: what is on the other side is wrong as a whole
+        z = conv_bn_act_reference(*args2, **{**kwargs2, "activation": "none"}).abs()
+        tolerance += float(((z - 3).abs() < 3 * 2**-7).sum() / (z < 3).sum()) ** 0.5
     for g, w, t in zip(got, want, inputs, strict=True):
         assert g.dtype == t.dtype
         assert relative_l2(g, w) <= tolerance
