@@ -156,25 +156,23 @@ class ConvBNAct2d(PacksWeights):
             folded = () if bn is None else (bn.running_mean, bn.running_var, bn.weight, bn.bias)
             return conv_bn_act(
                 x, conv.weight, conv.bias, *folded, eps=1e-5 if bn is None else bn.eps, residual=residual,
-                stride=conv.stride, padding=padding, dilation=conv.dilation, groups=conv.groups,
-                activation=self.activation, negative_slope=self.negative_slope,
+                activation=self.activation, negative_slope=self.negative_slope, **self._geometry(padding),
             )  # fmt: skip
         # Without a GPU Triton's kernels are interpreted, where that is asked for by name.
         if (conv.weight.is_cuda or _dispatch.asked_backend() == "triton") and is_replaceable(bn, nn.BatchNorm2d):
             if _has_kernels(conv, x):
                 return self._train(bn, x, padding, residual)
             return self._normalise(bn, self._convolve(x, padding), residual)
-        z = conv_bn_act(
-            x, conv.weight, conv.bias, stride=conv.stride, padding=padding, dilation=conv.dilation, groups=conv.groups,
-            activation="none",
-        )  # fmt: skip
-        z = bn(z)
+        z = bn(conv_bn_act(x, conv.weight, conv.bias, activation="none", **self._geometry(padding)))
         return apply_activation(z if residual is None else z + residual, self.activation, self.negative_slope)
+
+    def _geometry(self, padding: Any) -> dict[str, Any]:
+        conv = self.conv
+        return {"stride": conv.stride, "padding": padding, "dilation": conv.dilation, "groups": conv.groups}
 
     def _convolve(self, x: torch.Tensor, padding: Any) -> torch.Tensor:
         """The convolution alone; where gradients may be wanted torch's, which has the backward pass anyway."""
-        conv = self.conv
-        options = {"stride": conv.stride, "padding": padding, "dilation": conv.dilation, "groups": conv.groups}
+        conv, options = self.conv, self._geometry(padding)
         if torch.is_grad_enabled():
             return F.conv2d(x, conv.weight, conv.bias, **options)
         return conv_bn_act(x, conv.weight, conv.bias, activation="none", **options)
@@ -201,9 +199,8 @@ class ConvBNAct2d(PacksWeights):
             x, residual = x[None], None if residual is None else residual[None]
         y = conv_batch_norm_act(
             x, conv.weight, conv.bias, bn.running_mean if tracks else None, bn.running_var if tracks else None,
-            bn.weight, bn.bias, stride=conv.stride, padding=padding, dilation=conv.dilation, groups=conv.groups,
-            momentum=momentum, eps=bn.eps, residual=residual, activation=self.activation,
-            negative_slope=self.negative_slope,
+            bn.weight, bn.bias, momentum=momentum, eps=bn.eps, residual=residual, activation=self.activation,
+            negative_slope=self.negative_slope, **self._geometry(padding),
         )  # fmt: skip
         return y[0] if unbatched else y
 
