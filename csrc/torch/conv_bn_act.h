@@ -1,12 +1,12 @@
-// The arguments of conv_bn_act's ops, on every device.
+// The arguments of convolution's ops, on every device. What is no tensor is stated once, by ConvCall and Int8ConvCall:
+// their `each` gives schemas and kernels the fields (boxed.h), `fill` checks them and hands them on.
 #pragma once
 
 #include "pykernels/conv_bn_act.h"
-#include "torch/checks.h"
+#include "torch/boxed.h"
 
 namespace pk::binding {
 
-using Ints = std::vector<int64_t>;
 using MaybeTensor = std::optional<Tensor>;
 
 inline const void* data_of(const Tensor& t) { return t.const_data_ptr(); }
@@ -26,6 +26,88 @@ inline void check_dim(const Tensor& t, int64_t expected, const char* op, const c
   check(t.dim() == expected, op, argument, "expected ", expected, " dimensions, got shape ", shape_of(t));
 }
 
+// Of every op of convolution.
+struct Geometry {
+  Ints stride, padding, dilation;
+  int64_t groups;
+
+  void each(auto&& field) {
+    field("stride", stride);
+    field("padding", padding);
+    field("dilation", dilation);
+    field("groups", groups);
+  }
+
+  // Sets all of `shape` but the tensors' sizes.
+  void fill(const char* op, ConvShape* shape) const {
+    check_length(stride, 2, op, "stride");
+    check_length(padding, 4, op, "padding");
+    check_length(dilation, 2, op, "dilation");
+    check(stride[0] >= 1 && stride[1] >= 1, op, "stride", "expected at least 1, got (", stride[0], ", ", stride[1],
+          ")");
+    for (int64_t p : padding) check(p >= 0, op, "padding", "expected at least 0, got ", p);
+    check(dilation[0] >= 1 && dilation[1] >= 1, op, "dilation", "expected at least 1, got (", dilation[0], ", ",
+          dilation[1], ")");
+    shape->stride_h = stride[0];
+    shape->stride_w = stride[1];
+    shape->pad_top = padding[0];
+    shape->pad_left = padding[1];
+    shape->pad_bottom = padding[2];
+    shape->pad_right = padding[3];
+    shape->dilation_h = dilation[0];
+    shape->dilation_w = dilation[1];
+  }
+};
+
+// conv_bn_act's.
+struct ConvCall {
+  Geometry geometry;
+  int64_t activation;
+  double negative_slope;
+  bool tf32;
+
+  void each(auto&& field) {
+    geometry.each(field);
+    field("activation", activation);
+    field("negative_slope", negative_slope);
+    field("tf32=False", tf32);
+  }
+
+  void fill(const char* op, ConvOptions* options) const {
+    options->activation = to_activation(activation, op);
+    options->negative_slope = static_cast<float>(negative_slope);
+    options->tf32 = tf32;
+  }
+};
+
+// int8_conv2d's.
+struct Int8ConvCall {
+  double residual_scale;
+  Geometry geometry;
+  int64_t activation;
+  double negative_slope, out_scale;
+  ScalarType out_dtype;
+
+  void each(auto&& field) {
+    field("residual_scale", residual_scale);
+    geometry.each(field);
+    field("activation", activation);
+    field("negative_slope", negative_slope);
+    field("out_scale", out_scale);
+    field("out_dtype", out_dtype);
+  }
+
+  // Args: cuda::Int8ConvArgs.
+  template <class Args>
+  void fill(const char* op, Args* args) const {
+    args->residual_scale = static_cast<float>(residual_scale);
+    args->activation = to_activation(activation, op);
+    args->negative_slope = static_cast<float>(negative_slope);
+    args->y_scale = static_cast<float>(out_scale);
+    args->y_dtype = to_dtype(out_dtype, op, "out_dtype", true);
+  }
+};
+
 // The shape of a weight alone, with an x that any weight suits.
 inline ConvShape weight_shape_of(const Ints& weight, int64_t groups, const char* op, const char* argument) {
   check_length(weight, 4, op, argument);
@@ -44,32 +126,12 @@ inline ConvShape weight_shape_of(const Ints& weight, int64_t groups, const char*
   return shape;
 }
 
-inline void set_geometry(const char* op, const Ints& stride, const Ints& padding, const Ints& dilation,
-                         ConvShape* shape) {
-  check_length(stride, 2, op, "stride");
-  check_length(padding, 4, op, "padding");
-  check_length(dilation, 2, op, "dilation");
-  check(stride[0] >= 1 && stride[1] >= 1, op, "stride", "expected at least 1, got (", stride[0], ", ", stride[1], ")");
-  for (int64_t p : padding) check(p >= 0, op, "padding", "expected at least 0, got ", p);
-  check(dilation[0] >= 1 && dilation[1] >= 1, op, "dilation", "expected at least 1, got (", dilation[0], ", ",
-        dilation[1], ")");
-  shape->stride_h = stride[0];
-  shape->stride_w = stride[1];
-  shape->pad_top = padding[0];
-  shape->pad_left = padding[1];
-  shape->pad_bottom = padding[2];
-  shape->pad_right = padding[3];
-  shape->dilation_h = dilation[0];
-  shape->dilation_w = dilation[1];
-}
-
 // The convolution of `x`, of four dimensions, by a weight of this shape.
-inline ConvShape conv_shape_of(const char* op, const Tensor& x, const Ints& weight_shape, const Ints& stride,
-                               const Ints& padding, const Ints& dilation, int64_t groups) {
-  ConvShape shape = weight_shape_of(weight_shape, groups, op, "weight");
-  set_geometry(op, stride, padding, dilation, &shape);
-  check(x.size(1) == shape.c, op, "x", "expected ", shape.c, " channels (weight's ", weight_shape[1], " x ", groups,
-        " groups), got shape ", shape_of(x));
+inline ConvShape conv_shape_of(const char* op, const Tensor& x, const Ints& weight_shape, const Geometry& geometry) {
+  ConvShape shape = weight_shape_of(weight_shape, geometry.groups, op, "weight");
+  geometry.fill(op, &shape);
+  check(x.size(1) == shape.c, op, "x", "expected ", shape.c, " channels (weight's ", weight_shape[1], " x ",
+        geometry.groups, " groups), got shape ", shape_of(x));
   shape.n = x.size(0);
   shape.h = x.size(2);
   shape.w = x.size(3);

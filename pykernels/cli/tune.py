@@ -152,8 +152,7 @@ def _conv_candidates(shape: Shape, dtype: torch.dtype, device: Any) -> list[Any]
 
 def _conv_trial(shape: Shape, dtype: torch.dtype, device: torch.device) -> Trial:
     from pykernels.ops.conv_bn_act import conv_bn_act
-    from pykernels.ops.conv_bn_act.reference import conv_bn_act_reference
-    from pykernels.ops.conv_bn_act.spec import CONV_BN_ACT_SPEC
+    from pykernels.ops.conv_bn_act.spec import CONV_BN_ACT_SPEC, conv_bn_act_reference
 
     m, filters, channels, taps, groups = shape
     side = math.isqrt(taps)

@@ -25,7 +25,7 @@ from pykernels.ops._autocast import autocast_dtype, cast
 from pykernels.ops.batch_norm_act import batch_norm_act
 from pykernels.ops.batch_norm_act.op import BATCH_NORM_ACT
 from pykernels.ops.conv_bn_act import conv_bn_act, fold_batch_norm
-from pykernels.ops.conv_bn_act.arguments import BatchNorm, check_batch_norm, geometry, tf32_allowed
+from pykernels.ops.conv_bn_act.arguments import BatchNorm, ConvCall, Geometry, check_batch_norm, geometry, tf32_allowed
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.ops.conv_bn_act.statistics import conv_batch_norm_act
 
@@ -156,25 +156,23 @@ class ConvBNAct2d(PacksWeights):
             folded = () if bn is None else (bn.running_mean, bn.running_var, bn.weight, bn.bias)
             return conv_bn_act(
                 x, conv.weight, conv.bias, *folded, eps=1e-5 if bn is None else bn.eps, residual=residual,
-                stride=conv.stride, padding=padding, dilation=conv.dilation, groups=conv.groups,
-                activation=self.activation, negative_slope=self.negative_slope,
+                activation=self.activation, negative_slope=self.negative_slope, **self._geometry(padding),
             )  # fmt: skip
         # Without a GPU Triton's kernels are interpreted, where that is asked for by name.
         if (conv.weight.is_cuda or _dispatch.asked_backend() == "triton") and is_replaceable(bn, nn.BatchNorm2d):
             if _has_kernels(conv, x):
                 return self._train(bn, x, padding, residual)
             return self._normalise(bn, self._convolve(x, padding), residual)
-        z = conv_bn_act(
-            x, conv.weight, conv.bias, stride=conv.stride, padding=padding, dilation=conv.dilation, groups=conv.groups,
-            activation="none",
-        )  # fmt: skip
-        z = bn(z)
+        z = bn(conv_bn_act(x, conv.weight, conv.bias, activation="none", **self._geometry(padding)))
         return apply_activation(z if residual is None else z + residual, self.activation, self.negative_slope)
+
+    def _geometry(self, padding: Any) -> dict[str, Any]:
+        conv = self.conv
+        return {"stride": conv.stride, "padding": padding, "dilation": conv.dilation, "groups": conv.groups}
 
     def _convolve(self, x: torch.Tensor, padding: Any) -> torch.Tensor:
         """The convolution alone; where gradients may be wanted torch's, which has the backward pass anyway."""
-        conv = self.conv
-        options = {"stride": conv.stride, "padding": padding, "dilation": conv.dilation, "groups": conv.groups}
+        conv, options = self.conv, self._geometry(padding)
         if torch.is_grad_enabled():
             return F.conv2d(x, conv.weight, conv.bias, **options)
         return conv_bn_act(x, conv.weight, conv.bias, activation="none", **options)
@@ -201,9 +199,8 @@ class ConvBNAct2d(PacksWeights):
             x, residual = x[None], None if residual is None else residual[None]
         y = conv_batch_norm_act(
             x, conv.weight, conv.bias, bn.running_mean if tracks else None, bn.running_var if tracks else None,
-            bn.weight, bn.bias, stride=conv.stride, padding=padding, dilation=conv.dilation, groups=conv.groups,
-            momentum=momentum, eps=bn.eps, residual=residual, activation=self.activation,
-            negative_slope=self.negative_slope,
+            bn.weight, bn.bias, momentum=momentum, eps=bn.eps, residual=residual, activation=self.activation,
+            negative_slope=self.negative_slope, **self._geometry(padding),
         )  # fmt: skip
         return y[0] if unbatched else y
 
@@ -221,8 +218,7 @@ class ConvBNAct2d(PacksWeights):
             bound = pack.by_shape.get(x.shape)
             y = pack.op(x, pack.bound_for(x.shape) if bound is None else bound, residual)
         else:
-            tf32 = tf32_allowed(pack.device)
-            y = pack.op(x, *pack.value, residual, *pack.geometry, pack.code, pack.negative_slope, tf32)
+            y = pack.on_cuda(x, residual)
         return y[0] if unbatched else y
 
     def _wants_gradients(self) -> bool:
@@ -278,12 +274,18 @@ class _ConvPack(Pack):
     #: What tells more of the sources than their versions do, where pykernels.optimize makes the pack.
     moments: Any = None
 
-    def __init__(self, slots: Sequence[Slot], dtype: torch.dtype, key: Any) -> None:
-        conv, _, eps, activation, self.negative_slope, _ = key
-        self.code = activation_code("ConvBNAct2d", activation)
+    def __init__(
+        self, slots: Sequence[Slot], dtype: torch.dtype, key: Any, given_geometry: Geometry | None = None
+    ) -> None:
+        conv, _, eps, activation, negative_slope, _ = key
         self.pads = conv.padding_mode != "zeros"
         padding = 0 if self.pads else conv.padding
-        self.geometry = geometry(conv.weight.shape[2:], conv.stride, padding, conv.dilation, conv.groups)
+        self.geometry = given_geometry or geometry(
+            conv.weight.shape[2:], conv.stride, padding, conv.dilation, conv.groups
+        )
+        call = ConvCall(self.geometry, activation_code("ConvBNAct2d", activation), negative_slope)
+        #: Without tf32 and with it.
+        self.calls = tuple(call._replace(tf32=tf32).flat() for tf32 in (False, True))
         self.by_algorithm: dict[int, torch.Tensor] = {}
         self.by_shape: dict[torch.Size, torch.Tensor] = {}
 
@@ -308,13 +310,17 @@ class _ConvPack(Pack):
         values = self.by_algorithm.values() if self.index < 0 else self.value
         return [t for t in values if isinstance(t, torch.Tensor)]
 
+    def on_cuda(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        """The block's output there."""
+        return self.op(x, *self.value, residual, *self.calls[tf32_allowed(self.device)])
+
     def bound_for(self, x: torch.Size) -> torch.Tensor:
         """What ``conv_bn_act_bound`` is to run for an input of shape ``x`` on the CPU."""
         weight: Any = self.twins[0]
-        algorithm, shape, g = _DIRECT, tuple(weight.shape), self.geometry
+        algorithm, shape = _DIRECT, tuple(weight.shape)
         if len(x) == 4:
             try:
-                algorithm = _native.introspect().conv_algorithm(tuple(x), shape, *g)
+                algorithm = _native.introspect().conv_algorithm(tuple(x), shape, *self.geometry)
             except TypeError as problem:  # a number beyond int64
                 raise RuntimeError("the geometry is out of range") from problem
         bound = self.by_algorithm.get(algorithm)
@@ -323,7 +329,7 @@ class _ConvPack(Pack):
                 raise RuntimeError("another ISA is in force than at packing")  # all of a pack is of one
             with torch.inference_mode(False), torch.no_grad():
                 packed = self._packed(algorithm)
-                bound = torch.ops.pykernels.conv_bind(packed, shape, *self.value, *g, self.code, self.negative_slope)
+                bound = torch.ops.pykernels.conv_bind(packed, shape, *self.value, *self.calls[False])
             self.by_algorithm[algorithm] = bound
         if len(self.by_shape) >= _MOST_SHAPES:
             self.by_shape.clear()

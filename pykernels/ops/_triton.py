@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import torch
 import triton
@@ -99,13 +100,36 @@ def hinted(size: int) -> int:
     return size
 
 
-def triton_op(name: str, *, mutates_args: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Any]:
+def _parameters_of(call: type) -> Iterator[inspect.Parameter]:
+    """The fields of ``call``, a NamedTuple that may have others within, as a function's parameters."""
+    defaults: dict[str, Any] = getattr(call, "_field_defaults", {})
+    for name, kind in get_type_hints(call).items():
+        if hasattr(kind, "_fields"):
+            yield from _parameters_of(kind)
+            continue
+        yield inspect.Parameter(
+            name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=defaults.get(name, inspect.Parameter.empty),
+            annotation=Sequence[int] if get_origin(kind) is tuple else kind,
+        )
+
+
+def triton_op(
+    name: str, *, mutates_args: Sequence[str] = (), call: type | None = None
+) -> Callable[[Callable[..., Any]], Any]:
     """``torch.library.triton_op``: an op that a compiler can see into, down to the kernels that it launches.
+
+    ``call``: what the function takes, flat, as ``*flat`` behind its tensors; torch infers the schema from a signature.
 
     Interpreted kernels are none that a trace could hold: then it is an opaque ``torch.library.custom_op``.
     """
 
-    def register(function: Callable[..., Any]) -> Any:
+    def register(function: Any) -> Any:
+        if call is not None:
+            written = inspect.signature(function)
+            tensors = list(written.parameters.values())[:-1]
+            function.__signature__ = written.replace(parameters=[*tensors, *_parameters_of(call)])
         if INTERPRETED:
             opaque = torch.library.custom_op(name, function, mutates_args=mutates_args)
             opaque.register_fake(function)

@@ -15,7 +15,7 @@ from pykernels.nn import LSTM, LSTMCell
 from pykernels.nn.conv import _ConvPack
 from pykernels.ops import _dispatch
 from pykernels.ops._activation import ACTIVATIONS
-from pykernels.ops.conv_bn_act.arguments import Geometry, geometry, tf32_allowed
+from pykernels.ops.conv_bn_act.arguments import Geometry, geometry
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.ops.lstm.op import LSTM as LSTM_OP
 from pykernels.ops.lstm.op import LSTM_CELL
@@ -63,8 +63,8 @@ class FusedConv:
         if found is not None and found.is_current(found.dtype, found.index, found.key) and found.moments.are_current():
             return found
         slots = [({"": t}, "") for t in tensors]
-        made = _ConvPack(slots, self.weight.dtype, (shape, None, self.eps, self.activation, self.negative_slope, None))
-        made.geometry = self.geometry()
+        key_of_pack = (shape, None, self.eps, self.activation, self.negative_slope, None)
+        made = _ConvPack(slots, self.weight.dtype, key_of_pack, self.geometry())
         # By their elements: torch's batch norm writes to them without counting a version.
         made.moments = Sources([t for t in tensors if t is not None])
         if not any(v in values for v in self.parameters()):
@@ -103,8 +103,7 @@ def _bound_op() -> Any:
 
 
 def _run_on_cuda(x: Tensor, pack: _ConvPack, residual: Tensor | None) -> Tensor:
-    tf32 = tf32_allowed(pack.device)
-    return pack.op(x, *pack.value, residual, *pack.geometry, pack.code, pack.negative_slope, tf32)
+    return pack.on_cuda(x, residual)
 
 
 def is_torchs(function: Any, *names: str) -> bool:

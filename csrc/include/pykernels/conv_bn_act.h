@@ -48,7 +48,14 @@ struct ConvTensor {
   int64_t stride[4] = {};
 };
 
-struct ConvArgs {
+// What a call takes besides its tensors and their shape.
+struct ConvOptions {
+  Activation activation = Activation::none;
+  float negative_slope = 0.01f;  // leaky_relu's
+  bool tf32 = false;             // f32 factors may be rounded to tf32, where that is faster; on CUDA it is
+};
+
+struct ConvArgs : ConvOptions {
   ConvShape shape;
   DType dtype;                   // of x, residual and y: f32 or bf16; on CUDA also f16
   ConvTensor x;                  // (n, c, h, w)
@@ -59,9 +66,6 @@ struct ConvArgs {
   ConvTensor residual;           // (n, k, p, q), or data null: 0
   void* y = nullptr;             // (n, k, p, q)
   int64_t y_stride[4] = {};
-  Activation activation = Activation::none;
-  float negative_slope = 0.01f;  // leaky_relu's
-  bool tf32 = false;             // f32 factors may be rounded to tf32, where that is faster; on CUDA it is
 };
 
 struct ConvMethod;

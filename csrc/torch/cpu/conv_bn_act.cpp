@@ -55,16 +55,14 @@ void check_out(const char* op, const Tensor& x, const Tensor& out) {
 
 // Everything but packed, residual and y, as far as a plan reads it. `keep` holds what scale and shift point to.
 ConvArgs args_of(const char* op, const Tensor& x, const Ints& weight_shape, const MaybeTensor& scale,
-                 const MaybeTensor& shift, const Ints& stride, const Ints& padding, const Ints& dilation,
-                 int64_t groups, int64_t activation, double negative_slope, MaybeTensor (&keep)[2]) {
+                 const MaybeTensor& shift, const ConvCall& call, MaybeTensor (&keep)[2]) {
   check_x(op, x);
   ConvArgs args;
-  args.shape = conv_shape_of(op, x, weight_shape, stride, padding, dilation, groups);
+  args.shape = conv_shape_of(op, x, weight_shape, call.geometry);
   set_x(op, x, &args);
   args.scale = per_channel(scale, args.shape.k, op, "scale", &keep[0]);
   args.shift = per_channel(shift, args.shape.k, op, "shift", &keep[1]);
-  args.activation = to_activation(activation, op);
-  args.negative_slope = static_cast<float>(negative_slope);
+  call.fill(op, &args);
   return args;
 }
 
@@ -112,16 +110,14 @@ Tensor conv_pack_op(Tensor weight, int64_t groups, int64_t algorithm) {
   return pack(plan, weight, torch_executor());
 }
 
-Tensor conv_bn_act_op(Tensor x, Tensor weight, MaybeTensor scale, MaybeTensor shift, MaybeTensor residual, Ints stride,
-                      Ints padding, Ints dilation, int64_t groups, int64_t activation, double negative_slope,
-                      bool /*tf32: CUDA's*/) {
+Tensor conv_bn_act_op(Tensor x, Tensor weight, MaybeTensor scale, MaybeTensor shift, MaybeTensor residual,
+                      ConvCall call) {
   const char* op = "conv_bn_act";
   check_cpu(weight, op, "weight");
   check_dtype(weight, x.scalar_type(), op, "weight");
   check_dim(weight, 4, op, "weight");
   MaybeTensor keep[2];
-  ConvArgs args = args_of(op, x, sizes_of(weight), scale, shift, stride, padding, dilation, groups, activation,
-                          negative_slope, keep);
+  ConvArgs args = args_of(op, x, sizes_of(weight), scale, shift, call, keep);
   const Executor executor = torch_executor();
   ConvPlan plan;
   check_status(make_packing_plan(args, executor.threads, &plan), op);
@@ -131,13 +127,11 @@ Tensor conv_bn_act_op(Tensor x, Tensor weight, MaybeTensor scale, MaybeTensor sh
 }
 
 Tensor conv_bn_act_packed_op(Tensor x, Tensor packed, Ints weight_shape, MaybeTensor scale, MaybeTensor shift,
-                             MaybeTensor residual, Ints stride, Ints padding, Ints dilation, int64_t groups,
-                             int64_t activation, double negative_slope, bool /*tf32: CUDA's*/) {
+                             MaybeTensor residual, ConvCall call) {
   const char* op = "conv_bn_act_packed";
   check_blob(op, "packed", "conv_pack", packed);
   MaybeTensor keep[2];
-  ConvArgs args =
-      args_of(op, x, weight_shape, scale, shift, stride, padding, dilation, groups, activation, negative_slope, keep);
+  ConvArgs args = args_of(op, x, weight_shape, scale, shift, call, keep);
   args.packed = data_of(packed);
   args.packed_bytes = packed.numel();
   const Executor executor = torch_executor();
@@ -150,13 +144,12 @@ Tensor conv_bn_act_packed_op(Tensor x, Tensor packed, Ints weight_shape, MaybeTe
 // nothing, and the packed weight, all aligned to kAlign.
 struct BoundConv {
   static constexpr uint32_t kMagic = 0x624b4350;  // "PCKb"
-  static constexpr uint32_t kVersion = 1;
+  static constexpr uint32_t kVersion = 2;
   static constexpr int64_t kAlign = 64;
 
   uint32_t magic, version;
   ConvShape shape;  // n, h and w are x's
-  int32_t activation;
-  float negative_slope;
+  ConvOptions options;
   int32_t has_scale, has_shift;
 
   static int64_t room(int64_t bytes) { return round_up(bytes, kAlign); }
@@ -166,18 +159,16 @@ struct BoundConv {
   int64_t packed_at() const { return shift_at() + (has_shift ? vector_bytes() : 0); }
 };
 
-Tensor conv_bind_op(Tensor packed, Ints weight_shape, MaybeTensor scale, MaybeTensor shift, Ints stride, Ints padding,
-                    Ints dilation, int64_t groups, int64_t activation, double negative_slope) {
+Tensor conv_bind_op(Tensor packed, Ints weight_shape, MaybeTensor scale, MaybeTensor shift, ConvCall call) {
   const char* op = "conv_bind";
   check_blob(op, "packed", "conv_pack", packed);
   BoundConv bound = {};  // no byte is left to chance
   bound.magic = BoundConv::kMagic;
   bound.version = BoundConv::kVersion;
-  bound.shape = weight_shape_of(weight_shape, groups, op, "weight_shape");
-  set_geometry(op, stride, padding, dilation, &bound.shape);
+  bound.shape = weight_shape_of(weight_shape, call.geometry.groups, op, "weight_shape");
+  call.geometry.fill(op, &bound.shape);
   bound.shape.h = bound.shape.w = 0;
-  bound.activation = static_cast<int32_t>(to_activation(activation, op));
-  bound.negative_slope = static_cast<float>(negative_slope);
+  call.fill(op, &bound.options);
   bound.has_scale = scale.has_value();
   bound.has_shift = shift.has_value();
   MaybeTensor keep[2];
@@ -220,8 +211,7 @@ ConvPlan open(const char* op, const Tensor& x, const Tensor& bound_conv, const T
   if (bound.has_shift) args.shift = reinterpret_cast<const float*>(blob + bound.shift_at());
   args.packed = blob + bound.packed_at();
   args.packed_bytes = bytes - bound.packed_at();
-  args.activation = static_cast<Activation>(bound.activation);  // the plan checks it
-  args.negative_slope = bound.negative_slope;
+  static_cast<ConvOptions&>(args) = bound.options;  // the plan checks them
   ConvPlan plan;
   check_status(make_plan(args, threads, &plan), op);
   return plan;
@@ -266,17 +256,13 @@ void conv_bn_act_bound_out_op(Tensor x, Tensor bound_conv, MaybeTensor residual,
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
-  m.def(
-      "conv_bn_act(Tensor x, Tensor weight, Tensor? scale, Tensor? shift, Tensor? residual, int[] stride, "
-      "int[] padding, int[] dilation, int groups, int activation, float negative_slope, bool tf32=False) -> Tensor");
+  define<ConvCall>(
+      m, "conv_bn_act(Tensor x, Tensor weight, Tensor? scale, Tensor? shift, Tensor? residual, {}) -> Tensor");
   m.def("conv_pack(Tensor weight, int groups, int algorithm) -> Tensor");
-  m.def(
-      "conv_bn_act_packed(Tensor x, Tensor packed, int[] weight_shape, Tensor? scale, Tensor? shift, "
-      "Tensor? residual, int[] stride, int[] padding, int[] dilation, int groups, int activation, "
-      "float negative_slope, bool tf32=False) -> Tensor");
-  m.def(
-      "conv_bind(Tensor packed, int[] weight_shape, Tensor? scale, Tensor? shift, int[] stride, int[] padding, "
-      "int[] dilation, int groups, int activation, float negative_slope) -> Tensor");
+  define<ConvCall>(m,
+                   "conv_bn_act_packed(Tensor x, Tensor packed, int[] weight_shape, Tensor? scale, Tensor? shift, "
+                   "Tensor? residual, {}) -> Tensor");
+  define<ConvCall>(m, "conv_bind(Tensor packed, int[] weight_shape, Tensor? scale, Tensor? shift, {}) -> Tensor");
   m.def("conv_bn_act_bound(Tensor x, Tensor bound_conv, Tensor? residual) -> Tensor");
   m.def("conv_bn_act_bound_workspace(Tensor x, Tensor bound_conv, Tensor out) -> int");
   m.def(
@@ -285,10 +271,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, m) {
-  m.impl("conv_bn_act", TORCH_BOX(&conv_bn_act_op));
+  m.impl("conv_bn_act", &boxed<&conv_bn_act_op>);
   m.impl("conv_pack", TORCH_BOX(&conv_pack_op));
-  m.impl("conv_bn_act_packed", TORCH_BOX(&conv_bn_act_packed_op));
-  m.impl("conv_bind", TORCH_BOX(&conv_bind_op));
+  m.impl("conv_bn_act_packed", &boxed<&conv_bn_act_packed_op>);
+  m.impl("conv_bind", &boxed<&conv_bind_op>);
   m.impl("conv_bn_act_bound", TORCH_BOX(&conv_bn_act_bound_op));
   m.impl("conv_bn_act_bound_workspace", TORCH_BOX(&conv_bn_act_bound_workspace_op));
   m.impl("conv_bn_act_bound_out", TORCH_BOX(&conv_bn_act_bound_out_op));

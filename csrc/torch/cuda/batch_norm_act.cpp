@@ -1,5 +1,5 @@
 // batch_norm_statistics, batch_norm_act and batch_norm_act_backward on CUDA.
-#include "pykernels/cuda/batch_norm_act.h"
+#include "torch/batch_norm_act.h"
 
 #include <tuple>
 
@@ -100,8 +100,8 @@ struct Shared {
   cuda::BatchNormActArgs args;
 
   Shared(const char* op, const Call& call, const Tensor& x_, const Tensor& mean_, const Tensor& var_,
-         const MaybeTensor& weight_, const MaybeTensor& bias_, const MaybeTensor& residual_, double eps,
-         int64_t activation, double negative_slope)
+         const MaybeTensor& weight_, const MaybeTensor& bias_, const MaybeTensor& residual_,
+         const BatchNormCall& options)
       : x(call.like_x(x_, "x")),
         mean(call.vector(mean_, "mean")),
         var(call.vector(var_, "var")),
@@ -116,19 +116,15 @@ struct Shared {
     args.var = floats(var);
     args.weight = floats(weight);
     args.bias = floats(bias);
-    args.eps = static_cast<float>(eps);
-    args.activation = to_activation(activation, op);
-    args.negative_slope = static_cast<float>(negative_slope);
+    options.fill(op, &args);
   }
 };
 
 std::tuple<Tensor, Tensor> batch_norm_act_op(Tensor x, Tensor mean, Tensor var, MaybeTensor weight, MaybeTensor bias,
-                                             MaybeTensor residual, bool training, double eps, int64_t activation,
-                                             double negative_slope) {
-  (void)training;  // the gradient's affair
+                                             MaybeTensor residual, BatchNormCall options) {
   const char* op = "batch_norm_act";
   const Call call(op, x);
-  const Shared shared(op, call, x, mean, var, weight, bias, residual, eps, activation, negative_slope);
+  const Shared shared(op, call, x, mean, var, weight, bias, residual, options);
   cuda::BatchNormActPlan plan;
   call.on.plan(shared.args, &plan);
   const Tensor y = call.empty_like_x(), mask = call.on.empty({plan.mask_bytes}, ScalarType::Byte);
@@ -140,12 +136,11 @@ std::tuple<Tensor, Tensor> batch_norm_act_op(Tensor x, Tensor mean, Tensor var, 
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act_backward_op(Tensor grad_y, Tensor x, Tensor mean, Tensor var,
                                                                       MaybeTensor weight, MaybeTensor bias,
-                                                                      MaybeTensor residual, Tensor mask, bool training,
-                                                                      double eps, int64_t activation,
-                                                                      double negative_slope, bool need_residual) {
+                                                                      MaybeTensor residual, Tensor mask,
+                                                                      BatchNormCall options, bool need_residual) {
   const char* op = "batch_norm_act_backward";
   const Call call(op, x);
-  const Shared shared(op, call, x, mean, var, weight, bias, residual, eps, activation, negative_slope);
+  const Shared shared(op, call, x, mean, var, weight, bias, residual, options);
   const Tensor kept = call.like_x(grad_y, "grad_y");
   cuda::BatchNormActBackwardArgs args;
   args.forward = shared.args;
@@ -159,7 +154,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act_backward_op(Tensor gra
   args.grad_residual = need_residual ? grad_residual.mutable_data_ptr() : nullptr;
   args.grad_weight = written(grad_weight);
   args.grad_bias = written(grad_bias);
-  args.batch_statistics = training;
+  args.batch_statistics = options.training;
   cuda::BatchNormActBackwardPlan plan;
   call.on.plan(args, &plan);
   check(mask.numel() == 0 || (mask.dim() == 1 && mask.numel() == plan.mask_bytes && mask.is_contiguous()), op, "mask",
@@ -172,8 +167,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act_backward_op(Tensor gra
 
 STABLE_TORCH_LIBRARY_IMPL(pykernels, CUDA, m) {
   m.impl("batch_norm_statistics", TORCH_BOX(&batch_norm_statistics_op));
-  m.impl("batch_norm_act", TORCH_BOX(&batch_norm_act_op));
-  m.impl("batch_norm_act_backward", TORCH_BOX(&batch_norm_act_backward_op));
+  m.impl("batch_norm_act", &boxed<&batch_norm_act_op>);
+  m.impl("batch_norm_act_backward", &boxed<&batch_norm_act_backward_op>);
 }
 
 }  // namespace pk::binding

@@ -6,18 +6,14 @@ namespace {
 
 // What both forms share. `packed` null: it is made of `weight` here.
 Tensor run(const char* op, const Tensor& x, const Tensor* weight, const Tensor* packed, const Ints& weight_shape,
-           const MaybeTensor& scale, const MaybeTensor& shift, const MaybeTensor& residual, const Ints& stride,
-           const Ints& padding, const Ints& dilation, int64_t groups, int64_t activation, double negative_slope,
-           bool tf32) {
+           const MaybeTensor& scale, const MaybeTensor& shift, const MaybeTensor& residual, const ConvCall& call) {
   const OnDevice on(op, x, "x");
   check_dim(x, 4, op, "x");
   ConvArgs args;
   args.dtype = on.float_dtype(x.scalar_type(), "x");
-  args.shape = conv_shape_of(op, x, weight_shape, stride, padding, dilation, groups);
+  args.shape = conv_shape_of(op, x, weight_shape, call.geometry);
   args.x = to_conv_tensor(x);
-  args.tf32 = tf32;
-  args.activation = to_activation(activation, op);
-  args.negative_slope = static_cast<float>(negative_slope);
+  call.fill(op, &args);
   MaybeTensor kept_scale, kept_shift, made;
   args.scale = on.vector(scale, args.shape.k, "scale", &kept_scale);
   args.shift = on.vector(shift, args.shape.k, "shift", &kept_shift);
@@ -64,28 +60,24 @@ Tensor conv_pack_op(Tensor weight, int64_t groups, int64_t algorithm) {
   return conv_packed(on, plan, weight);
 }
 
-Tensor conv_bn_act_op(Tensor x, Tensor weight, MaybeTensor scale, MaybeTensor shift, MaybeTensor residual, Ints stride,
-                      Ints padding, Ints dilation, int64_t groups, int64_t activation, double negative_slope,
-                      bool tf32) {
+Tensor conv_bn_act_op(Tensor x, Tensor weight, MaybeTensor scale, MaybeTensor shift, MaybeTensor residual,
+                      ConvCall call) {
   const char* op = "conv_bn_act";
   check_dtype(weight, x.scalar_type(), op, "weight");
-  return run(op, x, &weight, nullptr, sizes_of(weight, op), scale, shift, residual, stride, padding, dilation, groups,
-             activation, negative_slope, tf32);
+  return run(op, x, &weight, nullptr, sizes_of(weight, op), scale, shift, residual, call);
 }
 
 Tensor conv_bn_act_packed_op(Tensor x, Tensor packed, Ints weight_shape, MaybeTensor scale, MaybeTensor shift,
-                             MaybeTensor residual, Ints stride, Ints padding, Ints dilation, int64_t groups,
-                             int64_t activation, double negative_slope, bool tf32) {
-  return run("conv_bn_act_packed", x, nullptr, &packed, weight_shape, scale, shift, residual, stride, padding, dilation,
-             groups, activation, negative_slope, tf32);
+                             MaybeTensor residual, ConvCall call) {
+  return run("conv_bn_act_packed", x, nullptr, &packed, weight_shape, scale, shift, residual, call);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(pykernels, CUDA, m) {
-  m.impl("conv_bn_act", TORCH_BOX(&conv_bn_act_op));
+  m.impl("conv_bn_act", &boxed<&conv_bn_act_op>);
   m.impl("conv_pack", TORCH_BOX(&conv_pack_op));
-  m.impl("conv_bn_act_packed", TORCH_BOX(&conv_bn_act_packed_op));
+  m.impl("conv_bn_act_packed", &boxed<&conv_bn_act_packed_op>);
 }
 
 }  // namespace pk::binding

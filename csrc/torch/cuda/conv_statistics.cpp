@@ -6,8 +6,8 @@
 namespace pk::binding {
 namespace {
 
-std::tuple<Tensor, Tensor, Tensor> conv_statistics_op(Tensor x, Tensor weight, MaybeTensor bias, Ints stride,
-                                                      Ints padding, Ints dilation, int64_t groups, bool tf32) {
+std::tuple<Tensor, Tensor, Tensor> conv_statistics_op(Tensor x, Tensor weight, MaybeTensor bias, Geometry geometry,
+                                                      bool tf32) {
   const char* op = "conv_statistics";
   const OnDevice on(op, x, "x");
   check_dim(x, 4, op, "x");
@@ -15,7 +15,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_statistics_op(Tensor x, Tensor weight, M
   check_dtype(weight, x.scalar_type(), op, "weight");
   ConvArgs args;
   args.dtype = on.float_dtype(x.scalar_type(), "x");
-  args.shape = conv_shape_of(op, x, sizes_of(weight, op), stride, padding, dilation, groups);
+  args.shape = conv_shape_of(op, x, sizes_of(weight, op), geometry);
   args.x = to_conv_tensor(x);
   args.tf32 = tf32;
   MaybeTensor kept_bias;
@@ -35,6 +35,6 @@ std::tuple<Tensor, Tensor, Tensor> conv_statistics_op(Tensor x, Tensor weight, M
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(pykernels, CUDA, m) { m.impl("conv_statistics", TORCH_BOX(&conv_statistics_op)); }
+STABLE_TORCH_LIBRARY_IMPL(pykernels, CUDA, m) { m.impl("conv_statistics", &boxed<&conv_statistics_op>); }
 
 }  // namespace pk::binding

@@ -10,15 +10,14 @@ constexpr const char* kOp = "int8_conv2d";
 
 // The weight is packed at every call: a pass over memory that is small beside the convolution's.
 Tensor int8_conv2d(Tensor x, Tensor weight, MaybeTensor scale, MaybeTensor shift, MaybeTensor residual,
-                   double residual_scale, Ints stride, Ints padding, Ints dilation, int64_t groups, int64_t activation,
-                   double negative_slope, double y_scale, ScalarType out_dtype) {
+                   Int8ConvCall call) {
   const OnDevice on(kOp, x, "x");
   check_dtype(x, ScalarType::Char, kOp, "x");
   check_dim(x, 4, kOp, "x");
   on.check(weight, "weight");
   check_dtype(weight, ScalarType::Char, kOp, "weight");
   cuda::Int8ConvArgs args;
-  args.shape = conv_shape_of(kOp, x, sizes_of(weight, kOp), stride, padding, dilation, groups);
+  args.shape = conv_shape_of(kOp, x, sizes_of(weight, kOp), call.geometry);
   args.x = to_conv_tensor(x);
   MaybeTensor kept_scale, kept_shift;
   args.scale = on.vector(scale, args.shape.k, "scale", &kept_scale);
@@ -29,11 +28,7 @@ Tensor int8_conv2d(Tensor x, Tensor weight, MaybeTensor scale, MaybeTensor shift
     args.residual = to_conv_tensor(*residual);
     args.residual_dtype = on.dtype(residual->scalar_type(), "residual");
   }
-  args.residual_scale = static_cast<float>(residual_scale);
-  args.activation = to_activation(activation, kOp);
-  args.negative_slope = static_cast<float>(negative_slope);
-  args.y_scale = static_cast<float>(y_scale);
-  args.y_dtype = on.dtype(out_dtype, "out_dtype");
+  call.fill(kOp, &args);
   cuda::Int8ConvPlan plan;
   on.plan(args, &plan);
   check(weight.size(1) * args.shape.r * args.shape.s <= kInt8MaxK, kOp, "weight", "expected at most ", kInt8MaxK,
@@ -41,13 +36,13 @@ Tensor int8_conv2d(Tensor x, Tensor weight, MaybeTensor scale, MaybeTensor shift
   if (residual) check_residual(*residual, args.shape, kOp);
   const Tensor packed = conv_packed(on, plan.packing, weight);
   plan.args.packed = data_of(packed);
-  const Tensor y = conv_output(on, x, out_dtype, &plan.args);
+  const Tensor y = conv_output(on, x, call.out_dtype, &plan.args);
   on.run_by(plan);
   return y;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(pykernels, CUDA, m) { m.impl("int8_conv2d", TORCH_BOX(&int8_conv2d)); }
+STABLE_TORCH_LIBRARY_IMPL(pykernels, CUDA, m) { m.impl("int8_conv2d", &boxed<&int8_conv2d>); }
 
 }  // namespace pk::binding

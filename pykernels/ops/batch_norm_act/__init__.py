@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from pykernels.ops._activation import activation_code
 from pykernels.ops._arguments import check_tensor
 from pykernels.ops._autocast import autocast_dtype, cast
 from pykernels.ops._dispatch import choose, kernels
@@ -68,7 +69,7 @@ def batch_norm_act(
             channel. The message names it.
         RuntimeError: The backend asked for cannot run.
     """
-    call = BatchNormCall.given(training, eps, activation, negative_slope)
+    call = BatchNormCall(training, eps, activation_code(OP, activation), negative_slope)
     check_tensor(OP, "x", x)
     if autocast_dtype(x) is not None:
         residual = cast(x.dtype, residual)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-from pykernels.ops._activation import activation_code
 from pykernels.ops._arguments import (
     check_at_least,
     check_floating,
@@ -31,14 +30,6 @@ class BatchNormCall(NamedTuple):
     activation: int
     negative_slope: float
 
-    @classmethod
-    def given(
-        cls, training: bool = False, eps: float = 1e-5, activation: str = "relu", negative_slope: float = 0.01
-    ) -> BatchNormCall:
-        """From the public function's arguments, as far as they can be checked without a tensor."""
-        check_number(OP, "negative_slope", negative_slope)
-        return cls(training, eps, activation_code(OP, activation), negative_slope)
-
 
 def check_call(
     x: torch.Tensor,
@@ -52,6 +43,7 @@ def check_call(
 ) -> None:
     """Raises where the arguments do not go with the tensor ``x``, or not with each other."""
     eps = call.eps
+    check_number(OP, "negative_slope", call.negative_slope)
     check_number(OP, "momentum", momentum)
     check_floating(OP, "x", x)
     if x.dim() < 2:

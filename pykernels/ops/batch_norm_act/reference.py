@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 
 from pykernels.ops._activation import ACTIVATIONS, apply_activation
 from pykernels.ops.batch_norm_act.arguments import BatchNormCall
-
-
-def batch_norm_act_reference(
-    x: torch.Tensor,
-    running_mean: torch.Tensor | None = None,
-    running_var: torch.Tensor | None = None,
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    *,
-    momentum: float = 0.1,
-    residual: torch.Tensor | None = None,
-    **options: Any,
-) -> torch.Tensor:
-    """`pykernels.ops.batch_norm_act` on any device and floating dtype; ``options`` are `BatchNormCall.given`'s."""
-    call = BatchNormCall.given(**options)
-    return reference(x, running_mean, running_var, weight, bias, residual, momentum, call)
 
 
 def reference(
@@ -37,9 +19,10 @@ def reference(
     momentum: float,
     call: BatchNormCall,
 ) -> torch.Tensor:
-    """The same of arguments that have been checked. Differentiable any number of times.
+    """`pykernels.ops.batch_norm_act` of arguments that have been checked, on any device, of any floating dtype.
 
-    Computed in float32 at least; the running statistics are updated in place whatever their dtype.
+    Differentiable any number of times. Computed in float32 at least; the running statistics are updated in place
+    whatever their dtype.
     """
     accumulate = torch.promote_types(x.dtype, torch.float32)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from pykernels.ops._activation import ACTIVATIONS
 from pykernels.ops._spec import OpSpec, Sample, lay_out
 from pykernels.ops.batch_norm_act import batch_norm_act
 from pykernels.ops.batch_norm_act.op import BATCH_NORM_ACT
-from pykernels.ops.batch_norm_act.reference import batch_norm_act_reference
 
 
 def _norm(
@@ -79,6 +79,8 @@ _NORM = (
     _norm("resnet50-1024-14-n64", (64, 1024, 14, 14), residual=True, bench=True),
     _norm("resnet50-2048-7-n64", (64, 2048, 7, 7), residual=True, bench=True),
 )
+
+batch_norm_act_reference = partial(batch_norm_act, backend="reference")
 
 BATCH_NORM_ACT_SPEC = OpSpec(
     op=BATCH_NORM_ACT,

@@ -81,7 +81,7 @@ def conv_bn_act(
         ValueError: A shape, a device, the geometry, ``activation`` or ``backend`` is wrong. The message names it.
         RuntimeError: The backend asked for cannot run.
     """
-    call = conv_call(x, weight, residual, stride, padding, dilation, groups, activation, negative_slope)
+    call = conv_call(x, weight, residual, stride, padding, dilation, groups, activation, negative_slope=negative_slope)
     norm = BatchNorm(bias, running_mean, running_var, bn_weight, bn_bias, eps)
     check_batch_norm(x, weight.shape[0], norm)
     x, weight, residual = cast(autocast_dtype(x), (x, weight, residual))

@@ -49,7 +49,8 @@ class Geometry(NamedTuple):
 class ConvCall(NamedTuple):
     """What the kernels take besides tensors.
 
-    ``torch.ops.pykernels.conv_bn_act`` takes it `flat`, last; `of` makes it of that again.
+    ``torch.ops.pykernels.conv_bn_act`` takes it `flat`, last; `of` makes it of that again. In C++ it is the ConvCall of
+    csrc/torch/conv_bn_act.h.
     """
 
     geometry: Geometry
@@ -198,16 +199,20 @@ def conv_call(
     x: torch.Tensor,
     weight: torch.Tensor,
     residual: torch.Tensor | None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    activation: str = "relu",
-    negative_slope: float = 0.01,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    dilation: int | Sequence[int],
+    groups: int,
+    activation: str,
+    **numbers: float,
 ) -> ConvCall:
-    """The call, checked; raises where ``x``, ``weight``, ``residual`` and the rest do not go together."""
+    """The call, checked; raises where ``x``, ``weight``, ``residual`` and the rest do not go together.
+
+    ``numbers`` are `ConvCall`'s own.
+    """
     code = activation_code(OP, activation)
-    check_number(OP, "negative_slope", negative_slope)
+    for name, number in numbers.items():
+        check_number(OP, name, number)
     check_tensor(OP, "x", x)
     check_floating(OP, "x", x)
     any_float = autocast_dtype(x) is not None  # it makes them one dtype, as it does for F.conv2d
@@ -216,7 +221,7 @@ def conv_call(
     if residual is not None:
         check_like(OP, "residual", residual, x, any_float=any_float)
         check_shape(OP, "residual", residual, shape, "the output's shape")
-    return ConvCall(g, code, negative_slope, tf32_allowed(x.device))
+    return ConvCall(g, code, tf32=tf32_allowed(x.device), **numbers)
 
 
 def check_batch_norm(x: torch.Tensor, k: int, norm: BatchNorm) -> None:

@@ -1,12 +1,12 @@
 """What PyTorch needs to know of the native ops: shapes without data, gradients, autocast.
 
-With c = conv2d(x, w), z = c * scale + shift + residual, y = act(z) and the gradient gz of z:
+With c = conv2d(x, w), z = c * scale + shift + residual, y = act(z) and the gradient grad_z of z:
 
-    dshift = sum(gz),  dresidual = gz,  dx = conv2d_input(gz, w * scale)
-    dw = dw0 * scale and dscale = sum(w * dw0),  where dw0 = conv2d_weight(x, gz)
+    grad_shift = sum(grad_z),  grad_residual = grad_z,  grad_x = conv2d_input(grad_z, w * scale)
+    grad_weight = g * scale and grad_scale = sum(w * g),  where g = conv2d_weight(x, grad_z)
 
-for <c_k, gz_k> = <w_k, dw0_k>: so dscale needs no second convolution, and one `aten.convolution_backward` gives dx and
-dw0. Every step is a differentiable aten op, so the backward can be differentiated again.
+for <c_k, grad_z_k> = <w_k, g_k>: so grad_scale needs no second convolution, and one `aten.convolution_backward` gives
+grad_x and g. Every step is a differentiable aten op, so the backward can be differentiated again.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ aten = torch.ops.aten
 
 
 def convolution_backward(
-    gz: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, g: Geometry, need_x: bool, need_weight: bool
+    grad_z: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, g: Geometry, need_x: bool, need_weight: bool
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """The gradients of a convolution's input and weight, as far as they are needed."""
     whole, padding = padded(x, g)
-    dx, dw, _ = aten.convolution_backward(
-        gz, whole, weight, None, g.stride, padding, g.dilation, False, (0, 0), g.groups, (need_x, need_weight, False)
+    needed = (need_x, need_weight, False)
+    grad_x, grad_weight, _ = aten.convolution_backward(
+        grad_z, whole, weight, None, g.stride, padding, g.dilation, False, (0, 0), g.groups, needed
     )
     if need_x and whole is not x:
         (top, left, *_), (height, width) = g.padding, x.shape[2:]
-        dx = dx[:, :, top : top + height, left : left + width]
-    return dx if need_x else None, dw if need_weight else None
+        grad_x = grad_x[:, :, top : top + height, left : left + width]
+    return grad_x if need_x else None, grad_weight if need_weight else None
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -54,7 +55,7 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> No
 def backward_with(convolve: Callable[..., torch.Tensor]) -> Callable[..., tuple[Any, ...]]:
     """The backward of an op with conv_bn_act's arguments; ``convolve``, such an op, computes z again."""
 
-    def backward(ctx: Any, gy: torch.Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad_y: torch.Tensor) -> tuple[Any, ...]:
         x, weight, scale, y, shift, residual = ctx.saved_tensors
         call: ConvCall = ctx.call
         need_x, need_weight, need_scale, need_shift, need_residual = ctx.needs_input_grad[:5]
@@ -62,18 +63,19 @@ def backward_with(convolve: Callable[..., torch.Tensor]) -> Callable[..., tuple[
         def pre_activation() -> torch.Tensor:
             return convolve(x, weight, scale, shift, residual, *call._replace(activation=0).flat())
 
-        gz = activation_backward(gy, ACTIVATIONS[call.activation], call.negative_slope, y, pre_activation)
-        dx = dw = dscale = dshift = None
+        grad_z = activation_backward(grad_y, ACTIVATIONS[call.activation], call.negative_slope, y, pre_activation)
+        grad_x = grad_weight = grad_scale = grad_shift = None
         if need_x or need_weight or need_scale:
             scaled = weight if scale is None else (weight * scale[:, None, None, None]).to(weight.dtype)
-            dx, dw = convolution_backward(gz, x, scaled, call.geometry, need_x, need_weight or need_scale)
+            wanted = need_weight or need_scale
+            grad_x, grad_weight = convolution_backward(grad_z, x, scaled, call.geometry, need_x, wanted)
             if need_scale:
-                dscale = (weight.float() * dw).sum((1, 2, 3))
-            if scale is not None and dw is not None:
-                dw = (dw * scale[:, None, None, None]).to(weight.dtype)
+                grad_scale = (weight.float() * grad_weight).sum((1, 2, 3))
+            if scale is not None and grad_weight is not None:
+                grad_weight = (grad_weight * scale[:, None, None, None]).to(weight.dtype)
         if need_shift:
-            dshift = gz.sum((0, 2, 3), dtype=torch.float32)
-        found = dx, dw if need_weight else None, dscale, dshift, gz if need_residual else None
+            grad_shift = grad_z.sum((0, 2, 3), dtype=torch.float32)
+        found = grad_x, grad_weight if need_weight else None, grad_scale, grad_shift, grad_z if need_residual else None
         return *found, *[None] * len(call.flat())
 
     return backward

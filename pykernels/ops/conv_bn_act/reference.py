@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 
 from pykernels.ops._activation import ACTIVATIONS, apply_activation
-from pykernels.ops.conv_bn_act.arguments import BatchNorm, ConvCall, conv_call, padded, with_channels
-
-
-def conv_bn_act_reference(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    running_mean: torch.Tensor | None = None,
-    running_var: torch.Tensor | None = None,
-    bn_weight: torch.Tensor | None = None,
-    bn_bias: torch.Tensor | None = None,
-    *,
-    eps: float = 1e-5,
-    residual: torch.Tensor | None = None,
-    **options: Any,
-) -> torch.Tensor:
-    """`pykernels.ops.conv_bn_act` on any device and floating dtype; ``options`` are those of `conv_call`."""
-    call = conv_call(x, weight, residual, **options)
-    norm = BatchNorm(bias, running_mean, running_var, bn_weight, bn_bias, eps)
-    return reference(*with_channels(x, weight, call.geometry.groups), norm, residual, call)
+from pykernels.ops.conv_bn_act.arguments import BatchNorm, ConvCall, padded
 
 
 def reference(
     x: torch.Tensor, weight: torch.Tensor, norm: BatchNorm, residual: torch.Tensor | None, call: ConvCall
 ) -> torch.Tensor:
-    """The same of arguments that have been checked, and have channels. Differentiable any number of times.
+    """`pykernels.ops.conv_bn_act` of arguments that have been checked, and have channels.
+
+    On any device and of any floating dtype; differentiable any number of times.
 
     Computed in float32 at least behind the convolution, and written out rather than by `F.batch_norm`, so that
     gradients reach the running statistics too.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from pykernels.ops._spec import OpSpec, Sample, lay_out
 from pykernels.ops.conv_bn_act import conv_bn_act
 from pykernels.ops.conv_bn_act.arguments import geometry, output_size
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
-from pykernels.ops.conv_bn_act.reference import conv_bn_act_reference
 
 
 def _sample(
@@ -161,6 +161,8 @@ _BENCH = (
     _bench("resnet-3x3-64-56-n16", 64, 56, 64, 3, residual=True, n=16),
     _bench("resnet50-1x1-256-1024-14-n16", 256, 14, 1024, 1, residual=True, n=16),
 )
+
+conv_bn_act_reference = partial(conv_bn_act, backend="reference")
 
 CONV_BN_ACT_SPEC = OpSpec(
     op=CONV_BN_ACT,

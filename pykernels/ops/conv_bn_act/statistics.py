@@ -8,7 +8,6 @@ convolution's; mean and var have none of their own, because batch_norm_act's gra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,23 +33,18 @@ def conv_batch_norm_act(
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
     *,
-    stride: int | Sequence[int],
-    padding: int | Sequence[int] | str,
-    dilation: int | Sequence[int],
-    groups: int,
     momentum: float,
     eps: float,
     residual: torch.Tensor | None,
-    activation: str,
-    negative_slope: float,
+    **options: Any,
 ) -> torch.Tensor:
     """Training's ``act(batch_norm(conv2d(x)) + residual)`` by the kernels: a convolution that leaves the statistics,
-    and one pass over its output. ``x`` is (N, C, H, W); the other arguments are `conv_bn_act`'s and `batch_norm_act`'s,
-    the running statistics those to update.
+    and one pass over its output. ``x`` is (N, C, H, W); the other arguments are `conv_bn_act`'s (``options`` those of
+    `conv_call`) and `batch_norm_act`'s, the running statistics those to update.
     """
-    call = conv_call(x, conv_weight, residual, stride, padding, dilation, groups, activation, negative_slope)
+    call = conv_call(x, conv_weight, residual, **options)
     x, conv_weight, residual = cast(autocast_dtype(x), (x, conv_weight, residual))
-    x, conv_weight = with_channels(x, conv_weight, groups)
+    x, conv_weight = with_channels(x, conv_weight, call.geometry.groups)
     ops = kernels(choose(CONV_BN_ACT, x.device, x.dtype), CONV_BN_ACT)
     z, mean, var = ops.conv_statistics(x, conv_weight, _wide(conv_bias), *call.geometry, call.tf32)
     rest = BatchNormCall(True, eps, call.activation, call.negative_slope)
@@ -98,18 +92,19 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor,
     ctx.save_for_backward(x, weight)
 
 
-def backward(ctx: Any, gz: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+def backward(ctx: Any, grad_z: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
     """The convolution's gradient."""
-    if gz is None:
-        return (None,) * 8
+    inputs = len(ctx.needs_input_grad)
+    if grad_z is None:
+        return (None,) * inputs
     x, weight = ctx.saved_tensors
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-    dx = dw = dbias = None
+    grad_x = grad_weight = grad_bias = None
     if need_x or need_weight:
-        dx, dw = convolution_backward(gz, x, weight, ctx.geometry, need_x, need_weight)
+        grad_x, grad_weight = convolution_backward(grad_z, x, weight, ctx.geometry, need_x, need_weight)
     if need_bias:
-        dbias = gz.sum((0, 2, 3), dtype=torch.promote_types(gz.dtype, torch.float32))
-    return (dx, dw, dbias, *[None] * 5)
+        grad_bias = grad_z.sum((0, 2, 3), dtype=torch.promote_types(grad_z.dtype, torch.float32))
+    return grad_x, grad_weight, grad_bias, *[None] * (inputs - 3)
 
 
 def _register() -> None:

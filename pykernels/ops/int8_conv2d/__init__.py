@@ -78,13 +78,13 @@ def int8_conv2d(
         RuntimeError: The backend asked for cannot run, or a tensor requires a gradient, which quantisation has not.
     """
     call = int8_conv_call(
-        x, weight, residual, residual_scale, stride, padding, dilation, groups, activation, negative_slope, out_scale,
-        out_dtype,
+        x, weight, residual, stride, padding, dilation, groups, activation, out_dtype,
+        residual_scale=residual_scale, negative_slope=negative_slope, out_scale=out_scale,
     )  # fmt: skip
     k = weight.shape[0]
     scale = vector(OP, "scale", scale, (1, k), x.device)
     check_bias(OP, bias, k, x.device)
-    plain = scale is None and bias is None and residual is None and call.activation == 0 and call.y_scale == 1
+    plain = scale is None and bias is None and residual is None and call.activation == 0 and call.out_scale == 1
     check_out_dtype(OP, out_dtype, plain)
     refuse_gradient(OP, scale=scale, bias=bias, residual=residual)
     x, weight = with_channels(x, weight, groups)

@@ -23,7 +23,7 @@ class Int8ConvCall(NamedTuple):
     #: `activation_code`'s
     activation: int
     negative_slope: float
-    y_scale: float
+    out_scale: float
     out_dtype: torch.dtype
 
     @classmethod
@@ -40,21 +40,22 @@ def int8_conv_call(
     x: torch.Tensor,
     weight: torch.Tensor,
     residual: torch.Tensor | None,
-    residual_scale: float = 1.0,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    activation: str = "none",
-    negative_slope: float = 0.01,
-    out_scale: float = 1.0,
-    out_dtype: torch.dtype = torch.float32,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    dilation: int | Sequence[int],
+    groups: int,
+    activation: str,
+    out_dtype: torch.dtype,
+    **numbers: float,
 ) -> Int8ConvCall:
-    """The call, checked but for ``out_dtype``; raises where ``x``, ``weight``, ``residual`` and the rest don't fit."""
+    """The call, checked but for ``out_dtype``; raises where ``x``, ``weight``, ``residual`` and the rest don't fit.
+
+    ``numbers`` are `Int8ConvCall`'s own.
+    """
     code = activation_code(OP, activation)
-    check_number(OP, "residual_scale", residual_scale)
-    check_number(OP, "negative_slope", negative_slope)
-    check_number(OP, "out_scale", out_scale)
+    for name, number in numbers.items():
+        check_number(OP, name, number)
+        numbers[name] = float(number)
     check_int8(OP, "x", x)
     check_int8(OP, "weight", weight)
     g, shape = check_convolution(OP, x, weight, stride, padding, dilation, groups)
@@ -69,4 +70,4 @@ def int8_conv_call(
             fail(TypeError, OP, "residual", "torch.int8 or a floating dtype", residual.dtype)
         check_device(OP, "residual", residual, x.device)
         check_shape(OP, "residual", residual, shape, "the output's shape")
-    return Int8ConvCall(float(residual_scale), g, code, negative_slope, float(out_scale), out_dtype)
+    return Int8ConvCall(geometry=g, activation=code, out_dtype=out_dtype, **numbers)

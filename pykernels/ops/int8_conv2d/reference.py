@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch._prims_common import suggest_memory_format
 
 from pykernels.ops._activation import ACTIVATIONS, apply_activation
-from pykernels.ops.conv_bn_act.arguments import padded, with_channels
-from pykernels.ops.int8_conv2d.arguments import Int8ConvCall, int8_conv_call
+from pykernels.ops.conv_bn_act.arguments import padded
+from pykernels.ops.int8_conv2d.arguments import Int8ConvCall
 from pykernels.ops.int8_matmul.reference import to_int8
-
-
-def int8_conv2d_reference(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    *,
-    residual: torch.Tensor | None = None,
-    **options: Any,
-) -> torch.Tensor:
-    """`pykernels.ops.int8_conv2d` on any device; ``options`` are those of `int8_conv_call`."""
-    call = int8_conv_call(x, weight, residual, **options)
-    return reference(*with_channels(x, weight, call.geometry.groups), scale, bias, residual, call)
 
 
 def reference(
@@ -36,7 +20,10 @@ def reference(
     residual: torch.Tensor | None,
     call: Int8ConvCall,
 ) -> torch.Tensor:
-    """The same of arguments that have been checked. The sums are taken in float64, which is exact up to 2^53."""
+    """`pykernels.ops.int8_conv2d` of arguments that have been checked, on any device.
+
+    The sums are taken in float64, which is exact up to 2^53.
+    """
     g, out_dtype = call.geometry, call.out_dtype
     layout = suggest_memory_format(x) if x.dim() == 4 else torch.contiguous_format
     x, padding = padded(x.double(), g)
@@ -52,6 +39,6 @@ def reference(
             y = y + bias.to(wide)[:, None, None]
         if residual is not None:
             y = y + call.residual_scale * residual.to(wide)
-        y = apply_activation(y, ACTIVATIONS[call.activation], call.negative_slope) * call.y_scale
+        y = apply_activation(y, ACTIVATIONS[call.activation], call.negative_slope) * call.out_scale
     y = to_int8(y, -128) if out_dtype == torch.int8 else y.to(out_dtype)
     return y.contiguous(memory_format=layout)

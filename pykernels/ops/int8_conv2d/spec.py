@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from pykernels.ops._spec import OpSpec, Sample, lay_out
 from pykernels.ops.conv_bn_act.arguments import geometry, output_size
 from pykernels.ops.int8_conv2d import int8_conv2d
 from pykernels.ops.int8_conv2d.op import INT8_CONV2D
-from pykernels.ops.int8_conv2d.reference import int8_conv2d_reference
 
 
 def _int8(
@@ -59,6 +59,8 @@ def _int8(
         bench=bench,
     )  # fmt: skip
 
+
+int8_conv2d_reference = partial(int8_conv2d, backend="reference")
 
 INT8_CONV2D_SPEC = OpSpec(
     op=INT8_CONV2D,

@@ -145,7 +145,7 @@ def lstm(
     flat = [check_tensor(op, f"weights[{i}]", w) for i, w in enumerate(weights)]
     dtype = autocast_dtype(x)
     x, h0, c0, flat = cast(dtype, (x, h0, c0, flat))
-    call = check_lstm(x, h0, c0, flat, num_layers, bidirectional, batch_first, dropout, batch_sizes)
+    call = check_lstm(x, h0, c0, flat, batch_sizes, LSTMCall(num_layers, bidirectional, batch_first), dropout)
     dropout = dropout if training and num_layers > 1 else 0.0
     with autocast_off(dtype, x):
         where = choose(LSTM, x.device, x.dtype, backend)

@@ -113,14 +113,12 @@ def check_lstm(
     h0: Tensor,
     c0: Tensor,
     weights: Sequence[Tensor],
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-    dropout: float,
     batch_sizes: Tensor | None,
+    call: LSTMCall,
+    dropout: float,
 ) -> LSTMCall:
-    """The call; raises for tensors and numbers that do not fit."""
-    op, directions = "lstm", 2 if bidirectional else 1
+    """``call``, without biases where ``weights`` have none; raises for tensors and numbers that do not fit."""
+    op, num_layers, directions = "lstm", call.num_layers, call.directions
     check_int(op, "num_layers", num_layers, 1)
     check_number(op, "dropout", dropout)
     if not 0 <= dropout <= 1:
@@ -143,7 +141,7 @@ def check_lstm(
         if x.dim() not in (2, 3):
             expected = "3 dimensions, or 2 for an unbatched sequence"
             fail(ValueError, op, "x", expected, f"{x.dim()} dimensions")
-        time = 1 if batch_first and x.dim() == 3 else 0
+        time = 1 if call.batch_first and x.dim() == 3 else 0
         steps, batch = x.shape[time], x.shape[1 - time : 2 - time] if x.dim() == 3 else x.shape[:0]
     if steps == 0:
         fail(ValueError, op, "x", "at least one time step", "none")
@@ -155,4 +153,4 @@ def check_lstm(
     states = (num_layers * directions, *batch, hidden)
     check_shape(op, "h0", h0, states)
     check_shape(op, "c0", c0, states)
-    return LSTMCall(num_layers, bidirectional, batch_first, each == 4)
+    return call if each == 4 else call._replace(has_bias=False)

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 import pykernels as pk
 from pykernels.ops import batch_norm_act
 from pykernels.ops._activation import apply_activation
-from pykernels.ops.batch_norm_act.reference import batch_norm_act_reference
-from pykernels.ops.batch_norm_act.spec import BATCH_NORM_ACT_SPEC
+from pykernels.ops.batch_norm_act.spec import BATCH_NORM_ACT_SPEC, batch_norm_act_reference
 from tests.harness import inputs_of, map_tensors, normal, relative_l2, samples_of, tensors_of, to_double
 
 SAMPLES = samples_of(BATCH_NORM_ACT_SPEC)

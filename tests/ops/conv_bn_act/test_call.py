@@ -17,7 +17,7 @@ from pykernels.ops._activation import apply_activation
 from pykernels.ops._spec import lay_out
 from pykernels.ops.conv_bn_act import fold_batch_norm
 from pykernels.ops.conv_bn_act.arguments import packed_shape
-from pykernels.ops.conv_bn_act.reference import conv_bn_act_reference
+from pykernels.ops.conv_bn_act.spec import conv_bn_act_reference
 from tests.harness import (
     FORMATS,
     assert_threads_change_nothing,

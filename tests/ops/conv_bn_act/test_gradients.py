@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pykernels.ops import ACTIVATIONS, conv_bn_act
-from pykernels.ops.conv_bn_act.reference import conv_bn_act_reference
+from pykernels.ops.conv_bn_act.spec import conv_bn_act_reference
 from tests.harness import inputs_of, leaves, native, normal, on_cpu_and_triton, relative_l2, to_double
 from tests.ops.conv_bn_act.cases import SAMPLES, bound, each_sample, gradient_bound
 

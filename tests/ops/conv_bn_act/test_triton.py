@@ -9,7 +9,7 @@ import torch
 from torch.library import opcheck
 
 from pykernels.ops.conv_bn_act import conv_bn_act
-from pykernels.ops.conv_bn_act.reference import conv_bn_act_reference
+from pykernels.ops.conv_bn_act.spec import conv_bn_act_reference
 from tests.harness import DEVICE, FORMATS, normal, relative_l2, triton_reason
 from tests.ops.conv_bn_act.cases import bound
 

@@ -9,8 +9,7 @@ from torch.library import opcheck
 
 import pykernels as pk
 from pykernels.ops import int8_conv2d
-from pykernels.ops.int8_conv2d.reference import int8_conv2d_reference
-from pykernels.ops.int8_conv2d.spec import INT8_CONV2D_SPEC
+from pykernels.ops.int8_conv2d.spec import INT8_CONV2D_SPEC, int8_conv2d_reference
 from tests.harness import DEVICE, inputs_of, native, needs_cuda, tensors_of
 from tests.ops.int8_conv2d.checks import each_check, integers
 

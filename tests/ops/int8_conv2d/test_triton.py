@@ -8,7 +8,7 @@ from torch.library import opcheck
 
 from pykernels.ops._spec import ROUNDOFF
 from pykernels.ops.int8_conv2d import int8_conv2d
-from pykernels.ops.int8_conv2d.reference import int8_conv2d_reference
+from pykernels.ops.int8_conv2d.spec import int8_conv2d_reference
 from tests.harness import DEVICE, FORMATS, triton_reason
 from tests.ops.int8_conv2d.checks import each_check, integers
 

@@ -31,54 +31,37 @@ from pykernels.ops.int8_conv2d.arguments import Int8ConvCall
 REDUCE_M, REDUCE_N = 32, 64
 
 
-@triton_op("pykernels::conv_bn_act_triton")
+@triton_op("pykernels::conv_bn_act_triton", call=ConvCall)
 def conv_bn_act(
     x: torch.Tensor,
     weight: torch.Tensor,
     scale: torch.Tensor | None,
     shift: torch.Tensor | None,
     residual: torch.Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: int,
-    negative_slope: float,
-    tf32: bool = False,
+    *flat: Any,
 ) -> torch.Tensor:
     """``torch.ops.pykernels.conv_bn_act`` in Triton: the same arguments, checked by the public function."""
-    call = ConvCall.of(stride, padding, dilation, groups, activation, negative_slope, tf32)
-    return _convolve(x, weight, scale, shift, residual, call)
+    return _convolve(x, weight, scale, shift, residual, ConvCall.of(*flat))
 
 
 conv_bn_act.register_autograd(backward_with(conv_bn_act), setup_context=setup_context)
 
 
-@triton_op("pykernels::int8_conv2d_triton")
+@triton_op("pykernels::int8_conv2d_triton", call=Int8ConvCall)
 def int8_conv2d(
     x: torch.Tensor,
     weight: torch.Tensor,
     scale: torch.Tensor | None,
     shift: torch.Tensor | None,
     residual: torch.Tensor | None,
-    residual_scale: float,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: int,
-    negative_slope: float,
-    y_scale: float,
-    out_dtype: torch.dtype,
+    *flat: Any,
 ) -> torch.Tensor:
-    """cast(act(scale[k] * sum + shift[k] + residual_scale * residual) * y_scale), of the exact int32 convolution.
+    """cast(act(scale[k] * sum + shift[k] + residual_scale * residual) * out_scale), of the exact int32 convolution.
 
     x, weight: int8, no zero points. scale, shift: (k,) float32. residual: int8 or float, of y's shape. out_dtype: int32
     (the sums, the rest unused), int8 (nearest even, saturated, NaN gives 0), float16, bfloat16 or float32.
     """
-    geometry = Geometry.of(stride, padding, dilation, groups)
-    call = Int8ConvCall(residual_scale, geometry, activation, negative_slope, y_scale, out_dtype)
-    return _convolve(x, weight, scale, shift, residual, call)
+    return _convolve(x, weight, scale, shift, residual, Int8ConvCall.of(*flat))
 
 
 def _convolve(
@@ -91,7 +74,7 @@ def _convolve(
 ) -> torch.Tensor:
     g, device = call.geometry, device_of(x)
     if isinstance(call, Int8ConvCall):
-        residual_scale, y_scale, out_dtype, precision = call.residual_scale, call.y_scale, call.out_dtype, "ieee"
+        residual_scale, y_scale, out_dtype, precision = call.residual_scale, call.out_scale, call.out_dtype, "ieee"
     else:
         residual_scale, y_scale, out_dtype = 0.0, None, x.dtype
         precision = matrix_precision(x.dtype, call.tf32, device)
@@ -230,7 +213,8 @@ def conv_statistics(
 
     Two kernels one after the other: z is read once more. (In CUDA C++ the convolution's epilogue leaves them.)
     """
-    z = conv_bn_act(x, weight, None, bias, None, stride, padding, dilation, groups, 0, 0.0, tf32)
+    call = ConvCall(Geometry.of(stride, padding, dilation, groups), 0, 0.0, tf32)
+    z = conv_bn_act(x, weight, None, bias, None, *call.flat())
     mean, var = batch_norm_statistics(z, None, None, 0.0)
     return z, mean, var
 
