@@ -329,7 +329,7 @@ void run(const void* blocking, const ConvArgs& args, const float* weight, char* 
                      n};
     if (plan.copied) {
       const int64_t top = plan.merged ? shape.pad_top : 0, left = plan.merged ? shape.pad_left : 0;
-      to_nhwc(copy, args.x, args.dtype, n, images, shape, 1, plan.height, plan.width, top, left, executor);
+      to_nhwc(copy, args.x, args.dtype, n, images, shape, plan.height, plan.width, top, left, executor);
       source = {copy, plan.height * plan.width * shape.c, plan.width * shape.c, shape.c, zeros, n};
     }
     const int64_t pixels = images * plan.pixels;
