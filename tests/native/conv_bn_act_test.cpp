@@ -32,6 +32,7 @@ ConvLayout layout_of(const ConvShape& s) {
   return algorithm == ConvAlgorithm::winograd4                                             ? ConvLayout::winograd4
          : algorithm == ConvAlgorithm::winograd2                                           ? ConvLayout::winograd2
          : s.groups > 1 && (c == 1 || (c == k && (c == 2 || c == 4 || c == 8 || c == 16))) ? ConvLayout::narrow
+         : s.groups == 1 && s.c > 0 && s.c <= 8 && s.s > 1                                 ? ConvLayout::merged
                                                                                            : ConvLayout::direct;
 }
 

@@ -8,9 +8,9 @@
 
 namespace pk {
 
-enum class ConvLayout : int32_t { direct, narrow, winograd4, winograd2 };
+enum class ConvLayout : int32_t { direct, narrow, merged, winograd4, winograd2 };
 
-inline constexpr int kConvLayouts = 4;
+inline constexpr int kConvLayouts = 5;
 
 // All arguments have been checked by the plan.
 struct ConvMethod {

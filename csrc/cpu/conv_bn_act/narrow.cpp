@@ -1,11 +1,11 @@
 // Convolution in narrow groups: depthwise, every channel its own filter(s), and groups of a few channels, as many in
 // as out. Channels in lanes; narrow_tile.h has the inner loop.
 //
-// x in float32 with adjacent channels is read where it lies, but for the pixels at the left and right edge. Any other
-// x, and images of few columns, go through a ring of rows in cache: a block of channels at a time, as float32, with the
-// padding's zeros beside them. So a block's sums, and all that is done with them, are the same for every layout of x.
+// x goes through a ring of rows in cache: a block of channels at a time, as float32 with adjacent channels and the
+// padding's zeros beside them. So the edges are like the rest, no stride of x's makes lines of cache collide, and all
+// that follows is the same for every layout of x.
 //
-//   threads: images x strips of rows x chunks of blocks     chunk: its rows under the filter stay in L2
+//   threads: images x strips of rows x chunks of blocks
 //   block of kBlock channels
 //   rectangle of kChunk pixels                              its sums stay in L1 for the epilogue
 //
@@ -22,9 +22,6 @@ namespace PK_ISA {
 namespace {
 
 constexpr int64_t kChunk = 64;              // pixels of a rectangle
-constexpr int64_t kColumns = 16;            // of a rectangle of x that is read where it lies
-constexpr int64_t kRowBytes = 192 << 10;    // of a chunk
-constexpr int64_t kLeastDirect = 24;        // columns of y, below which the edges are too much of it
 constexpr int64_t kThreadWork = 128 << 10;  // products that are worth waking a thread for
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -36,8 +33,8 @@ struct Plan {
   int64_t vector_floats;  // of the weight: a vector of output channels
   int64_t blocks, chunks, strips, threads;
   int64_t rows, columns;  // of a rectangle
-  int64_t ring, width;    // rows and columns of the ring; 0 rows: none
-  int64_t slot_bytes;     // ring, row pointers
+  int64_t ring, width;    // rows and columns of the ring
+  int64_t ring_bytes, slot_bytes;
 
   Plan(const ConvArgs& args, int most_threads) {
     const ConvShape& shape = args.shape;
@@ -46,27 +43,24 @@ struct Plan {
     repeat = group == 1 ? shape.k / shape.c : 1;
     vector_floats = shape.r * group * shape.s * kLanes;
     blocks = ceil_div(shape.k, kBlock);
-    const bool direct =
-        args.dtype == DType::f32 && args.x.stride[1] == 1 && repeat == 1 && shape.k % kLanes == 0 && q >= kLeastDirect;
-    columns = min(q, direct ? kColumns : kChunk);
+    columns = min(q, kChunk);
     rows = max(1, min(p, kChunk / columns));
-    const int64_t span = min(shape.h, (shape.r - 1) * shape.dilation_h + (rows - 1) * shape.stride_h + 1);
+    ring = min(shape.h, (shape.r - 1) * shape.dilation_h + (rows - 1) * shape.stride_h + 1);
     width = max((q - 1) * shape.stride_w + (shape.s - 1) * shape.dilation_w + 1, shape.pad_left + shape.w);
-    ring = direct ? 0 : max(span, 1);
-    chunks = direct ? min(blocks, ceil_div(blocks * kBlock * span * shape.w * 4, kRowBytes)) : 1;
     const int64_t work = shape.n * p * q * shape.k * shape.r * shape.s * group;
     threads = max(1, min(most_threads, work / kThreadWork));
-    strips = 1;
+    chunks = strips = 1;
     if (shape.n % threads != 0) {
       // Rows are shared unless there are few of them.
       if (p >= 8 * threads) {
         strips = threads;
       } else {
-        chunks = max(chunks, min(blocks, threads));
+        chunks = min(blocks, threads);
         strips = min(p, ceil_div(threads, shape.n * chunks));
       }
     }
-    slot_bytes = round_up(ring * width * kBlock * 4, kConvAlign) + round_up(shape.r * 8, kConvAlign);
+    ring_bytes = round_up(ring * width * kBlock * 4, kConvAlign);
+    slot_bytes = ring_bytes + round_up(shape.r * 8, kConvAlign);
   }
 };
 
@@ -104,7 +98,7 @@ static_assert(sizeof(Plan) <= kConvBlockingBytes);
 int64_t make_plan(const ConvArgs& args, int threads, void* blocking) {
   const Plan plan(args, threads);
   std::memcpy(blocking, &plan, sizeof plan);
-  return plan.threads * plan.slot_bytes + kBlock * 4;
+  return plan.threads * plan.slot_bytes;
 }
 
 // Of positions first + i * step, i < count: the range of i that lies in [0, size).
@@ -131,12 +125,10 @@ struct Part {
   const Epilogue& epilogue;
   const NarrowTable& table;
   const float* weight;
-  const float* zeros;  // [kBlock]
   float* ring;
   const float** rows;  // [r]
   Scratch& scratch;
   int64_t image = 0;
-  int64_t first = 0, last = 0;  // pixels of a row whose taps are all inside
 
   int64_t channels(int64_t block) const { return min(kBlock, shape.k - block * kBlock); }
   float* ring_row(int64_t h) const { return ring + h % plan.ring * plan.width * kBlock; }
@@ -219,90 +211,57 @@ struct Part {
   // The sums of a block of channels, and what follows them.
   void compute(const Rectangle& y, int64_t block) {
     const int64_t k0 = block * kBlock, count = channels(block);
-    const int64_t pitch = plan.ring > 0 ? kBlock : args.x.stride[3];
+    const int64_t columns = y.q1 - y.q0, tiles = ceil_div(columns, kNarrowPixels);
     NarrowTile t;
     t.rows = rows;
-    t.step = shape.stride_w * pitch;
-    t.tap = shape.dilation_w * pitch;
+    t.step = shape.stride_w * kBlock;
+    t.tap = shape.dilation_w * kBlock;
     t.s = shape.s;
     t.group = plan.group;
     t.vector_floats = plan.vector_floats;
     t.vectors = ceil_div(count, kLanes);
     t.sums = scratch.sums;
-    const float* x = static_cast<const float*>(args.x.data) + image * args.x.stride[0] + k0;
     for (int64_t p = y.p0; p < y.p1; ++p) {
       const int64_t h0 = p * shape.stride_h - shape.pad_top;
       int64_t r0, r1;
       inside(h0, shape.dilation_h, shape.r, shape.h, &r0, &r1);
       t.row_count = r1 - r0;
-      for (int64_t r = r0; r < r1; ++r) {
-        const int64_t h = h0 + r * shape.dilation_h;
-        rows[r - r0] = plan.ring > 0 ? ring_row(h) : x + h * args.x.stride[2];
-      }
+      for (int64_t r = r0; r < r1; ++r) rows[r - r0] = ring_row(h0 + r * shape.dilation_h);
       t.weight = weight + k0 / kLanes * plan.vector_floats + r0 * plan.group * shape.s * kLanes;
-      if (plan.ring > 0) {
-        tiles(&t, y.q0, y.q1, 0);
-      } else {
-        const int64_t left = min(max(first, y.q0), y.q1), right = max(min(last, y.q1), left);
-        edge(&t, y.q0, left);
-        tiles(&t, left, right, shape.pad_left * pitch);
-        edge(&t, right, y.q1);
+      for (int64_t i = 0, q = y.q0; i < tiles; ++i) {
+        const int64_t pixels = y.q0 + (i + 1) * columns / tiles - q;
+        t.at = q * t.step;
+        table.tiles[pixels - 1](t);
+        t.sums += pixels * kBlock;
+        q += pixels;
       }
     }
-    finish(epilogue,
-           {scratch.sums, kBlock, (y.p1 - y.p0) * (y.q1 - y.q0), scratch.y_at, scratch.residual_at, k0, count});
-  }
-
-  void tiles(NarrowTile* t, int64_t begin, int64_t end, int64_t left) {
-    const int64_t count = end - begin, tiles = ceil_div(count, kNarrowPixels);
-    for (int64_t i = 0, q = begin; i < tiles; ++i) {
-      const int64_t pixels = begin + (i + 1) * count / tiles - q;
-      t->at = q * t->step - left;
-      table.tiles[pixels - 1](*t);
-      t->sums += pixels * kBlock;
-      q += pixels;
-    }
-  }
-
-  void edge(NarrowTile* t, int64_t begin, int64_t end) {
-    for (int64_t q = begin; q < end; ++q) {
-      const int64_t column = q * shape.stride_w - shape.pad_left;
-      t->at = column * args.x.stride[3];
-      table.edges[t->vectors - 1](*t, column, shape.dilation_w, shape.w, zeros);
-      t->sums += kBlock;
-    }
+    finish(epilogue, {scratch.sums, kBlock, (y.p1 - y.p0) * columns, scratch.y_at, scratch.residual_at, k0, count});
   }
 
   void run(int64_t strip, int64_t chunk) {
     const int64_t p_size = shape.p(), q_size = shape.q();
     const int64_t begin = strip * p_size / plan.strips, end = (strip + 1) * p_size / plan.strips;
     const int64_t b0 = chunk * plan.blocks / plan.chunks, b1 = (chunk + 1) * plan.blocks / plan.chunks;
-    int64_t unused;
-    inside(-shape.pad_left, shape.stride_w, q_size, shape.w, &first, &unused);
-    inside((shape.s - 1) * shape.dilation_w - shape.pad_left, shape.stride_w, q_size, shape.w, &unused, &last);
     const bool one = end - begin <= plan.rows && q_size <= plan.columns;  // rectangle
     if (one) point({begin, end, 0, q_size});
-    const int64_t passes = plan.ring > 0 ? b1 - b0 : 1;
-    for (int64_t pass = 0; pass < passes; ++pass) {
-      const int64_t from = b0 + pass, to = plan.ring > 0 ? from + 1 : b1;
+    for (int64_t block = b0; block < b1; ++block) {
       int64_t filled = 0;
       for (int64_t p = begin; p < end; p += plan.rows) {
         const int64_t p1 = min(p + plan.rows, end);
-        if (plan.ring > 0) {
-          const int64_t h0 = max(p * shape.stride_h - shape.pad_top, filled);
-          const int64_t h1 =
-              min((p1 - 1) * shape.stride_h - shape.pad_top + (shape.r - 1) * shape.dilation_h + 1, shape.h);
-          if (args.dtype == DType::f32) {
-            fill(static_cast<const float*>(args.x.data), h0, h1, from);
-          } else {
-            fill(static_cast<const bf16_t*>(args.x.data), h0, h1, from);
-          }
-          filled = max(filled, h1);
+        const int64_t h0 = max(p * shape.stride_h - shape.pad_top, filled);
+        const int64_t h1 =
+            min((p1 - 1) * shape.stride_h - shape.pad_top + (shape.r - 1) * shape.dilation_h + 1, shape.h);
+        if (args.dtype == DType::f32) {
+          fill(static_cast<const float*>(args.x.data), h0, h1, block);
+        } else {
+          fill(static_cast<const bf16_t*>(args.x.data), h0, h1, block);
         }
+        filled = max(filled, h1);
         for (int64_t q = 0; q < q_size; q += plan.columns) {
           const Rectangle y = {p, p1, q, min(q + plan.columns, q_size)};
           if (!one) point(y);
-          for (int64_t block = from; block < to; ++block) compute(y, block);
+          compute(y, block);
         }
       }
     }
@@ -314,15 +273,13 @@ void run(const void* blocking, const ConvArgs& args, const float* weight, char* 
   const Plan& plan = *static_cast<const Plan*>(blocking);
   const Epilogue epilogue = make_epilogue(args);
   const NarrowTable& table = narrow_of(plan.group, shape.s, shape.stride_w, shape.dilation_w);
-  auto* zeros = reinterpret_cast<float*>(workspace + plan.threads * plan.slot_bytes);
-  std::memset(zeros, 0, kBlock * 4);
   const int64_t units = shape.n * plan.strips * plan.chunks, parts = min(plan.threads, units);
   parallel_for(executor, 0, parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       char* slot = workspace + i * plan.slot_bytes;
-      auto* rows = reinterpret_cast<const float**>(slot + plan.slot_bytes - round_up(shape.r * 8, kConvAlign));
+      auto* rows = reinterpret_cast<const float**>(slot + plan.ring_bytes);
       Scratch scratch;
-      Part part = {args, shape, plan, epilogue, table, weight, zeros, reinterpret_cast<float*>(slot), rows, scratch};
+      Part part = {args, shape, plan, epilogue, table, weight, reinterpret_cast<float*>(slot), rows, scratch};
       part.clear_padding();
       for (int64_t unit = i * units / parts; unit < (i + 1) * units / parts; ++unit) {
         part.image = unit / (plan.strips * plan.chunks);

@@ -102,46 +102,17 @@ void run_narrow(const NarrowTile& t) {
   }
 }
 
-// One pixel, and all vectors of it at a time. Its first tap is in column `column` of x, which has `width` of them;
-// `zeros` stand for those that are outside.
-template <int kGroup, int NV>
-void run_edge(const NarrowTile& t, int64_t column, int64_t dilation, int64_t width, const float* zeros) {
-  F32 acc[NV];
-#pragma GCC unroll 16
-  for (int v = 0; v < NV; ++v) acc[v] = F32{};
-  const float* w = t.weight;
-  for (int64_t r = 0; r < t.row_count; ++r) {
-    const float* x = t.rows[r] + t.at;
-    each_channel<kGroup>(t.group, [&](auto operand) __attribute__((always_inline)) {
-      for (int64_t s = 0; s < t.s; ++s, w += kLanes) {
-        const int64_t at = column + s * dilation;
-        const float* from = at >= 0 && at < width ? x + s * t.tap : zeros;
-#pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v) {
-          acc[v] = fma(operand(from + group_of<kGroup>(v, t.group)), load<F32>(w + v * t.vector_floats), acc[v]);
-        }
-      }
-    });
-  }
-#pragma GCC unroll 16
-  for (int v = 0; v < NV; ++v) store(t.sums + v * kLanes, acc[v]);
-}
-
 using NarrowFunction = void (*)(const NarrowTile& t);
-using EdgeFunction = void (*)(const NarrowTile& t, int64_t column, int64_t dilation, int64_t width, const float* zeros);
-
 struct NarrowTable {
   NarrowFunction tiles[kNarrowPixels];  // [pixels - 1]
-  EdgeFunction edges[kNarrowVectors];   // [vectors - 1]
 };
 
-template <int kTaps, int kStride, int kGroup, int... i, int... v>
-constexpr NarrowTable narrow_table(std::integer_sequence<int, i...>, std::integer_sequence<int, v...>) {
-  return {{run_narrow<kTaps, kStride, kGroup, i + 1>...}, {run_edge<kGroup, v + 1>...}};
+template <int kTaps, int kStride, int kGroup, int... i>
+constexpr NarrowTable narrow_table(std::integer_sequence<int, i...>) {
+  return {{run_narrow<kTaps, kStride, kGroup, i + 1>...}};
 }
 template <int kTaps, int kStride, int kGroup>
-constexpr NarrowTable kNarrow = narrow_table<kTaps, kStride, kGroup>(std::make_integer_sequence<int, kNarrowPixels>(),
-                                                                     std::make_integer_sequence<int, kNarrowVectors>());
+constexpr NarrowTable kNarrow = narrow_table<kTaps, kStride, kGroup>(std::make_integer_sequence<int, kNarrowPixels>());
 
 template <int kGroup>
 const NarrowTable& narrow_of(int64_t taps, int64_t stride, int64_t dilation) {

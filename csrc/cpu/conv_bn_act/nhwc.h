@@ -42,27 +42,18 @@ inline void copy_row(float* to, int64_t w, int64_t c, const T* from, int64_t str
   }
 }
 
-// to: [images][height][width][c], zero outside x, which begins at (top, left).
-void to_nhwc(float* to, const ConvTensor& x, DType dtype, int64_t first_image, int64_t images, const ConvShape& shape,
-             int64_t height, int64_t width, int64_t top, int64_t left, const Executor& executor) {
-  const int64_t channels = shape.c, row = width * channels;
-  const int64_t grain = row > 0 ? 16384 / row + 1 : 1;
-  parallel_for(executor, 0, images * height, grain, [&](int64_t begin, int64_t end) {
+// to: [images][h][w][c].
+inline void to_nhwc(float* to, const ConvTensor& x, DType dtype, int64_t first_image, int64_t images,
+                    const ConvShape& shape, const Executor& executor) {
+  const int64_t row = shape.w * shape.c, grain = row > 0 ? 16384 / row + 1 : 1;
+  parallel_for(executor, 0, images * shape.h, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      float* out = to + i * row;
-      const int64_t image = first_image + i / height, h = i % height - top;
-      int64_t w = width - left < shape.w ? width - left : shape.w;
-      if (h < 0 || h >= shape.h || w < 0) w = 0;
-      const int64_t before = w > 0 ? left * channels : 0;
-      std::memset(out, 0, static_cast<size_t>(before) * sizeof(float));
-      const int64_t from = image * x.stride[0] + h * x.stride[2];
-      if (w > 0 && dtype == DType::f32) {
-        copy_row(out + before, w, channels, static_cast<const float*>(x.data) + from, x.stride[3], x.stride[1]);
-      } else if (w > 0) {
-        copy_row(out + before, w, channels, static_cast<const bf16_t*>(x.data) + from, x.stride[3], x.stride[1]);
+      const int64_t from = (first_image + i / shape.h) * x.stride[0] + i % shape.h * x.stride[2];
+      if (dtype == DType::f32) {
+        copy_row(to + i * row, shape.w, shape.c, static_cast<const float*>(x.data) + from, x.stride[3], x.stride[1]);
+      } else {
+        copy_row(to + i * row, shape.w, shape.c, static_cast<const bf16_t*>(x.data) + from, x.stride[3], x.stride[1]);
       }
-      const int64_t done = before + w * channels;
-      std::memset(out + done, 0, static_cast<size_t>(row - done) * sizeof(float));
     }
   });
 }

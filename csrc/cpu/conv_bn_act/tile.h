@@ -31,6 +31,27 @@ struct Tile {
   int64_t k0, count;    // output channels [k0, k0 + count), count <= NV * kLanes
 };
 
+// What follows the sums, without a trip to memory: where e.in_registers.
+template <int MR, int NV>
+__attribute__((always_inline)) inline void finish_tile(const F32 (&acc)[MR][NV], const Epilogue& e, const int64_t* y_at,
+                                                       const int64_t* residual_at, int64_t k0) {
+  auto* y = reinterpret_cast<float*>(e.y) + k0;
+  const auto* residual = reinterpret_cast<const float*>(e.residual);
+#pragma GCC unroll 16
+  for (int v = 0; v < NV; ++v) {
+    const int64_t k = v * kLanes;
+    const F32 scale = e.scale ? load<F32>(e.scale + k0 + k) : broadcast(1.0f);
+    const F32 shift = e.shift ? load<F32>(e.shift + k0 + k) : F32{};
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      F32 value = fma(acc[i][v], scale, shift);
+      if (e.residual) value += load<F32>(residual + residual_at[i] + k0 + k);
+      if (e.relu) value = max(F32{}, value);
+      store(y + y_at[i] + k, value);
+    }
+  }
+}
+
 template <int MR, int NV>
 void run_tile(const Tile& t, const Epilogue& e) {
   constexpr int64_t kRow = NV * kLanes;
@@ -73,24 +94,7 @@ void run_tile(const Tile& t, const Epilogue& e) {
       }
     }
   }
-  if (t.last && e.in_registers && t.count == kRow) {
-    auto* y = reinterpret_cast<float*>(e.y) + t.k0;
-    const auto* residual = reinterpret_cast<const float*>(e.residual);
-#pragma GCC unroll 16
-    for (int v = 0; v < NV; ++v) {
-      const int64_t k = v * kLanes;
-      const F32 scale = e.scale ? load<F32>(e.scale + t.k0 + k) : broadcast(1.0f);
-      const F32 shift = e.shift ? load<F32>(e.shift + t.k0 + k) : F32{};
-#pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i) {
-        F32 value = fma(acc[i][v], scale, shift);
-        if (e.residual) value += load<F32>(residual + t.residual_at[i] + t.k0 + k);
-        if (e.relu) value = max(F32{}, value);
-        store(y + t.y_at[i] + k, value);
-      }
-    }
-    return;
-  }
+  if (t.last && e.in_registers && t.count == kRow) return finish_tile(acc, e, t.y_at, t.residual_at, t.k0);
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 16
