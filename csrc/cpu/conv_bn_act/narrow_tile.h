@@ -5,8 +5,8 @@
 //
 // The operand is what channel c of each output channel's group holds: x's vector itself where the group is a single
 // channel, that vector with its lanes exchanged where several groups share it, and one value for all lanes where a
-// group is as wide as a vector or wider. A vector of x is read once for all taps of a row that meet in it, of filters
-// of 3 and 5; a wider one leaves no registers for its weights.
+// group is as wide as a vector or wider. A vector of x is read once for all taps of a row that meet in it, where
+// these are 3, 5 or 7 and not dilated.
 #pragma once
 
 #include <utility>
@@ -62,8 +62,7 @@ inline int64_t group_of(int64_t vector, int64_t group) {
 // kTaps: of a row that is not dilated, 0: any; kStride counts where kTaps does.
 template <int kTaps, int kStride, int kGroup, int MR>
 void run_narrow(const NarrowTile& t) {
-  constexpr bool kSlides = kTaps > 0 && kTaps <= 5;
-  const int64_t step = t.step, tap = t.tap, taps = kTaps > 0 ? kTaps : t.s;
+  const int64_t step = t.step, tap = t.tap;
   for (int64_t v = 0; v < t.vectors; ++v) {
     F32 acc[MR];
 #pragma GCC unroll 16
@@ -73,7 +72,7 @@ void run_narrow(const NarrowTile& t) {
     for (int64_t r = 0; r < t.row_count; ++r) {
       const float* x = t.rows[r] + at;
       each_channel<kGroup>(t.group, [&](auto operand) __attribute__((always_inline)) {
-        if constexpr (kSlides) {
+        if constexpr (kTaps > 0) {
           F32 weight[kTaps];
 #pragma GCC unroll 16
           for (int s = 0; s < kTaps; ++s) weight[s] = load<F32>(w + s * kLanes);
@@ -88,8 +87,7 @@ void run_narrow(const NarrowTile& t) {
           }
           w += kTaps * kLanes;
         } else {
-#pragma GCC unroll 8
-          for (int64_t s = 0; s < taps; ++s, w += kLanes) {
+          for (int64_t s = 0; s < t.s; ++s, w += kLanes) {
             const F32 weight = load<F32>(w);
 #pragma GCC unroll 16
             for (int i = 0; i < MR; ++i) acc[i] = fma(operand(x + s * tap + i * step), weight, acc[i]);
@@ -120,7 +118,7 @@ const NarrowTable& narrow_of(int64_t taps, int64_t stride, int64_t dilation) {
     if (taps == 3) return stride == 1 ? kNarrow<3, 1, kGroup> : kNarrow<3, 2, kGroup>;
     if constexpr (kGroup == 1) {
       if (taps == 5) return stride == 1 ? kNarrow<5, 1, 1> : kNarrow<5, 2, 1>;
-      if (taps == 7) return kNarrow<7, 1, 1>;  // of any stride
+      if (taps == 7) return stride == 1 ? kNarrow<7, 1, 1> : kNarrow<7, 2, 1>;
     }
   }
   return kNarrow<0, 1, kGroup>;
