@@ -40,26 +40,17 @@ class Row(NamedTuple):
 
 
 _TABLE = (
-    # Torch's call takes 100 us more than ours: what is small is ours. Of large maps 3x3 has too little to do a pixel.
+    # Four values of x for each of y's, so that bringing x in is all there is to it: torch reads it where it lies.
     Row(
-        "depthwise",
-        lambda x: (
-            x.work > (1_000_000 if x.cheap else 2_000_000)
-            if x.contiguous
-            else x.taps <= 9 and x.work > 1_300_000 and x.k > 16 and x.cheap
-        ),
-        "torch's depthwise convolution is faster on large maps",
+        "narrow",
+        lambda x: x.c == 1 and x.stride > 1 and x.taps <= 9 and x.pixels > 3000 and x.cheap and not x.contiguous,
+        "torch's depthwise convolution with a stride is faster on large images",
     ),
-    # Few products a pixel, and the store is as long as ever.
-    Row(
-        "stem",
-        lambda x: x.work > 1_500_000 and x.stride > 1 and (x.taps <= 36 if x.contiguous else x.k <= 32),
-        "torch's convolution of few channels is faster",
-    ),
+    # Groups that our loop for narrow ones does not take: of 3 channels, of 24, of other filters than channels.
     Row(
         "grouped",
-        lambda x: (x.pixels > 700 and x.stride > 1) or (x.pixels > 3000 and x.c <= 4 and not x.contiguous),
-        "torch's convolution of narrow groups is faster on large maps",
+        lambda x: x.contiguous and x.stride > 1 and x.pixels > 700,
+        "torch's grouped convolution with a stride is faster on large contiguous images",
     ),
     # In NCHW a pixel's channels lie far apart; oneDNN has a kernel for that, ours turns blocks of them.
     Row(
@@ -93,11 +84,11 @@ _TABLE = (
 
 def kind_of(weight: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int) -> str:
     """What the layers of the table are told apart by; ``weight``: (K, C / groups, R, S)."""
-    _, c, r, s = weight
+    k, c, r, s = weight
     if groups > 1:
         if max(dilation) > 1:
             return "dilated groups"
-        return "depthwise" if c == 1 else "grouped"
+        return "narrow" if c == 1 or (c in (2, 4, 8, 16) and k == c * groups) else "grouped"
     if c <= 4:
         return "stem"
     if r == s == 1 and tuple(stride) == (1, 1):

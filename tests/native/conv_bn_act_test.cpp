@@ -28,11 +28,34 @@ bool suits(const ConvShape& s) {
 }
 
 ConvLayout layout_of(const ConvShape& s) {
-  return algorithm == ConvAlgorithm::winograd4   ? ConvLayout::winograd4
-         : algorithm == ConvAlgorithm::winograd2 ? ConvLayout::winograd2
-         : s.groups == s.c && s.groups > 1       ? ConvLayout::depthwise
-                                                 : ConvLayout::direct;
+  const int64_t c = s.c / s.groups, k = s.k / s.groups;
+  return algorithm == ConvAlgorithm::winograd4                                             ? ConvLayout::winograd4
+         : algorithm == ConvAlgorithm::winograd2                                           ? ConvLayout::winograd2
+         : s.groups > 1 && (c == 1 || (c == k && (c == 2 || c == 4 || c == 8 || c == 16))) ? ConvLayout::narrow
+         : s.groups == 1 && s.c > 0 && s.c <= 8 && s.s > 1                                 ? ConvLayout::merged
+                                                                                           : ConvLayout::direct;
 }
+
+// Narrow groups: every filter's loop and any filter, read where x lies and through the ring, and tails of channels.
+const Case kNarrowCases[] = {
+    {{1, 40, 19, 34, 40, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 40}, true, true, true},   // wide enough to be read in place
+    {{1, 72, 11, 61, 72, 3, 3, 2, 2, 0, 1, 1, 1, 1, 1, 72}, true, true, false},  // the same, strided
+    {{1, 3, 9, 90, 3, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 3}, true, true, true},       // less than a vector
+    {{2, 24, 12, 41, 24, 5, 5, 1, 1, 2, 2, 2, 2, 1, 1, 24}, false, true, true},
+    {{1, 33, 15, 15, 33, 5, 5, 2, 2, 2, 2, 2, 2, 1, 1, 33}, true, false, true},
+    {{1, 40, 14, 70, 40, 7, 7, 1, 1, 3, 3, 3, 3, 1, 1, 40}, true, true, true},
+    {{1, 80, 9, 51, 80, 7, 7, 2, 2, 3, 3, 3, 3, 1, 1, 80}, true, true, false},
+    {{1, 48, 13, 40, 48, 3, 3, 1, 1, 6, 6, 6, 6, 6, 6, 48}, true, true, true},  // dilated
+    {{1, 16, 60, 30, 16, 3, 3, 3, 1, 9, 0, 9, 2, 9, 1, 16}, true, true, true},  // rows dilated and strided
+    {{1, 16, 5, 3, 16, 3, 3, 1, 1, 5, 17, 6, 14, 1, 1, 16}, true, true, true},  // pixels and rows of padding alone
+    {{1, 16, 40, 3, 16, 1, 1, 3, 3, 0, 0, 0, 0, 1, 1, 16}, true, true, false},  // rows that no filter meets
+    {{1, 16, 12, 12, 16, 11, 9, 1, 1, 5, 4, 5, 4, 1, 1, 16}, true, true, true},
+    {{2, 36, 9, 11, 36, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 18}, true, true, true},  // groups of 2
+    {{2, 40, 7, 27, 40, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 10}, true, true, true},  // of 4
+    {{1, 72, 10, 9, 72, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 9}, true, true, false},  // of 8, strided
+    {{1, 80, 6, 29, 80, 5, 3, 1, 1, 2, 2, 2, 2, 1, 2, 5}, true, true, true},   // of 16, dilated
+    {{1, 64, 6, 40, 64, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 4}, true, true, true},   // of 16, 1 x 1
+};
 
 // Packs and runs; `table` null: through the API and the ISA in force.
 std::vector<char> pack(const ConvShape& shape, DType dtype, Array& weight, const ConvKernels* table,
@@ -82,9 +105,11 @@ void run(Call& call, const ConvKernels* table = nullptr, const Executor& executo
 double error_of(const Call& call) { return test::relative_l2(call.y.values(), call.expected()); }
 
 void check_shapes(const char* name, const ConvKernels* table) {
+  std::vector<Case> cases(std::begin(kCases), std::end(kCases));
+  cases.insert(cases.end(), std::begin(kNarrowCases), std::end(kNarrowCases));
   unsigned seed = 1;
   int activation = 0;
-  for (const Case& c : kCases) {
+  for (const Case& c : cases) {
     if (!suits(c.shape)) continue;
     for (const DType dtype : {DType::f32, DType::bf16}) {
       ++seed;
@@ -111,7 +136,7 @@ void check_shapes(const char* name, const ConvKernels* table) {
           run(call, table, threads > 1 ? test::thread_executor(threads) : serial_executor());
           const auto values = call.y.values();
           if (first.empty()) first = values;
-          const std::string what = std::string(name) + ", case " + std::to_string(&c - kCases) + ", dtype " +
+          const std::string what = std::string(name) + ", case " + std::to_string(&c - cases.data()) + ", dtype " +
                                    std::to_string(static_cast<int>(dtype)) + ", format " +
                                    std::to_string(static_cast<int>(format)) + ", " + std::to_string(threads) +
                                    " threads";
@@ -163,7 +188,9 @@ void check_activations(const char* name, const ConvKernels* table) {
 void check_special_values(const char* name, const ConvKernels* table) {
   for (const ConvShape& s : {ConvShape{1, 20, 8, 9, 21, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},
                              ConvShape{1, 3, 8, 9, 21, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},
-                             ConvShape{1, 21, 8, 9, 21, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 21}}) {
+                             ConvShape{1, 21, 8, 9, 21, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 21},
+                             ConvShape{1, 24, 8, 30, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 24},
+                             ConvShape{1, 24, 8, 9, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 6}}) {
     if (!suits(s)) continue;
     Call call(s, DType::f32);
     set_special_values(&call);
@@ -259,19 +286,38 @@ void check_winograd_refusals() {
 
 // An image's bits are those of the image alone.
 void check_batch(const char* name) {
-  const ConvShape s = {5, 24, 6, 7, 40, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-  Call call(s, DType::f32);
-  Array alone({1, s.k, s.p(), s.q()}, DType::f32, Format::nhwc);
-  const auto packed = pack(s, DType::f32, call.weight, nullptr, serial_executor());
-  run(call.args, packed, nullptr, serial_executor());
-  call.args.shape.n = 1;
-  call.args.x.data = static_cast<float*>(call.x.data()) + 3 * call.x.stride[0];
-  call.args.y = alone.data();
-  run(call.args, packed, nullptr, serial_executor());
-  bool same = true;
-  alone.each(
-      [&](int64_t, int64_t c, int64_t h, int64_t w) { same &= alone.get(0, c, h, w) == call.y.get(3, c, h, w); });
-  EXPECT(same, "%s", name);
+  for (const ConvShape& s : {ConvShape{5, 24, 6, 7, 40, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},
+                             ConvShape{5, 24, 6, 27, 24, 5, 5, 1, 1, 2, 2, 2, 2, 1, 1, 24},
+                             ConvShape{5, 24, 6, 7, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 6}}) {
+    if (!suits(s)) continue;
+    Call call(s, DType::f32);
+    Array alone({1, s.k, s.p(), s.q()}, DType::f32, Format::nhwc);
+    const auto packed = pack(s, DType::f32, call.weight, nullptr, serial_executor());
+    run(call.args, packed, nullptr, test::thread_executor(3));
+    call.args.shape.n = 1;
+    call.args.x.data = static_cast<float*>(call.x.data()) + 3 * call.x.stride[0];
+    call.args.y = alone.data();
+    run(call.args, packed, nullptr, serial_executor());
+    bool same = true;
+    alone.each(
+        [&](int64_t, int64_t c, int64_t h, int64_t w) { same &= alone.get(0, c, h, w) == call.y.get(3, c, h, w); });
+    EXPECT(same, "%s, groups %d", name, static_cast<int>(s.groups));
+  }
+}
+
+// The edges are computed in several ways, of which one leaves pixels out: an infinite weight is not to tell.
+void check_infinite_weight(const char* name, const ConvKernels* table) {
+  const ConvShape s = {1, 32, 6, 40, 32, 5, 5, 1, 1, 2, 2, 2, 2, 1, 1, 32};
+  std::vector<float> first;
+  for (const Format format : {Format::nhwc, Format::nchw, Format::gaps}) {
+    Call call(s, DType::f32, format);
+    call.weight.set(3, 0, 1, 1, INFINITY);
+    run(call, table);
+    auto values = call.y.values();
+    for (float& v : values) v = std::isnan(v) ? 12345.0f : v;
+    if (first.empty()) first = values;
+    EXPECT(values == first, "%s, format %d: other bits", name, static_cast<int>(format));
+  }
 }
 
 bool says(Status status, const char* part) {
@@ -411,12 +457,14 @@ int main() {
     check_activations(isa_name(isa), nullptr);
     check_special_values(isa_name(isa), nullptr);
     check_batch(isa_name(isa));
+    check_infinite_weight(isa_name(isa), nullptr);
     check_plan(isa_name(isa));
     check_refusals();
   }
   check_shapes("wide512", &wide512::conv_kernels);
   check_activations("wide512", &wide512::conv_kernels);
   check_special_values("wide512", &wide512::conv_kernels);
+  check_infinite_weight("wide512", &wide512::conv_kernels);
   check_choice();
 
   for (const auto winograd : {ConvAlgorithm::winograd4, ConvAlgorithm::winograd2}) {

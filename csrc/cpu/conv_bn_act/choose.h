@@ -6,11 +6,20 @@
 namespace pk {
 namespace {
 
+// Depthwise, or groups of a few channels, as many in as out: narrow_tile.h.
+bool is_narrow(const ConvShape& shape) {
+  const int64_t c = shape.c / shape.groups, k = shape.k / shape.groups;
+  return shape.groups > 1 && (c == 1 || (c == k && (c == 2 || c == 4 || c == 8 || c == 16)));
+}
+
+// Few channels in one group: merged.cpp.
+bool is_merged(const ConvShape& shape) { return shape.groups == 1 && shape.c > 0 && shape.c <= 8 && shape.s > 1; }
+
 // The layout of a packed weight, of which all but stride and dilation is known.
 Status choose_layout(const ConvShape& shape, ConvAlgorithm algorithm, ConvLayout* layout) {
   switch (algorithm) {
     case ConvAlgorithm::direct:
-      *layout = shape.groups == shape.c && shape.groups > 1 ? ConvLayout::depthwise : ConvLayout::direct;
+      *layout = is_narrow(shape) ? ConvLayout::narrow : is_merged(shape) ? ConvLayout::merged : ConvLayout::direct;
       return kOk;
     case ConvAlgorithm::winograd4:
     case ConvAlgorithm::winograd2:

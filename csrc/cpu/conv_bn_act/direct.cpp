@@ -12,9 +12,6 @@
 //
 // Weight: [group][panel][slice][tap][channel][output channel of the panel], the last panel of a group one vector wide
 // where that is enough.
-//
-// Few channels (the stem of a network) make short inner loops. There x is copied once into a padded image, where the
-// taps of one filter row and all their channels are adjacent: a filter row becomes one tap of s * c channels.
 #include "common/rounding.h"
 #include "cpu/conv_bn_act/kernels.h"
 #include "cpu/conv_bn_act/nhwc.h"
@@ -30,7 +27,6 @@ constexpr int64_t kSumBytes = 64 << 10;     // partial sums of a pixel block
 constexpr int64_t kCopyBytes = 4 << 20;     // copied images that are worked on at a time, if that is more than one
 constexpr int64_t kAheadBytes = 192 << 10;  // weights of at least this many bytes do not stay in L2
 constexpr int64_t kMinRun = 16;
-constexpr int64_t kMergedChannels = 8;
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -42,7 +38,6 @@ struct Form {
   int64_t slices;        // of input channels
   int64_t panels;        // of one group
   int64_t group_floats;  // of the weight
-  bool merged;           // the taps of a filter row are one
 
   explicit Form(const ConvShape& shape) {
     c = shape.c / shape.groups;
@@ -54,7 +49,6 @@ struct Form {
     slices = ceil_div(c, run);
     panels = ceil_div(k, kPanel);
     group_floats = round_up(k, kLanes) * taps * c;
-    merged = shape.groups == 1 && c > 0 && c <= kMergedChannels && shape.s > 1 && shape.dilation_w == 1;
   }
 
   int64_t panel_width(int64_t panel) const { return min(kPanel, round_up(k - panel * kPanel, kLanes)); }
@@ -62,26 +56,21 @@ struct Form {
 
 // What the layout of x and the number of threads decide besides.
 struct Plan : Form {
-  bool copied;            // x goes through a float32 channels-last copy
-  bool staged;            // y's channels are not adjacent: a panel is finished for a whole block at a time
-  int64_t images;         // worked on at a time
-  int64_t height, width;  // of the copy
-  int64_t pixels;         // p * q
-  int64_t taps_run;       // taps of the pointer table
-  int64_t block;          // most pixels of a block
-  int64_t panel_group;    // panels whose sums are held at a time
+  bool copied;          // x goes through a float32 channels-last copy
+  bool staged;          // y's channels are not adjacent: a panel is finished for a whole block at a time
+  int64_t images;       // worked on at a time
+  int64_t pixels;       // p * q
+  int64_t block;        // most pixels of a block
+  int64_t panel_group;  // panels whose sums are held at a time
   int64_t threads;
   int64_t copy_bytes, zero_bytes, table_bytes, slot_bytes;
 
   Plan(const ConvArgs& args, int most_threads) : Form(args.shape) {
     const ConvShape& shape = args.shape;
     const bool adjacent = args.x.stride[1] == 1 || shape.c == 1;
-    copied = merged || args.dtype != DType::f32 || !adjacent;
-    height = merged ? (shape.p() - 1) * shape.stride_h + (shape.r - 1) * shape.dilation_h + 1 : shape.h;
-    width = merged ? (shape.q() - 1) * shape.stride_w + shape.s : shape.w;
+    copied = args.dtype != DType::f32 || !adjacent;
     pixels = shape.p() * shape.q();
-    taps_run = merged ? shape.r : taps;
-    const int64_t image_bytes = height * width * shape.c * 4;
+    const int64_t image_bytes = shape.h * shape.w * shape.c * 4;
     images = copied ? min(max(kCopyBytes / max(image_bytes, 1), 1), shape.n) : shape.n;
 
     // x pixels that an output pixel brings into the block, halo apart.
@@ -96,7 +85,7 @@ struct Plan : Form {
     threads = max(1, min(most_threads, work / (32768 * kLanes)));
     copy_bytes = copied ? round_up(images * image_bytes, kConvAlign) : 0;
     zero_bytes = round_up(max(shape.c, 1) * 4, kConvAlign);
-    table_bytes = round_up(block * taps_run * 8, kConvAlign);
+    table_bytes = round_up(block * taps * 8, kConvAlign);
     const int64_t at_bytes = round_up(block * 8, kConvAlign);
     staged = args.y_stride[1] != 1 || shape.k == 1;
     const int64_t sum_panels = slices > 1 ? panel_group : staged ? 1 : 0;
@@ -201,13 +190,10 @@ void point(const ConvArgs& args, const Plan& plan, const Source& source, int64_t
            const float** table, int64_t* y_at, int64_t* residual_at) {
   const ConvShape& shape = args.shape;
   const int64_t q_size = shape.q(), p_size = shape.p();
-  // What is merged lies in a copy that has its padding, and its taps are rows.
-  const int64_t top = plan.merged ? 0 : shape.pad_top, left = plan.merged ? 0 : shape.pad_left;
-  const int64_t columns = plan.merged ? 1 : shape.s;
   const int64_t step = shape.stride_w * source.stride_w;
   const int64_t tap_h = shape.dilation_h * source.stride_h, tap_w = shape.dilation_w * source.stride_w;
-  const int64_t room_h = plan.height - (shape.r - 1) * shape.dilation_h;
-  const int64_t room_w = plan.width - (columns - 1) * shape.dilation_w;
+  const int64_t room_h = shape.h - (shape.r - 1) * shape.dilation_h;
+  const int64_t room_w = shape.w - (shape.s - 1) * shape.dilation_w;
   int64_t q = begin % q_size, p = begin / q_size % p_size, n = begin / plan.pixels;
   int64_t y_row, residual_row, h0;
   bool inside_rows;
@@ -216,27 +202,27 @@ void point(const ConvArgs& args, const Plan& plan, const Source& source, int64_t
     const int64_t image = source.first_image + n;
     y_row = image * args.y_stride[0] + p * args.y_stride[2];
     residual_row = image * args.residual.stride[0] + p * args.residual.stride[2];
-    h0 = p * shape.stride_h - top;
+    h0 = p * shape.stride_h - shape.pad_top;
     inside_rows = h0 >= 0 && h0 < room_h;
-    x_row = source.x + n * source.stride_n + h0 * source.stride_h - left * source.stride_w;
+    x_row = source.x + n * source.stride_n + h0 * source.stride_h - shape.pad_left * source.stride_w;
   };
   begin_row();
   int64_t first = 0;
   for (int64_t tile = 0; tile < sharing.tiles(); ++tile) {
     const int64_t size = sharing.size + (tile < sharing.large);
-    const float** rows = table + first * plan.taps_run;
+    const float** rows = table + first * plan.taps;
     for (int64_t i = 0; i < size; ++i) {
       y_at[first + i] = y_row + q * args.y_stride[3];
       residual_at[first + i] = residual_row + q * args.residual.stride[3];
       const float* x = x_row + q * step;
-      const int64_t w0 = q * shape.stride_w - left;
+      const int64_t w0 = q * shape.stride_w - shape.pad_left;
       const bool inside = inside_rows && w0 >= 0 && w0 < room_w;
       const float** to = rows + i;
       for (int64_t r = 0; r < shape.r; ++r) {
         const int64_t h = h0 + r * shape.dilation_h;
-        for (int64_t s = 0; s < columns; ++s, to += size) {
+        for (int64_t s = 0; s < shape.s; ++s, to += size) {
           const int64_t w = w0 + s * shape.dilation_w;
-          const bool reads = inside || (h >= 0 && h < plan.height && w >= 0 && w < plan.width);
+          const bool reads = inside || (h >= 0 && h < shape.h && w >= 0 && w < shape.w);
           *to = reads ? x + r * tap_h + s * tap_w : source.zeros;
         }
       }
@@ -289,9 +275,9 @@ void run_part(const ConvArgs& args, const Plan& plan, const Source& source, cons
           const int64_t k0 = panel * kPanel, row = plan.panel_width(panel);
           const int64_t c0 = slice * plan.run, run = min(plan.run, plan.c - c0);
           Tiles t;
-          t.taps = plan.taps_run;
+          t.taps = plan.taps;
           t.c0 = group * plan.c + c0;
-          t.run = plan.merged ? args.shape.s * plan.c : run;
+          t.run = run;
           t.weight = weight + group * plan.group_floats + k0 * plan.taps * plan.c + c0 * plan.taps * row;
           t.first = slice == 0;
           const bool last = slice + 1 >= plan.slices;
@@ -363,9 +349,8 @@ void run(const void* blocking, const ConvArgs& args, const float* weight, char* 
                      zeros,
                      n};
     if (plan.copied) {
-      const int64_t top = plan.merged ? shape.pad_top : 0, left = plan.merged ? shape.pad_left : 0;
-      to_nhwc(copy, args.x, args.dtype, n, images, shape, 1, plan.height, plan.width, top, left, executor);
-      source = {copy, plan.height * plan.width * shape.c, plan.width * shape.c, shape.c, zeros, n};
+      to_nhwc(copy, args.x, args.dtype, n, images, shape, executor);
+      source = {copy, shape.h * shape.w * shape.c, shape.w * shape.c, shape.c, zeros, n};
     }
     const int64_t pixels = images * plan.pixels;
     int64_t rows, columns;

@@ -8,9 +8,9 @@
 
 namespace pk {
 
-enum class ConvLayout : int32_t { direct, depthwise, winograd4, winograd2 };
+enum class ConvLayout : int32_t { direct, narrow, merged, winograd4, winograd2 };
 
-inline constexpr int kConvLayouts = 4;
+inline constexpr int kConvLayouts = 5;
 
 // All arguments have been checked by the plan.
 struct ConvMethod {
@@ -44,7 +44,7 @@ struct ConvHeader {
 static_assert(sizeof(ConvHeader) % kConvAlign == 0);
 
 inline constexpr uint32_t kConvMagic = 0x764b4350;  // "PCKv"
-inline constexpr uint32_t kConvVersion = 1;
+inline constexpr uint32_t kConvVersion = 2;
 
 PK_DECLARE_TABLES(ConvKernels, conv_kernels)
 

@@ -36,7 +36,7 @@ struct Tiles {
 };
 
 template <Activation kA, int MR, int NV>
-inline void activate_tile(F32 (&acc)[MR][NV], float negative_slope) {
+__attribute__((always_inline)) inline void activate_tile(F32 (&acc)[MR][NV], float negative_slope) {
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 16
@@ -46,8 +46,8 @@ inline void activate_tile(F32 (&acc)[MR][NV], float negative_slope) {
 // What follows the sums of whole vectors of channels from k0 on, without a trip to memory: where e.in_registers. Phase
 // by phase, so that no flag is looked at again: a store may change any of them, as far as compilers know.
 template <int MR, int NV>
-inline void finish_tile(F32 (&acc)[MR][NV], const Epilogue& e, const int64_t* y_at, const int64_t* residual_at,
-                        int64_t k0) {
+__attribute__((always_inline)) inline void finish_tile(F32 (&acc)[MR][NV], const Epilogue& e, const int64_t* y_at,
+                                                       const int64_t* residual_at, int64_t k0) {
 #pragma GCC unroll 16
   for (int v = 0; v < NV; ++v) {
     const F32 scale = e.scale ? load<F32>(e.scale + k0 + v * kLanes) : broadcast(1.0f);

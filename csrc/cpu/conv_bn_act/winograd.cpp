@@ -509,7 +509,7 @@ void run(const void* blocking, const ConvArgs& args, const float* weight, char* 
                      zeros,
                      n};
     if (plan.copied) {
-      to_nhwc(copy, args.x, args.dtype, n, images, shape, 1, shape.h, shape.w, 0, 0, executor);
+      to_nhwc(copy, args.x, args.dtype, n, images, shape, executor);
       source = {copy, shape.h * shape.w * shape.c, shape.w * shape.c, shape.c, zeros, n};
     }
     const int64_t tiles = images * plan.tiles_h * plan.tiles_w;
