@@ -73,6 +73,10 @@ class Survey:
         self.owners: dict[Value, Value] = {}
         #: Of what steps give, on the CPU and not empty.
         self.forms: dict[Value, Form] = {}
+        #: For the report.
+        self.shapes: dict[Value, torch.Size] = {}
+        #: The steps that turned what they were given to another memory format: conversions, and convolutions.
+        self.turned: set[Step] = set()
         self.workspace = 0
 
     def see(self, at: int, read: Sequence[Tensor], given: Sequence[Tensor]) -> None:
@@ -80,12 +84,21 @@ class Survey:
         step = self.graph.steps[at]
         pairs = [(v, t) for v, t in zip(step.reads(), read, strict=True) if isinstance(t, Tensor)]
         owners = {storage_of(t): self.owner(v) for v, t in pairs}
+        self.shapes.update((v, t.shape) for v, t in pairs)
         for v, t in zip(step.results(), given, strict=True):
             if not isinstance(t, Tensor):  # a size, in a graph of Dynamo's
                 continue
             self.owners[v] = owners.get(storage_of(t), v)
+            self.shapes[v] = t.shape
             if t.is_cpu and t.layout is torch.strided and t.numel():
                 self.forms[v] = Form(t.shape, t.stride(), t.dtype, t.data_ptr())
+        if step.kind == "format":
+            turns = storage_of(read[0]) != storage_of(given[0])
+        else:
+            last = step in self.number and step.function.channels_last
+            turns = last and not read[0].is_contiguous(memory_format=torch.channels_last)
+        if turns:
+            self.turned.add(step)
         if self.is_ours(step) and step.outputs in self.forms:
             bound = self.bound[self.number[step]]
             needs = torch.ops.pykernels.conv_bn_act_bound_workspace(read[0], bound, given[0])

@@ -37,6 +37,8 @@ class FusedConv:
     def __init__(self, weight: Value, bias: Value | None, options: dict[str, Any]) -> None:
         self.weight, self.bias = weight, bias
         self.norm: list[Value | None] | None = None
+        #: A tensor that is written to whenever the batch norm's statistics are, if they don't tell by themselves.
+        self.counter: Tensor | None = None
         self.eps = 0.0
         self.activation, self.negative_slope = "none", 0.01
         self.options = options
@@ -66,7 +68,7 @@ class FusedConv:
         made = _ConvPack(slots, self.weight.dtype, (shape, None, self.eps, self.activation, self.negative_slope, None))
         made.geometry = self.geometry()
         # By their elements: torch's batch norm writes to them without counting a version.
-        made.moments = Sources([t for t in tensors if t is not None])
+        made.moments = Sources([t for t in (*tensors, self.counter) if t is not None])
         if not any(v in values for v in self.parameters()):
             store[key] = made
         return made

@@ -18,9 +18,8 @@ from torch import nn
 
 import pykernels as pk
 from pykernels.optimize import _arena, _layout
-from pykernels.optimize._program import Program
 from tests.harness import native, relative_l2
-from tests.optimize.models import image, randomise
+from tests.optimize.models import image, programs, randomise
 
 pytestmark = native
 
@@ -44,12 +43,6 @@ class Net(nn.Module):
         c = self.c(left * 2) + self.c(right)
         c = self.d(F.silu(c, inplace=True))
         return self.give(a, b, c)
-
-
-def programs(fast):
-    stubs = [vars(m).get("_compiled_call_impl") for m in fast.modules()]
-    found = [p for s in stubs if s is not None for p in s.programs.values()]
-    return list({id(p): p for p in found if isinstance(p, Program)}.values())
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import pickle
+import time
 from collections import OrderedDict
 
 import pytest
@@ -321,3 +323,62 @@ def test_recording_keeps_no_intermediates_alive():
         graph = recorder.graph(result)
     storages = [v.storage for step in graph.steps for v in step.results()]
     assert len(set(storages)) == 18, "each convolution and each ReLU has its own, shared by its views alone"
+
+
+class Litter:
+    def __init__(self):
+        self.itself = self
+
+    def __del__(self):
+        time.time()
+        torch.ones(1) + 1
+
+
+def test_collections_of_garbage_go_on_and_are_not_the_models_doing():
+    model = randomise(Optional())
+    fast, seen, before = pk.optimize(model), [], gc.get_threshold()
+
+    def told(phase, info):
+        seen.append(time.time())
+
+    gc.callbacks.append(told)
+    gc.set_threshold(1)
+    try:
+        with torch.no_grad():
+            for _ in range(3):
+                Litter()
+                fast(image())
+                assert gc.isenabled()
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(told)
+    assert seen
+    agree(fast, model, image())
+    report = fast.report()
+    assert not report.left
+    assert report.programs == 1
+
+
+class Asserts(nn.Module):
+    """A step that nothing reads says what sizes are right."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        y = self.conv(x)
+        y.reshape(-1, 8 * 144)
+        return F.relu(self.bn(y))
+
+
+@torch.no_grad()
+def test_what_a_dead_step_would_raise_is_raised():
+    model = randomise(Asserts())
+    fast = same(model, image())
+    assert kinds(fast) == ["conv+bn+relu"]
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="invalid for input of size"):
+            fast(image(2, 3, 11, 12))
+        agree(fast, model, image(3, 3, 12, 12))
+    assert fast.report().programs == 1
