@@ -220,7 +220,8 @@ def mapped(nest: Any, leaf: Callable[[Any], Any]) -> Any:
         return Made(kind, {i: mapped(x, leaf) for i, x in enumerate(nest)}, {})
     if isinstance(nest, tuple) and kind is not torch.Size:
         items = [mapped(x, leaf) for x in nest]
-        return kind(*items) if hasattr(nest, "_fields") else tuple(items)
+        # Not by the class, which may have its own ideas of what its fields can be.
+        return tuple.__new__(kind, items) if hasattr(nest, "_fields") else tuple(items)
     if kind is list:
         return [mapped(x, leaf) for x in nest]
     if kind is dict:

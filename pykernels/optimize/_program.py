@@ -73,7 +73,8 @@ class Program:
         #: The functions, by which of the fused steps are ours and what lies in an arena.
         self._runs: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._writing = threading.Lock()
-        self._choosing: Callable[..., Any] | None = self._writer.function("choose") if self.fused else None
+        chooses = bool(self.fused) or any(s.kind == "format" for s in graph.steps)  # these turn something, or nothing
+        self._choosing: Callable[..., Any] | None = self._writer.function("choose") if chooses else None
         self._bound: _Bound | None = None
         #: For the report: the inputs' sizes at the last choice and those of all values (the recorded ones where nothing
         #: was chosen, or a part can't be followed), which steps turn what they are given, why fused ones are torch's.
@@ -135,7 +136,7 @@ class Program:
         plan = None
         if self._choosing is not None:
             result = self._choosing(folded, choose, survey.see, *tensors)
-            plan = _arena.plan(survey)
+            plan = _arena.plan(survey) if self.fused else None
         run = self._run_for(tuple(not why for why in reasons), () if plan is None else plan.keys)
         if len(bound.by_shape) >= _MOST_SHAPES:
             bound.by_shape.clear()
@@ -345,7 +346,7 @@ class _Writer:
                 return f"[{', '.join(items)}]"
             return f"({', '.join(items)}{',' * (len(items) == 1)})"
         if isinstance(x, tuple) and hasattr(x, "_fields"):
-            return f"{self._name(type(x))}({', '.join(self._expression(i) for i in x)})"
+            return f"tuple.__new__({self._name(type(x))}, {self._expression(tuple(x))})"
         if type(x) is dict:
             items = [f"{self._expression(k)}: {self._expression(v)}" for k, v in x.items()]
             return f"{{{', '.join(items)}}}"

@@ -135,24 +135,28 @@ class Report:
             return "nothing has run yet: a program is made at the first call of each kind of input"
         ways = ", ".join(f"{count} by {door}" for door, count in self.doors.items())
         steps = self.counted()
-        lines = [
-            f"{_count(self.programs, 'program')}{f' ({ways})' if ways else ''}; "
-            f"{self.torch_steps} of {_count(len(steps), 'step')} are torch's"
-        ]
+        lines = ["no program has been made"]
+        if self.programs:
+            torchs = f"{self.torch_steps} of {_count(len(steps), 'step')} are torch's"
+            lines = [f"{_count(self.programs, 'program')}{f' ({ways})' if ways else ''}; {torchs}"]
         lines += self._shares(steps)
         lines += self._entries()
-        lines += [f"  {_count(p.calls, 'call')} of {p.where} ran as it is: {p.why}" for p in self.plain]
-        lines.append(f"replaced {len(self.replaced)}:")
+        lines += [f"  {_count(p.calls, 'call')} of {p.where} passed programs by: {p.why}" for p in self.plain]
+        if self.programs:
+            lines.append(f"replaced {len(self.replaced)}:")
         for (what, by), found in _groups((r.what, r.by) for r in self.replaced):
             first = next(r for r in self.replaced if (r.what, r.by) == (what, by))
             lines.append(f"  {found:3d} x {what} -> {by}  (first: {' + '.join(first.where)})")
-        lines.append(f"left alone {len(self.left)}:")
+        if self.programs or self.left:
+            lines.append(f"left alone {len(self.left)}:")
         for (what, why), found in _groups((x.what, x.why) for x in self.left):
             first_left = next(x for x in self.left if (x.what, x.why) == (what, why))
             lines.append(f"  {found:3d} x {what}: {why}  (first: {first_left.where})")
         lines += self._by_kind(steps)
         if self.conversions:
-            lines.append(f"conversions: {', '.join(f'{n} x {what}' for what, n in self.conversions.items())}")
+            lines.append(
+                f"conversions: {', '.join(what if n == 1 else f'{n} x {what}' for what, n in self.conversions.items())}"
+            )
         if self.packed_bytes or self.arena_bytes:
             lines.append(
                 f"memory: {self.packed_bytes / 1e6:.1f} MB of packed weights, "
@@ -195,8 +199,8 @@ class Report:
             mine = [s for s in steps if (s.what, s.who) == kind]
             parts = []
             if flops:
-                unknown = any(s.flops is None for s in mine)
-                parts.append("unknown operations" if unknown else f"{operations / flops:6.1%} of the operations")
+                share = f"{operations / flops:6.1%} of the operations" if operations else "no products"
+                parts.append("unknown operations" if any(s.flops is None for s in mine) else share)
             if seconds:
                 untimed = any(s.seconds is None for s in mine)
                 parts.append("not timed" if untimed else f"{time / seconds:6.1%} of the time ({time * 1e3:.2f} ms)")

@@ -140,7 +140,7 @@ class Stub:
             key: Hashable = (_signature(args, tensors), _signature(kwargs, tensors) if kwargs else (), *_modes())
             found = self.programs.get(key)
         except _Unsuited as problem:
-            return self._plainly(f"is given {problem}", args, kwargs)
+            return self._plainly(f"there is {problem} among the arguments", args, kwargs)
         grad = _grad()
         if grad and any(t.requires_grad for t in tensors):
             return self._plainly("an input requires gradients", args, kwargs)
@@ -268,10 +268,10 @@ def _nothing() -> None:
 def _disturbance() -> str:
     """Why no program runs, where something looks on."""
     if _autocast():
-        return "runs under autocast"
+        return "autocast is on"
     if asked_backend() != "auto":
         return f"the backend {asked_backend()} is asked for"
-    return "runs under a function mode" if _function_modes() else "runs under a transform, a trace or a dispatch mode"
+    return "a function mode looks on" if _function_modes() else "a transform, a trace or a dispatch mode looks on"
 
 
 def _modes() -> tuple[Any, ...]:

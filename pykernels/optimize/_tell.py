@@ -54,7 +54,8 @@ def report_of(family: Family, time: bool) -> Report:
     for stub in stubs:
         name = stub.path or "the model"
         why = {p for p in stub.programs.values() if isinstance(p, str) and p}
-        why |= {stub.why} if stub.why is not None and not _is_ours(stub.module) else set()
+        inside = any(s.why is not None and s is not stub and _is_in(stub.path, s.path) for s in stubs)
+        why |= {stub.why} if stub.why is not None and not inside and not _is_ours(stub.module) else set()
         told = [Left(name, type(stub.module).__name__, reason) for reason in sorted(why)]
         report.left = _together(report.left, told)
         for reason, calls in stub.plainly.items():

@@ -297,11 +297,13 @@ def test_calls_that_pass_programs_by_are_told():
     fast(image().requires_grad_())
     report = fast.report()
     assert [(p.where, p.why, p.calls) for p in report.plain] == [
-        ("the model", "runs under autocast", 2), ("the model", "an input requires gradients", 1),
+        ("the model", "autocast is on", 2), ("the model", "an input requires gradients", 1),
     ]  # fmt: skip
     text = str(report)
     assert "nothing has run yet" not in text
-    assert "2 calls of the model ran as it is: runs under autocast" in text
+    assert "2 calls of the model passed programs by: autocast is on" in text
+    assert "no program has been made" in text
+    assert "replaced" not in text
     fast.requires_grad_(), fast(image()), fast(image())
     assert "its weights require gradients" in str(fast.report())
 
@@ -310,7 +312,7 @@ def test_conversions_are_told():
     wide = nn.Sequential(*(nn.Conv2d(c, 32, 3, padding=1) for c in (3, 32, 32)), nn.ReLU())
     report = ran(wide, image(2, 3, 32, 32)).report()
     assert report.conversions == {"to channels last": 1, "to contiguous": 1}
-    assert "conversions: 1 x to channels last, 1 x to contiguous" in str(report)
+    assert "conversions: to channels last, to contiguous" in str(report)
     fast = pk.optimize(wide, dtype=torch.bfloat16)
     assert "inputs from float32 to bfloat16, results back" in fast.report().conversions
 
@@ -320,6 +322,24 @@ def test_kernels_of_ours_in_a_model_are_not_torchs():
     assert not report.left
     fast = ran(nn.Sequential(nn.Identity(), nn.LSTM(8, 6)), torch.randn(5, 2, 8))
     assert fast.report().packed_bytes > 4 * 24 * 14
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_conversions_without_convolutions_are_told(batch_first):
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.GRU(8, 6, batch_first=batch_first)
+
+        def forward(self, x):
+            return self.rnn(x * 2)[0]
+
+    assert ran(Turned(), torch.randn(3, 5, 8)).report().conversions == ({"to time major": 1} if batch_first else {})
+
+
+def test_what_lies_in_a_whole_module_is_not_told():
+    report = ran(nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2), torch.randn(3, 2, 8)).report()
+    assert [x.what for x in report.left] == ["TransformerEncoder"]
 
 
 def test_only_svg_is_written(mixed, tmp_path):

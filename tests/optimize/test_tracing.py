@@ -8,6 +8,7 @@ import gc
 import pickle
 import time
 from collections import OrderedDict
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -381,4 +382,48 @@ def test_what_a_dead_step_would_raise_is_raised():
         with pytest.raises(RuntimeError, match="invalid for input of size"):
             fast(image(2, 3, 11, 12))
         agree(fast, model, image(3, 3, 12, 12))
+    assert fast.report().programs == 1
+
+
+class Packs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(8, 6, 2, batch_first=True, bidirectional=True)
+        self.gru, self.linear = nn.GRU(12, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return self.linear(self.gru(nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)[0])[0])
+
+
+def test_packed_sequences():
+    same(Packs(), torch.randn(3, 7, 8), torch.tensor([7, 3, 5]))
+
+
+class Pair(NamedTuple):
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+class Sums(Pair):
+    """Its fields are not what it is called with."""
+
+    def __new__(cls, x):
+        return super().__new__(cls, x + 1, x * 2)
+
+
+class GivesSums(Optional):
+    def forward(self, x):
+        return Sums(self.body(x))
+
+
+@torch.no_grad()
+def test_named_tuples_with_a_new_of_their_own():
+    model = randomise(GivesSums())
+    fast = pk.optimize(model)
+    for _ in range(3):
+        got = fast(image())
+        assert type(got) is Sums
+        for a, b in zip(got, model(image()), strict=True):
+            assert relative_l2(a, b) < 1e-5
     assert fast.report().programs == 1
