@@ -179,6 +179,19 @@ def takes_norm(conv: FusedConv, step: Step, constants: set[Value]) -> bool:
     return True
 
 
+def constant_norm(step: Step) -> tuple[Any, ...] | None:
+    """The tensors and the eps of a batch norm on the CPU that trains nothing and is all of float32, for `norm_into`."""
+    if step.function is not F.batch_norm or step.writes:
+        return None
+    given = bound(step, _NORM)
+    x, *rest = (given.get(k) for k in _NORM[:5])
+    if not isinstance(x, Value) or x.device.type != "cpu" or given.get("training", False) is not False:
+        return None
+    if None in rest[:2] or any(v is not None and v.dtype is not torch.float32 for v in (x, *rest)):
+        return None
+    return x, *rest, given.get("eps", 1e-5)
+
+
 def _activation(step: Step) -> tuple[str, float] | None:
     name = getattr(step.function, "__name__", "")
     base = name.removesuffix("_")

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from pykernels.optimize._graph import Graph, Step, Value, mapped, values_in
 from pykernels.optimize._kinds import PARTS, PURE, name_of
-from pykernels.optimize._patterns import FusedConv, is_torchs
+from pykernels.optimize._patterns import FusedConv, constant_norm, is_torchs
+from pykernels.optimize._torchs import batch_norm_
 
 #: What they return is memory that nothing else has.
 _FRESH = frozenset(
@@ -141,6 +142,10 @@ def _in_place(step: Step) -> Any:
     name = name_of(step.function)
     if not is_torchs(step.function, name):
         return None
+    norm = constant_norm(step)
+    if norm is not None:
+        step.args, step.kwargs = norm, {}
+        return batch_norm_
     if name in _UNARY and len(step.args) == 1 and not step.kwargs:
         return _UNARY[name]
     if name in _WITH_FLAG and step.function is getattr(F, name) and set(step.kwargs) <= {"inplace", *_OPTIONS}:

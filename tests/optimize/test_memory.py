@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pykernels as pk
-from pykernels.optimize import _arena, _layout
+from pykernels.optimize import _arena, _layout, _torchs
 from tests.harness import native, relative_l2
 from tests.optimize.models import image, programs, randomise
 
@@ -182,6 +182,51 @@ def test_joined_results_are_written_at_once(name, dtype):
         assert relative_l2(fast(x), net(x)) < (1e-4 if dtype is torch.float32 else 3e-2)
     (plan,) = plans(fast)
     assert any(isinstance(key, tuple) and key[1] == "at once" for key in plan.keys) is at_once
+
+
+class Dense(nn.Module):
+    """Each layer reads what all before it gave."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norms = block(3, 64), nn.ModuleList(nn.BatchNorm2d(64 + 16 * i) for i in range(6))
+        self.convs, self.last = nn.ModuleList(block(64 + 16 * i, 16) for i in range(6)), block(160, 8, 1)
+
+    def forward(self, x):
+        given = [self.first(x)]
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            given.append(conv(F.relu(norm(torch.cat(given, 1)), inplace=True)))
+        return self.last(torch.cat(given, 1))
+
+
+@torch.no_grad()
+def peak(call, x):
+    """The most bytes that torch had given out at a time."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call(x)
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+
+
+def test_joins_that_are_normed_need_no_more_than_eagers():
+    model, x = randomise(Dense()), image(1, 3, 24, 24)
+    fast = warm(model, x)
+    close(fast(x), model(x))
+    (plan,) = plans(fast)
+    assert peak(fast, x) + plan.nbytes - plan.workspace <= 1.05 * peak(model, x)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("affine", [True, False])
+@torch.no_grad()
+def test_norms_into_memory_that_is_there(affine, memory_format):
+    x = torch.randn(2, 5, 6, 7).contiguous(memory_format=memory_format)
+    norm = randomise(nn.BatchNorm2d(5, affine=affine))
+    given = norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps
+    expected, out = norm(x), torch.empty_like(x)
+    assert torch.equal(_torchs.norm_into(x, *given, out=out), expected)
+    assert torch.equal(_torchs.batch_norm_(x, *given), expected)
+    assert x.stride() == out.stride() == expected.stride()
 
 
 class Tangle(nn.Module):
