@@ -20,6 +20,7 @@ import pykernels as pk
 from pykernels.optimize import _arena, _layout, _torchs
 from tests.harness import native, relative_l2
 from tests.optimize.models import image, programs, randomise
+from tests.optimize.zoo import DenseBlock, DenseLayer
 
 pytestmark = native
 
@@ -184,21 +185,6 @@ def test_joined_results_are_written_at_once(name, dtype):
     assert any(isinstance(key, tuple) and key[1] == "at once" for key in plan.keys) is at_once
 
 
-class Dense(nn.Module):
-    """Each layer reads what all before it gave."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.norms = block(3, 64), nn.ModuleList(nn.BatchNorm2d(64 + 16 * i) for i in range(6))
-        self.convs, self.last = nn.ModuleList(block(64 + 16 * i, 16) for i in range(6)), block(160, 8, 1)
-
-    def forward(self, x):
-        given = [self.first(x)]
-        for norm, conv in zip(self.norms, self.convs, strict=True):
-            given.append(conv(F.relu(norm(torch.cat(given, 1)), inplace=True)))
-        return self.last(torch.cat(given, 1))
-
-
 @torch.no_grad()
 def peak(call, x):
     """The most bytes that torch had given out at a time."""
@@ -209,7 +195,11 @@ def peak(call, x):
 
 
 def test_joins_that_are_normed_need_no_more_than_eagers():
-    model, x = randomise(Dense()), image(1, 3, 24, 24)
+    dense = DenseBlock(DenseLayer(64 + 32 * i) for i in range(6))
+    model = randomise(
+        nn.Sequential(block(3, 64), dense, nn.BatchNorm2d(256), nn.ReLU(inplace=True), nn.Conv2d(256, 8, 1))
+    )
+    x = image(1, 3, 24, 24)
     fast = warm(model, x)
     close(fast(x), model(x))
     (plan,) = plans(fast)
