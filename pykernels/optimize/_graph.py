@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
@@ -55,7 +55,8 @@ def layout_of(t: torch.Tensor) -> str:
     return "channels_last" if channels_last else "other"
 
 
-def strides_in(layout: str, shape: Sequence[int]) -> tuple[int, ...]:
+@functools.lru_cache(1024)
+def strides_in(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The strides of a new tensor in "channels_last", "time_major" or else contiguous.
 
     "time_major" is what a recurrent layer of torch's gives where the batch is the first dimension.

@@ -259,7 +259,11 @@ def _tainted(graph: Graph, strict: set[Step]) -> set[Value]:
     """Values that may lie in memory otherwise than eager's."""
     tainted: set[Value] = set()
     for step in graph.steps:
-        if _is_ours(step) or (step not in strict and _is_free(step) and any(v in tainted for v in step.reads())):
+        if step.kind == "module" and _is_ours(step):
+            tainted |= {v for v in step.results() if v.layout == "time_major"}  # its states lie as eager's
+        elif isinstance(step.function, FusedConv) or (
+            step not in strict and _is_free(step) and any(v in tainted for v in step.reads())
+        ):
             tainted |= set(step.results())
     return tainted
 

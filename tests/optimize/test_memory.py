@@ -194,16 +194,15 @@ def peak(call, x):
     return max(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
 
 
-def test_joins_that_are_normed_need_no_more_than_eagers():
+def test_joins_that_are_normed_need_less_than_eagers():
     dense = DenseBlock(DenseLayer(64 + 32 * i) for i in range(6))
-    model = randomise(
-        nn.Sequential(block(3, 64), dense, nn.BatchNorm2d(256), nn.ReLU(inplace=True), nn.Conv2d(256, 8, 1))
-    )
+    end = nn.BatchNorm2d(256), nn.ReLU(inplace=True), nn.Conv2d(256, 8, 1)
+    model = randomise(nn.Sequential(block(3, 64), dense, *end))
     x = image(1, 3, 24, 24)
     fast = warm(model, x)
     close(fast(x), model(x))
     (plan,) = plans(fast)
-    assert peak(fast, x) + plan.nbytes - plan.workspace <= 1.05 * peak(model, x)
+    assert peak(fast, x) + plan.nbytes - plan.workspace <= 0.9 * peak(model, x)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
