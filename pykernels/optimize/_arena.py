@@ -22,6 +22,7 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ from torch import Tensor
 
 from pykernels.optimize._graph import Graph, Step, Value, storage_of, values_in
 from pykernels.optimize._kinds import name_of
-from pykernels.optimize._patterns import is_torchs
+from pykernels.optimize._patterns import constant_norm, is_torchs
+from pykernels.optimize._torchs import norm_into
 
 #: Arenas of one plan that wait, and bytes of all that wait while another one is made.
 _MOST_IDLE = 8
@@ -73,6 +75,10 @@ class Survey:
         self.owners: dict[Value, Value] = {}
         #: Of what steps give, on the CPU and not empty.
         self.forms: dict[Value, Form] = {}
+        #: For the report.
+        self.shapes: dict[Value, torch.Size] = {}
+        #: The steps that turned what they were given to another memory format: conversions, and convolutions.
+        self.turned: set[Step] = set()
         self.workspace = 0
 
     def see(self, at: int, read: Sequence[Tensor], given: Sequence[Tensor]) -> None:
@@ -80,12 +86,21 @@ class Survey:
         step = self.graph.steps[at]
         pairs = [(v, t) for v, t in zip(step.reads(), read, strict=True) if isinstance(t, Tensor)]
         owners = {storage_of(t): self.owner(v) for v, t in pairs}
+        self.shapes.update((v, t.shape) for v, t in pairs)
         for v, t in zip(step.results(), given, strict=True):
             if not isinstance(t, Tensor):  # a size, in a graph of Dynamo's
                 continue
             self.owners[v] = owners.get(storage_of(t), v)
+            self.shapes[v] = t.shape
             if t.is_cpu and t.layout is torch.strided and t.numel():
                 self.forms[v] = Form(t.shape, t.stride(), t.dtype, t.data_ptr())
+        if step.kind == "format":
+            turns = storage_of(read[0]) != storage_of(given[0])
+        else:
+            last = step in self.number and step.function.channels_last
+            turns = last and not read[0].is_contiguous(memory_format=torch.channels_last)
+        if turns:
+            self.turned.add(step)
         if self.is_ours(step) and step.outputs in self.forms:
             bound = self.bound[self.number[step]]
             needs = torch.ops.pykernels.conv_bn_act_bound_workspace(read[0], bound, given[0])
@@ -117,6 +132,9 @@ def write_call(step: Step) -> tuple[Any, tuple[Any, ...], str] | None:
         return torch.add, step.args, ""
     if _is_cat(step):
         return torch.cat, (step.args[0], 1), ""
+    norm = constant_norm(step)
+    if norm is not None:
+        return norm_into, norm, ""
     if step.function in (F.max_pool2d, torch.max_pool2d):
         given = {**dict(zip(_POOL, step.args, strict=False)), **step.kwargs}
         stride = given.get("stride")
@@ -164,8 +182,8 @@ def _may_keep(step: Step) -> bool:
     """May a reference to what it reads outlive it?"""
     if step.kind in ("fused", "format"):
         return False
-    function = step.function
-    known = isinstance(function, types.FunctionType) and function.__module__.partition(".")[0] == "torch"
+    function = step.function.func if isinstance(step.function, partial) else step.function
+    known = isinstance(function, types.FunctionType) and function.__module__.partition(".")[0] in ("torch", "pykernels")
     return step.kind != "call" or not (known or isinstance(function, _BUILTIN))
 
 
@@ -218,8 +236,8 @@ def _write_at_once(step: Step, survey: Survey, hidden: dict[Value, _Item]) -> No
         if (item := hidden[v]).moves and item.last <= whole.last and item.joins == {step}
         if v not in unfit and len(set(where)) == 1 and covered[v] == item.form.shape[1]
     }
-    if not mine:
-        return
+    if 3 * sum(covered[v] for v in mine) < at:
+        return  # most would be copied all the same, and all of it be needed earlier
     for position, v, channel in pieces:
         if survey.owner(v) not in mine:
             copies.append(((step, position), whole.form.part(survey.forms[v].shape[1]), channel))
@@ -279,7 +297,7 @@ class Plan:
 
     def __init__(self, items: list[_Item], workspace: int) -> None:
         self.keys = tuple(key for x in items for key, _, _ in x.parts)
-        self._workspace = workspace
+        self.workspace = workspace
         self.nbytes = _place(items, _aligned(workspace))
         self._places = [(f, x.offset // f.dtype.itemsize + at) for x in items for _, f, at in x.parts]
         self.idle: deque[tuple[Tensor, ...]] = deque(maxlen=_MOST_IDLE)
@@ -306,7 +324,7 @@ class Plan:
             )
             storage = memory.untyped_storage()
             results = [torch.empty(0, dtype=f.dtype).set_(storage, at, f.shape, f.stride) for f, at in self._places]
-            return memory[: self._workspace], *results
+            return memory[: self.workspace], *results
 
     def sweep(self) -> None:
         """Gives back what has waited since the last time."""

@@ -16,7 +16,7 @@ from pykernels.optimize._simplify import drop_dead, drop_duplicates, is_pure, re
 
 def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any]) -> Program:
     """The program of ``graph``."""
-    drop_dead(graph)
+    graph.unsure = drop_dead(graph)
     drop_duplicates(graph)
     folded: list[Step] = []
     if can_fuse():

@@ -9,11 +9,10 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from pykernels.optimize._report import Left, Report
+from pykernels.optimize._report import Report
 from pykernels.optimize._stub import Family, Stub
 from pykernels.optimize._stub import _cast as cast_tensors
-from pykernels.optimize._tell import tell
-from pykernels.optimize._timing import seconds_by_step
+from pykernels.optimize._tell import report_of
 from pykernels.optimize._watch import Watch, is_own
 
 
@@ -25,13 +24,21 @@ class Optimized(nn.Module):
 
         With ``time`` each step is timed too: a few times, on made-up inputs of the sizes of the last call.
         """
-        return _report(_family(self), time)
+        return report_of(_family(self), time)
 
     def train(self, mode: bool = True) -> Any:
         """Stays in evaluation mode, so that a larger model that it is part of may train."""
         for module in self.modules():
             module.training = False
         return self
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        _let_go(self)
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        _let_go(self)
+        return super()._load_from_state_dict(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         family = _family(self)
@@ -51,6 +58,12 @@ def _family(model: nn.Module) -> Family:
     """A part that was cut out of an optimised model, such as ``fast[1:]``, has one of its own."""
     stub = vars(model).get("_compiled_call_impl")
     return stub.family if isinstance(stub, Stub) else Family(model, torch.float32, torch.float32)
+
+
+def _let_go(model: nn.Module) -> None:
+    """Drops the programs where torch is about to swap tensors: it refuses those that anything else has a hold of."""
+    if torch.__future__.get_swap_module_params_on_conversion():
+        _family(model).forget()
 
 
 def _restored(kind: type, outside: torch.dtype, inside: torch.dtype) -> Any:
@@ -177,16 +190,3 @@ def _copies(thing: Any, memo: dict[int, Any]) -> bool:
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:
     return [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
-
-
-def _report(family: Family, time: bool) -> Report:
-    report = Report(left=[Left(*n) for n in family.notes])
-    for stub in family.stubs():
-        name = stub.path or "the model"
-        kind = type(stub.module).__name__
-        why = {p for p in stub.programs.values() if isinstance(p, str) and p}
-        why |= {stub.why} if stub.why is not None else set()
-        report.left += [Left(name, kind, reason) for reason in sorted(why)]
-        for program in {id(p): p for p in stub.programs.values() if not isinstance(p, str)}.values():
-            tell(program, report, seconds_by_step(program) if time else {})
-    return report

@@ -17,15 +17,16 @@ class Value:
     """A tensor of a recording: an input, a source (a parameter, buffer or other watched tensor) or a step's output.
 
     ``storage`` tells aliases: two values with the same one may share memory. ``layout`` is eager's: "contiguous" (which
-    goes before), "channels_last" or "other".
+    goes before), "channels_last" or "other"; ``stride`` are eager's strides, None where there are none.
     """
 
-    __slots__ = ("device", "dtype", "dynamic", "index", "kind", "layout", "shape", "storage", "tensor")
+    __slots__ = ("device", "dtype", "dynamic", "index", "kind", "layout", "shape", "storage", "stride", "tensor")
 
     def __init__(self, index: int, kind: str, tensor: torch.Tensor, dynamic: bool = False) -> None:
         self.index, self.kind, self.dynamic = index, kind, dynamic
         self.shape, self.dtype, self.device = tuple(tensor.shape), tensor.dtype, tensor.device
         self.layout = layout_of(tensor)
+        self.stride = tensor.stride() if tensor.layout is torch.strided else None
         # Any two inputs may share memory at another call, so that all count as one.
         self.storage = -1 if kind == "input" else storage_of(tensor)
         #: Kept for sources alone: the others live as long as the recording.
@@ -44,13 +45,40 @@ class Value:
 
 
 def layout_of(t: torch.Tensor) -> str:
-    """Which of the two usual memory formats ``t`` is in."""
+    """Which of the two usual memory formats ``t`` is in; if in both, the one whose strides it has."""
     if t.layout is not torch.strided:
         return "other"
-    if t.is_contiguous():
-        return "contiguous"
     channels_last = t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)
+    if t.is_contiguous():
+        of_last = channels_last and t.stride() == strides_in("channels_last", t.shape) != strides_in("", t.shape)
+        return "channels_last" if of_last else "contiguous"
     return "channels_last" if channels_last else "other"
+
+
+@functools.lru_cache(1024)
+def strides_in(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a new tensor in "channels_last", "time_major" or else contiguous.
+
+    "time_major" is what a recurrent layer of torch's gives where the batch is the first dimension.
+    """
+    orders = {"channels_last": (0, 2, 3, 1), "time_major": (1, 0, 2)}
+    strides, step = [0] * len(shape), 1
+    for dim in reversed(orders.get(layout, range(len(shape)))):
+        strides[dim] = step
+        step *= max(shape[dim], 1)
+    return tuple(strides)
+
+
+def suggests_channels_last(t: torch.Tensor) -> bool:
+    """Does torch take ``t`` for channels_last where that is for its strides to say, as for a convolution's result?"""
+    sizes, strides, least = t.shape, t.stride(), 0
+    if t.dim() != 4 or strides[1] == 0 or 0 in sizes:
+        return False
+    for dim in (1, 3, 2, 0):
+        if strides[dim] < least or (dim == 0 and least == strides[1]):
+            return False
+        least = strides[dim] * sizes[dim]
+    return True
 
 
 def storage_of(t: torch.Tensor) -> int:
@@ -154,6 +182,8 @@ class Graph:
     exact: bool = False
     #: Why children could not be followed: name, class, reason.
     opaque: list[tuple[str, str, str]] = field(default_factory=list)
+    #: Steps are left out that nothing reads, but that might raise for other sizes.
+    unsure: bool = False
 
     def users(self) -> dict[Value, list[Step | None]]:
         """Who reads each value, once for each time; None is the result."""
@@ -191,7 +221,8 @@ def mapped(nest: Any, leaf: Callable[[Any], Any]) -> Any:
         return Made(kind, {i: mapped(x, leaf) for i, x in enumerate(nest)}, {})
     if isinstance(nest, tuple) and kind is not torch.Size:
         items = [mapped(x, leaf) for x in nest]
-        return kind(*items) if hasattr(nest, "_fields") else tuple(items)
+        # Not by the class, which may have its own ideas of what its fields can be.
+        return tuple.__new__(kind, items) if hasattr(nest, "_fields") else tuple(items)
     if kind is list:
         return [mapped(x, leaf) for x in nest]
     if kind is dict:

@@ -7,6 +7,7 @@ all others and for the result. Where memory is shared and written to, no format 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pykernels.optimize._graph import Graph, Step, Value, mapped, values_in
+from pykernels.optimize._graph import Graph, Step, Value, mapped, strides_in, values_in
 from pykernels.optimize._kinds import name_of
 from pykernels.optimize._patterns import FusedConv, bound
 
@@ -63,30 +64,73 @@ def as_channels_last(t: Tensor) -> Tensor:
     return t.contiguous(memory_format=torch.channels_last)
 
 
+def _to(layout: str, move: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``move``, with the strides of a new tensor even where a size is 1, so that nothing depends on them but them."""
+
+    def fix(t: Tensor) -> Tensor:
+        t = move(t)
+        if 1 not in t.shape or t.stride() == (strides := strides_in(layout, t.shape)):
+            return t
+        return t.as_strided(t.shape, strides)
+
+    fix.__name__ = f"as_{layout}"
+    return fix
+
+
 _RECURRENT = (nn.GRU, nn.RNN, nn.LSTM)
 #: In multiplications of a convolution, a fifth of whose time is at stake: what it costs to turn an element, and what it
 #: brings to those that are ten times as fast. Measured, and low, because what is turned may lie in cache.
 _TURN, _GAINED = 60, 500
 _GAIN = ("max_pool2d", "_max_pool2d", "boolean_dispatch", "fn", "avg_pool2d", "interpolate", "upsample", "normalize")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-FIXES = {"contiguous": as_contiguous, "channels_last": as_channels_last}
+#: To eager's strides, for whoever can tell.
+FIXES = {
+    "contiguous": _to("contiguous", as_contiguous), "channels_last": _to("channels_last", as_channels_last),
+    "time_major": _to("time_major", as_time_major),
+}  # fmt: skip
 
 
 def settle(graph: Graph) -> None:
     """Decides formats; puts conversions in where they are needed."""
+    ours = [s for s in graph.steps if _is_ours(s)]
+    for step in ours:
+        output = step.results()[0]
+        if step.kind == "module" and len(output.shape) == 3:
+            turned, plain = (strides_in(layout, output.shape) for layout in ("time_major", "contiguous"))
+            output.layout = "time_major" if output.stride == turned != plain else output.layout
     _feed_products(graph)
-    convs = [s for s in graph.steps if isinstance(s.function, FusedConv)]
-    if not convs:
+    if not ours:
         return
+    convs = [s for s in ours if isinstance(s.function, FusedConv)]
     if _is_shared_and_written(graph) or not _settle_freely(graph, convs):
         for step in convs:
             step.function.channels_last = False
             layout = step.outputs.layout
             step.function.fix = layout if layout in FIXES else "contiguous"
+        _turn_at_once(graph)
+
+
+def _turn_at_once(graph: Graph) -> None:
+    """Has the results of our recurrent layers turned where they are made."""
+    steps: list[Step] = []
+    for step in graph.steps:
+        steps.append(step)
+        output = step.results()[0] if _is_ours(step) else None
+        if output is not None and output.layout == "time_major":
+            made = output.like(_next_index(graph) + len(steps))
+            states = tuple(step.outputs[1:])
+            step.outputs = (made, *states)
+            steps.append(Step(FIXES["time_major"], (made,), {}, output, (), "format", step.where))
+    graph.steps = steps
+
+
+def _is_ours(step: Step) -> bool:
+    """Do our kernels run it, which take any strides and give their own?"""
+    return isinstance(step.function, FusedConv) or (step.kind == "module" and bool(step.note))
 
 
 def _is_free(step: Step) -> bool:
-    if isinstance(step.function, FusedConv):
+    if _is_ours(step):
         return True
     name = name_of(step.function)
     if name == "conv_transpose2d":
@@ -112,7 +156,7 @@ def _feed_products(graph: Graph) -> None:
             continue
         copy = x.like(_next_index(graph) + len(steps))
         copy.layout = "contiguous" if way is as_contiguous else "other"
-        steps.append(Step(way, (x,), {}, copy, (), "format"))
+        steps.append(Step(way, (x,), {}, copy, (), "format", step.where))
         step.args = (copy, *step.args[1:])
         steps.append(step)
     graph.steps = steps
@@ -184,15 +228,15 @@ def _settle_freely(graph: Graph, convs: list[Step]) -> bool:
     strict = _copies_that_tell(graph)
     while True:
         tainted = _tainted(graph, strict)
+        told = [v for s in graph.steps if s in strict or not _is_free(s) for v in s.reads()]
+        told += values_in(graph.result)
         strange = {
-            v
-            for s in graph.steps if s in strict or not _is_free(s)
-            for v in s.reads() if v in tainted and v.layout not in FIXES
-        } | {v for v in values_in(graph.result) if v in tainted and v.layout not in FIXES}  # fmt: skip
+            v for v in told if v in tainted and (v.layout not in FIXES or v.stride != strides_in(v.layout, v.shape))
+        }
         if not strange:
             break
         found = {producers[v] for v in strange}
-        if any(isinstance(s.function, FusedConv) or s.writes or s in strict for s in found):
+        if any(_is_ours(s) or s.writes or s in strict for s in found):
             return False
         strict |= found
     _put_right(graph, strict, tainted)
@@ -215,7 +259,9 @@ def _tainted(graph: Graph, strict: set[Step]) -> set[Value]:
     """Values that may lie in memory otherwise than eager's."""
     tainted: set[Value] = set()
     for step in graph.steps:
-        if isinstance(step.function, FusedConv) or (
+        if step.kind == "module" and _is_ours(step):
+            tainted |= {v for v in step.results() if v.layout == "time_major"}  # its states lie as eager's
+        elif isinstance(step.function, FusedConv) or (
             step not in strict and _is_free(step) and any(v in tainted for v in step.reads())
         ):
             tainted |= set(step.results())
@@ -232,12 +278,14 @@ def _put_right(graph: Graph, strict: set[Step], tainted: set[Value]) -> None:
             return v
         if v not in fixed:
             fixed[v] = v.like(count + len(fixed))
-            steps.append(Step(FIXES[v.layout], (v,), {}, fixed[v], (), "format"))
+            steps.append(Step(FIXES[v.layout], (v,), {}, fixed[v], (), "format", where))
         return fixed[v]
 
     for step in graph.steps:
+        where = step.where
         if step in strict or not _is_free(step):
             step.args, step.kwargs = mapped(step.args, fix), mapped(step.kwargs, fix)
         steps.append(step)
+    where = "the result"
     graph.result = mapped(graph.result, fix)
     graph.steps = steps

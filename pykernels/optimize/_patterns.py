@@ -37,6 +37,8 @@ class FusedConv:
     def __init__(self, weight: Value, bias: Value | None, options: dict[str, Any]) -> None:
         self.weight, self.bias = weight, bias
         self.norm: list[Value | None] | None = None
+        #: A tensor that is written to whenever the batch norm's statistics are, if they don't tell by themselves.
+        self.counter: Tensor | None = None
         self.eps = 0.0
         self.activation, self.negative_slope = "none", 0.01
         self.options = options
@@ -66,7 +68,7 @@ class FusedConv:
         key_of_pack = (shape, None, self.eps, self.activation, self.negative_slope, None)
         made = _ConvPack(slots, self.weight.dtype, key_of_pack, self.geometry())
         # By their elements: torch's batch norm writes to them without counting a version.
-        made.moments = Sources([t for t in tensors if t is not None])
+        made.moments = Sources([t for t in (*tensors, self.counter) if t is not None])
         if not any(v in values for v in self.parameters()):
             store[key] = made
         return made
@@ -174,6 +176,19 @@ def takes_norm(conv: FusedConv, step: Step, constants: set[Value]) -> bool:
         return False
     conv.norm, conv.eps = parts, eps
     return True
+
+
+def constant_norm(step: Step) -> tuple[Any, ...] | None:
+    """The tensors and the eps of a batch norm on the CPU that trains nothing and is all of float32, for `norm_into`."""
+    if step.function is not F.batch_norm or step.writes:
+        return None
+    given = bound(step, _NORM)
+    x, *rest = (given.get(k) for k in _NORM[:5])
+    if not isinstance(x, Value) or x.device.type != "cpu" or given.get("training", False) is not False:
+        return None
+    if None in rest[:2] or any(v is not None and v.dtype is not torch.float32 for v in (x, *rest)):
+        return None
+    return x, *rest, given.get("eps", 1e-5)
 
 
 def _activation(step: Step) -> tuple[str, float] | None:

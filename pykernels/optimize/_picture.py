@@ -13,9 +13,10 @@ _MOST_ROWS = 120
 
 def picture(report: Report) -> str:
     """One row for each step, in the order in which they run, with a bar as long as its share."""
-    timed = any(s.seconds for s in report.steps)
-    sizes = [float((s.seconds or 0.0) if timed else s.flops) for s in report.steps]
-    total, rows = sum(sizes), list(zip(report.steps, sizes, strict=True))
+    steps = report.counted()
+    timed = any(s.seconds for s in steps)
+    sizes = [float((s.seconds if timed else s.flops) or 0) for s in steps]
+    total, rows = sum(sizes), list(zip(steps, sizes, strict=True))
     hidden: list[tuple[Ran, float]] = []
     if len(rows) > _MOST_ROWS:
         least = sorted(sizes, reverse=True)[_MOST_ROWS]
@@ -34,11 +35,12 @@ def picture(report: Report) -> str:
         y = _TOP + _ROW * i
         text = f"{step.where}: {step.what}" if step.where else step.what
         width = max(1.0, (_WIDTH - _LABEL - 90) * size / longest)
+        told = "unknown" if (step.seconds if timed else step.flops) is None else _size(size, timed)
         parts += [
             f'<text x="{_LABEL - 8}" y="{y + 11}" text-anchor="end">{escape(_short(text))}</text>',
             f'<rect x="{_LABEL}" y="{y + 2}" width="{width:.1f}" height="{_ROW - 4}" fill="{_COLOURS[step.who]}">'
-            f"<title>{escape(f'{text}, {step.who}: {_size(size, timed)}')}</title></rect>",
-            f'<text x="{_LABEL + width + 5:.1f}" y="{y + 11}" fill="#555555">{_size(size, timed)}</text>',
+            f"<title>{escape(f'{text}, {step.who}: {told}')}</title></rect>",
+            f'<text x="{_LABEL + width + 5:.1f}" y="{y + 11}" fill="#555555">{told}</text>',
         ]
     if hidden:
         y, rest = _TOP + _ROW * len(rows) + 11, sum(size for _, size in hidden)
@@ -48,7 +50,7 @@ def picture(report: Report) -> str:
 
 def _title(report: Report, timed: bool, total: float) -> str:
     what = f"{total * 1e3:.2f} ms" if timed else f"{total / 1e9:.2f} billion operations"
-    return f"{len(report.steps)} steps, {what}"
+    return f"{len(report.counted())} steps, {what}"
 
 
 def _legend(report: Report, timed: bool) -> list[str]:
@@ -56,7 +58,7 @@ def _legend(report: Report, timed: bool) -> list[str]:
     x = 12
     for who, colour in _COLOURS.items():
         share = report.share("time" if timed else "operations", who)
-        if any(s.who == who for s in report.steps):
+        if any(s.who == who for s in report.counted()):
             label = who if share is None else f"{who} {share:.0%}"
             parts.append(f'<rect x="{x}" y="36" width="11" height="11" fill="{colour}"/>')
             parts.append(f'<text x="{x + 16}" y="46">{escape(label)}</text>')

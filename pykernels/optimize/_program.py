@@ -13,11 +13,11 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pykernels.optimize import _arena
 from pykernels.optimize._graph import Graph, Made, Step, Value, layout_of, mapped, values_in
-from pykernels.optimize._layout import as_channels_last, as_contiguous
+from pykernels.optimize._layout import FIXES, as_channels_last
 from pykernels.optimize._patterns import FusedConv
 from pykernels.optimize._sources import Sources
 from pykernels.optimize._watch import Watch
@@ -36,6 +36,8 @@ class _Bound:
         self.convs: list[Any] = []
         #: The function to run and its ``C``.
         self.by_shape: dict[Hashable, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
+        #: By the same, where what lies between the steps has a place.
+        self.plans: dict[Hashable, _arena.Plan] = {}
         self.torchs: dict[tuple[int, str], Callable[..., Tensor]] = {}
 
     def by_torch(self, i: int, conv: FusedConv, layout: str) -> Callable[..., Tensor]:
@@ -55,9 +57,14 @@ class Program:
 
     def __init__(self, graph: Graph, folded: list[Step], watch: Watch, store: dict[Hashable, Any]) -> None:
         self.graph, self.folded, self.watch, self.store = graph, folded, watch, store
-        self.exact = graph.exact
-        self.again = not any(s.kind == "opaque" or any(v.storage == -1 for v in s.writes) for s in graph.steps)
+        self.exact, self.unsure = graph.exact, graph.unsure
+        self.is_whole = not any(s.kind == "opaque" for s in graph.steps)
+        self.again = self.is_whole and not any(v.storage == -1 for s in graph.steps for v in s.writes)
         self.fused = [s for s in graph.steps if isinstance(s.function, FusedConv)]
+        self._counters = _counters(watch)
+        for step in self.fused:
+            mean = step.function.norm[0] if step.function.norm else None
+            step.function.counter = None if mean is None else self._counters.get(id(mean.tensor))
         read = [v for s in (*graph.steps, *folded) for v in s.reads()]
         read += [v for s in self.fused for v in s.function.parameters()]
         self.sources = [v for v in dict.fromkeys(read) if v.kind == "source"]
@@ -66,10 +73,14 @@ class Program:
         #: The functions, by which of the fused steps are ours and what lies in an arena.
         self._runs: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._writing = threading.Lock()
-        self._choosing: Callable[..., Any] | None = self._writer.function("choose") if self.fused else None
+        chooses = bool(self.fused) or any(s.kind == "format" for s in graph.steps)  # these turn something, or nothing
+        self._choosing: Callable[..., Any] | None = self._writer.function("choose") if chooses else None
         self._bound: _Bound | None = None
-        #: The inputs' sizes at the last choice, and why fused steps are torch's by it.
-        self.sizes: list[tuple[int, ...]] | None = None
+        #: For the report: the inputs' sizes at the last choice and those of all values (the recorded ones where nothing
+        #: was chosen, or a part can't be followed), which steps turn what they are given, why fused ones are torch's.
+        self.sizes = [tuple(v.shape) for v in graph.inputs]
+        self.shapes: dict[Value, torch.Size] = {}
+        self.turned: set[Step] = set()
         self.reasons = [s.function.torchs_because(s.args[0].shape, s.args[0].layout) for s in self.fused]
 
     def text(self) -> str:
@@ -97,6 +108,10 @@ class Program:
         bound = self._bound
         return self._renew() if bound is None or not bound.is_current() else bound
 
+    def let_go(self) -> None:
+        """Holds the sources by nothing that torch counts, until it is called again."""
+        self._bound = None
+
     def chosen(self, bound: _Bound, i: int, x: Tensor) -> tuple[str, Callable[..., Tensor], Any]:
         """For the ``i``-th fused step: why it is torch's, what runs it from x and the residual, and its constant."""
         conv, layout = self.fused[i].function, layout_of(x)
@@ -121,14 +136,22 @@ class Program:
         plan = None
         if self._choosing is not None:
             result = self._choosing(folded, choose, survey.see, *tensors)
-            plan = _arena.plan(survey)
+            plan = _arena.plan(survey) if self.fused else None
         run = self._run_for(tuple(not why for why in reasons), () if plan is None else plan.keys)
         if len(bound.by_shape) >= _MOST_SHAPES:
             bound.by_shape.clear()
-        places = () if plan is None else (plan.idle, plan.arena)
+            bound.plans.clear()
+        places: tuple[Any, ...] = ()
+        if plan is not None:
+            bound.plans[shapes] = plan
+            places = plan.idle, plan.arena
         bound.by_shape[shapes] = run, (*folded, *constants, *places)
-        self.reasons, self.sizes = reasons, [tuple(t.shape) for t in tensors if isinstance(t, Tensor)]
-        return run(folded, *tensors) if self._choosing is None else result
+        if self._choosing is None:
+            return run(folded, *tensors)
+        self.reasons, self.turned = reasons, survey.turned
+        if self.is_whole:
+            self.sizes, self.shapes = [tuple(t.shape) for t in tensors if isinstance(t, Tensor)], survey.shapes
+        return result
 
     def _run_for(self, ours: tuple[bool, ...], planned: tuple[Any, ...]) -> Callable[..., Any]:
         with self._writing:
@@ -140,10 +163,7 @@ class Program:
 
     def plans(self) -> list[_arena.Plan]:
         """Those of the sizes of input that it knows."""
-        bound = self._bound
-        ends = [c[-1] for _, c in list(bound.by_shape.values()) if c] if bound else []
-        owners = [getattr(end, "__self__", None) for end in ends]
-        return [p for p in owners if isinstance(p, _arena.Plan)]
+        return list(self._bound.plans.values()) if self._bound else []
 
     def memory(self) -> int:
         """Bytes that it keeps for intermediates between calls."""
@@ -159,22 +179,28 @@ class Program:
                 if (t := v.tensor) is not None
             ):
                 raise RuntimeError("a source has become another kind of tensor")
-            bound = _Bound(Sources([v.tensor for v in used if v.tensor is not None]) if used else None)
+            tensors = [v.tensor for v in used if v.tensor is not None]
+            counters = [self._counters[id(t)] for t in tensors if id(t) in self._counters]
+            bound = _Bound(Sources([*tensors, *counters]) if used else None)
             for step in self.folded:
                 self._fold(step, bound.values)
             bound.convs = [s.function.pack(bound.values, self.store) for s in self.fused]
         self._bound = bound
         return bound
 
-    def packed_bytes(self) -> int:
-        """The memory of what was made from the sources."""
+    def packed(self) -> dict[int, int]:
+        """The bytes of what was made from the sources, by address: programs share it."""
         bound = self._bound
         if bound is None:
-            return 0
+            return {}
         tensors = [t for t in bound.values.values() if isinstance(t, Tensor)]
         tensors += [t for pack in bound.convs for t in pack.tensors()]
-        folded = sum(math.prod(self.fused[i].function.weight.shape) * 4 for i, _ in bound.torchs)
-        return folded + sum({t.data_ptr(): t.nbytes for t in tensors}.values())
+        packs = [vars(s.function).get("_pack") for s in self.graph.steps if s.kind == "module"]
+        tensors += [
+            t for p in packs if p is not None and type(p.value) is tuple for t in p.value if isinstance(t, Tensor)
+        ]
+        folded = {id(run): math.prod(self.fused[i].function.weight.shape) * 4 for (i, _), run in bound.torchs.items()}
+        return folded | {t.data_ptr(): t.nbytes for t in tensors}
 
     def _fold(self, step: Step, values: dict[Value, Any]) -> None:
         def tensor(x: Any) -> Any:
@@ -183,6 +209,17 @@ class Program:
         result = step.function(*mapped(step.args, tensor), **mapped(step.kwargs, tensor))
         for value, got in zip(step.results(), _flat(result), strict=True):
             values[value] = got
+
+
+def _counters(watch: Watch) -> dict[int, Tensor]:
+    """By its running mean, what a batch norm counts its training steps with, where it is on a GPU.
+
+    There the steps write to the statistics without counting a version, and it takes too long to compare what is in
+    them; but each of them counts one of the counter, through torch.
+    """
+    norms = [m for m in watch.modules.values() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    told = [(m.running_mean, m.num_batches_tracked) for m in norms]
+    return {id(mean): count for mean, count in told if mean is not None and count is not None and not mean.is_cpu}
 
 
 def _flat(result: Any) -> list[Tensor]:
@@ -196,7 +233,7 @@ class _Writer:
 
     def __init__(self, program: Program) -> None:
         self.program, self.graph = program, program.graph
-        self.names: dict[str, Any] = {"contiguous": as_contiguous, "channels_last": as_channels_last}
+        self.names: dict[str, Any] = {"channels_last": as_channels_last}
         self.last = ""
         self._known: dict[int, str] = {}
         self._constants = {v: i for i, v in enumerate(v for s in program.folded for v in s.results())}
@@ -267,7 +304,8 @@ class _Writer:
             call = f"{self._name(conv.run)}({given}, {constant}, {self._expression(residual)})"
         else:
             call = f"{constant}({given}, {self._expression(residual)})"
-        return f"{_pattern(step.outputs)} = {f'{conv.fix}({call})' if conv.fix else call}"
+        fixed = f"{self._name(FIXES[conv.fix])}({call})" if conv.fix else call
+        return f"{_pattern(step.outputs)} = {fixed}"
 
     def _statement(self, step: Step) -> str:
         arguments = [self._expression(a) for a in step.args]
@@ -308,7 +346,7 @@ class _Writer:
                 return f"[{', '.join(items)}]"
             return f"({', '.join(items)}{',' * (len(items) == 1)})"
         if isinstance(x, tuple) and hasattr(x, "_fields"):
-            return f"{self._name(type(x))}({', '.join(self._expression(i) for i in x)})"
+            return f"tuple.__new__({self._name(type(x))}, {self._expression(tuple(x))})"
         if type(x) is dict:
             items = [f"{self._expression(k)}: {self._expression(v)}" for k, v in x.items()]
             return f"{{{', '.join(items)}}}"

@@ -27,6 +27,7 @@ _TRUSTED = tuple(
     os.path.dirname(p) + os.sep
     for p in (torch.__file__, numpy.__file__, os.path.dirname(os.path.abspath(__file__)))  # the last one: pykernels
 )
+_RECORDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_record.py")
 _STANDARD = sysconfig.get_paths()["stdlib"] + os.sep
 _INSTALLED = tuple({sysconfig.get_paths()[k] + os.sep for k in ("purelib", "platlib")})
 #: What of torch and NumPy a model may call; more is refused by name.
@@ -137,23 +138,54 @@ def _strings(constants: tuple[Any, ...]) -> set[str]:
     return found.union(*(_strings(c) for c in constants if type(c) is tuple))
 
 
+def place_in_model(frame: types.FrameType | None = None) -> str:
+    """File and line of the model's code that is being run (in ``frame`` or what called it), to end a sentence."""
+    frame = sys._getframe(1) if frame is None else frame
+    while frame is not None:
+        file, name = frame.f_code.co_filename, frame.f_code.co_name
+        if name == "run" and file == _RECORDER:  # what called the model is none of it
+            break
+        if not _is_trusted(file) and not _is_standard(file):
+            return f", {os.path.basename(file)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
 class Onlooker:
     """`sys.setprofile`'s function for one capture; ``part`` says whose findings an event belongs to."""
 
     def __init__(self, watch: Watch, part: Callable[[], list[Findings]]) -> None:
         self.watch, self.part = watch, part
+        self.asleep = False
+        #: What may still run on somebody else's behalf after a sleep.
+        self._others: set[types.CodeType] = set()
         self._resolved: set[str] = set()
         self._names_done: dict[int, set[str]] = {}
 
     def __call__(self, frame: types.FrameType, event: str, argument: Any) -> None:
         """Never raises: what goes wrong here is a reason not to capture."""
+        if self.asleep or (self._others and self._is_of_others(frame)):
+            return
         try:
             if event == "call":
                 self._python(frame)
             elif event == "c_call" and not _is_for_trusted(frame):
-                self._native(argument)
+                self._native(argument, frame)
         except Exception as problem:
             self.part()[-1].refuse(f"{frame.f_code.co_name} can't be looked into ({type(problem).__name__})")
+
+    def wake(self, callbacks: list[Any]) -> None:
+        """Looks on again, but not at these functions, which are called before the model goes on."""
+        functions = [getattr(c, "__func__", c) for c in callbacks]
+        self._others = {f.__code__ for f in functions if isinstance(f, types.FunctionType)}
+        self.asleep = False
+
+    def _is_of_others(self, frame: types.FrameType | None) -> bool:
+        while frame is not None and frame.f_code not in self._others:
+            frame = frame.f_back
+        if frame is None:
+            self._others = set()
+        return frame is not None
 
     def _python(self, frame: types.FrameType) -> None:
         code, caller = frame.f_code, frame.f_back
@@ -218,13 +250,13 @@ class Onlooker:
         here = self.part()[-1]
         if module == "torch":
             if not _may_ask_torch(name):
-                here.refuse(f"calls torch.{name}")
+                here.refuse(f"calls torch.{name}{place_in_model(frame)}")
         elif not module.startswith(_CALLABLE) or module.startswith(_REFUSED_MODULES):
-            here.refuse(f"calls {module}.{name}")
+            here.refuse(f"calls {module}.{name}{place_in_model(frame)}")
         elif module == "torch.autograd.grad_mode" and isinstance(frame.f_locals.get("self"), torch.inference_mode):
-            here.refuse("enters or leaves inference mode")
+            here.refuse(f"enters or leaves inference mode{place_in_model(frame)}")
 
-    def _native(self, function: Any) -> None:
+    def _native(self, function: Any, frame: types.FrameType) -> None:
         owner, name = getattr(function, "__self__", None), function.__name__
         module = function.__module__ or (owner.__name__ if isinstance(owner, types.ModuleType) else "")
         if module == "builtins" and isinstance(owner, types.ModuleType):
@@ -244,7 +276,8 @@ class Onlooker:
             allowed = allowed or str(getattr(type(owner), "__module__", "")).startswith("torch")
         if not allowed:
             whose = module or type(owner).__name__
-            self.part()[-1].refuse(f"calls {whose}.{name}, whose result depends on more than its arguments")
+            place = place_in_model(frame)
+            self.part()[-1].refuse(f"calls {whose}.{name}, whose result depends on more than its arguments{place}")
 
 
 def _may_ask_torch(name: str) -> bool:

@@ -7,13 +7,12 @@ refuse the root.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,12 +20,13 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from pykernels.optimize import _kinds
-from pykernels.optimize._graph import Graph, Made, Step, Value, is_sequence_of_names, mapped, storage_of
-from pykernels.optimize._purity import Findings, Onlooker, names_any
+from pykernels.optimize._graph import Graph, Step, Value, mapped, storage_of
+from pykernels.optimize._purity import Findings, Onlooker, names_any, place_in_model
+from pykernels.optimize._results import SCALARS, Unrecordable, described, has_dicts, leaves
 from pykernels.optimize._watch import Watch, kind_of
 
 _PLAIN = (torch.Tensor, nn.Parameter)
-_SCALARS = (type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.memory_format, torch.layout)
+_CALL = nn.Module._call_impl.__code__
 
 
 class _State(threading.local):
@@ -34,10 +34,6 @@ class _State(threading.local):
 
 
 state = _State()
-
-
-class _Unrecordable(Exception):
-    pass
 
 
 @dataclasses.dataclass
@@ -77,12 +73,14 @@ class Recorder:
         self.opaque: list[tuple[str, str, str]] = []
         self.opaque_modules: list[nn.Module] = []
         self.scopes = [Scope(module, path, 0, 0, Findings())]
+        self.onlooker: Any = None
         self.inputs: list[Value] = []
         self.input_storages: set[int] = set()
         # By address: a number, for an address may be used again, and the tensors that have been there.
         self.storages: dict[int, tuple[int, list[Callable[[], torch.Tensor | None]]]] = {}
         self.volatile: set[str] = set()
         self.paused = 0
+        self.names = {id(m): f"{path}.{name}".strip(".") for name, m in module.named_modules()}
 
     @property
     def reason(self) -> str | None:
@@ -91,7 +89,7 @@ class Recorder:
 
     def refuse(self, reason: str) -> None:
         """What is being run can't be followed."""
-        self.scopes[-1].findings.refuse(reason)
+        self.scopes[-1].findings.refuse(f"{reason}{place_in_model() if state.recorder is self else ''}")
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[torch.Tensor]) -> Any:
         """The module's own result; ``tensors`` are those among the arguments, without repetition."""
@@ -102,12 +100,12 @@ class Recorder:
         before = sys.getprofile()
         if before is not None:
             self.refuse("runs under a profiler")
-        onlooker = Onlooker(self.watch, lambda: [s.findings for s in self.scopes])
+        self.onlooker = Onlooker(self.watch, lambda: [s.findings for s in self.scopes])
         state.recorder = self
         try:
-            with _without_collections(), _Mode(self):
+            with _Mode(self):
                 if before is None:
-                    sys.setprofile(onlooker)
+                    sys.setprofile(self.onlooker)
                 try:
                     if kind_of(self.module) in (nn.LSTM, nn.LSTMCell):
                         result = self.whole(self.module, args, kwargs, self.scopes[0].path)
@@ -117,7 +115,7 @@ class Recorder:
                     if before is None:
                         sys.setprofile(None)
         finally:
-            state.recorder = None
+            state.recorder = self.onlooker = None
         return result
 
     def graph(self, result: Any) -> Graph | None:
@@ -125,9 +123,8 @@ class Recorder:
         root = self.scopes[0].findings
         if root.reason is None:
             try:
-                self._check_containers(result, set())
-                nest = mapped(result, self._leaf_of_result)
-            except _Unrecordable as problem:
+                nest = described(result, self._value, self.watch)
+            except Unrecordable as problem:
                 root.refuse(str(problem))
         if root.reason is None:
             self._check_state(root)
@@ -166,36 +163,6 @@ class Recorder:
         elif (self.volatile | self.watch.opaque - {""}) and names_any(root.names):
             root.refuse("reads attributes by computed names beside ones that can't be watched")
 
-    def _check_containers(self, x: Any, seen: set[int]) -> None:
-        """What is made anew at each call must not be held elsewhere too."""
-        if isinstance(x, list | dict) or Made.suits(x):
-            if id(x) in seen or self.watch.knows(x):
-                raise _Unrecordable(f"returns a {type(x).__name__} that is held elsewhere as well")
-            seen.add(id(x))
-        kind = type(x)
-        named = hasattr(kind, "_fields") or is_sequence_of_names(kind)
-        if isinstance(x, tuple) and kind not in (tuple, torch.Size) and not named:
-            raise _Unrecordable(f"returns a {kind.__name__}")
-        if isinstance(x, dict) and any(isinstance(key, torch.Tensor) for key in x):
-            raise _Unrecordable("returns a dict with tensors as keys")
-        inside = x.values() if isinstance(x, dict) else x if isinstance(x, tuple | list) else ()
-        for held in (*inside, *(vars(x).values() if Made.suits(x) and hasattr(x, "__dict__") else ())):
-            self._check_containers(held, seen)
-
-    def _leaf_of_result(self, x: Any) -> Any:
-        if isinstance(x, torch.Tensor):
-            value = self._value(x)
-            if value is None:
-                raise _Unrecordable("returns a tensor from elsewhere")
-            return value
-        if isinstance(x, _SCALARS) or type(x) is torch.Size:
-            return x
-        if Made.suits(x):
-            items = dict(x.items()) if isinstance(x, dict) else None
-            attributes = {k: mapped(v, self._leaf_of_result) for k, v in getattr(x, "__dict__", {}).items()}
-            return Made(type(x), mapped(items, self._leaf_of_result), attributes)
-        raise _Unrecordable(f"returns a {type(x).__name__}")
-
     def _new(self, t: torch.Tensor, kind: str, dynamic: bool = False) -> Value:
         value, tensor = Value(len(self.values), kind, t, dynamic), weakref.ref(t)
         if kind == "input":
@@ -230,13 +197,13 @@ class Recorder:
         if isinstance(x, torch.Tensor):
             value = self._value(x)
             if value is None:
-                raise _Unrecordable("uses a tensor that is neither an argument nor on the model")
+                raise Unrecordable("uses a tensor that is neither an argument nor on the model")
             return value
-        if isinstance(x, _SCALARS) or x is Ellipsis or type(x) in (torch.Size, range, torch.finfo, type):
+        if isinstance(x, SCALARS) or x is Ellipsis or type(x) in (torch.Size, range, torch.finfo, type):
             return x
         if isinstance(x, torch.Generator):
-            raise _Unrecordable("uses a random generator")
-        raise _Unrecordable(f"hands a {type(x).__name__} to a torch function")
+            raise Unrecordable("uses a random generator")
+        raise Unrecordable(f"hands a {type(x).__name__} to a torch function")
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a torch function for the model, and writes it down."""
@@ -247,7 +214,7 @@ class Recorder:
             return iter(self.call(torch.Tensor.unbind, args, {}))
         try:
             given = mapped(args, self._argument), mapped(kwargs, self._argument)
-        except _Unrecordable as problem:
+        except Unrecordable as problem:
             self.refuse(str(problem))
             return func(*args, **kwargs)
         if _kinds.is_metadata(func, name, args):
@@ -259,7 +226,7 @@ class Recorder:
             if args and args[0] is not torch.is_grad_enabled():
                 self.refuse("changes the gradient mode")
             return func(*args, **kwargs)
-        read = Step(func, given[0], given[1], None, (), "call", self.scopes[-1].path)
+        read = Step(func, given[0], given[1], None, (), "call", self._where())
         if _kinds.is_refused(name):
             self.refuse(f"calls {name}")
             return func(*args, **kwargs)
@@ -270,6 +237,14 @@ class Recorder:
             raise
         self._wrote_down(read, name, result)
         return result
+
+    def _where(self) -> str:
+        """The name of the innermost module that is being called."""
+        frame = sys._getframe(1)
+        while frame is not None and frame.f_code is not _CALL:
+            frame = frame.f_back  # type: ignore[assignment]
+        module = None if frame is None else frame.f_locals.get("self")
+        return self.names.get(id(module), self.scopes[-1].path)
 
     def _reads_metadata(self, name: str, given: Any) -> None:
         values = list(Step(len, given[0], given[1], None).reads())
@@ -305,7 +280,7 @@ class Recorder:
         dynamic = any(v.dynamic for v in reads) or _kinds.depends_on_values(name, step)
         try:
             step.outputs = self._outputs(result, dynamic)
-        except _Unrecordable:
+        except Unrecordable:
             self.refuse(f"reads a value ({name})")
             return
         self.exact |= name not in _kinds.TO_ONE_PIXEL and _becomes_a_pixel(step)
@@ -324,7 +299,7 @@ class Recorder:
     def _outputs(self, result: Any, dynamic: bool = False) -> Any:
         if isinstance(result, torch.Tensor):
             if type(result) not in _PLAIN:
-                raise _Unrecordable
+                raise Unrecordable
             return self._new(result, "step", dynamic)
         if result is None:
             return None
@@ -332,7 +307,7 @@ class Recorder:
             nest = tuple(self._outputs(x, dynamic) for x in result)
             if result and any(x is not None for x in nest):
                 return nest
-        raise _Unrecordable
+        raise Unrecordable
 
     def whole(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> Any:
         """Runs a module of a kind that is one step."""
@@ -390,45 +365,46 @@ class Recorder:
     def _one_step(self, module: Any, args: Any, kwargs: Any, path: str, result: Any, kind: str) -> None:
         try:
             step = Step(module, mapped(args, self._argument), mapped(kwargs, self._argument), None, (), kind, path)
-        except _Unrecordable as problem:
+        except Unrecordable as problem:
             self.refuse(f"{path} ({type(module).__name__}) is called with what can't be followed: {problem}")
             return
-        if any(isinstance(x, torch.Tensor) and self._found(x) is not None for x in _leaves(result)):
+        if any(isinstance(x, torch.Tensor) and self._found(x) is not None for x in leaves(result)):
             self.refuse(f"{path} ({type(module).__name__}) hands on its argument")
             return
-        if not all(isinstance(x, torch.Tensor | None) for x in _leaves(result)) or _has_dicts(result):
+        if not all(isinstance(x, torch.Tensor | None) for x in leaves(result)) or has_dicts(result):
             self.refuse(f"{path} ({type(module).__name__}) returns other than tensors")
             return
         dynamic = kind == "opaque" or any(v.dynamic for v in step.reads())
         try:
             step.outputs = self._outputs(result, dynamic)
-        except _Unrecordable:
+        except Unrecordable:
             self.refuse(f"{path} ({type(module).__name__}) returns other than tensors")
             return
         self.steps.append(step)
 
 
-_collections = threading.Lock()
-_recordings = 0
+class _Nothing:
+    onlooker = None
 
 
-@contextlib.contextmanager
-def _without_collections() -> Iterator[None]:
-    """Puts the garbage collector off: finalizers and callbacks that it runs would seem to be the model's code."""
-    global _recordings
-    with _collections:
-        put_off = _recordings > 0 or gc.isenabled()
-        if put_off:
-            _recordings += 1
-            gc.disable()
-    try:
-        yield
-    finally:
-        with _collections:
-            if put_off:
-                _recordings -= 1
-                if not _recordings:
-                    gc.enable()
+#: In a recorder's place: the module and its children are to run as they are.
+NOTHING: Any = _Nothing()
+
+
+def _around_collections(phase: str, _: dict[str, int]) -> None:
+    """What the garbage collector runs, in whatever thread it comes in, is not the model's doing."""
+    recorder = state.recorder
+    if recorder is None or recorder.onlooker is None:
+        return
+    started = phase == "start"
+    recorder.paused += 1 if started else -1
+    if started:
+        recorder.onlooker.asleep = True
+    else:
+        recorder.onlooker.wake(gc.callbacks)
+
+
+gc.callbacks.insert(0, _around_collections)
 
 
 def _becomes_a_pixel(step: Step) -> bool:
@@ -439,15 +415,3 @@ def _becomes_a_pixel(step: Step) -> bool:
 
 def _version(t: torch.Tensor) -> int:
     return -1 if t.is_inference() else t._version
-
-
-def _leaves(nest: Any) -> list[Any]:
-    found: list[Any] = []
-    mapped(nest, found.append)
-    return found
-
-
-def _has_dicts(nest: Any) -> bool:
-    if isinstance(nest, tuple | list):
-        return any(_has_dicts(x) for x in nest) or (isinstance(nest, tuple) and type(nest) is not tuple)
-    return isinstance(nest, dict)

@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pykernels.ops._arguments import fail
+
 OURS, TORCH, ITSELF = "pykernels", "torch", "the module itself"
+_MOST_ENTRIES = 8
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,42 @@ class Left:
 
 
 @dataclass(frozen=True)
+class Plain:
+    """Calls of a module that passed its programs by, and why."""
+
+    where: str
+    why: str
+    calls: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A program: what is called, and the inputs that its operations and times are for.
+
+    ``exact``: it holds for inputs of these very sizes. ``counts``: its steps are in the shares. Those of programs for
+    earlier kinds of input, and of parts that a counted program has in it, are not.
+    """
+
+    program: int
+    where: str
+    inputs: tuple[str, ...]
+    exact: bool
+    counts: bool
+
+
+@dataclass(frozen=True)
 class Ran:
     """A step of a program. ``who``: "pykernels", "torch", or "the module itself" for what can't be followed.
 
-    ``flops`` are those of its products, two for each multiplication; ``seconds`` None where it was not timed.
+    ``flops`` are those of its products, two for each multiplication, and None where nobody knows; ``seconds`` are None
+    where it was not timed.
     """
 
     program: int
     where: str
     what: str
     who: str
-    flops: int
+    flops: int | None
     seconds: float | None = None
 
 
@@ -48,8 +76,10 @@ class Ran:
 class Report:
     """``print`` it, or read `replaced`, `left` and `steps`. `programs` counts what was made so far.
 
-    `doors` says how they were made and how many that way, `torch_steps` is the number of steps that torch runs,
-    `packed_bytes` is the memory of weights in the kernels' layout, `arena_bytes` that of intermediates.
+    `doors` says how they were made and how many that way, `entries` what each is for, and `plain` which calls ran as
+    they are. `torch_steps` is the number of counted steps that torch runs, `conversions` are those of dtype and memory
+    format in one call, `packed_bytes` is the memory of weights in the kernels' layout, `arena_bytes` that of
+    intermediates.
     """
 
     replaced: list[Replaced] = field(default_factory=list)
@@ -57,6 +87,9 @@ class Report:
     programs: int = 0
     torch_steps: int = 0
     steps: list[Ran] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    plain: list[Plain] = field(default_factory=list)
+    conversions: dict[str, int] = field(default_factory=dict)
     doors: dict[str, int] = field(default_factory=dict)
     packed_bytes: int = 0
     arena_bytes: int = 0
@@ -66,18 +99,30 @@ class Report:
         return asdict(self)
 
     def to_svg(self) -> str:
-        """A picture: a bar for each step, by its time if that was measured, else by its operations."""
+        """A picture: a bar for each counted step, by its time if that was measured, else by its operations."""
         from pykernels.optimize._picture import picture
 
         return picture(self)
 
     def svg(self, path: str | Path) -> None:
-        """Writes the picture."""
+        """Writes the picture.
+
+        Raises:
+            ValueError: the name ends in another format's suffix.
+        """
+        suffix = Path(path).suffix
+        if suffix.lower() not in ("", ".svg"):
+            fail(ValueError, "Report.svg", "path", "a name that ends in .svg, the only format that is written", suffix)
         Path(path).write_text(self.to_svg(), encoding="utf-8")
 
+    def counted(self) -> list[Ran]:
+        """The steps that the shares are of: each part of the model once, for the last kind of input."""
+        others = {e.program for e in self.entries if not e.counts}
+        return [s for s in self.steps if s.program not in others]
+
     def share(self, of: str, who: str) -> float | None:
-        """Which part of the "operations" or of the "time" ``who`` runs; None where there is nothing to divide."""
-        sizes = [(s.who, s.flops if of == "operations" else s.seconds) for s in self.steps]
+        """Which part of the known "operations" or of the "time" ``who`` runs; None where there is nothing to divide."""
+        sizes = [(s.who, s.flops if of == "operations" else s.seconds) for s in self.counted()]
         total = sum(size or 0 for _, size in sizes)
         return sum(size or 0 for by, size in sizes if by == who) / total if total else None
 
@@ -86,26 +131,32 @@ class Report:
 
     def __str__(self) -> str:
         """What is replaced, by kinds, with counts; what else runs; what was left, and why."""
-        if not self.programs and not self.left:
+        if not self.programs and not self.left and not self.plain:
             return "nothing has run yet: a program is made at the first call of each kind of input"
         ways = ", ".join(f"{count} by {door}" for door, count in self.doors.items())
-        lines = [
-            f"{_count(self.programs, 'program')}{f' ({ways})' if ways else ''}; {self.torch_steps} steps are torch's"
-        ]
-        shares = [
-            f"{part:.0%} of the {of}" for of in ("operations", "time") if (part := self.share(of, OURS)) is not None
-        ]
-        if shares:
-            lines.append(f"pykernels runs {' and '.join(shares)}")
-        lines.append(f"replaced {len(self.replaced)}:")
+        steps = self.counted()
+        lines = ["no program has been made"]
+        if self.programs:
+            torchs = f"{self.torch_steps} of {_count(len(steps), 'step')} are torch's"
+            lines = [f"{_count(self.programs, 'program')}{f' ({ways})' if ways else ''}; {torchs}"]
+        lines += self._shares(steps)
+        lines += self._entries()
+        lines += [f"  {_count(p.calls, 'call')} of {p.where} passed programs by: {p.why}" for p in self.plain]
+        if self.programs:
+            lines.append(f"replaced {len(self.replaced)}:")
         for (what, by), found in _groups((r.what, r.by) for r in self.replaced):
             first = next(r for r in self.replaced if (r.what, r.by) == (what, by))
             lines.append(f"  {found:3d} x {what} -> {by}  (first: {' + '.join(first.where)})")
-        lines.append(f"left alone {len(self.left)}:")
+        if self.programs or self.left:
+            lines.append(f"left alone {len(self.left)}:")
         for (what, why), found in _groups((x.what, x.why) for x in self.left):
             first_left = next(x for x in self.left if (x.what, x.why) == (what, why))
             lines.append(f"  {found:3d} x {what}: {why}  (first: {first_left.where})")
-        lines += self._by_kind()
+        lines += self._by_kind(steps)
+        if self.conversions:
+            lines.append(
+                f"conversions: {', '.join(what if n == 1 else f'{n} x {what}' for what, n in self.conversions.items())}"
+            )
         if self.packed_bytes or self.arena_bytes:
             lines.append(
                 f"memory: {self.packed_bytes / 1e6:.1f} MB of packed weights, "
@@ -113,21 +164,46 @@ class Report:
             )
         return "\n".join(lines)
 
-    def _by_kind(self) -> list[str]:
-        flops, seconds = sum(s.flops for s in self.steps), sum(s.seconds or 0 for s in self.steps)
+    def _shares(self, steps: list[Ran]) -> list[str]:
+        shares = [
+            f"{part:.0%} of the {of}" for of in ("operations", "time") if (part := self.share(of, OURS)) is not None
+        ]
+        unknown = sum(s.flops is None for s in steps)
+        but = f"; those of {_count(unknown, 'step')} are unknown" if unknown else ""
+        return [f"pykernels runs {' and '.join(shares)}{but}"] if shares else []
+
+    def _entries(self) -> list[str]:
+        """The programs, those that count before the others."""
+        ordered = sorted(self.entries, key=lambda e: not e.counts)
+        lines = []
+        for e in ordered[:_MOST_ENTRIES]:
+            sizes = "" if e.exact or not e.inputs else ", or other sizes"
+            lines.append(f"  {e.program}: {e.where} on {', '.join(e.inputs) or 'nothing'}{sizes}")
+            lines[-1] += "" if e.counts else " (not in the shares)"
+        more = len(ordered) - _MOST_ENTRIES
+        return [*lines, f"  and {_count(more, 'program')} more"] if more > 0 else lines
+
+    def _by_kind(self, steps: list[Ran]) -> list[str]:
+        flops, seconds = sum(s.flops or 0 for s in steps), sum(s.seconds or 0 for s in steps)
         if not flops and not seconds:
             return []
-        lines = [f"steps {len(self.steps)}, by their share of the {'time' if seconds else 'operations'}:"]
-        kinds = Counter((s.what, s.who) for s in self.steps)
+        lines = [f"steps {len(steps)}, by their share of the {'time' if seconds else 'operations'}:"]
+        kinds = Counter((s.what, s.who) for s in steps)
 
         def size(kind: tuple[str, str]) -> tuple[float, float]:
-            mine = [s for s in self.steps if (s.what, s.who) == kind]
-            return sum(s.seconds or 0 for s in mine), sum(s.flops for s in mine)
+            mine = [s for s in steps if (s.what, s.who) == kind]
+            return sum(s.seconds or 0 for s in mine), sum(s.flops or 0 for s in mine)
 
         for kind in sorted(kinds, key=size, reverse=True):
             time, operations = size(kind)
-            parts = [f"{operations / flops:6.1%} of the operations"] if flops else []
-            parts += [f"{time / seconds:6.1%} of the time ({time * 1e3:.2f} ms)"] if seconds else []
+            mine = [s for s in steps if (s.what, s.who) == kind]
+            parts = []
+            if flops:
+                share = f"{operations / flops:6.1%} of the operations" if operations else "no products"
+                parts.append("unknown operations" if any(s.flops is None for s in mine) else share)
+            if seconds:
+                untimed = any(s.seconds is None for s in mine)
+                parts.append("not timed" if untimed else f"{time / seconds:6.1%} of the time ({time * 1e3:.2f} ms)")
             lines.append(f"  {kinds[kind]:3d} x {kind[0]} by {kind[1]}: {', '.join(parts)}")
         return lines
 

@@ -11,13 +11,22 @@ import torch.nn.functional as F
 
 from pykernels.optimize._graph import Graph, Step, Value, mapped, values_in
 from pykernels.optimize._kinds import PARTS, PURE, name_of
-from pykernels.optimize._patterns import FusedConv, is_torchs
+from pykernels.optimize._patterns import FusedConv, constant_norm, is_torchs
+from pykernels.optimize._torchs import batch_norm_
 
 #: What they return is memory that nothing else has.
 _FRESH = frozenset(
     ["conv2d", "batch_norm", "linear", "conv_transpose2d", "cat", "max_pool2d", "avg_pool2d", "add", "mul", "sub",
     "__add__", "__mul__", "__sub__", "__radd__", "__rmul__", "relu", "silu", "sigmoid", "hardswish", "hardsigmoid",
     "relu6", "hardtanh", "leaky_relu", "gelu", "elu", "tanh"]
+)  # fmt: skip
+#: Of one tensor, whatever its sizes.
+_NEVER_RAISE = frozenset(
+    ["add", "sub", "mul", "div", "true_divide", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "square", "pow",
+    "reciprocal", "sigmoid", "tanh", "relu", "softplus", "clamp", "permute", "transpose", "t", "T", "mT", "unsqueeze",
+    "flatten", "sum", "mean", "to", "float", "double", "half", "bfloat16", "softmax", "eq", "ne", "lt", "le", "gt",
+    "ge", "detach", "contiguous", "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__",
+    "__rtruediv__", "__neg__", "__pow__", "size", "silu", "gelu", "hardswish"]
 )  # fmt: skip
 _UNARY = {"relu": torch.relu_, "sigmoid": torch.sigmoid_, "tanh": torch.tanh_}
 _WITH_FLAG = ("relu6", "silu", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "mish")
@@ -37,18 +46,21 @@ def is_pure(step: Step) -> bool:
     return name in PURE
 
 
-def drop_dead(graph: Graph) -> None:
-    """Takes out the pure steps that nothing reads."""
+def drop_dead(graph: Graph) -> bool:
+    """Takes out the pure steps that nothing reads. Might any of them raise for other sizes?"""
+    unsure = False
     needed = set(values_in(graph.result))
     kept: list[Step] = []
     for step in reversed(graph.steps):
         # The model may have counted the parts: to take them apart fails where there is another number of them.
         counts = name_of(step.function) in PARTS
         if is_pure(step) and not counts and not any(v in needed for v in step.results()):
+            unsure |= len(set(step.reads())) > 1 or name_of(step.function) not in _NEVER_RAISE
             continue
         needed |= set(step.reads())
         kept.append(step)
     graph.steps = kept[::-1]
+    return unsure
 
 
 def drop_duplicates(graph: Graph) -> None:
@@ -104,7 +116,7 @@ def reuse_memory(graph: Graph) -> None:
         out = step.outputs
         if not isinstance(x, Value) or not isinstance(out, Value) or step.writes or step.kind != "call":
             continue
-        alike = (out.shape, out.dtype, out.layout) == (x.shape, x.dtype, x.layout) and out.layout != "other"
+        alike = (out.shape, out.dtype, out.stride) == (x.shape, x.dtype, x.stride) and out.layout != "other"
         if x not in fresh or left[x] or by_storage[x.storage] != {x} or not alike:
             continue
         function = _in_place(step)
@@ -130,6 +142,10 @@ def _in_place(step: Step) -> Any:
     name = name_of(step.function)
     if not is_torchs(step.function, name):
         return None
+    norm = constant_norm(step)
+    if norm is not None:
+        step.args, step.kwargs = norm, {}
+        return batch_norm_
     if name in _UNARY and len(step.args) == 1 and not step.kwargs:
         return _UNARY[name]
     if name in _WITH_FLAG and step.function is getattr(F, name) and set(step.kwargs) <= {"inplace", *_OPTIONS}:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from pykernels.nn._packed import asked_backend, undisturbed
 from pykernels.nn._replaceable import has_hooks
 from pykernels.optimize import _compile
-from pykernels.optimize._graph import layout_of
+from pykernels.optimize._graph import layout_of, suggests_channels_last
 from pykernels.optimize._program import Program
-from pykernels.optimize._record import Recorder, state
+from pykernels.optimize._record import NOTHING, Recorder, state
 from pykernels.optimize._watch import globally_hooked, kind_of, replaced_in_torch
 
 _MOST_PROGRAMS = 64
@@ -64,6 +64,16 @@ class Family:
             if module is self.root or _is_of_interest(module):
                 vars(module)["_compiled_call_impl"] = Stub(module, path, self)
 
+    def forget(self) -> None:
+        """Drops all programs."""
+        for stub in self.stubs():
+            with stub.lock:
+                for program in (*stub.programs.values(), *stub.general.values()):
+                    if isinstance(program, Program):
+                        program.let_go()
+                stub.programs, stub.general, stub.last = {}, {}, None
+        self.store.clear()
+
     def stubs(self) -> list[Stub]:
         """Those of the modules that are there now."""
         found = [vars(m).get("_compiled_call_impl") for m in self.root.modules()]
@@ -74,14 +84,18 @@ def _is_of_interest(module: nn.Module) -> bool:
     kind = type(module)
     if kind in _WHOLE or isinstance(module, _GAIN_ALONE) or "forward" in vars(module) or has_hooks(module):
         return True
-    is_leaf = not module._modules and kind.__module__.startswith(("torch.nn.", "pykernels.nn."))
-    return not is_leaf
+    return bool(module._modules) or not kind.__module__.startswith("torch.nn.")
 
 
 class Stub:
-    """Calls ``module``. ``programs`` are by exact arguments, ``general`` by what a program may hold for."""
+    """Calls ``module``. ``programs`` are by exact arguments, ``general`` by what a program may hold for.
 
-    __slots__ = ("changes", "exact_only", "family", "general", "lock", "module", "path", "programs", "why")
+    For the report: ``last`` is the program that ran last, and ``plainly`` counts the calls that passed programs by.
+    """
+
+    __slots__ = (
+        "changes", "exact_only", "family", "general", "last", "lock", "module", "path", "plainly", "programs", "why",
+    )  # fmt: skip
 
     def __init__(self, module: nn.Module, path: str, family: Family) -> None:
         self.module, self.path, self.family = module, path, family
@@ -89,9 +103,10 @@ class Stub:
         self.general: dict[Hashable, Program] = {}
         self.exact_only: set[Hashable] = set()
         self.changes = 0
-        ours = type(module).__module__.startswith(
-            ("pykernels.nn", "pykernels.models")
-        ) and not module.__module__.endswith("models.reference")
+        self.last: Program | None = None
+        self.plainly: dict[str, int] = {}
+        home = type(module).__module__
+        ours = home.startswith(("pykernels.nn", "pykernels.models")) and not home.endswith("models.reference")
         self.why: str | None = "runs the package's kernels by itself" if ours else None
         if kind_of(module) in _WHOLE and kind_of(module) not in (nn.LSTM, nn.LSTMCell):
             self.why = "has no kernels of ours"
@@ -117,33 +132,50 @@ class Stub:
         recorder = state.recorder
         if recorder is not None:
             return self._inside(recorder, args, kwargs)
-        module: Any = self.module
-        if self.why is not None or not undisturbed() or _function_modes() or _autocast() or asked_backend() != "auto":
-            return module._call_impl(*args, **kwargs)
+        if self.why is not None:
+            return self.module._call_impl(*args, **kwargs)
+        if not undisturbed() or _function_modes() or _autocast() or asked_backend() != "auto":
+            return self._plainly(_disturbance(), args, kwargs)
         tensors: list[Tensor] = []
         try:
             key: Hashable = (_signature(args, tensors), _signature(kwargs, tensors) if kwargs else (), *_modes())
             found = self.programs.get(key)
-        except _Unsuited:
-            return module._call_impl(*args, **kwargs)
+        except _Unsuited as problem:
+            return self._plainly(f"there is {problem} among the arguments", args, kwargs)
         grad = _grad()
         if grad and any(t.requires_grad for t in tensors):
-            return module._call_impl(*args, **kwargs)
+            return self._plainly("an input requires gradients", args, kwargs)
         if found is None:
             found = self._general(key, tensors)
+            if found is not None and found.unsure:
+                # Of what it leaves out, something may raise for these sizes: the module itself would tell.
+                state.recorder = NOTHING
+                try:
+                    result = self.module._call_impl(*args, **kwargs)
+                finally:
+                    state.recorder = None
+                self._keep(key, found)
+                return result
         if type(found) is str:
-            return module._call_impl(*args, **kwargs)
+            return self.module._call_impl(*args, **kwargs)
         if isinstance(found, Program):
             if not found.watch.unchanged():
                 self._changed(key, found)
             elif grad and found.wants_gradients():
-                return module._call_impl(*args, **kwargs)
+                return self._plainly("its weights require gradients", args, kwargs)
             else:
                 return self._run(found, key, args, kwargs, tensors)
         return self._capture(key, args, kwargs, tensors)
 
+    def _plainly(self, why: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs the module as it is, and counts that for the report."""
+        self.plainly[why] = self.plainly.get(why, 0) + 1
+        return self.module._call_impl(*args, **kwargs)
+
     def _inside(self, recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self.module
+        if recorder is NOTHING:
+            return module._call_impl(*args, **kwargs)
         if module is recorder.module and len(recorder.scopes) == 1 and not recorder.steps:
             return module._call_impl(*args, **kwargs)
         ours = type(module).__module__.startswith(("pykernels.nn.", "pykernels.models.")) and self.why is not None
@@ -153,7 +185,7 @@ class Stub:
         return recorder.scope(module, args, kwargs, self.path, why)
 
     def _run(self, program: Program, key: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
-        self.changes = 0
+        self.changes, self.last = 0, program
         try:
             return program(tensors)
         except Exception:
@@ -168,7 +200,7 @@ class Stub:
 
     def _general(self, key: Any, tensors: list[Tensor]) -> Program | None:
         program = self.general.get(_general_key(key, tensors))
-        if program is not None:
+        if program is not None and not program.unsure:
             self._keep(key, program)
         return program
 
@@ -195,7 +227,7 @@ class Stub:
         self.family.install()
         module = self.module
         if has_hooks(module) or globally_hooked():
-            return module._call_impl(*args, **kwargs)
+            return self._plainly("there are hooks, its own or on every module", args, kwargs)
         name = replaced_in_torch()
         if name is not None:
             self.family.note("the model", "call", f"finds torch.nn.functional.{name} replaced")
@@ -217,6 +249,7 @@ class Stub:
             self._keep(key, "is of a kind that our kernels don't take")
             return result
         self._keep(key, program)
+        self.last = program
         if not program.exact:
             with self.lock:
                 if len(self.general) >= _MOST_PROGRAMS:
@@ -226,11 +259,20 @@ class Stub:
 
 
 class _Unsuited(Exception):
-    """Arguments that no program is made for."""
+    """Arguments that no program is made for; the message says which."""
 
 
 def _nothing() -> None:
     """What a stub becomes in a pickle."""
+
+
+def _disturbance() -> str:
+    """Why no program runs, where something looks on."""
+    if _autocast():
+        return "autocast is on"
+    if asked_backend() != "auto":
+        return f"the backend {asked_backend()} is asked for"
+    return "a function mode looks on" if _function_modes() else "a transform, a trace or a dispatch mode looks on"
 
 
 def _modes() -> tuple[Any, ...]:
@@ -242,7 +284,7 @@ def _signature(x: Any, tensors: list[Tensor]) -> Hashable:
     kind = type(x)
     if kind in _PLAIN:
         if x.layout is not torch.strided or x.is_neg() or x.is_conj() or x.is_nested or x.__dict__:
-            raise _Unsuited
+            raise _Unsuited("a sparse, nested or lazily conjugated tensor, or one with attributes")
         for i, t in enumerate(tensors):
             if t is x:
                 return "again", i
@@ -250,13 +292,13 @@ def _signature(x: Any, tensors: list[Tensor]) -> Hashable:
         return x.shape, x.stride(), kind, x.dtype, x.device, x.requires_grad
     if kind in _SCALARS:
         if kind is float and x != x:
-            raise _Unsuited
+            raise _Unsuited("NaN")
         return kind, x
     if kind is tuple or kind is list or (isinstance(x, tuple) and hasattr(x, "_fields")):
         return kind, tuple([_signature(i, tensors) for i in x])
     if kind is dict:
         return kind, tuple([(_signature(k, tensors), _signature(v, tensors)) for k, v in x.items()])
-    raise _Unsuited
+    raise _Unsuited(f"a {kind.__name__}")
 
 
 def _general_key(key: Any, tensors: list[Tensor]) -> Hashable:
@@ -268,14 +310,13 @@ def _general_key(key: Any, tensors: list[Tensor]) -> Hashable:
             return part
         if len(part) == 6 and type(part[0]) is torch.Size:
             t = next(at)
-            channels_last = t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)
             if layout_of(t) == "other":
                 return part  # there are many, and eager's results lie in memory accordingly
             # Sizes 0 and 1 stand apart: such a tensor is in several formats at once.
             sizes = tuple(min(size, 2) for size in t.shape)
             # Where they are 1, torch's choice of a format goes by the strides.
             ones = tuple(stride == 1 for stride in t.stride())
-            return sizes, ones, layout_of(t), channels_last, *part[2:]
+            return sizes, ones, layout_of(t), suggests_channels_last(t), *part[2:]
         return tuple(leaf(p) for p in part)
 
     return leaf(key)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from pykernels import _native
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
-from pykernels.optimize._graph import Step, Value
+from pykernels.optimize._graph import Step, Value, mapped
 from pykernels.optimize._patterns import FusedConv, bound
-from pykernels.optimize._report import ITSELF, OURS, TORCH, Left, Ran, Replaced, Report
+from pykernels.optimize._report import ITSELF, OURS, TORCH, Entry, Left, Plain, Ran, Replaced, Report
+from pykernels.optimize._timing import seconds_by_step
 
 if TYPE_CHECKING:
     from pykernels.optimize._program import Program
+    from pykernels.optimize._stub import Family, Stub
 
 #: The door that recordings come through.
 RECORDED = "recording a call"
@@ -33,21 +38,98 @@ _OF_INTEREST = {
     **dict.fromkeys(["relu6", "hardtanh", "hardsigmoid", "mish", "prelu", "softplus", "celu", "selu"], _NOT_FUSED),
 }  # fmt: skip
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
-_PRODUCTS = ("matmul", "__matmul__", "bmm", "mm", "addmm", "baddbmm")
+_SUMS_FIRST = ("addmm", "baddbmm")
+_PRODUCTS = ("matmul", "__matmul__", "bmm", "mm", *_SUMS_FIRST)
+_COUNTED_BY_TORCH = ("einsum", "multi_head_attention_forward", "bilinear", "tensordot", "addbmm")
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
-def tell(program: Program, report: Report, seconds: dict[Step, float]) -> None:
-    """Adds what ``program`` runs to ``report``; ``seconds`` are its steps' times, if they were measured."""
+def report_of(family: Family, time: bool) -> Report:
+    """What the programs of one optimised model run, and what went another way."""
+    report = Report(left=[Left(*n) for n in family.notes])
+    if family.outside is not family.inside:
+        report.conversions[f"inputs from {_short(family.outside)} to {_short(family.inside)}, results back"] = 1
+    stubs = family.stubs()
+    packed: dict[int, int] = {}
+    for stub in stubs:
+        name = stub.path or "the model"
+        why = {p for p in stub.programs.values() if isinstance(p, str) and p}
+        inside = any(s.why is not None and s is not stub and _is_in(stub.path, s.path) for s in stubs)
+        why |= {stub.why} if stub.why is not None and not inside and not _is_ours(stub.module) else set()
+        told = [Left(name, type(stub.module).__name__, reason) for reason in sorted(why)]
+        report.left = _together(report.left, told)
+        for reason, calls in stub.plainly.items():
+            if not any(reason in s.plainly for s in stubs if s is not stub and _is_in(stub.path, s.path)):
+                report.plain.append(Plain(name, reason, calls))
+        programs = {id(p): (p, key) for key, p in stub.programs.items() if not isinstance(p, str)}
+        last = id(stub.last) if id(stub.last) in programs else next(reversed(programs), None)
+        for program, key in programs.values():
+            counts = id(program) == last and not _is_part(stub, stubs)
+            _tell_program(program, name, _inputs(program, key), counts, time, report)
+            packed |= program.packed()
+    report.packed_bytes = sum(packed.values())
+    return report
+
+
+def _is_ours(module: Any) -> bool:
+    return type(module).__module__.startswith("pykernels.nn.")
+
+
+def _is_in(path: str, other: str) -> bool:
+    return not other or path == other or path.startswith(f"{other}.")
+
+
+def _is_part(stub: Stub, stubs: list[Stub]) -> bool:
+    """Has the last program of a module around it its steps?"""
+    around = [s.last for s in stubs if s is not stub and s.last is not None and _is_in(stub.path, s.path)]
+    return any(not any(_is_in(stub.path, opaque[0]) for opaque in p.graph.opaque) for p in around)
+
+
+def _inputs(program: Program, key: Any) -> tuple[str, ...]:
+    """The arguments that ``program`` was called with, in words; sizes are those of the last choice."""
+    sizes = zip(program.graph.inputs, program.sizes, strict=True)
+    words = [f"{_short(v.dtype)} {'x'.join(map(str, size)) or 'scalar'}" for v, size in sizes]
+    words += [] if len(key) < 5 else _plain_values(key[:2])
+    mode = "inference mode" if len(key) > 3 and key[3] else "enabled gradients" if len(key) > 3 and key[2] else ""
+    return (*words, *([mode] if mode else []))
+
+
+def _plain_values(part: Any) -> list[str]:
+    if not isinstance(part, tuple):
+        return []
+    if len(part) == 2 and part[0] in (bool, int, float, str):
+        return [repr(part[1])]
+    return [word for p in part for word in _plain_values(p)]
+
+
+def _together(known: list[Any], more: list[Any]) -> list[Any]:
+    """Both, with what is in both not twice: two programs may run one layer."""
+    return list((Counter(known) | Counter(more)).elements())
+
+
+def _tell_program(
+    program: Program, name: str, inputs: tuple[str, ...], counts: bool, time: bool, report: Report
+) -> None:
     report.programs += 1
+    report.entries.append(Entry(report.programs, name, inputs, program.exact, counts))
     report.doors[RECORDED] = report.doors.get(RECORDED, 0) + 1
-    report.packed_bytes += program.packed_bytes()
     report.arena_bytes += program.memory()
+    seconds = seconds_by_step(program) if time and counts else {}
     reasons = dict(zip(program.fused, program.reasons, strict=True))
+    replaced: list[Replaced] = []
+    left = [Left(where or "the model", what, why) for where, what, why in program.graph.opaque]
     for step in program.graph.steps:
-        who = _tell_step(step, reasons.get(step, ""), report)
-        where, what = step.where or "the model", _what(step)
-        report.steps.append(Ran(report.programs, where, what, who, flops(step), seconds.get(step)))
-    report.left += [Left(where or "the model", what, why) for where, what, why in program.graph.opaque]
+        who = _tell_step(step, reasons.get(step, ""), replaced, left)
+        what, turns = _what(step), step in program.turned
+        if step.kind == "format" and not turns:
+            what = "memory format as it is"
+        where, count = step.where or "the model", flops(step, program.shapes)
+        report.steps.append(Ran(report.programs, where, what, who, count, seconds.get(step)))
+        report.torch_steps += counts and who == TORCH
+        if counts and turns:
+            to = what if step.kind == "format" else "to channels last"
+            report.conversions[to] = report.conversions.get(to, 0) + 1
+    report.replaced, report.left = _together(report.replaced, replaced), _together(report.left, left)
 
 
 def _what(step: Step) -> str:
@@ -55,24 +137,25 @@ def _what(step: Step) -> str:
     return name.replace("as_", "to ").replace("_", " ") if step.kind == "format" else name
 
 
-def _tell_step(step: Step, why: str, report: Report) -> str:
+def _tell_step(step: Step, why: str, replaced: list[Replaced], left: list[Left]) -> str:
+    """Who runs it; notes what it replaces, or why it is torch's."""
     where = step.where or "the model"
     if isinstance(step.function, FusedConv):
         if why:
-            report.torch_steps += 1
-            report.left.append(Left(where, step.note, why))
+            left.append(Left(where, step.note, why))
             return TORCH
-        report.replaced.append(Replaced(step.sources, step.note, "pk.ops.conv_bn_act"))
+        replaced.append(Replaced(tuple(s or "the model" for s in step.sources), step.note, "pk.ops.conv_bn_act"))
         return OURS
     if step.kind == "module" and step.note:
-        report.replaced.append(Replaced((step.where,), step.note, f"pk.nn.{step.note}"))
+        replaced.append(Replaced((where,), step.note, f"pk.nn.{step.note}"))
         return OURS
     if step.kind == "opaque":
         return ITSELF
-    report.torch_steps += 1
+    if step.kind == "module" and _is_ours(step.function):
+        return OURS
     name = step.name() if step.name() in _OF_INTEREST else step.name().removesuffix("_")
     if step.kind == "module" or (step.kind == "call" and name in _OF_INTEREST):
-        report.left.append(Left(where, name, _why_not(step, name)))
+        left.append(Left(where, name, _why_not(step, name)))
     return TORCH
 
 
@@ -94,42 +177,79 @@ def _short(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def flops(step: Step) -> int:
-    """The operations of a step's products, for the recorded sizes; 0 of what has none."""
+def flops(step: Step, shapes: Mapping[Value, Sequence[int]]) -> int | None:
+    """The operations of a step's products, two for each multiplication; 0 of what has none, None if nobody knows.
+
+    ``shapes`` are those of the values where they are others than the recorded ones.
+    """
+
+    def shape(v: Value) -> Sequence[int]:
+        return shapes.get(v, v.shape)
+
+    if step.kind == "opaque":
+        return None
     out = next(iter(step.results()), None)
     if out is None:
         return 0
     if isinstance(step.function, FusedConv):
         weight = step.function.weight.shape
-        return 2 * prod(out.shape) * prod(weight[1:])
-    if isinstance(step.function, nn.Module):
-        return _of_module(step)
+        return 2 * prod(shape(out)) * prod(weight[1:])
     name = step.name()
+    if isinstance(step.function, _RECURRENT):
+        return _of_recurrent(step, shape)
+    if isinstance(step.function, nn.Module) or name in _COUNTED_BY_TORCH:
+        return _counted_by_torch(step, shape)
     x, other = _first_two(step)
     if x is None or other is None:
         return 0
     if name in _CONVOLUTIONS:
-        return 2 * prod(out.shape) * prod(other.shape[1:])
+        return 2 * prod(shape(out)) * prod(shape(other)[1:])
     if name.startswith("conv_transpose"):
-        return 2 * prod(x.shape) * prod(other.shape[1:])
+        return 2 * prod(shape(x)) * prod(shape(other)[1:])
     if name == "linear" or name in _PRODUCTS:
-        return 2 * prod(out.shape) * (x.shape[-1] if x.shape else 1)
+        return 2 * prod(shape(out)) * (shape(x)[-1] if x.shape else 1)
     if name == "scaled_dot_product_attention" and x.shape:
-        return 4 * prod(x.shape) * other.shape[-2]
+        return 4 * prod(shape(x)) * shape(other)[-2]
     return 0
 
 
 def _first_two(step: Step) -> tuple[Value | None, Value | None]:
+    if step.name() in _SUMS_FIRST:
+        values = [v for v in step.args if isinstance(v, Value)][1:]
+        return (values[0], values[1]) if len(values) > 1 else (None, None)
     given = bound(step, ("input", "weight"))
     values = [v for v in (given.get("input"), given.get("weight")) if isinstance(v, Value)]
     values += [v for v in step.reads() if v not in values]
     return (values[0], values[1]) if len(values) > 1 else (None, None)
 
 
-def _of_module(step: Step) -> int:
-    """Each position of the input is multiplied with each matrix: so it is in recurrent layers and transformers."""
+def _of_recurrent(step: Step, shape: Callable[[Value], Sequence[int]]) -> int:
+    """Each position of the input is multiplied with each matrix."""
     x = next(step.reads(), None)
-    if x is None or not x.shape:
-        return 0
     matrices = sum(p.numel() for p in step.function.parameters() if p.dim() == 2)
-    return 2 * prod(x.shape[:-1]) * matrices
+    return 0 if x is None else 2 * prod(shape(x)[:-1]) * matrices
+
+
+def _counted_by_torch(step: Step, shape: Callable[[Value], Sequence[int]]) -> int | None:
+    """By the formulas of torch's operators, in a run without elements; with gradients no kernel takes it as a whole."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+    def attention(q: Any, k: Any, v: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(q, k, v))
+
+    more: Any = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+
+    def like(x: Any) -> Any:
+        if not isinstance(x, Value):
+            return x
+        t = torch.empty(tuple(shape(x)), dtype=x.dtype, device=x.device)
+        return t.requires_grad_(t.is_floating_point())
+
+    try:
+        counter = FlopCounterMode(display=False, custom_mapping=more)
+        with torch.enable_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
+            step.function(*mapped(step.args, like), **mapped(step.kwargs, like))
+    except Exception:  # whatever it is, it is not known
+        return None
+    return int(counter.get_total_flops())

@@ -24,11 +24,9 @@ def seconds_by_step(program: Program) -> dict[Step, float]:
     What can't be followed is not called, because it may have effects.
     """
     least: dict[Step, float] = {}
-    opaque = any(s.kind == "opaque" for s in program.graph.steps)
-    shapes = [tuple(v.shape) for v in program.graph.inputs] if opaque or program.sizes is None else program.sizes
     with torch.no_grad(), torch.random.fork_rng():  # the made-up inputs leave the user's random numbers alone
         for _ in range(_ROUNDS):
-            inputs = {v: _made_up(v, s) for v, s in zip(program.graph.inputs, shapes, strict=True)}
+            inputs = {v: _made_up(v, s) for v, s in zip(program.graph.inputs, program.sizes, strict=True)}
             try:
                 for step, took in _once(program, inputs):
                     least[step] = min(took, least.get(step, took))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pykernels as pk
+from pykernels.optimize._program import Program
 from tests.harness import normal, relative_l2
 from tests.models.bounds import model_bound
 
@@ -51,6 +52,12 @@ def same(model: nn.Module, *inputs: torch.Tensor) -> pk.optimize:
 
 def kinds(fast) -> list[str]:
     return [r.what for r in fast.report().replaced]
+
+
+def programs(fast):
+    stubs = [vars(m).get("_compiled_call_impl") for m in fast.modules()]
+    found = [p for s in stubs if s is not None for p in s.programs.values()]
+    return list({id(p): p for p in found if isinstance(p, Program)}.values())
 
 
 class Block(nn.Module):

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import pykernels as pk
-from pykernels.optimize import _arena, _layout
-from pykernels.optimize._program import Program
+from pykernels.optimize import _arena, _layout, _torchs
 from tests.harness import native, relative_l2
-from tests.optimize.models import image, randomise
+from tests.optimize.models import image, programs, randomise
+from tests.optimize.zoo import DenseBlock, DenseLayer
 
 pytestmark = native
 
@@ -44,12 +44,6 @@ class Net(nn.Module):
         c = self.c(left * 2) + self.c(right)
         c = self.d(F.silu(c, inplace=True))
         return self.give(a, b, c)
-
-
-def programs(fast):
-    stubs = [vars(m).get("_compiled_call_impl") for m in fast.modules()]
-    found = [p for s in stubs if s is not None for p in s.programs.values()]
-    return list({id(p): p for p in found if isinstance(p, Program)}.values())
 
 
 @pytest.fixture(autouse=True)
@@ -189,6 +183,39 @@ def test_joined_results_are_written_at_once(name, dtype):
         assert relative_l2(fast(x), net(x)) < (1e-4 if dtype is torch.float32 else 3e-2)
     (plan,) = plans(fast)
     assert any(isinstance(key, tuple) and key[1] == "at once" for key in plan.keys) is at_once
+
+
+@torch.no_grad()
+def peak(call, x):
+    """The most bytes that torch had given out at a time."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call(x)
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+
+
+def test_joins_that_are_normed_need_less_than_eagers():
+    dense = DenseBlock(DenseLayer(64 + 32 * i) for i in range(6))
+    end = nn.BatchNorm2d(256), nn.ReLU(inplace=True), nn.Conv2d(256, 8, 1)
+    model = randomise(nn.Sequential(block(3, 64), dense, *end))
+    x = image(1, 3, 24, 24)
+    fast = warm(model, x)
+    close(fast(x), model(x))
+    (plan,) = plans(fast)
+    assert peak(fast, x) + plan.nbytes - plan.workspace <= 0.9 * peak(model, x)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("affine", [True, False])
+@torch.no_grad()
+def test_norms_into_memory_that_is_there(affine, memory_format):
+    x = torch.randn(2, 5, 6, 7).contiguous(memory_format=memory_format)
+    norm = randomise(nn.BatchNorm2d(5, affine=affine))
+    given = norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps
+    expected, out = norm(x), torch.empty_like(x)
+    assert torch.equal(_torchs.norm_into(x, *given, out=out), expected)
+    assert torch.equal(_torchs.batch_norm_(x, *given), expected)
+    assert x.stride() == out.stride() == expected.stride()
 
 
 class Tangle(nn.Module):

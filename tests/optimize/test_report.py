@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from xml.etree import ElementTree
 
 import pytest
@@ -124,11 +125,8 @@ def test_made_up_inputs_that_do_not_suit():
 
 
 def test_no_sentence_of_torchs_and_none_twice():
-    report = (
-        ran(nn.Sequential(Branches(), Branches()), image()).report() if False else ran(Branches(), image()).report()
-    )
-    reasons = [x.why for x in report.left]
-    assert reasons == ["reads a value (__bool__)"]
+    (left,) = ran(Branches(), image()).report().left
+    assert re.fullmatch(r"reads a value \(__bool__\), models.py:\d+", left.why)
 
 
 @pytest.mark.parametrize("part", [lambda: DenseLayer(8), lambda: SqueezeExcite(8, 4)])
@@ -144,7 +142,8 @@ def test_layers_that_could_matter_are_told(part):
 def test_as_data(mixed):
     data = json.loads(json.dumps(mixed.report(time=True).to_dict()))
     assert set(data) == {
-        "replaced", "left", "programs", "torch_steps", "steps", "doors", "packed_bytes", "arena_bytes",
+        "replaced", "left", "programs", "torch_steps", "steps", "entries", "plain", "conversions", "doors",
+        "packed_bytes", "arena_bytes",
     }  # fmt: skip
     assert set(data["steps"][0]) == {"program", "where", "what", "who", "flops", "seconds"}
 
@@ -177,3 +176,175 @@ def test_the_report_of_a_network():
     assert len(report.steps) < 120
     assert report.share("operations", OURS) + report.share("operations", TORCH) == pytest.approx(1)
     assert {x.what for x in report.left} <= {"conv+bn", "hardtanh", "linear"}
+
+
+class Parts(nn.Module):
+    """Its own code can't be followed; or, with ``sums``, can."""
+
+    def __init__(self, sums=False):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.head, self.sums = nn.Sequential(nn.Conv2d(8, 4, 1), nn.Softmax(1)), sums
+
+    def forward(self, x):
+        y = self.backbone(x)
+        return self.head(y) if self.sums or y.sum() > 0 else self.head(-y)
+
+
+CONV, HEAD = 2 * 2 * 8 * 144 * 27, 2 * 2 * 4 * 144 * 8
+
+
+def operations(report):
+    return sum(s.flops for s in report.counted())
+
+
+def test_a_child_called_by_itself_counts_once():
+    fast = ran(Parts(sums=True), image())
+    once = fast.report()
+    with torch.no_grad():
+        for _ in range(3):
+            fast.backbone(image())
+    report = fast.report(time=True)
+    assert report.programs == 2
+    assert operations(report) == operations(once) == CONV + HEAD
+    assert (len(report.replaced), report.torch_steps, report.packed_bytes) == (
+        len(once.replaced), once.torch_steps, once.packed_bytes,
+    )  # fmt: skip
+    assert [(e.where, e.counts) for e in report.entries] == [("the model", True), ("backbone", False)]
+    assert {s.seconds is None for s in report.steps if s.program == 2} == {True}
+    assert "2: backbone on float32 2x3x12x12, or other sizes (not in the shares)" in str(report)
+
+
+def test_parts_of_what_cannot_be_followed_are_added_up():
+    report = ran(Parts(), image()).report()
+    assert operations(report) == CONV + HEAD
+    assert [(e.where, e.counts) for e in report.entries] == [("backbone", True), ("head", True)]
+    assert {x.why for x in report.left if x.where == "the model"}.pop().startswith("reads a value (__bool__), test_rep")
+
+
+@torch.no_grad()
+def test_operations_are_of_the_last_size():
+    fast = ran(Parts(sums=True), image())
+    for _ in range(2):
+        fast(image(4, 3, 12, 12))
+    report = fast.report()
+    assert operations(report) == 2 * (CONV + HEAD)
+    assert [e.inputs for e in report.entries] == [("float32 4x3x12x12",)]
+
+
+class Sized(Parts):
+    def forward(self, x):
+        return super().forward(x).view(x.shape[0], -1)
+
+
+@torch.no_grad()
+def test_one_program_for_each_size_is_not_added_up():
+    fast = ran(Sized(sums=True), image())
+    for _ in range(2):
+        fast(image(4, 3, 12, 12))
+    report = fast.report()
+    assert [(e.inputs, e.exact, e.counts) for e in report.entries] == [
+        (("float32 2x3x12x12",), True, False), (("float32 4x3x12x12",), True, True),
+    ]  # fmt: skip
+    assert operations(report) == 2 * (CONV + HEAD)
+    assert len(report.replaced) == 2
+    fast(image())
+    assert [e.counts for e in fast.report().entries] == [True, False]
+
+
+def test_steps_are_named_after_the_layer_that_runs_them():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
+    report = ran(nn.Sequential(model, nn.Linear(200, 4)), image()).report()
+    assert [s.where for s in report.steps] == ["0.0", "0.3", "0.4", "1", "the result"]
+    assert report.replaced[0].where == ("0.0", "0.1", "0.2")
+    assert "first: )" not in str(ran(nn.Conv2d(3, 8, 3), image()).report())
+
+
+def test_opaque_operations_are_unknown():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(nn.Conv2d(3, 3, 1)))
+    model[1].register_forward_hook(lambda *_: None)
+    report = ran(model, image()).report()
+    assert [s.flops for s in report.steps if s.who == ITSELF] == [None]
+    text = str(report)
+    assert "unknown operations" in text
+    assert "those of 1 step are unknown" in text
+    assert "unknown" in report.to_svg()
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "expected"),
+    [
+        (nn.MultiheadAttention(8, 2, batch_first=True), 3, 2 * 10 * 8 * 8 * 4 + 2 * 2 * 2 * 5 * 5 * 8),
+        (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1, 2 * 10 * 8 * (8 * 4 + 32) + 2 * 2 * 2 * 5 * 5 * 8),
+        (nn.GRU(8, 6, batch_first=True), 1, 2 * 10 * 18 * (8 + 6)),
+    ],
+)
+def test_operations_of_whole_modules(model, inputs, expected):
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x):
+            y = self.inner(*[x] * inputs)
+            return (y[0] if isinstance(y, tuple) else y) * 2
+
+    assert operations(ran(Around(), torch.randn(2, 5, 8)).report()) == expected
+
+
+def test_calls_that_pass_programs_by_are_told():
+    fast = pk.optimize(randomise(Parts(sums=True)))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        fast(image()), fast(image())
+    fast(image().requires_grad_())
+    report = fast.report()
+    assert [(p.where, p.why, p.calls) for p in report.plain] == [
+        ("the model", "autocast is on", 2), ("the model", "an input requires gradients", 1),
+    ]  # fmt: skip
+    text = str(report)
+    assert "nothing has run yet" not in text
+    assert "2 calls of the model passed programs by: autocast is on" in text
+    assert "no program has been made" in text
+    assert "replaced" not in text
+    fast.requires_grad_(), fast(image()), fast(image())
+    assert "its weights require gradients" in str(fast.report())
+
+
+def test_conversions_are_told():
+    wide = nn.Sequential(*(nn.Conv2d(c, 32, 3, padding=1) for c in (3, 32, 32)), nn.ReLU())
+    report = ran(wide, image(2, 3, 32, 32)).report()
+    assert report.conversions == {"to channels last": 1, "to contiguous": 1}
+    assert "conversions: to channels last, to contiguous" in str(report)
+    fast = pk.optimize(wide, dtype=torch.bfloat16)
+    assert "inputs from float32 to bfloat16, results back" in fast.report().conversions
+
+
+def test_kernels_of_ours_in_a_model_are_not_torchs():
+    report = ran(nn.Sequential(pk.nn.LSTM(8, 6), nn.Identity())[:1], torch.randn(5, 2, 8)).report()
+    assert not report.left
+    fast = ran(nn.Sequential(nn.Identity(), nn.LSTM(8, 6)), torch.randn(5, 2, 8))
+    assert fast.report().packed_bytes > 4 * 24 * 14
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_conversions_without_convolutions_are_told(batch_first):
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.GRU(8, 6, batch_first=batch_first)
+
+        def forward(self, x):
+            return self.rnn(x * 2)[0]
+
+    assert ran(Turned(), torch.randn(3, 5, 8)).report().conversions == ({"to time major": 1} if batch_first else {})
+
+
+def test_what_lies_in_a_whole_module_is_not_told():
+    report = ran(nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2), torch.randn(3, 2, 8)).report()
+    assert [x.what for x in report.left] == ["TransformerEncoder"]
+
+
+def test_only_svg_is_written(mixed, tmp_path):
+    with pytest.raises(ValueError, match=r"Report.svg: path: expected a name that ends in .svg.*got .png"):
+        mixed.report().svg(tmp_path / "r.png")
+    assert not list(tmp_path.iterdir())

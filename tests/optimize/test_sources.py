@@ -10,8 +10,11 @@ import torch
 from torch import nn
 
 import pykernels as pk
+from pykernels.optimize import _program
+from pykernels.optimize._program import _counters
+from pykernels.optimize._watch import Watch
 from tests.harness import relative_l2
-from tests.optimize.models import agree, image, randomise
+from tests.optimize.models import agree, image, programs, randomise
 
 
 def _net() -> nn.Sequential:
@@ -92,3 +95,47 @@ def test_notes_of_tensors():
     for unknown in (note, 0, -1, 2**62):
         with pytest.raises(RuntimeError, match=f"are_as_noted: note: expected what note_tensors gave.* got {unknown}"):
             ops.are_as_noted(unknown)
+
+
+def test_norms_on_a_gpu_are_told_by_their_counters():
+    norms = nn.Sequential(
+        nn.BatchNorm2d(3, device="meta"), nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False, device="meta")
+    )
+    watch = Watch()
+    watch.add(norms)
+    found = _counters(watch)
+    assert list(found) == [id(norms[0].running_mean)]
+    assert found[id(norms[0].running_mean)] is norms[0].num_batches_tracked
+
+
+@torch.no_grad()
+def test_a_step_of_a_counter_packs_anew(monkeypatch):
+    """On a GPU elements are not compared: a batch norm's own writes are told by its counter."""
+    monkeypatch.setattr(_program, "_counters", lambda watch: {id(fast[1].running_mean): fast[1].num_batches_tracked})
+    model = randomise(_net())
+    fast = pk.optimize(model)
+    for _ in range(3):
+        fast(image())
+    (program,) = programs(fast)
+    before = program.current()
+    assert program.current() is before
+    model[1].num_batches_tracked.add_(1)
+    now = program.current()
+    assert now is not before
+    assert now.convs[0] is not before.convs[0]
+    assert now.convs[1] is before.convs[1]
+
+
+@pytest.mark.parametrize("change", [lambda m: m.double(), lambda m: m.load_state_dict(m.double().state_dict())])
+def test_tensors_may_be_swapped(change):
+    model = randomise(_net())
+    fast = pk.optimize(model)
+    with torch.no_grad():
+        for _ in range(3):
+            fast(image())
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        change(fast)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    agree(fast, copy.deepcopy(model).double(), image().double())

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import pickle
+import time
 from collections import OrderedDict
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -321,3 +324,106 @@ def test_recording_keeps_no_intermediates_alive():
         graph = recorder.graph(result)
     storages = [v.storage for step in graph.steps for v in step.results()]
     assert len(set(storages)) == 18, "each convolution and each ReLU has its own, shared by its views alone"
+
+
+class Litter:
+    def __init__(self):
+        self.itself = self
+
+    def __del__(self):
+        time.time()
+        torch.ones(1) + 1
+
+
+def test_collections_of_garbage_go_on_and_are_not_the_models_doing():
+    model = randomise(Optional())
+    fast, seen, before = pk.optimize(model), [], gc.get_threshold()
+
+    def told(phase, info):
+        seen.append(time.time())
+
+    gc.callbacks.append(told)
+    gc.set_threshold(1)
+    try:
+        with torch.no_grad():
+            for _ in range(3):
+                Litter()
+                fast(image())
+                assert gc.isenabled()
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(told)
+    assert seen
+    agree(fast, model, image())
+    report = fast.report()
+    assert not report.left
+    assert report.programs == 1
+
+
+class Asserts(nn.Module):
+    """A step that nothing reads says what sizes are right."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        y = self.conv(x)
+        y.reshape(-1, 8 * 144)
+        return F.relu(self.bn(y))
+
+
+@torch.no_grad()
+def test_what_a_dead_step_would_raise_is_raised():
+    model = randomise(Asserts())
+    fast = same(model, image())
+    assert kinds(fast) == ["conv+bn+relu"]
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="invalid for input of size"):
+            fast(image(2, 3, 11, 12))
+        agree(fast, model, image(3, 3, 12, 12))
+    assert fast.report().programs == 1
+
+
+class Packs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(8, 6, 2, batch_first=True, bidirectional=True)
+        self.gru, self.linear = nn.GRU(12, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return self.linear(self.gru(nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)[0])[0])
+
+
+def test_packed_sequences():
+    same(Packs(), torch.randn(3, 7, 8), torch.tensor([7, 3, 5]))
+
+
+class Pair(NamedTuple):
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+class Sums(Pair):
+    """Its fields are not what it is called with."""
+
+    def __new__(cls, x):
+        return super().__new__(cls, x + 1, x * 2)
+
+
+class GivesSums(Optional):
+    def forward(self, x):
+        return Sums(self.body(x))
+
+
+@torch.no_grad()
+def test_named_tuples_with_a_new_of_their_own():
+    model = randomise(GivesSums())
+    fast = pk.optimize(model)
+    for _ in range(3):
+        got = fast(image())
+        assert type(got) is Sums
+        for a, b in zip(got, model(image()), strict=True):
+            assert relative_l2(a, b) < 1e-5
+    assert fast.report().programs == 1
