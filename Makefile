@@ -12,16 +12,21 @@ NVCC_WHEELS := nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==1
 CUDA_TOOLS := nvidia-cuda-cuobjdump==13.2.86 nvidia-cuda-nvdisasm==13.2.86
 NATIVE := $(shell find csrc cmake -type f) CMakeLists.txt setup.py
 
-.PHONY: demo test bench lint format sanitize cuda cuda-table triton triton-table setup clean
+.PHONY: demo test native-tests python-tests bench lint format sanitize cuda cuda-table triton triton-table setup clean
 .DEFAULT_GOAL := demo
 
 demo: setup
 	$(BIN)/python -m pykernels demo
 
-test: setup
+test: native-tests python-tests
+
+native-tests: setup
 	PATH=$(BIN):$$PATH cmake --build build/cmake --target native_tests
 	PATH=$(BIN):$$PATH ctest --test-dir build/cmake --parallel 2 --no-tests=error --output-on-failure
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(TEST_PROCESSES)
+
+# worksteal: neighbours share a process, and with it what their module's fixtures made.
+python-tests: setup
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 
 bench: setup
 	$(BIN)/python -m pytest bench --benchmark-only

@@ -16,7 +16,7 @@ from pykernels._measure import relative_l2
 from pykernels._native import _cuda
 from pykernels.ops._check import compare, forced_isa, host_isas, inputs_of, map_tensors, tensors_of, to_double
 from pykernels.ops._dispatch import triton_missing
-from pykernels.ops._spec import OpSpec, Sample, lay_out
+from pykernels.ops._spec import OpSpec, Sample, all_specs, lay_out
 
 __all__ = [
     "CUDA_GATE",
@@ -24,6 +24,7 @@ __all__ = [
     "FORMATS",
     "assert_one_graph",
     "assert_threads_change_nothing",
+    "cases_on",
     "check_op",
     "cuda_build",
     "cuda_reason",
@@ -135,6 +136,18 @@ def on_cpu_and_triton(function):
     triton = (pytest.mark.triton, pytest.mark.skipif(triton_reason() is not None, reason=f"{triton_reason()}"))
     cases = [pytest.param("cpu", "cpu", marks=native), pytest.param("triton", DEVICE, marks=triton)]
     return pytest.mark.parametrize(("backend", "device"), cases, ids=["cpu", "triton"])(function)
+
+
+def cases_on(backend: str, *last: str) -> list:
+    """(spec, sample, dtype) for every small sample of every op that the backend has, and with each of ``last``."""
+    return [
+        pytest.param(spec, sample, dtype, *more, id="-".join((spec.name, sample.name, str(dtype)[6:], *more)))
+        for spec in all_specs()
+        if spec.op.backends[backend] is None
+        for sample in samples_of(spec).values()
+        for dtype in spec.op.takes(backend)
+        for more in (zip(last) if last else [()])
+    ]
 
 
 def samples_of(spec: OpSpec) -> dict[str, Sample]:

@@ -29,6 +29,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
@@ -244,7 +245,10 @@ def main() -> int:
     options = parser.parse_args()
     cuobjdump = find_tool("cuobjdump")
     nvcc = build()
-    kernels = [k for source, obj in objects().items() for k in read(source, obj, cuobjdump)]
+    with ProcessPoolExecutor() as pool:
+        found = objects()
+        parts = pool.map(read, found, found.values(), [cuobjdump] * len(found))
+        kernels = [kernel for part in parts for kernel in part]
     rows = rows_of(kernels)
     text = table(rows, nvcc)
     print(text)

@@ -8,20 +8,11 @@ import torch
 from pykernels.ops._dispatch import kernels
 from pykernels.ops._flops import FORMULAS
 from pykernels.ops._spec import all_specs
-from tests.harness import check_op, native, needs_triton
-
-CASES = [
-    pytest.param(spec, sample, dtype, id=f"{spec.name}-{sample.name}-{str(dtype)[6:]}")
-    for spec in all_specs()
-    if spec.op.backends["triton"] is None
-    for sample in spec.samples
-    if not sample.bench
-    for dtype in spec.op.takes("triton")
-]
+from tests.harness import cases_on, check_op, native, needs_triton
 
 
 @needs_triton
-@pytest.mark.parametrize(("spec", "sample", "dtype"), CASES)
+@pytest.mark.parametrize(("spec", "sample", "dtype"), cases_on("triton"))
 def test_triton_kernels(spec, sample, dtype):
     check_op(spec, sample, "triton", dtype)
 

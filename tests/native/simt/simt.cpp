@@ -170,7 +170,7 @@ void start_cluster(const Grid& grid, unsigned first_block) {
     block->shared_bytes = grid.shared_bytes;
     // The end touches an unmapped page where the size is a multiple of the alignment; else behind it is padding.
     const size_t padded = (static_cast<size_t>(grid.shared_bytes) + 1023) / 1024 * 1024;
-    block->shared = static_cast<unsigned char*>(guarded_allocate(padded, false));
+    block->shared = static_cast<unsigned char*>(guarded_allocate(padded));
     std::memset(block->shared, 0xff, padded);
     race::fresh(block->shared, padded);
     block->alive = threads;
@@ -335,7 +335,7 @@ std::string take_error() {
   return error;
 }
 
-void* guarded_allocate(size_t bytes, bool front) {
+void* guarded_allocate(size_t bytes) {
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const size_t body = (bytes + page - 1) / page * page;
   // One page before for the size, one unmapped page on each side of the body.
@@ -349,7 +349,7 @@ void* guarded_allocate(size_t bytes, bool front) {
   *reinterpret_cast<size_t*>(base) = body + 3 * page;
   std::memset(base + 2 * page, 0xff, body);
   // Kernels may count on what an allocator gives, so the array begins at 16 bytes, and up to 15 behind it are mapped.
-  return front ? base + 2 * page : base + 2 * page + (body - bytes) / 16 * 16;
+  return base + 2 * page + (body - bytes) / 16 * 16;
 }
 
 void guarded_free(void* p) {

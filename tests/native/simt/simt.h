@@ -60,15 +60,14 @@ pk::cuda::Device& device();
 std::string take_error();
 
 // An array whose end touches an unmapped page (but for up to 15 bytes, so that it begins at 16): an access behind it
-// kills the process. `front`: the beginning does, for accesses before it. Filled with 0xff: NaN, or -1.
-void* guarded_allocate(size_t bytes, bool front);
+// kills the process. Filled with 0xff: NaN, or -1.
+void* guarded_allocate(size_t bytes);
 void guarded_free(void* p);
 template <class T>
 class Guarded {
  public:
-  explicit Guarded(size_t n, bool front = false)
-      : size_(n), data_(static_cast<T*>(guarded_allocate(n * sizeof(T), front))) {}
-  explicit Guarded(const std::vector<T>& v, bool front = false) : Guarded(v.size(), front) {
+  explicit Guarded(size_t n) : size_(n), data_(static_cast<T*>(guarded_allocate(n * sizeof(T)))) {}
+  explicit Guarded(const std::vector<T>& v) : Guarded(v.size()) {
     for (size_t i = 0; i < v.size(); ++i) data_[i] = v[i];
   }
   T* data() { return data_.get(); }
