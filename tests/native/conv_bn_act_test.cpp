@@ -401,10 +401,10 @@ void check_refusals() {
   ConvShape huge = good;
   huge.n = huge.h = huge.w = huge.c = int64_t{1} << 30;
   EXPECT(says(check_shape(huge), "too large"), "huge");
-  // Every tensor fits, the multiply-adds don't; depthwise, the copy of x doesn't.
+  // Every tensor fits, the multiply-adds don't; nor do the threads' rows of x.
   const int64_t k = 1 << 20;
   EXPECT(says(check_shape({1, k, 1024, 1024, k, 9, 9, 1, 1, 4, 4, 4, 4, 1, 1, 1}), "too large"), "work");
-  EXPECT(says(check_shape({1, 2, k, k, k << 10, 1, 1, k, k, 0, 0, 0, 0, 1, 1, 2}), "too large"), "depthwise copy");
+  EXPECT(says(check_shape({1, 2, k, k, k << 10, 1, 1, k, k, 0, 0, 0, 0, 1, 1, 2}), "too large"), "rows");
 
   Call call(good, DType::f32);
   const auto packed = pack(good, DType::f32, call.weight, nullptr, serial_executor());

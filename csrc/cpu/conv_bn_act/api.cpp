@@ -29,8 +29,8 @@ Status check_shape(const ConvShape& shape) {
       !product_fits({shape.k + 64, shape.c + 64, shape.r, shape.s, 4}) ||
       !product_fits({shape.n + 1, shape.k + 64, shape.p(), shape.q(), 4}) ||
       !product_fits({shape.r, shape.s, shape.p(), shape.q(), 8}) ||
-      // Depthwise with a multiplier copies x once per output channel; then the multiply-adds of the whole.
-      !product_fits({shape.n + 1, shape.k + 64, padded_h, padded_w, 4}) ||
+      // Each of some thousand threads may hold rows of x, 64 channels at a time; then the multiply-adds of the whole.
+      !product_fits({4096, shape.h + 1, padded_w, 64, 4}) ||
       !product_fits({shape.n + 1, shape.k + 64 * shape.groups, shape.c / shape.groups + 1, shape.r, shape.s, shape.p(),
                      shape.q()})) {
     return {"the sizes are too large"};

@@ -89,7 +89,7 @@ struct Plan {
     const int64_t p = shape.p(), q = shape.q();
     panels = ceil_div(shape.k, kPanel);
     width = max((q - 1) * shape.stride_w + (shape.s - 1) * shape.dilation_w + 1, shape.pad_left + shape.w);
-    ring = (shape.r - 1) * shape.dilation_h + 1;
+    ring = min(shape.h, (shape.r - 1) * shape.dilation_h + 1);
     const bool joined = shape.dilation_w == 1;
     taps = joined ? shape.r : shape.r * shape.s;
     run = joined ? shape.s * shape.c : shape.c;
