@@ -75,7 +75,7 @@ FIXES = {"contiguous": as_contiguous, "channels_last": as_channels_last}
 def settle(graph: Graph) -> None:
     """Decides formats; puts conversions in where they are needed."""
     _feed_products(graph)
-    convs = [s for s in graph.steps if isinstance(s.function, FusedConv)]
+    convs = [s for s in graph.steps if _is_conv(s)]
     if not convs:
         return
     if _is_shared_and_written(graph) or not _settle_freely(graph, convs):
@@ -83,6 +83,11 @@ def settle(graph: Graph) -> None:
             step.function.channels_last = False
             layout = step.outputs.layout
             step.function.fix = layout if layout in FIXES else "contiguous"
+
+
+def _is_conv(step: Step) -> bool:
+    """Is it a fused convolution of images? Of rows there is one format."""
+    return isinstance(step.function, FusedConv) and step.function.rank == 4
 
 
 def _is_free(step: Step) -> bool:
@@ -149,7 +154,7 @@ def _join(graph: Graph, convs: list[Step]) -> None:
         if not _is_free(step):
             continue
         before = {c for v in step.reads() for c in origins.get(v, ()) if len(v.shape) == 4}
-        if isinstance(step.function, FusedConv):
+        if _is_conv(step):
             for c in before:
                 c.function.channels_last = step.function.channels_last = True
             before = {step}
@@ -163,7 +168,7 @@ def _pays(graph: Graph) -> bool:
     tainted = _tainted(graph, set())
     gain, border = 0.0, set()
     for step in graph.steps:
-        if isinstance(step.function, FusedConv):
+        if _is_conv(step):
             if step.function.channels_last:
                 gain += prod(step.outputs.shape) * prod(step.function.weight.shape[1:])
                 border |= {v for v in step.reads() if v not in tainted and v.layout == "contiguous"}
@@ -192,7 +197,7 @@ def _settle_freely(graph: Graph, convs: list[Step]) -> bool:
         if not strange:
             break
         found = {producers[v] for v in strange}
-        if any(isinstance(s.function, FusedConv) or s.writes or s in strict for s in found):
+        if any(_is_conv(s) or s.writes or s in strict for s in found):
             return False
         strict |= found
     _put_right(graph, strict, tainted)
@@ -215,9 +220,7 @@ def _tainted(graph: Graph, strict: set[Step]) -> set[Value]:
     """Values that may lie in memory otherwise than eager's."""
     tainted: set[Value] = set()
     for step in graph.steps:
-        if isinstance(step.function, FusedConv) or (
-            step not in strict and _is_free(step) and any(v in tainted for v in step.reads())
-        ):
+        if _is_conv(step) or (step not in strict and _is_free(step) and any(v in tainted for v in step.reads())):
             tainted |= set(step.results())
     return tainted
 

@@ -173,7 +173,8 @@ class Program:
             return 0
         tensors = [t for t in bound.values.values() if isinstance(t, Tensor)]
         tensors += [t for pack in bound.convs for t in pack.tensors()]
-        folded = sum(math.prod(self.fused[i].function.weight.shape) * 4 for i, _ in bound.torchs)
+        copied = (self.fused[i].function for i, _ in bound.torchs)
+        folded = sum(math.prod(f.weight.shape) * 4 for f in copied if f.rank == 4 or f.norm is not None)
         return folded + sum({t.data_ptr(): t.nbytes for t in tensors}.values())
 
     def _fold(self, step: Step, values: dict[Value, Any]) -> None:
@@ -282,7 +283,7 @@ class _Writer:
             copied = [(i, v) for i, v in enumerate(step.args[0]) if (step, i) in places]
             made = [f"{places[step, i]}.copy_({self._value(v)})" for i, v in copied]
             return "; ".join([f"{y} = {places[step, 'at once']}", *made])
-        function, given, out = _arena.write_call(step) or (_arena.write_op(), (*step.args,), "")
+        function, given, out = _arena.write_call(step) or (step.function.write_op(), (*step.args,), "")
         arguments = [self._expression(x) for x in given]
         if isinstance(step.function, FusedConv):
             arguments = [arguments[0], f"C[{len(self._constants) + i}]", arguments[1], y, "W"]
