@@ -100,27 +100,42 @@ def _is_free(step: Step) -> bool:
 
 
 def _feed_products(graph: Graph) -> None:
-    """Gives torch's recurrent layers inputs that lie in memory step by step, and its linear ones contiguous inputs.
+    """Gives what multiplies by weights in torch inputs that lie in memory as its products want them.
 
-    Their products with weights that are without gradients take up to three times as long on others.
+    With weights that are without gradients these take up to three times as long on others.
     """
     steps: list[Step] = []
+    copies: dict[Value, Value]
+
+    def replaced(x: Any) -> Any:
+        return copies.get(x, x) if isinstance(x, Value) else x
+
     for step in graph.steps:
-        x = step.args[0] if step.args else None
-        module: Any = step.function
-        if step.kind == "module" and type(module) in _RECURRENT and isinstance(x, Value) and len(x.shape) == 3:
-            way = as_time_major if module.batch_first else as_contiguous
-        elif step.function is F.linear and isinstance(x, Value) and len(x.shape) > 2 and x.layout == "other":
-            way = as_contiguous
-        else:
-            steps.append(step)
-            continue
-        copy = x.like(_next_index(graph) + len(steps))
-        copy.layout = "contiguous" if way is as_contiguous else "other"
-        steps.append(Step(way, (x,), {}, copy, (), "format"))
-        step.args = (copy, *step.args[1:])
+        copies = {}
+        for x, way in _wanted(step).items():
+            copy = copies[x] = x.like(_next_index(graph) + len(steps))
+            copy.layout = "contiguous" if way is as_contiguous else "other"
+            steps.append(Step(way, (x,), {}, copy, (), "format"))
+        if copies:
+            step.args, step.kwargs = mapped(step.args, replaced), mapped(step.kwargs, replaced)
         steps.append(step)
     graph.steps = steps
+
+
+def _wanted(step: Step) -> dict[Value, Any]:
+    """How torch's recurrent layers, attention and linear layers want what they are given."""
+    module: Any = step.function
+    if step.kind == "module" and type(module) in (*_RECURRENT, nn.MultiheadAttention):
+        names = ("query", "key", "value") if type(module) is nn.MultiheadAttention else ("input",)
+        given = bound(step, names)
+        inputs = {v: None for k in names if isinstance(v := given.get(k), Value) and len(v.shape) == 3}
+        if len(names) > 1 and (len(inputs) < 2 or not module.batch_first):
+            return {}  # attention of one sequence to itself goes another way
+        return dict.fromkeys(inputs, as_time_major if module.batch_first else as_contiguous)
+    x = step.args[0] if step.args else None
+    if step.function is F.linear and isinstance(x, Value) and len(x.shape) > 2 and x.layout == "other":
+        return {x: as_contiguous}
+    return {}
 
 
 def _next_index(graph: Graph) -> int:

@@ -374,6 +374,51 @@ def test_beside_convolutions(who, size):
             assert got.stride() == given.stride()
 
 
+def decoder(**options):
+    return nn.TransformerDecoderLayer(16, 4, 32, batch_first=True, **options).eval()
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": "gelu", "norm_first": True}, {"bias": False}], ids=str)
+def test_decoder_layers_are_followed(who, options):
+    model, x, memory = decoder(**options), normal(2, 5, 16), normal(2, 7, 16, seed=2)
+    fast = pk.optimize(model)
+    right(fast, model, x, memory, tolerance=2e-6)
+    found = [s.what for s in fast.report().steps]
+    assert [s for s in found if "linear" in s] == [f"linear+{options.get('activation', 'relu')}", "linear+add"]
+    assert found.count("to time major") == 2  # of the attention that is not to itself
+    right(fast, model, x, x, tolerance=2e-6)
+
+
+@torch.no_grad()
+def test_masks_of_decoders():
+    model, x = nn.Transformer(16, 4, 1, 2, 32, batch_first=True).eval(), normal(2, 5, 16)
+    fast, mask = pk.optimize(model), nn.Transformer.generate_square_subsequent_mask(5)
+    padding = torch.zeros(2, 5, dtype=torch.bool)
+    padding[1, 3:] = True
+    for options in ({}, {"tgt_mask": mask}, {"tgt_mask": mask, "memory_key_padding_mask": padding}):
+        for _ in range(3):
+            assert relative_l2(fast(x, x + 1, **options), model(x, x + 1, **options)) < 2e-6
+
+
+@torch.no_grad()
+def test_attention_of_several_inputs_follows_its_weights():
+    class Cross(nn.Module):
+        def __init__(self, **options):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(16, 4, batch_first=True, **options)
+
+        def forward(self, x, y):
+            return self.attention(x * 1, key=y * 1, value=y * 2, need_weights=False)[0] + x
+
+    for model in (Cross().eval(), Cross(bias=False).eval()):
+        x, y = normal(2, 5, 16), normal(2, 7, 16, seed=2)
+        fast = pk.optimize(model)
+        right(fast, model, x, y, tolerance=2e-6)
+        assert [s.what for s in fast.report().steps].count("to time major") == 3
+        model.attention.in_proj_weight.mul_(2)
+        right(fast, model, x, y, tolerance=2e-6)
+
+
 def test_the_rule_agrees_with_the_measurements():
     """Where the last bench says that one is faster by a quarter, the rule says so too, but for a few."""
     path = Path(__file__).parents[2] / "bench/results/linears-avx2.json"
