@@ -106,10 +106,14 @@ def main() -> None:
                     for channels_last in (False, True):
                         rows.append(row(layer, activation, channels_last, options.rounds))
                         print("{kind:10s} {what:34s} {activation:9s} {layout:14s} {ratio:5.2f}".format(**rows[-1]))
-    machine = {"cpu": platform.processor(), "isa": isa, "threads": 1, "torch": torch.__version__}
-    out = options.out or RESULTS / f"layers-{isa}.json"
-    head = json.dumps({"schema": 1, "machine": machine})[:-1]
-    lines = ",\n".join(json.dumps(row) for row in rows)  # a row a line, for whoever compares two of them
+    write(rows, options.out or RESULTS / f"layers-{isa}.json")
+
+
+def write(rows: list[dict[str, Any]], out: Path) -> None:
+    """A row a line, for whoever compares two of the files."""
+    machine = {"cpu": platform.processor(), "isa": _native.introspect().active_isa(), "threads": 1}
+    head = json.dumps({"schema": 1, "machine": machine | {"torch": torch.__version__}})[:-1]
+    lines = ",\n".join(json.dumps(row) for row in rows)
     out.write_text(f'{head}, "results": [\n{lines}\n]}}\n')
     print(out)
 

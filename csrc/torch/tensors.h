@@ -44,6 +44,14 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {
   return empty(sizes.begin(), sizes.size(), dtype);
 }
 
+// The memory of `t` by other sizes and strides, from its first element on.
+inline Tensor view_of(const Tensor& t, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), static_cast<int64_t>(sizes.size()),
+                                                               sizes.data(), strides.data(), 0, &handle));
+  return Tensor(handle);
+}
+
 // Asking first costs less than a call of an op that has nothing to do.
 inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 

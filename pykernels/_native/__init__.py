@@ -22,6 +22,7 @@ MEND = "build it with `pip install -e . --no-build-isolation` in the source tree
 OPS = (
     *("conv_bn_act", "conv_pack", "conv_bn_act_packed", "conv_bind", "conv_bn_act_bound"),
     *("conv_bn_act_bound_out", "conv_bn_act_bound_workspace"),
+    *("linear_bound", "linear_bound_out", "linear_bound_workspace"),
     *("conv_statistics", "batch_norm_statistics", "batch_norm_act", "batch_norm_act_backward"),
     *("lstm", "lstm_backward", "lstm_pack", "lstm_packed", "lstm_cell", "lstm_cell_backward", "lstm_cell_packed"),
     *("int8_matmul", "int8_pack", "int8_matmul_packed", "int8_linear", "int8_linear_packed", "quantize_int8"),

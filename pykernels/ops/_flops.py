@@ -46,6 +46,10 @@ def _matmul(a: Shape, b: Shape, *_: Any, out_shape: Any) -> int:
     return 2 * prod(out_shape) * a[-1]
 
 
+def _linear_out(x: Shape, bound: Shape, residual: Any, out: Shape, *_: Any, out_shape: Any) -> int:
+    return _matmul(x, bound, out_shape=out)
+
+
 def _lstm(x: Shape, h: Shape, c: Shape, weights: Sequence[Shape], *_: Any, out_shape: Any) -> int:
     return 2 * prod(x[:-1]) * sum(prod(w) for w in weights if len(w) == 2)
 
@@ -91,6 +95,8 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "conv_bn_act_packed": _conv_packed,
     "conv_bn_act_bound": _conv_bound,
     "conv_bn_act_bound_out": _conv_bound_out,
+    "linear_bound": _matmul,
+    "linear_bound_out": _linear_out,
     "int8_conv2d": _conv,
     "int8_matmul": _matmul,
     "int8_matmul_packed": _matmul,
@@ -109,6 +115,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "conv_pack": _none,
     "conv_bind": _none,
     "conv_bn_act_bound_workspace": _none,
+    "linear_bound_workspace": _none,
     "lstm_pack": _none,
     "int8_pack": _none,
 }

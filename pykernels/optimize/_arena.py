@@ -103,8 +103,7 @@ class Survey:
             self.turned.add(step)
         if self.is_ours(step) and step.outputs in self.forms:
             bound = self.bound[self.number[step]]
-            needs = torch.ops.pykernels.conv_bn_act_bound_workspace(read[0], bound, given[0])
-            self.workspace = max(self.workspace, needs)
+            self.workspace = max(self.workspace, step.function.workspace(read[0], bound, given[0]))
 
     def is_ours(self, step: Step) -> bool:
         """Does our kernel run this fused step?"""
@@ -113,11 +112,6 @@ class Survey:
     def owner(self, v: Value) -> Value:
         """The value that ``v`` is a view of, or itself."""
         return self.owners.get(v, v)
-
-
-def write_op() -> Any:
-    """Runs a bound convolution into a tensor that it is given, beside a workspace."""
-    return torch.ops.pykernels.conv_bn_act_bound_out.default
 
 
 def write_call(step: Step) -> tuple[Any, tuple[Any, ...], str] | None:
@@ -167,7 +161,8 @@ def plan(survey: Survey) -> Plan | None:
         users, form = readers.get(v, ()), survey.forms[v]
         hidden[v] = item = _Item(form, i, max([i, *(at for at, _ in users)]), [(step, form, 0)])
         item.joins = {s for _, s in users if _is_cat(s)}
-        item.moves = (call is None or call[0] is torch.add) and all(_takes_slices(s, survey, v) for _, s in users)
+        of_channels = step.function.rank == 4 if call is None else call[0] is torch.add
+        item.moves = of_channels and all(_takes_slices(s, survey, v) for _, s in users)
         if call is not None and call[2]:
             form = replace(form, dtype=torch.int64)
             items.append(_Item(form, i, i, [((step, call[2]), form, 0)]))

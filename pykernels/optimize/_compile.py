@@ -8,7 +8,8 @@ from typing import Any
 from pykernels.optimize._branches import merge_branches
 from pykernels.optimize._graph import Graph, Step, Value, values_in
 from pykernels.optimize._layout import settle
-from pykernels.optimize._patterns import Fuser, can_fuse, use_our_lstms
+from pykernels.optimize._linear import linear_of
+from pykernels.optimize._patterns import Fuser, can_fuse, conv_of, use_our_lstms
 from pykernels.optimize._program import Program
 from pykernels.optimize._record import Recorder
 from pykernels.optimize._simplify import drop_dead, drop_duplicates, is_pure, reuse_memory
@@ -24,7 +25,7 @@ def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any]) -> Pr
         constants = {v for s in graph.steps for v in s.reads() if v.kind == "source"}
         constants |= {v for s in folded for v in s.results()}
         folded += merge_branches(graph, constants)
-        Fuser(graph, constants).fuse()
+        Fuser(graph, constants, (conv_of, linear_of)).fuse()
         drop_dead(graph)
         use_our_lstms(graph, store)
         settle(graph)

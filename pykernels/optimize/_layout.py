@@ -101,7 +101,7 @@ def settle(graph: Graph) -> None:
     _feed_products(graph)
     if not ours:
         return
-    convs = [s for s in ours if isinstance(s.function, FusedConv)]
+    convs = [s for s in ours if _is_conv(s)]
     if _is_shared_and_written(graph) or not _settle_freely(graph, convs):
         for step in convs:
             step.function.channels_last = False
@@ -126,11 +126,16 @@ def _turn_at_once(graph: Graph) -> None:
 
 def _is_ours(step: Step) -> bool:
     """Do our kernels run it, which take any strides and give their own?"""
-    return isinstance(step.function, FusedConv) or (step.kind == "module" and bool(step.note))
+    return _is_conv(step) or (step.kind == "module" and bool(step.note))
+
+
+def _is_conv(step: Step) -> bool:
+    """Is it a fused convolution of images? Of rows there is one format."""
+    return isinstance(step.function, FusedConv) and step.function.rank == 4
 
 
 def _is_free(step: Step) -> bool:
-    if _is_ours(step):
+    if _is_ours(step) or isinstance(step.function, FusedConv):
         return True
     name = name_of(step.function)
     if name == "conv_transpose2d":
@@ -139,27 +144,42 @@ def _is_free(step: Step) -> bool:
 
 
 def _feed_products(graph: Graph) -> None:
-    """Gives torch's recurrent layers inputs that lie in memory step by step, and its linear ones contiguous inputs.
+    """Gives what multiplies by weights in torch inputs that lie in memory as its products want them.
 
-    Their products with weights that are without gradients take up to three times as long on others.
+    With weights that are without gradients these take up to three times as long on others.
     """
     steps: list[Step] = []
+    copies: dict[Value, Value]
+
+    def replaced(x: Any) -> Any:
+        return copies.get(x, x) if isinstance(x, Value) else x
+
     for step in graph.steps:
-        x = step.args[0] if step.args else None
-        module: Any = step.function
-        if step.kind == "module" and type(module) in _RECURRENT and isinstance(x, Value) and len(x.shape) == 3:
-            way = as_time_major if module.batch_first else as_contiguous
-        elif step.function is F.linear and isinstance(x, Value) and len(x.shape) > 2 and x.layout == "other":
-            way = as_contiguous
-        else:
-            steps.append(step)
-            continue
-        copy = x.like(_next_index(graph) + len(steps))
-        copy.layout = "contiguous" if way is as_contiguous else "other"
-        steps.append(Step(way, (x,), {}, copy, (), "format", step.where))
-        step.args = (copy, *step.args[1:])
+        copies = {}
+        for x, way in _wanted(step).items():
+            copy = copies[x] = x.like(_next_index(graph) + len(steps))
+            copy.layout = "contiguous" if way is as_contiguous else "other"
+            steps.append(Step(way, (x,), {}, copy, (), "format", step.where))
+        if copies:
+            step.args, step.kwargs = mapped(step.args, replaced), mapped(step.kwargs, replaced)
         steps.append(step)
     graph.steps = steps
+
+
+def _wanted(step: Step) -> dict[Value, Any]:
+    """How torch's recurrent layers, attention and linear layers want what they are given."""
+    module: Any = step.function
+    if step.kind == "module" and type(module) in (*_RECURRENT, nn.MultiheadAttention):
+        names = ("query", "key", "value") if type(module) is nn.MultiheadAttention else ("input",)
+        given = bound(step, names)
+        inputs = {v: None for k in names if isinstance(v := given.get(k), Value) and len(v.shape) == 3}
+        if len(names) > 1 and (len(inputs) < 2 or not module.batch_first):
+            return {}  # attention of one sequence to itself goes another way
+        return dict.fromkeys(inputs, as_time_major if module.batch_first else as_contiguous)
+    x = step.args[0] if step.args else None
+    if step.function is F.linear and isinstance(x, Value) and len(x.shape) > 2 and x.layout == "other":
+        return {x: as_contiguous}
+    return {}
 
 
 def _next_index(graph: Graph) -> int:
@@ -193,7 +213,7 @@ def _join(graph: Graph, convs: list[Step]) -> None:
         if not _is_free(step):
             continue
         before = {c for v in step.reads() for c in origins.get(v, ()) if len(v.shape) == 4}
-        if isinstance(step.function, FusedConv):
+        if _is_conv(step):
             for c in before:
                 c.function.channels_last = step.function.channels_last = True
             before = {step}
@@ -207,7 +227,7 @@ def _pays(graph: Graph) -> bool:
     tainted = _tainted(graph, set())
     gain, border = 0.0, set()
     for step in graph.steps:
-        if isinstance(step.function, FusedConv):
+        if _is_conv(step):
             if step.function.channels_last:
                 gain += prod(step.outputs.shape) * prod(step.function.weight.shape[1:])
                 border |= {v for v in step.reads() if v not in tainted and v.layout == "contiguous"}
@@ -261,9 +281,7 @@ def _tainted(graph: Graph, strict: set[Step]) -> set[Value]:
     for step in graph.steps:
         if step.kind == "module" and _is_ours(step):
             tainted |= {v for v in step.results() if v.layout == "time_major"}  # its states lie as eager's
-        elif isinstance(step.function, FusedConv) or (
-            step not in strict and _is_free(step) and any(v in tainted for v in step.reads())
-        ):
+        elif _is_conv(step) or (step not in strict and _is_free(step) and any(v in tainted for v in step.reads())):
             tainted |= set(step.results())
     return tainted
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from math import prod
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,6 +35,11 @@ _ACTIVATIONS = frozenset(ACTIVATIONS) - {"none"}
 class FusedConv:
     """The constants of a fused convolution, as values of the graph, and how it is called."""
 
+    #: In the report.
+    name = "conv"
+    #: Dimensions of what it gives; the second one is that of the channels.
+    rank = 4
+
     def __init__(self, weight: Value, bias: Value | None, options: dict[str, Any]) -> None:
         self.weight, self.bias = weight, bias
         self.norm: list[Value | None] | None = None
@@ -50,6 +56,10 @@ class FusedConv:
         #: The format that the result has to be in at once: "contiguous", "channels_last" or "" for either.
         self.fix = ""
 
+    def depth(self) -> int:
+        """Products for each element that it gives."""
+        return prod(self.weight.shape[1:])
+
     def parameters(self) -> list[Value]:
         """The tensors that it is made of."""
         return [v for v in (self.weight, self.bias, *(self.norm or ())) if v is not None]
@@ -58,13 +68,15 @@ class FusedConv:
         """All but the input, packed; from ``store``, which programs share, if it is still right."""
         parts = (self.weight, self.bias, *(self.norm or ()))
         tensors = [None if v is None else values.get(v, v.tensor) for v in parts]
-        shape = SimpleNamespace(weight=tensors[0], padding_mode="zeros", **self.options)
+        filters = self.filters(tensors[0])
+        shape = SimpleNamespace(weight=filters, padding_mode="zeros", **self.options)
         spec = (self.eps, self.activation, self.negative_slope, tuple(sorted(self.options.items())), self.pad)
-        key = (*(None if t is None else id(t) for t in tensors), *spec)
+        # One matrix may be the weight of a layer and, turned, that of another.
+        key = (*(None if t is None else id(t) for t in tensors), filters.stride(), *spec)
         found = store.get(key)
         if found is not None and found.is_current(found.dtype, found.index, found.key) and found.moments.are_current():
             return found
-        slots = [({"": t}, "") for t in tensors]
+        slots = [({"": t}, "") for t in (filters, *tensors[1:])]
         key_of_pack = (shape, None, self.eps, self.activation, self.negative_slope, None)
         made = _ConvPack(slots, self.weight.dtype, key_of_pack, self.geometry())
         # By their elements: torch's batch norm writes to them without counting a version.
@@ -72,6 +84,18 @@ class FusedConv:
         if not any(v in values for v in self.parameters()):
             store[key] = made
         return made
+
+    def filters(self, weight: Any) -> Any:
+        """``weight`` as that of a convolution, in the same memory."""
+        return weight
+
+    def write_op(self) -> Any:
+        """What writes the result of `run` into a tensor that it is given, beside a workspace."""
+        return torch.ops.pykernels.conv_bn_act_bound_out.default
+
+    def workspace(self, x: Tensor, constant: Any, y: Tensor) -> int:
+        """The bytes of that workspace."""
+        return torch.ops.pykernels.conv_bn_act_bound_workspace(x, constant, y)
 
     def constant(self, pack: _ConvPack, x: torch.Size) -> Any:
         """What `run` takes beside an input of shape ``x``."""
@@ -98,6 +122,10 @@ class FusedConv:
         weight, *norm = (None if v is None else values.get(v, v.tensor) for v in parts)
         made = TorchConv(self.geometry(), self.activation, self.negative_slope)
         return made.bind(weight, norm, self.eps, layout == "channels_last")
+
+
+#: What a step begins and its input; None where it is nothing of the kind.
+Finder = Callable[[Step], tuple[FusedConv, Value] | None]
 
 
 def _bound_op() -> Any:
@@ -165,6 +193,8 @@ def takes_norm(conv: FusedConv, step: Step, constants: set[Value]) -> bool:
     """Does ``step`` apply a batch norm with constants? Then ``conv`` has it."""
     if conv.norm is not None or conv.activation != "none" or not is_torchs(step.function, "batch_norm"):
         return False
+    if not isinstance(step.outputs, Value) or len(step.outputs.shape) != conv.rank:
+        return False
     if step.function is not F.batch_norm:
         return False
     given = bound(step, _NORM)
@@ -228,10 +258,13 @@ def _added(step: Step, value: Value) -> Value | None:
 
 
 class Fuser:
-    """Finds the chains of one graph. ``constants`` are sources and folded values."""
+    """Finds the chains of one graph, which begin where one of ``finders`` finds something.
 
-    def __init__(self, graph: Graph, constants: set[Value]) -> None:
-        self.graph, self.constants = graph, constants
+    ``constants`` are sources and folded values.
+    """
+
+    def __init__(self, graph: Graph, constants: set[Value], finders: Sequence[Finder]) -> None:
+        self.graph, self.constants, self.finders = graph, constants, finders
         self.users = graph.users()
         self.producers = {v: s for s in graph.steps for v in s.results()}
         self.at = {s: i for i, s in enumerate(graph.steps)}
@@ -245,7 +278,7 @@ class Fuser:
         gone: set[Step] = set()
         fused: dict[Step, Step] = {}
         for step in self.graph.steps:
-            found = None if step in gone else conv_of(step)
+            found = None if step in gone else next(filter(None, (find(step) for find in self.finders)), None)
             if found is None or not all(v in self.constants for v in found[0].parameters()):
                 continue
             conv, x = found
@@ -262,7 +295,7 @@ class Fuser:
     def _unpadded(self, conv: FusedConv, x: Value, step: Step) -> Value:
         """What stands before zeros that were put around ``x``: the convolution pads by itself."""
         before = self.producers.get(x)
-        found = None if before is None else _zeros_around(before)
+        found = None if before is None or conv.rank != 4 else _zeros_around(before)
         if before is None or found is None:
             return x
         image, pad = found
@@ -279,6 +312,8 @@ class Fuser:
             users = self.users.get(value, [])
             user = users[0] if len(users) == 1 else None
             if user is None or user in gone or user.kind != "call" or conv.activation != "none":
+                return chain, residual
+            if conv.rank != 4 and any(v.layout != "contiguous" for v in user.results()):
                 return chain, residual
             held = [x, *conv.parameters(), *([] if residual is None else [residual])]
             if user.writes and not self._is_alone(value, {s.outputs for s in chain}, self.at[user]):
@@ -315,7 +350,7 @@ class Fuser:
 
 
 def _what(conv: FusedConv, residual: Value | None) -> str:
-    parts = ["conv", *(["bn"] if conv.norm else []), *(["add"] if residual is not None else [])]
+    parts = [conv.name, *(["bn"] if conv.norm else []), *(["add"] if residual is not None else [])]
     return "+".join([*parts, *([conv.activation] if conv.activation != "none" else [])])
 
 

@@ -199,7 +199,9 @@ class Program:
         tensors += [
             t for p in packs if p is not None and type(p.value) is tuple for t in p.value if isinstance(t, Tensor)
         ]
-        folded = {id(run): math.prod(self.fused[i].function.weight.shape) * 4 for (i, _), run in bound.torchs.items()}
+        copied = {id(run): self.fused[i].function for (i, _), run in bound.torchs.items()}
+        copied = {at: f for at, f in copied.items() if f.rank == 4 or f.norm is not None}
+        folded = {at: math.prod(f.weight.shape) * 4 for at, f in copied.items()}
         return folded | {t.data_ptr(): t.nbytes for t in tensors}
 
     def _fold(self, step: Step, values: dict[Value, Any]) -> None:
@@ -320,7 +322,7 @@ class _Writer:
             copied = [(i, v) for i, v in enumerate(step.args[0]) if (step, i) in places]
             made = [f"{places[step, i]}.copy_({self._value(v)})" for i, v in copied]
             return "; ".join([f"{y} = {places[step, 'at once']}", *made])
-        function, given, out = _arena.write_call(step) or (_arena.write_op(), (*step.args,), "")
+        function, given, out = _arena.write_call(step) or (step.function.write_op(), (*step.args,), "")
         arguments = [self._expression(x) for x in given]
         if isinstance(step.function, FusedConv):
             arguments = [arguments[0], f"C[{len(self._constants) + i}]", arguments[1], y, "W"]

@@ -1,4 +1,6 @@
-"""Which convolutions our CPU kernels win, and which stay torch's: one table, measured by ``bench/layers.py``.
+"""Which convolutions and linear layers our CPU kernels win, and which stay torch's, as measured.
+
+Of convolutions there is one table, measured by ``bench/layers.py``.
 
 A layer is of a kind (`kind_of`); `_TABLE` says for each kind when it is torch's, and all else is ours. The figures are
 of float32, AVX2 and one thread, against torch's convolution (oneDNN) with the batch norm folded in and the activation
@@ -124,3 +126,20 @@ def torchs_because(
     layer = Layer(c, k, r * s, max(stride), p * q, work, layout != "channels_last", activation in _CHEAP)
     kind = kind_of(weight, stride, dilation, groups)
     return next((row.why for row in _TABLE if row.kind == kind and row.when(layer)), "")
+
+
+def linear_torchs_because(
+    rows: int, c: int, k: int, activation: str, bf16: bool = False, threads: int = 1, isa: str = "avx2"
+) -> str:
+    """Why a linear layer of ``c`` inputs and ``k`` outputs a row stays torch's on the CPU; "" where ours wins.
+
+    Measured by ``bench/linears.py`` (``bench/results/linears-avx2.json``): packed weights win from two rows on.
+    """
+    if bf16:
+        # Without such instructions torch multiplies number by number.
+        return "torch has instructions for bfloat16 products, our kernels have not" if isa.startswith("avx512") else ""
+    if rows == 1 and c * k >= 2_000_000:
+        return "one row reads each weight once, which torch does as fast and without a packed copy"
+    if activation == "none" and rows * c * k < 8192:
+        return "torch's call is as short where there is so little to do"
+    return ""

@@ -30,8 +30,8 @@ _SCALARS = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.
 
 #: Modules that stand in a program as one call.
 _WHOLE = (
-    nn.LSTM, nn.LSTMCell, nn.GRU, nn.GRUCell, nn.RNN, nn.RNNCell, nn.MultiheadAttention, nn.Transformer,
-    nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoder, nn.TransformerDecoderLayer,
+    nn.LSTM, nn.LSTMCell, nn.GRU, nn.GRUCell, nn.RNN, nn.RNNCell, nn.MultiheadAttention, nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
 )  # fmt: skip
 #: Modules of torch.nn that have something to gain by themselves.
 _GAIN_ALONE = (nn.Conv2d, nn.LSTM, nn.LSTMCell)

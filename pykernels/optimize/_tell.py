@@ -29,7 +29,7 @@ _NOT_FUSED = "is no activation of the kernels: runs by itself"
 _OF_INTEREST = {
     "conv2d": "is of a dtype, a device or a rank that the kernels don't take, or its weights are no constants",
     "batch_norm": "does not follow a convolution that nothing else reads, or its statistics are no constants",
-    "linear": "torch's own is as fast",
+    "linear": "is of a dtype or on a device where torch's own is as fast, or its weights are no constants",
     **dict.fromkeys(
         ["conv1d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "layer_norm", "group_norm",
         "instance_norm", "scaled_dot_product_attention", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d",
@@ -192,8 +192,7 @@ def flops(step: Step, shapes: Mapping[Value, Sequence[int]]) -> int | None:
     if out is None:
         return 0
     if isinstance(step.function, FusedConv):
-        weight = step.function.weight.shape
-        return 2 * prod(shape(out)) * prod(weight[1:])
+        return 2 * prod(shape(out)) * step.function.depth()
     name = step.name()
     if isinstance(step.function, _RECURRENT):
         return _of_recurrent(step, shape)

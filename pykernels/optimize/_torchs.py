@@ -33,6 +33,13 @@ def batch_norm_(x: Tensor, *rest: Any) -> Tensor:
     return norm_into(x, *rest, out=x)
 
 
+def in_place(activation: str, negative_slope: float) -> Callable[[Tensor], Tensor] | None:
+    """torch's function that applies ``activation`` to a tensor that nobody else has; None for none."""
+    if activation == "leaky_relu":
+        return partial(F.leaky_relu, negative_slope=negative_slope, inplace=True)
+    return _IN_PLACE[activation]
+
+
 class TorchConv:
     """``act(conv2d(x, weight, bias) + residual)`` by torch's own functions."""
 
@@ -40,10 +47,7 @@ class TorchConv:
         top, left, bottom, right = geometry.padding
         self.pad = None if (top, left) == (bottom, right) else (left, right, top, bottom)
         self.rest = geometry.stride, (0, 0) if self.pad else (top, left), geometry.dilation, geometry.groups
-        if activation == "leaky_relu":
-            self.act: Any = partial(F.leaky_relu, negative_slope=negative_slope, inplace=True)
-        else:
-            self.act = _IN_PLACE[activation]
+        self.act = in_place(activation, negative_slope)
 
     def bind(
         self, weight: Tensor, norm: Sequence[Tensor | None], eps: float, channels_last: bool

@@ -1,6 +1,6 @@
 // conv_bn_act, conv_pack, conv_bn_act_packed: see pykernels/ops/conv_bn_act for what they compute. conv_bind and
 // conv_bn_act_bound: the same for callers who know all but x and the residual beforehand; conv_bn_act_bound_out: for
-// those who have the memory too.
+// those who have the memory too. linear_bound and linear_bound_out: the same for the rows of tensors of any rank.
 #include "torch/conv_bn_act.h"
 
 #include <cstring>
@@ -253,6 +253,63 @@ void conv_bn_act_bound_out_op(Tensor x, Tensor bound_conv, MaybeTensor residual,
   }
 }
 
+// A fully connected layer is a 1x1 convolution of an image whose pixels are the rows of x. These rows, of any tensor
+// but a number, as images of one pixel: (rows, features, 1, 1), copied where no stride leads from each to the next.
+Tensor rows_of(const char* op, const char* argument, const Tensor& t) {
+  check(t.dim() >= 1, op, argument, "expected at least 1 dimension, got shape ", shape_of(t));
+  const int64_t last = t.dim() - 1, features = t.size(last);
+  int64_t rows = 1, step = features;
+  for (int64_t d = last; d-- > 0;) {
+    const int64_t size = t.size(d);
+    if (size != 1 && rows == 1) step = t.stride(d);
+    const bool even = size <= 1 || rows <= 1 || t.stride(d) == rows * step;
+    if (!even && t.numel() > 0) return rows_of(op, argument, torch::stable::contiguous(t));
+    rows *= size;
+  }
+  // The strides of the two dimensions of size 1 are those of an image in channels_last.
+  return view_of(t, {rows, features, 1, 1}, {step, t.stride(last), features, features});
+}
+
+void check_rows(const char* op, const char* argument, const Tensor& t, const Tensor& x) {
+  bool good = t.dim() == x.dim();
+  for (int64_t d = 0; good && d < x.dim() - 1; ++d) good = t.size(d) == x.size(d);
+  check(good, op, argument, "expected the shape of x but for the last dimension, got ", shape_of(t), " and ",
+        shape_of(x));
+}
+
+MaybeTensor residual_rows(const char* op, const Tensor& x, const MaybeTensor& residual) {
+  if (!residual.has_value()) return std::nullopt;
+  check_rows(op, "residual", *residual, x);
+  return rows_of(op, "residual", *residual);
+}
+
+Tensor linear_bound_op(Tensor x, Tensor bound_conv, MaybeTensor residual) {
+  const char* op = "linear_bound";
+  const MaybeTensor added = residual_rows(op, x, residual);
+  const Executor executor = torch_executor();
+  const Tensor rows = rows_of(op, "x", x);
+  ConvPlan plan = open(op, rows, bound_conv, nullptr, executor.threads);
+  const Tensor y = run(op, &plan, rows, added, executor);
+  Ints sizes(x.sizes().begin(), x.sizes().end()), strides(sizes.size(), 1);
+  sizes.back() = y.size(1);
+  for (size_t d = sizes.size() - 1; d-- > 0;) strides[d] = strides[d + 1] * (sizes[d + 1] > 1 ? sizes[d + 1] : 1);
+  return view_of(y, sizes, strides);
+}
+
+int64_t linear_bound_workspace_op(Tensor x, Tensor bound_conv, Tensor out) {
+  const char* op = "linear_bound_workspace";
+  check_rows(op, "out", out, x);
+  return conv_bn_act_bound_workspace_op(rows_of(op, "x", x), bound_conv, rows_of(op, "out", out));
+}
+
+void linear_bound_out_op(Tensor x, Tensor bound_conv, MaybeTensor residual, Tensor out, Tensor workspace) {
+  const char* op = "linear_bound_out";
+  check_rows(op, "out", out, x);
+  const Tensor to = rows_of(op, "out", out);
+  check(data_of(to) == data_of(out), op, "out", "expected rows at equal distances, got shape ", shape_of(out));
+  conv_bn_act_bound_out_op(rows_of(op, "x", x), bound_conv, residual_rows(op, x, residual), to, workspace);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
@@ -268,6 +325,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
   m.def(
       "conv_bn_act_bound_out(Tensor x, Tensor bound_conv, Tensor? residual, Tensor(a!) out, Tensor(b!) workspace) -> "
       "()");
+  m.def("linear_bound(Tensor x, Tensor bound_conv, Tensor? residual) -> Tensor");
+  m.def("linear_bound_workspace(Tensor x, Tensor bound_conv, Tensor out) -> int");
+  m.def("linear_bound_out(Tensor x, Tensor bound_conv, Tensor? residual, Tensor(a!) out, Tensor(b!) workspace) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, m) {
@@ -278,6 +338,9 @@ STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, m) {
   m.impl("conv_bn_act_bound", TORCH_BOX(&conv_bn_act_bound_op));
   m.impl("conv_bn_act_bound_workspace", TORCH_BOX(&conv_bn_act_bound_workspace_op));
   m.impl("conv_bn_act_bound_out", TORCH_BOX(&conv_bn_act_bound_out_op));
+  m.impl("linear_bound", TORCH_BOX(&linear_bound_op));
+  m.impl("linear_bound_workspace", TORCH_BOX(&linear_bound_workspace_op));
+  m.impl("linear_bound_out", TORCH_BOX(&linear_bound_out_op));
 }
 
 }  // namespace pk::binding

@@ -123,6 +123,10 @@ def _fake_bound_out(
     """Only writes."""
 
 
+def _fake_linear(x: torch.Tensor, bound_conv: torch.Tensor, residual: Any) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], torch.library.get_ctx().new_dynamic_size()))
+
+
 def _native_op(*arguments: Any) -> torch.Tensor:
     return torch.ops.pykernels.conv_bn_act(*arguments)
 
@@ -134,6 +138,8 @@ def _register() -> None:
     torch.library.register_fake("pykernels::conv_bind", _fake_bind)
     torch.library.register_fake("pykernels::conv_bn_act_bound", _fake_bound)
     torch.library.register_fake("pykernels::conv_bn_act_bound_out", _fake_bound_out)
+    torch.library.register_fake("pykernels::linear_bound", _fake_linear)
+    torch.library.register_fake("pykernels::linear_bound_out", _fake_bound_out)
     torch.library.register_autograd("pykernels::conv_bn_act", backward_with(_native_op), setup_context=setup_context)
     register_autocast(_library, "conv_bn_act", casts=(0, 1, 4))
 
