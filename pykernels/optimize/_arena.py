@@ -29,9 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pykernels.optimize._graph import Graph, Step, Value, storage_of, values_in
+from pykernels.optimize._graph import Graph, Step, Value, is_torchs, storage_of, values_in
 from pykernels.optimize._kinds import name_of
-from pykernels.optimize._patterns import constant_norm, is_torchs
+from pykernels.optimize._patterns import constant_norm
 from pykernels.optimize._torchs import norm_into
 
 #: Arenas of one plan that wait, and bytes of all that wait while another one is made.

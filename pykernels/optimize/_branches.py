@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pykernels.ops.conv_bn_act import fold_batch_norm
 from pykernels.ops.conv_bn_act.arguments import Geometry
-from pykernels.optimize._graph import Graph, Step, Value
-from pykernels.optimize._patterns import ADDS, FusedConv, conv_of, is_torchs, takes_norm
+from pykernels.optimize._graph import Graph, Step, Value, is_torchs
+from pykernels.optimize._patterns import ADDS, FusedConv, conv_of, takes_norm
 
 
 @dataclass

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 Constant = str | int | float | bool | None
 
@@ -232,3 +233,14 @@ def mapped(nest: Any, leaf: Callable[[Any], Any]) -> Any:
     if kind is Made:
         return Made(nest.kind, mapped(nest.items, leaf), mapped(nest.attributes, leaf))
     return leaf(nest)
+
+
+def is_torchs(function: Any, *names: str) -> bool:
+    """Is it torch's function or method of one of these names?"""
+    name = getattr(function, "__name__", "")
+    return name in names and any(function is getattr(owner, name, None) for owner in (torch, F, torch.Tensor))
+
+
+def bound(step: Step, names: tuple[str, ...]) -> dict[str, Any]:
+    """A step's arguments by name."""
+    return {**dict(zip(names, step.args, strict=False)), **step.kwargs}

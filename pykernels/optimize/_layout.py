@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pykernels.optimize._graph import Graph, Step, Value, mapped, strides_in, values_in
+from pykernels.optimize._graph import Graph, Step, Value, bound, mapped, strides_in, values_in
 from pykernels.optimize._kinds import name_of
-from pykernels.optimize._patterns import FusedConv, bound
+from pykernels.optimize._patterns import FusedConv
 
 #: Their values don't depend on strides, they succeed whatever these are, and they are no slower in channels_last.
 #: Without them for the last reason: softmax, log_softmax, instance_norm, einsum, repeat, pixel_unshuffle, unfold,

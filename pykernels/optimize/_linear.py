@@ -20,8 +20,8 @@ from pykernels.ops.conv_bn_act import fold_batch_norm
 from pykernels.ops.conv_bn_act.arguments import Geometry
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.optimize import _rules
-from pykernels.optimize._graph import Step, Value
-from pykernels.optimize._patterns import FusedConv, bound, is_torchs
+from pykernels.optimize._graph import Step, Value, bound, is_torchs
+from pykernels.optimize._patterns import FusedConv
 from pykernels.optimize._torchs import in_place
 
 _LINEAR = ("input", "weight", "bias")

@@ -15,13 +15,13 @@ from pykernels import _native
 from pykernels.nn import LSTM, LSTMCell
 from pykernels.nn.conv import _ConvPack
 from pykernels.ops import _dispatch
-from pykernels.ops._activation import ACTIVATIONS
 from pykernels.ops.conv_bn_act.arguments import Geometry, geometry
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.ops.lstm.op import LSTM as LSTM_OP
 from pykernels.ops.lstm.op import LSTM_CELL
 from pykernels.optimize import _rules
-from pykernels.optimize._graph import Graph, Step, Value, values_in
+from pykernels.optimize._activations import activation_of, written_out
+from pykernels.optimize._graph import Graph, Step, Value, bound, is_torchs, values_in
 from pykernels.optimize._sources import Sources
 from pykernels.optimize._torchs import TorchConv
 from pykernels.optimize._watch import kind_of, plain
@@ -29,7 +29,6 @@ from pykernels.optimize._watch import kind_of, plain
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 ADDS = ("add", "add_", "__add__", "__radd__", "__iadd__")
-_ACTIVATIONS = frozenset(ACTIVATIONS) - {"none"}
 
 
 class FusedConv:
@@ -136,17 +135,6 @@ def _run_on_cuda(x: Tensor, pack: _ConvPack, residual: Tensor | None) -> Tensor:
     return pack.on_cuda(x, residual)
 
 
-def is_torchs(function: Any, *names: str) -> bool:
-    """Is it torch's function or method of one of these names?"""
-    name = getattr(function, "__name__", "")
-    return name in names and any(function is getattr(owner, name, None) for owner in (torch, F, torch.Tensor))
-
-
-def bound(step: Step, names: tuple[str, ...]) -> dict[str, Any]:
-    """A step's arguments by name."""
-    return {**dict(zip(names, step.args, strict=False)), **step.kwargs}
-
-
 def conv_of(step: Step) -> tuple[FusedConv, Value] | None:
     """A convolution that our kernels take, and its image."""
     if step.kind != "call" or not is_torchs(step.function, "conv2d") or not isinstance(step.outputs, Value):
@@ -221,26 +209,6 @@ def constant_norm(step: Step) -> tuple[Any, ...] | None:
     return x, *rest, given.get("eps", 1e-5)
 
 
-def _activation(step: Step) -> tuple[str, float] | None:
-    name = getattr(step.function, "__name__", "")
-    base = name.removesuffix("_")
-    if base not in _ACTIVATIONS or not is_torchs(step.function, name):
-        return None
-    rest = {**step.kwargs}
-    rest.pop("input", None), rest.pop("inplace", None)
-    if base == "leaky_relu":
-        given = bound(step, ("input", "negative_slope", "inplace"))
-        slope = given.get("negative_slope", 0.01)
-        return (base, float(slope)) if type(slope) in (int, float) else None
-    if base == "elu":
-        given = bound(step, ("input", "alpha", "inplace"))
-        plain = given.get("alpha", 1.0) == 1.0 and not {"scale", "input_scale"} & set(given) and len(step.args) <= 3
-        return (base, 0.01) if plain else None
-    if base == "gelu":
-        return (base, 0.01) if rest.get("approximate", "none") == "none" and len(step.args) < 2 else None
-    return (base, 0.01) if not rest and len(step.args) <= 2 else None
-
-
 def _added(step: Step, value: Value) -> Value | None:
     """What ``step`` adds to ``value``, if that is a tensor of the same shape and nothing else is written to."""
     if not is_torchs(step.function, *ADDS) or len(step.args) != 2 or step.kwargs:
@@ -310,7 +278,8 @@ class Fuser:
         while True:
             value: Any = chain[-1].outputs
             users = self.users.get(value, [])
-            user = users[0] if len(users) == 1 else None
+            silu = written_out(value, users, self.users)
+            user = users[0] if len(users) == 1 else silu[-1] if silu else None
             if user is None or user in gone or user.kind != "call" or conv.activation != "none":
                 return chain, residual
             if conv.rank != 4 and any(v.layout != "contiguous" for v in user.results()):
@@ -318,15 +287,18 @@ class Fuser:
             held = [x, *conv.parameters(), *([] if residual is None else [residual])]
             if user.writes and not self._is_alone(value, {s.outputs for s in chain}, self.at[user]):
                 return chain, residual
-            other = None if residual is not None else _added(user, value)
+            other = None if residual is not None or silu else _added(user, value)
             if not self._may_move(chain, user, [*held, *([] if other is None else [other])]):
                 return chain, residual
-            if other is not None:
+            if silu:
+                conv.activation = "silu"
+                chain.append(silu[0])
+            elif other is not None:
                 residual = other
             elif residual is None and takes_norm(conv, user, self.constants):
                 pass
             else:
-                found = _activation(user)
+                found = activation_of(user)
                 if found is None or list(user.reads()) != [value] or not isinstance(user.outputs, Value):
                     return chain, residual
                 conv.activation, conv.negative_slope = found

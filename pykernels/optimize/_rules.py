@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-_CHEAP = ("none", "relu")
+_CHEAP = ("none", "relu", "relu6")
 
 
 class Layer(NamedTuple):

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from pykernels.optimize._graph import Graph, Step, Value, mapped, values_in
+from pykernels.optimize._graph import Graph, Step, Value, is_torchs, mapped, values_in
 from pykernels.optimize._kinds import PARTS, PURE, name_of
-from pykernels.optimize._patterns import FusedConv, constant_norm, is_torchs
+from pykernels.optimize._patterns import FusedConv, constant_norm
 from pykernels.optimize._torchs import batch_norm_
 
 #: What they return is memory that nothing else has.

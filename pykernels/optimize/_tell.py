@@ -12,8 +12,8 @@ from torch import nn
 
 from pykernels import _native
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
-from pykernels.optimize._graph import Step, Value, mapped
-from pykernels.optimize._patterns import FusedConv, bound
+from pykernels.optimize._graph import Step, Value, bound, mapped
+from pykernels.optimize._patterns import FusedConv
 from pykernels.optimize._report import ITSELF, OURS, TORCH, Entry, Left, Plain, Ran, Replaced, Report
 from pykernels.optimize._timing import seconds_by_step
 
@@ -35,7 +35,7 @@ _OF_INTEREST = {
         "instance_norm", "scaled_dot_product_attention", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d",
         "multi_head_attention_forward", "matmul", "__matmul__", "bmm", "einsum", "interpolate"], _NO_KERNELS
     ),
-    **dict.fromkeys(["relu6", "hardtanh", "hardsigmoid", "mish", "prelu", "softplus", "celu", "selu"], _NOT_FUSED),
+    **dict.fromkeys(["hardtanh", "clamp", "prelu", "softplus", "celu", "selu"], _NOT_FUSED),
 }  # fmt: skip
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _SUMS_FIRST = ("addmm", "baddbmm")

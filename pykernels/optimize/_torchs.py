@@ -12,12 +12,7 @@ from torch import Tensor
 
 from pykernels.ops.conv_bn_act import fold_batch_norm
 from pykernels.ops.conv_bn_act.arguments import Geometry
-
-_IN_PLACE: dict[str, Callable[[Tensor], Tensor] | None] = {
-    "none": None, "relu": torch.relu_, "sigmoid": torch.sigmoid_, "tanh": torch.tanh_,
-    "silu": partial(F.silu, inplace=True), "hardswish": partial(F.hardswish, inplace=True), "gelu": F.gelu,
-    "elu": partial(F.elu, inplace=True),
-}  # fmt: skip
+from pykernels.optimize._activations import IN_PLACE
 
 
 def norm_into(*given: Any, out: Tensor) -> Tensor:
@@ -37,7 +32,7 @@ def in_place(activation: str, negative_slope: float) -> Callable[[Tensor], Tenso
     """torch's function that applies ``activation`` to a tensor that nobody else has; None for none."""
     if activation == "leaky_relu":
         return partial(F.leaky_relu, negative_slope=negative_slope, inplace=True)
-    return _IN_PLACE[activation]
+    return IN_PLACE[activation]
 
 
 class TorchConv:
