@@ -135,6 +135,10 @@ class Recorder:
         self._watch_torch()
         return Graph(self.inputs, self.steps, nest, self.exact, self.opaque)
 
+    def let_go(self) -> None:
+        """Holds no tensor by a weak reference any more, with which torch would not swap it."""
+        self.tensors, self.storages = [], {}
+
     def _watch_torch(self) -> None:
         """Somebody may put a function of his own in torch's namespaces, where torch's modules would find it."""
         used = {id(s.function) for s in self.steps}

@@ -240,6 +240,7 @@ class Stub:
         general = _general_key(key, tensors)
         recorder.exact |= general in self.exact_only
         graph = recorder.graph(result)
+        recorder.let_go()
         if graph is None:
             if recorder.reason != "runs under a profiler":
                 self._keep(key, str(recorder.reason))
