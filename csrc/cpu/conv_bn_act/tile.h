@@ -31,6 +31,35 @@ struct Tile {
   int64_t k0, count;    // output channels [k0, k0 + count), count <= NV * kLanes
 };
 
+// What becomes of a tile's sums at the end of a slice.
+template <int MR, int NV>
+inline void leave(const Tile& t, const Epilogue& e, const F32 (&acc)[MR][NV]) {
+  constexpr int64_t kRow = NV * kLanes;
+  if (t.last && e.in_registers && t.count == kRow) {
+    auto* y = reinterpret_cast<float*>(e.y) + t.k0;
+    const auto* residual = reinterpret_cast<const float*>(e.residual);
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; ++v) {
+      const int64_t k = v * kLanes;
+      const F32 scale = e.scale ? load<F32>(e.scale + t.k0 + k) : broadcast(1.0f);
+      const F32 shift = e.shift ? load<F32>(e.shift + t.k0 + k) : F32{};
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) {
+        F32 value = fma(acc[i][v], scale, shift);
+        if (e.residual) value += load<F32>(residual + t.residual_at[i] + t.k0 + k);
+        if (e.relu) value = max(F32{}, value);
+        store(y + t.y_at[i] + k, value);
+      }
+    }
+    return;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; ++v) store(t.sums + i * kRow + v * kLanes, acc[i][v]);
+  if (t.last) finish(e, {t.sums, kRow, MR, t.y_at, t.residual_at, t.k0, t.count});
+}
+
 template <int MR, int NV>
 void run_tile(const Tile& t, const Epilogue& e) {
   constexpr int64_t kRow = NV * kLanes;
@@ -73,29 +102,53 @@ void run_tile(const Tile& t, const Epilogue& e) {
       }
     }
   }
-  if (t.last && e.in_registers && t.count == kRow) {
-    auto* y = reinterpret_cast<float*>(e.y) + t.k0;
-    const auto* residual = reinterpret_cast<const float*>(e.residual);
+  leave<MR, NV>(t, e, acc);
+}
+
+// Two whole panels of few pixels at a time, which are not enough for as many sums as additions take to come out; `u` is
+// `t` of the next panel.
+inline constexpr int kPairPixels = 3;
+
+template <int MR>
+void run_pair(const Tile& t, const Tile& u, const Epilogue& e) {
+  F32 acc[2][MR][2];
+  const Tile* const tiles[2] = {&t, &u};
 #pragma GCC unroll 16
-    for (int v = 0; v < NV; ++v) {
-      const int64_t k = v * kLanes;
-      const F32 scale = e.scale ? load<F32>(e.scale + t.k0 + k) : broadcast(1.0f);
-      const F32 shift = e.shift ? load<F32>(e.shift + t.k0 + k) : F32{};
+  for (int p = 0; p < 2; ++p)
 #pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i) {
-        F32 value = fma(acc[i][v], scale, shift);
-        if (e.residual) value += load<F32>(residual + t.residual_at[i] + t.k0 + k);
-        if (e.relu) value = max(F32{}, value);
-        store(y + t.y_at[i] + k, value);
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+      for (int v = 0; v < 2; ++v) {
+        acc[p][i][v] = t.first ? F32{} : load<F32>(tiles[p]->sums + i * kPanel + v * kLanes);
+      }
+  const float *w = t.weight, *w_next = u.weight, *ahead = t.ahead, *ahead_next = u.ahead;
+  const float* const* rows = t.rows;
+  for (int64_t tap = 0; tap < t.taps; ++tap, rows += MR) {
+    const float* x[MR];
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) x[i] = rows[i] + t.c0;
+    for (int64_t chunk = 0; chunk < t.run; chunk += kChunk) {
+      for (int64_t line = 0; line < t.ahead_lines; ++line, ahead += 16, ahead_next += 16) {
+        __builtin_prefetch(ahead, 0, 2);
+        __builtin_prefetch(ahead_next, 0, 2);
+      }
+      const int64_t end = chunk + kChunk < t.run ? chunk + kChunk : t.run;
+      for (int64_t c = chunk; c < end; ++c, w += kPanel, w_next += kPanel) {
+        const F32 weight[2][2] = {{load<F32>(w), load<F32>(w + kLanes)},
+                                  {load<F32>(w_next), load<F32>(w_next + kLanes)}};
+#pragma GCC unroll 16
+        for (int i = 0; i < MR; ++i) {
+          const F32 value = broadcast(x[i][c]);
+#pragma GCC unroll 16
+          for (int p = 0; p < 2; ++p)
+#pragma GCC unroll 16
+            for (int v = 0; v < 2; ++v) acc[p][i][v] = fma(value, weight[p][v], acc[p][i][v]);
+        }
       }
     }
-    return;
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 16
-    for (int v = 0; v < NV; ++v) store(t.sums + i * kRow + v * kLanes, acc[i][v]);
-  if (t.last) finish(e, {t.sums, kRow, MR, t.y_at, t.residual_at, t.k0, t.count});
+  leave<MR, 2>(t, e, acc[0]);
+  leave<MR, 2>(u, e, acc[1]);
 }
 
 using TileFunction = void (*)(const Tile&, const Epilogue&);
@@ -112,6 +165,9 @@ using TileFunction = void (*)(const Tile&, const Epilogue&);
 #endif
 constexpr TileFunction kTiles[2][kTilePixels] = {PK_TILES(1), PK_TILES(2)};
 #undef PK_TILES
+
+using PairFunction = void (*)(const Tile&, const Tile&, const Epilogue&);
+constexpr PairFunction kPairs[kPairPixels] = {run_pair<1>, run_pair<2>, run_pair<3>};
 
 }  // namespace
 }  // namespace PK_ISA
