@@ -84,7 +84,7 @@ class FusedLinear(FusedConv):
 
         def run(x: Tensor, residual: Tensor | None) -> Tensor:
             # Of others torch multiplies matrix by matrix, where the weight is without gradients.
-            y = F.linear(x.contiguous(), weight, shift)
+            y = F.linear(x if x.is_contiguous() else x.contiguous(), weight, shift)
             if residual is not None:
                 y.add_(residual)
             return y if act is None else act(y)

@@ -26,6 +26,7 @@ constexpr int64_t kBlockBytes = 128 << 10;  // x of a pixel block
 constexpr int64_t kSumBytes = 64 << 10;     // partial sums of a pixel block
 constexpr int64_t kCopyBytes = 4 << 20;     // copied images that are worked on at a time, if that is more than one
 constexpr int64_t kAheadBytes = 192 << 10;  // weights of at least this many bytes do not stay in L2
+constexpr int64_t kStreamAhead = 1024;      // floats from what is read to what is fetched
 constexpr int64_t kMinRun = 16;
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -63,6 +64,7 @@ struct Plan : Form {
   int64_t block;        // most pixels of a block
   int64_t panel_group;  // panels whose sums are held at a time
   int64_t threads;
+  bool streamed = false;  // see stream()
   int64_t copy_bytes, zero_bytes, table_bytes, slot_bytes;
 
   Plan(const ConvArgs& args, int most_threads) : Form(args.shape) {
@@ -90,6 +92,17 @@ struct Plan : Form {
     staged = args.y_stride[1] != 1 || shape.k == 1;
     const int64_t sum_panels = slices > 1 ? panel_group : staged ? 1 : 0;
     slot_bytes = table_bytes + 2 * at_bytes + (sum_panels * block + kTilePixels) * kPanel * 4 + kConvAlign;
+  }
+
+  // For few pixels, which read each weight once, slices are a detour: those of a panel follow each other in memory
+  // where there is one tap, and are read as the one stream that they are.
+  Plan stream() const {
+    Plan plan = *this;
+    plan.run = c;
+    plan.slices = 1;
+    plan.panel_group = panels;
+    plan.streamed = true;
+    return plan;
   }
 };
 
@@ -256,8 +269,10 @@ int64_t ahead_lines(const Plan& plan, const Tiles& t, int64_t tiles, int64_t row
 }
 
 // Output pixels [begin, end) of the images in work x panels [panel_begin, panel_end) of all groups.
-void run_part(const ConvArgs& args, const Plan& plan, const Source& source, const Epilogue& epilogue,
+void run_part(const ConvArgs& args, const Plan& usual, const Source& source, const Epilogue& epilogue,
               const float* weight, int64_t begin, int64_t end, int64_t panel_begin, int64_t panel_end, char* slot) {
+  const bool streams = usual.taps == 1 && usual.slices > 1 && end - begin <= kPairPixels;
+  const Plan plan = streams ? usual.stream() : usual;
   auto* table = reinterpret_cast<const float**>(slot);
   auto* y_at = reinterpret_cast<int64_t*>(slot + plan.table_bytes);
   int64_t* residual_at = y_at + round_up(plan.block, kConvAlign / 8);
@@ -270,28 +285,48 @@ void run_part(const ConvArgs& args, const Plan& plan, const Source& source, cons
     for (int64_t g0 = panel_begin; g0 < panel_end; g0 += plan.panel_group) {
       const int64_t g1 = min(g0 + plan.panel_group, panel_end);
       for (int64_t slice = 0; slice < max(plan.slices, 1); ++slice) {
-        for (int64_t at = g0; at < g1; ++at) {
-          const int64_t group = at / plan.panels, panel = at % plan.panels;
-          const int64_t k0 = panel * kPanel, row = plan.panel_width(panel);
-          const int64_t c0 = slice * plan.run, run = min(plan.run, plan.c - c0);
+        const bool last = slice + 1 >= plan.slices, kept = plan.slices > 1 || plan.staged;
+        // The first tile of a panel; `beside`: panels that are under way with it.
+        const auto tiles_of = [&](int64_t at, int64_t beside) {
+          const int64_t group = at / plan.panels, row = plan.panel_width(at % plan.panels);
+          const int64_t c0 = slice * plan.run;
           Tiles t;
+          t.count = 1;
           t.taps = plan.taps;
           t.c0 = group * plan.c + c0;
-          t.run = run;
-          t.weight = weight + group * plan.group_floats + k0 * plan.taps * plan.c + c0 * plan.taps * row;
+          t.run = min(plan.run, plan.c - c0);
+          t.weight = weight_at(plan, weight, at, slice);
           t.first = slice == 0;
-          const bool last = slice + 1 >= plan.slices;
           t.last = last && !plan.staged;
-          float* panel_sums = sums + (plan.slices > 1 ? (at - g0) * plan.block * kPanel : 0);
-          t.k0 = group * plan.k + k0;
-          t.channels = min(row, plan.k - k0);
-          t.ahead = next_weight(plan, weight, at, slice, g0, g1, panel_end);
+          t.sums = sums + (plan.slices > 1 ? (at - g0) * plan.block : beside * count) * kPanel;
+          t.sums_step = 0;
+          t.k0 = group * plan.k + at % plan.panels * kPanel;
+          t.channels = min(row, (group + 1) * plan.k - t.k0);
+          t.ahead = plan.streamed ? t.weight + kStreamAhead : next_weight(plan, weight, at, slice, g0, g1, panel_end);
           t.ahead_lines = ahead_lines(plan, t, sharing.tiles(), row);
           t.rows = table;
           t.y_at = y_at;
           t.residual_at = residual_at;
-          const bool kept = plan.slices > 1 || plan.staged;
-          t.sums = kept ? panel_sums : sums;
+          return t;
+        };
+        const auto finish_panel = [&](const Tiles& t, const float* panel_sums) {
+          if (!last || !plan.staged) return;
+          finish(epilogue, {panel_sums, round_up(t.channels, kLanes), count, y_at, residual_at, t.k0, t.channels});
+        };
+        for (int64_t at = g0; at < g1; ++at) {
+          Tiles t = tiles_of(at, 0);
+          const bool whole = at % plan.panels + 1 < plan.panels && at + 1 < g1;
+          if (count <= kPairPixels && whole && plan.panel_width((at + 1) % plan.panels) == kPanel) {
+            Tiles u = tiles_of(++at, 1);
+            if (!plan.streamed) t.ahead = u.ahead;
+            if (!plan.streamed && at + 1 < g1) u.ahead = next_weight(plan, weight, at + 1, slice, g0, g1, panel_end);
+            kPairs[count - 1](t, u, epilogue);
+            finish_panel(t, t.sums);
+            finish_panel(u, u.sums);
+            continue;
+          }
+          const int64_t row = round_up(t.channels, kLanes);
+          float* const panel_sums = t.sums;
           const auto run_some = [&](int64_t tiles, int64_t size) {
             if (tiles == 0) return;
             t.count = tiles;
@@ -305,9 +340,7 @@ void run_part(const ConvArgs& args, const Plan& plan, const Source& source, cons
           };
           run_some(sharing.large, sharing.size + 1);
           run_some(sharing.small, sharing.size);
-          if (last && plan.staged) {
-            finish(epilogue, {panel_sums, row, count, y_at, residual_at, t.k0, t.channels});
-          }
+          finish_panel(t, panel_sums);
         }
       }
     }

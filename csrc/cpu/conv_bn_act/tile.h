@@ -90,12 +90,24 @@ __attribute__((always_inline)) inline void finish_tile(F32 (&acc)[MR][NV], const
     for (int v = 0; v < NV; ++v) store(y[i] + v * kLanes, acc[i][v]);
 }
 
+// What becomes of a tile's sums at the end of a slice.
+template <int MR, int NV>
+__attribute__((always_inline)) inline void leave(const Tiles& t, const Epilogue& e, F32 (&acc)[MR][NV], float* sums,
+                                                 const int64_t* y_at, const int64_t* residual_at) {
+  constexpr int64_t kRow = NV * kLanes;
+  if (t.last && e.in_registers && t.channels == kRow) return finish_tile(acc, e, y_at, residual_at, t.k0);
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; ++v) store(sums + i * kRow + v * kLanes, acc[i][v]);
+  if (t.last) finish(e, {sums, kRow, MR, y_at, residual_at, t.k0, t.channels});
+}
+
 template <int MR, int NV>
 void run_tiles(const Tiles& t, const Epilogue& e) {
   constexpr int64_t kRow = NV * kLanes;
   // Locals: a store may change whatever is read through a pointer, as far as compilers know.
-  const bool in_registers = t.last && e.in_registers && t.channels == kRow, fetches = t.last && !e.planes;
-  const bool first = t.first;
+  const bool first = t.first, fetches = t.last && !e.planes;
   const int64_t taps = t.taps, c0 = t.c0, run = t.run, ahead_lines = t.ahead_lines;
   const float* const* rows = t.rows;
   const int64_t* y_at = t.y_at;
@@ -140,16 +152,54 @@ void run_tiles(const Tiles& t, const Epilogue& e) {
         }
       }
     }
-    if (!in_registers) {
-#pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v) store(sums + i * kRow + v * kLanes, acc[i][v]);
-      if (t.last) finish(e, {sums, kRow, MR, y_at, residual_at, t.k0, t.channels});
-      continue;
-    }
-    finish_tile(acc, e, y_at, residual_at, t.k0);
+    leave(t, e, acc, sums, y_at, residual_at);
   }
+}
+
+// Two whole panels of few pixels at a time, which are not enough for as many sums as additions take to come out; `u` is
+// `t` of the next panel; of each the first tile counts.
+inline constexpr int kPairPixels = 3;
+
+template <int MR>
+void run_pair(const Tiles& t, const Tiles& u, const Epilogue& e) {
+  F32 acc[2][MR][2];
+  const Tiles* const tiles[2] = {&t, &u};
+#pragma GCC unroll 16
+  for (int p = 0; p < 2; ++p)
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+      for (int v = 0; v < 2; ++v) {
+        acc[p][i][v] = t.first ? F32{} : load<F32>(tiles[p]->sums + i * kPanel + v * kLanes);
+      }
+  const float *w = t.weight, *w_next = u.weight, *ahead = t.ahead, *ahead_next = u.ahead;
+  const float* const* rows = t.rows;
+  for (int64_t tap = 0; tap < t.taps; ++tap, rows += MR) {
+    const float* x[MR];
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) x[i] = rows[i] + t.c0;
+    for (int64_t chunk = 0; chunk < t.run; chunk += kChunk) {
+      for (int64_t line = 0; line < t.ahead_lines; ++line, ahead += 16, ahead_next += 16) {
+        __builtin_prefetch(ahead, 0, 2);
+        __builtin_prefetch(ahead_next, 0, 2);
+      }
+      const int64_t end = chunk + kChunk < t.run ? chunk + kChunk : t.run;
+      for (int64_t c = chunk; c < end; ++c, w += kPanel, w_next += kPanel) {
+        const F32 weight[2][2] = {{load<F32>(w), load<F32>(w + kLanes)},
+                                  {load<F32>(w_next), load<F32>(w_next + kLanes)}};
+#pragma GCC unroll 16
+        for (int i = 0; i < MR; ++i) {
+          const F32 value = broadcast(x[i][c]);
+#pragma GCC unroll 16
+          for (int p = 0; p < 2; ++p)
+#pragma GCC unroll 16
+            for (int v = 0; v < 2; ++v) acc[p][i][v] = fma(value, weight[p][v], acc[p][i][v]);
+        }
+      }
+    }
+  }
+  leave(t, e, acc[0], t.sums, t.y_at, t.residual_at);
+  leave(u, e, acc[1], u.sums, u.y_at, u.residual_at);
 }
 
 using TileFunction = void (*)(const Tiles&, const Epilogue&);
@@ -166,6 +216,9 @@ using TileFunction = void (*)(const Tiles&, const Epilogue&);
 #endif
 constexpr TileFunction kTiles[2][kTilePixels] = {PK_TILES(1), PK_TILES(2)};
 #undef PK_TILES
+
+using PairFunction = void (*)(const Tiles&, const Tiles&, const Epilogue&);
+constexpr PairFunction kPairs[kPairPixels] = {run_pair<1>, run_pair<2>, run_pair<3>};
 
 }  // namespace
 }  // namespace PK_ISA
