@@ -11,9 +11,11 @@ import pykernels as pk
 from tests.optimize.models import agree, image, kinds, randomise
 
 SAME = {
-    "relu6": F.relu6, "relu6 in place": lambda x: F.relu6(x, inplace=True), "module": nn.ReLU6(), "bounds": nn.Hardtanh(0, 6),
+    "relu6": F.relu6, "relu6 in place": lambda x: F.relu6(x, inplace=True), "module": nn.ReLU6(),
+    "bounds": nn.Hardtanh(0, 6),
     "clamp": lambda x: x.clamp(0, 6), "clamp by name": lambda x: torch.clamp(x, min=0.0, max=6.0),
-    "clamp in place": lambda x: x.clamp_(0, 6), "from below": lambda x: x.clamp(min=0), "clamp_min": lambda x: x.clamp_min(0),
+    "clamp in place": lambda x: x.clamp_(0, 6), "from below": lambda x: x.clamp(min=0),
+    "clamp_min": lambda x: x.clamp_min(0),
     "hardsigmoid": F.hardsigmoid, "mish": F.mish, "mish module": nn.Mish(inplace=True),
     "gelu_tanh": nn.GELU(approximate="tanh"), "silu written out": lambda x: x * torch.sigmoid(x),
     "silu the other way": lambda x: x.sigmoid() * x,
@@ -22,7 +24,7 @@ OTHER = {
     "another bound": lambda x: x.clamp(0, 1), "from above": lambda x: x.clamp(max=6), "hardtanh": F.hardtanh,
     "by tensors": lambda x: torch.clamp(x, torch.zeros(8, 1, 1), torch.full((8, 1, 1), 6.0)),
     "from -6": lambda x: x.clamp(-6, 6), "gate kept": lambda x: torch.cat((x * torch.sigmoid(x), torch.sigmoid(x)), 1),
-    "squared gate": lambda x: x.sigmoid() * x.sigmoid(), "used besides": lambda x: x * torch.sigmoid(x) + x,
+    "used besides": lambda x: x * torch.sigmoid(x) + x,
     "sigmoid written to": lambda x: x * torch.sigmoid(x).mul_(2),
 }  # fmt: skip
 
