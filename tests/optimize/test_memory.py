@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import pykernels as pk
+from pykernels.cli.bench.peers.networks.residual import DenseBlock, DenseLayer
 from pykernels.optimize import _arena, _layout, _torchs
 from tests.harness import native, relative_l2
 from tests.optimize.models import image, programs, randomise
-from tests.optimize.zoo import DenseBlock, DenseLayer
 
 pytestmark = native
 
