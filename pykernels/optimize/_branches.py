@@ -46,7 +46,7 @@ class _Merger:
         for v in (*graph.inputs, *(v for s in graph.steps for v in (*s.reads(), *s.results()))):
             self.by_storage.setdefault(v.storage, set()).add(v)
         self.folded: list[Step] = []
-        self.next = 1 + max(v.index for values in self.by_storage.values() for v in values)
+        self.next = 1 + max((v.index for values in self.by_storage.values() for v in values), default=-1)
 
     def merge(self) -> list[Step]:
         gone: set[Step] = set()

@@ -325,3 +325,23 @@ def test_torch_patched_before_and_after_a_capture_and_put_back(name, monkeypatch
         check(late, model, X)
     check(fast, model, X)
     check(late, model, X)
+
+
+class Nothing(nn.Module):
+    """No tensor goes in, and none comes out."""
+
+    def __init__(self, inner=None):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args):
+        return 1 if self.inner is None else self.inner() + 1
+
+
+@pytest.mark.parametrize("args", [(), (X,)])
+@pytest.mark.parametrize("model", [Nothing(), Nothing(Nothing())])
+def test_a_model_without_tensors(model, args):
+    fast = pk.optimize(model)
+    for part, twin in ((model, fast), *zip(model.children(), fast.children(), strict=True)):
+        for _ in range(3):
+            assert twin(*args) == part(*args)
