@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pykernels.ops._activation import ACTIVATIONS
 from pykernels.ops.int8_matmul import int8_linear, int8_matmul, quantize_int8
 from pykernels.ops.int8_matmul.arguments import MAX_K
 from tests.harness import forced_isa, host_isas, native
@@ -106,7 +107,7 @@ def with_byte(i: int):
         ("b_scale: expected one element, or shape", lambda: raw(b_scale=torch.ones(2), out=torch.float32)),
         ("a_zero_point: expected torch.int32", lambda: raw(zero=ONE)),
         ("bias: expected shape", lambda: raw(bias=torch.ones(2), out=torch.float32)),
-        ("activation: expected a code in", lambda: raw(code=9, out=torch.float32)),
+        ("activation: expected a code in", lambda: raw(code=len(ACTIVATIONS), out=torch.float32)),
         ("out_dtype: the CPU kernels take", lambda: raw(out=torch.float64)),
         ("out_dtype: int32 is the plain sum", lambda: raw(code=1)),
         ("k: expected at most 131071", lambda: raw(a=A[:, :1].expand(4, 131072), b=B[:1].expand(131072, 3))),
