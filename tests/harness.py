@@ -173,3 +173,15 @@ def check_op(spec: OpSpec, sample: Sample, backend: str, dtype: torch.dtype) -> 
     outcome = compare(spec, sample, backend, dtype)
     assert outcome.problem is None, f"{spec.name}[{sample.name}] {backend} {dtype}: {outcome.problem}"
     return outcome.error
+
+
+def strided(x):
+    """``x`` in all sorts of places."""
+    wide = torch.zeros(*x.shape[:-1], 2 * x.shape[-1] + 3)
+    wide[..., 3 : 3 + x.shape[-1]] = x
+    yield wide[..., 3 : 3 + x.shape[-1]]
+    yield torch.repeat_interleave(x, 2, -1)[..., ::2]
+    for a in range(x.dim()):
+        for b in range(a):
+            yield x.transpose(a, b).contiguous().transpose(a, b)
+    yield torch.stack([x, x + 1], 1)[:, 0]

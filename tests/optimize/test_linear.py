@@ -14,7 +14,7 @@ from torch import nn
 import pykernels as pk
 from pykernels.optimize import _rules
 from pykernels.optimize._report import OURS, TORCH
-from tests.harness import native, normal, relative_l2
+from tests.harness import native, normal, relative_l2, strided
 from tests.optimize.models import kinds
 
 pytestmark = native
@@ -139,24 +139,12 @@ def test_what_is_not_fused_is_right(who, name):
     assert count is None or len(steps(fast)) == count
 
 
-def strange(x):
-    """``x`` in all sorts of places."""
-    wide = torch.zeros(*x.shape[:-1], 2 * x.shape[-1] + 3)
-    wide[..., 3 : 3 + x.shape[-1]] = x
-    yield wide[..., 3 : 3 + x.shape[-1]]
-    yield torch.repeat_interleave(x, 2, -1)[..., ::2]
-    for a in range(x.dim()):
-        for b in range(a):
-            yield x.transpose(a, b).contiguous().transpose(a, b)
-    yield x[:1].expand_as(x)
-
-
 @torch.no_grad()
 def test_inputs_of_any_stride(who):
     model = Layer(20, 20, lambda y, x: F.relu(y + x)).eval()
     fast = pk.optimize(model)
     for x in (normal(3, 20), normal(3, 4, 20), normal(2, 3, 4, 20)):
-        for t in strange(x):
+        for t in (*strided(x), x[:1].expand_as(x)):
             right(fast, model, t)
 
 

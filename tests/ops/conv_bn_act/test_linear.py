@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.harness import native, normal, relative_l2
+from tests.harness import native, normal, relative_l2, strided
 
 pytestmark = native
 
@@ -55,26 +55,14 @@ def test_is_linear_for_any_rank(sizes, rows, dtype):
         assert OPS.linear_bound_workspace(x, bound, out) >= 0
 
 
-def strange(x):
-    """``x`` in all sorts of places."""
-    wide = torch.zeros(*x.shape[:-1], 2 * x.shape[-1] + 3)
-    wide[..., 3 : 3 + x.shape[-1]] = x
-    yield wide[..., 3 : 3 + x.shape[-1]]
-    yield torch.repeat_interleave(x, 2, -1)[..., ::2]
-    for a in range(x.dim()):
-        for b in range(a):
-            yield x.transpose(a, b).contiguous().transpose(a, b)
-    yield torch.stack([x, x + 1], 1)[:, 0]
-
-
 def test_reads_any_strides():
     x, weight, bias = tensors(3, 4, 5)
     bound, residual = bind(weight, bias), normal(3, 4, 5, 21, seed=4)
     expected = OPS.linear_bound(x, bound, residual)
     assert expected.is_contiguous()
-    for t in strange(x):
+    for t in strided(x):
         assert torch.equal(t, x)
-        for r in (residual, *strange(residual)):
+        for r in (residual, *strided(residual)):
             assert torch.equal(OPS.linear_bound(t, bound, r), expected)
     one = x[:1, :1]
     assert torch.equal(
