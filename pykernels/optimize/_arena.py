@@ -175,7 +175,7 @@ def plan(survey: Survey) -> Plan | None:
 
 def _may_keep(step: Step) -> bool:
     """May a reference to what it reads outlive it?"""
-    if step.kind in ("fused", "format"):
+    if step.kind in ("fused", "format", "view"):
         return False
     function = step.function.func if isinstance(step.function, partial) else step.function
     known = isinstance(function, types.FunctionType) and function.__module__.partition(".")[0] in ("torch", "pykernels")
