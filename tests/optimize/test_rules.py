@@ -139,7 +139,7 @@ def test_weights_that_change_reach_what_torch_runs():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_that_people_run(name):
     model, x = build(name)
-    x = x[..., :64, :64]
+    x = x[..., :64, :64] if x.dim() == 4 else x
     fast = pk.optimize(model)
     expected = model(x)
     for _ in range(2):
