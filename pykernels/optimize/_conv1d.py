@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pykernels.ops import _dispatch
-from pykernels.ops.conv_bn_act.arguments import geometry
+from pykernels.ops.conv_bn_act.arguments import for_height_1, geometry
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.optimize._graph import Graph, Step, Value, bound, is_torchs, layout_of, strides_in, values_in
 from pykernels.optimize._patterns import CONV, FusedConv
@@ -47,8 +47,9 @@ def conv1d_of(step: Step) -> tuple[FusedConv1d, Value] | None:
         return None
     if y.stride != strides_in("contiguous", y.shape) or weight.shape[0] == 0 or x.dtype is not weight.dtype:
         return None
-    numbers = {"stride": _of_width(given.get("stride", 1), 1), "padding": _of_width(given.get("padding", 0), 0)}
-    options = {**numbers, "dilation": _of_width(given.get("dilation", 1), 1), "groups": given.get("groups", 1)}
+    numbers = {"stride": 1, "padding": 0, "dilation": 1}
+    options = {k: for_height_1(given.get(k, n), 0 if k == "padding" else 1) for k, n in numbers.items()}
+    options["groups"] = given.get("groups", 1)
     if list(values_in(list(options.values()))) or x.device.type != "cpu":
         return None
     if x.dtype not in CONV_BN_ACT.takes("cpu") or not _dispatch.has_native(CONV_BN_ACT, x.device):
@@ -58,13 +59,6 @@ def conv1d_of(step: Step) -> tuple[FusedConv1d, Value] | None:
     except (ValueError, TypeError):
         return None
     return FusedConv1d(weight, bias, options), x
-
-
-def _of_width(given: Any, of_height: int) -> Any:
-    """An image's argument from that of a sequence: a number, one in a sequence, or a word."""
-    if isinstance(given, tuple | list):
-        given = given[0] if len(given) == 1 else None
-    return given if isinstance(given, str) else (of_height, given)
 
 
 def as_images(graph: Graph) -> None:
