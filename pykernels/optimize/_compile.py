@@ -14,6 +14,7 @@ from pykernels.optimize._patterns import Fuser, can_fuse, conv_of, use_our_lstms
 from pykernels.optimize._program import Program
 from pykernels.optimize._record import Recorder
 from pykernels.optimize._simplify import drop_dead, drop_duplicates, is_pure, reuse_memory
+from pykernels.optimize._transposed import transposed_of
 
 
 def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any]) -> Program:
@@ -26,7 +27,7 @@ def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any]) -> Pr
         constants = {v for s in graph.steps for v in s.reads() if v.kind == "source"}
         constants |= {v for s in folded for v in s.results()}
         folded += merge_branches(graph, constants)
-        Fuser(graph, constants, (conv_of, conv1d_of, linear_of)).fuse()
+        Fuser(graph, constants, (conv_of, conv1d_of, transposed_of, linear_of)).fuse()
         drop_dead(graph)
         use_our_lstms(graph, store)
         as_images(graph)

@@ -229,7 +229,7 @@ def _pays(graph: Graph) -> bool:
     for step in graph.steps:
         if _is_conv(step):
             if step.function.channels_last:
-                gain += prod(step.outputs.shape) * prod(step.function.weight.shape[1:])
+                gain += step.function.products(step.args[0].shape, step.outputs.shape)
                 border |= {v for v in step.reads() if v not in tainted and v.layout == "contiguous"}
         elif not _is_free(step):
             border |= {v for v in step.reads() if v in tainted and v.layout == "contiguous"}

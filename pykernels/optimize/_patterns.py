@@ -39,6 +39,8 @@ class FusedConv:
     name = "conv"
     #: Dimensions of what it gives; the second one is that of the channels.
     rank = 4
+    #: Can it put zeros around what it is given?
+    pads = True
 
     def __init__(self, weight: Value, bias: Value | None, options: dict[str, Any]) -> None:
         self.weight, self.bias = weight, bias
@@ -59,6 +61,10 @@ class FusedConv:
     def depth(self) -> int:
         """Products for each element that it gives."""
         return prod(self.weight.shape[1:])
+
+    def products(self, x: Sequence[int], y: Sequence[int]) -> int:
+        """In all, for an input and a result of these shapes."""
+        return prod(y) * self.depth()
 
     def parameters(self) -> list[Value]:
         """The tensors that it is made of."""
@@ -283,7 +289,7 @@ class Fuser:
     def _unpadded(self, conv: FusedConv, x: Value, step: Step) -> Value:
         """What stands before zeros that were put around ``x``: the convolution pads by itself."""
         before = self.producers.get(x)
-        found = None if before is None else _zeros_around(before, conv.rank)
+        found = None if before is None or not conv.pads else _zeros_around(before, conv.rank)
         if before is None or found is None:
             return x
         image, pad = found
@@ -298,8 +304,7 @@ class Fuser:
 
         Causal convolutions are written so. That is less padding, then.
         """
-        value: Any = step.outputs
-        cut = self._only_user(value)
+        cut = self._only_user(step.outputs) if conv.rank == 3 else None
         after = None if cut is None else self._only_user(cut.outputs)
         if (
             cut is None
@@ -308,7 +313,7 @@ class Fuser:
             or not self._may_move([step, cut], after, [x, *conv.parameters()])
         ):
             return []
-        dropped, geometry = _dropped(cut) if conv.rank == 3 else 0, conv.geometry()
+        dropped, geometry = _dropped(cut), conv.geometry()
         if not 0 < dropped <= geometry.padding[3] or geometry.stride != (1, 1):
             return []
         if any(v.layout != "contiguous" for v in after.results()):

@@ -139,6 +139,27 @@ def torchs_because(
     return next((row.why for row in _TABLE if row.kind == kind and row.when(layer)), "")
 
 
+def transposed_torchs_because(
+    shape: Sequence[int], weight: Sequence[int], stride: Sequence[int], groups: int, layout: str
+) -> str:
+    """Why a transposed convolution of an image of ``shape`` stays torch's on the CPU; "" where ours wins.
+
+    ``weight``: (C, K / groups, R, S). Measured in a loop against torch's with the batch norm folded in, on float32,
+    AVX2 and one thread: torch turns the weight at each call, and loses the more the larger that is beside the image.
+    """
+    c, k, r, s = weight
+    contiguous, pixels = layout != "channels_last", shape[2] * shape[3]
+    if groups > 1:
+        return "torch's grouped one is faster with large strides" if max(stride) > 4 else ""
+    if k < 16:
+        return "torch's is faster to few channels"
+    if r * s <= stride[0] * stride[1] and (c < 128 or (contiguous and c * k < 128 * pixels)):
+        return "torch's is faster where no two pixels meet, and where the image is large beside the weight"
+    if k <= 32 and (min(stride) > 2 or (contiguous and stride[0] * stride[1] * pixels > 4000)):
+        return "torch's is faster on large contiguous images to few channels, and with large strides"
+    return ""
+
+
 def linear_torchs_because(
     rows: int, c: int, k: int, activation: str, bf16: bool = False, threads: int = 1, isa: str = "avx2"
 ) -> str:
