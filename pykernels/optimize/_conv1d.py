@@ -82,7 +82,7 @@ def as_images(graph: Graph) -> None:
         return images[v]
 
     for step in graph.steps:
-        if not isinstance(step.function, FusedConv1d):
+        if not isinstance(step.function, FusedConv) or step.function.rank != 3:
             steps.append(step)
             continue
         y = step.outputs

@@ -304,7 +304,7 @@ class Fuser:
 
         Causal convolutions are written so. That is less padding, then.
         """
-        cut = self._only_user(step.outputs) if conv.rank == 3 else None
+        cut = self._only_user(step.outputs) if conv.rank == 3 and conv.pads else None
         after = None if cut is None else self._only_user(cut.outputs)
         if (
             cut is None

@@ -31,12 +31,15 @@ _OF_INTEREST = {
         ["conv1d", "conv2d"],
         "is of a dtype, a device or a rank that the kernels don't take, or its weights are no constants",
     ),
-    "conv_transpose2d": "is of a dtype, a device or a rank that the kernels don't take, its weights are no constants, "
-    "or no tap reaches some of its pixels",
+    **dict.fromkeys(
+        ["conv_transpose1d", "conv_transpose2d"],
+        "is of a dtype, a device or a rank that the kernels don't take, its weights are no constants, or no tap "
+        "reaches some of its pixels",
+    ),
     "batch_norm": "does not follow a convolution that nothing else reads, or its statistics are no constants",
     "linear": "is of a dtype or on a device where torch's own is as fast, or its weights are no constants",
     **dict.fromkeys(
-        ["conv3d", "conv_transpose1d", "conv_transpose3d", "layer_norm", "group_norm",
+        ["conv3d", "conv_transpose3d", "layer_norm", "group_norm",
         "instance_norm", "scaled_dot_product_attention", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d",
         "multi_head_attention_forward", "matmul", "__matmul__", "bmm", "einsum", "interpolate"], _NO_KERNELS
     ),
@@ -171,7 +174,7 @@ def _why_not(step: Step, name: str) -> str:
     if getattr(step.function, "proj_size", 0):
         return "has projections (proj_size), which the kernels don't know"
     x = next(step.reads(), None)
-    if name in ("conv1d", "conv2d", "conv_transpose2d") and x is not None:
+    if name in ("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d") and x is not None:
         if _native.error is not None:
             return _native.error
         takes = CONV_BN_ACT.takes(x.device.type)

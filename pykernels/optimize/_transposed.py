@@ -19,10 +19,10 @@ from pykernels.nn.conv import _ConvPack
 from pykernels.ops import _dispatch
 from pykernels.ops._arguments import pair
 from pykernels.ops.conv_bn_act import fold_batch_norm
-from pykernels.ops.conv_bn_act.arguments import Geometry
+from pykernels.ops.conv_bn_act.arguments import Geometry, for_height_1
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.optimize import _rules
-from pykernels.optimize._graph import Step, Value, bound, is_torchs, suggests_channels_last, values_in
+from pykernels.optimize._graph import Step, Value, bound, is_torchs, strides_in, suggests_channels_last, values_in
 from pykernels.optimize._patterns import FusedConv
 from pykernels.optimize._sources import Sources
 from pykernels.optimize._torchs import in_place
@@ -60,7 +60,7 @@ def phases(size: int, stride: int, padding: int, output_padding: int, dilation: 
 
 
 class FusedTransposed(FusedConv):
-    """The constants of a fused transposed convolution; its weight is (C, K / groups, R, S)."""
+    """The constants of a fused transposed convolution; its weight is (C, K / groups, R, S), of sequences without R."""
 
     name = "conv_transpose"
     pads = False
@@ -68,9 +68,19 @@ class FusedTransposed(FusedConv):
     def __init__(self, weight: Value, bias: Value | None, options: dict[str, Any]) -> None:
         super().__init__(weight, bias, options)
         self.run = _run
+        self.rank = len(weight.shape)  # `as_images` makes it 4
         o = options
-        axes = zip(weight.shape[2:], o["stride"], o["padding"], o["output_padding"], o["dilation"], strict=True)
+        axes = zip(self.filter_shape()[2:], o["stride"], o["padding"], o["output_padding"], o["dilation"], strict=True)
         self.rows, self.columns = (phases(*axis) for axis in axes)
+
+    def filters(self, weight: Any) -> Any:
+        """(C, K / groups, R, S), in the same memory."""
+        return weight.detach() if weight.dim() == 4 else weight.detach().unsqueeze(2)
+
+    def filter_shape(self) -> tuple[int, ...]:
+        """(C, K / groups, R, S)."""
+        c, k, *size = self.weight.shape
+        return c, k, *([1] * (2 - len(size))), *size
 
     def products(self, x: Sequence[int], y: Sequence[int]) -> int:
         """In all, for an input and a result of these shapes."""
@@ -110,7 +120,7 @@ class FusedTransposed(FusedConv):
                 return "its result is made of zeros around the image alone, in places"
         layout = "channels_last" if self.channels_last else layout
         o = self.options
-        return _rules.transposed_torchs_because(shape, self.weight.shape, o["stride"], o["groups"], layout)
+        return _rules.transposed_torchs_because(shape, self.filter_shape(), o["stride"], o["groups"], layout)
 
     def by_torch(self, values: dict[Value, Any], layout: str) -> Callable[..., Tensor]:
         """What computes the same with torch's functions, from x (in ``layout``) and the residual."""
@@ -118,7 +128,7 @@ class FusedTransposed(FusedConv):
         weight: Any
         weight, bias, mean, var, bn_weight, bn_bias = (None if v is None else values.get(v, v.tensor) for v in parts)
         scale, shift = fold_batch_norm(bias, mean, var, bn_weight, bn_bias, self.eps)
-        o = self.options
+        o, weight = self.options, self.filters(weight)
         if scale is not None:
             c, k, r, s = weight.shape
             by_group = weight.reshape(o["groups"], -1, k, r, s) * scale.reshape(o["groups"], 1, k, 1, 1)
@@ -142,8 +152,9 @@ class _Pack:
     def __init__(self, conv: FusedTransposed, tensors: list[Any]) -> None:
         weight, *vectors = tensors
         groups = conv.options["groups"]
+        weight = conv.filters(weight)
         c, k, r, s = weight.shape
-        filters = weight.detach().reshape(groups, c // groups, k, r, s).transpose(1, 2)
+        filters = weight.reshape(groups, c // groups, k, r, s).transpose(1, 2)
         filters = filters.reshape(groups * k, c // groups, r, s)
         slots = [({"": t}, "") for t in vectors]
         self.packs: list[tuple[Phase, Phase, _ConvPack]] = []
@@ -225,12 +236,15 @@ def _write(x: Tensor, constant: BoundTransposed, residual: Tensor | None, y: Ten
 
 
 def transposed_of(step: Step) -> tuple[FusedTransposed, Value] | None:
-    """A transposed convolution of images on the CPU that our kernels take, and its input."""
-    if step.kind != "call" or not is_torchs(step.function, "conv_transpose2d") or not isinstance(step.outputs, Value):
+    """A transposed convolution of images or sequences on the CPU that our kernels take, and its input."""
+    rank = next((r for r in (3, 4) if is_torchs(step.function, f"conv_transpose{r - 2}d")), 0)
+    if step.kind != "call" or not rank or not isinstance(step.outputs, Value):
+        return None
+    if rank == 3 and step.outputs.stride != strides_in("contiguous", step.outputs.shape):
         return None
     given = bound(step, _ARGUMENTS)
     x, weight, bias = given.get("input"), given.get("weight"), given.get("bias")
-    if not isinstance(x, Value) or not isinstance(weight, Value) or len(x.shape) != 4 or len(weight.shape) != 4:
+    if not isinstance(x, Value) or not isinstance(weight, Value) or not len(x.shape) == len(weight.shape) == rank:
         return None
     if list(values_in([given.get(k) for k in _ARGUMENTS[3:]])) or x.dtype is not weight.dtype:
         return None
@@ -240,7 +254,10 @@ def transposed_of(step: Step) -> tuple[FusedTransposed, Value] | None:
         return None
     least = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
     try:
-        options: dict[str, Any] = {k: pair("conv_transpose2d", k, given.get(k, n), n) for k, n in least.items()}
+        options: dict[str, Any] = {
+            k: pair("conv_transpose", k, given.get(k, n) if rank == 4 else for_height_1(given.get(k, n), n), n)
+            for k, n in least.items()
+        }
     except (ValueError, TypeError):
         return None
     conv = FusedTransposed(weight, bias, options | {"groups": given.get("groups", 1)})

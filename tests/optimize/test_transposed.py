@@ -195,3 +195,52 @@ def test_operations_and_memory(monkeypatch):
 def test_with_torch_compile():
     model = randomise(nn.Sequential(Layer(6, 9, 4, 2, 1, norm=True), nn.ReLU(), Layer(9, 3, 2, 2)))
     right(torch.compile(model, backend="pykernels"), model, normal(2, 6, 5, 5))
+
+
+SEQUENCES = {
+    "plain": ((6, 9, 3), {}),
+    "vocoder": ((6, 9, 16), {"stride": 8, "padding": 4}),
+    "output padding": ((6, 9, 3), {"stride": 2, "padding": 1, "output_padding": 1}),
+    "one tap a phase": ((6, 9, 2), {"stride": 2}),
+    "dilated": ((6, 9, 3), {"dilation": 3, "stride": 2, "padding": 2}),
+    "grouped": ((6, 8, 4), {"stride": 2, "padding": 1, "groups": 2}),
+    "depthwise": ((6, 6, 4), {"stride": 2, "padding": 1, "groups": 6}),
+    "to one channel": ((6, 1, 4), {"stride": 2, "padding": 1}),
+}
+
+
+class Sequences(nn.Module):
+    """Convolutions of sequences on both sides of a transposed one."""
+
+    def __init__(self, *args, **options):
+        super().__init__()
+        self.a, self.up = nn.Conv1d(6, 6, 3, padding=1), nn.ConvTranspose1d(*args, **options)
+        k = self.up.out_channels
+        self.bn, self.b = nn.BatchNorm1d(k), nn.Conv1d(k, 5, 3)
+
+    def forward(self, x):
+        y = F.leaky_relu(self.bn(self.up(self.a(x))), 0.1)
+        return self.b(y), self.up(x)[..., :-1]
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+@torch.no_grad()
+def test_sequences(who, name):
+    args, options = SEQUENCES[name]
+    model = randomise(Sequences(*args, **options))
+    fast = pk.optimize(model)
+    for n, length in ((2, 20), (1, 13), (0, 20)):
+        x = normal(n, 6, length)
+        for _ in range(3):
+            for got, expected in zip(fast(x), model(x), strict=True):
+                assert got.stride() == expected.stride()
+                assert torch.allclose(got, expected, atol=1e-5)
+    assert "conv_transpose+bn+leaky_relu" in steps(fast)
+
+
+@torch.no_grad()
+def test_an_unbatched_sequence_is_torchs():
+    model = nn.ConvTranspose1d(6, 9, 4, 2, 1).eval()
+    fast = pk.optimize(model)
+    right(fast, model, normal(6, 20))
+    assert fast.report().replaced == []
