@@ -33,6 +33,7 @@ from pykernels.optimize._graph import Graph, Step, Value, is_torchs, storage_of,
 from pykernels.optimize._kinds import name_of
 from pykernels.optimize._patterns import constant_norm
 from pykernels.optimize._torchs import norm_into
+from pykernels.optimize._transposed import BoundTransposed
 
 #: Arenas of one plan that wait, and bytes of all that wait while another one is made.
 _MOST_IDLE = 8
@@ -107,7 +108,7 @@ class Survey:
 
     def is_ours(self, step: Step) -> bool:
         """Does our kernel run this fused step?"""
-        return step in self.number and isinstance(self.bound[self.number[step]], Tensor)
+        return step in self.number and isinstance(self.bound[self.number[step]], Tensor | BoundTransposed)
 
     def owner(self, v: Value) -> Value:
         """The value that ``v`` is a view of, or itself."""
@@ -175,7 +176,7 @@ def plan(survey: Survey) -> Plan | None:
 
 def _may_keep(step: Step) -> bool:
     """May a reference to what it reads outlive it?"""
-    if step.kind in ("fused", "format"):
+    if step.kind in ("fused", "format", "view"):
         return False
     function = step.function.func if isinstance(step.function, partial) else step.function
     known = isinstance(function, types.FunctionType) and function.__module__.partition(".")[0] in ("torch", "pykernels")

@@ -26,7 +26,8 @@ namespace PK_ISA {
 namespace {
 
 constexpr int64_t kSliceBytes = 20 << 10;   // weight slice: most of L1, x needs little
-constexpr int64_t kBlockBytes = 128 << 10;  // x of a pixel block
+constexpr int64_t kBlockBytes = 128 << 10;  // x of a pixel block; twice that where the weight comes from afar
+constexpr int64_t kFarFloats = 256 << 10;   // for each block anew, that is
 constexpr int64_t kGroupBytes = 128 << 10;  // weights of a group of panels, where it goes by tile
 constexpr int64_t kSumBytes = 64 << 10;     // partial sums of a pixel block
 constexpr int64_t kCopyBytes = 4 << 20;     // copied images that are worked on at a time, if that is more than one
@@ -92,7 +93,7 @@ struct Plan : Form {
 
     // x pixels that an output pixel brings into the block, halo apart.
     const int64_t spread = min(shape.stride_h * shape.stride_w, max(taps, 1));
-    const int64_t fitting = kBlockBytes / max(spread * c * 4, 1);
+    const int64_t fitting = kBlockBytes * (group_floats > kFarFloats ? 2 : 1) / max(spread * c * 4, 1);
     block = min(max(round_up(fitting, kTilePixels), 8 * kTilePixels), 512 / kTilePixels * kTilePixels);
     block = max(min(block, images * pixels), 1);
     panel_group = slices > 1 ? max(1, kSumBytes / (block * kPanel * 4)) : shape.groups * panels;
