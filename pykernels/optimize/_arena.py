@@ -164,8 +164,10 @@ def plan(survey: Survey) -> Plan | None:
         users, form = readers.get(v, ()), survey.forms[v]
         hidden[v] = item = _Item(form, i, max([i, *(at for at, _ in users)]), [(step, form, 0)])
         item.joins = {s for _, s in users if _is_cat(s)}
-        in_slices = call is None and step.function.rank == 4 or isinstance(step.function, Pool)
-        of_channels = in_slices or (call is not None and call[0] is torch.add)
+        if call is None:
+            of_channels = step.function.rank == 4
+        else:
+            of_channels = call[0] is torch.add or isinstance(step.function, Pool)
         item.moves = of_channels and all(_takes_slices(s, survey, v) for _, s in users)
         if call is not None and call[2]:
             form = replace(form, dtype=torch.int64)
@@ -197,12 +199,9 @@ def _is_cat(step: Step) -> bool:
 
 def _takes_slices(step: Step, survey: Survey, v: Value) -> bool:
     """Does it read slices of channels as fast as whole tensors, or make such slices of ``v``, or join them?"""
-    if (
-        survey.is_ours(step)
-        or isinstance(step.function, Pool)
-        or _is_cat(step)
-        or is_torchs(step.function, "add", "__add__")
-    ):
+    if survey.is_ours(step) or isinstance(step.function, Pool):
+        return True
+    if _is_cat(step) or is_torchs(step.function, "add", "__add__"):
         return True
     return name_of(step.function) in _SLICES and all(survey.owner(x) is v for x in step.results())
 

@@ -37,13 +37,13 @@ class Pool:
         ops, call = torch.ops.pykernels, self.call
         if call.kernel_size == (0, 0):
             if self.__name__ != "mean":
-                return ops.global_avg_pool2d.default(x, True)  # type: ignore[no-any-return]
+                return ops.global_avg_pool2d.default(x, True)
             mean: Tensor = ops.global_avg_pool2d.default(x, False)
             # torch's mean is contiguous, whatever x is.
             return mean.view(*mean.shape, 1, 1) if self.keeps else mean
         if call.average:
-            return ops.avg_pool2d.default(x, *call[1:4], *call[5:])  # type: ignore[no-any-return]
-        return ops.max_pool2d.default(x, *call[1:6])  # type: ignore[no-any-return]
+            return ops.avg_pool2d.default(x, *call[1:4], *call[5:])
+        return ops.max_pool2d.default(x, *call[1:6])
 
 
 def use_our_pools(graph: Graph) -> None:
@@ -64,12 +64,7 @@ def _pool_of(step: Step) -> tuple[Pool, Value] | None:
     x = found[1]
     # Of other images torch's results keep the order of the dimensions.
     fits = isinstance(x, Value) and len(x.shape) == 4 and x.layout in ("contiguous", "channels_last")
-    if (
-        not fits
-        or x.device.type != "cpu"
-        or x.dtype not in MAX_POOL2D.takes("cpu")
-        or step.outputs.dtype is not x.dtype
-    ):
+    if not fits or x.dtype not in MAX_POOL2D.takes(x.device.type) or step.outputs.dtype is not x.dtype:
         return None
     return found if _dispatch.has_native(MAX_POOL2D, x.device) else None
 
@@ -113,11 +108,8 @@ def _global(step: Step) -> tuple[Pool, Any] | None:
         return None
     given = bound(step, ("input", "dim", "keepdim"))
     dims, keeps = given.get("dim"), given.get("keepdim", False)
-    ours = (
-        isinstance(dims, tuple | list)
-        and all(type(d) is int for d in dims)
-        and set(given) <= {"input", "dim", "keepdim"}
-    )
-    if not ours or type(keeps) is not bool or sorted(d % 4 for d in dims or ()) != [2, 3]:
+    if not isinstance(dims, tuple | list) or not all(type(d) is int for d in dims) or type(keeps) is not bool:
+        return None
+    if not set(given) <= {"input", "dim", "keepdim"} or sorted(d % 4 for d in dims) != [2, 3]:
         return None
     return Pool("mean", _WHOLE, keeps), given.get("input")

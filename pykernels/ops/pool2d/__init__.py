@@ -7,6 +7,7 @@ pooled in vectors; and a mean over a map takes one pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -134,7 +135,7 @@ def global_avg_pool2d(x: Tensor, keepdim: bool = True, *, backend: str | None = 
     return y if keepdim else y.flatten(-3)
 
 
-def _run(op: Op, x: Tensor, call: PoolCall, backend: str | None, native: Callable[[object, Tensor], Tensor]) -> Tensor:
+def _run(op: Op, x: Tensor, call: PoolCall, backend: str | None, native: Callable[[Any, Tensor], Tensor]) -> Tensor:
     where = choose(op, x.device, x.dtype, backend)
     if where == "reference":
         return reference(x, call)
