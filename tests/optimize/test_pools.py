@@ -122,3 +122,12 @@ def test_a_pool_writes_into_what_cat_joins(layout):
     text = programs(fast)[0].text()
     assert "cat" not in text
     assert ".copy_" not in text
+
+
+def test_gradients_of_the_image_pass_through():
+    model = Pooled(nn.MaxPool2d(2)).eval()
+    fast = pk.optimize(model)
+    for _ in range(3):
+        x = normal(1, 3, 8, 8).requires_grad_()
+        got, expected = (torch.autograd.grad(sum(t.square().sum() for t in f(x)), x)[0] for f in (fast, model))
+        torch.testing.assert_close(got, expected)
