@@ -11,6 +11,7 @@ from pykernels.optimize._graph import Graph, Step, Value, values_in
 from pykernels.optimize._layout import settle
 from pykernels.optimize._linear import linear_of
 from pykernels.optimize._patterns import Fuser, can_fuse, conv_of, use_our_lstms
+from pykernels.optimize._pools import use_our_pools
 from pykernels.optimize._program import Program
 from pykernels.optimize._record import Recorder
 from pykernels.optimize._simplify import drop_dead, drop_duplicates, is_pure, reuse_memory
@@ -33,6 +34,7 @@ def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any]) -> Pr
         as_images(graph)
         settle(graph)
         reuse_memory(graph)
+        use_our_pools(graph)
     return Program(graph, folded, recorder.watch, store)
 
 

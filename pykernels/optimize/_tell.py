@@ -14,6 +14,7 @@ from pykernels import _native
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.optimize._graph import Step, Value, bound, mapped
 from pykernels.optimize._patterns import FusedConv
+from pykernels.optimize._pools import Pool
 from pykernels.optimize._report import ITSELF, OURS, TORCH, Entry, Left, Plain, Ran, Replaced, Report
 from pykernels.optimize._timing import seconds_by_step
 
@@ -155,6 +156,9 @@ def _tell_step(step: Step, why: str, replaced: list[Replaced], left: list[Left])
             left.append(Left(where, step.note, why))
             return TORCH
         replaced.append(Replaced(tuple(s or "the model" for s in step.sources), step.note, "pk.ops.conv_bn_act"))
+        return OURS
+    if isinstance(step.function, Pool):
+        replaced.append(Replaced((where,), step.name(), f"pk.ops.{step.function.op}"))
         return OURS
     if step.kind == "module" and step.note:
         replaced.append(Replaced((where,), step.note, f"pk.nn.{step.note}"))
