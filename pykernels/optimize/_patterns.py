@@ -20,7 +20,7 @@ from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.ops.lstm.op import LSTM as LSTM_OP
 from pykernels.ops.lstm.op import LSTM_CELL
 from pykernels.optimize import _rules
-from pykernels.optimize._activations import activation_of, written_out
+from pykernels.optimize._activations import Act, activation_of, written_out
 from pykernels.optimize._graph import Graph, Step, Value, bound, is_torchs, values_in
 from pykernels.optimize._sources import Sources
 from pykernels.optimize._torchs import TorchConv
@@ -45,7 +45,7 @@ class FusedConv:
         #: A tensor that is written to whenever the batch norm's statistics are, if they don't tell by themselves.
         self.counter: Tensor | None = None
         self.eps = 0.0
-        self.activation, self.negative_slope = "none", 0.01
+        self.act = Act("none")
         self.options = options
         #: Zeros around the image beside those of ``options``: top, left, bottom, right.
         self.pad = (0, 0, 0, 0)
@@ -61,23 +61,24 @@ class FusedConv:
 
     def parameters(self) -> list[Value]:
         """The tensors that it is made of."""
-        return [v for v in (self.weight, self.bias, *(self.norm or ())) if v is not None]
+        return [v for v in (self.weight, self.bias, *(self.norm or ()), self.act.slopes) if v is not None]
 
     def pack(self, values: dict[Value, Any], store: dict[Hashable, Any]) -> _ConvPack:
         """All but the input, packed; from ``store``, which programs share, if it is still right."""
-        parts = (self.weight, self.bias, *(self.norm or ()))
+        parts = (self.weight, self.bias, *(self.norm or (None,) * 4), self.act.slopes)
         tensors = [None if v is None else values.get(v, v.tensor) for v in parts]
         filters = self.filters(tensors[0])
         shape = SimpleNamespace(weight=filters, padding_mode="zeros", **self.options)
-        spec = (self.eps, self.activation, self.negative_slope, tuple(sorted(self.options.items())), self.pad)
+        act = self.act
+        spec = (self.eps, act.name, act.slope, act.constants, tuple(sorted(self.options.items())), self.pad)
         # One matrix may be the weight of a layer and, turned, that of another.
         key = (*(None if t is None else id(t) for t in tensors), filters.stride(), *spec)
         found = store.get(key)
         if found is not None and found.is_current(found.dtype, found.index, found.key) and found.moments.are_current():
             return found
         slots = [({"": t}, "") for t in (filters, *tensors[1:])]
-        key_of_pack = (shape, None, self.eps, self.activation, self.negative_slope, None)
-        made = _ConvPack(slots, self.weight.dtype, key_of_pack, self.geometry())
+        key_of_pack = (shape, None, self.eps, act.name, act.slope, None)
+        made = _ConvPack(slots, self.weight.dtype, key_of_pack, self.geometry(), act.constants)
         # By their elements: torch's batch norm writes to them without counting a version.
         made.moments = Sources([t for t in (*tensors, self.counter) if t is not None])
         if not any(v in values for v in self.parameters()):
@@ -112,14 +113,14 @@ class FusedConv:
             return ""
         layout = "channels_last" if self.channels_last else layout
         threads, isa = torch.get_num_threads(), _native.introspect().active_isa()
-        return _rules.torchs_because(shape, self.weight.shape, *self.geometry(), self.activation, layout, threads, isa)
+        return _rules.torchs_because(shape, self.weight.shape, *self.geometry(), self.act.name, layout, threads, isa)
 
     def by_torch(self, values: dict[Value, Any], layout: str) -> Callable[..., Tensor]:
         """What computes the same with torch's functions, from x (in ``layout``) and the residual."""
         parts = (self.weight, self.bias, *(self.norm or (None,) * 4))
         weight: Any
         weight, *norm = (None if v is None else values.get(v, v.tensor) for v in parts)
-        made = TorchConv(self.geometry(), self.activation, self.negative_slope)
+        made = TorchConv(self.geometry(), self.act.in_place(values))
         return made.bind(weight, norm, self.eps, layout == "channels_last")
 
 
@@ -179,7 +180,7 @@ def _plain(x: Any) -> Any:
 
 def takes_norm(conv: FusedConv, step: Step, constants: set[Value]) -> bool:
     """Does ``step`` apply a batch norm with constants? Then ``conv`` has it."""
-    if conv.norm is not None or conv.activation != "none" or not is_torchs(step.function, "batch_norm"):
+    if conv.norm is not None or conv.act.name != "none" or not is_torchs(step.function, "batch_norm"):
         return False
     if not isinstance(step.outputs, Value) or len(step.outputs.shape) != conv.rank:
         return False
@@ -278,31 +279,48 @@ class Fuser:
         while True:
             value: Any = chain[-1].outputs
             users = self.users.get(value, [])
-            silu = written_out(value, users, self.users)
-            user = users[0] if len(users) == 1 else silu[-1] if silu else None
-            if user is None or user in gone or user.kind != "call" or conv.activation != "none":
+            gated = written_out(value, users, self.users)
+            user = users[0] if len(users) == 1 else gated[0][-1] if gated else None
+            if user is None or user in gone or user.kind != "call" or conv.act.name != "none":
                 return chain, residual
             if conv.rank != 4 and any(v.layout != "contiguous" for v in user.results()):
                 return chain, residual
             held = [x, *conv.parameters(), *([] if residual is None else [residual])]
             if user.writes and not self._is_alone(value, {s.outputs for s in chain}, self.at[user]):
                 return chain, residual
-            other = None if residual is not None or silu else _added(user, value)
-            if not self._may_move(chain, user, [*held, *([] if other is None else [other])]):
+            other = None if residual is not None or gated else _added(user, value)
+            if not self._may_move(
+                [*chain, *gated[0]] if gated else chain, user, [*held, *([] if other is None else [other])]
+            ):
                 return chain, residual
-            if silu:
-                conv.activation = "silu"
-                chain.append(silu[0])
+            if gated:
+                steps, act = gated
+                if not self._knows(conv, act, value):
+                    return chain, residual
+                conv.act = act
+                chain += steps[:-1]
             elif other is not None:
                 residual = other
             elif residual is None and takes_norm(conv, user, self.constants):
                 pass
             else:
                 found = activation_of(user)
-                if found is None or list(user.reads()) != [value] or not isinstance(user.outputs, Value):
+                reads = [] if found is None else [value, *(v for v in [found.slopes] if v is not None)]
+                if found is None or list(user.reads()) != reads or not isinstance(user.outputs, Value):
                     return chain, residual
-                conv.activation, conv.negative_slope = found
+                if not self._knows(conv, found, value):
+                    return chain, residual
+                conv.act = found
             chain.append(user)
+
+    def _knows(self, conv: FusedConv, act: Act, value: Value) -> bool:
+        """Can the kernels apply ``act`` to ``value``? Constants of its own those of the CPU alone can have."""
+        slopes = act.slopes
+        if slopes is None:
+            return conv.on_cpu or not act.constants
+        by_channel = slopes.shape == value.shape[1:2] and len(value.shape) == conv.rank
+        alike = slopes.dtype is value.dtype and slopes.device == value.device
+        return conv.on_cpu and alike and slopes in self.constants and (by_channel or slopes.shape in ((), (1,)))
 
     def _is_alone(self, value: Value, chain: set[Any], until: int) -> bool:
         """Has nothing else ``value``'s memory when step ``until`` writes to it? What comes later has its result."""
@@ -323,7 +341,7 @@ class Fuser:
 
 def _what(conv: FusedConv, residual: Value | None) -> str:
     parts = [conv.name, *(["bn"] if conv.norm else []), *(["add"] if residual is not None else [])]
-    return "+".join([*parts, *([conv.activation] if conv.activation != "none" else [])])
+    return "+".join([*parts, *([conv.act.title()] if conv.act.name != "none" else [])])
 
 
 def use_our_lstms(graph: Graph, store: dict[Hashable, Any]) -> None:
