@@ -136,7 +136,9 @@ def written_out(
         if len(following) != 1:
             return None
         step = following[0]
-    if product is None or set(product.args) != {value, before} or not is_torchs(product.function, *_MULTIPLY):
+    if product is None or product.kwargs or not is_torchs(product.function, *_MULTIPLY):
+        return None
+    if list(product.args) not in ([value, before], [before, value]):
         return None
     steps.append(product)
     name = _GATES.get(tuple(words))

@@ -35,6 +35,7 @@ SAME = {
 OTHER = {
     "by tensors": lambda x: torch.clamp(x, torch.zeros(8, 1, 1), torch.full((8, 1, 1), 6.0)),
     "to NaN": lambda x: x.clamp(0, float("nan")).nan_to_num(), "selu": F.selu, "celu": lambda x: F.celu(x, 0.5),
+    "joined with its gate": lambda x: torch.cat([x, torch.sigmoid(x)], 1),
     "softplus": F.softplus, "slopes of the input": lambda x: F.prelu(x, x.mean((0, 2, 3))),
     "mish of another softplus": lambda x: x * torch.tanh(F.softplus(x, 2)),
     "another shift": lambda x: x * F.relu6(x + 2) / 6, "another divisor": lambda x: x * F.relu6(x + 3) / 5,
