@@ -38,8 +38,10 @@ class FusedConv:
     name = "conv"
     #: Dimensions of what it gives; the second one is that of the channels.
     rank = 4
+    #: May it put zeros around its input by itself?
+    pads = True
 
-    def __init__(self, weight: Value, bias: Value | None, options: dict[str, Any]) -> None:
+    def __init__(self, weight: Any, bias: Value | None, options: dict[str, Any]) -> None:
         self.weight, self.bias = weight, bias
         self.norm: list[Value | None] | None = None
         #: A tensor that is written to whenever the batch norm's statistics are, if they don't tell by themselves.
@@ -49,7 +51,7 @@ class FusedConv:
         self.options = options
         #: Zeros around the image beside those of ``options``: top, left, bottom, right.
         self.pad = (0, 0, 0, 0)
-        self.on_cpu = weight.device.type == "cpu"
+        self.on_cpu = weight is None or weight.device.type == "cpu"
         self.run: Callable[..., Tensor] = _bound_op() if self.on_cpu else _run_on_cuda
         self.channels_last = False
         #: The format that the result has to be in at once: "contiguous", "channels_last" or "" for either.
@@ -84,6 +86,10 @@ class FusedConv:
         if not any(v in values for v in self.parameters()):
             store[key] = made
         return made
+
+    def step(self, chain: list[Step], x: Value, residual: Value | None, fuser: Fuser) -> Step:
+        """What takes the place of ``chain``, but for its name; adds to ``chain`` what else that stands for."""
+        return Step(self, (x, residual), {}, chain[-1].outputs, (), "fused")
 
     def filters(self, weight: Any) -> Any:
         """``weight`` as that of a convolution, in the same memory."""
@@ -184,17 +190,25 @@ def takes_norm(conv: FusedConv, step: Step, constants: set[Value]) -> bool:
         return False
     if not isinstance(step.outputs, Value) or len(step.outputs.shape) != conv.rank:
         return False
-    if step.function is not F.batch_norm:
+    found = norm_parts(step)
+    if found is None or not all(p is None or p in constants for p in found[1]):
         return False
+    _, conv.norm, conv.eps = found
+    return True
+
+
+def norm_parts(step: Step) -> tuple[Value, list[Value | None], float] | None:
+    """The input of a batch norm that trains nothing, its mean, variance, weight and bias, and its eps."""
+    if step.function is not F.batch_norm:
+        return None
     given = bound(step, _NORM)
-    parts = [given.get(k) for k in _NORM[1:5]]
+    x, *parts = [given.get(k) for k in _NORM[:5]]
     eps = given.get("eps", 1e-5)
     if given.get("training", False) is not False or parts[0] is None or parts[1] is None or type(eps) is not float:
-        return False
-    if (parts[2] is None) is not (parts[3] is None) or not all(p is None or p in constants for p in parts):
-        return False
-    conv.norm, conv.eps = parts, eps
-    return True
+        return None
+    if (parts[2] is None) is not (parts[3] is None) or not isinstance(x, Value):
+        return None
+    return x, parts, eps
 
 
 def constant_norm(step: Step) -> tuple[Any, ...] | None:
@@ -241,6 +255,16 @@ class Fuser:
         self.by_storage: dict[int, set[Value]] = {}
         for v in (*graph.inputs, *(v for s in graph.steps for v in (*s.reads(), *s.results()))):
             self.by_storage.setdefault(v.storage, set()).add(v)
+        #: Steps that depend on constants alone, for `constant`.
+        self.folded: list[Step] = []
+        self._next = 1 + max([v.index for values in self.by_storage.values() for v in values], default=0)
+
+    def constant(self, function: Callable[..., Tensor], args: tuple[Any, ...]) -> Value:
+        """What ``function`` makes of constants, as one."""
+        made = Value(self._next + len(self.folded), "step", torch.empty(0))
+        made.storage = -2 - made.index  # nobody else's
+        self.folded.append(Step(function, args, {}, made))
+        return made
 
     def fuse(self) -> None:
         """Puts one step in the place of each chain."""
@@ -253,10 +277,10 @@ class Fuser:
             conv, x = found
             x = self._unpadded(conv, x, step)
             chain, residual = self._chain(step, conv, x, gone)
+            last, made = chain[-1], conv.step(chain, x, residual, self)
             gone |= set(chain)
-            last = chain[-1]
             names = [step.where] + [s.where for s in chain[1:] if s.where]
-            made = Step(conv, (x, residual), {}, last.outputs, (), "fused", step.where)
+            made.where = step.where
             made.note, made.sources = _what(conv, residual), tuple(dict.fromkeys([*step.sources, *names]))
             fused[last] = made
         self.graph.steps = [fused.get(s, s) for s in self.graph.steps if s not in gone or s in fused]
@@ -264,7 +288,7 @@ class Fuser:
     def _unpadded(self, conv: FusedConv, x: Value, step: Step) -> Value:
         """What stands before zeros that were put around ``x``: the convolution pads by itself."""
         before = self.producers.get(x)
-        found = None if before is None or conv.rank != 4 else _zeros_around(before)
+        found = None if before is None or conv.rank != 4 or not conv.pads else _zeros_around(before)
         if before is None or found is None:
             return x
         image, pad = found
@@ -340,8 +364,9 @@ class Fuser:
 
 
 def _what(conv: FusedConv, residual: Value | None) -> str:
-    parts = [conv.name, *(["bn"] if conv.norm else []), *(["add"] if residual is not None else [])]
-    return "+".join([*parts, *([conv.act.title()] if conv.act.name != "none" else [])])
+    added = "" if residual is None else "add"
+    act = "" if conv.act.name == "none" else conv.act.title()
+    return "+".join(filter(None, (conv.name, "bn" if conv.norm else "", added, act)))
 
 
 def use_our_lstms(graph: Graph, store: dict[Hashable, Any]) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from pykernels import _native
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.optimize._graph import Step, Value, bound, mapped
+from pykernels.optimize._norms import is_norm
 from pykernels.optimize._patterns import FusedConv
 from pykernels.optimize._report import ITSELF, OURS, TORCH, Entry, Left, Plain, Ran, Replaced, Report
 from pykernels.optimize._timing import seconds_by_step
@@ -28,7 +29,7 @@ _NOT_FUSED = "is no activation of the kernels: runs by itself"
 #: Torch's functions that a user may have expected to be replaced.
 _OF_INTEREST = {
     "conv2d": "is of a dtype, a device or a rank that the kernels don't take, or its weights are no constants",
-    "batch_norm": "does not follow a convolution that nothing else reads, or its statistics are no constants",
+    "batch_norm": "is of a dtype, a device or a layout that the kernels don't take, or its statistics are no constants",
     "linear": "is of a dtype or on a device where torch's own is as fast, or its weights are no constants",
     **dict.fromkeys(
         ["conv1d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "layer_norm", "group_norm",
@@ -145,6 +146,9 @@ def _tell_step(step: Step, why: str, replaced: list[Replaced], left: list[Left])
             left.append(Left(where, step.note, why))
             return TORCH
         replaced.append(Replaced(tuple(s or "the model" for s in step.sources), step.note, "pk.ops.conv_bn_act"))
+        return OURS
+    if is_norm(step):
+        replaced.append(Replaced(tuple(s or "the model" for s in step.sources), step.note, "pk.ops.batch_norm_act"))
         return OURS
     if step.kind == "module" and step.note:
         replaced.append(Replaced((where,), step.note, f"pk.nn.{step.note}"))
