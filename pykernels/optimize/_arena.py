@@ -34,6 +34,7 @@ from pykernels.optimize._kinds import name_of
 from pykernels.optimize._norms import is_join, is_norm
 from pykernels.optimize._patterns import constant_norm
 from pykernels.optimize._torchs import norm_into
+from pykernels.optimize._transposed import BoundTransposed
 
 #: Arenas of one plan that wait, and bytes of all that wait while another one is made.
 _MOST_IDLE = 8
@@ -108,7 +109,7 @@ class Survey:
 
     def is_ours(self, step: Step) -> bool:
         """Does our kernel run this fused step?"""
-        return step in self.number and isinstance(self.bound[self.number[step]], Tensor)
+        return step in self.number and isinstance(self.bound[self.number[step]], Tensor | BoundTransposed)
 
     def owner(self, v: Value) -> Value:
         """The value that ``v`` is a view of, or itself."""
@@ -178,7 +179,7 @@ def plan(survey: Survey) -> Plan | None:
 
 def _may_keep(step: Step) -> bool:
     """May a reference to what it reads outlive it?"""
-    if step.kind in ("fused", "format") or is_norm(step):
+    if step.kind in ("fused", "format", "view") or is_norm(step):
         return False
     function = step.function.func if isinstance(step.function, partial) else step.function
     known = isinstance(function, types.FunctionType) and function.__module__.partition(".")[0] in ("torch", "pykernels")

@@ -28,11 +28,19 @@ _NO_KERNELS = "has no kernels of ours"
 _NOT_FUSED = "is no activation of the kernels: runs by itself"
 #: Torch's functions that a user may have expected to be replaced.
 _OF_INTEREST = {
-    "conv2d": "is of a dtype, a device or a rank that the kernels don't take, or its weights are no constants",
+    **dict.fromkeys(
+        ["conv1d", "conv2d"],
+        "is of a dtype, a device or a rank that the kernels don't take, or its weights are no constants",
+    ),
+    **dict.fromkeys(
+        ["conv_transpose1d", "conv_transpose2d"],
+        "is of a dtype, a device or a rank that the kernels don't take, its weights are no constants, or no tap "
+        "reaches some of its pixels",
+    ),
     "batch_norm": "is of a dtype, a device or a layout that the kernels don't take, or its statistics are no constants",
     "linear": "is of a dtype or on a device where torch's own is as fast, or its weights are no constants",
     **dict.fromkeys(
-        ["conv1d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "layer_norm", "group_norm",
+        ["conv3d", "conv_transpose3d", "layer_norm", "group_norm",
         "instance_norm", "scaled_dot_product_attention", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d",
         "multi_head_attention_forward", "matmul", "__matmul__", "bmm", "einsum", "interpolate"], _NO_KERNELS
     ),
@@ -120,6 +128,8 @@ def _tell_program(
     replaced: list[Replaced] = []
     left = [Left(where or "the model", what, why) for where, what, why in program.graph.opaque]
     for step in program.graph.steps:
+        if step.kind == "view":
+            continue
         who = _tell_step(step, reasons.get(step, ""), replaced, left)
         what, turns = _what(step), step in program.turned
         if step.kind == "format" and not turns:
@@ -168,7 +178,7 @@ def _why_not(step: Step, name: str) -> str:
     if getattr(step.function, "proj_size", 0):
         return "has projections (proj_size), which the kernels don't know"
     x = next(step.reads(), None)
-    if name == "conv2d" and x is not None:
+    if name in ("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d") and x is not None:
         if _native.error is not None:
             return _native.error
         takes = CONV_BN_ACT.takes(x.device.type)
@@ -196,7 +206,7 @@ def flops(step: Step, shapes: Mapping[Value, Sequence[int]]) -> int | None:
     if out is None:
         return 0
     if isinstance(step.function, FusedConv):
-        return 2 * prod(shape(out)) * step.function.depth()
+        return 2 * step.function.products(shape(step.args[0]), shape(out))
     name = step.name()
     if isinstance(step.function, _RECURRENT):
         return _of_recurrent(step, shape)

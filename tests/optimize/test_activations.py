@@ -141,3 +141,19 @@ def test_values_that_are_not_finite(name):
     x[0, 1, 2, 3], x[0, 0, 6, 7], x[0, 2, 8, 0] = torch.nan, torch.inf, -torch.inf
     for _ in range(3):
         assert torch.equal(fast(x).isnan(), model(x).isnan())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("function", [nn.PReLU(8), SAME["quick gelu"], nn.ELU(0.3), F.hardtanh])
+@pytest.mark.parametrize(
+    "conv", [nn.Conv1d(3, 8, 3), nn.ConvTranspose1d(3, 8, 3, 2), nn.ConvTranspose2d(3, 8, 4, 2), nn.Conv2d(3, 8, 3)]
+)
+def test_other_convolutions(conv, function, monkeypatch):
+    monkeypatch.setattr(_rules, "transposed_torchs_because", lambda *_: "")
+    model = Behind(function)
+    model.linear = conv
+    fast, x = pk.optimize(randomise(model)), image(*((2, 3, 17) if "1d" in type(conv).__name__ else (2, 3, 9, 10)))
+    agree(fast, model, x)
+    (step,) = kinds(fast)
+    assert step.startswith("conv")
+    assert "+" in step
