@@ -40,6 +40,21 @@ PK_HOST_DEVICE constexpr bool is_signed(Activation activation) {
   return activation == Activation::relu || activation == Activation::leaky_relu;
 }
 
+// How many constants an activation has that a caller may give for each channel, in the place of the usual ones:
+// leaky_relu its slope, elu its factor below 0, silu the one of x in the sigmoid, relu6 its two bounds.
+PK_HOST_DEVICE constexpr int parameters_of(Activation activation) {
+  switch (activation) {
+    case Activation::leaky_relu:
+    case Activation::elu:
+    case Activation::silu:
+      return 1;
+    case Activation::relu6:
+      return 2;
+    default:
+      return 0;
+  }
+}
+
 // Math has the Value that is computed with, the Scalar of its constants, and of Values: min, max (a NaN in the second
 // argument comes back), exp, expm1, sigmoid, tanh, normal_cdf. `negative_slope` is leaky_relu's. NaN stays NaN.
 template <class Math>
@@ -77,6 +92,22 @@ struct ActivationOf {
         return x * Math::sigmoid(gelu_argument(x));
     }
     return x;
+  }
+
+  // The same with these constants, of which parameters_of(activation) count.
+  PK_FORMULA V parametric(V x, Activation activation, V p, V q) {
+    switch (activation) {
+      case Activation::leaky_relu:
+        return x > Scalar{0} ? x : x * p;
+      case Activation::elu:
+        return x > Scalar{0} ? x : p * Math::expm1(x);
+      case Activation::silu:
+        return x * Math::sigmoid(p * x);
+      case Activation::relu6:
+        return Math::min(q, Math::max(p, x));
+      default:
+        return x;
+    }
   }
 
   // gy act'(x). At a kink torch's choice: relu's and hardswish's slopes are those from the left, leaky_relu's is

@@ -25,6 +25,11 @@ inline F32 activate(F32 x, Activation activation, float negative_slope) {
   return ActivationOf<VectorMath>::value(x, activation, negative_slope);
 }
 
+// With constants of the activation's own: its first and second, as parameters_of counts them.
+inline F32 activate(F32 x, Activation activation, F32 p, F32 q) {
+  return ActivationOf<VectorMath>::parametric(x, activation, p, q);
+}
+
 }  // namespace
 }  // namespace PK_ISA
 }  // namespace pk

@@ -290,7 +290,12 @@ class _ConvPack(Pack):
     moments: Any = None
 
     def __init__(
-        self, slots: Sequence[Slot], dtype: torch.dtype, key: Any, given_geometry: Geometry | None = None
+        self,
+        slots: Sequence[Slot],
+        dtype: torch.dtype,
+        key: Any,
+        given_geometry: Geometry | None = None,
+        constants: tuple[float, ...] = (),
     ) -> None:
         conv, _, eps, activation, negative_slope, _ = key
         self.pads = conv.padding_mode != "zeros"
@@ -303,10 +308,16 @@ class _ConvPack(Pack):
         self.calls = tuple(call._replace(tf32=tf32).flat() for tf32 in (False, True))
         self.by_algorithm: dict[int, torch.Tensor] = {}
         self.by_shape: dict[torch.Size, torch.Tensor] = {}
+        #: The activation's constants by channel, in the place of the usual ones: ``constants``, or the slopes that
+        #: follow the batch norm in ``slots``.
+        self.own: torch.Tensor | None = None
 
         def make(tensors: list[Any]) -> Any:
             weight, bias, *rest = tensors
-            mean, var, bn_weight, bn_bias = rest or (None,) * 4
+            mean, var, bn_weight, bn_bias, slope = (*rest, *(None,) * 5)[:5]
+            if slope is not None or constants:
+                rows = torch.tensor(constants)[:, None] if slope is None else slope.float().reshape(1, -1)
+                self.own = rows.expand(-1, weight.shape[0]).contiguous()
             folded = fold_batch_norm(bias, mean, var, bn_weight, bn_bias, eps)
             if self.index < 0:
                 return folded
@@ -344,7 +355,7 @@ class _ConvPack(Pack):
                 raise RuntimeError("another ISA is in force than at packing")  # all of a pack is of one
             with torch.inference_mode(False), torch.no_grad():
                 packed = self._packed(algorithm)
-                bound = torch.ops.pykernels.conv_bind(packed, shape, *self.value, *self.calls[False])
+                bound = torch.ops.pykernels.conv_bind(packed, shape, *self.value, *self.calls[False], self.own)
             self.by_algorithm[algorithm] = bound
         if len(self.by_shape) >= _MOST_SHAPES:
             self.by_shape.clear()

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from pykernels.optimize._graph import Graph, Step, Value, is_torchs, storage_of, values_in
 from pykernels.optimize._kinds import name_of
+from pykernels.optimize._norms import is_join, is_norm
 from pykernels.optimize._patterns import constant_norm
 from pykernels.optimize._pools import Pool
 from pykernels.optimize._torchs import norm_into
@@ -128,7 +129,9 @@ def write_call(step: Step) -> tuple[Any, tuple[Any, ...], str] | None:
     values = all(isinstance(v, Value) and v.dtype is step.outputs.dtype for v in step.args)
     if is_torchs(step.function, "add", "__add__") and len(step.args) == 2 and values and not step.kwargs:
         return torch.add, step.args, ""
-    if _is_cat(step):
+    if is_norm(step):
+        return torch.ops.pykernels.batch_norm_act_bound_out.default, step.args, ""
+    if is_join(step):
         return torch.cat, (step.args[0], 1), ""
     norm = constant_norm(step)
     if norm is not None:
@@ -164,45 +167,36 @@ def plan(survey: Survey) -> Plan | None:
             continue
         users, form = readers.get(v, ()), survey.forms[v]
         hidden[v] = item = _Item(form, i, max([i, *(at for at, _ in users)]), [(step, form, 0)])
-        item.joins = {s for _, s in users if _is_cat(s)}
-        if call is None:
-            of_channels = step.function.rank == 4
-        else:
-            of_channels = call[0] is torch.add or isinstance(step.function, Pool)
+        item.joins = {s for _, s in users if is_join(s)}
+        of_channels = step.function.rank == 4 if call is None else call[0] is torch.add or _is_kernel(step)
         item.moves = of_channels and all(_takes_slices(s, survey, v) for _, s in users)
         if call is not None and call[2]:
             form = replace(form, dtype=torch.int64)
             items.append(_Item(form, i, i, [((step, call[2]), form, 0)]))
     for step in steps:
-        if _is_cat(step) and step.outputs in hidden:
+        if is_join(step) and step.outputs in hidden:
             _write_at_once(step, survey, hidden)
     items += hidden.values()
     return Plan(items, survey.workspace) if items else None
 
 
+def _is_kernel(step: Step) -> bool:
+    """Is it a call of a kernel of ours, and no fused step?"""
+    return isinstance(step.function, Pool) or is_norm(step)
+
+
 def _may_keep(step: Step) -> bool:
     """May a reference to what it reads outlive it?"""
-    if step.kind in ("fused", "format", "view") or isinstance(step.function, Pool):
+    if step.kind in ("fused", "format", "view") or _is_kernel(step):
         return False
     function = step.function.func if isinstance(step.function, partial) else step.function
     known = isinstance(function, types.FunctionType) and function.__module__.partition(".")[0] in ("torch", "pykernels")
     return step.kind != "call" or not (known or isinstance(function, _BUILTIN))
 
 
-def _is_cat(step: Step) -> bool:
-    """Does it join channels?"""
-    if step.kind != "call" or step.function not in (torch.cat, torch.concat, torch.concatenate):
-        return False
-    values, dim = (*step.args, step.kwargs.get("dim", 0))[:2] if step.args else ((), 0)
-    whole = isinstance(step.outputs, Value) and len(step.outputs.shape) == 4 and set(step.kwargs) <= {"dim"}
-    return whole and isinstance(values, tuple | list) and dim in (1, -3)
-
-
 def _takes_slices(step: Step, survey: Survey, v: Value) -> bool:
     """Does it read slices of channels as fast as whole tensors, or make such slices of ``v``, or join them?"""
-    if survey.is_ours(step) or isinstance(step.function, Pool):
-        return True
-    if _is_cat(step) or is_torchs(step.function, "add", "__add__"):
+    if survey.is_ours(step) or _is_kernel(step) or is_join(step) or is_torchs(step.function, "add", "__add__"):
         return True
     return name_of(step.function) in _SLICES and all(survey.owner(x) is v for x in step.results())
 

@@ -10,6 +10,7 @@ from pykernels.optimize._conv1d import as_images, conv1d_of
 from pykernels.optimize._graph import Graph, Step, Value, values_in
 from pykernels.optimize._layout import settle
 from pykernels.optimize._linear import linear_of
+from pykernels.optimize._norms import norm_of
 from pykernels.optimize._patterns import Fuser, can_fuse, conv_of, use_our_lstms
 from pykernels.optimize._pools import use_our_pools
 from pykernels.optimize._program import Program
@@ -28,7 +29,9 @@ def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any]) -> Pr
         constants = {v for s in graph.steps for v in s.reads() if v.kind == "source"}
         constants |= {v for s in folded for v in s.results()}
         folded += merge_branches(graph, constants)
-        Fuser(graph, constants, (conv_of, conv1d_of, transposed_of, linear_of)).fuse()
+        fuser = Fuser(graph, constants, (conv_of, conv1d_of, transposed_of, linear_of, norm_of))
+        fuser.fuse()
+        folded += fuser.folded
         drop_dead(graph)
         use_our_lstms(graph, store)
         as_images(graph)

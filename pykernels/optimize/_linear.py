@@ -22,7 +22,6 @@ from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.optimize import _rules
 from pykernels.optimize._graph import Step, Value, bound, is_torchs
 from pykernels.optimize._patterns import FusedConv
-from pykernels.optimize._torchs import in_place
 
 _LINEAR = ("input", "weight", "bias")
 _ONE = Geometry((1, 1), (0, 0, 0, 0), (1, 1), 1)
@@ -68,7 +67,7 @@ class FusedLinear(FusedConv):
         c, k = self.depth(), self.weight.shape[1 if self.turned else 0]
         bf16 = self.weight.dtype is torch.bfloat16
         threads, isa = torch.get_num_threads(), _native.introspect().active_isa()
-        return _rules.linear_torchs_because(prod(shape[:-1]), c, k, self.activation, bf16, threads, isa)
+        return _rules.linear_torchs_because(prod(shape[:-1]), c, k, self.act.name, bf16, threads, isa)
 
     def by_torch(self, values: dict[Value, Any], layout: str) -> Callable[..., Tensor]:
         """What computes the same with torch's functions, from x and the residual."""
@@ -80,7 +79,7 @@ class FusedLinear(FusedConv):
         if scale is not None:
             weight = (weight * scale[:, None]).to(weight.dtype)
         shift = None if shift is None else shift.detach().to(weight.dtype)
-        act = in_place(self.activation, self.negative_slope)
+        act = self.act.in_place(values)
 
         def run(x: Tensor, residual: Tensor | None) -> Tensor:
             # Of others torch multiplies matrix by matrix, where the weight is without gradients.

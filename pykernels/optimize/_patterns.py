@@ -20,7 +20,7 @@ from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.ops.lstm.op import LSTM as LSTM_OP
 from pykernels.ops.lstm.op import LSTM_CELL
 from pykernels.optimize import _rules
-from pykernels.optimize._activations import activation_of, written_out
+from pykernels.optimize._activations import Act, activation_of, written_out
 from pykernels.optimize._graph import Graph, Step, Value, bound, is_torchs, values_in
 from pykernels.optimize._sources import Sources
 from pykernels.optimize._torchs import TorchConv
@@ -42,17 +42,17 @@ class FusedConv:
     #: Can it put zeros around what it is given?
     pads = True
 
-    def __init__(self, weight: Value, bias: Value | None, options: dict[str, Any]) -> None:
+    def __init__(self, weight: Any, bias: Value | None, options: dict[str, Any]) -> None:
         self.weight, self.bias = weight, bias
         self.norm: list[Value | None] | None = None
         #: A tensor that is written to whenever the batch norm's statistics are, if they don't tell by themselves.
         self.counter: Tensor | None = None
         self.eps = 0.0
-        self.activation, self.negative_slope = "none", 0.01
+        self.act = Act("none")
         self.options = options
         #: Zeros around the image beside those of ``options``: top, left, bottom, right.
         self.pad = (0, 0, 0, 0)
-        self.on_cpu = weight.device.type == "cpu"
+        self.on_cpu = weight is None or weight.device.type == "cpu"
         self.run: Callable[..., Tensor] = _bound_op() if self.on_cpu else _run_on_cuda
         self.channels_last = False
         #: The format that the result has to be in at once: "contiguous", "channels_last" or "" for either.
@@ -68,28 +68,33 @@ class FusedConv:
 
     def parameters(self) -> list[Value]:
         """The tensors that it is made of."""
-        return [v for v in (self.weight, self.bias, *(self.norm or ())) if v is not None]
+        return [v for v in (self.weight, self.bias, *(self.norm or ()), self.act.slopes) if v is not None]
 
     def pack(self, values: dict[Value, Any], store: dict[Hashable, Any]) -> _ConvPack:
         """All but the input, packed; from ``store``, which programs share, if it is still right."""
-        parts = (self.weight, self.bias, *(self.norm or ()))
+        parts = (self.weight, self.bias, *(self.norm or (None,) * 4), self.act.slopes)
         tensors = [None if v is None else values.get(v, v.tensor) for v in parts]
         filters = self.filters(tensors[0])
         shape = SimpleNamespace(weight=filters, padding_mode="zeros", **self.options)
-        spec = (self.eps, self.activation, self.negative_slope, tuple(sorted(self.options.items())), self.pad)
+        act = self.act
+        spec = (self.eps, act.name, act.slope, act.constants, tuple(sorted(self.options.items())), self.pad)
         # One matrix may be the weight of a layer and, turned, that of another.
         key = (*(None if t is None else id(t) for t in tensors), filters.stride(), *spec)
         found = store.get(key)
         if found is not None and found.is_current(found.dtype, found.index, found.key) and found.moments.are_current():
             return found
         slots = [({"": t}, "") for t in (filters, *tensors[1:])]
-        key_of_pack = (shape, None, self.eps, self.activation, self.negative_slope, None)
-        made = _ConvPack(slots, self.weight.dtype, key_of_pack, self.geometry())
+        key_of_pack = (shape, None, self.eps, act.name, act.slope, None)
+        made = _ConvPack(slots, self.weight.dtype, key_of_pack, self.geometry(), act.constants)
         # By their elements: torch's batch norm writes to them without counting a version.
         made.moments = Sources([t for t in (*tensors, self.counter) if t is not None])
         if not any(v in values for v in self.parameters()):
             store[key] = made
         return made
+
+    def step(self, chain: list[Step], x: Value, residual: Value | None, fuser: Fuser) -> Step:
+        """What takes the place of ``chain``, but for its name; adds to ``chain`` what else that stands for."""
+        return Step(self, (x, residual), {}, chain[-1].outputs, (), "fused")
 
     def filters(self, weight: Any) -> Any:
         """``weight`` as that of a convolution, in the same memory."""
@@ -123,16 +128,14 @@ class FusedConv:
             return ""
         layout = "channels_last" if self.channels_last else layout
         threads, isa = torch.get_num_threads(), _native.introspect().active_isa()
-        return _rules.torchs_because(
-            shape, self.filter_shape(), *self.geometry(), self.activation, layout, threads, isa
-        )
+        return _rules.torchs_because(shape, self.filter_shape(), *self.geometry(), self.act.name, layout, threads, isa)
 
     def by_torch(self, values: dict[Value, Any], layout: str) -> Callable[..., Tensor]:
         """What computes the same with torch's functions, from x (in ``layout``) and the residual."""
         parts = (self.weight, self.bias, *(self.norm or (None,) * 4))
         weight: Any
         weight, *norm = (None if v is None else values.get(v, v.tensor) for v in parts)
-        made = TorchConv(self.geometry(), self.activation, self.negative_slope)
+        made = TorchConv(self.geometry(), self.act.in_place(values))
         return made.bind(self.filters(weight), norm, self.eps, layout == "channels_last")
 
 
@@ -205,21 +208,29 @@ def _plain(x: Any) -> Any:
 
 def takes_norm(conv: FusedConv, step: Step, constants: set[Value]) -> bool:
     """Does ``step`` apply a batch norm with constants? Then ``conv`` has it."""
-    if conv.norm is not None or conv.activation != "none" or not is_torchs(step.function, "batch_norm"):
+    if conv.norm is not None or conv.act.name != "none" or not is_torchs(step.function, "batch_norm"):
         return False
     if not isinstance(step.outputs, Value) or len(step.outputs.shape) != conv.rank:
         return False
-    if step.function is not F.batch_norm:
+    found = norm_parts(step)
+    if found is None or not all(p is None or p in constants for p in found[1]):
         return False
+    _, conv.norm, conv.eps = found
+    return True
+
+
+def norm_parts(step: Step) -> tuple[Value, list[Value | None], float] | None:
+    """The input of a batch norm that trains nothing, its mean, variance, weight and bias, and its eps."""
+    if step.function is not F.batch_norm:
+        return None
     given = bound(step, _NORM)
-    parts = [given.get(k) for k in _NORM[1:5]]
+    x, *parts = [given.get(k) for k in _NORM[:5]]
     eps = given.get("eps", 1e-5)
     if given.get("training", False) is not False or parts[0] is None or parts[1] is None or type(eps) is not float:
-        return False
-    if (parts[2] is None) is not (parts[3] is None) or not all(p is None or p in constants for p in parts):
-        return False
-    conv.norm, conv.eps = parts, eps
-    return True
+        return None
+    if (parts[2] is None) is not (parts[3] is None) or not isinstance(x, Value):
+        return None
+    return x, parts, eps
 
 
 def constant_norm(step: Step) -> tuple[Any, ...] | None:
@@ -266,6 +277,16 @@ class Fuser:
         self.by_storage: dict[int, set[Value]] = {}
         for v in (*graph.inputs, *(v for s in graph.steps for v in (*s.reads(), *s.results()))):
             self.by_storage.setdefault(v.storage, set()).add(v)
+        #: Steps that depend on constants alone, for `constant`.
+        self.folded: list[Step] = []
+        self._next = 1 + max([v.index for values in self.by_storage.values() for v in values], default=0)
+
+    def constant(self, function: Callable[..., Tensor], args: tuple[Any, ...]) -> Value:
+        """What ``function`` makes of constants, as one."""
+        made = Value(self._next + len(self.folded), "step", torch.empty(0))
+        made.storage = -2 - made.index  # nobody else's
+        self.folded.append(Step(function, args, {}, made))
+        return made
 
     def fuse(self) -> None:
         """Puts one step in the place of each chain."""
@@ -278,10 +299,10 @@ class Fuser:
             conv, x = found
             x = self._unpadded(conv, x, step)
             chain, residual = self._chain([step, *self._trimmed(conv, x, step)], conv, x, gone)
+            last, made = chain[-1], conv.step(chain, x, residual, self)
             gone |= set(chain)
-            last = chain[-1]
             names = [step.where] + [s.where for s in chain[1:] if s.where]
-            made = Step(conv, (x, residual), {}, last.outputs, (), "fused", step.where)
+            made.where = step.where
             made.note, made.sources = _what(conv, residual), tuple(dict.fromkeys([*step.sources, *names]))
             fused[last] = made
         self.graph.steps = [fused.get(s, s) for s in self.graph.steps if s not in gone or s in fused]
@@ -323,7 +344,7 @@ class Fuser:
             found = activation_of(after)
             if found is None or list(after.reads()) != [cut.outputs]:
                 return []
-            conv.activation, conv.negative_slope = found
+            conv.act = found
         conv.pad = (*conv.pad[:3], conv.pad[3] - dropped)
         return [cut, after]
 
@@ -336,31 +357,48 @@ class Fuser:
         while True:
             value: Any = chain[-1].outputs
             users = self.users.get(value, [])
-            silu = written_out(value, users, self.users)
-            user = users[0] if len(users) == 1 else silu[-1] if silu else None
-            if user is None or user in gone or user.kind != "call" or conv.activation != "none":
+            gated = written_out(value, users, self.users)
+            user = users[0] if len(users) == 1 else gated[0][-1] if gated else None
+            if user is None or user in gone or user.kind != "call" or conv.act.name != "none":
                 return chain, residual
             if conv.rank != 4 and any(v.layout != "contiguous" for v in user.results()):
                 return chain, residual
             held = [x, *conv.parameters(), *([] if residual is None else [residual])]
             if user.writes and not self._is_alone(value, {s.outputs for s in chain}, self.at[user]):
                 return chain, residual
-            other = None if residual is not None or silu else _added(user, value)
-            if not self._may_move(chain, user, [*held, *([] if other is None else [other])]):
+            other = None if residual is not None or gated else _added(user, value)
+            if not self._may_move(
+                [*chain, *gated[0]] if gated else chain, user, [*held, *([] if other is None else [other])]
+            ):
                 return chain, residual
-            if silu:
-                conv.activation = "silu"
-                chain.append(silu[0])
+            if gated:
+                steps, act = gated
+                if not self._knows(conv, act, value):
+                    return chain, residual
+                conv.act = act
+                chain += steps[:-1]
             elif other is not None:
                 residual = other
             elif residual is None and takes_norm(conv, user, self.constants):
                 pass
             else:
                 found = activation_of(user)
-                if found is None or list(user.reads()) != [value] or not isinstance(user.outputs, Value):
+                reads = [] if found is None else [value, *(v for v in [found.slopes] if v is not None)]
+                if found is None or list(user.reads()) != reads or not isinstance(user.outputs, Value):
                     return chain, residual
-                conv.activation, conv.negative_slope = found
+                if not self._knows(conv, found, value):
+                    return chain, residual
+                conv.act = found
             chain.append(user)
+
+    def _knows(self, conv: FusedConv, act: Act, value: Value) -> bool:
+        """Can the kernels apply ``act`` to ``value``? Constants of its own those of the CPU alone can have."""
+        slopes = act.slopes
+        if slopes is None:
+            return conv.on_cpu or not act.constants
+        by_channel = slopes.shape == value.shape[1:2] and len(value.shape) == conv.rank
+        alike = slopes.dtype is value.dtype and slopes.device == value.device
+        return conv.on_cpu and alike and slopes in self.constants and (by_channel or slopes.shape in ((), (1,)))
 
     def _is_alone(self, value: Value, chain: set[Any], until: int) -> bool:
         """Has nothing else ``value``'s memory when step ``until`` writes to it? What comes later has its result."""
@@ -380,8 +418,9 @@ class Fuser:
 
 
 def _what(conv: FusedConv, residual: Value | None) -> str:
-    parts = [conv.name, *(["bn"] if conv.norm else []), *(["add"] if residual is not None else [])]
-    return "+".join([*parts, *([conv.activation] if conv.activation != "none" else [])])
+    added = "" if residual is None else "add"
+    act = "" if conv.act.name == "none" else conv.act.title()
+    return "+".join(filter(None, (conv.name, "bn" if conv.norm else "", added, act)))
 
 
 def use_our_lstms(graph: Graph, store: dict[Hashable, Any]) -> None:

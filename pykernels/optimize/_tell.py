@@ -13,6 +13,7 @@ from torch import nn
 from pykernels import _native
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.optimize._graph import Step, Value, bound, mapped
+from pykernels.optimize._norms import is_norm
 from pykernels.optimize._patterns import FusedConv
 from pykernels.optimize._pools import Pool
 from pykernels.optimize._report import ITSELF, OURS, TORCH, Entry, Left, Plain, Ran, Replaced, Report
@@ -37,7 +38,7 @@ _OF_INTEREST = {
         "is of a dtype, a device or a rank that the kernels don't take, its weights are no constants, or no tap "
         "reaches some of its pixels",
     ),
-    "batch_norm": "does not follow a convolution that nothing else reads, or its statistics are no constants",
+    "batch_norm": "is of a dtype, a device or a layout that the kernels don't take, or its statistics are no constants",
     "linear": "is of a dtype or on a device where torch's own is as fast, or its weights are no constants",
     **dict.fromkeys(
         ["conv3d", "conv_transpose3d", "layer_norm", "group_norm",
@@ -159,6 +160,9 @@ def _tell_step(step: Step, why: str, replaced: list[Replaced], left: list[Left])
         return OURS
     if isinstance(step.function, Pool):
         replaced.append(Replaced((where,), step.name(), f"pk.ops.{step.function.op}"))
+        return OURS
+    if is_norm(step):
+        replaced.append(Replaced(tuple(s or "the model" for s in step.sources), step.note, "pk.ops.batch_norm_act"))
         return OURS
     if step.kind == "module" and step.note:
         replaced.append(Replaced((where,), step.note, f"pk.nn.{step.note}"))

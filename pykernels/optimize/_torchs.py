@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from pykernels.ops.conv_bn_act import fold_batch_norm
 from pykernels.ops.conv_bn_act.arguments import Geometry
-from pykernels.optimize._activations import IN_PLACE
 
 
 def norm_into(*given: Any, out: Tensor) -> Tensor:
@@ -28,21 +26,14 @@ def batch_norm_(x: Tensor, *rest: Any) -> Tensor:
     return norm_into(x, *rest, out=x)
 
 
-def in_place(activation: str, negative_slope: float) -> Callable[[Tensor], Tensor] | None:
-    """torch's function that applies ``activation`` to a tensor that nobody else has; None for none."""
-    if activation == "leaky_relu":
-        return partial(F.leaky_relu, negative_slope=negative_slope, inplace=True)
-    return IN_PLACE[activation]
-
-
 class TorchConv:
-    """``act(conv2d(x, weight, bias) + residual)`` by torch's own functions."""
+    """``act(conv2d(x, weight, bias) + residual)`` by torch's own functions; ``act`` may write to what it is given."""
 
-    def __init__(self, geometry: Geometry, activation: str, negative_slope: float) -> None:
+    def __init__(self, geometry: Geometry, act: Callable[[Tensor], Tensor] | None) -> None:
         top, left, bottom, right = geometry.padding
         self.pad = None if (top, left) == (bottom, right) else (left, right, top, bottom)
         self.rest = geometry.stride, (0, 0) if self.pad else (top, left), geometry.dilation, geometry.groups
-        self.act = in_place(activation, negative_slope)
+        self.act = act
 
     def bind(
         self, weight: Tensor, norm: Sequence[Tensor | None], eps: float, channels_last: bool

@@ -25,7 +25,6 @@ from pykernels.optimize import _rules
 from pykernels.optimize._graph import Step, Value, bound, is_torchs, strides_in, suggests_channels_last, values_in
 from pykernels.optimize._patterns import FusedConv
 from pykernels.optimize._sources import Sources
-from pykernels.optimize._torchs import in_place
 
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 _EMPTY = torch.empty(0, dtype=torch.uint8)
@@ -88,9 +87,10 @@ class FusedTransposed(FusedConv):
 
     def pack(self, values: dict[Value, Any], store: dict[Hashable, Any]) -> Any:
         """All but the input, packed; from ``store``, which programs share, if it is still right."""
-        parts = (self.weight, self.bias, *(self.norm or ()))
+        parts = (self.weight, self.bias, *(self.norm or (None,) * 4), self.act.slopes)
         tensors = [None if v is None else values.get(v, v.tensor) for v in parts]
-        spec = (self.eps, self.activation, self.negative_slope, tuple(sorted(self.options.items())), "transposed")
+        act = self.act
+        spec = (self.eps, act.name, act.slope, act.constants, tuple(sorted(self.options.items())), "transposed")
         key = (*(None if t is None else id(t) for t in tensors), *spec)
         found = store.get(key)
         if found is not None and found.is_current():
@@ -135,7 +135,7 @@ class FusedTransposed(FusedConv):
             weight = by_group.reshape(c, k, r, s).to(weight.dtype)
         shift = None if shift is None else shift.to(weight.dtype)
         rest = o["stride"], o["padding"], o["output_padding"], o["groups"], o["dilation"]
-        act = in_place(self.activation, self.negative_slope)
+        act = self.act.in_place(values)
 
         def run(x: Tensor, residual: Tensor | None) -> Tensor:
             y = torch.conv_transpose2d(x, weight, shift, *rest)
@@ -165,8 +165,8 @@ class _Pack:
                 padding: Any = tuple(max(p, 0) for p in around)
                 geometry = Geometry((1, 1), padding, (row.dilation, column.dilation), groups)
                 shape = SimpleNamespace(weight=part, padding_mode="zeros", padding=0)
-                key = (shape, None, conv.eps, conv.activation, conv.negative_slope, None)
-                pack = _ConvPack([({"": part}, ""), *slots], weight.dtype, key, geometry)
+                key = (shape, None, conv.eps, conv.act.name, conv.act.slope, None)
+                pack = _ConvPack([({"": part}, ""), *slots], weight.dtype, key, geometry, conv.act.constants)
                 self.packs.append((row, column, pack))
         # By their elements: torch's batch norm writes to them without counting a version.
         self.moments = Sources([t for t in (*tensors, conv.counter) if t is not None])

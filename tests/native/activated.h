@@ -25,4 +25,9 @@ inline double activated(double x, Activation activation, double negative_slope) 
   return ActivationOf<DoubleMath>::value(x, activation, negative_slope);
 }
 
+// With constants of the activation's own.
+inline double activated(double x, Activation activation, double p, double q) {
+  return ActivationOf<DoubleMath>::parametric(x, activation, p, q);
+}
+
 }  // namespace pk::test

@@ -137,7 +137,10 @@ std::vector<double> naive(const ConvArgs& args, const Array& x, const Array& wei
           if (args.scale) sum *= args.scale[k];
           if (args.shift) sum += args.shift[k];
           if (args.residual.data) sum += residual.get(n, k, p, q);
-          y.push_back(test::activated(sum, args.activation, args.negative_slope));
+          y.push_back(args.parameters
+                          ? test::activated(sum, args.activation, args.parameters[k],
+                                            parameters_of(args.activation) > 1 ? args.parameters[s.k + k] : 0)
+                          : test::activated(sum, args.activation, args.negative_slope));
         }
   return y;
 }

@@ -197,6 +197,31 @@ void check_activations(const char* name, const ConvKernels* table) {
   }
 }
 
+// Constants of the activation's own, another for each channel, in each layout of y.
+void check_parameters(const char* name, const ConvKernels* table) {
+  const ConvShape s = {1, 20, 6, 7, 41, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  const std::vector<float> scale(static_cast<size_t>(s.k), 0.1f);
+  auto parameters = test::normal(static_cast<size_t>(2 * s.k), 9);
+  for (int64_t k = 0; k < s.k; ++k) parameters[static_cast<size_t>(s.k + k)] += 3;  // upper bounds above the lower ones
+  for (const Activation activation : {Activation::leaky_relu, Activation::elu, Activation::silu, Activation::relu6}) {
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      std::vector<float> first;
+      for (const Format format : {Format::nhwc, Format::nchw, Format::gaps}) {
+        Call call(s, dtype, format);
+        call.args.scale = scale.data();
+        call.args.activation = activation;
+        call.args.parameters = parameters.data();
+        run(call, table);
+        if (first.empty()) first = call.y.values();
+        EXPECT(error_of(call) < (dtype == DType::f32 ? 2e-6 : 4e-3), "%s, dtype %d, activation %d: %g", name,
+               static_cast<int>(dtype), static_cast<int>(activation), error_of(call));
+        EXPECT(call.y.values() == first, "%s, activation %d: other bits", name, static_cast<int>(activation));
+        EXPECT(call.y.gaps_untouched(), "%s, activation %d: wrote beside y", name, static_cast<int>(activation));
+      }
+    }
+  }
+}
+
 void check_special_values(const char* name, const ConvKernels* table) {
   for (const ConvShape& s : {ConvShape{1, 20, 8, 9, 21, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},
                              ConvShape{1, 3, 8, 9, 21, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},
@@ -466,7 +491,7 @@ int main() {
     const Status status = force_isa(isa_name(isa));
     EXPECT(status, "%s", status.error);
     check_shapes(isa_name(isa), nullptr);
-    check_activations(isa_name(isa), nullptr);
+    check_parameters(isa_name(isa), nullptr);
     check_special_values(isa_name(isa), nullptr);
     check_batch(isa_name(isa));
     check_infinite_weight(isa_name(isa), nullptr);
@@ -475,6 +500,7 @@ int main() {
   }
   check_shapes("wide512", &wide512::conv_kernels);
   check_activations("wide512", &wide512::conv_kernels);
+  check_parameters("wide512", &wide512::conv_kernels);
   check_special_values("wide512", &wide512::conv_kernels);
   check_infinite_weight("wide512", &wide512::conv_kernels);
   check_choice();
@@ -485,6 +511,7 @@ int main() {
     const auto check_all = [&](const std::string& name, const ConvKernels* table) {
       check_shapes(name.c_str(), table);
       check_activations(name.c_str(), table);
+      check_parameters(name.c_str(), table);
       check_special_values(name.c_str(), table);
       check_accuracy(name.c_str(), table);
       check_overflow(name.c_str(), table);

@@ -43,7 +43,7 @@ def test_functional_forms_are_folded(activation):
 @pytest.mark.parametrize(
     "activation",
     [nn.ReLU(), nn.ReLU(inplace=True), nn.LeakyReLU(0.3), nn.ELU(), nn.Sigmoid(), nn.Tanh(), nn.SiLU(), nn.GELU(),
-     nn.Hardswish()],
+     nn.Hardswish(), nn.ELU(0.5), nn.PReLU(), nn.Hardtanh(-2, 6)],
     ids=repr,
 )  # fmt: skip
 def test_sequential_is_folded(activation):
@@ -51,7 +51,7 @@ def test_sequential_is_folded(activation):
     assert len(fast.report().replaced) == 1
 
 
-@pytest.mark.parametrize("activation", [nn.ELU(0.5), nn.PReLU(), nn.Hardtanh(-2, 6), nn.Softplus()], ids=repr)
+@pytest.mark.parametrize("activation", [nn.SELU(), nn.CELU(0.5), nn.Softsign(), nn.Softplus()], ids=repr)
 def test_activations_that_are_not_ours_stay(activation):
     fast = same(nn.Sequential(nn.Conv2d(3, 7, 3), nn.BatchNorm2d(7), activation), image())
     assert kinds(fast) == ["conv+bn"]
@@ -115,7 +115,7 @@ class ReadsTwice(nn.Module):
 
 
 def test_an_intermediate_with_two_readers_ends_a_chain():
-    assert kinds(same(ReadsTwice(), image())) == ["conv+relu"]
+    assert kinds(same(ReadsTwice(), image())) == ["conv+relu", "bn+add"]
 
 
 class View(nn.Module):
@@ -144,7 +144,7 @@ SEQUENCES = {
     "a subclass does what its forward says": ((MyConv(3, 4, 3), nn.ReLU()), ["conv"]),
     "parametrised weights": ((nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.ReLU()), ["conv+relu"]),
     "one convolution used twice": ((CONV, nn.ReLU(), CONV, nn.Tanh()), ["conv+relu", "conv+tanh"]),
-    "batch norm alone and without statistics": ((nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), UNKNOWN), ["conv"]),
+    "batch norm alone and without statistics": ((nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), UNKNOWN), ["bn", "conv"]),
 }
 
 

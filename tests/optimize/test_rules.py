@@ -14,6 +14,7 @@ import pykernels as pk
 from pykernels.cli.bench.peers.networks import NETWORKS, build
 from pykernels.ops.conv_bn_act.arguments import Geometry
 from pykernels.optimize import _rules
+from pykernels.optimize._activations import Act
 from pykernels.optimize._torchs import TorchConv
 from tests.harness import relative_l2
 from tests.optimize.models import agree, kinds, randomise
@@ -93,7 +94,7 @@ def test_torchs_way_computes_the_same(activation, channels_last):
     norm = (bias, bn.running_mean, bn.running_var, bn.weight, bn.bias)
     x = x.to(memory_format=torch.channels_last) if channels_last else x
     with torch.no_grad():
-        run = TorchConv(g, activation, 0.2).bind(weight, norm, bn.eps, channels_last)
+        run = TorchConv(g, Act(activation, 0.2).in_place({})).bind(weight, norm, bn.eps, channels_last)
         z = bn(F.conv2d(F.pad(x, (1, 0, 1, 1)), weight, bias, 2, 0, 1, 2))
         for r in (None, residual):
             expected = ACTIVATIONS[activation](z if r is None else z + r)

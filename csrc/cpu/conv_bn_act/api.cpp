@@ -60,6 +60,9 @@ Status begin(const ConvArgs& args, const ConvKernels** table) {
   if (args.dtype != DType::f32 && args.dtype != DType::bf16) return {"x: expected float32 or bfloat16"};
   const auto code = static_cast<int32_t>(args.activation);
   if (code < 0 || code >= kActivations) return {"activation: not a code of pykernels.ops.ACTIVATIONS"};
+  if (args.parameters != nullptr && parameters_of(args.activation) == 0) {
+    return {"parameters: expected none, for the activation has no constants"};
+  }
   PK_TRY(check_shape(args.shape));
   return pick(table);
 }

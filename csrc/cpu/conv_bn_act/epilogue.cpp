@@ -28,18 +28,38 @@ inline void store_some(bf16_t* p, F32 v, int64_t count) {
 inline void store_narrowed(float* p, F32 v) { store(p, v); }
 inline void store_narrowed(bf16_t* p, F32 v) { store_bf16(p, v); }
 
-template <Activation kA>
-inline F32 activated(F32 x, float negative_slope) {
-  return activate(x, kA, negative_slope);
+// The activation of some channels: with its usual constants, leaky_relu's slope among them, or, if kOwn, with theirs.
+template <Activation kA, bool kOwn>
+struct Activate {
+  float negative_slope;
+  F32 p, q;
+
+  F32 operator()(F32 x) const { return kOwn ? activate(x, kA, p, q) : activate(x, kA, negative_slope); }
+};
+
+// Of channels [k, k + lanes), a lane each; or of the one channel k in every lane.
+template <Activation kA, bool kOwn>
+inline Activate<kA, kOwn> activate_lanes(const Epilogue& e, int64_t k, int64_t lanes) {
+  Activate<kA, kOwn> result = {e.negative_slope, {}, {}};
+  if constexpr (kOwn) result.p = load_partial(e.parameters + k, lanes);
+  if constexpr (kOwn && parameters_of(kA) > 1) result.q = load_partial(e.parameters + e.k + k, lanes);
+  return result;
+}
+template <Activation kA, bool kOwn>
+inline Activate<kA, kOwn> activate_channel(const Epilogue& e, int64_t k) {
+  Activate<kA, kOwn> result = {e.negative_slope, {}, {}};
+  if constexpr (kOwn) result.p = broadcast(e.parameters[k]);
+  if constexpr (kOwn && parameters_of(kA) > 1) result.q = broadcast(e.parameters[e.k + k]);
+  return result;
 }
 
 // Channels adjacent in y and residual: vectors of channels.
-template <Activation kA, class T>
+template <Activation kA, bool kOwn, class T>
 void finish_channels(const Epilogue& e, const Finish& f) {
-  const float slope = e.negative_slope;
   for (int64_t j = 0; j < f.count; j += kLanes) {
     const int64_t k = f.k0 + j, lanes = min(kLanes, f.count - j);
     const float* sums = f.sums + j;
+    const auto act = activate_lanes<kA, kOwn>(e, k, lanes);
     T* y = reinterpret_cast<T*>(e.y) + k;
     const T* residual = e.residual ? reinterpret_cast<const T*>(e.residual) + k : nullptr;
     if (lanes < kLanes) {
@@ -48,7 +68,7 @@ void finish_channels(const Epilogue& e, const Finish& f) {
       for (int64_t i = 0; i < f.pixels; ++i) {
         F32 v = fma(load<F32>(sums + i * f.row), scale, shift);
         if (residual) v += load_some(residual + f.residual_at[i], lanes);
-        store_some(y + f.y_at[i], activated<kA>(v, slope), lanes);
+        store_some(y + f.y_at[i], act(v), lanes);
       }
       return;
     }
@@ -57,11 +77,11 @@ void finish_channels(const Epilogue& e, const Finish& f) {
     if (residual) {
       for (int64_t i = 0; i < f.pixels; ++i) {
         const F32 v = fma(load<F32>(sums + i * f.row), scale, shift) + load_widened(residual + f.residual_at[i]);
-        store_narrowed(y + f.y_at[i], activated<kA>(v, slope));
+        store_narrowed(y + f.y_at[i], act(v));
       }
     } else {
       for (int64_t i = 0; i < f.pixels; ++i) {
-        store_narrowed(y + f.y_at[i], activated<kA>(fma(load<F32>(sums + i * f.row), scale, shift), slope));
+        store_narrowed(y + f.y_at[i], act(fma(load<F32>(sums + i * f.row), scale, shift)));
       }
     }
   }
@@ -93,7 +113,7 @@ __attribute__((noinline)) void scatter(T* to, const T* square, const int64_t* at
 
 // Any layout, in squares of kLanes pixels x kLanes channels, turned over in registers: vectors of pixels, which move
 // whole where they are adjacent.
-template <Activation kA, class T>
+template <Activation kA, bool kOwn, class T>
 void finish_planes(const Epilogue& e, const Finish& f) {
   T outputs[kLanes * kLanes], added[kLanes * kLanes];
   for (int64_t j = 0; j < f.count; j += kLanes) {
@@ -125,17 +145,31 @@ void finish_planes(const Epilogue& e, const Finish& f) {
                   shift = broadcast(e.shift ? e.shift[k + c] : 0.0f);
         F32 sum = fma(v[c], scale, shift);
         if (residual) sum += load_widened(residual + c * residual_step);
-        store_narrowed(to + c * to_step, activated<kA>(sum, e.negative_slope));
+        store_narrowed(to + c * to_step, activate_channel<kA, kOwn>(e, k + c)(sum));
       }
       if (!whole) scatter(y, outputs, f.y_at + i, pixels, e.y_c, channels);
     }
   }
 }
 
+template <Activation kA, bool kOwn, class T>
+constexpr FinishFunction kFinish[2] = {finish_channels<kA, kOwn, T>, finish_planes<kA, kOwn, T>};
+
 template <int... code>
 constexpr FinishTable table_of(std::integer_sequence<int, code...>) {
-  return {{{{finish_channels<Activation{code}, float>, finish_planes<Activation{code}, float>},
-            {finish_channels<Activation{code}, bf16_t>, finish_planes<Activation{code}, bf16_t>}}...}};
+  FinishTable table = {};
+  const auto fill = [&table]<Activation kA>(std::integral_constant<Activation, kA>) {
+    constexpr bool kOwn = parameters_of(kA) > 0;
+    for (int planes = 0; planes < 2; ++planes) {
+      FinishFunction(&of)[2][2][2] = table.of[static_cast<int>(kA)];
+      of[0][0][planes] = kFinish<kA, false, float>[planes];
+      of[0][1][planes] = kFinish<kA, false, bf16_t>[planes];
+      of[1][0][planes] = kFinish<kA, kOwn, float>[planes];
+      of[1][1][planes] = kFinish<kA, kOwn, bf16_t>[planes];
+    }
+  };
+  (fill(std::integral_constant<Activation, Activation{code}>()), ...);
+  return table;
 }
 
 }  // namespace

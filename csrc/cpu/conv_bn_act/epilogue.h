@@ -26,13 +26,15 @@ struct Finish {
 using FinishFunction = void (*)(const Epilogue& e, const Finish& f);
 
 struct FinishTable {
-  FinishFunction of[kActivations][2][2];  // [activation][bf16][planes]
+  FinishFunction of[kActivations][2][2][2];  // [activation][with constants by channel][bf16][planes]
 };
 extern const FinishTable conv_finish;
 
 struct Epilogue {
-  const float* scale;  // (k,) or null
-  const float* shift;  // (k,) or null
+  const float* scale;       // (k,) or null
+  const float* shift;       // (k,) or null
+  const float* parameters;  // (parameters_of(activation), k) or null
+  int64_t k;
   const char* residual;
   char* y;
   int64_t residual_c, y_c;  // strides of the channels, in elements
@@ -58,8 +60,11 @@ inline Epilogue make_epilogue(const ConvArgs& args) {
   const bool bf16 = args.dtype == DType::bf16;
   const bool adjacent = args.y_stride[1] == 1 && (residual == nullptr || args.residual.stride[1] == 1);
   const bool planes = !adjacent || args.shape.k == 1;
+  const bool own = args.parameters != nullptr;
   return {args.scale,
           args.shift,
+          args.parameters,
+          args.shape.k,
           residual,
           static_cast<char*>(args.y),
           args.residual.stride[1],
@@ -67,9 +72,9 @@ inline Epilogue make_epilogue(const ConvArgs& args) {
           args.negative_slope,
           planes,
           args.activation,
-          !bf16 && !planes && is_short(args.activation),
+          !bf16 && !planes && !own && is_short(args.activation),
           static_cast<int64_t>(size_of(args.dtype)),
-          conv_finish.of[static_cast<int>(args.activation)][bf16][planes]};
+          conv_finish.of[static_cast<int>(args.activation)][own][bf16][planes]};
 }
 
 // Brings the first cache line of a pixel's output channels from k0 on, and of its residual, where channels are

@@ -63,8 +63,10 @@ struct ConvArgs : ConvOptions {
   int64_t packed_bytes = 0;
   const float* scale = nullptr;  // (k,), or null: 1
   const float* shift = nullptr;  // (k,), or null: 0
-  ConvTensor residual;           // (n, k, p, q), or data null: 0
-  void* y = nullptr;             // (n, k, p, q)
+  // (parameters_of(activation), k): the activation's constants for each channel, or null: the usual ones. CPU alone.
+  const float* parameters = nullptr;
+  ConvTensor residual;  // (n, k, p, q), or data null: 0
+  void* y = nullptr;    // (n, k, p, q)
   int64_t y_stride[4] = {};
 };
 

@@ -141,25 +141,28 @@ Tensor conv_bn_act_packed_op(Tensor x, Tensor packed, Ints weight_shape, MaybeTe
 }
 
 // What conv_bind makes: a convolution but for x and the residual. Behind the header come scale and shift, each (k,) or
-// nothing, and the packed weight, all aligned to kAlign.
+// nothing, the activation's own constants, and the packed weight, all aligned to kAlign.
 struct BoundConv {
   static constexpr uint32_t kMagic = 0x624b4350;  // "PCKb"
-  static constexpr uint32_t kVersion = 2;
+  static constexpr uint32_t kVersion = 3;
   static constexpr int64_t kAlign = 64;
 
   uint32_t magic, version;
   ConvShape shape;  // n, h and w are x's
   ConvOptions options;
-  int32_t has_scale, has_shift;
+  int32_t has_scale, has_shift, parameters;  // the last: rows of k
 
   static int64_t room(int64_t bytes) { return round_up(bytes, kAlign); }
   int64_t vector_bytes() const { return room(4 * shape.k); }
   int64_t scale_at() const { return room(sizeof(BoundConv)); }
   int64_t shift_at() const { return scale_at() + (has_scale ? vector_bytes() : 0); }
-  int64_t packed_at() const { return shift_at() + (has_shift ? vector_bytes() : 0); }
+  int64_t parameters_at() const { return shift_at() + (has_shift ? vector_bytes() : 0); }
+  int64_t packed_at() const { return parameters_at() + room(4 * shape.k * parameters); }
 };
 
-Tensor conv_bind_op(Tensor packed, Ints weight_shape, MaybeTensor scale, MaybeTensor shift, ConvCall call) {
+// parameters: (rows, k), what the activation has for each channel in the place of its usual constants.
+Tensor conv_bind_op(Tensor packed, Ints weight_shape, MaybeTensor scale, MaybeTensor shift, ConvCall call,
+                    MaybeTensor parameters) {
   const char* op = "conv_bind";
   check_blob(op, "packed", "conv_pack", packed);
   BoundConv bound = {};  // no byte is left to chance
@@ -174,6 +177,14 @@ Tensor conv_bind_op(Tensor packed, Ints weight_shape, MaybeTensor scale, MaybeTe
   MaybeTensor keep[2];
   const float* const vectors[2] = {per_channel(scale, bound.shape.k, op, "scale", &keep[0]),
                                    per_channel(shift, bound.shape.k, op, "shift", &keep[1])};
+  if (parameters.has_value()) {
+    bound.parameters = parameters_of(bound.options.activation);
+    check(bound.parameters > 0, op, "parameters", "expected none, for the activation has no constants");
+    check_cpu(*parameters, op, "parameters");
+    check_dtype(*parameters, ScalarType::Float, op, "parameters");
+    check_shape(*parameters, {bound.parameters, bound.shape.k}, op, "parameters");
+    parameters = torch::stable::contiguous(*parameters);
+  }
   const Tensor result = empty({bound.packed_at() + packed.numel()}, ScalarType::Byte);
   auto* const to = static_cast<char*>(result.mutable_data_ptr());
   std::memset(to, 0, static_cast<size_t>(bound.packed_at()));
@@ -181,6 +192,9 @@ Tensor conv_bind_op(Tensor packed, Ints weight_shape, MaybeTensor scale, MaybeTe
   const auto bytes = static_cast<size_t>(4 * bound.shape.k);
   if (bound.has_scale) std::memcpy(to + bound.scale_at(), vectors[0], bytes);
   if (bound.has_shift) std::memcpy(to + bound.shift_at(), vectors[1], bytes);
+  if (bound.parameters) {
+    std::memcpy(to + bound.parameters_at(), data_of(*parameters), bytes * static_cast<size_t>(bound.parameters));
+  }
   if (packed.numel()) std::memcpy(to + bound.packed_at(), data_of(packed), static_cast<size_t>(packed.numel()));
   return result;
 }
@@ -197,8 +211,8 @@ ConvPlan open(const char* op, const Tensor& x, const Tensor& bound_conv, const T
   std::memcpy(&bound, blob, sizeof bound);
   check(bound.magic == BoundConv::kMagic && bound.version == BoundConv::kVersion, op, "bound_conv",
         "expected what conv_bind of this version of pykernels makes, got other bytes");
-  check(bound.shape.k >= 1 && bound.shape.k <= bytes && bound.packed_at() <= bytes, op, "bound_conv",
-        "expected what conv_bind makes, got a part of it");
+  check(bound.shape.k >= 1 && bound.shape.k <= bytes && (bound.parameters & ~3) == 0 && bound.packed_at() <= bytes, op,
+        "bound_conv", "expected what conv_bind makes, got a part of it");
   check(x.size(1) == bound.shape.c, op, "x", "expected ", bound.shape.c, " channels, got shape ", shape_of(x));
   ConvArgs args;
   args.shape = bound.shape;
@@ -212,6 +226,11 @@ ConvPlan open(const char* op, const Tensor& x, const Tensor& bound_conv, const T
   args.packed = blob + bound.packed_at();
   args.packed_bytes = bytes - bound.packed_at();
   static_cast<ConvOptions&>(args) = bound.options;  // the plan checks them
+  if (bound.parameters) {
+    args.parameters = reinterpret_cast<const float*>(blob + bound.parameters_at());
+    check(bound.parameters >= parameters_of(args.activation), op, "bound_conv",
+          "expected what conv_bind makes, got other bytes");
+  }
   ConvPlan plan;
   check_status(make_plan(args, threads, &plan), op);
   return plan;
@@ -319,7 +338,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
   define<ConvCall>(m,
                    "conv_bn_act_packed(Tensor x, Tensor packed, int[] weight_shape, Tensor? scale, Tensor? shift, "
                    "Tensor? residual, {}) -> Tensor");
-  define<ConvCall>(m, "conv_bind(Tensor packed, int[] weight_shape, Tensor? scale, Tensor? shift, {}) -> Tensor");
+  define<ConvCall>(m,
+                   "conv_bind(Tensor packed, int[] weight_shape, Tensor? scale, Tensor? shift, {}, "
+                   "Tensor? parameters=None) -> Tensor");
   m.def("conv_bn_act_bound(Tensor x, Tensor bound_conv, Tensor? residual) -> Tensor");
   m.def("conv_bn_act_bound_workspace(Tensor x, Tensor bound_conv, Tensor out) -> int");
   m.def(

@@ -145,6 +145,22 @@ def _fake_act(x: torch.Tensor, mean: Any, var: Any, weight: Any, bias: Any, resi
     return _like(x), x.new_empty(size, dtype=torch.uint8)
 
 
+def _fake_bind(channels: int, scale: Any, shift: Any, parameters: Any, *_: Any) -> torch.Tensor:
+    # csrc/torch/cpu/batch_norm_act.cpp, BoundNorm: a header, and rows of numbers.
+    rows = sum(v is not None for v in (scale, shift)) + (0 if parameters is None else parameters.shape[0])
+    return torch.empty(40 + 4 * channels * rows, dtype=torch.uint8)
+
+
+def _fake_bound(x: list[torch.Tensor], bound_norm: torch.Tensor, residual: Any) -> torch.Tensor:
+    first, channels = x[0], sum(t.shape[1] for t in x)
+    y = first.new_empty((first.shape[0], channels, *first.shape[2:]))
+    return y.to(memory_format=suggest_memory_format(first)) if first.dim() == 4 else y
+
+
+def _fake_bound_out(x: Any, bound_norm: Any, residual: Any, out: torch.Tensor) -> None:
+    return None
+
+
 def _fake_backward(grad_y: Any, x: torch.Tensor, *rest: Any) -> Any:
     vectors = (x.new_empty(x.shape[1], dtype=_wide(x.dtype)) for _ in range(2))
     return _like(x), _like(x) if rest[-1] else x.new_empty(0), *vectors
@@ -219,6 +235,9 @@ def _register() -> None:
     torch.library.register_fake("pykernels::batch_norm_statistics", _fake_statistics)
     torch.library.register_fake("pykernels::batch_norm_act", _fake_act)
     torch.library.register_fake("pykernels::batch_norm_act_backward", _fake_backward)
+    torch.library.register_fake("pykernels::batch_norm_act_bind", _fake_bind)
+    torch.library.register_fake("pykernels::batch_norm_act_bound", _fake_bound)
+    torch.library.register_fake("pykernels::batch_norm_act_bound_out", _fake_bound_out)
     torch.library.register_autograd(
         "pykernels::batch_norm_act",
         backward_by(lambda: torch.ops.pykernels.batch_norm_act_backward),

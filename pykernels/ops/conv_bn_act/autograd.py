@@ -104,10 +104,12 @@ def _fake_pack(weight: torch.Tensor, groups: int, algorithm: int) -> torch.Tenso
     return weight.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.uint8)
 
 
-def _fake_bind(packed: torch.Tensor, weight_shape: Any, scale: Any, shift: Any, *_: Any) -> torch.Tensor:
-    # csrc/torch/cpu/conv_bn_act.cpp, BoundConv: a header, and the vectors in whole lines.
-    vectors = sum(v is not None for v in (scale, shift))
-    return packed.new_empty((192 + vectors * (-(-4 * weight_shape[0] // 64) * 64) + packed.shape[0],))
+def _fake_bind(packed: torch.Tensor, weight_shape: Any, scale: Any, shift: Any, *rest: Any) -> torch.Tensor:
+    # csrc/torch/cpu/conv_bn_act.cpp, BoundConv: a header, and the vectors and the constants' rows in whole lines.
+    rows = [1 for v in (scale, shift) if v is not None]
+    rows += [v.shape[0] for v in rest if isinstance(v, torch.Tensor)]
+    lines = sum(-(-4 * weight_shape[0] * n // 64) for n in rows)
+    return packed.new_empty((192 + 64 * lines + packed.shape[0],))
 
 
 def _fake_bound(x: torch.Tensor, bound_conv: torch.Tensor, residual: Any) -> torch.Tensor:
