@@ -53,7 +53,7 @@ class By(nn.Module):
 
 
 def fused(fast):
-    return [k for k in kinds(fast) if not k.startswith(("conv", "linear"))]
+    return [k for k in kinds(fast) if not k.startswith(("conv", "linear", "mean"))]
 
 
 @torch.no_grad()
