@@ -117,8 +117,14 @@ def _of_ours(module: Any, name: str) -> tuple[nn.Module, Tensor]:
 
 
 def worn_in(model: nn.Module) -> nn.Module:
-    """In evaluation mode, with batch norm as after training: folding a fresh one would prove nothing."""
+    """In evaluation mode, with batch norm as after training: folding a fresh one would prove nothing.
+
+    Nor would an answer that is zero because a layer starts with zeros.
+    """
     with torch.no_grad():
+        for p in model.parameters():
+            if not p.any():
+                p.normal_(0.0, 0.02)
         for m in model.modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None:
                 m.running_mean.normal_(0.0, 0.1)
