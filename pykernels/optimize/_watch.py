@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import inspect
 import types
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable
@@ -31,6 +32,7 @@ _ATOMS = (
     type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented), range, slice, torch.dtype,
     torch.device, torch.Size, torch.layout, torch.memory_format, types.BuiltinFunctionType, types.CodeType,
     types.MethodDescriptorType, types.WrapperDescriptorType, types.GetSetDescriptorType, types.MethodWrapperType,
+    type(inspect.FullArgSpec.args),  # a field of a named tuple's class
 )  # fmt: skip
 _DICTS = (dict, OrderedDict, defaultdict)
 _PLAIN = (torch.Tensor, nn.Parameter)

@@ -78,7 +78,7 @@ def test_contenders_of_a_row():
     def takers(name):
         return {c.name for c in contenders.CONTENDERS if c.takes(rows.by_name(name))}
 
-    engines = {"ort", "ov", "ncnn"}
+    engines = {"ort", "ov", "ncnn", "executorch", "mnn"}
     assert engines | {"eager", "eager_cl", "folded", "compile_frz", "ours", "ours_bf16"} <= takers("resnet50_b1")
     assert engines | {"eager", "dyn_int8", "ours"} <= takers("lstmlm_b16")
     assert not {"folded", "eager_cl"} & takers("lstmlm_b1")

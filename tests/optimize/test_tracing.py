@@ -427,3 +427,28 @@ def test_named_tuples_with_a_new_of_their_own():
         for a, b in zip(got, model(image()), strict=True):
             assert relative_l2(a, b) < 1e-5
     assert fast.report().programs == 1
+
+
+class Outputs(NamedTuple):
+    y: torch.Tensor
+    aux: torch.Tensor | None
+
+
+class MayGiveAux(Optional):
+    """As torchvision's Inception3: a field of what it gives in training has the name of an attribute."""
+
+    aux: bool
+
+    def __init__(self):
+        super().__init__()
+        self.aux = True
+
+    def forward(self, x):
+        y = self.body(x)
+        return Outputs(y, x) if self.training and self.aux else y
+
+
+def test_a_named_tuple_with_a_field_called_as_an_attribute():
+    fast = same(MayGiveAux(), image())
+    assert not fast.report().left
+    assert fast.report().programs == 1

@@ -80,7 +80,7 @@ def peers(
     json: Json = None,
     listing: Annotated[bool, typer.Option("--list", help="Show rows and contenders, and measure nothing.")] = False,
 ) -> None:
-    """Ours against PyTorch's own ways, ONNX Runtime, OpenVINO and ncnn; each alone in its process, in turn."""
+    """Ours against PyTorch's own ways and other engines; each alone in its process, in turn."""
     with refusals():
         counts, chosen = thread_counts(threads), choose(table, rows, contenders)
         check_writable("--json", json)

@@ -17,7 +17,8 @@ import torch
 
 from pykernels._measure import interleaved
 
-PACKAGES = ("torch", "pykernels", "onnxruntime", "openvino", "ncnn", "pnnx", "onnx", "onnxscript", "numpy")
+ENGINES = ("onnxruntime", "openvino", "ncnn", "executorch", "MNN")
+PACKAGES = ("torch", "pykernels", *ENGINES, "pnnx", "onnx", "onnxscript", "numpy")
 
 
 def describe() -> dict[str, Any]:

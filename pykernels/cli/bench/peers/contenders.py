@@ -66,9 +66,10 @@ def _torch(
 
 def _engine(
     name: str, says: str, package: str, exports: tuple[str, ...], exact_as: str = "float32", *,
-    wants: frozenset[str] = frozenset(), shuns: frozenset[str] = GEMM, **options: Any,
+    wants: frozenset[str] = frozenset(), shuns: frozenset[str] = GEMM, beside: tuple[str, ...] = (), **options: Any,
 ) -> Contender:  # fmt: skip
-    return Contender(name, says, f"{package}_side", options, (package,), exports, exact_as, wants, shuns)
+    side, needs = f"{package.lower()}_side", (*beside, package)
+    return Contender(name, says, side, options, needs, exports, exact_as, wants, shuns)
 
 
 def _product(name: str, says: str, needs: tuple[str, ...] = ("torch",), exact_as: str = "exact") -> Contender:
@@ -92,6 +93,8 @@ CONTENDERS: tuple[Contender, ...] = (
     _engine("ov_bf16", "OpenVINO, bfloat16", "openvino", _ONNX, "bfloat16", precision="bf16"),
     _engine("ncnn", "ncnn", "ncnn", ("pnnx",), winograd=True),
     _engine("ncnn_nowino", "ncnn without Winograd", "ncnn", ("pnnx",), wants=CONV, winograd=False),
+    _engine("executorch", "ExecuTorch, XNNPACK", "executorch", ("executorch",), beside=("torch",)),
+    _engine("mnn", "MNN", "MNN", (*_ONNX, "MNN")),
     _torch("ours", "pk.optimize", ours=True),
     _torch("ours_bf16", "pk.optimize, bfloat16", exact_as="bfloat16", ours=True, dtype="bfloat16"),
     _product("int_mm", "torch._int_mm, W (K, N)"),

@@ -1,7 +1,7 @@
 """Writes what a row's contenders share: inputs, the float64 answer, and the exported graphs.
 
-``python -m peers.prepare ROW FOLDER [onnx] [pnnx]``. An export that fails leaves its reason in ``NAME.error``, for the
-contender that wanted it to show.
+``python -m peers.prepare ROW FOLDER [onnx] [pnnx] [executorch] [MNN]``, MNN after onnx, whose graph it converts. An
+export that fails leaves its reason in ``NAME.error``, for the contender that wanted it to show.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .exported import exported
 from .rows import Row, by_name
 from .subjects import build
 
@@ -90,7 +91,33 @@ def _pnnx(row: Row, module: nn.Module, inputs: tuple[torch.Tensor, ...], folder:
         raise RuntimeError(f"pnnx exit {done.returncode}: {(done.stderr or done.stdout).strip()[-160:]}")
 
 
-_EXPORTS = {"onnx": _onnx, "pnnx": _pnnx}
+def _executorch(row: Row, module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path) -> None:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    exported_program = torch.export.export(module, inputs)
+    edge = to_edge_transform_and_lower(exported_program, partitioner=[XnnpackPartitioner()])
+    (folder / "model.pte").write_bytes(edge.to_executorch().buffer)
+
+
+def _mnn(row: Row, module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path) -> None:
+    # What `mnnconvert` calls, without that script: it installs a logging service's client with whatever pip is on the
+    # path and reports what it converted.
+    convert = "import sys, _tools; _tools.mnnconvert(['mnnconvert', *sys.argv[1:]])"
+    exported(folder, "onnx", "model.onnx")
+    files = ["-f", "ONNX", "--modelFile", "model.onnx", "--MNNModel", "model.mnn"]
+    done = subprocess.run(
+        [sys.executable, "-c", convert, *files, "--bizCode", "-"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if done.returncode != 0 or not (folder / "model.mnn").exists():
+        raise RuntimeError(f"MNN's converter, exit {done.returncode}: {(done.stderr or done.stdout).strip()[-160:]}")
+
+
+_EXPORTS = {"onnx": _onnx, "pnnx": _pnnx, "executorch": _executorch, "MNN": _mnn}
 
 
 def main() -> None:
