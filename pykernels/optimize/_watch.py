@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from pykernels import _native
+from pykernels.optimize._keep import PackedWeight
 
 #: Stands in a snapshot for any value (a module's own state that its stub keeps) and for a name that is not there.
 ANY, MISSING = NotImplemented, Ellipsis
@@ -33,7 +34,7 @@ _ATOMS = (
     types.MethodDescriptorType, types.WrapperDescriptorType, types.GetSetDescriptorType, types.MethodWrapperType,
 )  # fmt: skip
 _DICTS = (dict, OrderedDict, defaultdict)
-_PLAIN = (torch.Tensor, nn.Parameter)
+_PLAIN = (torch.Tensor, nn.Parameter, PackedWeight)
 
 #: Hooks that run around every module of the process.
 _GLOBAL_HOOKS = [
