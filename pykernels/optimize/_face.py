@@ -33,19 +33,11 @@ class Optimized(nn.Module):
             module.training = False
         return self
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        _let_go(self)
-        return super()._apply(*args, **kwargs)
-
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As `nn.Module.load_state_dict`; weights that are kept packed can only be assigned."""
         if not assign:
             check_whole(self.parameters(), "a state_dict to be copied into it (assign=True would take its place)")
         return super().load_state_dict(state_dict, strict, assign)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        _let_go(self)
-        return super()._load_from_state_dict(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         family = _family(self)
@@ -67,12 +59,6 @@ def _family(model: nn.Module) -> Family:
     """A part that was cut out of an optimised model, such as ``fast[1:]``, has one of its own."""
     stub = vars(model).get("_compiled_call_impl")
     return stub.family if isinstance(stub, Stub) else Family(model, torch.float32, torch.float32)
-
-
-def _let_go(model: nn.Module) -> None:
-    """Drops the programs where torch is about to swap tensors: it refuses those that anything else has a hold of."""
-    if torch.__future__.get_swap_module_params_on_conversion():
-        _family(model).forget()
 
 
 def _restored(kind: type, outside: torch.dtype, inside: torch.dtype, keep: str | None = None) -> Any:

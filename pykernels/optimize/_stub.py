@@ -71,16 +71,6 @@ class Family:
             if module is self.root or _is_of_interest(module):
                 vars(module)["_compiled_call_impl"] = Stub(module, path, self)
 
-    def forget(self) -> None:
-        """Drops all programs."""
-        for stub in self.stubs():
-            with stub.lock:
-                for program in (*stub.programs.values(), *stub.general.values()):
-                    if isinstance(program, Program):
-                        program.let_go()
-                stub.programs, stub.general, stub.last = {}, {}, None
-        self.store.clear()
-
     def release(self, program: Program) -> None:
         """Keeps the weights that ``program`` has packed in that form alone, where nothing else reads them."""
         with self._releasing:
