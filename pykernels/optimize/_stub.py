@@ -21,6 +21,7 @@ from pykernels.nn._replaceable import has_hooks
 from pykernels.optimize import _compile
 from pykernels.optimize._graph import layout_of, suggests_channels_last
 from pykernels.optimize._keep import PackedWeight, check_whole, release
+from pykernels.optimize._layout import FED, fed
 from pykernels.optimize._program import Program
 from pykernels.optimize._record import NOTHING, Recorder, state
 from pykernels.optimize._watch import globally_hooked, kind_of, replaced_in_torch
@@ -101,6 +102,15 @@ class Family:
         return [s for s in found if isinstance(s, Stub) and s.family is self]
 
 
+def _is_torchs_layer(module: nn.Module) -> bool:
+    """Is it a layer of torch's, by itself, that our kernels never run? A program would only cost more than its call."""
+    kind = kind_of(module)
+    has = vars(module)  # a copy has nothing as yet
+    if kind in (*_GAIN_ALONE, nn.Linear) or has.get("_modules", True) or "forward" in has:
+        return False
+    return kind.__module__.startswith("torch.nn.modules.")
+
+
 def _is_of_interest(module: nn.Module) -> bool:
     kind = type(module)
     if kind in _WHOLE or isinstance(module, _GAIN_ALONE) or "forward" in vars(module) or has_hooks(module):
@@ -115,7 +125,8 @@ class Stub:
     """
 
     __slots__ = (
-        "changes", "exact_only", "family", "general", "last", "lock", "module", "path", "plainly", "programs", "why",
+        "changes", "exact_only", "family", "feeds", "general", "last", "lock", "module", "path", "plainly", "programs",
+        "why",
     )  # fmt: skip
 
     def __init__(self, module: nn.Module, path: str, family: Family) -> None:
@@ -129,8 +140,10 @@ class Stub:
         home = type(module).__module__
         ours = home.startswith(("pykernels.nn", "pykernels.models")) and not home.endswith("models.reference")
         self.why: str | None = "runs the package's kernels by itself" if ours else None
-        if kind_of(module) in _WHOLE and kind_of(module) not in (nn.LSTM, nn.LSTMCell):
+        kind = kind_of(module)
+        if (kind in _WHOLE and kind not in _GAIN_ALONE) or (module is family.root and _is_torchs_layer(module)):
             self.why = "has no kernels of ours"
+        self.feeds = kind in FED and bool(vars(module).get("batch_first"))
         self.lock = threading.Lock()
 
     def __reduce__(self) -> Any:
@@ -156,7 +169,7 @@ class Stub:
         if recorder is not None:
             return self._inside(recorder, args, kwargs)
         if self.why is not None:
-            return self.module._call_impl(*args, **kwargs)
+            return self._as_it_is(args, kwargs)
         if not undisturbed() or _function_modes() or _autocast() or asked_backend() != "auto":
             return self._plainly(_disturbance(), args, kwargs)
         tensors: list[Tensor] = []
@@ -180,7 +193,7 @@ class Stub:
                 self._keep(key, found)
                 return result
         if type(found) is str:
-            return self.module._call_impl(*args, **kwargs)
+            return self._as_it_is(args, kwargs)
         if isinstance(found, Program):
             if not found.watch.unchanged():
                 self._changed(key, found)
@@ -189,6 +202,11 @@ class Stub:
             else:
                 return self._run(found, key, args, kwargs, tensors)
         return self._capture(key, args, kwargs, tensors)
+
+    def _as_it_is(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.feeds and undisturbed() and not has_hooks(self.module):
+            args, kwargs = fed(self.module, args, kwargs)
+        return self.module._call_impl(*args, **kwargs)
 
     def _plainly(self, why: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs the module as it is, and counts that for the report."""
