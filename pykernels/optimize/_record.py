@@ -257,6 +257,10 @@ class Recorder:
 
     def _reads_metadata(self, name: str, given: Any) -> None:
         values = list(Step(len, given[0], given[1], None).reads())
+        for v in values:
+            if v.kind == "source" and v.tensor is not None:
+                with torch._C.DisableTorchFunction():
+                    self.watch.asks(v.tensor)
         if name in _kinds.SIZES:
             self.exact = True
         if (name in _kinds.SIZES or name in ("dim", "ndim", "ndimension")) and any(v.dynamic for v in values):
