@@ -158,14 +158,19 @@ def release(
     return gone
 
 
+def _suits(conv: Any) -> bool:
+    """Is it a step that `PackedWeight` can stand for in the model's own code?"""
+    return conv.on_cpu and conv.name in ("conv", "linear") and not getattr(conv, "turned", False)
+
+
 def _only_packed(program: Program) -> dict[int, tuple[Tensor, int, Any]]:
     """By their ids: weights of fused steps that our kernels run, with the groups and what they are packed in."""
     found: dict[int, tuple[Tensor, int, Any]] = {}
     for step, why, pack in zip(program.fused, program.reasons, program.current().convs, strict=True):
         weight = step.function.weight.tensor
-        if weight is None or why or not pack.by_algorithm or isinstance(weight, PackedWeight):
+        if weight is None or why or not _suits(step.function) or isinstance(weight, PackedWeight):
             continue
-        if step.function.on_cpu and not getattr(step.function, "turned", False):
+        if pack.by_algorithm:
             found[id(weight)] = weight, pack.geometry.groups, pack
     return found
 
@@ -177,7 +182,7 @@ def _read_otherwise(program: Program) -> set[int]:
     values = [*values_in(program.graph.result), *(v for s in steps for v in s.reads())]
     for s in program.fused:
         weight = s.function.weight
-        packed = id(s.function) in held and not getattr(s.function, "turned", False)
+        packed = id(s.function) in held and _suits(s.function)
         values += [v for v in s.function.parameters() if v is not weight or not packed]
     read = {id(v.tensor) for v in values if v.tensor is not None}
     return read | {id(p) for s in steps if s.kind == "module" for p in s.function.parameters()}
