@@ -38,7 +38,7 @@ class Fused:
             y = conv(x) if bn is None else bn(conv(x))
             return apply_activation(y if residual is None else y + residual, self.activation, 0.01)
         if self.block.conv is not conv or self.block.bn is not bn:
-            self.block = ConvBNAct2d.from_torch(conv, bn, self.activation)  # type: ignore[arg-type]
+            self.block = ConvBNAct2d.from_torch(conv, bn, self.activation)
         return self.block(x, residual)
 
 

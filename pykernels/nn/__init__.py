@@ -1,7 +1,8 @@
 """Drop-in modules: constructor arguments and state_dict keys of the torch modules they replace."""
 
 from pykernels.nn.conv import ConvBNAct2d
+from pykernels.nn.conv1d import ConvBNAct1d
 from pykernels.nn.int8 import Int8Linear
 from pykernels.nn.lstm import LSTM, LSTMCell
 
-__all__ = ["LSTM", "ConvBNAct2d", "Int8Linear", "LSTMCell"]
+__all__ = ["LSTM", "ConvBNAct1d", "ConvBNAct2d", "Int8Linear", "LSTMCell"]

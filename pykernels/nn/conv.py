@@ -36,95 +36,44 @@ _DIRECT = 0
 _MOST_SHAPES = 256
 
 
-class ConvBNAct2d(PacksWeights):
-    """``act(bn(conv(x)) + residual)``, the same as the torch modules one after the other, in one pass.
+class ConvBNAct(PacksWeights):
+    """What the blocks for images and for sequences share."""
 
-    The arguments are those of `torch.nn.Conv2d`, then those of `torch.nn.BatchNorm2d` (``batch_norm=False`` for none),
-    then the activation of `pykernels.ops.conv_bn_act`. The children ``conv`` and ``bn`` are torch's own modules, so the
-    state_dict's keys are ``conv.weight``, ``conv.bias``, ``bn.weight``, ``bn.running_mean`` and so on.
-
-    In training the batch norm takes the statistics of the batch and updates the running ones, as `nn.BatchNorm2d` does;
-    so it does in eval mode with ``track_running_stats=False``. Everything is differentiable. Where no gradient is to be
-    recorded (``torch.no_grad()``, ``torch.inference_mode()``, or nothing requires one), the weights are packed once and
-    packed again when a source tensor is changed in place or replaced, or when the dtype, the instruction set or the
-    geometry changes; and once more for each algorithm that the shapes of the inputs ask for. A change behind
-    autograd's back goes unseen (`pykernels.nn._packed`); call `repack` after it. Any number of threads may call at
-    once.
-
-    >>> block = pk.nn.ConvBNAct2d(64, 128, 3, padding=1, activation="relu").eval()
-    >>> with torch.no_grad():
-    ...     y = block(x, residual)             # x: (N, 64, H, W) or (64, H, W); residual: y's shape, or None
-
-    Hooks of ``conv`` never run, those of ``bn`` in training only, because so it is with their ``forward``.
-
-    Raises:
-        ValueError: An argument is wrong; those of torch's modules are named by torch.
-    """
-
-    conv: nn.Conv2d
-    bn: nn.BatchNorm2d | None
+    conv: Any
+    bn: Any
     activation: str
     negative_slope: float
     _most_compared = 1 << 18  # more work is done with each weight than in the others
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = False,
-        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        batch_norm: bool = True,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        activation: str = "relu",
-        negative_slope: float = 0.01,
-    ) -> None:
-        super().__init__()
-        conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
-        bn = None
-        if batch_norm:
-            bn = nn.BatchNorm2d(out_channels, eps, momentum, affine, track_running_stats, device, dtype)
-        self._assemble(conv, bn, activation, negative_slope)
+    #: Torch's classes of the children, and the dimensions of a batch.
+    _conv_class: Any = nn.Conv2d
+    _norm_class: Any = nn.BatchNorm2d
+    _rank = 4
 
     @classmethod
-    def from_torch(
-        cls, conv: nn.Conv2d, bn: nn.BatchNorm2d | None = None, activation: str = "none", negative_slope: float = 0.01
-    ) -> ConvBNAct2d:
+    def from_torch(cls, conv: Any, bn: Any = None, activation: str = "none", negative_slope: float = 0.01) -> Any:
         """The block of two torch modules, which become its children: their parameters are shared, not copied.
 
         It is in training mode if ``bn``, or without one ``conv``, is.
 
         Raises:
-            TypeError: ``conv`` is no `nn.Conv2d`, or ``bn`` neither an `nn.BatchNorm2d` nor None, or one of them
-                overrides ``forward``.
+            TypeError: ``conv`` is not of torch's class for it, or ``bn`` neither of torch's class nor None, or one of
+                them overrides ``forward``.
             ValueError: ``bn`` has other than ``conv``'s output channels, or one of them has hooks, which would not run.
         """
-        check_replaceable("ConvBNAct2d", "conv", conv, nn.Conv2d, "forward", "_conv_forward")
+        check_replaceable(cls.__name__, "conv", conv, cls._conv_class, "forward", "_conv_forward")
         if bn is not None:
-            check_replaceable("ConvBNAct2d", "bn", bn, nn.BatchNorm2d)
+            check_replaceable(cls.__name__, "bn", bn, cls._norm_class)
         if bn is not None and bn.num_features != conv.out_channels:
             expected = f"{conv.out_channels} features (conv's output channels)"
-            fail(ValueError, "ConvBNAct2d", "bn", expected, bn.num_features)
+            fail(ValueError, cls.__name__, "bn", expected, bn.num_features)
         self = cls.__new__(cls)
         nn.Module.__init__(self)
         self._assemble(conv, bn, activation, negative_slope)
         self.training = conv.training if bn is None else bn.training
         return self
 
-    def _assemble(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, activation: str, negative_slope: float) -> None:
-        activation_code("ConvBNAct2d", activation)
+    def _assemble(self, conv: Any, bn: Any, activation: str, negative_slope: float) -> None:
+        activation_code(type(self).__name__, activation)
         self.conv = conv
         self.register_module("bn", bn)  # a plain assignment of None would not register it
         self.activation = activation
@@ -211,6 +160,9 @@ class ConvBNAct2d(PacksWeights):
             residual = cast(autocast_dtype(residual), residual)
         if pack.pads:
             x, _ = _pad(self.conv, x)
+        return self._run_images(pack, x, residual)
+
+    def _run_images(self, pack: _ConvPack, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         unbatched = x.dim() == 3
         if unbatched:
             x, residual = x[None], None if residual is None else residual[None]
@@ -250,12 +202,75 @@ class ConvBNAct2d(PacksWeights):
         if self.bn is not None and self.bn.running_mean is None:  # the statistics of the batch
             return None
         weight, *vectors = (owner[name] for owner, name in slots)
-        if weight.dim() != 4:  # the op says so
+        if weight.dim() != self._rank:  # the op says so
             return None
         check_number("conv_bn_act", "negative_slope", self.negative_slope)
         norm = BatchNorm(*vectors)._replace(eps=key[2])
         check_batch_norm(weight, weight.shape[0], norm)
+        return self._pack_of(slots, dtype, key)
+
+    def _pack_of(self, slots: Sequence[Slot], dtype: torch.dtype, key: Any) -> _ConvPack:
         return _ConvPack(slots, dtype, key)
+
+
+class ConvBNAct2d(ConvBNAct):
+    """``act(bn(conv(x)) + residual)``, the same as the torch modules one after the other, in one pass.
+
+    The arguments are those of `torch.nn.Conv2d`, then those of `torch.nn.BatchNorm2d` (``batch_norm=False`` for none),
+    then the activation of `pykernels.ops.conv_bn_act`. The children ``conv`` and ``bn`` are torch's own modules, so the
+    state_dict's keys are ``conv.weight``, ``conv.bias``, ``bn.weight``, ``bn.running_mean`` and so on.
+
+    In training the batch norm takes the statistics of the batch and updates the running ones, as `nn.BatchNorm2d` does;
+    so it does in eval mode with ``track_running_stats=False``. Everything is differentiable. Where no gradient is to be
+    recorded (``torch.no_grad()``, ``torch.inference_mode()``, or nothing requires one), the weights are packed once and
+    packed again when a source tensor is changed in place or replaced, or when the dtype, the instruction set or the
+    geometry changes; and once more for each algorithm that the shapes of the inputs ask for. A change behind
+    autograd's back goes unseen (`pykernels.nn._packed`); call `repack` after it. Any number of threads may call at
+    once.
+
+    >>> block = pk.nn.ConvBNAct2d(64, 128, 3, padding=1, activation="relu").eval()
+    >>> with torch.no_grad():
+    ...     y = block(x, residual)             # x: (N, 64, H, W) or (64, H, W); residual: y's shape, or None
+
+    Hooks of ``conv`` never run, those of ``bn`` in training only, because so it is with their ``forward``.
+
+    Raises:
+        ValueError: An argument is wrong; those of torch's modules are named by torch.
+    """
+
+    conv: nn.Conv2d
+    bn: nn.BatchNorm2d | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = False,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        batch_norm: bool = True,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        activation: str = "relu",
+        negative_slope: float = 0.01,
+    ) -> None:
+        super().__init__()
+        conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        bn = None
+        if batch_norm:
+            bn = nn.BatchNorm2d(out_channels, eps, momentum, affine, track_running_stats, device, dtype)
+        self._assemble(conv, bn, activation, negative_slope)
 
 
 def _frozen(value: Any) -> Any:
@@ -299,14 +314,14 @@ class _ConvPack(Pack):
             folded = fold_batch_norm(bias, mean, var, bn_weight, bn_bias, eps)
             if self.index < 0:
                 return folded
-            return self._packed(_DIRECT), tuple(weight.shape), *folded
+            return self._packed(_DIRECT), tuple(_filters(weight).shape), *folded
 
         super().__init__(slots, dtype, key, make)
         ops = torch.ops.pykernels
         self.op = (ops.conv_bn_act_bound if self.index < 0 else ops.conv_bn_act_packed).default
 
     def _packed(self, algorithm: int) -> torch.Tensor:
-        weight: Any = self.twins[0]
+        weight = _filters(self.twins[0])
         return torch.ops.pykernels.conv_pack(weight.to(self.dtype), self.geometry.groups, algorithm)
 
     def tensors(self) -> list[torch.Tensor]:
@@ -320,7 +335,7 @@ class _ConvPack(Pack):
 
     def _algorithm(self, x: torch.Size) -> int:
         """The one to pack for, for an input of shape ``x``."""
-        weight: Any = self.twins[0]
+        weight = _filters(self.twins[0])
         if len(x) != 4:
             return _DIRECT
         try:
@@ -331,7 +346,7 @@ class _ConvPack(Pack):
 
     def bound_for(self, x: torch.Size) -> torch.Tensor:
         """What ``conv_bn_act_bound`` is to run for an input of shape ``x`` on the CPU."""
-        weight: Any = self.twins[0]
+        weight = _filters(self.twins[0])
         algorithm, shape = self._algorithm(x), tuple(weight.shape)
         bound = self.by_algorithm.get(algorithm)
         if bound is None:
@@ -346,6 +361,11 @@ class _ConvPack(Pack):
             self.by_shape.clear()
         self.by_shape[x] = bound
         return bound
+
+
+def _filters(weight: Any) -> torch.Tensor:
+    """(K, C / groups, R, S), in the same memory: those for sequences are of one row."""
+    return weight if weight.dim() == 4 else weight.unsqueeze(2)
 
 
 def _has_kernels(conv: nn.Conv2d, x: torch.Tensor) -> bool:
@@ -368,10 +388,11 @@ def _count_batch(bn: nn.BatchNorm2d) -> tuple[bool, float]:
     return tracks, momentum
 
 
-def _pad(conv: nn.Conv2d, x: torch.Tensor) -> tuple[torch.Tensor, Any]:
+def _pad(conv: Any, x: torch.Tensor) -> tuple[torch.Tensor, Any]:
     """``x`` padded where the mode is not zeros, and the zero padding that is left to the convolution."""
     # What is no image is left to the op, which says so.
-    no_image = x.dim() not in (3, 4) if isinstance(x, torch.Tensor) else not hasattr(x, "shape")
+    rank = conv.weight.dim()
+    no_image = x.dim() not in (rank - 1, rank) if isinstance(x, torch.Tensor) else not hasattr(x, "shape")
     if conv.padding_mode == "zeros" or no_image:
         return x, conv.padding
     return F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0

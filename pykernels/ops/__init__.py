@@ -8,15 +8,19 @@ from pykernels.ops.conv_bn_act import conv_bn_act
 from pykernels.ops.int8_conv2d import int8_conv2d
 from pykernels.ops.int8_matmul import int8_matmul, quantize_int8
 from pykernels.ops.lstm import lstm, lstm_cell
+from pykernels.ops.pool2d import avg_pool2d, global_avg_pool2d, max_pool2d
 
 __all__ = [
     "ACTIVATIONS",
+    "avg_pool2d",
     "batch_norm_act",
     "conv_bn_act",
+    "global_avg_pool2d",
     "int8_conv2d",
     "int8_matmul",
     "lstm",
     "lstm_cell",
+    "max_pool2d",
     "quantize_int8",
 ]
 

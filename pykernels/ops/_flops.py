@@ -118,6 +118,10 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "linear_bound_workspace": _none,
     "lstm_pack": _none,
     "int8_pack": _none,
+    "max_pool2d": _none,
+    "avg_pool2d": _none,
+    "global_avg_pool2d": _none,
+    "pool2d_out": _none,
 }
 
 

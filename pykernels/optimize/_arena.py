@@ -32,7 +32,9 @@ from torch import Tensor
 from pykernels.optimize._graph import Graph, Step, Value, is_torchs, storage_of, values_in
 from pykernels.optimize._kinds import name_of
 from pykernels.optimize._patterns import constant_norm
+from pykernels.optimize._pools import Pool
 from pykernels.optimize._torchs import norm_into
+from pykernels.optimize._transposed import BoundTransposed
 
 #: Arenas of one plan that wait, and bytes of all that wait while another one is made.
 _MOST_IDLE = 8
@@ -107,7 +109,7 @@ class Survey:
 
     def is_ours(self, step: Step) -> bool:
         """Does our kernel run this fused step?"""
-        return step in self.number and isinstance(self.bound[self.number[step]], Tensor)
+        return step in self.number and isinstance(self.bound[self.number[step]], Tensor | BoundTransposed)
 
     def owner(self, v: Value) -> Value:
         """The value that ``v`` is a view of, or itself."""
@@ -121,6 +123,8 @@ def write_call(step: Step) -> tuple[Any, tuple[Any, ...], str] | None:
     """
     if step.kind != "call" or step.writes or not isinstance(step.outputs, Value):
         return None
+    if isinstance(step.function, Pool):
+        return torch.ops.pykernels.pool2d_out.default, (*step.args, step.function.numbers), ""
     values = all(isinstance(v, Value) and v.dtype is step.outputs.dtype for v in step.args)
     if is_torchs(step.function, "add", "__add__") and len(step.args) == 2 and values and not step.kwargs:
         return torch.add, step.args, ""
@@ -161,7 +165,10 @@ def plan(survey: Survey) -> Plan | None:
         users, form = readers.get(v, ()), survey.forms[v]
         hidden[v] = item = _Item(form, i, max([i, *(at for at, _ in users)]), [(step, form, 0)])
         item.joins = {s for _, s in users if _is_cat(s)}
-        of_channels = step.function.rank == 4 if call is None else call[0] is torch.add
+        if call is None:
+            of_channels = step.function.rank == 4
+        else:
+            of_channels = call[0] is torch.add or isinstance(step.function, Pool)
         item.moves = of_channels and all(_takes_slices(s, survey, v) for _, s in users)
         if call is not None and call[2]:
             form = replace(form, dtype=torch.int64)
@@ -175,7 +182,7 @@ def plan(survey: Survey) -> Plan | None:
 
 def _may_keep(step: Step) -> bool:
     """May a reference to what it reads outlive it?"""
-    if step.kind in ("fused", "format"):
+    if step.kind in ("fused", "format", "view") or isinstance(step.function, Pool):
         return False
     function = step.function.func if isinstance(step.function, partial) else step.function
     known = isinstance(function, types.FunctionType) and function.__module__.partition(".")[0] in ("torch", "pykernels")
@@ -193,7 +200,9 @@ def _is_cat(step: Step) -> bool:
 
 def _takes_slices(step: Step, survey: Survey, v: Value) -> bool:
     """Does it read slices of channels as fast as whole tensors, or make such slices of ``v``, or join them?"""
-    if survey.is_ours(step) or _is_cat(step) or is_torchs(step.function, "add", "__add__"):
+    if survey.is_ours(step) or isinstance(step.function, Pool):
+        return True
+    if _is_cat(step) or is_torchs(step.function, "add", "__add__"):
         return True
     return name_of(step.function) in _SLICES and all(survey.owner(x) is v for x in step.results())
 

@@ -136,8 +136,9 @@ class Step:
     """``outputs = function(*args, **kwargs)``, with values in place of tensors.
 
     ``outputs`` is a value, None, or a nest of tuples of them; ``writes`` are the values whose memory it writes to.
-    ``kind``: "call" of a torch function, "module" (one that is called whole), "opaque" (one that can't be followed) or
-    "fused". ``where`` is the name of the module that ran it.
+    ``kind``: "call" of a torch function, "module" (one that is called whole), "opaque" (one that can't be followed),
+    "fused", "format" (a change of strides) or "view" (one of rank, at no cost). ``where`` is the name of the module
+    that ran it.
     """
 
     #: Or a `FusedConv`, which says what is called.
@@ -185,6 +186,11 @@ class Graph:
     opaque: list[tuple[str, str, str]] = field(default_factory=list)
     #: Steps are left out that nothing reads, but that might raise for other sizes.
     unsure: bool = False
+
+    def next_index(self) -> int:
+        """One that no value has yet."""
+        values = (*self.inputs, *(v for s in self.steps for v in (*s.reads(), *s.results())))
+        return 1 + max((v.index for v in values), default=-1)
 
     def users(self) -> dict[Value, list[Step | None]]:
         """Who reads each value, once for each time; None is the result."""

@@ -121,7 +121,7 @@ def _turn_at_once(graph: Graph) -> None:
         steps.append(step)
         output = step.results()[0] if _is_ours(step) else None
         if output is not None and output.layout == "time_major":
-            made = output.like(_next_index(graph) + len(steps))
+            made = output.like(graph.next_index() + len(steps))
             states = tuple(step.outputs[1:])
             step.outputs = (made, *states)
             steps.append(Step(FIXES["time_major"], (made,), {}, output, (), "format", step.where))
@@ -139,7 +139,7 @@ def _is_conv(step: Step) -> bool:
 
 
 def _is_free(step: Step) -> bool:
-    if _is_ours(step) or isinstance(step.function, FusedConv):
+    if _is_ours(step) or isinstance(step.function, FusedConv) or step.kind == "view":
         return True
     name = name_of(step.function)
     if name == "conv_transpose2d":
@@ -161,7 +161,7 @@ def _feed_products(graph: Graph) -> None:
     for step in graph.steps:
         copies = {}
         for x, way in _wanted(step).items():
-            copy = copies[x] = x.like(_next_index(graph) + len(steps))
+            copy = copies[x] = x.like(graph.next_index() + len(steps))
             copy.layout = "contiguous" if way is as_contiguous else "other"
             steps.append(Step(way, (x,), {}, copy, (), "format", step.where))
         if copies:
@@ -198,14 +198,12 @@ def _wanted(step: Step) -> dict[Value, Any]:
     return {}
 
 
-def _next_index(graph: Graph) -> int:
-    return 1 + max(v.index for v in (*graph.inputs, *(v for s in graph.steps for v in (*s.reads(), *s.results()))))
-
-
 def _is_shared_and_written(graph: Graph) -> bool:
     owners: dict[int, set[Value]] = {}
+    # Made without a copy whatever the strides, and read by nothing but convolutions.
+    images = {v for s in graph.steps if s.kind == "view" for v in (*s.reads(), *s.results()) if len(v.shape) == 4}
     for v in (*graph.inputs, *(v for s in graph.steps for v in (*s.reads(), *s.results()))):
-        owners.setdefault(v.storage, set()).add(v)
+        owners.setdefault(v.storage, set()).update({v} - images)
     overwritten = {s.outputs for s in graph.steps if s.writes and isinstance(s.outputs, Value)}
     for step in graph.steps:
         for v in step.writes:
@@ -228,13 +226,15 @@ def _join(graph: Graph, convs: list[Step]) -> None:
     for step in graph.steps:
         if not _is_free(step):
             continue
-        before = {c for v in step.reads() for c in origins.get(v, ()) if len(v.shape) == 4}
+        before = {c for v in step.reads() for c in origins.get(v, ())}
         if _is_conv(step):
             for c in before:
                 c.function.channels_last = step.function.channels_last = True
             before = {step}
+        # Sequences by nothing but what is done to them as such, from one convolution of sequences to another.
+        sequences = step.kind == "view" or any(v in origins and len(v.shape) == 3 for v in step.reads())
         for v in step.results():
-            if len(v.shape) == 4:
+            if len(v.shape) == 4 or (len(v.shape) == 3 and sequences):
                 origins[v] = before
 
 
@@ -245,7 +245,7 @@ def _pays(graph: Graph) -> bool:
     for step in graph.steps:
         if _is_conv(step):
             if step.function.channels_last:
-                gain += prod(step.outputs.shape) * prod(step.function.weight.shape[1:])
+                gain += step.function.products(step.args[0].shape, step.outputs.shape)
                 border |= {v for v in step.reads() if v not in tainted and v.layout == "contiguous"}
         elif not _is_free(step):
             border |= {v for v in step.reads() if v in tainted and v.layout == "contiguous"}
@@ -305,7 +305,7 @@ def _tainted(graph: Graph, strict: set[Step]) -> set[Value]:
 def _put_right(graph: Graph, strict: set[Step], tainted: set[Value]) -> None:
     steps: list[Step] = []
     fixed: dict[Value, Value] = {}
-    count = _next_index(graph)
+    count = graph.next_index()
 
     def fix(v: object) -> object:
         if not isinstance(v, Value) or v not in tainted:

@@ -27,7 +27,8 @@ from pykernels.optimize._sources import Sources
 from pykernels.optimize._torchs import TorchConv
 from pykernels.optimize._watch import kind_of, plain
 
-_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+#: The arguments of torch's convolutions.
+CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 ADDS = ("add", "add_", "__add__", "__radd__", "__iadd__")
 
@@ -39,6 +40,8 @@ class FusedConv:
     name = "conv"
     #: Dimensions of what it gives; the second one is that of the channels.
     rank = 4
+    #: Can it put zeros around what it is given?
+    pads = True
 
     def __init__(self, weight: Value, bias: Value | None, options: dict[str, Any]) -> None:
         self.weight, self.bias = weight, bias
@@ -61,6 +64,10 @@ class FusedConv:
     def depth(self) -> int:
         """Products for each element that it gives."""
         return prod(self.weight.shape[1:])
+
+    def products(self, x: Sequence[int], y: Sequence[int]) -> int:
+        """In all, for an input and a result of these shapes."""
+        return prod(y) * self.depth()
 
     def parameters(self) -> list[Value]:
         """The tensors that it is made of."""
@@ -96,6 +103,10 @@ class FusedConv:
         """``weight`` as that of a convolution, in the same memory."""
         return weight
 
+    def filter_shape(self) -> tuple[int, ...]:
+        """(K, C / groups, R, S)."""
+        return self.weight.shape
+
     def write_op(self) -> Any:
         """What writes the result of `run` into a tensor that it is given, beside a workspace."""
         return torch.ops.pykernels.conv_bn_act_bound_out.default
@@ -110,7 +121,7 @@ class FusedConv:
 
     def geometry(self) -> Geometry:
         """Stride, padding on each side, dilation and groups."""
-        g = geometry(self.weight.shape[2:], **self.options)
+        g = geometry(self.filter_shape()[2:], **self.options)
         top, left, bottom, right = (a + b for a, b in zip(g.padding, self.pad, strict=True))
         return g._replace(padding=(top, left, bottom, right))
 
@@ -120,7 +131,9 @@ class FusedConv:
             return ""
         layout = "channels_last" if self.channels_last else layout
         threads, isa = torch.get_num_threads(), _native.introspect().active_isa()
-        return _rules.torchs_because(shape, self.weight.shape, *self.geometry(), self.activation, layout, threads, isa)
+        return _rules.torchs_because(
+            shape, self.filter_shape(), *self.geometry(), self.activation, layout, threads, isa
+        )
 
     def by_torch(self, values: dict[Value, Any], layout: str) -> Callable[..., Tensor]:
         """What computes the same with torch's functions, from x (in ``layout``) and the residual."""
@@ -128,7 +141,7 @@ class FusedConv:
         weight: Any
         weight, *norm = (None if v is None else values.get(v, v.tensor) for v in parts)
         made = TorchConv(self.geometry(), self.activation, self.negative_slope)
-        return made.bind(weight, norm, self.eps, layout == "channels_last")
+        return made.bind(self.filters(weight), norm, self.eps, layout == "channels_last")
 
 
 #: What a step begins and its input; None where it is nothing of the kind.
@@ -147,7 +160,7 @@ def conv_of(step: Step) -> tuple[FusedConv, Value] | None:
     """A convolution that our kernels take, and its image."""
     if step.kind != "call" or not is_torchs(step.function, "conv2d") or not isinstance(step.outputs, Value):
         return None
-    given = bound(step, _CONV)
+    given = bound(step, CONV)
     x, weight, bias = given.get("input"), given.get("weight"), given.get("bias")
     if not isinstance(x, Value) or not isinstance(weight, Value) or len(x.shape) != 4 or len(weight.shape) != 4:
         return None
@@ -164,8 +177,8 @@ def conv_of(step: Step) -> tuple[FusedConv, Value] | None:
     return FusedConv(weight, bias, options), x
 
 
-def _zeros_around(step: Step) -> tuple[Value, tuple[int, int, int, int]] | None:
-    """What ``step`` puts zeros around, and how many: top, left, bottom, right."""
+def _zeros_around(step: Step, rank: int) -> tuple[Value, tuple[int, int, int, int]] | None:
+    """What ``step`` puts zeros around, an image or (rank 3) a sequence, and how many: top, left, bottom, right."""
     if step.kind != "call" or not is_torchs(step.function, "pad", "constant_pad_nd"):
         return None
     names = ("input", "pad", "mode", "value") if step.function is F.pad else ("input", "pad", "value")
@@ -173,12 +186,25 @@ def _zeros_around(step: Step) -> tuple[Value, tuple[int, int, int, int]] | None:
     x, pad = given.get("input"), given.get("pad")
     if given.get("mode", "constant") != "constant" or given.get("value") not in (None, 0):
         return None
-    if not isinstance(x, Value) or len(x.shape) != 4 or not isinstance(pad, tuple | list) or len(pad) not in (2, 4):
+    if not isinstance(x, Value) or len(x.shape) != rank or rank < 3 or not isinstance(pad, tuple | list):
+        return None
+    if len(pad) not in (2, 4)[: rank - 2]:
         return None
     if not all(type(p) is int and p >= 0 for p in pad):
         return None
     left, right, top, bottom = (*pad, 0, 0)[:4]
     return x, (top, left, bottom, right)
+
+
+def _dropped(step: Step) -> int:
+    """How many elements a slice drops at the end of the last of three dimensions, and nothing else; 0 of others."""
+    index = step.args[1] if is_torchs(step.function, "__getitem__") and len(step.args) == 2 else ()
+    if not isinstance(index, tuple) or not index or not isinstance(index[-1], slice):
+        return 0
+    rest, last = index[:-1], index[-1]
+    whole = rest == (Ellipsis,) or rest == (slice(None), slice(None))
+    stop = last.stop if whole and last.start in (None, 0) and last.step in (None, 1) else None
+    return -stop if type(stop) is int and stop < 0 else 0
 
 
 def _plain(x: Any) -> Any:
@@ -259,7 +285,7 @@ class Fuser:
                 continue
             conv, x = found
             x = self._unpadded(conv, x, step)
-            chain, residual = self._chain(step, conv, x, gone)
+            chain, residual = self._chain([step, *self._trimmed(conv, x, step)], conv, x, gone)
             gone |= set(chain)
             last = chain[-1]
             names = [step.where] + [s.where for s in chain[1:] if s.where]
@@ -271,7 +297,7 @@ class Fuser:
     def _unpadded(self, conv: FusedConv, x: Value, step: Step) -> Value:
         """What stands before zeros that were put around ``x``: the convolution pads by itself."""
         before = self.producers.get(x)
-        found = None if before is None or conv.rank != 4 else _zeros_around(before)
+        found = None if before is None or not conv.pads else _zeros_around(before, conv.rank)
         if before is None or found is None:
             return x
         image, pad = found
@@ -281,8 +307,40 @@ class Fuser:
         conv.pad = pad
         return image
 
-    def _chain(self, first: Step, conv: FusedConv, x: Value, gone: set[Step]) -> tuple[list[Step], Value | None]:
-        chain, residual = [first], None
+    def _trimmed(self, conv: FusedConv, x: Value, step: Step) -> list[Step]:
+        """A slice that drops what ``conv`` gives for zeros behind a sequence, and the step that follows.
+
+        Causal convolutions are written so. That is less padding, then.
+        """
+        cut = self._only_user(step.outputs) if conv.rank == 3 and conv.pads else None
+        after = None if cut is None else self._only_user(cut.outputs)
+        if (
+            cut is None
+            or after is None
+            or after.writes
+            or not self._may_move([step, cut], after, [x, *conv.parameters()])
+        ):
+            return []
+        dropped, geometry = _dropped(cut), conv.geometry()
+        if not 0 < dropped <= geometry.padding[3] or geometry.stride != (1, 1):
+            return []
+        if any(v.layout != "contiguous" for v in after.results()):
+            return []
+        is_copy = is_torchs(after.function, "contiguous") and len(after.args) == 1 and not after.kwargs
+        if not is_copy and not takes_norm(conv, after, self.constants):
+            found = activation_of(after)
+            if found is None or list(after.reads()) != [cut.outputs]:
+                return []
+            conv.activation, conv.negative_slope = found
+        conv.pad = (*conv.pad[:3], conv.pad[3] - dropped)
+        return [cut, after]
+
+    def _only_user(self, value: Any) -> Step | None:
+        users = self.users.get(value, []) if isinstance(value, Value) else []
+        return users[0] if len(users) == 1 and users[0] is not None and users[0].kind == "call" else None
+
+    def _chain(self, chain: list[Step], conv: FusedConv, x: Value, gone: set[Step]) -> tuple[list[Step], Value | None]:
+        residual = None
         while True:
             value: Any = chain[-1].outputs
             users = self.users.get(value, [])

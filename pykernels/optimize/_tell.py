@@ -15,6 +15,7 @@ from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.optimize._graph import Step, Value, bound, mapped
 from pykernels.optimize._keep import PackedWeight
 from pykernels.optimize._patterns import FusedConv
+from pykernels.optimize._pools import Pool
 from pykernels.optimize._report import ITSELF, OURS, TORCH, Entry, Left, Plain, Ran, Replaced, Report
 from pykernels.optimize._timing import seconds_by_step
 
@@ -28,11 +29,19 @@ _NO_KERNELS = "has no kernels of ours"
 _NOT_FUSED = "is no activation of the kernels: runs by itself"
 #: Torch's functions that a user may have expected to be replaced.
 _OF_INTEREST = {
-    "conv2d": "is of a dtype, a device or a rank that the kernels don't take, or its weights are no constants",
+    **dict.fromkeys(
+        ["conv1d", "conv2d"],
+        "is of a dtype, a device or a rank that the kernels don't take, or its weights are no constants",
+    ),
+    **dict.fromkeys(
+        ["conv_transpose1d", "conv_transpose2d"],
+        "is of a dtype, a device or a rank that the kernels don't take, its weights are no constants, or no tap "
+        "reaches some of its pixels",
+    ),
     "batch_norm": "does not follow a convolution that nothing else reads, or its statistics are no constants",
     "linear": "is of a dtype or on a device where torch's own is as fast, or its weights are no constants",
     **dict.fromkeys(
-        ["conv1d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "layer_norm", "group_norm",
+        ["conv3d", "conv_transpose3d", "layer_norm", "group_norm",
         "instance_norm", "scaled_dot_product_attention", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d",
         "multi_head_attention_forward", "matmul", "__matmul__", "bmm", "einsum", "interpolate"], _NO_KERNELS
     ),
@@ -123,6 +132,8 @@ def _tell_program(
     replaced: list[Replaced] = []
     left = [Left(where or "the model", what, why) for where, what, why in program.graph.opaque]
     for step in program.graph.steps:
+        if step.kind == "view":
+            continue
         who = _tell_step(step, reasons.get(step, ""), replaced, left)
         what, turns = _what(step), step in program.turned
         if step.kind == "format" and not turns:
@@ -150,6 +161,9 @@ def _tell_step(step: Step, why: str, replaced: list[Replaced], left: list[Left])
             return TORCH
         replaced.append(Replaced(tuple(s or "the model" for s in step.sources), step.note, "pk.ops.conv_bn_act"))
         return OURS
+    if isinstance(step.function, Pool):
+        replaced.append(Replaced((where,), step.name(), f"pk.ops.{step.function.op}"))
+        return OURS
     if step.kind == "module" and step.note:
         replaced.append(Replaced((where,), step.note, f"pk.nn.{step.note}"))
         return OURS
@@ -168,7 +182,7 @@ def _why_not(step: Step, name: str) -> str:
     if getattr(step.function, "proj_size", 0):
         return "has projections (proj_size), which the kernels don't know"
     x = next(step.reads(), None)
-    if name == "conv2d" and x is not None:
+    if name in ("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d") and x is not None:
         if _native.error is not None:
             return _native.error
         takes = CONV_BN_ACT.takes(x.device.type)
@@ -196,7 +210,7 @@ def flops(step: Step, shapes: Mapping[Value, Sequence[int]]) -> int | None:
     if out is None:
         return 0
     if isinstance(step.function, FusedConv):
-        return 2 * prod(shape(out)) * step.function.depth()
+        return 2 * step.function.products(shape(step.args[0]), shape(out))
     name = step.name()
     if isinstance(step.function, _RECURRENT):
         return _of_recurrent(step, shape)

@@ -57,6 +57,17 @@ const Case kNarrowCases[] = {
     {{1, 64, 6, 40, 64, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 4}, true, true, true},   // of 16, 1 x 1
 };
 
+// 1 x 1 with maps that outweigh the weight, which are worked on a tile after the other: whole panels alone, with less
+// than a panel and less than a vector beside them; several groups of panels; and the like where rows of y collide.
+const Case kWideCases[] = {
+    {{1, 24, 23, 19, 64, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, true, true, true},
+    {{2, 40, 17, 15, 94, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, true, true, true},
+    {{1, 72, 33, 31, 37, 1, 1, 2, 2, 0, 0, 0, 0, 1, 1, 1}, true, true, true},
+    {{1, 700, 19, 17, 147, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, true, true, true},
+    {{1, 20, 7, 5, 1024, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, true, true, true},
+    {{1, 9, 31, 29, 20, 1, 1, 1, 1, 1, 2, 0, 1, 1, 1, 1}, true, true, true},  // padded
+};
+
 // Packs and runs; `table` null: through the API and the ISA in force.
 std::vector<char> pack(const ConvShape& shape, DType dtype, Array& weight, const ConvKernels* table,
                        const Executor& executor) {
@@ -107,6 +118,7 @@ double error_of(const Call& call) { return test::relative_l2(call.y.values(), ca
 void check_shapes(const char* name, const ConvKernels* table) {
   std::vector<Case> cases(std::begin(kCases), std::end(kCases));
   cases.insert(cases.end(), std::begin(kNarrowCases), std::end(kNarrowCases));
+  cases.insert(cases.end(), std::begin(kWideCases), std::end(kWideCases));
   unsigned seed = 1;
   int activation = 0;
   for (const Case& c : cases) {

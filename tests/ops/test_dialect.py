@@ -41,6 +41,9 @@ CALLS = {
     "int8_conv2d": {
         "x": IMAGE, "weight": torch.ones(4, 4, 1, 1, dtype=torch.int8), "scale": V, "bias": V, "residual": X,
     },
+    "max_pool2d": {"x": X},
+    "avg_pool2d": {"x": X},
+    "global_avg_pool2d": {"x": X},
     "quantize_int8": {"x": X},
 }  # fmt: skip
 
@@ -63,6 +66,8 @@ def call(op, given, **named):
         named |= {"weights": weights} if weights else {}
     if op == "int8_matmul":
         named.setdefault("out_dtype", torch.float32)
+    if op in ("max_pool2d", "avg_pool2d"):
+        named.setdefault("kernel_size", 2)
     return function(op)(**given, **named)
 
 

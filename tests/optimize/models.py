@@ -16,7 +16,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Statistics and affine parameters that a wrong fold would show."""
     generator = torch.Generator().manual_seed(seed)
     for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None:
+        if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) and m.running_mean is not None:
             m.running_mean.normal_(generator=generator)
             m.running_var.uniform_(0.5, 2.0, generator=generator)
             if m.affine:

@@ -58,11 +58,12 @@ def test_operations_are_those_of_the_products(mixed):
 def test_who_runs_what_and_why(mixed):
     report = mixed.report()
     who = {s.what: s.who for s in report.steps}
-    assert {k: v for k, v in who.items() if v == OURS} == {"conv+bn": OURS, "conv+relu": OURS, "LSTM": OURS}
-    assert who["linear"] == who["max_pool2d"] == who["group_norm"] == TORCH
+    assert {k for k, v in who.items() if v == OURS} == {"conv+bn", "conv+relu", "LSTM", "max_pool2d"}
+    assert who["linear"] == who["group_norm"] == TORCH
     left = {x.what: x.why for x in report.left}
     assert "no activation of the kernels" in left["softplus"]
-    assert left["group_norm"] == left["max_pool2d"] == "has no kernels of ours"
+    assert left["group_norm"] == "has no kernels of ours"
+    assert "max_pool2d" not in left
     assert sum(s.who == TORCH for s in report.steps) == report.torch_steps
     assert report.doors == {_tell.RECORDED: 1}
     assert report.packed_bytes > 4 * (8 * 27 + 8 * 72)
@@ -136,7 +137,7 @@ def test_layers_that_could_matter_are_told(part):
     report = ran(model, x).report()
     assert report.replaced
     told = {x.what for x in report.left}
-    assert told == ({"batch_norm"} if isinstance(model, DenseLayer) else {"adaptive_avg_pool2d"})
+    assert told == ({"batch_norm"} if isinstance(model, DenseLayer) else set())
 
 
 def test_as_data(mixed):

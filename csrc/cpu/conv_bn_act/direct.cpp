@@ -10,6 +10,10 @@
 //   slice of input channels        a panel's slice of the weight stays in L1 while all tiles of the block use it
 //   panel, tile                    tile.h
 //
+// A 1 x 1 convolution whose maps outweigh its weight has the last two the other way round: a group of panels, which
+// stays in L2, for each tile, all channels at once. x, y and the residual then pass by once, in order, a tile ahead of
+// their use; panel by panel every pixel's row was visited once a panel, 64 bytes at a time.
+//
 // Weight: [group][panel][slice][tap][channel][output channel of the panel], the last panel of a group one vector wide
 // where that is enough.
 #include "common/rounding.h"
@@ -22,7 +26,9 @@ namespace PK_ISA {
 namespace {
 
 constexpr int64_t kSliceBytes = 20 << 10;   // weight slice: most of L1, x needs little
-constexpr int64_t kBlockBytes = 128 << 10;  // x of a pixel block
+constexpr int64_t kBlockBytes = 128 << 10;  // x of a pixel block; twice that where the weight comes from afar
+constexpr int64_t kFarFloats = 256 << 10;   // for each block anew, that is
+constexpr int64_t kGroupBytes = 128 << 10;  // weights of a group of panels, where it goes by tile
 constexpr int64_t kSumBytes = 64 << 10;     // partial sums of a pixel block
 constexpr int64_t kCopyBytes = 4 << 20;     // copied images that are worked on at a time, if that is more than one
 constexpr int64_t kAheadBytes = 192 << 10;  // weights of at least this many bytes do not stay in L2
@@ -65,6 +71,7 @@ struct Plan : Form {
   int64_t panel_group;  // panels whose sums are held at a time
   int64_t threads;
   bool streamed = false;  // see stream()
+  bool by_tile = false;   // a group of panels for each tile rather than the tiles for each panel
   int64_t copy_bytes, zero_bytes, table_bytes, slot_bytes;
 
   Plan(const ConvArgs& args, int most_threads) : Form(args.shape) {
@@ -75,9 +82,18 @@ struct Plan : Form {
     const int64_t image_bytes = shape.h * shape.w * shape.c * 4;
     images = copied ? min(max(kCopyBytes / max(image_bytes, 1), 1), shape.n) : shape.n;
 
+    staged = args.y_stride[1] != 1 || shape.k == 1;
+    if (taps == 1 && !staged && shape.groups == 1) {
+      // The weight passes by once a tile, x and y once: it has to be the smaller. Rows of y a multiple of 4 KB apart
+      // compete for one set of L1, and are better written whole.
+      const int64_t weights = c * k, maps = shape.n * shape.p() * shape.q() * (c + k);
+      by_tile = 3 * weights <= maps || (k % 1024 == 0 && weights <= 2 * maps);
+    }
+    if (by_tile) run = c, slices = 1;
+
     // x pixels that an output pixel brings into the block, halo apart.
     const int64_t spread = min(shape.stride_h * shape.stride_w, max(taps, 1));
-    const int64_t fitting = kBlockBytes / max(spread * c * 4, 1);
+    const int64_t fitting = kBlockBytes * (group_floats > kFarFloats ? 2 : 1) / max(spread * c * 4, 1);
     block = min(max(round_up(fitting, kTilePixels), 8 * kTilePixels), 512 / kTilePixels * kTilePixels);
     block = max(min(block, images * pixels), 1);
     panel_group = slices > 1 ? max(1, kSumBytes / (block * kPanel * 4)) : shape.groups * panels;
@@ -89,7 +105,7 @@ struct Plan : Form {
     zero_bytes = round_up(max(shape.c, 1) * 4, kConvAlign);
     table_bytes = round_up(block * taps * 8, kConvAlign);
     const int64_t at_bytes = round_up(block * 8, kConvAlign);
-    staged = args.y_stride[1] != 1 || shape.k == 1;
+    if (by_tile) panel_group = min(max(1, kGroupBytes / max(c * kPanel * 4, 1)), panels);
     const int64_t sum_panels = slices > 1 ? panel_group : staged ? 1 : 0;
     slot_bytes = table_bytes + 2 * at_bytes + (sum_panels * block + kTilePixels) * kPanel * 4 + kConvAlign;
   }
@@ -313,6 +329,27 @@ void run_part(const ConvArgs& args, const Plan& usual, const Source& source, con
           if (!last || !plan.staged) return;
           finish(epilogue, {panel_sums, round_up(t.channels, kLanes), count, y_at, residual_at, t.k0, t.channels});
         };
+        if (plan.by_tile && count > kPairPixels && g1 - g0 > 1) {
+          const int64_t whole = g1 - g0 - (g1 == plan.panels && plan.k % kPanel != 0),
+                        chunks = ceil_div(plan.c, kChunk);
+          Tiles t = tiles_of(g0, 0), rest = tiles_of(g1 - 1, 0);
+          t.ahead = weight_at(plan, weight, g1 < panel_end ? g1 : panel_begin, 0);
+          t.ahead_lines = plan.group_floats * 4 < kAheadBytes ? 0 : ceil_div(plan.c, sharing.tiles() * chunks);
+          rest.ahead_lines = 0;
+          for (int64_t tile = 0, left = count; tile < sharing.tiles(); ++tile) {
+            const int64_t size = sharing.size + (tile < sharing.large);
+            left -= size;
+            kPanels[size - 1](t, epilogue, whole, left >= size ? size : 0);
+            t.ahead += whole * chunks * t.ahead_lines * 16;
+            if (whole < g1 - g0) kTiles[ceil_div(rest.channels, kLanes) - 1][size - 1](rest, epilogue);
+            for (Tiles* some : {&t, &rest}) {
+              some->rows += size;
+              some->y_at += size;
+              some->residual_at += size;
+            }
+          }
+          continue;
+        }
         for (int64_t at = g0; at < g1; ++at) {
           Tiles t = tiles_of(at, 0);
           const bool whole = at % plan.panels + 1 < plan.panels && at + 1 < g1;

@@ -6,6 +6,9 @@
 // Two vectors and as many pixels as leave room for them and a broadcast: 6 x 2 of 16 registers, 14 x 2 of 32.
 #pragma once
 
+#include <array>
+#include <utility>
+
 #include "cpu/activate.h"
 #include "cpu/conv_bn_act/epilogue.h"
 
@@ -156,6 +159,44 @@ void run_tiles(const Tiles& t, const Epilogue& e) {
   }
 }
 
+// One tap: the first tile of `t` x `count` whole panels that follow each other, t.weight and t.k0 those of the first.
+// The tile that begins `next` pixels on is fetched meanwhile: its x a row or more a panel, its output line by line.
+template <int MR>
+void run_panels(Tiles t, const Epilogue& e, int64_t count, int64_t next) {
+  const bool fetches = !e.planes;
+  const int64_t run = t.run, ahead_lines = t.ahead_lines;
+  const float *w = t.weight, *ahead = t.ahead;
+  const float* x[MR];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) x[i] = t.rows[i];
+  for (int64_t panel = 0; panel < count; ++panel, t.k0 += kPanel) {
+    F32 acc[MR][2];
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) acc[i][0] = acc[i][1] = F32{};
+    if (fetches) {
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) fetch_output(e, t.y_at[next + i], t.residual_at[next + i], t.k0);
+    }
+    for (int64_t chunk = 0; chunk < run; chunk += kChunk) {
+      for (int64_t line = 0; line < ahead_lines; ++line, ahead += 16) __builtin_prefetch(ahead, 0, 2);
+      for (int64_t i = panel; i < MR; i += count) {
+        for (int64_t c = 0; c < kChunk; c += 16) __builtin_prefetch(t.rows[next + i] + chunk + c, 0, 2);
+      }
+      const int64_t end = chunk + kChunk < run ? chunk + kChunk : run;
+      for (int64_t c = chunk; c < end; ++c, w += kPanel) {
+        const F32 weight[2] = {load<F32>(w), load<F32>(w + kLanes)};
+#pragma GCC unroll 16
+        for (int i = 0; i < MR; ++i) {
+          const F32 value = broadcast(x[i][c]);
+          acc[i][0] = fma(value, weight[0], acc[i][0]);
+          acc[i][1] = fma(value, weight[1], acc[i][1]);
+        }
+      }
+    }
+    leave(t, e, acc, t.sums, t.y_at, t.residual_at);
+  }
+}
+
 // Two whole panels of few pixels at a time, which are not enough for as many sums as additions take to come out; `u` is
 // `t` of the next panel; of each the first tile counts.
 inline constexpr int kPairPixels = 3;
@@ -216,6 +257,14 @@ using TileFunction = void (*)(const Tiles&, const Epilogue&);
 #endif
 constexpr TileFunction kTiles[2][kTilePixels] = {PK_TILES(1), PK_TILES(2)};
 #undef PK_TILES
+
+using PanelsFunction = void (*)(Tiles, const Epilogue&, int64_t count, int64_t next);
+
+template <size_t... kPixels>
+constexpr std::array<PanelsFunction, kTilePixels> panels_of(std::index_sequence<kPixels...>) {
+  return {run_panels<kPixels + 1>...};
+}
+constexpr auto kPanels = panels_of(std::make_index_sequence<kTilePixels>());  // [pixels - 1]
 
 using PairFunction = void (*)(const Tiles&, const Tiles&, const Epilogue&);
 constexpr PairFunction kPairs[kPairPixels] = {run_pair<1>, run_pair<2>, run_pair<3>};

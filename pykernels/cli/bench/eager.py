@@ -126,4 +126,7 @@ _EAGER: dict[str, Callable[..., Any]] = {
     "int8_matmul_scaled": _int8_matmul,
     "int8_conv2d": _int8_conv2d,
     "quantize_int8": _quantize_int8,
+    "max_pool2d": F.max_pool2d,
+    "avg_pool2d": F.avg_pool2d,
+    "global_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, 1),
 }

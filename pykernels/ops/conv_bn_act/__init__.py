@@ -9,7 +9,7 @@ import torch
 from pykernels.ops._autocast import autocast_dtype, cast
 from pykernels.ops._dispatch import choose, kernels
 from pykernels.ops.conv_bn_act import autograd as autograd
-from pykernels.ops.conv_bn_act.arguments import BatchNorm, check_batch_norm, conv_call, with_channels
+from pykernels.ops.conv_bn_act.arguments import BatchNorm, as_image, check_batch_norm, conv_call, with_channels
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.ops.conv_bn_act.reference import reference
 
@@ -35,7 +35,7 @@ def conv_bn_act(
     negative_slope: float = 0.01,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """2-d convolution, inference-mode batch norm, residual add and activation, fused.
+    """1-d or 2-d convolution, inference-mode batch norm, residual add and activation, fused.
 
     The same as, with the batch norm left out where ``running_mean`` and ``running_var`` are None::
 
@@ -43,9 +43,13 @@ def conv_bn_act(
         z = F.batch_norm(z, running_mean, running_var, bn_weight, bn_bias, training=False, eps=eps)
         y = act(z + residual)
 
+    A ``weight`` of three dimensions convolves sequences, with one int each for stride, padding and dilation, as
+    `F.conv1d` does: these are images of height 1.
+
     Args:
-        x: (N, C, H, W), or (C, H, W) unbatched; contiguous, channels_last or any other strides.
-        weight: (K, C / groups, R, S), of ``x``'s dtype.
+        x: (N, C, H, W), or (C, H, W) unbatched; contiguous, channels_last or any other strides. Of sequences (N, C, L)
+            or (C, L).
+        weight: (K, C / groups, R, S), of ``x``'s dtype; for sequences (K, C / groups, S).
         bias: (K,).
         running_mean: (K,); the batch norm's mean, with ``running_var``.
         running_var: (K,); the batch norm's variance.
@@ -62,7 +66,7 @@ def conv_bn_act(
         backend: "auto", "cpu", "cuda", "triton" or "reference"; None takes the `pykernels.backend` block's.
 
     Returns:
-        (N, K, P, Q), or (K, P, Q) for unbatched input, in ``x``'s dtype and memory format.
+        (N, K, P, Q), or (K, P, Q) for unbatched input, in ``x``'s dtype and memory format; of sequences without P.
 
     The vectors of length K may be of any floating dtype; they are folded to a float32 scale and shift, computed in
     float64. The kernels take float32 and bfloat16, on CUDA float16 too, and accumulate in float32; the rest runs as
@@ -81,6 +85,13 @@ def conv_bn_act(
         ValueError: A shape, a device, the geometry, ``activation`` or ``backend`` is wrong. The message names it.
         RuntimeError: The backend asked for cannot run.
     """
+    if isinstance(weight, torch.Tensor) and weight.dim() == 3:
+        x, residual, pairs = as_image(x, residual, stride=stride, padding=padding, dilation=dilation)
+        y = conv_bn_act(
+            x, weight.unsqueeze(2), bias, running_mean, running_var, bn_weight, bn_bias, eps=eps, residual=residual,
+            groups=groups, activation=activation, negative_slope=negative_slope, backend=backend, **pairs,
+        )  # fmt: skip
+        return y.squeeze(-2)
     call = conv_call(x, weight, residual, stride, padding, dilation, groups, activation, negative_slope=negative_slope)
     norm = BatchNorm(bias, running_mean, running_var, bn_weight, bn_bias, eps)
     check_batch_norm(x, weight.shape[0], norm)

@@ -143,6 +143,30 @@ def padded(x: torch.Tensor, g: Geometry) -> tuple[torch.Tensor, tuple[int, int]]
     return F.pad(x, (left, right, top, bottom)), (0, 0)
 
 
+def as_image(
+    x: torch.Tensor, residual: torch.Tensor | None, **options: int | Sequence[int] | str
+) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, Any]]:
+    """The sequences ``x`` and ``residual`` as images of height 1, in the same memory, and the geometry for these."""
+    check_tensor(OP, "x", x)
+    if x.dim() not in (2, 3):
+        fail(ValueError, OP, "x", "(N, C, L) or (C, L), because weight is (K, C/groups, S)", f"shape {tuple(x.shape)}")
+    if residual is not None:
+        check_tensor(OP, "residual", residual)
+        if residual.dim() != x.dim():
+            expected = f"{x.dim()} dimensions, as x has"
+            fail(ValueError, OP, "residual", expected, f"shape {tuple(residual.shape)}")
+        residual = residual.unsqueeze(-2)
+    pairs = {name: for_height_1(given, 0 if name == "padding" else 1) for name, given in options.items()}
+    return x.unsqueeze(-2), residual, pairs
+
+
+def for_height_1(given: Any, of_height: int) -> Any:
+    """An image's argument from a sequence's: a number, or one in a sequence; what is neither is left to `geometry`."""
+    if isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 1:
+        given = given[0]
+    return (of_height, given) if isinstance(given, int) else given
+
+
 def tf32_allowed(device: torch.device) -> bool:
     """May float32 factors be rounded to tf32 there? As `torch.set_float32_matmul_precision` says; on a CPU never."""
     return device.type == "cuda" and _below_highest()

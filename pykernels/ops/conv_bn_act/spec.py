@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -67,6 +68,33 @@ def _sample(
     )
 
 
+def _sequences(
+    name: str,
+    x_shape: tuple[int, ...],
+    k: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    padding: int | str = 0,
+    dilation: int = 1,
+    **rest: Any,
+) -> Sample:
+    """A sample of ``x_shape`` (N, C, L) or (C, L): the one of images of height 1 without the height."""
+    *batch, c, length = x_shape
+    pad = padding if isinstance(padding, str) else (0, padding)
+    geometry: dict[str, Any] = {"stride": (1, stride), "padding": pad, "dilation": (1, dilation)}
+    images = _sample(name, (*batch, c, 1, length), k, (1, kernel), **geometry, **rest)
+
+    def make(dtype: torch.dtype, generator: torch.Generator) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        (x, weight, *vectors), options = images.make(dtype, generator)
+        options |= {"stride": stride, "padding": padding, "dilation": dilation}
+        if "residual" in options:
+            options["residual"] = options["residual"].squeeze(-2)
+        return (x.squeeze(-2), weight.squeeze(2), *vectors), options
+
+    return replace(images, make=make)
+
+
 def _bench(
     name: str, c: int, size: int, k: int, kernel: int, *, stride: int = 1, residual: bool = False, n: int = 1
 ) -> Sample:
@@ -124,6 +152,18 @@ _CONTRACT = (
     _sample("channels-last-sliced", (2, 16, 9, 9), 16, 3, padding=1, residual=True, layout="sliced_channels_last"),
     _sample("sliced", (2, 16, 9, 9), 16, 3, padding=1, residual=True, layout="sliced"),
     _sample("transposed", (2, 16, 9, 8), 16, 3, padding=1, residual=True, layout="transposed"),
+    _sequences("sequence", (2, 16, 30), 24, 5, padding=2),
+    _sequences("sequence-residual", (2, 16, 30), 16, 3, padding=1, residual=True),
+    _sequences("sequence-stride", (1, 1, 70), 32, 10, stride=5),
+    _sequences("sequence-dilation", (2, 12, 40), 20, 3, padding=8, dilation=8),
+    _sequences("sequence-same", (2, 8, 21), 16, 4, padding="same"),
+    _sequences("sequence-depthwise", (2, 24, 33), 24, 7, padding=3, groups=24),
+    _sequences("sequence-groups", (2, 12, 20), 18, 3, groups=3, bias=True),
+    _sequences("sequence-pointwise", (2, 33, 19), 48, 1, bn=False, activation="none"),
+    _sequences("sequence-unbatched", (8, 25), 8, 3, padding=1, residual=True),
+    _sequences("sequence-batch-0", (0, 8, 25), 16, 3),
+    _sequences("sequence-channels-last", (2, 16, 30), 16, 3, padding=1, residual=True, layout="channels_last"),
+    _sequences("sequence-sliced", (2, 16, 30), 16, 3, padding=1, residual=True, layout="sliced"),
 )
 
 _ACTIVATIONS = tuple(

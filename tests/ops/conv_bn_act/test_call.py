@@ -35,10 +35,11 @@ from tests.ops.conv_bn_act.cases import SAMPLES, bound, each_sample
 
 
 def torchs_own(x, weight, bias, mean, var, bn_weight, bn_bias, *, eps, residual, activation, negative_slope, **conv):
-    z = F.conv2d(x, weight, bias, **conv)
+    z = (F.conv1d if weight.dim() == 3 else F.conv2d)(x, weight, bias, **conv)
     if mean is not None:
-        z = F.batch_norm(z if x.dim() == 4 else z[None], mean, var, bn_weight, bn_bias, False, 0.0, eps)
-        z = z if x.dim() == 4 else z[0]
+        batched = x.dim() == weight.dim()
+        z = F.batch_norm(z if batched else z[None], mean, var, bn_weight, bn_bias, False, 0.0, eps)
+        z = z if batched else z[0]
     return apply_activation(z if residual is None else z + residual, activation, negative_slope)
 
 

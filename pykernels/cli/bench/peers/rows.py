@@ -55,7 +55,7 @@ def _models(batch: int) -> Iterator[Row]:
     yield _row(f"cnnlstm_b{batch}", "models", "cnnlstm", batch, macs * batch, "conv", "rnn", **cl)
 
 
-#: The networks of `networks`, with the multiply-adds of one image.
+#: The networks of `networks`, with the multiply-adds of one image or sequence.
 _NETWORKS = {
     "mobilenet_v2": 300_774_272,
     "mobilenet_v3_large": 215_040_960,
@@ -70,6 +70,12 @@ _NETWORKS = {
     "hrnet": 718_821_376,
     "deeplabv3plus": 3_497_900_032,
     "crnn": 910_526_976,
+    "wav2letter": 4_797_758_000,
+    "tcn": 205_033_472,
+    "wav2vec_features": 2_450_123_776,
+    "tacotron_encoder": 550_502_400,
+    "unet": 3_017_801_728,
+    "dcgan": 104_628_224,
 }
 
 

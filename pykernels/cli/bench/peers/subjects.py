@@ -21,7 +21,7 @@ def build(row: Row) -> Subject:
     """The subject in eval mode, float32, and one batch of inputs."""
     module, inputs = fresh(row)
     for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
+        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
             _wear_in(part)
     return module.eval().requires_grad_(False), inputs
 
@@ -32,7 +32,7 @@ def fresh(row: Row) -> Subject:
     return _BUILDERS[row.kind](row.batch, **row.sizes)
 
 
-def _wear_in(norm: nn.BatchNorm2d) -> None:
+def _wear_in(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
     """Statistics and weights as after training: folding a fresh BatchNorm would prove nothing."""
     assert norm.running_mean is not None
     assert norm.running_var is not None

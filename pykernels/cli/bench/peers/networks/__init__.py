@@ -1,6 +1,6 @@
 """Networks that people run, in few lines: the structures of the papers and of timm, torchvision and YOLO, untrained.
 
-`NETWORKS` has a function for each and the shape of an image.
+`NETWORKS` has a function for each and the shape of what goes in.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from . import detect, maps, mobile, residual
+from . import detect, maps, mobile, residual, sequences, upwards
 
 _IMAGE = (1, 3, 224, 224)
 
@@ -28,11 +28,17 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "hrnet": (maps.HRNet, _IMAGE),
     "deeplabv3plus": (maps.DeepLabV3Plus, _IMAGE),
     "crnn": (maps.CRNN, (1, 1, 32, 128)),
+    "wav2letter": (sequences.Wav2Letter, (1, 64, 400)),
+    "tcn": (sequences.TCN, (1, 32, 1000)),
+    "wav2vec_features": (sequences.Wav2VecFeatures, (1, 1, 16000)),
+    "tacotron_encoder": (sequences.TacotronEncoder, (1, 512, 100)),
+    "unet": (upwards.UNet, (1, 3, 128, 128)),
+    "dcgan": (upwards.Generator, (1, 100, 1, 1)),
 }
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:
-    """The network ``name`` in evaluation mode, the same at each call, and an image for it.
+    """The network ``name`` in evaluation mode, the same at each call, and an input for it.
 
     Batch norm has statistics as after training, so that a wrong fold shows.
     """
@@ -40,7 +46,7 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     make, shape = NETWORKS[name]
     model = make().eval()
     for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
+        if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d):
             assert m.running_mean is not None
             assert m.running_var is not None
             nn.init.uniform_(m.running_var, 0.5, 1.5)

@@ -1,0 +1,22 @@
+// The family's table, and the arithmetic of windows that its kernels share.
+#pragma once
+
+#include "cpu/dispatch.h"
+#include "pykernels/pool2d.h"
+
+namespace pk {
+
+// Each takes a plan whose kind is its own; see the files for the layouts that they want.
+struct Pool2dKernels {
+  void (*channels)(const Pool2dPlan& plan, const Executor& executor);  // vectors of channels, which may lie apart
+  void (*planes)(const Pool2dPlan& plan, const Executor& executor);    // vectors of adjacent columns
+  void (*mean_channels)(const Pool2dPlan& plan, const Executor& executor);
+  void (*mean_planes)(const Pool2dPlan& plan, const Executor& executor);
+};
+
+// The longest span of columns that `planes` holds at a time, and the widest window that it takes.
+inline constexpr int64_t kPoolSpan = 1024;
+
+PK_DECLARE_TABLES(Pool2dKernels, pool2d_kernels)
+
+}  // namespace pk

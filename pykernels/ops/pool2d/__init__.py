@@ -1,0 +1,143 @@
+"""max_pool2d, avg_pool2d, global_avg_pool2d: torch's pools, for inference on a CPU.
+
+What they gain there: a maximum keeps no indices, which nobody reads without a backward pass; contiguous images are
+pooled in vectors; and a mean over a map takes one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from pykernels.ops._dispatch import choose, kernels
+from pykernels.ops._op import Op
+from pykernels.ops.pool2d import autograd as autograd
+from pykernels.ops.pool2d.arguments import PoolCall, check_image, pool_call
+from pykernels.ops.pool2d.op import AVG_POOL2D, GLOBAL_AVG_POOL2D, MAX_POOL2D
+from pykernels.ops.pool2d.reference import reference
+
+
+def max_pool2d(
+    x: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """The largest element of each window; a NaN, where there is one.
+
+    The same as::
+
+        y = F.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
+
+    Args:
+        x: (N, C, H, W) or (C, H, W), of any memory format.
+        kernel_size: The window, one int or (vertical, horizontal).
+        stride: From window to window; ``kernel_size`` if None.
+        padding: On each side, at most half the window; takes no part in the maximum.
+        dilation: Between the elements of a window.
+        ceil_mode: Whether the last window may reach out of the image.
+        backend: "auto", "cpu" or "reference"; None takes the `pykernels.backend` block's.
+
+    Returns:
+        (N, C, P, Q) or (C, P, Q), of ``x``'s dtype and memory format.
+
+    Differentiable any number of times: the backward pass looks for the maxima again, by torch's op. The CPU kernels
+    take float32 and bfloat16; elsewhere torch's own op runs, on a GPU too. The result is exact.
+
+    Raises:
+        TypeError: An argument is of the wrong type, or ``x`` of no floating dtype.
+        ValueError: A shape or a size is wrong; the message names it.
+        RuntimeError: The backend asked for cannot run.
+    """
+    op = "max_pool2d"
+    x = check_image(op, x)
+    call = pool_call(op, x, False, kernel_size, stride, padding, dilation, ceil_mode)
+    return _run(MAX_POOL2D, x, call, backend, lambda ops, x: ops.max_pool2d(x, *call[1:6]))
+
+
+def avg_pool2d(
+    x: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """The average of each window.
+
+    The same as::
+
+        y = F.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+    Args:
+        x: (N, C, H, W) or (C, H, W), of any memory format.
+        kernel_size: The window, one int or (vertical, horizontal).
+        stride: From window to window; ``kernel_size`` if None.
+        padding: Zeros on each side, at most half the window.
+        ceil_mode: Whether the last window may reach out of the image.
+        count_include_pad: Whether the padding counts in what a sum is divided by.
+        divisor_override: What every sum is divided by instead.
+        backend: "auto", "cpu" or "reference"; None takes the `pykernels.backend` block's.
+
+    Returns:
+        (N, C, P, Q) or (C, P, Q), of ``x``'s dtype and memory format.
+
+    Differentiable any number of times. The CPU kernels take float32 and bfloat16, and add in float32; elsewhere
+    torch's own op runs, on a GPU too.
+
+    Raises:
+        TypeError: An argument is of the wrong type, or ``x`` of no floating dtype.
+        ValueError: A shape or a size is wrong; the message names it.
+        RuntimeError: The backend asked for cannot run.
+    """
+    op = "avg_pool2d"
+    x = check_image(op, x)
+    call = pool_call(op, x, True, kernel_size, stride, padding, 1, ceil_mode, count_include_pad, divisor_override)
+    rest = *call[1:4], *call[5:]
+    return _run(AVG_POOL2D, x, call, backend, lambda ops, x: ops.avg_pool2d(x, *rest))
+
+
+def global_avg_pool2d(x: Tensor, keepdim: bool = True, *, backend: str | None = None) -> Tensor:
+    """The mean of each channel's map.
+
+    The same as::
+
+        y = F.adaptive_avg_pool2d(x, 1)  # without keepdim: x.mean((-2, -1))
+
+    Args:
+        x: (N, C, H, W) or (C, H, W), of any memory format.
+        keepdim: Whether the map's dimensions stay, with size 1.
+        backend: "auto", "cpu" or "reference"; None takes the `pykernels.backend` block's.
+
+    Returns:
+        (N, C, 1, 1) or (C, 1, 1), of ``x``'s dtype and memory format; without ``keepdim`` (N, C) or (C,).
+
+    Differentiable any number of times. The CPU kernels take float32 and bfloat16, and add in float32, in blocks, so
+    that the error does not grow with the map.
+
+    Raises:
+        TypeError: ``x`` is no tensor, or of no floating dtype.
+        ValueError: A shape is wrong.
+        RuntimeError: The backend asked for cannot run.
+    """
+    x = check_image("global_avg_pool2d", x)
+    call = PoolCall(True, (0, 0))
+    y = _run(GLOBAL_AVG_POOL2D, x, call, backend, lambda ops, x: ops.global_avg_pool2d(x, True))
+    return y if keepdim else y.flatten(-3)
+
+
+def _run(op: Op, x: Tensor, call: PoolCall, backend: str | None, native: Callable[[Any, Tensor], Tensor]) -> Tensor:
+    where = choose(op, x.device, x.dtype, backend)
+    if where == "reference":
+        return reference(x, call)
+    ops = kernels(where, op)
+    return native(ops, x) if x.dim() == 4 else native(ops, x[None])[0]

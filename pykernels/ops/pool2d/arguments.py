@@ -1,0 +1,80 @@
+"""The arguments of the pools: checked here, refused by name, and passed on whole as `PoolCall`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from pykernels.ops._arguments import check_floating, check_int, check_tensor, fail, pair
+
+Pair = tuple[int, int]
+IntOrPair = int | Sequence[int]
+
+
+class PoolCall(NamedTuple):
+    """What a pool takes besides the image; `numbers` is what ``pool2d_out`` takes (csrc/torch/cpu/pool2d.cpp)."""
+
+    average: bool
+    #: (0, 0): the whole map
+    kernel_size: Pair
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+    #: 0: none
+    divisor: int = 0
+
+    def numbers(self) -> list[int]:
+        """All of them, in a row."""
+        average, *pairs, ceil_mode, count_include_pad, divisor = self
+        return [int(average), *(n for two in pairs for n in two), int(ceil_mode), int(count_include_pad), divisor]
+
+
+def check_image(op: str, x: Any) -> Tensor:
+    """``x``, (N, C, H, W) or (C, H, W) of a floating dtype, with H and W of 1 at least."""
+    x = check_tensor(op, "x", x)
+    check_floating(op, "x", x)
+    if x.dim() not in (3, 4):
+        fail(ValueError, op, "x", "(N, C, H, W) or (C, H, W)", f"shape {tuple(x.shape)}")
+    if x.shape[-1] < 1 or x.shape[-2] < 1:
+        fail(ValueError, op, "x", "H and W of at least 1", f"shape {tuple(x.shape)}")
+    return x
+
+
+def pool_call(
+    op: str, x: Tensor, average: bool, kernel_size: IntOrPair, stride: IntOrPair | None, padding: IntOrPair,
+    dilation: IntOrPair, ceil_mode: bool, count_include_pad: bool = True, divisor_override: int | None = None,
+) -> PoolCall:  # fmt: skip
+    """The call, checked against itself and the image."""
+    size = pair(op, "kernel_size", kernel_size, 1)
+    pads, steps = pair(op, "padding", padding, 0), pair(op, "dilation", dilation, 1)
+    if divisor_override is not None:
+        check_int(op, "divisor_override", divisor_override, -(2**31))
+        if divisor_override == 0:
+            fail(ValueError, op, "divisor_override", "an int other than 0", 0)
+    call = PoolCall(
+        average, size, size if stride is None else pair(op, "stride", stride, 1), pads, steps, bool(ceil_mode),
+        bool(count_include_pad), divisor_override or 0,
+    )  # fmt: skip
+    spans = [(n - 1) * d + 1 for n, d in zip(size, steps, strict=True)]
+    if any(2 * p > n for p, n in zip(pads, spans, strict=True)):
+        fail(ValueError, op, "padding", f"at most half the window {tuple(spans)}", pads)
+    if min(output_size(x.shape, call)) < 1:
+        fail(ValueError, op, "x", f"an image no smaller than the window {tuple(spans)}", f"shape {tuple(x.shape)}")
+    return call
+
+
+def output_size(shape: Sequence[int], call: PoolCall) -> Pair:
+    """(P, Q) of a pool of an image of ``shape``, by torch's rule."""
+    if call.kernel_size == (0, 0):
+        return 1, 1
+    found = []
+    for size, taps, stride, pad, dilation in zip(shape[-2:], *call[1:5], strict=True):
+        room = size + 2 * pad - dilation * (taps - 1) - 1
+        count = (room + (stride - 1 if call.ceil_mode else 0)) // stride + 1
+        # The last window has to begin in the image, or in the padding before it.
+        found.append(count - 1 if call.ceil_mode and (count - 1) * stride >= size + pad else count)
+    return found[0], found[1]

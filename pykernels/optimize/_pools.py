@@ -1,0 +1,115 @@
+"""Pools of images on the CPU as our steps: torch's make indices that nobody reads, and are slow on contiguous images.
+
+None of ours is slower (docs/kernels/pool2d/cpu.md), so there is no rule for sizes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pykernels.ops import _dispatch
+from pykernels.ops._arguments import pair
+from pykernels.ops.pool2d.arguments import PoolCall
+from pykernels.ops.pool2d.op import MAX_POOL2D
+from pykernels.optimize._graph import Graph, Step, Value, bound, is_torchs
+
+_MAX = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+_AVG = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+_WHOLE = PoolCall(True, (0, 0))
+
+
+class Pool:
+    """What a step calls: a pool of an image, with eager's strides. ``keeps``: does a mean keep the map's dimensions?"""
+
+    def __init__(self, name: str, call: PoolCall, keeps: bool = True) -> None:
+        self.__name__, self.call, self.keeps = name, call, keeps
+        #: In `pykernels.ops`.
+        self.op = "global_avg_pool2d" if call == _WHOLE else name
+        #: What ``pool2d_out`` takes.
+        self.numbers = torch.tensor(call.numbers())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The pool of ``x``, in new memory."""
+        ops, call = torch.ops.pykernels, self.call
+        if call.kernel_size == (0, 0):
+            if self.__name__ != "mean":
+                return ops.global_avg_pool2d.default(x, True)
+            mean: Tensor = ops.global_avg_pool2d.default(x, False)
+            # torch's mean is contiguous, whatever x is.
+            return mean.view(*mean.shape, 1, 1) if self.keeps else mean
+        if call.average:
+            return ops.avg_pool2d.default(x, *call[1:4], *call[5:])
+        return ops.max_pool2d.default(x, *call[1:6])
+
+
+def use_our_pools(graph: Graph) -> None:
+    """Puts our pools in the place of torch's."""
+    for step in graph.steps:
+        found = _pool_of(step)
+        if found is not None:
+            pool, x = found
+            step.function, step.args, step.kwargs = pool, (x,), {}
+
+
+def _pool_of(step: Step) -> tuple[Pool, Value] | None:
+    if step.kind != "call" or step.writes or not isinstance(step.outputs, Value):
+        return None
+    found = _maximum(step) or _average(step) or _global(step)
+    if found is None:
+        return None
+    x = found[1]
+    # Of other images torch's results keep the order of the dimensions.
+    fits = isinstance(x, Value) and len(x.shape) == 4 and x.layout in ("contiguous", "channels_last")
+    if not fits or x.dtype not in MAX_POOL2D.takes(x.device.type) or step.outputs.dtype is not x.dtype:
+        return None
+    return found if _dispatch.has_native(MAX_POOL2D, x.device) else None
+
+
+def _maximum(step: Step) -> tuple[Pool, Any] | None:
+    if step.function not in (F.max_pool2d, torch.max_pool2d):
+        return None
+    given = bound(step, _MAX)
+    if given.get("return_indices", False) is not False:
+        return None
+    return _windows(False, given, given.get("dilation", 1))
+
+
+def _average(step: Step) -> tuple[Pool, Any] | None:
+    return _windows(True, bound(step, _AVG), 1) if step.function is F.avg_pool2d else None
+
+
+def _windows(average: bool, given: dict[str, Any], dilation: Any) -> tuple[Pool, Any] | None:
+    name = "avg_pool2d" if average else "max_pool2d"
+    divisor = given.get("divisor_override") or 0
+    flags = given.get("ceil_mode", False), given.get("count_include_pad", True)
+    if type(divisor) is not int or not all(type(flag) is bool for flag in flags):
+        return None
+    size, stride = given.get("kernel_size"), given.get("stride")
+    try:
+        size = pair(name, "kernel_size", size, 1)  # type: ignore[arg-type]
+        stride = pair(name, "stride", stride, 1) if stride else size  # torch takes () for None
+        pads, steps = pair(name, "padding", given.get("padding", 0), 0), pair(name, "dilation", dilation, 1)
+    except (TypeError, ValueError):  # a size that is a value of the graph
+        return None
+    return Pool(name, PoolCall(average, size, stride, pads, steps, *flags, divisor)), given.get("input")
+
+
+def _global(step: Step) -> tuple[Pool, Any] | None:
+    if step.function is F.adaptive_avg_pool2d:
+        given = bound(step, ("input", "output_size"))
+        size = given.get("output_size")
+        one = size == 1 if type(size) is int else isinstance(size, tuple | list) and list(size) in ([1], [1, 1])
+        return (Pool("adaptive_avg_pool2d", _WHOLE), given.get("input")) if one else None
+    if not is_torchs(step.function, "mean"):
+        return None
+    given = bound(step, ("input", "dim", "keepdim"))
+    dims, keeps = given.get("dim"), given.get("keepdim", False)
+    if not isinstance(dims, tuple | list) or not all(type(d) is int for d in dims) or type(keeps) is not bool:
+        return None
+    if not set(given) <= {"input", "dim", "keepdim"} or sorted(d % 4 for d in dims) != [2, 3]:
+        return None
+    return Pool("mean", _WHOLE, keeps), given.get("input")

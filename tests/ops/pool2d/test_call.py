@@ -1,0 +1,208 @@
+"""The pools: the native ops against the reference and torch, NaN, gradients, traces, bad arguments."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.library import opcheck
+
+import pykernels as pk
+from pykernels.ops import avg_pool2d, global_avg_pool2d, max_pool2d
+from pykernels.ops._spec import all_specs
+from pykernels.ops.pool2d.arguments import PoolCall
+from tests.harness import (
+    FORMATS,
+    assert_one_graph,
+    assert_threads_change_nothing,
+    check_op,
+    forced_isa,
+    host_isas,
+    native,
+    normal,
+    samples_of,
+)
+
+OPS = torch.ops.pykernels
+SPECS = [s for s in all_specs() if s.op.family == "pool2d"]
+CASES = [pytest.param(s, x, id=f"{s.name}-{x.name}") for s in SPECS for x in samples_of(s).values()]
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("spec", "sample"), CASES)
+def test_native_is_the_reference(spec, sample, dtype):
+    for isa in host_isas():
+        with forced_isa(isa):
+            check_op(spec, sample, "cpu", dtype)
+
+
+@native
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("shape", [(2, 5, 9, 8), (1, 1, 6, 7), (3, 4, 1, 5), (2, 3, 5, 1), (0, 3, 6, 6)], ids=str)
+def test_shapes_and_strides_are_torchs(shape, layout):
+    x = normal(*shape, layout=layout)
+    small = tuple(min(2, n) for n in shape[2:])
+    for size, stride, ceil in itertools.product((1, small), (None, 1, (3, 2)), (False, True)):
+        for ours, theirs in ((max_pool2d, F.max_pool2d), (avg_pool2d, F.avg_pool2d)):
+            y, expected = ours(x, size, stride, ceil_mode=ceil), theirs(x, size, stride, ceil_mode=ceil)
+            assert (y.shape, y.stride()) == (expected.shape, expected.stride())
+            torch.testing.assert_close(y, expected)
+    if shape[0]:
+        y, expected = global_avg_pool2d(x), F.adaptive_avg_pool2d(x, 1)
+        assert (y.shape, y.stride()) == (expected.shape, expected.stride())
+        torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(global_avg_pool2d(x, keepdim=False), x.mean((2, 3)))
+    assert OPS.global_avg_pool2d(x, False).stride() == x.mean((2, 3)).stride()
+
+
+@native
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_what_is_not_finite_is_as_in_torch(layout, stride):
+    x = normal(2, 21, 11, 19)
+    x.flatten()[::13] = torch.nan
+    x.flatten()[::17] = torch.inf
+    x.flatten()[::7] = -torch.inf
+    x = x.contiguous(memory_format=layout)
+    for y, expected in (
+        (max_pool2d(x, 3, stride, 1), F.max_pool2d(x, 3, stride, 1)),
+        (max_pool2d(x, 1, stride), F.max_pool2d(x, 1, stride)),
+        (avg_pool2d(x, 2, stride), F.avg_pool2d(x, 2, stride)),
+        (global_avg_pool2d(x), F.adaptive_avg_pool2d(x, 1)),
+    ):
+        torch.testing.assert_close(y, expected, equal_nan=True)
+
+
+@native
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+def test_pool2d_out_writes_where_it_is_told(layout):
+    x = normal(2, 6, 8, 9, layout=layout)
+    expected = F.max_pool2d(x, 3, 2, 1)
+    call = torch.tensor(PoolCall(False, (3, 3), (2, 2), (1, 1)).numbers())
+    for memory_format in FORMATS:
+        wide = torch.full((2, 10, 4, 5), 7.0).contiguous(memory_format=memory_format)
+        OPS.pool2d_out(x, call, wide[:, 2:8])
+        assert torch.equal(wide[:, 2:8], expected)
+        assert (wide[:, :2] == 7).all()
+        assert (wide[:, 8:] == 7).all()
+    mean, out = torch.tensor(PoolCall(True, (0, 0)).numbers()), torch.empty(2, 6, 1, 1)
+    OPS.pool2d_out(x, mean, out)
+    torch.testing.assert_close(out, x.mean((2, 3), keepdim=True))
+
+
+@native
+def test_pool2d_out_refuses_what_does_not_fit():
+    x, call = normal(1, 3, 6, 6), torch.tensor(PoolCall(False, (2, 2), (2, 2)).numbers())
+    for bad, words in (
+        ((x, call[:5], torch.empty(1, 3, 3, 3)), "call: expected 12 int64 numbers"),
+        ((x, call, torch.empty(1, 3, 3, 2)), r"out: expected shape \(1, 3, 3, 3\)"),
+        ((x, call, torch.empty(1, 3, 3, 1).expand(1, 3, 3, 3)), "out: expected no two elements in one place"),
+        ((x, call, torch.empty(1, 3, 3, 3).double()), "out: expected torch.float32"),
+        ((x[0], call, torch.empty(1, 3, 3, 3)), "x: expected 4 dimensions"),
+        ((x, call * -1, torch.empty(1, 3, 3, 3)), "kernel_size: expected sizes of 1"),
+        ((x, torch.tensor([7, *call.tolist()[1:]]), torch.empty(1, 3, 3, 3)), "kind: expected"),
+    ):
+        with pytest.raises(RuntimeError, match=f"pykernels.pool2d_out: {words}"):
+            OPS.pool2d_out(*bad)
+
+
+@native
+def test_threads_change_nothing():
+    x = normal(2, 96, 30, 30, layout="channels_last")
+    assert_threads_change_nothing(lambda: [max_pool2d(x, 3, 2), avg_pool2d(x, 3), global_avg_pool2d(x)], (1, 2, 3))
+
+
+@native
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_gradients(backend):
+    x = normal(2, 3, 5, 6, dtype=torch.float32 if backend == "cpu" else torch.float64).requires_grad_()
+    for ours, theirs in (
+        (lambda x: max_pool2d(x, 3, 2, 1, backend=backend), lambda x: F.max_pool2d(x, 3, 2, 1)),
+        (lambda x: max_pool2d(x, 2, 1, 0, 2, backend=backend), lambda x: F.max_pool2d(x, 2, 1, 0, 2)),
+        (
+            lambda x: avg_pool2d(x, 3, 2, 1, True, False, backend=backend),
+            lambda x: F.avg_pool2d(x, 3, 2, 1, True, False),
+        ),
+        (
+            lambda x: avg_pool2d(x, 2, divisor_override=3, backend=backend),
+            lambda x: F.avg_pool2d(x, 2, divisor_override=3),
+        ),
+        (lambda x: global_avg_pool2d(x, backend=backend), lambda x: F.adaptive_avg_pool2d(x, 1)),
+        (lambda x: global_avg_pool2d(x, False, backend=backend), lambda x: x.mean((2, 3))),
+    ):
+        found = []
+        for f in (ours, theirs):
+            y = f(x)
+            (g,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+            found.append((y, g, *torch.autograd.grad(g.square().sum(), x)))
+        for got, expected in zip(*found, strict=True):
+            torch.testing.assert_close(got, expected)
+
+
+@native
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+def test_opcheck(layout, requires_grad):
+    x = normal(2, 4, 6, 5, layout=layout).requires_grad_(requires_grad)
+    opcheck(OPS.max_pool2d.default, (x, [3, 2], [2, 1], [1, 0], [1, 2], True))
+    opcheck(OPS.avg_pool2d.default, (x, [3, 2], [2, 1], [1, 0], False, False, 3))
+    opcheck(OPS.global_avg_pool2d.default, (x, True))
+    opcheck(OPS.global_avg_pool2d.default, (x, False))
+    if not requires_grad:
+        call = torch.tensor(PoolCall(True, (2, 2), (2, 2)).numbers())
+        opcheck(OPS.pool2d_out.default, (x, call, torch.empty(2, 4, 3, 2)))
+
+
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+def test_one_graph_serves_every_size(layout):
+    def f(x):
+        return max_pool2d(x, 3, 2, 1) + 1, avg_pool2d(x, 2), global_avg_pool2d(x)
+
+    calls = [(normal(n, 4, h, 9, layout=layout),) for n, h in ((2, 8), (3, 10), (5, 7))]
+    assert_one_graph(f, calls)
+
+
+def test_autocast_leaves_them_alone():
+    x = normal(1, 3, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert {f.dtype for f in (max_pool2d(x, 2), avg_pool2d(x, 2), global_avg_pool2d(x))} == {torch.float32}
+
+
+def test_other_dtypes_and_devices_run_as_torchs():
+    x = normal(1, 3, 6, 6, dtype=torch.float64)
+    assert torch.equal(max_pool2d(x, 2), F.max_pool2d(x, 2))
+    with pytest.raises(RuntimeError, match="max_pool2d: backend='triton' cannot run: torch's own pool"):
+        pk.ops.max_pool2d(x, 2, backend="triton")
+
+
+X = torch.zeros(1, 3, 6, 6)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "error", "words"),
+    [
+        (max_pool2d, {"kernel_size": 0}, ValueError, "kernel_size: expected an int or two ints >= 1"),
+        (max_pool2d, {"kernel_size": "3"}, TypeError, "kernel_size: expected an int or two ints"),
+        (max_pool2d, {"kernel_size": 7}, ValueError, r"x: expected an image no smaller than the window \(7, 7\)"),
+        (max_pool2d, {"stride": 0}, ValueError, "stride: expected an int or two ints >= 1"),
+        (max_pool2d, {"padding": 2}, ValueError, r"padding: expected at most half the window \(2, 2\)"),
+        (max_pool2d, {"dilation": 0}, ValueError, "dilation: expected an int or two ints >= 1"),
+        (max_pool2d, {"x": X.int()}, TypeError, "x: expected a floating dtype"),
+        (max_pool2d, {"x": X[0, 0]}, ValueError, r"x: expected \(N, C, H, W\) or \(C, H, W\)"),
+        (avg_pool2d, {"x": X[..., :0]}, ValueError, "x: expected H and W of at least 1"),
+        (avg_pool2d, {"divisor_override": 0}, ValueError, "divisor_override: expected an int other than 0"),
+        (avg_pool2d, {"divisor_override": 1.5}, TypeError, "divisor_override: expected an int"),
+        (avg_pool2d, {"padding": (0, 2)}, ValueError, r"padding: expected at most half the window"),
+    ],
+)
+def test_bad_arguments_are_named(function, arguments, error, words):
+    with pytest.raises(error, match=f"pykernels.{function.__name__}: {words}"):
+        function(**{"x": X, "kernel_size": 2, **arguments})
+
+
+def test_global_avg_pool2d_names_a_bad_image():
+    with pytest.raises(TypeError, match=r"pykernels.global_avg_pool2d: x: expected a tensor, got int"):
+        global_avg_pool2d(3)
