@@ -288,6 +288,8 @@ class _ConvPack(Pack):
 
     #: What tells more of the sources than their versions do, where pykernels.optimize makes the pack.
     moments: Any = None
+    #: The weight, where it is there in a packed form alone.
+    held: Any = None
 
     def __init__(
         self,
@@ -307,6 +309,8 @@ class _ConvPack(Pack):
         #: Without tf32 and with it.
         self.calls = tuple(call._replace(tf32=tf32).flat() for tf32 in (False, True))
         self.by_algorithm: dict[int, torch.Tensor] = {}
+        #: The same memory but for what lies before the packed weight.
+        self.tails: dict[int, torch.Tensor] = {}
         self.by_shape: dict[torch.Size, torch.Tensor] = {}
         #: The activation's constants by channel, in the place of the usual ones: ``constants``, or the slopes that
         #: follow the batch norm in ``slots``.
@@ -340,15 +344,21 @@ class _ConvPack(Pack):
         """The block's output there."""
         return self.op(x, *self.value, residual, *self.calls[tf32_allowed(self.device)])
 
+    def _algorithm(self, x: torch.Size) -> int:
+        """The one to pack for, for an input of shape ``x``."""
+        weight = _filters(self.twins[0])
+        if len(x) != 4:
+            return _DIRECT
+        try:
+            found: int = _native.introspect().conv_algorithm(tuple(x), tuple(weight.shape), *self.geometry)
+        except TypeError as problem:  # a number beyond int64
+            raise RuntimeError("the geometry is out of range") from problem
+        return found
+
     def bound_for(self, x: torch.Size) -> torch.Tensor:
         """What ``conv_bn_act_bound`` is to run for an input of shape ``x`` on the CPU."""
         weight = _filters(self.twins[0])
-        algorithm, shape = _DIRECT, tuple(weight.shape)
-        if len(x) == 4:
-            try:
-                algorithm = _native.introspect().conv_algorithm(tuple(x), shape, *self.geometry)
-            except TypeError as problem:  # a number beyond int64
-                raise RuntimeError("the geometry is out of range") from problem
+        algorithm, shape = self._algorithm(x), tuple(weight.shape)
         bound = self.by_algorithm.get(algorithm)
         if bound is None:
             if not self.is_of_isa():
@@ -356,6 +366,7 @@ class _ConvPack(Pack):
             with torch.inference_mode(False), torch.no_grad():
                 packed = self._packed(algorithm)
                 bound = torch.ops.pykernels.conv_bind(packed, shape, *self.value, *self.calls[False], self.own)
+                self.tails[algorithm] = bound[bound.numel() - packed.numel() :]
             self.by_algorithm[algorithm] = bound
         if len(self.by_shape) >= _MOST_SHAPES:
             self.by_shape.clear()

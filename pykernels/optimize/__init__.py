@@ -20,7 +20,7 @@ from pykernels.optimize._report import Left, Replaced, Report
 __all__ = ["Left", "Optimized", "Replaced", "Report", "optimize"]
 
 
-def optimize(model: nn.Module, dtype: torch.dtype | None = None) -> Any:
+def optimize(model: nn.Module, dtype: torch.dtype | None = None, *, keep: str | None = None) -> Any:
     """An evaluation-mode twin of ``model`` that computes the same with fused kernels.
 
     The twin is a model of the original's class: its parameters, state_dict, attributes, methods, submodules and hooks
@@ -37,10 +37,13 @@ def optimize(model: nn.Module, dtype: torch.dtype | None = None) -> Any:
             nothing), and is without gradients for its weights.
         dtype: ``torch.bfloat16``, ``torch.float32`` or, on CUDA, ``torch.float16`` to compute in; the weights are then
             converted copies, and inputs and results keep the model's own dtype. None: the model's.
+        keep: "packed" to keep weights that the kernels have packed in that form alone (on the CPU): nothing reads,
+            writes, saves or trains these any more. None: beside the plain ones.
 
     Raises:
         TypeError: ``model`` is no ``nn.Module``, TorchScript, or optimised already.
-        ValueError: ``dtype`` is another one, or float16 where the model is not on CUDA, or parameters are lazy.
+        ValueError: ``dtype`` or ``keep`` is another one, or float16 where the model is not on CUDA, or parameters are
+            lazy.
 
     Example:
         >>> fast = pk.optimize(model)
@@ -61,8 +64,10 @@ def optimize(model: nn.Module, dtype: torch.dtype | None = None) -> Any:
         )
     if isinstance(model, Optimized):
         raise TypeError("pykernels.optimize: model: is optimised already; pass the original")
+    if keep is not None and keep != "packed":
+        raise ValueError(f'pykernels.optimize: keep: expected None or "packed", got {keep!r}')
     outside = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return face(model, outside, outside if dtype is None else dtype)
+    return face(model, outside, outside if dtype is None else dtype, keep)
 
 
 def _know_backend(registry: Any) -> None:

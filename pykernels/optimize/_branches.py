@@ -132,7 +132,9 @@ class _Merger:
 
     def _conv(self, step: Step) -> tuple[FusedConv, Value] | None:
         found = conv_of(step)
-        return found if found is not None and all(v in self.constants for v in found[0].parameters()) else None
+        if found is None or found[0].is_held:
+            return None
+        return found if all(v in self.constants for v in found[0].parameters()) else None
 
     def _groups(self, branches: list[_Branch]) -> list[list[_Branch]]:
         groups: list[list[_Branch]] = []

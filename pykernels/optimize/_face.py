@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from pykernels.optimize._keep import PackedWeight, check_whole
 from pykernels.optimize._report import Report
 from pykernels.optimize._stub import Family, Stub
 from pykernels.optimize._stub import _cast as cast_tensors
@@ -32,25 +33,25 @@ class Optimized(nn.Module):
             module.training = False
         return self
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        _let_go(self)
-        return super()._apply(*args, **kwargs)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        _let_go(self)
-        return super()._load_from_state_dict(*args, **kwargs)
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As `nn.Module.load_state_dict`; weights that are kept packed can only be assigned."""
+        if not assign:
+            check_whole(self.parameters(), "a state_dict to be copied into it (assign=True would take its place)")
+        return super().load_state_dict(state_dict, strict, assign)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         family = _family(self)
         above = getattr(super(), "__getstate__", None)
         kept = dict(above() if callable(above) else vars(self))
         kept.pop("_compiled_call_impl", None)
-        return _restored, (type(self).__mro__[2], family.outside, family.inside), kept
+        return _restored, (type(self).__mro__[2], family.outside, family.inside, family.keep), kept
 
     def __setstate__(self, kept: Any) -> None:
         family = _family(self)
         super().__setstate__(kept)
         vars(self)["_compiled_call_impl"] = Stub(self, "", family)
+        family.own.update(self.modules())
+        family.held.update({id(p): p for p in self.parameters() if isinstance(p, PackedWeight)})
         family.install()
 
 
@@ -60,16 +61,10 @@ def _family(model: nn.Module) -> Family:
     return stub.family if isinstance(stub, Stub) else Family(model, torch.float32, torch.float32)
 
 
-def _let_go(model: nn.Module) -> None:
-    """Drops the programs where torch is about to swap tensors: it refuses those that anything else has a hold of."""
-    if torch.__future__.get_swap_module_params_on_conversion():
-        _family(model).forget()
-
-
-def _restored(kind: type, outside: torch.dtype, inside: torch.dtype) -> Any:
+def _restored(kind: type, outside: torch.dtype, inside: torch.dtype, keep: str | None = None) -> Any:
     made: Any = _class_of(kind, outside, inside)
     new = made.__new__(made)
-    vars(new)["_compiled_call_impl"] = Stub(new, "", Family(new, outside, inside))
+    vars(new)["_compiled_call_impl"] = Stub(new, "", Family(new, outside, inside, keep))
     return new
 
 
@@ -89,7 +84,7 @@ def _class_of(kind: type, outside: torch.dtype, inside: torch.dtype) -> type:
     return made
 
 
-def face(model: nn.Module, outside: torch.dtype, inside: torch.dtype) -> Any:
+def face(model: nn.Module, outside: torch.dtype, inside: torch.dtype, keep: str | None = None) -> Any:
     """The twin of ``model``, with stubs on its modules."""
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
@@ -104,11 +99,12 @@ def face(model: nn.Module, outside: torch.dtype, inside: torch.dtype) -> Any:
         twin, copied = _shared_copy(model, outside, inside)
         written = _to_evaluation(twin)
     twin.__class__ = _class_of(type(twin), outside, inside)
-    family = Family(twin, outside, inside)
+    family = Family(twin, outside, inside, keep)
     if copied:
         family.note("the model", f"{copied} tensors", "are made in inference mode: copied, not shared")
     if written:
         family.note("the model", f"{written} tensors", "are written to by train() or eval(): copied, not shared")
+    family.own.update(twin.modules())
     family.install()
     return twin
 

@@ -79,6 +79,10 @@ def _to(layout: str, move: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
 
 
 _RECURRENT = (nn.GRU, nn.RNN, nn.LSTM)
+#: What multiplies by weights in a way that depends on how its inputs lie in memory.
+FED = (*_RECURRENT, nn.MultiheadAttention)
+#: Of recurrent layers and of attention.
+_INPUTS = ("input",), ("query", "key", "value")
 #: In multiplications of a convolution, a fifth of whose time is at stake: what it costs to turn an element, and what it
 #: brings to those that are ten times as fast. Measured, and low, because what is turned may lie in cache.
 _TURN, _GAINED = 60, 500
@@ -167,11 +171,23 @@ def _feed_products(graph: Graph) -> None:
     graph.steps = steps
 
 
+def fed(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of one of `FED` that is called by itself, as `_feed_products` gives them in a program."""
+    names = _INPUTS[isinstance(module, nn.MultiheadAttention)]
+    given = [*args[: len(names)], *(kwargs[n] for n in names[len(args) :] if n in kwargs)]
+    inputs = {id(t): t for t in given if isinstance(t, Tensor) and t.dim() == 3}
+    if not module.batch_first or len(inputs) < len(names[:2]):
+        return args, kwargs
+    turned = {key: as_time_major(t) for key, t in inputs.items()}
+    args = *(turned.get(id(t), t) for t in args[: len(names)]), *args[len(names) :]
+    return args, {n: turned.get(id(t), t) if n in names else t for n, t in kwargs.items()}
+
+
 def _wanted(step: Step) -> dict[Value, Any]:
     """How torch's recurrent layers, attention and linear layers want what they are given."""
     module: Any = step.function
-    if step.kind == "module" and type(module) in (*_RECURRENT, nn.MultiheadAttention):
-        names = ("query", "key", "value") if type(module) is nn.MultiheadAttention else ("input",)
+    if step.kind == "module" and type(module) in FED:
+        names = _INPUTS[type(module) is nn.MultiheadAttention]
         given = bound(step, names)
         inputs = {v: None for k in names if isinstance(v := given.get(k), Value) and len(v.shape) == 3}
         if len(names) > 1 and (len(inputs) < 2 or not module.batch_first):

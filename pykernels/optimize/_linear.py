@@ -64,6 +64,8 @@ class FusedLinear(FusedConv):
 
     def torchs_because(self, shape: Sequence[int], layout: str) -> str:
         """Why torch runs it for an input of this shape; "" where our kernel does."""
+        if self.is_held:
+            return ""
         c, k = self.depth(), self.weight.shape[1 if self.turned else 0]
         bf16 = self.weight.dtype is torch.bfloat16
         threads, isa = torch.get_num_threads(), _native.introspect().active_isa()

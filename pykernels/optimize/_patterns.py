@@ -22,6 +22,7 @@ from pykernels.ops.lstm.op import LSTM_CELL
 from pykernels.optimize import _rules
 from pykernels.optimize._activations import Act, activation_of, written_out
 from pykernels.optimize._graph import Graph, Step, Value, bound, is_torchs, values_in
+from pykernels.optimize._keep import HeldPack, PackedWeight
 from pykernels.optimize._sources import Sources
 from pykernels.optimize._torchs import TorchConv
 from pykernels.optimize._watch import kind_of, plain
@@ -54,6 +55,8 @@ class FusedConv:
         self.pad = (0, 0, 0, 0)
         self.on_cpu = weight is None or weight.device.type == "cpu"
         self.run: Callable[..., Tensor] = _bound_op() if self.on_cpu else _run_on_cuda
+        #: There is nothing but the packed weight: no other algorithm can be had, nor torch's.
+        self.is_held = weight is not None and isinstance(weight.tensor, PackedWeight)
         self.channels_last = False
         #: The format that the result has to be in at once: "contiguous", "channels_last" or "" for either.
         self.fix = ""
@@ -70,22 +73,27 @@ class FusedConv:
         """The tensors that it is made of."""
         return [v for v in (self.weight, self.bias, *(self.norm or ()), self.act.slopes) if v is not None]
 
-    def pack(self, values: dict[Value, Any], store: dict[Hashable, Any]) -> _ConvPack:
+    def pack(self, values: dict[Value, Any], store: dict[Hashable, Any]) -> Any:
         """All but the input, packed; from ``store``, which programs share, if it is still right."""
         parts = (self.weight, self.bias, *(self.norm or (None,) * 4), self.act.slopes)
         tensors = [None if v is None else values.get(v, v.tensor) for v in parts]
+        held = tensors[0] if self.is_held else None
+        if held is not None:
+            tensors[0] = held.stand_in()
         filters = self.filters(tensors[0])
         shape = SimpleNamespace(weight=filters, padding_mode="zeros", **self.options)
         act = self.act
         spec = (self.eps, act.name, act.slope, act.constants, tuple(sorted(self.options.items())), self.pad)
         # One matrix may be the weight of a layer and, turned, that of another.
-        key = (*(None if t is None else id(t) for t in tensors), filters.stride(), *spec)
-        found = store.get(key)
-        if found is not None and found.is_current(found.dtype, found.index, found.key) and found.moments.are_current():
+        key = (id(held), *(None if t is None else id(t) for t in tensors[held is not None :]), filters.stride(), *spec)
+        found: Any = store.get(key)
+        same = found is not None and found.held is held
+        if same and found.is_current(found.dtype, found.index, found.key) and found.moments.are_current():
             return found
         slots = [({"": t}, "") for t in (filters, *tensors[1:])]
         key_of_pack = (shape, None, self.eps, act.name, act.slope, None)
-        made = _ConvPack(slots, self.weight.dtype, key_of_pack, self.geometry(), act.constants)
+        given = slots, self.weight.dtype, key_of_pack, self.geometry(), act.constants
+        made = _ConvPack(*given) if held is None else HeldPack(held, *given)
         # By their elements: torch's batch norm writes to them without counting a version.
         made.moments = Sources([t for t in (*tensors, self.counter) if t is not None])
         if not any(v in values for v in self.parameters()):
@@ -124,7 +132,7 @@ class FusedConv:
 
     def torchs_because(self, shape: Sequence[int], layout: str) -> str:
         """Why torch runs it for an input of this shape and format; "" where our kernel does."""
-        if not self.on_cpu or self.weight.dtype is not torch.float32 or len(shape) != 4:
+        if not self.on_cpu or self.is_held or self.weight.dtype is not torch.float32 or len(shape) != 4:
             return ""
         layout = "channels_last" if self.channels_last else layout
         threads, isa = torch.get_num_threads(), _native.introspect().active_isa()

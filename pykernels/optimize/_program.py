@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pykernels.optimize import _arena
 from pykernels.optimize._graph import Graph, Made, Step, Value, layout_of, mapped, values_in
+from pykernels.optimize._keep import PackedWeight
 from pykernels.optimize._layout import FIXES, as_channels_last
 from pykernels.optimize._patterns import FusedConv
 from pykernels.optimize._sources import Sources
@@ -58,6 +59,8 @@ class Program:
     def __init__(self, graph: Graph, folded: list[Step], watch: Watch, store: dict[Hashable, Any]) -> None:
         self.graph, self.folded, self.watch, self.store = graph, folded, watch, store
         self.exact, self.unsure = graph.exact, graph.unsure
+        #: Its parameters are still to be looked at for what may be kept packed alone.
+        self.is_new = True
         self.is_whole = not any(s.kind == "opaque" for s in graph.steps)
         self.again = self.is_whole and not any(v.storage == -1 for s in graph.steps for v in s.writes)
         self.fused = [s for s in graph.steps if isinstance(s.function, FusedConv)]
@@ -148,7 +151,7 @@ class Program:
         bound.by_shape[shapes] = run, (*folded, *constants, *places)
         if self._choosing is None:
             return run(folded, *tensors)
-        self.reasons, self.turned = reasons, survey.turned
+        self.reasons, self.turned, self.is_new = reasons, survey.turned, True
         if self.is_whole:
             self.sizes, self.shapes = [tuple(t.shape) for t in tensors if isinstance(t, Tensor)], survey.shapes
         return result
@@ -179,9 +182,9 @@ class Program:
                 if (t := v.tensor) is not None
             ):
                 raise RuntimeError("a source has become another kind of tensor")
-            tensors = [v.tensor for v in used if v.tensor is not None]
+            tensors = [v.tensor for v in used if v.tensor is not None and type(v.tensor) is not PackedWeight]
             counters = [self._counters[id(t)] for t in tensors if id(t) in self._counters]
-            bound = _Bound(Sources([*tensors, *counters]) if used else None)
+            bound = _Bound(Sources([*tensors, *counters]) if tensors else None)
             for step in self.folded:
                 self._fold(step, bound.values)
             bound.convs = [s.function.pack(bound.values, self.store) for s in self.fused]

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from pykernels.optimize import _kinds
 from pykernels.optimize._graph import Graph, Step, Value, mapped, storage_of
+from pykernels.optimize._keep import PackedWeight, read_by
 from pykernels.optimize._purity import Findings, Onlooker, names_any, place_in_model
 from pykernels.optimize._results import SCALARS, Unrecordable, described, has_dicts, leaves
 from pykernels.optimize._watch import Watch, kind_of
@@ -79,6 +80,8 @@ class Recorder:
         # By address: a number, for an address may be used again, and the tensors that have been there.
         self.storages: dict[int, tuple[int, list[Callable[[], torch.Tensor | None]]]] = {}
         self.volatile: set[str] = set()
+        #: Parameters, by their ids, that something but a convolution or linear layer was given.
+        self.read: set[int] = set()
         self.paused = 0
         self.names = {id(m): f"{path}.{name}".strip(".") for name, m in module.named_modules()}
 
@@ -193,7 +196,7 @@ class Recorder:
         found = self._found(t)
         if found is not None:
             return found
-        if id(t) in self.watch.tensors and type(t) in _PLAIN:
+        if id(t) in self.watch.tensors and type(t) in (*_PLAIN, PackedWeight):
             return self._new(t, "source")
         return None
 
@@ -211,9 +214,11 @@ class Recorder:
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a torch function for the model, and writes it down."""
+        name = _kinds.name_of(func)
+        if not _kinds.is_metadata(func, name, args):
+            self.read |= read_by(func, args, kwargs)
         if self.paused or self.scopes[-1].findings.reason is not None:
             return func(*args, **kwargs)
-        name = _kinds.name_of(func)
         if name == "__iter__":
             return iter(self.call(torch.Tensor.unbind, args, {}))
         try:
@@ -252,6 +257,10 @@ class Recorder:
 
     def _reads_metadata(self, name: str, given: Any) -> None:
         values = list(Step(len, given[0], given[1], None).reads())
+        for v in values:
+            if v.kind == "source" and v.tensor is not None:
+                with torch._C.DisableTorchFunction():
+                    self.watch.asks(v.tensor)
         if name in _kinds.SIZES:
             self.exact = True
         if (name in _kinds.SIZES or name in ("dim", "ndim", "ndimension")) and any(v.dynamic for v in values):

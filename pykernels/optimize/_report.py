@@ -79,7 +79,7 @@ class Report:
     `doors` says how they were made and how many that way, `entries` what each is for, and `plain` which calls ran as
     they are. `torch_steps` is the number of counted steps that torch runs, `conversions` are those of dtype and memory
     format in one call, `packed_bytes` is the memory of weights in the kernels' layout, `arena_bytes` that of
-    intermediates.
+    intermediates, and `released_bytes` is what the model no longer holds of plain weights with ``keep="packed"``.
     """
 
     replaced: list[Replaced] = field(default_factory=list)
@@ -93,6 +93,7 @@ class Report:
     doors: dict[str, int] = field(default_factory=dict)
     packed_bytes: int = 0
     arena_bytes: int = 0
+    released_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -157,10 +158,11 @@ class Report:
             lines.append(
                 f"conversions: {', '.join(what if n == 1 else f'{n} x {what}' for what, n in self.conversions.items())}"
             )
-        if self.packed_bytes or self.arena_bytes:
+        if self.packed_bytes or self.arena_bytes or self.released_bytes:
             lines.append(
                 f"memory: {self.packed_bytes / 1e6:.1f} MB of packed weights, "
                 f"{self.arena_bytes / 1e6:.1f} MB for intermediates"
+                + (f"; {self.released_bytes / 1e6:.1f} MB of plain weights released" if self.released_bytes else "")
             )
         return "\n".join(lines)
 

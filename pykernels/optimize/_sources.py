@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 
 import torch
 from torch import Tensor
 
 from pykernels.nn._packed import Pack
+from pykernels.optimize._keep import PackedWeight, check_whole
 
 _version_of = attrgetter("_version")
 
@@ -17,6 +19,26 @@ _version_of = attrgetter("_version")
 def _forget(note: int) -> None:
     with torch._C.DisableTorchFunction():  # the garbage collector may come while a model is being recorded
         torch.ops.pykernels.forget_note(note)
+
+
+def _telling(swap: Callable[..., None]) -> Callable[..., None]:
+    """torch's ``swap_tensors``, which refuses tensors that a note has a hold of: it lets go of them first."""
+
+    @functools.wraps(swap)
+    def swap_tensors(t1: Tensor, t2: Tensor) -> None:
+        check_whole((t for t in (t1, t2) if type(t) is PackedWeight), "swap_tensors")
+        for sources in list(_live):
+            if not sources.ids.isdisjoint((id(t1), id(t2))):
+                sources.stepped = True
+                _forget(sources.note)
+        swap(t1, t2)
+
+    return swap_tensors
+
+
+#: Modules swap tensors too where torch is set to: all find the function there.
+torch.utils.swap_tensors = _telling(torch.utils.swap_tensors)
+_live: weakref.WeakSet[Sources] = weakref.WeakSet()
 
 
 class Sources(Pack):
@@ -27,6 +49,8 @@ class Sources(Pack):
         self.counted = [source[2] for source in self.sources]
         self.versions = [source[3] for source in self.sources]
         self.note = torch.ops.pykernels.note_tensors(self.counted)
+        self.ids = frozenset(map(id, self.counted))
+        _live.add(self)
         self.as_noted = torch.ops.pykernels.are_as_noted.default
         weakref.finalize(self, _forget, self.note).atexit = False
         # What changed between the two looks at it is seen here: the note may be of the later tensor.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import threading
+import weakref
 from collections.abc import Hashable
 from typing import Any
 
@@ -19,6 +20,8 @@ from pykernels.nn._packed import asked_backend, undisturbed
 from pykernels.nn._replaceable import has_hooks
 from pykernels.optimize import _compile
 from pykernels.optimize._graph import layout_of, suggests_channels_last
+from pykernels.optimize._keep import PackedWeight, check_whole, release
+from pykernels.optimize._layout import FED, fed
 from pykernels.optimize._program import Program
 from pykernels.optimize._record import NOTHING, Recorder, state
 from pykernels.optimize._watch import globally_hooked, kind_of, replaced_in_torch
@@ -45,11 +48,16 @@ _function_modes = torch._C._len_torch_function_stack
 class Family:
     """What the stubs of one optimised model share."""
 
-    def __init__(self, root: nn.Module, outside: torch.dtype, inside: torch.dtype) -> None:
-        self.root = root
+    def __init__(self, root: nn.Module, outside: torch.dtype, inside: torch.dtype, keep: str | None = None) -> None:
+        self.root, self.keep = root, keep
         self.outside, self.inside = outside, inside
         self.store: dict[Hashable, Any] = {}
         self.notes: list[tuple[str, str, str]] = []
+        #: The modules that are nobody else's.
+        self.own: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self.held: weakref.WeakValueDictionary[int, PackedWeight] = weakref.WeakValueDictionary()
+        self.read: set[int] = set()
+        self._releasing = threading.Lock()
 
     def note(self, where: str, what: str, why: str) -> None:
         """Tells the report, once."""
@@ -64,20 +72,43 @@ class Family:
             if module is self.root or _is_of_interest(module):
                 vars(module)["_compiled_call_impl"] = Stub(module, path, self)
 
-    def forget(self) -> None:
-        """Drops all programs."""
-        for stub in self.stubs():
-            with stub.lock:
-                for program in (*stub.programs.values(), *stub.general.values()):
-                    if isinstance(program, Program):
-                        program.let_go()
-                stub.programs, stub.general, stub.last = {}, {}, None
-        self.store.clear()
+    def release(self, program: Program) -> None:
+        """Keeps the weights that ``program`` has packed in that form alone, where nothing else reads them."""
+        with self._releasing:
+            programs = self.programs()
+            if not program.is_new or program not in programs:
+                return
+            program.is_new = False
+            own = {path: m for path, m in self.root.named_modules() if m in self.own}
+            gone = release(own, program, programs, self.read, self.held)
+            if not gone:
+                return
+            self.store.clear()
+            for stub in self.stubs():
+                with stub.lock:
+                    for p in programs:
+                        if any(id(v.tensor) in gone for v in p.sources):
+                            p.let_go()
+                            stub._forget(p)
+
+    def programs(self) -> list[Program]:
+        """All of its stubs, each once."""
+        found = [p for s in self.stubs() for p in (*s.programs.values(), *s.general.values())]
+        return list({id(p): p for p in found if isinstance(p, Program)}.values())
 
     def stubs(self) -> list[Stub]:
         """Those of the modules that are there now."""
         found = [vars(m).get("_compiled_call_impl") for m in self.root.modules()]
         return [s for s in found if isinstance(s, Stub) and s.family is self]
+
+
+def _is_torchs_layer(module: nn.Module) -> bool:
+    """Is it a layer of torch's, by itself, that our kernels never run? A program would only cost more than its call."""
+    kind = kind_of(module)
+    has = vars(module)  # a copy has nothing as yet
+    if kind in (*_GAIN_ALONE, nn.Linear) or has.get("_modules", True) or "forward" in has:
+        return False
+    return kind.__module__.startswith("torch.nn.modules.")
 
 
 def _is_of_interest(module: nn.Module) -> bool:
@@ -94,7 +125,8 @@ class Stub:
     """
 
     __slots__ = (
-        "changes", "exact_only", "family", "general", "last", "lock", "module", "path", "plainly", "programs", "why",
+        "changes", "exact_only", "family", "feeds", "general", "last", "lock", "module", "path", "plainly", "programs",
+        "why",
     )  # fmt: skip
 
     def __init__(self, module: nn.Module, path: str, family: Family) -> None:
@@ -108,8 +140,10 @@ class Stub:
         home = type(module).__module__
         ours = home.startswith(("pykernels.nn", "pykernels.models")) and not home.endswith("models.reference")
         self.why: str | None = "runs the package's kernels by itself" if ours else None
-        if kind_of(module) in _WHOLE and kind_of(module) not in (nn.LSTM, nn.LSTMCell):
+        kind = kind_of(module)
+        if (kind in _WHOLE and kind not in _GAIN_ALONE) or (module is family.root and _is_torchs_layer(module)):
             self.why = "has no kernels of ours"
+        self.feeds = kind in FED and bool(vars(module).get("batch_first"))
         self.lock = threading.Lock()
 
     def __reduce__(self) -> Any:
@@ -121,6 +155,8 @@ class Stub:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """``module(*args, **kwargs)``."""
         if torch.compiler.is_compiling():
+            if torch.compiler.is_exporting() and self.family.held:
+                check_whole(self.family.held.values(), "torch.export")
             return self.module._call_impl(*args, **kwargs)
         family = self.family
         if self.module is not family.root or family.outside is family.inside or state.recorder is not None:
@@ -133,7 +169,7 @@ class Stub:
         if recorder is not None:
             return self._inside(recorder, args, kwargs)
         if self.why is not None:
-            return self.module._call_impl(*args, **kwargs)
+            return self._as_it_is(args, kwargs)
         if not undisturbed() or _function_modes() or _autocast() or asked_backend() != "auto":
             return self._plainly(_disturbance(), args, kwargs)
         tensors: list[Tensor] = []
@@ -157,7 +193,7 @@ class Stub:
                 self._keep(key, found)
                 return result
         if type(found) is str:
-            return self.module._call_impl(*args, **kwargs)
+            return self._as_it_is(args, kwargs)
         if isinstance(found, Program):
             if not found.watch.unchanged():
                 self._changed(key, found)
@@ -166,6 +202,11 @@ class Stub:
             else:
                 return self._run(found, key, args, kwargs, tensors)
         return self._capture(key, args, kwargs, tensors)
+
+    def _as_it_is(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.feeds and undisturbed() and not has_hooks(self.module):
+            args, kwargs = fed(self.module, args, kwargs)
+        return self.module._call_impl(*args, **kwargs)
 
     def _plainly(self, why: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs the module as it is, and counts that for the report."""
@@ -187,7 +228,10 @@ class Stub:
     def _run(self, program: Program, key: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         self.changes, self.last = 0, program
         try:
-            return program(tensors)
+            result = program(tensors)
+            if program.is_new and self.family.keep is not None:
+                self.family.release(program)
+            return result
         except Exception:
             if not program.again:
                 raise
@@ -213,6 +257,7 @@ class Stub:
     def _forget(self, program: Program) -> None:
         self.programs = {k: p for k, p in self.programs.items() if p is not program}
         self.general = {k: p for k, p in self.general.items() if p is not program}
+        self.last = None if self.last is program else self.last
 
     def _changed(self, key: Hashable, program: Program) -> None:
         with self.lock:
@@ -237,6 +282,7 @@ class Stub:
         result = recorder.run(args, kwargs, tensors)
         if any(not _as_it_was(c, then) or _holds(result, c) for c, then in held):
             recorder.refuse("changes or returns a list or dict that it is given")
+        self.family.read |= recorder.read
         general = _general_key(key, tensors)
         recorder.exact |= general in self.exact_only
         graph = recorder.graph(result)

@@ -13,6 +13,7 @@ from torch import nn
 from pykernels import _native
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.optimize._graph import Step, Value, bound, mapped
+from pykernels.optimize._keep import PackedWeight
 from pykernels.optimize._norms import is_norm
 from pykernels.optimize._patterns import FusedConv
 from pykernels.optimize._pools import Pool
@@ -77,7 +78,10 @@ def report_of(family: Family, time: bool) -> Report:
             counts = id(program) == last and not _is_part(stub, stubs)
             _tell_program(program, name, _inputs(program, key), counts, time, report)
             packed |= program.packed()
-    report.packed_bytes = sum(packed.values())
+    held = [p for p in family.root.parameters() if isinstance(p, PackedWeight)]
+    memory = [blob.untyped_storage() for p in held for blob in p.blobs.values()]
+    report.packed_bytes = sum((packed | {m.data_ptr(): m.nbytes() for m in memory}).values())
+    report.released_bytes = sum(p.nbytes for p in held)
     return report
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from pykernels import _native
+from pykernels.optimize._keep import PackedWeight
 
 #: Stands in a snapshot for any value (a module's own state that its stub keeps) and for a name that is not there.
 ANY, MISSING = NotImplemented, Ellipsis
@@ -35,7 +36,7 @@ _ATOMS = (
     type(inspect.FullArgSpec.args),  # a field of a named tuple's class
 )  # fmt: skip
 _DICTS = (dict, OrderedDict, defaultdict)
-_PLAIN = (torch.Tensor, nn.Parameter)
+_PLAIN = (torch.Tensor, nn.Parameter, PackedWeight)
 
 #: Hooks that run around every module of the process.
 _GLOBAL_HOOKS = [
@@ -95,6 +96,8 @@ class Watch:
         self.entries: dict[tuple[int, str], tuple[Any, str, Any]] = {}
         self.sets: list[tuple[Any, frozenset[Any]]] = []
         self.tensors: dict[int, torch.Tensor] = {}
+        #: Those of them that were asked for their sizes, dtype or the like, with what they said.
+        self.asked: dict[int, tuple[torch.Tensor, tuple[Any, ...]]] = {}
         self.modules: dict[int, nn.Module] = {}
         self.classes: dict[type, None] = {}
         self.pymodules: dict[int, types.ModuleType] = {}
@@ -133,6 +136,8 @@ class Watch:
         elif isinstance(value, torch.Tensor):
             if kind in _PLAIN:
                 self.tensors[id(value)] = value
+                # Somebody's attributes on a parameter; a packed weight's are ours.
+                return () if kind is PackedWeight else self._container(value.__dict__, owner, name)
             else:
                 self._opaque(value, name)
         elif isinstance(value, nn.Module):
@@ -235,13 +240,19 @@ class Watch:
         self.entries.setdefault((id(owner), name), (owner, name, value))
         self._flat = None
 
+    def asks(self, t: torch.Tensor) -> None:
+        """Watches what the model's tensor ``t`` says of itself."""
+        self.asked[id(t)] = t, _said(t)
+
     def unchanged(self) -> bool:
         """Is all of it as it was?"""
         if self._flat is None:
             entries = tuple(x for e in self.entries.values() for x in e)
             numbers = bytearray(8 * (len(self.containers) + len(self.entries)))
             self._flat = tuple(self.containers.values()), tuple(self.snapshots.values()), entries, numbers
-        return compare()(*self._flat) and all(live == then for live, then in self.sets)
+        if not compare()(*self._flat) or not all(live == then for live, then in self.sets):
+            return False
+        return not self.asked or all(_said(t) == then for t, then in self.asked.values())
 
     def changes(self) -> list[tuple[nn.Module | None, str]]:
         """Whose attributes are not as they were: the module that has them (or None) and their names."""
@@ -277,6 +288,11 @@ class Watch:
             )
         self._flat = None
         return names
+
+
+def _said(t: torch.Tensor) -> tuple[Any, ...]:
+    strides = t.stride() if t.layout is torch.strided else ()
+    return t.shape, strides, t.dtype, t.device, t.requires_grad
 
 
 def _may_close_over(value: Any) -> bool:

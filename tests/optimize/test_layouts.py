@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import pykernels as pk
 from pykernels.optimize import _layout
@@ -173,3 +174,62 @@ def test_recurrent_layers_get_their_input_step_by_step(kind, batch_first):
     (program,) = fast._compiled_call_impl.programs.values()
     (fed,) = (s for s in program.graph.steps if s.function in (_layout.as_time_major, _layout.as_contiguous))
     assert fed.function(torch.randn(2, 3, 4)).transpose(0, int(batch_first)).is_contiguous()
+
+
+ALONE = {
+    "attention": (nn.MultiheadAttention(16, 2, batch_first=True), lambda x, y: ((x, y, y), {})),
+    "attention to three": (nn.MultiheadAttention(16, 2, batch_first=True), lambda x, y: ((x, y, y + 1), {})),
+    "attention by name": (
+        nn.MultiheadAttention(16, 2, batch_first=True),
+        lambda x, y: ((x,), {"key": y, "value": y, "need_weights": False}),
+    ),
+    "gru": (nn.GRU(16, 8, batch_first=True), lambda x, y: ((x,), {})),
+    "rnn by name": (nn.RNN(16, 8, batch_first=True), lambda x, y: ((), {"input": x})),
+    "lstm with projections": (nn.LSTM(16, 8, batch_first=True, proj_size=4), lambda x, y: ((x,), {})),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ALONE)
+def test_torchs_layers_alone_get_what_their_products_want(name, monkeypatch):
+    model, arguments = ALONE[name]
+    args, kwargs = arguments(torch.randn(3, 5, 16), torch.randn(3, 7, 16))
+    expected = [t for t in pytree.tree_leaves(model.eval()(*args, **kwargs)) if t is not None]
+    fast = pk.optimize(model)
+    for _ in range(3):
+        got = [t for t in pytree.tree_leaves(fast(*args, **kwargs)) if t is not None]
+        for a, b in zip(got, expected, strict=True):
+            assert (a.shape, a.stride()) == (b.shape, b.stride())
+            assert relative_l2(a, b) < 1e-5
+    seen = []
+    run = type(model).forward
+
+    def forward(self, *args, **kwargs):
+        seen.extend(t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor))
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", forward)
+    fast(*args, **kwargs)
+    given = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
+    assert len({id(t) for t in seen}) == len({id(t) for t in given})
+    assert all(t.transpose(0, 1).is_contiguous() for t in seen)
+
+
+@torch.no_grad()
+def test_attention_to_itself_gets_what_it_is_given():
+    model, x = nn.MultiheadAttention(16, 2, batch_first=True).eval(), torch.randn(3, 5, 16)
+    assert _layout.fed(model, (x, x, x), {}) == ((x, x, x), {})
+    two = torch.randn(5, 16)
+    assert _layout.fed(model, (two, two + 1, two), {})[0][0] is two
+    assert pk.optimize(model)(x, x, x)[0].shape == x.shape
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", [nn.ReLU(), nn.LayerNorm(8), nn.MaxPool2d(2), nn.BatchNorm2d(3), nn.Embedding(4, 8)])
+def test_a_layer_of_torchs_alone_has_no_program(layer):
+    x = torch.tensor([[1, 2]]) if isinstance(layer, nn.Embedding) else torch.randn(1, 3, 8, 8)
+    fast = pk.optimize(layer.eval())
+    for _ in range(3):
+        assert torch.equal(fast(x), layer(x))
+    report = fast.report()
+    assert (report.programs, [e.why for e in report.left]) == (0, ["has no kernels of ours"])

@@ -182,3 +182,39 @@ def test_a_train_that_writes_nothing_keeps_the_weights_shared():
         model[0].conv.weight.add_(1)
     assert [p._version for p in fast.parameters()] != versions
     assert "train() or eval()" not in str(fast.report())
+
+
+class Asks(nn.Module):
+    """What it computes hangs on what a tensor of its own says of itself."""
+
+    def __init__(self, ask):
+        super().__init__()
+        self.conv, self.ask = nn.Conv2d(3, 4, 3), ask
+        self.w = nn.Parameter(torch.ones(3, 4), requires_grad=False)
+
+    def forward(self, x):
+        return self.conv(x) * self.ask(self.w)
+
+
+ASKED = {
+    "size": (lambda w: w.shape[0] + 1, lambda w: setattr(w, "data", torch.ones(5, 4))),
+    "numel": (lambda w: w.numel(), lambda w: setattr(w, "data", torch.ones(5, 4))),
+    "len": (len, lambda w: w.resize_(7, 4)),
+    "rank": (lambda w: w.ndim, lambda w: setattr(w, "data", torch.ones(4))),
+    "dtype": (lambda w: 2 if w.dtype is torch.float64 else 3, lambda w: setattr(w, "data", w.data.double())),
+    "gradients": (lambda w: 2 if w.requires_grad else 3, lambda w: w.requires_grad_()),
+    "strides": (lambda w: 2 if w.is_contiguous() else 3, lambda w: setattr(w, "data", torch.ones(4, 3).t())),
+    "attribute": (lambda w: getattr(w, "gain", 1), lambda w: setattr(w, "gain", 5)),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ASKED)
+def test_what_a_parameter_says_of_itself_is_watched(name):
+    ask, change = ASKED[name]
+    model = Asks(ask).eval()
+    fast = pk.optimize(model)
+    agree(fast, model, image())
+    for m in (fast, model):
+        change(m.w)
+    agree(fast, model, image())

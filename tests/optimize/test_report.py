@@ -144,7 +144,7 @@ def test_as_data(mixed):
     data = json.loads(json.dumps(mixed.report(time=True).to_dict()))
     assert set(data) == {
         "replaced", "left", "programs", "torch_steps", "steps", "entries", "plain", "conversions", "doors",
-        "packed_bytes", "arena_bytes",
+        "packed_bytes", "arena_bytes", "released_bytes",
     }  # fmt: skip
     assert set(data["steps"][0]) == {"program", "where", "what", "who", "flops", "seconds"}
 

@@ -127,7 +127,32 @@ def test_a_step_of_a_counter_packs_anew(monkeypatch):
     assert now.convs[1] is before.convs[1]
 
 
-@pytest.mark.parametrize("change", [lambda m: m.double(), lambda m: m.load_state_dict(m.double().state_dict())])
+def _swap_all(model):
+    for p, q in zip(model.parameters(), copy.deepcopy(model).double().parameters(), strict=True):
+        torch.utils.swap_tensors(p, q)
+    for b, c in zip(model.buffers(), copy.deepcopy(model).double().buffers(), strict=True):
+        torch.utils.swap_tensors(b, c)
+
+
+def _part_by_part(model):
+    for m in model:
+        m.double()
+
+
+def _load_parts(model):
+    for m in model:
+        m.load_state_dict(m.double().state_dict())
+
+
+SWAPS = {
+    "double": lambda m: m.double(), "load": lambda m: m.load_state_dict(m.double().state_dict()),
+    "of each part": _part_by_part, "load each part": _load_parts, "by itself": _swap_all,
+    "of pieces": lambda m: (m[:2].double(), m[2:].double()),
+    "from outside": lambda m: nn.Sequential(nn.Sequential(m)).double(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", SWAPS.values(), ids=SWAPS)
 def test_tensors_may_be_swapped(change):
     gc.disable()
     model = randomise(_net())
@@ -142,3 +167,29 @@ def test_tensors_may_be_swapped(change):
         gc.enable()
         torch.__future__.set_swap_module_params_on_conversion(False)
     agree(fast, copy.deepcopy(model).double(), image().double())
+
+
+@torch.no_grad()
+def test_a_swapped_tensor_counts_at_the_next_call():
+    model = randomise(_net())
+    fast = pk.optimize(model)
+    agree(fast, model, image())
+    other = copy.deepcopy(model)
+    for i in (0, 1):
+        weight = nn.Parameter(torch.rand_like(model[i].weight))
+        other[i].weight.copy_(weight)
+        torch.utils.swap_tensors(fast[i].weight, weight)
+    agree(fast, other, image())
+    torch.utils.swap_tensors(fast[1].running_mean, torch.ones_like(other[1].running_mean))
+    other[1].running_mean.fill_(1)
+    agree(fast, other, image())
+
+
+@torch.no_grad()
+def test_what_is_packed_alone_is_not_swapped():
+    model = randomise(_net())
+    fast = pk.optimize(model, keep="packed")
+    agree(fast, model, image())
+    with pytest.raises(RuntimeError, match=r'0\.weight: .* got swap_tensors; with keep="packed"'):
+        torch.utils.swap_tensors(fast[0].weight, nn.Parameter(torch.ones(1)))
+    agree(fast, model, image())
