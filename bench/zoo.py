@@ -64,7 +64,7 @@ detection.retinanet_resnet50_fpn.backbone detection.ssd300_vgg16.backbone
 SIZES = {"segmentation.*": 256, "detection.*": 320, "inception_v3": 299}
 
 
-def _tell_of_nms() -> Any:
+def _declare_missing_operators() -> Any:
     """Declares the operators of torchvision's C++ part for which its Python part has fakes: wheels for another build of
     torch lack them. What is declared lasts as long as the result.
     """
@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the JSON file; bench/results/zoo-<isa>.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    nms = _tell_of_nms()
+    nms = _declare_missing_operators()
     if options.steps is not None:
         options.steps.mkdir(parents=True, exist_ok=True)
     out = options.out or RESULTS / f"zoo-{_native.introspect().active_isa()}.json"

@@ -37,8 +37,9 @@ def optimize(model: nn.Module, dtype: torch.dtype | None = None, *, keep: str | 
             nothing), and is without gradients for its weights.
         dtype: ``torch.bfloat16``, ``torch.float32`` or, on CUDA, ``torch.float16`` to compute in; the weights are then
             converted copies, and inputs and results keep the model's own dtype. None: the model's.
-        keep: "packed" to keep weights that the kernels have packed in that form alone (on the CPU): nothing reads,
-            writes, saves or trains these any more. None: beside the plain ones.
+        keep: "packed" to keep weights that the kernels have packed in that form alone (on the CPU): reading or
+            writing their elements (``state_dict``, training, conversion) then raises; copies and pickles carry the
+            packed form. None: beside the plain ones.
 
     Raises:
         TypeError: ``model`` is no ``nn.Module``, TorchScript, or optimised already.

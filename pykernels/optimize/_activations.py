@@ -114,7 +114,7 @@ def _bounded(base: str, given: dict[str, Any]) -> Act | None:
 def written_out(
     value: Value, users: Sequence[Step | None], users_of: dict[Value, list[Step | None]]
 ) -> tuple[list[Step], Act] | None:
-    """The steps of an activation of ``value`` that is written out, if these are its users, and which one it is.
+    """The steps that write out an activation of ``value``, and the activation; None if ``users`` begin none.
 
     Such as ``x * sigmoid(x)``, quick GELU, ``x * tanh(softplus(x))``, and ``x * relu6(x + 3) / 6`` in its orders.
     """

@@ -62,7 +62,7 @@ def conv1d_of(step: Step) -> tuple[FusedConv1d, Value] | None:
 
 
 def as_images(graph: Graph) -> None:
-    """Gives the fused convolutions of sequences images; their results become sequences again."""
+    """Runs the fused convolutions of sequences on images of height 1, and turns their results into sequences again."""
     steps: list[Step] = []
     images: dict[Value, Value] = {}
     index = graph.next_index()

@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 _DIRECT = 0
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-#: Of these torch would speak in words of its own, or do them.
+#: torch would run these on the wrapper, or refuse them in its own words: we refuse first.
 _REFUSED = (Tensor.data.__set__, Tensor.data.__get__, Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.set_)  # type: ignore[attr-defined]
 
 
 class PackedWeight(Tensor):
     """A parameter without elements of its own. ``blobs`` are what ``conv_pack`` made, by algorithm.
 
-    Never written to, but for a blob's being found in other memory: so copies of a model share it.
+    Never written to (only a blob may move to other memory), so copies of a model share it.
     """
 
-    # Of copies that torch makes by itself, in traces.
+    # Defaults for copies that torch makes by itself while tracing.
     path = "a weight"
     groups = 0
     isa: str | None = None

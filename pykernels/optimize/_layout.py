@@ -201,7 +201,7 @@ def _wanted(step: Step) -> dict[Value, Any]:
 
 def _is_shared_and_written(graph: Graph) -> bool:
     owners: dict[int, set[Value]] = {}
-    # Made without a copy whatever the strides, and read by nothing but convolutions.
+    # Images that `as_images` made: views for any strides, read by convolutions alone.
     images = {v for s in graph.steps if s.kind == "view" for v in (*s.reads(), *s.results()) if len(v.shape) == 4}
     for v in (*graph.inputs, *(v for s in graph.steps for v in (*s.reads(), *s.results()))):
         owners.setdefault(v.storage, set()).update({v} - images)
@@ -232,7 +232,7 @@ def _join(graph: Graph, convs: list[Step]) -> None:
             for c in before:
                 c.function.channels_last = step.function.channels_last = True
             before = {step}
-        # Sequences by nothing but what is done to them as such, from one convolution of sequences to another.
+        # A sequence passes a format on only from one convolution of sequences to the next.
         sequences = step.kind == "view" or any(v in origins and len(v.shape) == 3 for v in step.reads())
         for v in step.results():
             if len(v.shape) == 4 or (len(v.shape) == 3 and sequences):

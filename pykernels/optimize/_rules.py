@@ -76,7 +76,7 @@ _TABLE = (
         lambda x: x.pixels > 1000 if x.contiguous else x.pixels > 10_000 and x.c <= 16,
         "torch's convolution with wide filters is faster on large images",
     ),
-    # Of a single sequence, that is. In channels_last ours wins by a fifth and more.
+    # One sequence in contiguous memory; in channels_last ours wins by a fifth or more.
     Row(
         "line",
         lambda x: (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from operator import attrgetter
@@ -27,7 +28,9 @@ def _telling(swap: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(swap)
     def swap_tensors(t1: Tensor, t2: Tensor) -> None:
         check_whole((t for t in (t1, t2) if type(t) is PackedWeight), "swap_tensors")
-        for sources in list(_live):
+        with _adding:
+            live = list(_live)
+        for sources in live:
             if not sources.ids.isdisjoint((id(t1), id(t2))):
                 sources.stepped = True
                 _forget(sources.note)
@@ -36,9 +39,10 @@ def _telling(swap: Callable[..., None]) -> Callable[..., None]:
     return swap_tensors
 
 
-#: Modules swap tensors too where torch is set to: all find the function there.
+#: `nn.Module` looks the function up here where torch is set to swap tensors.
 torch.utils.swap_tensors = _telling(torch.utils.swap_tensors)
 _live: weakref.WeakSet[Sources] = weakref.WeakSet()
+_adding = threading.Lock()
 
 
 class Sources(Pack):
@@ -50,7 +54,8 @@ class Sources(Pack):
         self.versions = [source[3] for source in self.sources]
         self.note = torch.ops.pykernels.note_tensors(self.counted)
         self.ids = frozenset(map(id, self.counted))
-        _live.add(self)
+        with _adding:
+            _live.add(self)
         self.as_noted = torch.ops.pykernels.are_as_noted.default
         weakref.finalize(self, _forget, self.note).atexit = False
         # What changed between the two looks at it is seen here: the note may be of the later tensor.

@@ -42,8 +42,14 @@ _OF_INTEREST = {
     "batch_norm": "is of a dtype, a device or a layout that the kernels don't take, or its statistics are no constants",
     "linear": "is of a dtype or on a device where torch's own is as fast, or its weights are no constants",
     **dict.fromkeys(
+        ["max_pool2d", "avg_pool2d"],
+        "returns indices, or is of a dtype, a device, a rank or strides that the kernels don't take",
+    ),
+    "adaptive_avg_pool2d": "is to more than one pixel, or of a dtype, a device, a rank or strides that the kernels "
+    "don't take",
+    **dict.fromkeys(
         ["conv3d", "conv_transpose3d", "layer_norm", "group_norm",
-        "instance_norm", "scaled_dot_product_attention", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d",
+        "instance_norm", "scaled_dot_product_attention",
         "multi_head_attention_forward", "matmul", "__matmul__", "bmm", "einsum", "interpolate"], _NO_KERNELS
     ),
     **dict.fromkeys(["hardtanh", "clamp", "prelu", "softplus", "celu", "selu"], _NOT_FUSED),
@@ -160,13 +166,14 @@ def _tell_step(step: Step, why: str, replaced: list[Replaced], left: list[Left])
         if why:
             left.append(Left(where, step.note, why))
             return TORCH
-        replaced.append(Replaced(tuple(s or "the model" for s in step.sources), step.note, "pk.ops.conv_bn_act"))
+        by = "pk.ops.conv_bn_act" if step.function.name != "conv_transpose" else "our conv_bn_act_bound, phase by phase"
+        replaced.append(Replaced(tuple(s or "the model" for s in step.sources), step.note, by))
         return OURS
     if isinstance(step.function, Pool):
         replaced.append(Replaced((where,), step.name(), f"pk.ops.{step.function.op}"))
         return OURS
     if is_norm(step):
-        replaced.append(Replaced(tuple(s or "the model" for s in step.sources), step.note, "pk.ops.batch_norm_act"))
+        replaced.append(Replaced(tuple(s or "the model" for s in step.sources), step.note, "our batch_norm_act_bound"))
         return OURS
     if step.kind == "module" and step.note:
         replaced.append(Replaced((where,), step.note, f"pk.nn.{step.note}"))

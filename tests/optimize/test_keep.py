@@ -305,3 +305,16 @@ def test_bfloat16_weights_are_released_too():
         for _ in range(5):
             assert relative_l2(fast(x), model(x)) < 0.03
     assert "conv.weight" in packed(fast)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.Conv1d(16, 32, 3, padding=1), (2, 16, 40)), (nn.ConvTranspose2d(32, 32, 4, stride=2), (1, 32, 9, 9))],
+)
+def test_sequences_and_transposed_convolutions_keep_their_weights(layer, shape):
+    model = nn.Sequential(layer, nn.ReLU())
+    fast, *_ = released(model, torch.randn(shape))
+    assert [r.where for r in fast.report().replaced]
+    assert packed(fast) == []
+    assert fast.state_dict().keys() == model.state_dict().keys()

@@ -26,8 +26,8 @@ namespace PK_ISA {
 namespace {
 
 constexpr int64_t kSliceBytes = 20 << 10;   // weight slice: most of L1, x needs little
-constexpr int64_t kBlockBytes = 128 << 10;  // x of a pixel block; twice that where the weight comes from afar
-constexpr int64_t kFarFloats = 256 << 10;   // for each block anew, that is
+constexpr int64_t kBlockBytes = 128 << 10;  // x of a pixel block; twice that where the weight exceeds kFarFloats
+constexpr int64_t kFarFloats = 256 << 10;   // a weight of more floats comes from L3 or memory, once for each block
 constexpr int64_t kGroupBytes = 128 << 10;  // weights of a group of panels, where it goes by tile
 constexpr int64_t kSumBytes = 64 << 10;     // partial sums of a pixel block
 constexpr int64_t kCopyBytes = 4 << 20;     // copied images that are worked on at a time, if that is more than one

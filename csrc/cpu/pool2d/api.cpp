@@ -68,7 +68,7 @@ void run(const Pool2dPlan& plan, const Executor& executor) {
   if (a.n == 0 || a.c == 0) return;
   const bool channels = a.c == 1 || a.x_stride[1] == 1;
   const bool columns = (a.w == 1 || a.x_stride[3] == 1) && (plan.q == 1 || a.y_stride[3] == 1);
-  // What a plane has in each row is a single span of columns at a time.
+  // `planes` merges the rows of a window into one buffer of kPoolSpan columns.
   const bool narrow = (a.s - 1) * a.dilation_w < kPoolSpan / 2 && a.stride_w < kPoolSpan / 2;
   const bool whole = a.kind == PoolKind::average && a.r == a.h && a.s == a.w && a.pad_h == 0 && a.pad_w == 0;
   if (whole && channels && a.c > 1) return plan.kernels->mean_channels(plan, executor);

@@ -1,4 +1,4 @@
-// The family's table, and the arithmetic of windows that its kernels share.
+// The family's table of kernels.
 #pragma once
 
 #include "cpu/dispatch.h"
@@ -14,7 +14,7 @@ struct Pool2dKernels {
   void (*mean_planes)(const Pool2dPlan& plan, const Executor& executor);
 };
 
-// The longest span of columns that `planes` holds at a time, and the widest window that it takes.
+// `planes` holds this many columns at a time; its window and its stride are less than half of it.
 inline constexpr int64_t kPoolSpan = 1024;
 
 PK_DECLARE_TABLES(Pool2dKernels, pool2d_kernels)
