@@ -237,6 +237,11 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
+    if input.dim() not in (3, 4) or input.device.type != "cpu":
+        raise RuntimeError(
+            f"pykernels.optimize: {weight.path}: expected an image on the CPU of 3 or 4 dimensions, got one on "
+            f'{input.device} of shape {tuple(input.shape)} (keep="packed")'
+        )
     x = input if input.dim() == 4 else input.unsqueeze(0)
     last = suggests_channels_last(x) or suggests_channels_last(weight)
     layout = torch.channels_last if last else torch.contiguous_format

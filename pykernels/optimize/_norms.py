@@ -26,6 +26,7 @@ class FusedNorm(FusedConv):
 
     name = ""
     pads = False
+    adds_any_format = False
 
     def __init__(self, x: Value, norm: list[Value | None], eps: float) -> None:
         super().__init__(None, None, {})

@@ -42,6 +42,8 @@ class FusedConv:
     rank = 4
     #: Can it put zeros around what it is given?
     pads = True
+    #: May what is added have another memory format than it gives? The sum's is settled with the formats then.
+    adds_any_format = True
 
     def __init__(self, weight: Any, bias: Value | None, options: dict[str, Any]) -> None:
         self.weight, self.bias = weight, bias
@@ -386,6 +388,8 @@ class Fuser:
                 conv.act = act
                 chain += steps[:-1]
             elif other is not None:
+                if not conv.adds_any_format and other.layout != value.layout:
+                    return chain, residual
                 residual = other
             elif residual is None and takes_norm(conv, user, self.constants):
                 pass

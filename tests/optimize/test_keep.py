@@ -318,3 +318,11 @@ def test_sequences_and_transposed_convolutions_keep_their_weights(layer, shape):
     assert [r.where for r in fast.report().replaced]
     assert packed(fast) == []
     assert fast.state_dict().keys() == model.state_dict().keys()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("x", [torch.randn(4, 6), torch.randn(()), torch.randn(1, 1, 4, 6, 6)])
+def test_what_is_no_image_is_refused_in_our_words(x):
+    fast, *_ = released(nn.Sequential(nn.Conv2d(4, 8, 1), nn.ReLU()), image(2, 4, 6, 6))
+    with pytest.raises(RuntimeError, match=r'expected an image on the CPU of 3 or 4 dimensions, got .*keep="packed"'):
+        fast(x)

@@ -171,3 +171,21 @@ def test_the_report_tells():
     step = next(s for s in told["steps"] if s["what"] == "bn+relu")
     assert step["who"] == "pykernels"
     assert step["seconds"] > 0
+
+
+class AddedFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(4)
+
+    def forward(self, x, z):
+        return z + self.bn(x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("last", [(False, True), (True, False), (True, True)])
+def test_a_residual_of_another_format(last):
+    model = randomise(AddedFirst())
+    formats = [torch.channels_last if is_last else torch.contiguous_format for is_last in last]
+    x, z = (image(2, 4, 5, 6).contiguous(memory_format=f) for f in formats)
+    agree(pk.optimize(model), model, x, z)
