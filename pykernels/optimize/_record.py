@@ -104,6 +104,7 @@ class Recorder:
         if before is not None:
             self.refuse("runs under a profiler")
         self.onlooker = Onlooker(self.watch, lambda: [s.findings for s in self.scopes])
+        _come_first()
         state.recorder = self
         try:
             with _Mode(self):
@@ -417,7 +418,10 @@ def _around_collections(phase: str, _: dict[str, int]) -> None:
         recorder.onlooker.wake(gc.callbacks)
 
 
-gc.callbacks.insert(0, _around_collections)
+def _come_first() -> None:
+    """Those that others put in front would be seen before this one says that they are not the model's doing."""
+    if gc.callbacks[:1] != [_around_collections]:
+        gc.callbacks[:] = [_around_collections, *(c for c in gc.callbacks if c is not _around_collections)]
 
 
 def _becomes_a_pixel(step: Step) -> bool:

@@ -335,14 +335,15 @@ class Litter:
         torch.ones(1) + 1
 
 
-def test_collections_of_garbage_go_on_and_are_not_the_models_doing():
+@pytest.mark.parametrize("at", [len, lambda callbacks: 0], ids=["last", "first"])
+def test_collections_of_garbage_go_on_and_are_not_the_models_doing(at):
     model = randomise(Optional())
     fast, seen, before = pk.optimize(model), [], gc.get_threshold()
 
     def told(phase, info):
         seen.append(time.time())
 
-    gc.callbacks.append(told)
+    gc.callbacks.insert(at(gc.callbacks), told)
     gc.set_threshold(1)
     try:
         with torch.no_grad():
