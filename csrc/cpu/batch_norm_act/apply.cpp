@@ -9,7 +9,7 @@
 
 #include "cpu/activate.h"
 #include "cpu/batch_norm_act/kernels.h"
-#include "cpu/conv_bn_act/transpose.h"
+#include "cpu/elements.h"
 
 namespace pk {
 namespace PK_ISA {
@@ -21,21 +21,6 @@ inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // The least that a thread is woken for, in elements.
 constexpr int64_t kGrain = 16384;
-
-template <class T>
-inline F32 load_some(const T* p, int64_t count) {
-  T whole[kLanes] = {};
-  copy_partial(whole, p, count);
-  return load_widened(whole);
-}
-inline void store_narrowed(float* p, F32 v) { store(p, v); }
-inline void store_narrowed(bf16_t* p, F32 v) { store_bf16(p, v); }
-template <class T>
-inline void store_some(T* p, F32 v, int64_t count) {
-  T whole[kLanes];
-  store_narrowed(whole, v);
-  copy_partial(p, whole, count);
-}
 
 // act(x * scale + shift + residual) of a vector, with the activation's usual constants or, if kOwn, p and q.
 template <Activation kA, bool kOwn>
@@ -108,8 +93,8 @@ __attribute__((always_inline)) inline void apply_pixel(Constants<kA, kOwn> k, co
   if (j == count) return;
   const int64_t lanes = count - j;
   const auto apply = k.of_lanes(c0 + j, lanes);
-  const F32 value = load_some(x + j, lanes);
-  store_some(y + j, residual ? apply(value, load_some(residual + j, lanes)) : apply(value), lanes);
+  const F32 value = load_widened(x + j, lanes);
+  store_narrowed(y + j, residual ? apply(value, load_widened(residual + j, lanes)) : apply(value), lanes);
 }
 
 // Pixels [begin, end) of n * h * w, channels adjacent in all tensors.
@@ -140,14 +125,14 @@ void channels(int64_t begin, int64_t end, void* context) {
 // `count` elements, `step` apart, from and to a vector.
 template <class T>
 inline F32 gather(const T* from, int64_t step, int64_t count) {
-  if (step == 1) return count == kLanes ? load_widened(from) : load_some(from, count);
+  if (step == 1) return count == kLanes ? load_widened(from) : load_widened(from, count);
   T whole[kLanes] = {};
   for (int64_t i = 0; i < count; ++i) whole[i] = from[i * step];
   return load_widened(whole);
 }
 template <class T>
 inline void scatter(T* to, F32 v, int64_t step, int64_t count) {
-  if (step == 1) return count == kLanes ? store_narrowed(to, v) : store_some(to, v, count);
+  if (step == 1) return count == kLanes ? store_narrowed(to, v) : store_narrowed(to, v, count);
   T whole[kLanes];
   store_narrowed(whole, v);
   for (int64_t i = 0; i < count; ++i) to[i * step] = whole[i];

@@ -212,6 +212,7 @@ struct Sharing {
     small = tiles - large;
   }
   int64_t tiles() const { return large + small; }
+  int64_t pixels() const { return large * (size + 1) + small * size; }
 };
 
 // Pointers and offsets of output pixels [begin, ...), tile by tile: table: [tile][tap][pixel].
@@ -284,6 +285,28 @@ int64_t ahead_lines(const Plan& plan, const Tiles& t, int64_t tiles, int64_t row
   return ceil_div(t.taps * t.run * row, 16 * tiles * t.taps * ceil_div(t.run, kChunk));
 }
 
+// All tiles of a block x a group of `whole` panels, `t` being that of its first tile and panel, and the part of a panel
+// `rest` if there is one; `t.ahead` is the weight that is needed next.
+void run_by_tile(const Plan& plan, const Sharing& sharing, const Epilogue& epilogue, Tiles t, int64_t whole,
+                 const Tiles* rest) {
+  const int64_t chunks = ceil_div(plan.c, kChunk);
+  t.ahead_lines = plan.group_floats * 4 < kAheadBytes ? 0 : ceil_div(plan.c, sharing.tiles() * chunks);
+  Tiles part = rest ? *rest : t;
+  part.ahead_lines = 0;
+  for (int64_t tile = 0, left = sharing.pixels(); tile < sharing.tiles(); ++tile) {
+    const int64_t size = sharing.size + (tile < sharing.large);
+    left -= size;
+    kPanels[size - 1](t, epilogue, whole, left >= size ? size : 0);
+    t.ahead += whole * chunks * t.ahead_lines * 16;
+    if (rest) kTiles[ceil_div(part.channels, kLanes) - 1][size - 1](part, epilogue);
+    for (Tiles* some : {&t, &part}) {
+      some->rows += size;
+      some->y_at += size;
+      some->residual_at += size;
+    }
+  }
+}
+
 // Output pixels [begin, end) of the images in work x panels [panel_begin, panel_end) of all groups.
 void run_part(const ConvArgs& args, const Plan& usual, const Source& source, const Epilogue& epilogue,
               const float* weight, int64_t begin, int64_t end, int64_t panel_begin, int64_t panel_end, char* slot) {
@@ -330,24 +353,11 @@ void run_part(const ConvArgs& args, const Plan& usual, const Source& source, con
           finish(epilogue, {panel_sums, round_up(t.channels, kLanes), count, y_at, residual_at, t.k0, t.channels});
         };
         if (plan.by_tile && count > kPairPixels && g1 - g0 > 1) {
-          const int64_t whole = g1 - g0 - (g1 == plan.panels && plan.k % kPanel != 0),
-                        chunks = ceil_div(plan.c, kChunk);
-          Tiles t = tiles_of(g0, 0), rest = tiles_of(g1 - 1, 0);
+          const bool rest = g1 == plan.panels && plan.k % kPanel != 0;
+          Tiles t = tiles_of(g0, 0);
           t.ahead = weight_at(plan, weight, g1 < panel_end ? g1 : panel_begin, 0);
-          t.ahead_lines = plan.group_floats * 4 < kAheadBytes ? 0 : ceil_div(plan.c, sharing.tiles() * chunks);
-          rest.ahead_lines = 0;
-          for (int64_t tile = 0, left = count; tile < sharing.tiles(); ++tile) {
-            const int64_t size = sharing.size + (tile < sharing.large);
-            left -= size;
-            kPanels[size - 1](t, epilogue, whole, left >= size ? size : 0);
-            t.ahead += whole * chunks * t.ahead_lines * 16;
-            if (whole < g1 - g0) kTiles[ceil_div(rest.channels, kLanes) - 1][size - 1](rest, epilogue);
-            for (Tiles* some : {&t, &rest}) {
-              some->rows += size;
-              some->y_at += size;
-              some->residual_at += size;
-            }
-          }
+          const Tiles after = tiles_of(g1 - 1, 0);
+          run_by_tile(plan, sharing, epilogue, t, g1 - g0 - rest, rest ? &after : nullptr);
           continue;
         }
         for (int64_t at = g0; at < g1; ++at) {

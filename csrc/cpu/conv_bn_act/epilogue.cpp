@@ -13,21 +13,6 @@ constexpr int kUnrolled = kLanes <= 8 ? kLanes : 1;
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
-inline F32 load_some(const float* p, int64_t count) { return load_partial(p, count); }
-inline F32 load_some(const bf16_t* p, int64_t count) {
-  bf16_t whole[kLanes] = {};
-  copy_partial(whole, p, count);
-  return load_bf16(whole);
-}
-inline void store_some(float* p, F32 v, int64_t count) { store_partial(p, v, count); }
-inline void store_some(bf16_t* p, F32 v, int64_t count) {
-  bf16_t whole[kLanes];
-  store_bf16(whole, v);
-  copy_partial(p, whole, count);
-}
-inline void store_narrowed(float* p, F32 v) { store(p, v); }
-inline void store_narrowed(bf16_t* p, F32 v) { store_bf16(p, v); }
-
 // The activation of some channels: with its usual constants, leaky_relu's slope among them, or, if kOwn, with theirs.
 template <Activation kA, bool kOwn>
 struct Activate {
@@ -67,8 +52,8 @@ void finish_channels(const Epilogue& e, const Finish& f) {
       const F32 shift = e.shift ? load_partial(e.shift + k, lanes) : F32{};
       for (int64_t i = 0; i < f.pixels; ++i) {
         F32 v = fma(load<F32>(sums + i * f.row), scale, shift);
-        if (residual) v += load_some(residual + f.residual_at[i], lanes);
-        store_some(y + f.y_at[i], act(v), lanes);
+        if (residual) v += load_widened(residual + f.residual_at[i], lanes);
+        store_narrowed(y + f.y_at[i], act(v), lanes);
       }
       return;
     }

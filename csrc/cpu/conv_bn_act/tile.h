@@ -6,9 +6,6 @@
 // Two vectors and as many pixels as leave room for them and a broadcast: 6 x 2 of 16 registers, 14 x 2 of 32.
 #pragma once
 
-#include <array>
-#include <utility>
-
 #include "cpu/activate.h"
 #include "cpu/conv_bn_act/epilogue.h"
 
@@ -260,11 +257,14 @@ constexpr TileFunction kTiles[2][kTilePixels] = {PK_TILES(1), PK_TILES(2)};
 
 using PanelsFunction = void (*)(Tiles, const Epilogue&, int64_t count, int64_t next);
 
-template <size_t... kPixels>
-constexpr std::array<PanelsFunction, kTilePixels> panels_of(std::index_sequence<kPixels...>) {
-  return {run_panels<kPixels + 1>...};
-}
-constexpr auto kPanels = panels_of(std::make_index_sequence<kTilePixels>());  // [pixels - 1]
+#if PK_REGISTERS == 16
+constexpr PanelsFunction kPanels[kTilePixels] = {run_panels<1>, run_panels<2>, run_panels<3>,
+                                                 run_panels<4>, run_panels<5>, run_panels<6>};
+#else
+constexpr PanelsFunction kPanels[kTilePixels] = {
+    run_panels<1>, run_panels<2>, run_panels<3>,  run_panels<4>,  run_panels<5>,  run_panels<6>,  run_panels<7>,
+    run_panels<8>, run_panels<9>, run_panels<10>, run_panels<11>, run_panels<12>, run_panels<13>, run_panels<14>};
+#endif
 
 using PairFunction = void (*)(const Tiles&, const Tiles&, const Epilogue&);
 constexpr PairFunction kPairs[kPairPixels] = {run_pair<1>, run_pair<2>, run_pair<3>};

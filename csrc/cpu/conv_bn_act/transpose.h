@@ -3,8 +3,7 @@
 
 #include <utility>
 
-#include "cpu/vec.h"
-#include "pykernels/dtype.h"
+#include "cpu/elements.h"
 
 namespace pk {
 namespace PK_ISA {
@@ -28,16 +27,6 @@ inline void exchange_all(F32 (&v)[kLanes]) {
 }
 
 inline void transpose(F32 (&v)[kLanes]) { exchange_all<1>(v); }
-
-inline float widen(float x) { return x; }
-inline float widen(bf16_t x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float y;
-  std::memcpy(&y, &bits, sizeof y);
-  return y;
-}
-inline F32 load_widened(const float* p) { return load<F32>(p); }
-inline F32 load_widened(const bf16_t* p) { return load_bf16(p); }
 
 // next()[i] = from[i * pitch + j] for i < kLanes, j < count, widened to float; next() is called for j = 0, 1, ...
 template <class T, class Next>

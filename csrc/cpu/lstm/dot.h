@@ -41,10 +41,10 @@ inline Tail tail_of(int64_t k) {
 }
 template <class W>
 inline F32 load_tail(const W* p, int64_t k, const Tail& t) {
-  if (k >= kLanes) return bit_cast<F32>(bit_cast<I32>(load_weight(p + t.at)) & t.mask);
+  if (k >= kLanes) return bit_cast<F32>(bit_cast<I32>(load_widened(p + t.at)) & t.mask);
   W few[kLanes] = {};
   std::memcpy(few, p, static_cast<size_t>(k) * sizeof(W));
-  return load_weight(few);
+  return load_widened(few);
 }
 
 // One unit's gates, w + g * gate, times R rows of A: sum[r][g], still to be summed across.
@@ -58,8 +58,8 @@ inline void dot(const float* a, int64_t a_row, const W* w, int64_t gate, int64_t
     for (; j + 2 * kLanes <= k; j += 2 * kLanes) {
       const F32 x = load<F32>(a + j), y = load<F32>(a + j + kLanes);
       for (int g = 0; g < 4; ++g) {
-        sum[0][g] = fma(x, load_weight(w + g * gate + j), sum[0][g]);
-        odd[g] = fma(y, load_weight(w + g * gate + j + kLanes), odd[g]);
+        sum[0][g] = fma(x, load_widened(w + g * gate + j), sum[0][g]);
+        odd[g] = fma(y, load_widened(w + g * gate + j + kLanes), odd[g]);
       }
     }
     for (int g = 0; g < 4; ++g) sum[0][g] += odd[g];
@@ -68,7 +68,7 @@ inline void dot(const float* a, int64_t a_row, const W* w, int64_t gate, int64_t
     F32 x[R];
     for (int r = 0; r < R; ++r) x[r] = load<F32>(a + r * a_row + j);
     for (int g = 0; g < 4; ++g) {
-      const F32 v = load_weight(w + g * gate + j);
+      const F32 v = load_widened(w + g * gate + j);
       for (int r = 0; r < R; ++r) sum[r][g] = fma(x[r], v, sum[r][g]);
     }
   }

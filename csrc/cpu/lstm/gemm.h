@@ -22,7 +22,7 @@ void pack_panels(int64_t k, int64_t n, float* out, const Executor& executor, con
       const auto* const from = row(j);
       int64_t i = 0;
       for (; i + kLanes <= n; i += kLanes)
-        store(out + (i / kPanel * k + j) * kPanel + i % kPanel, load_weight(from + i));
+        store(out + (i / kPanel * k + j) * kPanel + i % kPanel, load_widened(from + i));
       for (; i < panels_of(n) * kPanel; ++i)
         out[(i / kPanel * k + j) * kPanel + i % kPanel] = i < n ? widen(from[i]) : 0.0f;
     }

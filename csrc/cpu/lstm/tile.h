@@ -4,8 +4,8 @@
 // i, f, g, o of kLanes units, so a tile ends with all that the cell needs.
 #pragma once
 
+#include "cpu/elements.h"
 #include "cpu/lstm/layout.h"
-#include "cpu/vec.h"
 
 namespace pk {
 namespace PK_ISA {
@@ -16,16 +16,6 @@ inline constexpr int kPanel = 4 * kLanes;
 inline constexpr int kTileRows = kRegisters >= 32 ? 6 : 3;
 // A panel's chunk of k, 16 KB of float32: stays in L1 while all rows pass.
 inline constexpr int64_t kChunk = 1024 / kLanes;
-
-inline F32 load_weight(const float* p) { return load<F32>(p); }
-inline F32 load_weight(const bf16_t* p) { return load_bf16(p); }
-inline float widen(float x) { return x; }
-inline float widen(bf16_t x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float f;
-  std::memcpy(&f, &bits, sizeof f);
-  return f;
-}
 
 // One row alone has too few independent sums to hide the latency, and its weights stream from L2 or beyond, each used
 // once a step: k is cut into so many parts, read side by side. Several streams keep more of the caches' prefetchers
@@ -47,7 +37,7 @@ inline void tile(const float* a, int64_t a_row, const W* b, int64_t k, const flo
       for (int n = 0; n < kStreams; ++n) {
         const F32 x = broadcast(a[n * part + j]);
         for (int g = 0; g < 4; ++g)
-          more[n][g] = fma(x, load_weight(b + (n * part + j) * kPanel + g * kLanes), more[n][g]);
+          more[n][g] = fma(x, load_widened(b + (n * part + j) * kPanel + g * kLanes), more[n][g]);
       }
     for (int n = 0; n < kStreams; ++n)
       for (int g = 0; g < 4; ++g) sum[0][g] += more[n][g];
@@ -55,7 +45,7 @@ inline void tile(const float* a, int64_t a_row, const W* b, int64_t k, const flo
   }
   for (; j < k; ++j) {
     F32 w[4];
-    for (int g = 0; g < 4; ++g) w[g] = load_weight(b + j * kPanel + g * kLanes);
+    for (int g = 0; g < 4; ++g) w[g] = load_widened(b + j * kPanel + g * kLanes);
     for (int r = 0; r < R; ++r) {
       const F32 x = broadcast(a[r * a_row + j]);
       for (int g = 0; g < 4; ++g) sum[r][g] = fma(x, w[g], sum[r][g]);

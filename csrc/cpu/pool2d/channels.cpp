@@ -33,10 +33,10 @@ inline void pool_vectors(const Taps<T>& t, int64_t c, T* y) {
     const T* at = row;
     for (int64_t j = 0; j < t.columns; ++j, at += t.column_step) {
 #pragma GCC unroll 4
-      for (int k = 0; k < kCount; ++k) v[k] = combine<kKind>(v[k], load_lanes(at + k * kLanes));
+      for (int k = 0; k < kCount; ++k) v[k] = combine<kKind>(v[k], load_widened(at + k * kLanes));
     }
   }
-  for (int k = 0; k < kCount; ++k) store_lanes(y + c + k * kLanes, finished<kKind>(v[k], t.divisor));
+  for (int k = 0; k < kCount; ++k) store_narrowed(y + c + k * kLanes, finished<kKind>(v[k], t.divisor));
 }
 
 // The last channels, fewer than a vector.
@@ -45,10 +45,10 @@ inline void pool_last(const Taps<T>& t, int64_t c, int64_t lanes, T* y) {
   F32 v = nothing<kKind>();
   for (int64_t i = 0; i < t.rows; ++i) {
     for (int64_t j = 0; j < t.columns; ++j) {
-      v = combine<kKind>(v, load_lanes(t.x + i * t.row_step + j * t.column_step + c, lanes));
+      v = combine<kKind>(v, load_widened(t.x + i * t.row_step + j * t.column_step + c, lanes));
     }
   }
-  store_lanes(y + c, finished<kKind>(v, t.divisor), lanes);
+  store_narrowed(y + c, finished<kKind>(v, t.divisor), lanes);
 }
 
 // Channels x_step and y_step apart.
@@ -61,12 +61,12 @@ __attribute__((noinline)) void pool_apart(const Taps<T>& t, int64_t channels, in
       for (int64_t j = 0; j < t.columns; ++j) {
         const T* at = t.x + i * t.row_step + j * t.column_step + c * x_step;
         float gathered[kLanes] = {};
-        for (int64_t k = 0; k < lanes; ++k) gathered[k] = widened(at[k * x_step]);
+        for (int64_t k = 0; k < lanes; ++k) gathered[k] = widen(at[k * x_step]);
         v = combine<kKind>(v, load<F32>(gathered));
       }
     }
     T last[kLanes];
-    store_lanes(last, finished<kKind>(v, t.divisor));
+    store_narrowed(last, finished<kKind>(v, t.divisor));
     for (int64_t k = 0; k < lanes; ++k) y[(c + k) * y_step] = last[k];
   }
 }

@@ -9,7 +9,7 @@ namespace PK_ISA {
 namespace {
 
 inline void put(float* to, float x) { *to = x; }
-inline void put(bf16_t* to, float x) { store_lanes(to, broadcast(x), 1); }
+inline void put(bf16_t* to, float x) { store_narrowed(to, broadcast(x), 1); }
 
 float divisor_of(const Pool2dArgs& a) { return static_cast<float>(a.divisor ? a.divisor : a.h * a.w); }
 

@@ -24,7 +24,7 @@ inline void sum_pixels(const T* x, int64_t pixels, int64_t step, F32 (&total)[kC
 #pragma GCC unroll 8
       for (int u = 0; u < kAtOnce; ++u) {
 #pragma GCC unroll 8
-        for (int k = 0; k < kCount; ++k) v[u][k] += load_lanes(x + (i + u) * step + k * kLanes);
+        for (int k = 0; k < kCount; ++k) v[u][k] += load_widened(x + (i + u) * step + k * kLanes);
       }
     }
     for (int half = kAtOnce / 2; half > 0; half /= 2) {
@@ -35,7 +35,7 @@ inline void sum_pixels(const T* x, int64_t pixels, int64_t step, F32 (&total)[kC
     for (int k = 0; k < kCount; ++k) total[k] += v[0][k];
   }
   for (; i < pixels; ++i) {
-    for (int k = 0; k < kCount; ++k) total[k] += load_lanes(x + i * step + k * kLanes);
+    for (int k = 0; k < kCount; ++k) total[k] += load_widened(x + i * step + k * kLanes);
   }
 }
 
@@ -66,7 +66,7 @@ void mean_of_channels(const T* x, int64_t count, const Map& map, float divisor, 
   for (int64_t i = 0; i < map.rows; ++i) {
     F32 of_row = {};
     for (int64_t j = 0; j < map.pixels; ++j) {
-      of_row += load_lanes(x + i * map.row_step + j * map.step + c, count - c);
+      of_row += load_widened(x + i * map.row_step + j * map.step + c, count - c);
       if (j % kMeanBlock == kMeanBlock - 1) {
         total += of_row;
         of_row = F32{};
@@ -94,7 +94,7 @@ float mean_of_plane(const T* x, const Map& map, float divisor) {
     const T* row = x + i * map.row_step;
     const int64_t vectors = map.pixels / kLanes, rest = map.pixels % kLanes;
     sum_pixels(row, vectors, kLanes, total);
-    if (rest) total[0] += load_lanes(row + vectors * kLanes, rest);
+    if (rest) total[0] += load_widened(row + vectors * kLanes, rest);
   }
   return sum_of_lanes(total[0]) / divisor;
 }

@@ -33,12 +33,12 @@ void merge_rows(const Pool2dArgs& a, const T* plane, const Window& window, int64
   int64_t i = begin;
   for (; i + kLanes <= end; i += kLanes) {
     F32 v = nothing<kKind>();
-    for (int64_t u = 0; u < rows; ++u) v = combine<kKind>(v, load_lanes(x + u * step + i));
+    for (int64_t u = 0; u < rows; ++u) v = combine<kKind>(v, load_widened(x + u * step + i));
     store(row + i, v);
   }
   if (i < end) {
     F32 v = nothing<kKind>();
-    for (int64_t u = 0; u < rows; ++u) v = combine<kKind>(v, load_lanes(x + u * step + i, end - i));
+    for (int64_t u = 0; u < rows; ++u) v = combine<kKind>(v, load_widened(x + u * step + i, end - i));
     store_partial(row + i, v, end - i);
   }
 }
@@ -53,9 +53,9 @@ void merge_columns(const Pool2dArgs& a, const float* row, int64_t count, const f
     }
     if constexpr (kKind == PoolKind::average) v /= load<F32>(divisors + j);
     if (j + kLanes <= count) {
-      store_lanes(y + j, v);
+      store_narrowed(y + j, v);
     } else {
-      store_lanes(y + j, v, count - j);
+      store_narrowed(y + j, v, count - j);
     }
   }
 }
@@ -75,7 +75,7 @@ void merge_columns(const Pool2dArgs& a, const float* row, int64_t count, const f
     }
     F32 v = load_partial(merged, lanes);
     if constexpr (kKind == PoolKind::average) v /= load<F32>(divisors + j);
-    store_lanes(y + j, v, lanes);
+    store_narrowed(y + j, v, lanes);
   }
 }
 

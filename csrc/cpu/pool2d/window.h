@@ -1,14 +1,12 @@
-// Windows in one dimension, and vectors of either element type. Internal linkage: ISA sources include it.
+// Windows in one dimension. Internal linkage: ISA sources include it.
 #pragma once
 
-#include "cpu/vec.h"
+#include "cpu/elements.h"
 #include "pykernels/pool2d.h"
 
 namespace pk {
 namespace PK_ISA {
 namespace {
-
-using bf16_t = uint16_t;
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -30,30 +28,6 @@ inline Window row_window(const Pool2dArgs& a, int64_t i) {
 }
 inline Window column_window(const Pool2dArgs& a, int64_t j) {
   return window_at(j, a.s, a.stride_w, a.pad_w, a.dilation_w, a.w, a.count_include_pad);
-}
-
-inline F32 load_lanes(const float* p) { return load<F32>(p); }
-inline F32 load_lanes(const bf16_t* p) { return load_bf16(p); }
-inline F32 load_lanes(const float* p, int64_t count) { return load_partial(p, count); }
-inline F32 load_lanes(const bf16_t* p, int64_t count) {
-  bf16_t whole[kLanes] = {};
-  copy_partial(whole, p, count);
-  return load_bf16(whole);
-}
-inline void store_lanes(float* p, F32 v) { store(p, v); }
-inline void store_lanes(bf16_t* p, F32 v) { store_bf16(p, v); }
-inline void store_lanes(float* p, F32 v, int64_t count) { store_partial(p, v, count); }
-inline void store_lanes(bf16_t* p, F32 v, int64_t count) {
-  bf16_t whole[kLanes];
-  store_bf16(whole, v);
-  copy_partial(p, whole, count);
-}
-inline float widened(float x) { return x; }
-inline float widened(bf16_t x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float y;
-  std::memcpy(&y, &bits, sizeof y);
-  return y;
 }
 
 template <PoolKind kKind>
