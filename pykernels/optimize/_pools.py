@@ -6,6 +6,7 @@ sizes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,23 +33,24 @@ class Pool:
         self.op = "global_avg_pool2d" if call == _WHOLE else name
         #: What ``pool2d_out`` takes.
         self.numbers = torch.tensor(call.numbers())
+        self._run: Callable[..., Tensor] = getattr(torch.ops.pykernels, self.op).default
+        #: torch's mean is contiguous, whatever x is.
+        self._is_mean = name == "mean"
+        if call == _WHOLE:
+            self._arguments: tuple[Any, ...] = (not self._is_mean,)
+        else:
+            self._arguments = (*call[1:4], *call[5:]) if call.average else call[1:6]
 
     def __call__(self, x: Tensor) -> Tensor:
         """The pool of ``x``, in new memory."""
-        ops, call = torch.ops.pykernels, self.call
-        if call.kernel_size == (0, 0):
-            if self.__name__ != "mean":
-                return ops.global_avg_pool2d.default(x, True)
-            mean: Tensor = ops.global_avg_pool2d.default(x, False)
-            # torch's mean is contiguous, whatever x is.
-            return mean.view(*mean.shape, 1, 1) if self.keeps else mean
-        if call.average:
-            return ops.avg_pool2d.default(x, *call[1:4], *call[5:])
-        return ops.max_pool2d.default(x, *call[1:6])
+        y = self._run(x, *self._arguments)
+        return y.view(*y.shape, 1, 1) if self._is_mean and self.keeps else y
 
 
 def use_our_pools(graph: Graph) -> None:
     """Puts our pools in the place of torch's."""
+    if not _dispatch.has_native(MAX_POOL2D, torch.device("cpu")):
+        return
     for step in graph.steps:
         found = _pool_of(step)
         if found is not None:
@@ -67,7 +69,7 @@ def _pool_of(step: Step) -> tuple[Pool, Value] | None:
     fits = isinstance(x, Value) and len(x.shape) == 4 and x.layout in ("contiguous", "channels_last")
     if not fits or x.dtype not in MAX_POOL2D.takes(x.device.type) or step.outputs.dtype is not x.dtype:
         return None
-    return found if _dispatch.has_native(MAX_POOL2D, x.device) else None
+    return found if x.device.type == "cpu" else None
 
 
 def _maximum(step: Step) -> tuple[Pool, Any] | None:

@@ -22,8 +22,10 @@ def _forget(note: int) -> None:
         torch.ops.pykernels.forget_note(note)
 
 
-def _telling(swap: Callable[..., None]) -> Callable[..., None]:
-    """torch's ``swap_tensors``, which refuses tensors that a note has a hold of: it lets go of them first."""
+@functools.cache
+def _follow_swaps() -> None:
+    """Has torch's ``swap_tensors``, which refuses tensors that a note has a hold of, let go of them first."""
+    swap: Callable[..., None] = torch.utils.swap_tensors
 
     @functools.wraps(swap)
     def swap_tensors(t1: Tensor, t2: Tensor) -> None:
@@ -36,11 +38,10 @@ def _telling(swap: Callable[..., None]) -> Callable[..., None]:
                 _forget(sources.note)
         swap(t1, t2)
 
-    return swap_tensors
+    # `nn.Module` looks the function up here where torch is set to swap tensors.
+    torch.utils.swap_tensors = swap_tensors
 
 
-#: `nn.Module` looks the function up here where torch is set to swap tensors.
-torch.utils.swap_tensors = _telling(torch.utils.swap_tensors)
 _live: weakref.WeakSet[Sources] = weakref.WeakSet()
 _adding = threading.Lock()
 
@@ -52,6 +53,7 @@ class Sources(Pack):
         super().__init__([({"": t}, "") for t in tensors], torch.float32, None, lambda tensors: None)
         self.counted = [source[2] for source in self.sources]
         self.versions = [source[3] for source in self.sources]
+        _follow_swaps()
         self.note = torch.ops.pykernels.note_tensors(self.counted)
         self.ids = frozenset(map(id, self.counted))
         with _adding:

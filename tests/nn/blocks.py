@@ -1,4 +1,4 @@
-"""ConvBNAct2d beside torch's own modules, and how near it has to come to them."""
+"""ConvBNAct2d and ConvBNAct1d beside torch's own modules, and how near they have to come to them."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ OPTIONS = [
 ]
 
 
-def make(seed=0, **options):
-    """An eval-mode block (8 -> 16 channels, 3x3, padding 1) with statistics as after training."""
+def make(seed=0, kind=pk.nn.ConvBNAct2d, **options):
+    """An eval-mode block (8 -> 16 channels, 3 or 3x3 taps, padding 1) with statistics as after training."""
     generator = torch.Generator().manual_seed(seed)
     arguments = {"in_channels": 8, "out_channels": 16, "kernel_size": 3, "padding": 1, **options}
-    block = pk.nn.ConvBNAct2d(**arguments).eval()
+    block = kind(**arguments).eval()
     with torch.no_grad():
         for name, t in (*block.named_parameters(), *block.named_buffers()):
             if name == "bn.running_var":
@@ -75,17 +75,19 @@ def bound(block, y, dtype=torch.float32):
 def assert_near(block, got, expected, growth=1):
     """Within what rounding may do to the block's y."""
     assert got.shape == expected.shape
-    assert relative_l2(got, expected) <= growth * bound(block, got if got.dim() == 4 else got[None], got.dtype)
+    assert relative_l2(got, expected) <= growth * bound(
+        block, got if got.dim() == block.conv.weight.dim() else got[None], got.dtype
+    )
 
 
 def assert_same(block, x, residual=None, growth=1):
     """The block against torch's own modules in float64."""
-    got = block(x, residual)
+    got, is_batch = block(x, residual), x.dim() == block.conv.weight.dim()
     with torch.no_grad():
         twin = copy.deepcopy(block).double()
-        batch, rest = (x, residual) if x.dim() == 4 else (x[None], None if residual is None else residual[None])
+        batch, rest = (x, residual) if is_batch else (x[None], None if residual is None else residual[None])
         expected = plain(twin, batch.double(), to_double(rest))
-    assert_near(block, got, expected if x.dim() == 4 else expected[0], growth)
+    assert_near(block, got, expected if is_batch else expected[0], growth)
 
 
 def gradient_bound(block, y, dtype=torch.float32):
@@ -98,12 +100,13 @@ def gradient_bound(block, y, dtype=torch.float32):
     return 8 * CONV_BN_ACT_SPEC.bound(dtype, terms + 4)
 
 
-def check_training(run, options, with_residual, device="cpu"):
+def check_training(run, options, with_residual, device="cpu", kind=pk.nn.ConvBNAct2d):
     """``run(block, x, residual)`` in training mode against torch's own modules in float64, two steps of it."""
-    block = make(**options).to(device).train()
+    block = make(kind=kind, **options).to(device).train()
+    size = (6, 5) if kind is pk.nn.ConvBNAct2d else (30,)
     twin = copy.deepcopy(block).double()
     for step in range(2):
-        x = (normal(2, 8, 6, 5, seed=step, device=device) + step).requires_grad_()
+        x = (normal(2, 8, *size, seed=step, device=device) + step).requires_grad_()
         shape = block.conv(x).shape
         residual = normal(*shape, seed=7, device=device).requires_grad_() if with_residual else None
         x64, residual64 = (None if t is None else t.detach().double().requires_grad_() for t in (x, residual))

@@ -2,7 +2,7 @@
 
 from pykernels.ops._op import FLOATS, Op
 
-_NO_GPU = "torch's own pool is limited by memory already, and runs"
+_NO_GPU = "torch's own pool runs: there are kernels for CPUs alone"
 
 
 def _op(name: str) -> Op:
