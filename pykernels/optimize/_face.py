@@ -1,4 +1,4 @@
-"""The optimised model: a twin of the original, of a class that is the original's but for four methods."""
+"""The optimised model: a twin of the original, of a class that is the original's but for a few methods."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch.nn.parameter import is_lazy
 from pykernels.optimize._keep import PackedWeight, check_whole
 from pykernels.optimize._report import Report
 from pykernels.optimize._stub import Family, Stub
-from pykernels.optimize._stub import _cast as cast_tensors
 from pykernels.optimize._tell import report_of
 from pykernels.optimize._watch import Watch, is_own
 
@@ -39,6 +38,10 @@ class Optimized(nn.Module):
             check_whole(self.parameters(), "a state_dict to be copied into it (assign=True would take its place)")
         return super().load_state_dict(state_dict, strict, assign)
 
+    def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
+        """As `nn.Module._call_impl`: where Dynamo sees none but that, it goes to ``forward`` and passes the stub by."""
+        return super()._call_impl(*args, **kwargs)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         family = _family(self)
         above = getattr(super(), "__getstate__", None)
@@ -62,24 +65,14 @@ def _family(model: nn.Module) -> Family:
 
 
 def _restored(kind: type, outside: torch.dtype, inside: torch.dtype, keep: str | None = None) -> Any:
-    made: Any = _class_of(kind, outside, inside)
+    made: Any = _class_of(kind)
     new = made.__new__(made)
     vars(new)["_compiled_call_impl"] = Stub(new, "", Family(new, outside, inside, keep))
     return new
 
 
-def _class_of(kind: type, outside: torch.dtype, inside: torch.dtype) -> type:
-    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling():
-            return kind.__call__(self, *args, **kwargs)
-        # A trace passes the stub by, which would cast.
-        args, kwargs = cast_tensors(args, outside, inside), cast_tensors(kwargs, outside, inside)
-        return cast_tensors(self._call_impl(*args, **kwargs), inside, outside)
-
-    own: dict[str, Any] = {"_pykernels_original": kind}
-    if outside is not inside:
-        own["__call__"] = called
-    made = type(kind)(kind.__name__, (Optimized, kind), own)
+def _class_of(kind: type) -> type:
+    made = type(kind)(kind.__name__, (Optimized, kind), {"_pykernels_original": kind})
     made.__module__, made.__qualname__, made.__doc__ = kind.__module__, kind.__qualname__, kind.__doc__
     return made
 
@@ -98,7 +91,7 @@ def face(model: nn.Module, outside: torch.dtype, inside: torch.dtype, keep: str 
     with torch.inference_mode(False), torch.no_grad():
         twin, copied = _shared_copy(model, outside, inside)
         written = _to_evaluation(twin)
-    twin.__class__ = _class_of(type(twin), outside, inside)
+    twin.__class__ = _class_of(type(twin))
     family = Family(twin, outside, inside, keep)
     if copied:
         family.note("the model", f"{copied} tensors", "are made in inference mode: copied, not shared")

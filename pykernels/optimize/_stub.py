@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pykernels.nn._packed import asked_backend, undisturbed
 from pykernels.nn._replaceable import has_hooks
-from pykernels.optimize import _compile
+from pykernels.optimize import _compile, _trace
 from pykernels.optimize._graph import layout_of, suggests_channels_last
 from pykernels.optimize._keep import PackedWeight, check_whole, release
 from pykernels.optimize._layout import FED, fed
@@ -155,14 +155,24 @@ class Stub:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """``module(*args, **kwargs)``."""
         if torch.compiler.is_compiling():
-            if torch.compiler.is_exporting() and self.family.held:
-                check_whole(self.family.held.values(), "torch.export")
-            return self.module._call_impl(*args, **kwargs)
+            return self._traced(args, kwargs)
         family = self.family
         if self.module is not family.root or family.outside is family.inside or state.recorder is not None:
             return self._call(args, kwargs)
         args, kwargs = _cast(args, family.outside, family.inside), _cast(kwargs, family.outside, family.inside)
         return _cast(self._call(args, kwargs), family.inside, family.outside)
+
+    def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The call where it becomes part of a graph."""
+        family = self.family
+        if torch.compiler.is_exporting() and family.held:
+            check_whole(family.held.values(), "torch.export")
+        if _trace.may_break() and not (_grad() and _trace.any_requires_grad(args, kwargs)):
+            return _trace.apart(self, *args, **kwargs)
+        if self.module is not family.root or family.outside is family.inside:
+            return self.module._call_impl(*args, **kwargs)
+        args, kwargs = _cast(args, family.outside, family.inside), _cast(kwargs, family.outside, family.inside)
+        return _cast(self.module._call_impl(*args, **kwargs), family.inside, family.outside)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         recorder = state.recorder

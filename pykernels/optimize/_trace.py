@@ -1,0 +1,49 @@
+"""An optimised model inside of what Dynamo compiles: a program is called as it is, where the graph may break.
+
+What is before and behind it is Inductor's, or whose backend that is, and the call itself looks at what a program
+depends on. One whole graph (``fullgraph=True``) would have no place for that: there the model's own layers are traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from pykernels._imports import after_import
+
+
+def apart(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``run(*args, **kwargs)``, of which Dynamo sees nothing."""
+    return run(*args, **kwargs)
+
+
+def may_break() -> bool:
+    """Is it Dynamo that traces, and may there be more than one graph?"""
+    try:
+        from torch._dynamo.symbolic_convert import InstructionTranslator
+
+        tracer: Any = InstructionTranslator.current_tx()
+        # In the body of a cond, a checkpoint or the like there can be no break either.
+        return not (tracer.one_graph or tracer.error_on_graph_break) and len(tracer.output.tracers) == 1
+    except (ImportError, AttributeError):  # nobody traces by Dynamo, or another Dynamo does
+        return False
+
+
+# As `ops/_dispatch.asked_backend`: a constant of the trace.
+may_break._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def any_requires_grad(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Does one of the arguments? Then no program would run, and a compiled backward is worth having."""
+    return any(isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values()))
+
+
+def _hide(dynamo: ModuleType) -> None:
+    global apart
+    apart = dynamo.disable(apart)
+
+
+after_import("torch._dynamo", _hide)
