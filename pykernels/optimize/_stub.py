@@ -169,10 +169,31 @@ class Stub:
             check_whole(family.held.values(), "torch.export")
         if _trace.may_break() and not (_grad() and _trace.any_requires_grad(args, kwargs)):
             return _trace.apart(self, *args, **kwargs)
-        if self.module is not family.root or family.outside is family.inside:
-            return self.module._call_impl(*args, **kwargs)
-        args, kwargs = _cast(args, family.outside, family.inside), _cast(kwargs, family.outside, family.inside)
-        return _cast(self.module._call_impl(*args, **kwargs), family.inside, family.outside)
+        casts = self.module is family.root and family.outside is not family.inside
+        if casts:
+            args, kwargs = _cast(args, family.outside, family.inside), _cast(kwargs, family.outside, family.inside)
+        found = None
+        if torch.compiler.is_exporting() and not _trace.by_dynamo():
+            from pykernels.optimize._export import exported
+
+            found = exported(self, args, kwargs)
+        result = self.module._call_impl(*args, **kwargs) if found is None else found[0]
+        return _cast(result, family.inside, family.outside) if casts else result
+
+    def program_for(self, args: Any, kwargs: Any, grad: bool) -> tuple[list[Tensor], Program | None]:
+        """The arguments' tensors, and a program for these arguments that holds with or without gradients."""
+        tensors: list[Tensor] = []
+        try:
+            parts = _signature(args, tensors), _signature(kwargs, tensors) if kwargs else ()
+        except _Unsuited:
+            return tensors, None
+        *_, dtype = _modes()
+        for inference in (False, True):  # which changes no result
+            key = (*parts, grad, inference, dtype)
+            found = self.programs.get(key) or self.general.get(_general_key(key, tensors))
+            if isinstance(found, Program):
+                return tensors, found
+        return tensors, None
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         recorder = state.recorder

@@ -20,19 +20,33 @@ def apart(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return run(*args, **kwargs)
 
 
-def may_break() -> bool:
-    """Is it Dynamo that traces, and may there be more than one graph?"""
+def _tracer() -> Any:
+    """Dynamo's, if it is tracing."""
     try:
         from torch._dynamo.symbolic_convert import InstructionTranslator
 
-        tracer: Any = InstructionTranslator.current_tx()
+        return InstructionTranslator.current_tx()
+    except (ImportError, AttributeError):
+        return None
+
+
+def by_dynamo() -> bool:
+    """Is it Dynamo that traces?"""
+    return _tracer() is not None
+
+
+def may_break() -> bool:
+    """And may there be more than one graph?"""
+    tracer = _tracer()
+    try:
         # In the body of a cond, a checkpoint or the like there can be no break either.
         return not (tracer.one_graph or tracer.error_on_graph_break) and len(tracer.output.tracers) == 1
-    except (ImportError, AttributeError):  # nobody traces by Dynamo, or another Dynamo does
+    except AttributeError:  # there is none, or it is another Dynamo's
         return False
 
 
-# As `ops/_dispatch.asked_backend`: a constant of the trace.
+# As `ops/_dispatch.asked_backend`: constants of the trace.
+by_dynamo._dynamo_marked_constant = True  # type: ignore[attr-defined]
 may_break._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
