@@ -27,6 +27,7 @@ from pykernels.optimize._graph import Made, Step, Value, mapped
 from pykernels.optimize._layout import FIXES, as_channels_last, as_contiguous, as_time_major
 from pykernels.optimize._linear import FusedLinear
 from pykernels.optimize._patterns import FusedConv
+from pykernels.optimize._pools import Pool
 from pykernels.optimize._program import Program
 from pykernels.optimize._torchs import batch_norm_, norm_into
 from pykernels.optimize._watch import ANY, Watch, _said, looked_up, snapshot
@@ -44,17 +45,17 @@ _TURNS = {
 
 def exported(stub: Stub, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | None:
     """The result of the call as part of the export, in a tuple; None if it has to be the model's own layers."""
-    fakes = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-    if not fakes or not all(type(t) is FakeTensor for t in fakes):
+    fakes: list[Any] = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    if not fakes or not all(type(t) is FakeTensor for t in fakes) or None in [n for t in fakes for n in _sizes(t)]:
         return None
     if is_for_onnx() or torch._C._is_any_autocast_enabled() or asked_backend() != "auto":
         return None
     grad = torch.is_grad_enabled()
     with _for_real():
         real: dict[int, Tensor] = {id(t): _real(t) for t in fakes}
-        inputs = {id(real[id(t)]): t for t in fakes}  # type: ignore[misc]
+        inputs = {id(real[id(t)]): t for t in fakes}
         given = pytree.tree_map_only(Tensor, lambda t: real[id(t)], (args, kwargs))
-        tensors, program = stub.program_for(*given, grad)
+        tensors, program = stub.program_for(given[0], given[1], grad)
         if program is None or not _can_be_exported(program):
             return None
         if program.exact and any(isinstance(n, torch.SymInt) for t in fakes for n in t.shape):
@@ -74,10 +75,15 @@ def _for_real() -> Iterator[None]:
         yield
 
 
+def _sizes(t: Tensor) -> list[int | None]:
+    """Sizes and strides that the example has; None for what is known at a call alone."""
+    return [n.node.hint if isinstance(n, torch.SymInt) else n for n in (*t.shape, *t.stride())]
+
+
 def _real(t: Tensor) -> Tensor:
-    """One of the sizes and strides that the example had."""
-    sizes, strides = ([n.node.hint if isinstance(n, torch.SymInt) else n for n in of] for of in (t.shape, t.stride()))
-    made = torch.empty_strided(sizes, strides, dtype=t.dtype, device=t.device).zero_()
+    """One of the example's sizes and strides."""
+    sizes: Any = _sizes(t)
+    made = torch.empty_strided(sizes[: t.dim()], sizes[t.dim() :], dtype=t.dtype, device=t.device).zero_()
     return made.requires_grad_(t.requires_grad)
 
 
@@ -200,6 +206,8 @@ def _function(step: Step) -> Callable[..., Any]:
     """What a step that isn't fused calls."""
     if step.function in _TURNS:  # which asks for sizes
         return partial(_turned, _TURNS[step.function])
+    if isinstance(step.function, Pool):
+        return step.function.in_trace
     if not isinstance(step.function, PacksWeights):
         return step.function
     slots = step.function._slots()

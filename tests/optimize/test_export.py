@@ -87,8 +87,53 @@ def test_without_a_program_torchs_layers_are_exported():
     assert not ops(export(fast, image()))
     fast(image())
     assert ops(export(fast, image()))
+    fast(image())  # an export gives a GRU another list of its weights, which the program depends on
     with torch.enable_grad():
-        assert not ops(export(fast, image())), "it may ask for the gradient mode"
+        assert ops(export(fast, image()))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not ops(export(fast, image()))
+    with pk.backend("reference"):
+        assert not ops(export(fast, image()))
+
+
+class AsksModes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        y = self.conv(x).relu()
+        return {"y": y * 2 if torch.is_grad_enabled() else y}
+
+
+def test_gradient_modes_are_asked_for():
+    net = AsksModes().eval().requires_grad_(False)
+    fast = pk.optimize(net)
+    with torch.inference_mode():
+        fast(image())
+    with torch.no_grad():
+        without = export(fast, image())
+        assert ops(without) == ["conv_bn_act_packed"]
+        agree(without.module()(image()), net(image()))
+    agree(export(fast, image()).module()(image()), net(image()))
+
+
+class Ours(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.lstm = pk.nn.ConvBNAct2d(3, 4, 3), pk.nn.LSTM(4, 5, batch_first=True)
+
+    def forward(self, x):
+        return {"y": self.lstm(self.conv(x).flatten(2).transpose(1, 2))[0]}
+
+
+@torch.no_grad()
+def test_modules_of_the_package():
+    net = randomise(Ours())
+    fast = pk.optimize(net)
+    for _ in range(2):
+        fast(image())
+    agree(export(fast, image()).module()(image()), net(image()))
 
 
 def _weight(net):
