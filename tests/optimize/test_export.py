@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pykernels as pk
-from tests.harness import normal, relative_l2
+from tests.harness import forced_isa, host_isas, normal, relative_l2
 from tests.optimize.models import Branches, image, randomise
 
 
@@ -94,6 +94,27 @@ def test_without_a_program_torchs_layers_are_exported():
         assert not ops(export(fast, image()))
     with pk.backend("reference"):
         assert not ops(export(fast, image()))
+
+
+@torch.no_grad()
+def test_onnx_gets_torchs_operators(monkeypatch):
+    fast = pk.optimize(randomise(Net()))
+    fast(image())
+    monkeypatch.setattr("torch.onnx._internal.exporter._flags._is_onnx_exporting", True)
+    assert not ops(export(fast, image()))
+
+
+@torch.no_grad()
+@pytest.mark.skipif(host_isas() == ["scalar"], reason="there is one ISA")
+def test_another_isa_is_told():
+    fast = pk.optimize(randomise(AsksModes()))
+    fast(image())
+    with forced_isa("scalar"):
+        exported = export(fast, image()).module()
+        agree(exported(image()), fast(image()))
+    with pytest.raises(RuntimeError, match="packed for another ISA"):
+        exported(image())
+    agree(export(fast, image()).module()(image()), fast(image()))
 
 
 class AsksModes(nn.Module):
