@@ -44,6 +44,7 @@ CALLS = {
     "max_pool2d": {"x": X},
     "avg_pool2d": {"x": X},
     "global_avg_pool2d": {"x": X},
+    "upsample2d": {"x": X},
     "quantize_int8": {"x": X},
 }  # fmt: skip
 
@@ -68,6 +69,8 @@ def call(op, given, **named):
         named.setdefault("out_dtype", torch.float32)
     if op in ("max_pool2d", "avg_pool2d"):
         named.setdefault("kernel_size", 2)
+    if op == "upsample2d":
+        named.setdefault("scale_factor", 2)
     return function(op)(**given, **named)
 
 

@@ -129,4 +129,5 @@ _EAGER: dict[str, Callable[..., Any]] = {
     "max_pool2d": F.max_pool2d,
     "avg_pool2d": F.avg_pool2d,
     "global_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, 1),
+    "upsample2d": F.interpolate,
 }
