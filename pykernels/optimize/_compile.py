@@ -15,6 +15,7 @@ from pykernels.optimize._patterns import Fuser, can_fuse, conv_of, use_our_lstms
 from pykernels.optimize._pools import use_our_pools
 from pykernels.optimize._program import Program
 from pykernels.optimize._record import Recorder
+from pykernels.optimize._resizes import use_our_resizes
 from pykernels.optimize._simplify import drop_dead, drop_duplicates, is_pure, reuse_memory
 from pykernels.optimize._transposed import transposed_of
 
@@ -38,6 +39,7 @@ def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any]) -> Pr
         settle(graph)
         reuse_memory(graph)
         use_our_pools(graph)
+        use_our_resizes(graph)
     return Program(graph, folded, recorder.watch, store)
 
 

@@ -12,11 +12,11 @@ from torch import nn
 
 from pykernels import _native
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
+from pykernels.optimize._calls import OurCall
 from pykernels.optimize._graph import Step, Value, bound, mapped
 from pykernels.optimize._keep import PackedWeight
 from pykernels.optimize._norms import is_norm
 from pykernels.optimize._patterns import FusedConv
-from pykernels.optimize._pools import Pool
 from pykernels.optimize._report import ITSELF, OURS, TORCH, Entry, Left, Plain, Ran, Replaced, Report
 from pykernels.optimize._timing import seconds_by_step
 
@@ -47,10 +47,12 @@ _OF_INTEREST = {
     ),
     "adaptive_avg_pool2d": "is to more than one pixel, or of a dtype, a device, a rank or strides that the kernels "
     "don't take",
+    "interpolate": "is neither nearest nor bilinear, or of a dtype, a device, a rank or strides that the kernels don't "
+    "take",
     **dict.fromkeys(
         ["conv3d", "conv_transpose3d", "layer_norm", "group_norm",
         "instance_norm", "scaled_dot_product_attention",
-        "multi_head_attention_forward", "matmul", "__matmul__", "bmm", "einsum", "interpolate"], _NO_KERNELS
+        "multi_head_attention_forward", "matmul", "__matmul__", "bmm", "einsum"], _NO_KERNELS
     ),
     **dict.fromkeys(["hardtanh", "clamp", "prelu", "softplus", "celu", "selu"], _NOT_FUSED),
 }  # fmt: skip
@@ -169,7 +171,7 @@ def _tell_step(step: Step, why: str, replaced: list[Replaced], left: list[Left])
         by = "pk.ops.conv_bn_act" if step.function.name != "conv_transpose" else "our conv_bn_act_bound, phase by phase"
         replaced.append(Replaced(tuple(s or "the model" for s in step.sources), step.note, by))
         return OURS
-    if isinstance(step.function, Pool):
+    if isinstance(step.function, OurCall):
         replaced.append(Replaced((where,), step.name(), f"pk.ops.{step.function.op}"))
         return OURS
     if is_norm(step):
