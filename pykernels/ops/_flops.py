@@ -125,6 +125,8 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "avg_pool2d": _none,
     "global_avg_pool2d": _none,
     "pool2d_out": _none,
+    "group_norm_act": _none,
+    "group_norm_act_out": _none,
     "upsample2d": _none,
     "upsample2d_out": _none,
 }
