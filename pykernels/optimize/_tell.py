@@ -40,6 +40,11 @@ _OF_INTEREST = {
         "reaches some of its pixels",
     ),
     "batch_norm": "is of a dtype, a device or a layout that the kernels don't take, or its statistics are no constants",
+    **dict.fromkeys(
+        ["group_norm", "instance_norm"],
+        "is of a dtype, a device, a rank or a layout that the kernels don't take, of a size that torch is faster for, "
+        "or its weights are no constants",
+    ),
     "linear": "is of a dtype or on a device where torch's own is as fast, or its weights are no constants",
     **dict.fromkeys(
         ["max_pool2d", "avg_pool2d"],
@@ -50,8 +55,7 @@ _OF_INTEREST = {
     "interpolate": "is neither nearest nor bilinear, or of a dtype, a device, a rank or strides that the kernels don't "
     "take",
     **dict.fromkeys(
-        ["conv3d", "conv_transpose3d", "layer_norm", "group_norm",
-        "instance_norm", "scaled_dot_product_attention",
+        ["conv3d", "conv_transpose3d", "layer_norm", "scaled_dot_product_attention",
         "multi_head_attention_forward", "matmul", "__matmul__", "bmm", "einsum"], _NO_KERNELS
     ),
     **dict.fromkeys(["hardtanh", "clamp", "prelu", "softplus", "celu", "selu"], _NOT_FUSED),
@@ -172,7 +176,8 @@ def _tell_step(step: Step, why: str, replaced: list[Replaced], left: list[Left])
         replaced.append(Replaced(tuple(s or "the model" for s in step.sources), step.note, by))
         return OURS
     if isinstance(step.function, OurCall):
-        replaced.append(Replaced((where,), step.name(), f"pk.ops.{step.function.op}"))
+        sources = tuple(s or "the model" for s in step.sources) if step.note else (where,)
+        replaced.append(Replaced(sources, step.note or step.name(), f"pk.ops.{step.function.op}"))
         return OURS
     if is_norm(step):
         replaced.append(Replaced(tuple(s or "the model" for s in step.sources), step.note, "our batch_norm_act_bound"))

@@ -1,5 +1,5 @@
 // group_norm_act: see pykernels/ops/group_norm_act for what it computes. group_norm_act_out: the same for callers who
-// have the memory; `call` holds the numbers of a GroupNormCall (arguments.py).
+// have the memory; `call` holds the numbers of a GroupNormCall (arguments.py). 0 groups are one for each channel.
 #include "pykernels/group_norm_act.h"
 
 #include <cstring>
@@ -45,8 +45,9 @@ void run_into(const char* op, const Tensor& given, const MaybeTensor& weight, co
   const Tensor x = lies_well(given) ? given : torch::stable::contiguous(given);
   GroupNormActArgs args;
   args.n = x.size(0), args.c = x.size(1), args.h = x.size(2), args.w = x.size(3);
-  check(call.groups >= 1 && call.groups <= 1ll << 31, op, "groups", "expected an int >= 1, got ", call.groups);
-  args.groups = static_cast<int64_t>(call.groups);
+  check(call.groups >= 0 && call.groups <= 1ll << 31, op, "groups", "expected an int >= 0, got ", call.groups);
+  const int64_t each = args.c > 1 ? args.c : 1;
+  args.groups = call.groups > 0 ? static_cast<int64_t>(call.groups) : each;
   args.dtype = to_float_dtype(x.scalar_type(), op, "x");
   args.eps = call.eps;
   args.x = to_image(x);

@@ -39,10 +39,11 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
     x, weight, bias, residual = ctx.saved_tensors
     call: GroupNormCall = ctx.call
     n, c, h, w = x.shape
+    groups = call.groups or c
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
 
     def grouped(t: Tensor) -> Tensor:
-        return t.reshape(n, call.groups, c // call.groups * h * w)
+        return t.reshape(n, groups, c // groups * h * w)
 
     def channels(t: Tensor) -> Tensor:
         return t[:, None, None]
