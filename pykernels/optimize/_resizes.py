@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pykernels.ops import _dispatch
 from pykernels.ops._arguments import pair
-from pykernels.ops.upsample2d.arguments import CORNERS, MODES, check_scales, scaled
+from pykernels.ops.upsample2d.arguments import CORNERS, MODES, check_scales
 from pykernels.ops.upsample2d.op import UPSAMPLE2D
 from pykernels.optimize._calls import OurCall, takes_image
 from pykernels.optimize._graph import Graph, Step, Value, bound
@@ -28,12 +28,12 @@ class Resize(OurCall):
 
     def __init__(self, size: tuple[int, int] | None, scales: tuple[float, float], mode: int) -> None:
         super().__init__("interpolate", "upsample2d", "upsample2d", torch.tensor([mode, *scales], dtype=torch.float64))
-        self._size, self._scales, self._mode = size, scales, mode
-        self._run = torch.ops.pykernels.upsample2d.default
+        self._size = size or ()
+        self._run = torch.ops.pykernels.upsample2d_bound.default
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x`` with other pixels, in new memory."""
-        return self._run(x, self._size or scaled(x.shape, self._scales), *self._scales, self._mode)
+        return self._run(x, self._size, self.numbers)
 
 
 def use_our_resizes(graph: Graph) -> None:

@@ -1,5 +1,6 @@
-// group_norm_act: see pykernels/ops/group_norm_act for what it computes. group_norm_act_out: the same for callers who
-// have the memory; `call` holds the numbers of a GroupNormCall (arguments.py). 0 groups are one for each channel.
+// group_norm_act: see pykernels/ops/group_norm_act for what it computes. group_norm_act_bound: the same without
+// gradients, where `call` holds the numbers; group_norm_act_out: for callers who have the memory too. They are those of
+// a GroupNormCall (arguments.py). 0 groups are one for each channel.
 #include "pykernels/group_norm_act.h"
 
 #include <cstring>
@@ -71,6 +72,15 @@ void run_into(const char* op, const Tensor& given, const MaybeTensor& weight, co
   pk::run(plan, workspace.data(), torch_executor());
 }
 
+NormNumbers numbers_in(const char* op, const Tensor& call) {
+  check_cpu(call, op, "call");
+  check(call.scalar_type() == ScalarType::Double && call.is_contiguous() && call.numel() == kNumbers, op, "call",
+        "expected ", kNumbers, " float64 numbers, got ", dtype_name(call.scalar_type()), " of shape ", shape_of(call));
+  NormNumbers numbers;
+  std::memcpy(&numbers, data_of(call), sizeof numbers);
+  return numbers;
+}
+
 Tensor group_norm_act_op(Tensor x, MaybeTensor weight, MaybeTensor bias, MaybeTensor residual, int64_t groups,
                          double eps, int64_t activation, double negative_slope) {
   const char* op = "group_norm_act";
@@ -82,15 +92,20 @@ Tensor group_norm_act_op(Tensor x, MaybeTensor weight, MaybeTensor bias, MaybeTe
   return y;
 }
 
+Tensor group_norm_act_bound_op(Tensor x, MaybeTensor weight, MaybeTensor bias, MaybeTensor residual, Tensor call) {
+  const char* op = "group_norm_act_bound";
+  check_image(op, x);
+  to_float_dtype(x.scalar_type(), op, "x");
+  const Tensor y = empty_image(x, x.size(2), x.size(3));
+  run_into(op, x, weight, bias, residual, numbers_in(op, call), y);
+  return y;
+}
+
 void group_norm_act_out_op(Tensor x, MaybeTensor weight, MaybeTensor bias, MaybeTensor residual, Tensor call,
                            Tensor out) {
   const char* op = "group_norm_act_out";
   check_image(op, x);
-  check_cpu(call, op, "call");
-  check(call.scalar_type() == ScalarType::Double && call.is_contiguous() && call.numel() == kNumbers, op, "call",
-        "expected ", kNumbers, " float64 numbers, got ", dtype_name(call.scalar_type()), " of shape ", shape_of(call));
-  NormNumbers numbers;
-  std::memcpy(&numbers, data_of(call), sizeof numbers);
+  const NormNumbers numbers = numbers_in(op, call);
   check_cpu(out, op, "out");
   check_dtype(out, x.scalar_type(), op, "out");
   check_shape(out, {x.size(0), x.size(1), x.size(2), x.size(3)}, op, "out");
@@ -106,6 +121,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
   m.def(
       "group_norm_act(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, int groups, float eps, "
       "int activation, float negative_slope) -> Tensor");
+  m.def("group_norm_act_bound(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor call) -> Tensor");
   m.def(
       "group_norm_act_out(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor call, Tensor(a!) out) -> "
       "()");
@@ -113,6 +129,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, m) {
   m.impl("group_norm_act", TORCH_BOX(&group_norm_act_op));
+  m.impl("group_norm_act_bound", TORCH_BOX(&group_norm_act_bound_op));
   m.impl("group_norm_act_out", TORCH_BOX(&group_norm_act_out_op));
 }
 

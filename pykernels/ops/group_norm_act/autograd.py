@@ -75,6 +75,7 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
 def _register() -> None:
     torch.library.register_fake("pykernels::group_norm_act", _fake)
     torch.library.register_autograd("pykernels::group_norm_act", _backward, setup_context=_keep)
+    torch.library.register_fake("pykernels::group_norm_act_bound", _fake)
     torch.library.register_fake("pykernels::group_norm_act_out", _fake_out)
 
 

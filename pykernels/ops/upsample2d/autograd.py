@@ -21,6 +21,11 @@ def _fake(x: Tensor, size: Any, scale_h: float, scale_w: float, mode: int) -> Te
     return x.new_empty_strided(shape, (c * p * q, 1, q * c, c))
 
 
+def _fake_bound(x: Tensor, size: Any, call: Tensor) -> Tensor:
+    # The scales are among the numbers, which a trace does not read.
+    return _fake(x, size or [torch.library.get_ctx().new_dynamic_size() for _ in range(2)], 0, 0, 0)
+
+
 def _fake_out(x: Tensor, call: Tensor, out: Tensor) -> None:
     """Only writes."""
 
@@ -38,6 +43,7 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
 def _register() -> None:
     torch.library.register_fake("pykernels::upsample2d", _fake)
     torch.library.register_autograd("pykernels::upsample2d", _backward, setup_context=_keep)
+    torch.library.register_fake("pykernels::upsample2d_bound", _fake_bound)
     torch.library.register_fake("pykernels::upsample2d_out", _fake_out)
 
 

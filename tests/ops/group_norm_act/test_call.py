@@ -74,6 +74,7 @@ def test_group_norm_act_out_writes_where_it_is_told(layout):
     x, weight, bias = normal(2, 6, 8, 9, layout=layout), normal(6), normal(6, seed=1)
     expected = group_norm_act(x, 3, weight, bias, residual=x, activation="silu")
     call = torch.tensor([3, 1e-5, ACTIVATIONS.index("silu"), 0.01], dtype=torch.float64)
+    assert torch.equal(OPS.group_norm_act_bound(x, weight, bias, x, call), expected)
     for memory_format in FORMATS:
         wide = torch.full((2, 10, 8, 9), 7.0).contiguous(memory_format=memory_format)
         OPS.group_norm_act_out(x, weight, bias, x, call, wide[:, 2:8])
@@ -153,6 +154,7 @@ def test_opcheck(layout, requires_grad):
     opcheck(OPS.group_norm_act.default, (x, None, None, None, 0, 1e-5, 0, 0.01))
     if not requires_grad:
         call = torch.tensor([2, 1e-5, code, 0.01], dtype=torch.float64)
+        opcheck(OPS.group_norm_act_bound.default, (x, weight, bias, None, call))
         opcheck(OPS.group_norm_act_out.default, (x, weight, bias, None, call, torch.empty(2, 4, 6, 5)))
 
 

@@ -88,6 +88,8 @@ def test_upsample2d_out_writes_where_it_is_told(mode, layout):
     x = normal(2, 6, 8, 9, layout=layout)
     expected = OPS.upsample2d(x, [16, 18], 2.0, 2.0, mode)
     call = torch.tensor([mode, 2, 2], dtype=torch.float64)
+    for size in ([], [16, 18]):
+        assert torch.equal(OPS.upsample2d_bound(x, size, call), expected)
     for memory_format in FORMATS:
         wide = torch.full((2, 10, 16, 18), 7.0).contiguous(memory_format=memory_format)
         OPS.upsample2d_out(x, call, wide[:, 2:8])
@@ -148,6 +150,7 @@ def test_opcheck(layout, mode, requires_grad):
     opcheck(OPS.upsample2d.default, (x, [], 2.0, 1.7, mode))
     if not requires_grad:
         call = torch.tensor([mode, 0, 0], dtype=torch.float64)
+        opcheck(OPS.upsample2d_bound.default, (x, [3, 9], call))
         opcheck(OPS.upsample2d_out.default, (x, call, torch.empty(2, 4, 3, 9)))
 
 
