@@ -6,10 +6,12 @@ from pykernels.ops._flops import register
 from pykernels.ops.batch_norm_act import batch_norm_act
 from pykernels.ops.conv_bn_act import conv_bn_act
 from pykernels.ops.conv_bn_act.transposed import conv_transpose_bn_act
+from pykernels.ops.group_norm_act import group_norm_act
 from pykernels.ops.int8_conv2d import int8_conv2d
 from pykernels.ops.int8_matmul import int8_matmul, quantize_int8
 from pykernels.ops.lstm import lstm, lstm_cell
 from pykernels.ops.pool2d import avg_pool2d, global_avg_pool2d, max_pool2d
+from pykernels.ops.upsample2d import upsample2d
 
 __all__ = [
     "ACTIVATIONS",
@@ -18,12 +20,14 @@ __all__ = [
     "conv_bn_act",
     "conv_transpose_bn_act",
     "global_avg_pool2d",
+    "group_norm_act",
     "int8_conv2d",
     "int8_matmul",
     "lstm",
     "lstm_cell",
     "max_pool2d",
     "quantize_int8",
+    "upsample2d",
 ]
 
 after_import("torch.utils.flop_counter", register)

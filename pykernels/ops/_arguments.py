@@ -116,6 +116,17 @@ def check_choice(op: str, argument: str, value: object, choices: Sequence[object
         raise ValueError(f"pykernels.{op}: {argument}: expected one of {', '.join(map(str, choices))}; got {value!r}")
 
 
+def check_image(op: str, x: Any) -> Tensor:
+    """``x``, (N, C, H, W) or (C, H, W) of a floating dtype, with H and W of 1 at least."""
+    x = check_tensor(op, "x", x)
+    check_floating(op, "x", x)
+    if x.dim() not in (3, 4):
+        fail(ValueError, op, "x", "(N, C, H, W) or (C, H, W)", f"shape {tuple(x.shape)}")
+    if x.shape[-1] < 1 or x.shape[-2] < 1:
+        fail(ValueError, op, "x", "H and W of at least 1", f"shape {tuple(x.shape)}")
+    return x
+
+
 #: Of a stride, padding or dilation; the kernels refuse more, and torch's own words for it name no argument.
 _LARGEST = 2**31
 

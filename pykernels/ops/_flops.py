@@ -126,6 +126,12 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "global_avg_pool2d": _none,
     "pool2d_bound": _none,
     "pool2d_out": _none,
+    "group_norm_act": _none,
+    "group_norm_act_bound": _none,
+    "group_norm_act_out": _none,
+    "upsample2d": _none,
+    "upsample2d_bound": _none,
+    "upsample2d_out": _none,
 }
 
 

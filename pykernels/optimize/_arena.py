@@ -30,11 +30,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pykernels.nn._phases import BoundTransposed
+from pykernels.optimize._calls import OurCall
 from pykernels.optimize._graph import Graph, Step, Value, is_torchs, storage_of, values_in
 from pykernels.optimize._kinds import name_of
 from pykernels.optimize._norms import is_join, is_norm
 from pykernels.optimize._patterns import constant_norm
-from pykernels.optimize._pools import Pool
 from pykernels.optimize._torchs import norm_into
 
 #: Arenas of one plan that wait, and bytes of all that wait while another one is made.
@@ -124,8 +124,8 @@ def write_call(step: Step) -> tuple[Any, tuple[Any, ...], str] | None:
     """
     if step.kind != "call" or step.writes or not isinstance(step.outputs, Value):
         return None
-    if isinstance(step.function, Pool):
-        return torch.ops.pykernels.pool2d_out.default, (*step.args, step.function.numbers), ""
+    if isinstance(step.function, OurCall):
+        return step.function.into, (*step.args, step.function.numbers), ""
     values = all(isinstance(v, Value) and v.dtype is step.outputs.dtype for v in step.args)
     if is_torchs(step.function, "add", "__add__") and len(step.args) == 2 and values and not step.kwargs:
         return torch.add, step.args, ""
@@ -182,7 +182,7 @@ def plan(survey: Survey) -> Plan | None:
 
 def _is_kernel(step: Step) -> bool:
     """Is it a call of a kernel of ours, and no fused step?"""
-    return isinstance(step.function, Pool) or is_norm(step)
+    return isinstance(step.function, OurCall) or is_norm(step)
 
 
 def _may_keep(step: Step) -> bool:

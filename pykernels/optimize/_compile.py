@@ -8,6 +8,7 @@ from typing import Any
 from pykernels.optimize._branches import merge_branches
 from pykernels.optimize._conv1d import as_images, conv1d_of
 from pykernels.optimize._graph import Graph, Step, Value, values_in
+from pykernels.optimize._group_norms import group_norm_of
 from pykernels.optimize._layout import settle
 from pykernels.optimize._linear import linear_of
 from pykernels.optimize._norms import norm_of
@@ -15,6 +16,7 @@ from pykernels.optimize._patterns import Fuser, can_fuse, conv_of, use_our_lstms
 from pykernels.optimize._pools import use_our_pools
 from pykernels.optimize._program import Program
 from pykernels.optimize._record import Recorder
+from pykernels.optimize._resizes import use_our_resizes
 from pykernels.optimize._simplify import drop_dead, drop_duplicates, is_pure, reuse_memory
 from pykernels.optimize._transposed import transposed_of
 
@@ -29,7 +31,7 @@ def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any]) -> Pr
         constants = {v for s in graph.steps for v in s.reads() if v.kind == "source"}
         constants |= {v for s in folded for v in s.results()}
         folded += merge_branches(graph, constants)
-        fuser = Fuser(graph, constants, (conv_of, conv1d_of, transposed_of, linear_of, norm_of))
+        fuser = Fuser(graph, constants, (conv_of, conv1d_of, transposed_of, linear_of, norm_of, group_norm_of))
         fuser.fuse()
         folded += fuser.folded
         drop_dead(graph)
@@ -38,6 +40,7 @@ def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any]) -> Pr
         settle(graph)
         reuse_memory(graph)
         use_our_pools(graph)
+        use_our_resizes(graph)
     return Program(graph, folded, recorder.watch, store)
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pykernels.optimize._graph import Graph, Step, Value, bound, mapped, strides_in, values_in
+from pykernels.optimize._group_norms import GroupNorm
 from pykernels.optimize._kinds import name_of
 from pykernels.optimize._norms import is_norm
 from pykernels.optimize._patterns import FusedConv
@@ -142,7 +143,7 @@ def _is_conv(step: Step) -> bool:
 
 
 def _is_free(step: Step) -> bool:
-    if _is_ours(step) or isinstance(step.function, FusedConv) or step.kind == "view" or is_norm(step):
+    if _is_ours(step) or isinstance(step.function, FusedConv | GroupNorm) or step.kind == "view" or is_norm(step):
         return True
     name = name_of(step.function)
     if name == "conv_transpose2d":

@@ -44,6 +44,8 @@ class FusedConv:
     pads = True
     #: May what is added have another memory format than it gives? The sum's is settled with the formats then.
     adds_any_format = True
+    #: Does the kernel of the CPU take activations with constants of their own?
+    own_constants = True
 
     def __init__(self, weight: Any, bias: Value | None, options: dict[str, Any]) -> None:
         self.weight, self.bias = weight, bias
@@ -407,10 +409,16 @@ class Fuser:
         """Can the kernels apply ``act`` to ``value``? Constants of its own those of the CPU alone can have."""
         slopes = act.slopes
         if slopes is None:
-            return conv.on_cpu or not act.constants
+            return (conv.on_cpu and conv.own_constants) or not act.constants
         by_channel = slopes.shape == value.shape[1:2] and len(value.shape) == conv.rank
         alike = slopes.dtype is value.dtype and slopes.device == value.device
-        return conv.on_cpu and alike and slopes in self.constants and (by_channel or slopes.shape in ((), (1,)))
+        return (
+            conv.on_cpu
+            and conv.own_constants
+            and alike
+            and slopes in self.constants
+            and (by_channel or slopes.shape in ((), (1,)))
+        )
 
     def _is_alone(self, value: Value, chain: set[Any], until: int) -> bool:
         """Has nothing else ``value``'s memory when step ``until`` writes to it? What comes later has its result."""

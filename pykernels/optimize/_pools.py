@@ -17,6 +17,7 @@ from pykernels.ops import _dispatch
 from pykernels.ops._arguments import pair
 from pykernels.ops.pool2d.arguments import PoolCall
 from pykernels.ops.pool2d.op import MAX_POOL2D
+from pykernels.optimize._calls import OurCall, takes_image
 from pykernels.optimize._graph import Graph, Step, Value, bound, is_torchs
 
 _MAX = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
@@ -24,15 +25,13 @@ _AVG = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include
 _WHOLE = PoolCall(True, (0, 0))
 
 
-class Pool:
+class Pool(OurCall):
     """What a step calls: a pool of an image, with eager's strides. ``keeps``: does a mean keep the map's dimensions?"""
 
     def __init__(self, name: str, call: PoolCall, keeps: bool = True) -> None:
-        self.__name__, self.call, self.keeps = name, call, keeps
-        #: In `pykernels.ops`.
-        self.op = "global_avg_pool2d" if call == _WHOLE else name
-        #: What ``pool2d_out`` takes.
-        self.numbers = torch.tensor(call.numbers())
+        op = "global_avg_pool2d" if call == _WHOLE else name
+        super().__init__(name, op, "pool2d", torch.tensor(call.numbers()))
+        self.keeps = keeps
         # Not the op of that name, whose gradients are in Python: they cost more than a small pool even where none are
         # wanted.
         self._run: Callable[..., Tensor] = torch.ops.pykernels.pool2d_bound.default
@@ -67,17 +66,10 @@ def use_our_pools(graph: Graph) -> None:
 
 
 def _pool_of(step: Step) -> tuple[Pool, Value] | None:
-    if step.kind != "call" or step.writes or not isinstance(step.outputs, Value):
+    if step.kind != "call" or step.writes:
         return None
     found = _maximum(step) or _average(step) or _global(step)
-    if found is None:
-        return None
-    x = found[1]
-    # For other strides torch's result keeps the input's order of dimensions; ours does not.
-    fits = isinstance(x, Value) and len(x.shape) == 4 and x.layout in ("contiguous", "channels_last")
-    if not fits or x.dtype not in MAX_POOL2D.takes(x.device.type) or step.outputs.dtype is not x.dtype:
-        return None
-    return found if x.device.type == "cpu" else None
+    return found if found is not None and takes_image(MAX_POOL2D, step, found[1]) else None
 
 
 def _maximum(step: Step) -> tuple[Pool, Any] | None:

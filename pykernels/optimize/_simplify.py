@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from pykernels.optimize._graph import Graph, Step, Value, is_torchs, mapped, values_in
+from pykernels.optimize._group_norms import GroupNorm
 from pykernels.optimize._kinds import PARTS, PURE, name_of
 from pykernels.optimize._norms import is_norm
 from pykernels.optimize._patterns import FusedConv, constant_norm
@@ -133,7 +134,7 @@ def reuse_memory(graph: Graph) -> None:
 
 
 def _is_fresh(step: Step) -> bool:
-    if isinstance(step.function, FusedConv) or is_norm(step):
+    if isinstance(step.function, FusedConv | GroupNorm) or is_norm(step):
         return True
     return step.kind == "call" and not step.writes and name_of(step.function) in _FRESH
 

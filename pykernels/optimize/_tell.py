@@ -12,11 +12,11 @@ from torch import nn
 
 from pykernels import _native
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
+from pykernels.optimize._calls import OurCall
 from pykernels.optimize._graph import Step, Value, bound, mapped
 from pykernels.optimize._keep import PackedWeight
 from pykernels.optimize._norms import is_norm
 from pykernels.optimize._patterns import FusedConv
-from pykernels.optimize._pools import Pool
 from pykernels.optimize._report import ITSELF, OURS, TORCH, Entry, Left, Plain, Ran, Replaced, Report
 from pykernels.optimize._timing import seconds_by_step
 
@@ -40,6 +40,11 @@ _OF_INTEREST = {
         "reaches some of its pixels",
     ),
     "batch_norm": "is of a dtype, a device or a layout that the kernels don't take, or its statistics are no constants",
+    **dict.fromkeys(
+        ["group_norm", "instance_norm"],
+        "is of a dtype, a device, a rank or a layout that the kernels don't take, of a size that torch is faster for, "
+        "or its weights are no constants",
+    ),
     "linear": "is of a dtype or on a device where torch's own is as fast, or its weights are no constants",
     **dict.fromkeys(
         ["max_pool2d", "avg_pool2d"],
@@ -47,10 +52,11 @@ _OF_INTEREST = {
     ),
     "adaptive_avg_pool2d": "is to more than one pixel, or of a dtype, a device, a rank or strides that the kernels "
     "don't take",
+    "interpolate": "is neither nearest nor bilinear, or of a dtype, a device, a rank or strides that the kernels don't "
+    "take",
     **dict.fromkeys(
-        ["conv3d", "conv_transpose3d", "layer_norm", "group_norm",
-        "instance_norm", "scaled_dot_product_attention",
-        "multi_head_attention_forward", "matmul", "__matmul__", "bmm", "einsum", "interpolate"], _NO_KERNELS
+        ["conv3d", "conv_transpose3d", "layer_norm", "scaled_dot_product_attention",
+        "multi_head_attention_forward", "matmul", "__matmul__", "bmm", "einsum"], _NO_KERNELS
     ),
     **dict.fromkeys(["hardtanh", "clamp", "prelu", "softplus", "celu", "selu"], _NOT_FUSED),
 }  # fmt: skip
@@ -169,8 +175,9 @@ def _tell_step(step: Step, why: str, replaced: list[Replaced], left: list[Left])
         by = "pk.ops.conv_bn_act" if step.function.name != "conv_transpose" else "our conv_bn_act_bound, phase by phase"
         replaced.append(Replaced(tuple(s or "the model" for s in step.sources), step.note, by))
         return OURS
-    if isinstance(step.function, Pool):
-        replaced.append(Replaced((where,), step.name(), f"pk.ops.{step.function.op}"))
+    if isinstance(step.function, OurCall):
+        sources = tuple(s or "the model" for s in step.sources) if step.note else (where,)
+        replaced.append(Replaced(sources, step.note or step.name(), f"pk.ops.{step.function.op}"))
         return OURS
     if is_norm(step):
         replaced.append(Replaced(tuple(s or "the model" for s in step.sources), step.note, "our batch_norm_act_bound"))

@@ -26,6 +26,7 @@ CALLS = {
     "batch_norm_act": {
         "x": X, "running_mean": V, "running_var": POSITIVE, "weight": V, "bias": V, "residual": X,
     },
+    "group_norm_act": {"x": X, "weight": V, "bias": V, "residual": X},
     "lstm_cell": {
         "x": torch.randn(2, 4), "h": CELL_STATE, "c": CELL_STATE, "w_ih": GATES, "w_hh": GATES,
         "b_ih": torch.randn(16), "b_hh": torch.randn(16),
@@ -44,6 +45,7 @@ CALLS = {
     "max_pool2d": {"x": X},
     "avg_pool2d": {"x": X},
     "global_avg_pool2d": {"x": X},
+    "upsample2d": {"x": X},
     "quantize_int8": {"x": X},
 }  # fmt: skip
 
@@ -68,6 +70,10 @@ def call(op, given, **named):
         named.setdefault("out_dtype", torch.float32)
     if op in ("max_pool2d", "avg_pool2d"):
         named.setdefault("kernel_size", 2)
+    if op == "group_norm_act":
+        named.setdefault("groups", 2)
+    if op == "upsample2d":
+        named.setdefault("scale_factor", 2)
     return function(op)(**given, **named)
 
 

@@ -50,6 +50,19 @@ def same(model: nn.Module, *inputs: torch.Tensor) -> pk.optimize:
     return fast
 
 
+def checked(model, *inputs, times=3):
+    """The optimised model, with eager's values, sizes and strides."""
+    model = model.eval()
+    fast = pk.optimize(model)
+    with torch.no_grad():
+        for _ in range(times):
+            for x in inputs:
+                for got, expected in zip(fast(x), model(x), strict=True):
+                    assert (got.shape, got.stride(), got.dtype) == (expected.shape, expected.stride(), expected.dtype)
+                    torch.testing.assert_close(got, expected)
+    return fast
+
+
 def kinds(fast) -> list[str]:
     return [r.what for r in fast.report().replaced]
 

@@ -134,10 +134,13 @@ def is_joined(model) -> bool:
 
 
 # The last one of these is torch's, for it has pixels that no tap reaches; other grouped ones are ours.
-SLOW = [nn.Softmax(1), nn.LogSoftmax(1), nn.InstanceNorm2d(8), nn.ConvTranspose2d(8, 8, 1, 2, groups=8)]
+SLOW = [
+    nn.Softmax(1), nn.LogSoftmax(1), nn.InstanceNorm2d(8, track_running_stats=True),
+    nn.ConvTranspose2d(8, 8, 1, 2, groups=8),
+]  # fmt: skip
 FAST = [
     nn.MaxPool2d(3, 1, 1), nn.ConvTranspose2d(8, 8, 3, 1, 1), nn.ConvTranspose2d(8, 8, 3, 1, 1, groups=8),
-    nn.GroupNorm(2, 8), nn.Hardsigmoid(), nn.ZeroPad2d(1),
+    nn.GroupNorm(2, 8), nn.InstanceNorm2d(8), nn.Hardsigmoid(), nn.ZeroPad2d(1),
 ]  # fmt: skip
 
 

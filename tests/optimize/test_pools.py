@@ -9,7 +9,7 @@ from torch import nn
 
 import pykernels as pk
 from tests.harness import FORMATS, native, normal
-from tests.optimize.models import kinds, programs
+from tests.optimize.models import checked, kinds, programs
 
 pytestmark = native
 
@@ -24,19 +24,6 @@ class Pooled(nn.Module):
     def forward(self, x):
         y = self.pool(F.relu(self.conv(x)))
         return y * 2, self.pool(x)
-
-
-def checked(model, *inputs, times=3):
-    """The optimised model, with eager's values, sizes and strides."""
-    model = model.eval()
-    fast = pk.optimize(model)
-    with torch.no_grad():
-        for _ in range(times):
-            for x in inputs:
-                for got, expected in zip(fast(x), model(x), strict=True):
-                    assert (got.shape, got.stride(), got.dtype) == (expected.shape, expected.stride(), expected.dtype)
-                    torch.testing.assert_close(got, expected)
-    return fast
 
 
 OURS = {

@@ -58,11 +58,11 @@ def test_operations_are_those_of_the_products(mixed):
 def test_who_runs_what_and_why(mixed):
     report = mixed.report()
     who = {s.what: s.who for s in report.steps}
-    assert {k for k, v in who.items() if v == OURS} == {"conv+bn", "conv+relu", "LSTM", "max_pool2d"}
-    assert who["linear"] == who["group_norm"] == TORCH
+    assert {k for k, v in who.items() if v == OURS} == {"conv+bn", "conv+relu", "LSTM", "max_pool2d", "group_norm"}
+    assert who["linear"] == who["matmul"] == TORCH
     left = {x.what: x.why for x in report.left}
     assert "no activation of the kernels" in left["softplus"]
-    assert left["group_norm"] == "has no kernels of ours"
+    assert left["matmul"] == "has no kernels of ours"
     assert "max_pool2d" not in left
     assert sum(s.who == TORCH for s in report.steps) == report.torch_steps
     assert report.doors == {_tell.RECORDED: 1}
@@ -77,7 +77,7 @@ def test_times_of_all_steps(mixed):
     assert mixed.report().share("time", OURS) is None
     text = str(report)
     for words in ("1 program (1 by recording a call)", "of the operations and", "of the time", "MB of packed weights",
-                  "conv+bn by pykernels", "group_norm: has no kernels of ours"):  # fmt: skip
+                  "conv+bn by pykernels", "matmul: has no kernels of ours"):  # fmt: skip
         assert words in text
 
 

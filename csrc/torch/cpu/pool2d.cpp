@@ -47,12 +47,7 @@ Pool2dPlan plan_of(const char* op, const Tensor& x, const PoolNumbers& call) {
 // y's memory format is x's, as torch gives it.
 Tensor run_new(const char* op, const Tensor& x, const PoolNumbers& call) {
   Pool2dPlan plan = plan_of(op, x, call);
-  const int64_t c = plan.args.c, p = plan.p, q = plan.q, sizes[4] = {plan.args.n, c, p, q};
-  const auto at_least_1 = [](int64_t size) { return size > 1 ? size : int64_t{1}; };
-  const int64_t image = at_least_1(c) * p * q, last[4] = {image, 1, q * at_least_1(c), at_least_1(c)},
-                planes[4] = {image, p * q, q, 1};
-  const bool channels_last = is_channels_last(x);
-  const Tensor y = empty_strided(sizes, channels_last ? last : planes, 4, x.scalar_type());
+  const Tensor y = empty_image(x, plan.p, plan.q);
   plan.args.y = y.mutable_data_ptr();
   strides_of(y, plan.args.y_stride);
   pk::run(plan, torch_executor());

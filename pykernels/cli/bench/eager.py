@@ -117,6 +117,14 @@ def _quantize_int8(x: torch.Tensor, *, axis: int | None = None, symmetric: bool 
     return q, scale.reshape(slices), zero_point.reshape(slices).int()
 
 
+def _group_norm_act(
+    x: torch.Tensor, groups: int, weight: Any = None, bias: Any = None, *, eps: float = 1e-5, residual: Any = None,
+    activation: str = "relu", negative_slope: float = 0.01,
+) -> torch.Tensor:  # fmt: skip
+    z = F.group_norm(x, groups, weight, bias, eps)
+    return apply_activation(z if residual is None else z + residual, activation, negative_slope)
+
+
 _EAGER: dict[str, Callable[..., Any]] = {
     "conv_bn_act": _conv_bn_act,
     "batch_norm_act": _batch_norm_act,
@@ -129,4 +137,6 @@ _EAGER: dict[str, Callable[..., Any]] = {
     "max_pool2d": F.max_pool2d,
     "avg_pool2d": F.avg_pool2d,
     "global_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, 1),
+    "upsample2d": F.interpolate,
+    "group_norm_act": _group_norm_act,
 }

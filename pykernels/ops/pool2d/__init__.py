@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
+from pykernels.ops._arguments import check_image
 from pykernels.ops._dispatch import choose, kernels
 from pykernels.ops._op import Op
 from pykernels.ops.pool2d import autograd as autograd
-from pykernels.ops.pool2d.arguments import PoolCall, check_image, pool_call
+from pykernels.ops.pool2d.arguments import PoolCall, pool_call
 from pykernels.ops.pool2d.op import AVG_POOL2D, GLOBAL_AVG_POOL2D, MAX_POOL2D
 from pykernels.ops.pool2d.reference import reference
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-from pykernels.ops._arguments import check_floating, check_int, check_tensor, fail, pair
+from pykernels.ops._arguments import check_int, fail, pair
 
 Pair = tuple[int, int]
 IntOrPair = int | Sequence[int]
@@ -31,17 +31,6 @@ class PoolCall(NamedTuple):
         """All of them, in a row."""
         average, *pairs, ceil_mode, count_include_pad, divisor = self
         return [int(average), *(n for two in pairs for n in two), int(ceil_mode), int(count_include_pad), divisor]
-
-
-def check_image(op: str, x: Any) -> Tensor:
-    """``x``, (N, C, H, W) or (C, H, W) of a floating dtype, with H and W of 1 at least."""
-    x = check_tensor(op, "x", x)
-    check_floating(op, "x", x)
-    if x.dim() not in (3, 4):
-        fail(ValueError, op, "x", "(N, C, H, W) or (C, H, W)", f"shape {tuple(x.shape)}")
-    if x.shape[-1] < 1 or x.shape[-2] < 1:
-        fail(ValueError, op, "x", "H and W of at least 1", f"shape {tuple(x.shape)}")
-    return x
 
 
 def pool_call(

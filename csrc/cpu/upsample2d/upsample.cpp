@@ -1,0 +1,244 @@
+// Two loops, one of them chosen a call. Both find the taps (which pixels of x, with which weights) of up to kSpan
+// columns once, for all rows or planes that a thread has.
+//
+//   channels adjacent in both (channels_last):  pixel by pixel; nearest is a copy, bilinear four vectors of x for one
+//   of
+//                                               y, which the four weights of a pixel multiply
+//   else, plane by plane:                       columns first, one by one, once for each row of x that is needed; then
+//                                               rows in vectors. A row of y whose nearest is that of the row before is
+//                                               a copy of it
+#include "cpu/elements.h"
+#include "cpu/parallel_for.h"
+#include "cpu/upsample2d/kernels.h"
+
+namespace pk {
+namespace PK_ISA {
+namespace {
+
+using Args = Upsample2dArgs;
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+constexpr int64_t kSpan = 512;
+// The least that a thread is woken for, in elements of y.
+constexpr int64_t kGrain = 16384;
+
+inline bool is_nearest(UpsampleMode mode) {
+  return mode == UpsampleMode::nearest || mode == UpsampleMode::nearest_exact;
+}
+
+// In one dimension: pixels a and b of x, at most one apart, and their weights; of the nearest, a alone.
+struct Tap {
+  int64_t a, b;
+  float of_a, of_b;
+};
+
+// torch's index, which takes float32 for it, and the first two sizes apart.
+inline int64_t nearest_of(UpsampleMode mode, int64_t i, int64_t in, int64_t out, double scale) {
+  const float step = scale > 0 ? static_cast<float>(1 / scale) : static_cast<float>(in) / static_cast<float>(out);
+  if (mode == UpsampleMode::nearest_exact) {
+    return static_cast<int64_t>(static_cast<float>((static_cast<double>(i) + 0.5) * static_cast<double>(step)));
+  }
+  if (out == in) return i;
+  if (out == 2 * in) return i / 2;
+  return static_cast<int64_t>(static_cast<float>(i) * step);
+}
+
+// Divided last, so that a pixel that lies on one of x gets it whole.
+inline double position_of(UpsampleMode mode, int64_t i, int64_t in, int64_t out, double scale) {
+  const auto d = [](int64_t v) { return static_cast<double>(v); };
+  if (out == in) return d(i);
+  if (mode == UpsampleMode::bilinear_corners) return out > 1 ? d(in - 1) * d(i) / d(out - 1) : 0;
+  const double at = scale > 0 ? (d(i) + 0.5) / scale - 0.5 : (d(2 * i + 1) * d(in) - d(out)) / d(2 * out);
+  return at > 0 ? at : 0;
+}
+
+inline Tap tap_of(UpsampleMode mode, int64_t i, int64_t in, int64_t out, double scale) {
+  if (is_nearest(mode)) return {least(nearest_of(mode, i, in, out, scale), in - 1), 0, 1, 0};
+  const double at = position_of(mode, i, in, out, scale);
+  const int64_t a = least(static_cast<int64_t>(at), in - 1);
+  const double past = at - static_cast<double>(a), share = past < 1 ? past : 1;
+  return {a, least(a + 1, in - 1), static_cast<float>(1 - share), static_cast<float>(share)};
+}
+inline Tap row_tap(const Args& a, int64_t p) { return tap_of(a.mode, p, a.h, a.p, a.scale_h); }
+
+// The taps of some columns; steps in elements of x.
+struct Columns {
+  int64_t a[kSpan], b[kSpan];
+  float of_a[kSpan], of_b[kSpan];
+
+  void fill(const Args& args, int64_t first, int64_t count) {
+    for (int64_t j = 0; j < count; ++j) {
+      const Tap tap = tap_of(args.mode, first + j, args.w, args.q, args.scale_w);
+      a[j] = tap.a * args.x_stride[3];
+      b[j] = tap.b * args.x_stride[3];
+      of_a[j] = tap.of_a;
+      of_b[j] = tap.of_b;
+    }
+  }
+};
+
+// The four pixels around one, and their weights.
+template <class T>
+struct Around {
+  const T* x[4];
+  float weight[4];
+};
+
+template <int kCount, class T>
+inline void mix(const Around<T>& around, int64_t c, T* y) {
+  F32 v[kCount];
+  for (int k = 0; k < kCount; ++k) v[k] = load_widened(around.x[0] + c + k * kLanes) * around.weight[0];
+#pragma GCC unroll 3
+  for (int i = 1; i < 4; ++i) {
+    const F32 weight = broadcast(around.weight[i]);
+    for (int k = 0; k < kCount; ++k) v[k] = fma(load_widened(around.x[i] + c + k * kLanes), weight, v[k]);
+  }
+  for (int k = 0; k < kCount; ++k) store_narrowed(y + c + k * kLanes, v[k]);
+}
+
+template <class T>
+inline void mix_all(const Around<T>& around, int64_t channels, T* y) {
+  int64_t c = 0;
+  for (; c + 4 * kLanes <= channels; c += 4 * kLanes) mix<4>(around, c, y);
+  for (; c + kLanes <= channels; c += kLanes) mix<1>(around, c, y);
+  if (c == channels) return;
+  if (channels >= kLanes) return mix<1>(around, channels - kLanes, y);  // some once more
+  const int64_t lanes = channels - c;
+  F32 v = {};
+  for (int i = 0; i < 4; ++i) {
+    v = fma(load_widened(around.x[i] + c, lanes), broadcast(around.weight[i]), v);
+  }
+  store_narrowed(y + c, v, lanes);
+}
+
+// Rows [begin, end) of n * p.
+template <bool kNearest, class T>
+void by_channels(const Args& a, int64_t begin, int64_t end) {
+  Columns columns;
+  for (int64_t q = 0; q < a.q; q += kSpan) {
+    const int64_t count = least(kSpan, a.q - q);
+    columns.fill(a, q, count);
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t n = row / a.p, p = row % a.p;
+      const Tap tap = row_tap(a, p);
+      const T* image = static_cast<const T*>(a.x) + n * a.x_stride[0];
+      const T *top = image + tap.a * a.x_stride[2], *bottom = image + tap.b * a.x_stride[2];
+      T* y = static_cast<T*>(a.y) + n * a.y_stride[0] + p * a.y_stride[2] + q * a.y_stride[3];
+      for (int64_t j = 0; j < count; ++j, y += a.y_stride[3]) {
+        if constexpr (kNearest) {
+          std::memcpy(y, top + columns.a[j], static_cast<size_t>(a.c) * sizeof(T));
+        } else {
+          const Around<T> around = {
+              {top + columns.a[j], top + columns.b[j], bottom + columns.a[j], bottom + columns.b[j]},
+              {tap.of_a * columns.of_a[j], tap.of_a * columns.of_b[j], tap.of_b * columns.of_a[j],
+               tap.of_b * columns.of_b[j]}};
+          mix_all(around, a.c, y);
+        }
+      }
+    }
+  }
+}
+
+// A row of x with the columns of y.
+template <class T>
+inline void widen_row(const Columns& columns, int64_t count, const T* x, float* row) {
+  for (int64_t j = 0; j < count; ++j) {
+    row[j] = widen(x[columns.a[j]]) * columns.of_a[j] + widen(x[columns.b[j]]) * columns.of_b[j];
+  }
+}
+
+// Rows of x as `widen_row` made them: a pair that moves down.
+struct Rows {
+  float memory[2][kSpan + kLanes] = {};  // vectors read behind the last column
+  float *top = memory[0], *bottom = memory[1];
+  int64_t top_is = -1, bottom_is = -1;
+
+  template <class T>
+  void move_to(const Tap& tap, const Columns& columns, int64_t count, const T* plane, int64_t step) {
+    if (tap.a != top_is && tap.a == bottom_is) {
+      float* const was = top;
+      top = bottom, bottom = was;
+      top_is = bottom_is, bottom_is = -1;
+    }
+    if (tap.a != top_is) widen_row(columns, count, plane + tap.a * step, top), top_is = tap.a;
+    if (tap.b != bottom_is) widen_row(columns, count, plane + tap.b * step, bottom), bottom_is = tap.b;
+  }
+};
+
+template <class T>
+inline void mix_rows(const Rows& rows, const Tap& tap, int64_t count, T* y, int64_t step) {
+  const F32 of_a = broadcast(tap.of_a), of_b = broadcast(tap.of_b);
+  for (int64_t j = 0; j < count; j += kLanes) {
+    const F32 v = fma(load<F32>(rows.top + j), of_a, load<F32>(rows.bottom + j) * of_b);
+    if (step == 1 && j + kLanes <= count) {
+      store_narrowed(y + j, v);
+    } else {
+      T last[kLanes];
+      store_narrowed(last, v);
+      for (int64_t k = 0; k < least(kLanes, count - j); ++k) y[(j + k) * step] = last[k];
+    }
+  }
+}
+
+// Channels [begin, end) of n * c.
+template <bool kNearest, class T>
+void by_planes(const Args& a, int64_t begin, int64_t end) {
+  Columns columns;
+  for (int64_t q = 0; q < a.q; q += kSpan) {
+    const int64_t count = least(kSpan, a.q - q);
+    columns.fill(a, q, count);
+    for (int64_t plane = begin; plane < end; ++plane) {
+      const int64_t n = plane / a.c, c = plane % a.c;
+      const T* x = static_cast<const T*>(a.x) + n * a.x_stride[0] + c * a.x_stride[1];
+      T* y = static_cast<T*>(a.y) + n * a.y_stride[0] + c * a.y_stride[1] + q * a.y_stride[3];
+      if constexpr (kNearest) {
+        const T* before = nullptr;
+        for (int64_t p = 0, was = -1; p < a.p; ++p, y += a.y_stride[2]) {
+          const int64_t from = row_tap(a, p).a;
+          if (from == was && a.y_stride[3] == 1) {
+            std::memcpy(y, before, static_cast<size_t>(count) * sizeof(T));
+          } else {
+            const T* row = x + from * a.x_stride[2];
+            for (int64_t j = 0; j < count; ++j) y[j * a.y_stride[3]] = row[columns.a[j]];
+          }
+          was = from;
+          before = y;
+        }
+      } else {
+        Rows rows;
+        for (int64_t p = 0; p < a.p; ++p, y += a.y_stride[2]) {
+          const Tap tap = row_tap(a, p);
+          rows.move_to(tap, columns, count, x, a.x_stride[2]);
+          mix_rows(rows, tap, count, y, a.y_stride[3]);
+        }
+      }
+    }
+  }
+}
+
+template <bool kNearest, class T>
+void upsample(const Args& a, const Executor& executor) {
+  const bool channels = a.c > 1 && a.x_stride[1] == 1 && a.y_stride[1] == 1;
+  const int64_t units = a.n * (channels ? a.p : a.c), each = a.q * (channels ? a.c : a.p);
+  parallel_for(executor, 0, units, kGrain / each + 1, [&](int64_t begin, int64_t end) {
+    channels ? by_channels<kNearest, T>(a, begin, end) : by_planes<kNearest, T>(a, begin, end);
+  });
+}
+
+void run(const Args& a, const Executor& executor) {
+  if (is_nearest(a.mode)) {
+    a.dtype == DType::f32 ? upsample<true, float>(a, executor) : upsample<true, bf16_t>(a, executor);
+  } else {
+    a.dtype == DType::f32 ? upsample<false, float>(a, executor) : upsample<false, bf16_t>(a, executor);
+  }
+}
+
+}  // namespace
+
+extern const Upsample2dKernels upsample2d_kernels;
+const Upsample2dKernels upsample2d_kernels = {run};
+
+}  // namespace PK_ISA
+}  // namespace pk

@@ -1,0 +1,12 @@
+"""Where upsample2d runs."""
+
+from pykernels.ops._op import FLOATS, Op
+
+_NO_GPU = "torch's own interpolate runs: there are kernels for CPUs alone"
+
+UPSAMPLE2D = Op(
+    name="upsample2d",
+    family="upsample2d",
+    backends={"cpu": None, "cuda": _NO_GPU, "triton": _NO_GPU},
+    dtypes=FLOATS,
+)

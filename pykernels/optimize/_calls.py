@@ -1,0 +1,33 @@
+"""What a step calls that is an op of ours with few arguments: its kernel in new memory, or in memory that is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pykernels.ops._op import Op
+from pykernels.optimize._graph import Step, Value
+
+
+class OurCall:
+    """Called with the step's tensors; `into`, which takes ``numbers`` and ``out`` too, writes where it is told."""
+
+    def __init__(self, name: str, op: str, family: str, numbers: Tensor) -> None:
+        self.__name__ = name
+        #: In `pykernels.ops`.
+        self.op = op
+        #: All that is no tensor.
+        self.numbers = numbers
+        self.into: Callable[..., Any] = getattr(torch.ops.pykernels, f"{family}_out").default
+
+
+def takes_image(op: Op, step: Step, x: Any) -> bool:
+    """Is ``x`` an image that the kernels of ``op`` take on a CPU, and does ``step`` give another of its dtype?"""
+    if not isinstance(x, Value) or not isinstance(step.outputs, Value):
+        return False
+    # For other strides torch's result keeps the input's order of dimensions; ours does not.
+    fits = len(x.shape) == 4 and x.layout in ("contiguous", "channels_last") and x.device.type == "cpu"
+    return fits and x.dtype in op.takes("cpu") and step.outputs.dtype is x.dtype
