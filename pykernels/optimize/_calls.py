@@ -23,6 +23,10 @@ class OurCall:
         self.numbers = numbers
         self.into: Callable[..., Any] = getattr(torch.ops.pykernels, f"{family}_out").default
 
+    def in_trace(self, *tensors: Tensor | None) -> Tensor:
+        """What a call with these gives, by the op in `pykernels.ops`: a trace can tell the shape of its result."""
+        raise NotImplementedError
+
 
 def takes_image(op: Op, step: Step, x: Any) -> bool:
     """Is ``x`` an image that the kernels of ``op`` take on a CPU, and does ``step`` give another of its dtype?"""

@@ -28,7 +28,7 @@ class GroupNorm(OurCall):
 
     def __init__(self, call: GroupNormCall) -> None:
         super().__init__("group_norm", "group_norm_act", "group_norm_act", torch.tensor(call, dtype=torch.float64))
-        self._groups = call.groups
+        self._groups, self._norm = call.groups, call
         self._run = torch.ops.pykernels.group_norm_act_bound.default
 
     def __call__(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None) -> Tensor:
@@ -39,6 +39,10 @@ class GroupNorm(OurCall):
         elif groups and x.shape[0] * x.shape[1] // groups * x.shape[2:].numel() <= 1:
             F.group_norm(x, groups)
         return self._run(x, weight, bias, residual, self.numbers)
+
+    def in_trace(self, *tensors: Tensor | None) -> Tensor:
+        """The same by `pykernels.ops`'s op."""
+        return torch.ops.pykernels.group_norm_act(*tensors, *self._norm)
 
 
 class FusedGroupNorm(FusedConv):

@@ -31,7 +31,7 @@ class Pool(OurCall):
     def __init__(self, name: str, call: PoolCall, keeps: bool = True) -> None:
         op = "global_avg_pool2d" if call == _WHOLE else name
         super().__init__(name, op, "pool2d", torch.tensor(call.numbers()))
-        self.keeps = keeps
+        self.pool, self.keeps = call, keeps
         # Not the op of that name, whose gradients are in Python: they cost more than a small pool even where none are
         # wanted.
         self._run: Callable[..., Tensor] = torch.ops.pykernels.pool2d_bound.default
@@ -45,9 +45,9 @@ class Pool(OurCall):
         y = y.view(*y.shape[:2])
         return y.view(*y.shape, 1, 1) if self.keeps else y  # contiguous as torch's is, whatever x is
 
-    def in_trace(self, x: Tensor) -> Tensor:
-        """The same by the op that it is named after: a trace can tell the shape of what that gives."""
-        call, op = self.call, getattr(torch.ops.pykernels, self.op)
+    def in_trace(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """The same by the op that it is named after."""
+        call, op = self.pool, getattr(torch.ops.pykernels, self.op)
         if call == _WHOLE:
             y: Tensor = op(x, not self._is_mean)
             return y.view(*y.shape, 1, 1) if self._is_mean and self.keeps else y

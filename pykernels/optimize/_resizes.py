@@ -28,12 +28,16 @@ class Resize(OurCall):
 
     def __init__(self, size: tuple[int, int] | None, scales: tuple[float, float], mode: int) -> None:
         super().__init__("interpolate", "upsample2d", "upsample2d", torch.tensor([mode, *scales], dtype=torch.float64))
-        self._size = size or ()
+        self._size, self._rest = size or (), (*scales, mode)
         self._run = torch.ops.pykernels.upsample2d_bound.default
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x`` with other pixels, in new memory."""
         return self._run(x, self._size, self.numbers)
+
+    def in_trace(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """The same by `pykernels.ops`'s op."""
+        return torch.ops.pykernels.upsample2d(x, self._size, *self._rest)
 
 
 def use_our_resizes(graph: Graph) -> None:

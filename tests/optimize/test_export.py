@@ -330,3 +330,30 @@ def test_low_precision():
     got = exported.module()(image())["y"]
     assert got.dtype == torch.float32
     assert relative_l2(got, net(image())["y"]) < 1e-2
+
+
+class Resized(nn.Module):
+    """Norms of groups and channels, another size of the image, pools, a gate."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(16, 32, 3, padding=1), nn.GroupNorm(4, 32)
+        self.alone, self.down, self.up = nn.InstanceNorm2d(32), nn.Conv2d(32, 8, 1), nn.Conv2d(8, 32, 1)
+
+    def forward(self, x):
+        y = F.silu(self.norm(self.conv(x)))
+        y = y * torch.sigmoid(self.up(F.relu(self.down(F.adaptive_avg_pool2d(y, 1)))))
+        z = F.interpolate(self.alone(F.avg_pool2d(y, 2)), scale_factor=2)
+        return {"y": F.interpolate(z + y, (9, 7), mode="bilinear", align_corners=False)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_what_else_is_ours(layout):
+    net = randomise(Resized())
+    fast, x = pk.optimize(net), image(2, 16, 12, 12).contiguous(memory_format=layout)
+    fast(x)
+    exported = export(fast, x)
+    assert {"group_norm_act", "avg_pool2d", "upsample2d"} <= set(ops(exported))
+    agree(exported.module()(x), net(x))
+    agree(exported.run_decompositions().module()(x), net(x))
