@@ -26,6 +26,7 @@ OPS = (
     *("conv_statistics", "batch_norm_statistics", "batch_norm_act", "batch_norm_act_backward"),
     *("batch_norm_act_bind", "batch_norm_act_bound", "batch_norm_act_bound_out"),
     *("max_pool2d", "avg_pool2d", "global_avg_pool2d", "pool2d_out"),
+    *("squeeze_excite", "squeeze_excite_out"),
     *("lstm", "lstm_backward", "lstm_pack", "lstm_packed", "lstm_cell", "lstm_cell_backward", "lstm_cell_packed"),
     *("int8_matmul", "int8_pack", "int8_matmul_packed", "int8_linear", "int8_linear_packed", "quantize_int8"),
     *("int8_conv2d", "note_tensors", "are_as_noted", "forget_note"),

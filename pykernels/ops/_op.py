@@ -17,7 +17,7 @@ FLOATS: dict[str, tuple[torch.dtype, ...]] = {
 }
 
 #: The op families, in the order of every table. Each is a folder of `pykernels.ops`.
-FAMILIES = ("conv_bn_act", "batch_norm_act", "lstm", "int8_matmul", "int8_conv2d", "pool2d")
+FAMILIES = ("conv_bn_act", "batch_norm_act", "lstm", "int8_matmul", "int8_conv2d", "pool2d", "squeeze_excite")
 
 
 @dataclass(frozen=True)

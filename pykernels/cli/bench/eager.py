@@ -117,6 +117,14 @@ def _quantize_int8(x: torch.Tensor, *, axis: int | None = None, symmetric: bool 
     return q, scale.reshape(slices), zero_point.reshape(slices).int()
 
 
+def _squeeze_excite(
+    x: torch.Tensor, reduce: torch.Tensor, reduce_bias: Any, expand: torch.Tensor, expand_bias: Any, activation: str,
+    gate: str,
+) -> torch.Tensor:  # fmt: skip
+    hidden = apply_activation(F.conv2d(x.mean((2, 3), keepdim=True), reduce, reduce_bias), activation)
+    return x * apply_activation(F.conv2d(hidden, expand, expand_bias), gate)
+
+
 _EAGER: dict[str, Callable[..., Any]] = {
     "conv_bn_act": _conv_bn_act,
     "batch_norm_act": _batch_norm_act,
@@ -129,4 +137,5 @@ _EAGER: dict[str, Callable[..., Any]] = {
     "max_pool2d": F.max_pool2d,
     "avg_pool2d": F.avg_pool2d,
     "global_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, 1),
+    "squeeze_excite": _squeeze_excite,
 }
