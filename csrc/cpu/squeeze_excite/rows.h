@@ -28,15 +28,19 @@ inline F32 sums_of(F32 (&v)[kLanes]) {
   return v[0];
 }
 
-// Lane i: rows[i] times x, each of `count` elements.
+// Lane i: rows[i] times x, each of `count` elements. `ahead` elements behind what is read, the matrix is fetched.
 template <class T>
-inline F32 times_rows(const T* const (&rows)[kLanes], const float* x, int64_t count) {
+inline F32 times_rows(const T* const (&rows)[kLanes], const float* x, int64_t count, int64_t ahead) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  const T* fetched = rows[0] + ahead;
   F32 total = {};
   int64_t i = 0;
   do {
     F32 v[kLanes] = {};
     const int64_t block = count - i < kRowBlock * kLanes ? count : i + kRowBlock * kLanes;
-    for (; i + kLanes <= block; i += kLanes) {
+    for (; i + kLanes <= block; i += kLanes, fetched += kLanes * kLanes) {
+#pragma GCC unroll 16
+      for (int64_t line = 0; line < kLanes * kLanes; line += kLine) __builtin_prefetch(fetched + line);
       const F32 factor = load<F32>(x + i);
 #pragma GCC unroll 16
       for (int r = 0; r < kLanes; ++r) v[r] = fma(load_widened(rows[r] + i), factor, v[r]);

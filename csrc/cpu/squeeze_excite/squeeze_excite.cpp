@@ -11,6 +11,7 @@ namespace PK_ISA {
 namespace {
 
 constexpr int64_t kGrain = 65536;  // elements that are worth waking a thread for
+constexpr int64_t kAhead = 2048;   // elements of a weight between what is read and what is fetched, at least
 constexpr int64_t kBlock = kMeanVectors * kLanes;
 
 // Where the channels, or else the columns, of x and y are not adjacent, it goes element by element.
@@ -67,6 +68,7 @@ void product(int64_t n, int64_t rows, int64_t columns, const void* weight, const
   const auto* shift = static_cast<const T*>(bias);
   const int64_t groups = (rows + kLanes - 1) / kLanes;
   const int64_t grain = most(1, kGrain / most(1, n * columns * kLanes));
+  const int64_t ahead = (kAhead / most(1, columns * kLanes) + 1) * columns * kLanes;
   parallel_for(executor, 0, groups, grain, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group) {
       const int64_t row = group * kLanes, count = least(kLanes, rows - row);
@@ -74,7 +76,7 @@ void product(int64_t n, int64_t rows, int64_t columns, const void* weight, const
       for (int64_t i = 0; i < kLanes; ++i) some[i] = matrix + least(row + i, rows - 1) * columns;
       const F32 added = shift ? load_widened(shift + row, count) : F32{};
       for (int64_t i = 0; i < n; ++i) {
-        const F32 sum = times_rows(some, from + i * columns, columns) + added;
+        const F32 sum = times_rows(some, from + i * columns, columns, ahead) + added;
         store_partial(to + i * rows + row, activate(sum, activation, 0.01f), count);
       }
     }
