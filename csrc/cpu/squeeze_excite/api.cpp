@@ -27,7 +27,7 @@ Status make_plan(const SqueezeExciteArgs& args, SqueezeExcitePlan* plan) {
   }
   Isa isa;
   PK_TRY(active_isa(&isa));
-  *plan = {args, 4 * args.n * (2 * args.c + args.m), PK_TABLE_OF(squeeze_excite_kernels, isa)};
+  *plan = {args, 4 * args.n * ((2 + Strips(args).count) * args.c + args.m), PK_TABLE_OF(squeeze_excite_kernels, isa)};
   return kOk;
 }
 

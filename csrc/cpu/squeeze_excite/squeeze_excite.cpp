@@ -12,7 +12,6 @@ namespace {
 
 constexpr int64_t kGrain = 65536;  // elements that are worth waking a thread for
 constexpr int64_t kAhead = 2048;   // elements of a weight between what is read and what is fetched, at least
-constexpr int64_t kBlock = kMeanVectors * kLanes;
 
 // Where the channels, or else the columns, of x and y are not adjacent, it goes element by element.
 enum class Way { channels, planes, apart };
@@ -35,22 +34,34 @@ float mean_apart(const T* x, const SqueezeExciteArgs& a) {
   return sum / static_cast<float>(a.h * a.w);
 }
 
-// means: (n, c).
+// means: (n, c); sums: (n, strips, c).
 template <class T>
-void squeeze(const SqueezeExciteArgs& a, Way way, float* means, const Executor& executor) {
+void squeeze(const SqueezeExciteArgs& a, Way way, float* means, float* sums, const Executor& executor) {
   const auto* x = static_cast<const T*>(a.x);
   const auto divisor = static_cast<float>(a.h * a.w);
-  Map map = map_of(a.h, a.w, a.x_stride[2], a.x_stride[3]);
   if (way == Way::channels) {
-    const int64_t blocks = (a.c + kBlock - 1) / kBlock;
-    parallel_for(executor, 0, a.n * blocks, most(1, kGrain / (kBlock * a.h * a.w)), [&](int64_t begin, int64_t end) {
+    const Strips strips(a);
+    const int64_t grain = most(1, kGrain / (strips.rows * a.w * a.c));
+    parallel_for(executor, 0, a.n * strips.count, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t n = i / blocks, c = i % blocks * kBlock;
-        mean_of_channels(x + n * a.x_stride[0] + c, least(kBlock, a.c - c), map, divisor, means + n * a.c + c);
+        const int64_t n = i / strips.count, row = i % strips.count * strips.rows;
+        const Map map = map_of(least(strips.rows, a.h - row), a.w, a.x_stride[2], a.x_stride[3]);
+        mean_of_channels(x + n * a.x_stride[0] + row * a.x_stride[2], a.c, map, 1, sums + i * a.c);
       }
     });
+    for (int64_t n = 0; n < a.n; ++n) {
+      for (int64_t c = 0; c < a.c; c += kLanes) {
+        const int64_t count = least(kLanes, a.c - c);
+        F32 total = {};
+        for (int64_t i = 0; i < strips.count; ++i) {
+          total += load_partial(sums + (n * strips.count + i) * a.c + c, count);
+        }
+        store_partial(means + n * a.c + c, total / broadcast(divisor), count);
+      }
+    }
     return;
   }
+  Map map = map_of(a.h, a.w, a.x_stride[2], a.x_stride[3]);
   if (map.step != 1) map = {a.h, a.x_stride[2], a.w, 1};  // a single column
   parallel_for(executor, 0, a.n * a.c, most(1, kGrain / (a.h * a.w)), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -137,7 +148,7 @@ template <class T>
 void run_as(const SqueezeExciteArgs& a, float* workspace, const Executor& executor) {
   float *means = workspace, *hidden = means + a.n * a.c, *gates = hidden + a.n * a.m;
   const Way way = way_of(a);
-  squeeze<T>(a, way, means, executor);
+  squeeze<T>(a, way, means, gates + a.n * a.c, executor);
   product<T>(a.n, a.m, a.c, a.reduce, a.reduce_bias, a.activation, means, hidden, executor);
   product<T>(a.n, a.c, a.m, a.expand, a.expand_bias, a.gate, hidden, gates, executor);
   excite<T>(a, way, gates, executor);
