@@ -63,6 +63,18 @@ def test_shapes_and_strides_are_torchs(shape, layout):
 
 
 @native
+@pytest.mark.parametrize("shape", [(2, 40, 70, 30), (1, 5500, 130, 1), (1, 3, 300, 290)], ids=str)
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+def test_maps_that_are_summed_in_strips(shape, layout):
+    x, rest = normal(*shape, layout=layout) + normal(shape[1], 1, 1, seed=9), weights(shape[1], 3)
+    rest[0] /= shape[1] ** 0.5
+    expected = squeeze_excite(x.double(), *(t.double() for t in rest))
+    for isa in host_isas():
+        with forced_isa(isa):
+            assert relative_l2(squeeze_excite(x, *rest), expected) < 1e-6
+
+
+@native
 @pytest.mark.parametrize("value", [0.1, 0.3, 1 / 3])
 def test_products_are_added_in_many_short_sums(value):
     # Additions of equal terms round the same way: one sum of 2048 errs by up to 440 units of roundoff.
