@@ -11,6 +11,7 @@ from pykernels.ops.int8_conv2d import int8_conv2d
 from pykernels.ops.int8_matmul import int8_matmul, quantize_int8
 from pykernels.ops.lstm import lstm, lstm_cell
 from pykernels.ops.pool2d import avg_pool2d, global_avg_pool2d, max_pool2d
+from pykernels.ops.squeeze_excite import squeeze_excite
 from pykernels.ops.upsample2d import upsample2d
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "lstm_cell",
     "max_pool2d",
     "quantize_int8",
+    "squeeze_excite",
     "upsample2d",
 ]
 

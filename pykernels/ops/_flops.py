@@ -84,6 +84,10 @@ def _cell_packed(x: Shape, h: Shape, c: Shape, packed: Shape, inputs: int, hidde
     return 2 * x[0] * 4 * hidden * (inputs + hidden)
 
 
+def _squeeze_excite(x: Shape, reduce: Shape, *_: Any, out_shape: Any) -> int:
+    return 4 * x[0] * prod(reduce)
+
+
 def _none(*_: Any, out_shape: Any) -> int:
     return 0
 
@@ -132,6 +136,8 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "upsample2d": _none,
     "upsample2d_bound": _none,
     "upsample2d_out": _none,
+    "squeeze_excite": _squeeze_excite,
+    "squeeze_excite_out": _squeeze_excite,
 }
 
 

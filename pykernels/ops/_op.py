@@ -24,6 +24,7 @@ FAMILIES = (
     "int8_matmul",
     "int8_conv2d",
     "pool2d",
+    "squeeze_excite",
     "upsample2d",
     "group_norm_act",
 )

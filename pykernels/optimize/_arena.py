@@ -35,6 +35,7 @@ from pykernels.optimize._graph import Graph, Step, Value, is_torchs, storage_of,
 from pykernels.optimize._kinds import name_of
 from pykernels.optimize._norms import is_join, is_norm
 from pykernels.optimize._patterns import constant_norm
+from pykernels.optimize._squeeze import is_squeeze
 from pykernels.optimize._torchs import norm_into
 
 #: Arenas of one plan that wait, and bytes of all that wait while another one is made.
@@ -131,6 +132,8 @@ def write_call(step: Step) -> tuple[Any, tuple[Any, ...], str] | None:
         return torch.add, step.args, ""
     if is_norm(step):
         return torch.ops.pykernels.batch_norm_act_bound_out.default, step.args, ""
+    if is_squeeze(step):
+        return torch.ops.pykernels.squeeze_excite_out.default, step.args, ""
     if is_join(step):
         return torch.cat, (step.args[0], 1), ""
     norm = constant_norm(step)
@@ -182,7 +185,7 @@ def plan(survey: Survey) -> Plan | None:
 
 def _is_kernel(step: Step) -> bool:
     """Is it a call of a kernel of ours, and no fused step?"""
-    return isinstance(step.function, OurCall) or is_norm(step)
+    return isinstance(step.function, OurCall) or is_norm(step) or is_squeeze(step)
 
 
 def _may_keep(step: Step) -> bool:

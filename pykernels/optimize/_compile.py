@@ -18,6 +18,7 @@ from pykernels.optimize._program import Program
 from pykernels.optimize._record import Recorder
 from pykernels.optimize._resizes import use_our_resizes
 from pykernels.optimize._simplify import drop_dead, drop_duplicates, is_pure, reuse_memory
+from pykernels.optimize._squeeze import use_our_squeeze
 from pykernels.optimize._transposed import transposed_of
 
 
@@ -31,6 +32,7 @@ def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any]) -> Pr
         constants = {v for s in graph.steps for v in s.reads() if v.kind == "source"}
         constants |= {v for s in folded for v in s.results()}
         folded += merge_branches(graph, constants)
+        use_our_squeeze(graph, constants)
         fuser = Fuser(graph, constants, (conv_of, conv1d_of, transposed_of, linear_of, norm_of, group_norm_of))
         fuser.fuse()
         folded += fuser.folded

@@ -20,6 +20,7 @@ from pykernels.optimize._group_norms import GroupNorm
 from pykernels.optimize._kinds import name_of
 from pykernels.optimize._norms import is_norm
 from pykernels.optimize._patterns import FusedConv
+from pykernels.optimize._squeeze import is_squeeze
 
 #: Their values don't depend on strides, they succeed whatever these are, and they are no slower in channels_last.
 #: Without them for the last reason: softmax, log_softmax, instance_norm, einsum, repeat, pixel_unshuffle, unfold,
@@ -143,7 +144,9 @@ def _is_conv(step: Step) -> bool:
 
 
 def _is_free(step: Step) -> bool:
-    if _is_ours(step) or isinstance(step.function, FusedConv | GroupNorm) or step.kind == "view" or is_norm(step):
+    if _is_ours(step) or isinstance(step.function, FusedConv | GroupNorm) or step.kind == "view":
+        return True
+    if is_norm(step) or is_squeeze(step):
         return True
     name = name_of(step.function)
     if name == "conv_transpose2d":

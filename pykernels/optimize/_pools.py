@@ -68,7 +68,7 @@ def use_our_pools(graph: Graph) -> None:
 def _pool_of(step: Step) -> tuple[Pool, Value] | None:
     if step.kind != "call" or step.writes:
         return None
-    found = _maximum(step) or _average(step) or _global(step)
+    found = _maximum(step) or _average(step) or mean_of_map(step)
     return found if found is not None and takes_image(MAX_POOL2D, step, found[1]) else None
 
 
@@ -101,7 +101,8 @@ def _windows(average: bool, given: dict[str, Any], dilation: Any) -> tuple[Pool,
     return Pool(name, PoolCall(average, size, stride, pads, steps, *flags, divisor)), given.get("input")
 
 
-def _global(step: Step) -> tuple[Pool, Any] | None:
+def mean_of_map(step: Step) -> tuple[Pool, Any] | None:
+    """The mean of whole maps that ``step`` takes, and of what."""
     if step.function is F.adaptive_avg_pool2d:
         given = bound(step, ("input", "output_size"))
         size = given.get("output_size")

@@ -14,6 +14,7 @@ from pykernels.optimize._group_norms import GroupNorm
 from pykernels.optimize._kinds import PARTS, PURE, name_of
 from pykernels.optimize._norms import is_norm
 from pykernels.optimize._patterns import FusedConv, constant_norm
+from pykernels.optimize._squeeze import is_squeeze, squeeze_excite_
 from pykernels.optimize._torchs import batch_norm_
 
 #: What they return is memory that nothing else has.
@@ -134,13 +135,15 @@ def reuse_memory(graph: Graph) -> None:
 
 
 def _is_fresh(step: Step) -> bool:
-    if isinstance(step.function, FusedConv | GroupNorm) or is_norm(step):
+    if isinstance(step.function, FusedConv | GroupNorm) or is_norm(step) or is_squeeze(step):
         return True
     return step.kind == "call" and not step.writes and name_of(step.function) in _FRESH
 
 
 def _in_place(step: Step) -> Any:
     """What does the same as ``step`` into its first argument; None if nothing does."""
+    if is_squeeze(step):
+        return squeeze_excite_
     name = name_of(step.function)
     if not is_torchs(step.function, name):
         return None

@@ -18,6 +18,7 @@ from pykernels.optimize._keep import PackedWeight
 from pykernels.optimize._norms import is_norm
 from pykernels.optimize._patterns import FusedConv
 from pykernels.optimize._report import ITSELF, OURS, TORCH, Entry, Left, Plain, Ran, Replaced, Report
+from pykernels.optimize._squeeze import is_squeeze
 from pykernels.optimize._timing import seconds_by_step
 
 if TYPE_CHECKING:
@@ -182,6 +183,9 @@ def _tell_step(step: Step, why: str, replaced: list[Replaced], left: list[Left])
     if is_norm(step):
         replaced.append(Replaced(tuple(s or "the model" for s in step.sources), step.note, "our batch_norm_act_bound"))
         return OURS
+    if is_squeeze(step):
+        replaced.append(Replaced(step.sources, step.note, "pk.ops.squeeze_excite"))
+        return OURS
     if step.kind == "module" and step.note:
         replaced.append(Replaced((where,), step.note, f"pk.nn.{step.note}"))
         return OURS
@@ -229,6 +233,9 @@ def flops(step: Step, shapes: Mapping[Value, Sequence[int]]) -> int | None:
         return 0
     if isinstance(step.function, FusedConv):
         return 2 * step.function.products(shape(step.args[0]), shape(out))
+    if is_squeeze(step):
+        x, weight = step.args[:2]
+        return 4 * shape(x)[0] * prod(shape(weight))
     name = step.name()
     if isinstance(step.function, _RECURRENT):
         return _of_recurrent(step, shape)

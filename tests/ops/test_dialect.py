@@ -46,6 +46,10 @@ CALLS = {
     "avg_pool2d": {"x": X},
     "global_avg_pool2d": {"x": X},
     "upsample2d": {"x": X},
+    "squeeze_excite": {
+        "x": X, "reduce_weight": torch.randn(4, 4), "reduce_bias": V, "expand_weight": torch.randn(4, 4),
+        "expand_bias": V,
+    },
     "quantize_int8": {"x": X},
 }  # fmt: skip
 

@@ -125,6 +125,14 @@ def _group_norm_act(
     return apply_activation(z if residual is None else z + residual, activation, negative_slope)
 
 
+def _squeeze_excite(
+    x: torch.Tensor, reduce: torch.Tensor, reduce_bias: Any, expand: torch.Tensor, expand_bias: Any, activation: str,
+    gate: str,
+) -> torch.Tensor:  # fmt: skip
+    hidden = apply_activation(F.conv2d(x.mean((2, 3), keepdim=True), reduce, reduce_bias), activation)
+    return x * apply_activation(F.conv2d(hidden, expand, expand_bias), gate)
+
+
 _EAGER: dict[str, Callable[..., Any]] = {
     "conv_bn_act": _conv_bn_act,
     "batch_norm_act": _batch_norm_act,
@@ -139,4 +147,5 @@ _EAGER: dict[str, Callable[..., Any]] = {
     "global_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, 1),
     "upsample2d": F.interpolate,
     "group_norm_act": _group_norm_act,
+    "squeeze_excite": _squeeze_excite,
 }

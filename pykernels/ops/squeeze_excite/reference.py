@@ -1,0 +1,17 @@
+"""squeeze_excite in plain PyTorch: the oracle of every test, and what runs where there is no kernel."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pykernels.ops._activation import ACTIVATIONS, apply_activation
+from pykernels.ops.squeeze_excite.arguments import SqueezeCall
+
+
+def reference(x: Tensor, call: SqueezeCall) -> Tensor:
+    """Squeeze-and-excitation of arguments that have been checked, on any device, of any floating dtype."""
+    weights = call.reduce_weight.flatten(1), call.expand_weight.flatten(1)
+    hidden = apply_activation(F.linear(x.mean((-2, -1)), weights[0], call.reduce_bias), ACTIVATIONS[call.activation])
+    gates = apply_activation(F.linear(hidden, weights[1], call.expand_bias), ACTIVATIONS[call.gate])
+    return x * gates[..., None, None]

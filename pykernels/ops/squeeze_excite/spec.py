@@ -1,0 +1,70 @@
+"""The spec of squeeze_excite: samples that cover the contract, and the layers of networks to time."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pykernels.ops._spec import OpSpec, Sample, lay_out
+from pykernels.ops.squeeze_excite import squeeze_excite
+from pykernels.ops.squeeze_excite.op import SQUEEZE_EXCITE
+
+
+def _sample(
+    name: str, shape: tuple[int, ...], between: int, activation: str = "relu", gate: str = "sigmoid", *,
+    layout: str = "channels_last", bias: bool = True, filters: bool = True, bench: bool = False,
+) -> Sample:  # fmt: skip
+    channels = shape[-3]
+
+    def make(dtype: torch.dtype, generator: torch.Generator) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def normal(*size: int) -> Tensor:
+            return torch.randn(size, generator=generator, dtype=torch.float64)
+
+        def matrix(rows: int, columns: int) -> Tensor:
+            weight = (normal(rows, columns) / math.sqrt(max(columns, 1))).to(dtype)
+            return weight[:, :, None, None] if filters else weight
+
+        x = lay_out((normal(*shape) + normal(channels)[:, None, None]).to(dtype), layout)
+        biases = [normal(n).to(dtype) if bias else None for n in (between, channels)]
+        weights = matrix(between, channels), matrix(channels, between)
+        return (x, weights[0], biases[0], weights[1], biases[1], activation, gate), {}
+
+    elements = math.prod(shape)
+    images = shape[0] if len(shape) == 4 else 1
+    return Sample(
+        name, make, reduction=max(channels, between, math.prod(shape[-2:])),
+        flops=2 * elements + 4 * images * channels * between, bytes=8 * elements + 8 * channels * between, bench=bench,
+    )  # fmt: skip
+
+
+SPEC = OpSpec(
+    op=SQUEEZE_EXCITE,
+    function=squeeze_excite,
+    reference=partial(squeeze_excite, backend="reference"),
+    samples=(
+        _sample("efficientnet", (2, 96, 9, 7), 4, "silu"),
+        _sample("mobilenet", (1, 120, 5, 5), 32, "relu", "hardsigmoid"),
+        _sample("contiguous", (2, 70, 7, 9), 19, layout="contiguous"),
+        _sample("odd", (3, 21, 3, 5), 9, "hardswish", "hardsigmoid"),
+        _sample("odd-contiguous", (3, 21, 3, 5), 9, "gelu", "tanh", layout="contiguous"),
+        _sample("linear-without-bias", (2, 24, 6, 6), 6, bias=False, filters=False),
+        _sample("one-channel", (2, 1, 6, 6), 1),
+        _sample("one-pixel", (3, 40, 1, 1), 8),
+        _sample("wide", (1, 600, 2, 2), 300),
+        _sample("sliced", (2, 8, 6, 6), 4, layout="sliced"),
+        _sample("sliced-channels", (2, 8, 6, 6), 4, layout="sliced_channels_last"),
+        _sample("transposed", (2, 8, 6, 5), 4, layout="transposed"),
+        _sample("one-image", (8, 6, 5), 4, layout="contiguous"),
+        _sample("batch-0", (0, 8, 6, 5), 4),
+        _sample("efficientnet-96-56", (1, 96, 56, 56), 4, "silu", bench=True),
+        _sample("mobilenet-672-14", (1, 672, 14, 14), 168, "relu", "hardsigmoid", bench=True),
+        _sample("regnet-768-7-contiguous", (1, 768, 7, 7), 80, layout="contiguous", bench=True),
+    ),
+    growth=2.0,
+)
+
+SPECS: tuple[OpSpec, ...] = (SPEC,)

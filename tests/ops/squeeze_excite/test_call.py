@@ -1,0 +1,220 @@
+"""squeeze_excite: the native op against the reference, strides, gradients, traces, bad arguments."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.library import opcheck
+
+from pykernels.ops import ACTIVATIONS, squeeze_excite
+from pykernels.ops._spec import all_specs
+from tests.harness import (
+    FORMATS,
+    assert_one_graph,
+    assert_threads_change_nothing,
+    check_op,
+    forced_isa,
+    host_isas,
+    native,
+    normal,
+    relative_l2,
+    samples_of,
+)
+
+OPS = torch.ops.pykernels
+SPEC = next(s for s in all_specs() if s.name == "squeeze_excite")
+RELU, SIGMOID = ACTIVATIONS.index("relu"), ACTIVATIONS.index("sigmoid")
+
+
+def weights(channels, between, dtype=torch.float32):
+    shapes = (between, channels), (between,), (channels, between), (channels,)
+    return [normal(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes, 1)]
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sample", samples_of(SPEC).values(), ids=lambda s: s.name)
+def test_native_is_the_reference(sample, dtype):
+    for isa in host_isas():
+        with forced_isa(isa):
+            check_op(SPEC, sample, "cpu", dtype)
+
+
+@native
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation_on_both_sides(name):
+    x, rest = normal(2, 21, 5, 6), weights(21, 13)
+    for names in ((name, "sigmoid"), ("relu", name)):
+        expected = squeeze_excite(x.double(), *(t.double() for t in rest), *names)
+        assert relative_l2(squeeze_excite(x, *rest, *names), expected) < 2e-6
+
+
+@native
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("shape", [(2, 5, 9, 8), (1, 1, 6, 7), (3, 4, 1, 5), (2, 3, 5, 1), (0, 3, 6, 6)], ids=str)
+def test_shapes_and_strides_are_torchs(shape, layout):
+    x, rest = normal(*shape, layout=layout), weights(shape[1], 3)
+    y, expected = squeeze_excite(x, *rest), x * torch.ones(*shape[:2], 1, 1)
+    assert y.shape == expected.shape
+    if shape[0]:
+        assert y.stride() == expected.stride()
+    torch.testing.assert_close(y, squeeze_excite(x, *rest, backend="reference"))
+
+
+@native
+@pytest.mark.parametrize("shape", [(2, 40, 70, 30), (1, 5500, 130, 1), (1, 3, 300, 290)], ids=str)
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+def test_maps_that_are_summed_in_strips(shape, layout):
+    x, rest = normal(*shape, layout=layout) + normal(shape[1], 1, 1, seed=9), weights(shape[1], 3)
+    rest[0] /= shape[1] ** 0.5
+    expected = squeeze_excite(x.double(), *(t.double() for t in rest))
+    for isa in host_isas():
+        with forced_isa(isa):
+            assert relative_l2(squeeze_excite(x, *rest), expected) < 1e-6
+
+
+@native
+@pytest.mark.parametrize("value", [0.1, 0.3, 1 / 3])
+def test_products_are_added_in_many_short_sums(value):
+    # Additions of equal terms round the same way: one sum of 2048 errs by up to 440 units of roundoff.
+    n = 2048
+    x, w = torch.full((1, n, 1, 1), 0.9), torch.full((n, n), value)
+    got = squeeze_excite(x, w, None, torch.eye(n), None, "none", "none")
+    exact = float(w[0, 0].double() * x[0, 0].double()) * n * float(x[0, 0])
+    units = (got.double() - exact).abs() / exact * 2**24
+    # At most 32 products of a lane, the lanes in pairs, a sum for each 32 vectors, the other product, the gate.
+    lanes = 4
+    assert units.max() <= 32 + 4 + n / (32 * lanes) + 2
+
+
+@native
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+def test_out_may_be_a_slice_and_x_itself(layout):
+    x, rest = normal(2, 6, 8, 9, layout=layout), weights(6, 4)
+    expected = squeeze_excite(x, *rest)
+    for memory_format in FORMATS:
+        wide = torch.full((2, 10, 8, 9), 7.0).contiguous(memory_format=memory_format)
+        OPS.squeeze_excite_out(x, *rest, RELU, SIGMOID, wide[:, 2:8])
+        torch.testing.assert_close(wide[:, 2:8], expected)
+        assert (wide[:, :2] == 7).all()
+        assert (wide[:, 8:] == 7).all()
+    OPS.squeeze_excite_out(x, *rest, RELU, SIGMOID, x)
+    assert torch.equal(x, expected)
+
+
+@native
+def test_the_ops_refuse_what_does_not_fit():
+    x, (w1, b1, w2, b2) = normal(1, 3, 6, 6), weights(3, 2)
+    for bad, words in (
+        ((x[0], w1, b1, w2, b2, RELU, SIGMOID), "x: expected 4 dimensions"),
+        ((x.double(), w1, b1, w2, b2, RELU, SIGMOID), "x: expected torch.float32"),
+        ((x, w1.double(), b1, w2, b2, RELU, SIGMOID), "reduce_weight: expected torch.float32"),
+        ((x, w1[:, :2], b1, w2, b2, RELU, SIGMOID), r"reduce_weight: expected shape \(2, 3\)"),
+        ((x, w1, b2, w2, b2, RELU, SIGMOID), r"reduce_bias: expected shape \(2\)"),
+        ((x, w1, b1, w1, b2, RELU, SIGMOID), r"expand_weight: expected shape \(3, 2\)"),
+        ((x, w1, b1, w2, b1, RELU, SIGMOID), r"expand_bias: expected shape \(3\)"),
+        ((x, w1, b1, w2, b2, RELU, 99), "activation: expected a code"),
+        ((x[..., :0], w1, b1, w2, b2, RELU, SIGMOID), "x: expected H and W"),
+    ):
+        with pytest.raises(RuntimeError, match=f"pykernels.squeeze_excite: {words}"):
+            OPS.squeeze_excite(*bad)
+    for out, words in (
+        (torch.empty(1, 3, 6, 5), "expected shape"),
+        (torch.empty(1, 3, 6, 6).double(), "expected torch.float32"),
+        (torch.empty(1, 3, 6, 1).expand(1, 3, 6, 6), "expected no two elements in one place"),
+    ):
+        with pytest.raises(RuntimeError, match=f"pykernels.squeeze_excite_out: out: {words}"):
+            OPS.squeeze_excite_out(x, w1, b1, w2, b2, RELU, SIGMOID, out)
+
+
+@native
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+def test_threads_change_nothing(layout):
+    x, rest = normal(2, 200, 30, 30, layout=layout), weights(200, 50)
+    assert_threads_change_nothing(lambda: squeeze_excite(x, *rest), (1, 2, 3))
+
+
+@native
+def test_not_finite_is_not_finite():
+    x, rest = normal(1, 20, 4, 4), weights(20, 8)
+    for value in (torch.nan, torch.inf):
+        x[0, 3, 1, 1] = value
+        torch.testing.assert_close(
+            squeeze_excite(x, *rest), squeeze_excite(x, *rest, backend="reference"), equal_nan=True
+        )
+
+
+@native
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("names", [("relu", "sigmoid"), ("silu", "hardsigmoid"), ("hardswish", "tanh")], ids=str)
+@pytest.mark.parametrize("filters", [False, True])
+def test_gradients(backend, names, filters):
+    dtype = torch.float32 if backend == "cpu" else torch.float64
+    w1, b1, w2, b2 = weights(3, 4, dtype)
+    w1, w2 = (w[:, :, None, None] if filters else w for w in (w1, w2))
+    leaves = [t.detach().requires_grad_() for t in (normal(2, 3, 5, 6, dtype=dtype), w1, b1, w2, b2)]
+
+    def theirs(x, w1, b1, w2, b2):
+        functions = {"relu": F.relu, "silu": F.silu, "hardswish": F.hardswish}
+        gates = {"sigmoid": torch.sigmoid, "hardsigmoid": lambda t: F.relu6(t + 3) / 6, "tanh": torch.tanh}
+        hidden = functions[names[0]](F.linear(x.mean((2, 3)), w1.flatten(1), b1))
+        return x * gates[names[1]](F.linear(hidden, w2.flatten(1), b2))[:, :, None, None]
+
+    found = []
+    for f in (lambda *t: squeeze_excite(*t, *names, backend=backend), theirs):
+        y = f(*leaves)
+        grads = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        found.append((y, *grads, *torch.autograd.grad(sum(g.square().sum() for g in grads), leaves)))
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@native
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+def test_opcheck(layout, requires_grad):
+    x, (w1, b1, w2, b2) = normal(2, 4, 6, 5, layout=layout).requires_grad_(requires_grad), weights(4, 3)
+    opcheck(OPS.squeeze_excite.default, (x, w1, b1, w2, b2, RELU, SIGMOID))
+    opcheck(OPS.squeeze_excite.default, (x, w1[:, :, None, None], None, w2[:, :, None, None], None, RELU, SIGMOID))
+    if not requires_grad:
+        opcheck(OPS.squeeze_excite_out.default, (x, w1, b1, w2, b2, RELU, SIGMOID, torch.empty(2, 4, 6, 5)))
+
+
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+def test_one_graph_serves_every_size(layout):
+    rest = weights(3, 4)
+    calls = [(normal(n, 3, h, 9, layout=layout),) for n, h in ((2, 8), (3, 10), (5, 7))]
+    assert_one_graph(lambda x: squeeze_excite(x, *rest) + 1, calls)
+
+
+def test_autocast_leaves_it_alone():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert squeeze_excite(normal(1, 3, 6, 6), *weights(3, 2)).dtype is torch.float32
+
+
+X = torch.zeros(1, 3, 6, 6)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"x": X.int()}, TypeError, "x: expected a floating dtype"),
+        ({"x": X[0, 0]}, ValueError, r"x: expected \(N, C, H, W\) or \(C, H, W\)"),
+        ({"x": X[..., :0]}, ValueError, "x: expected H and W of at least 1"),
+        ({"reduce_weight": torch.zeros(3)}, ValueError, r"reduce_weight: expected \(M, C\) or \(M, C, 1, 1\)"),
+        ({"reduce_weight": torch.zeros(2, 4)}, ValueError, r"reduce_weight: expected shape \(2, 3\)"),
+        ({"expand_weight": torch.zeros(3, 2, 2, 2)}, ValueError, r"expand_weight: expected shape \(3, 2, 1, 1\)"),
+        ({"reduce_bias": torch.zeros(3)}, ValueError, r"reduce_bias: expected shape \(2,\)"),
+        ({"expand_bias": torch.zeros(2)}, ValueError, r"expand_bias: expected shape \(3,\)"),
+        ({"gate": "sigmoids"}, ValueError, "gate: expected one of"),
+        ({"gate": 3}, ValueError, "gate: expected one of"),
+    ],
+)
+def test_bad_arguments_are_named(change, error, words):
+    named = {
+        "x": X, "reduce_weight": torch.zeros(2, 3), "reduce_bias": torch.zeros(2), "expand_weight": torch.zeros(3, 2),
+        "expand_bias": torch.zeros(3), **change,
+    }  # fmt: skip
+    with pytest.raises(error, match=f"pykernels.squeeze_excite: {words}"):
+        squeeze_excite(**named)
