@@ -80,7 +80,7 @@ def test_half_an_install_says_so(bare):
     assert "the native library is broken (libpykernels.so: cannot open" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["libpykernels.so", "libpykernels_torch.so", "_introspect"])
+@pytest.mark.parametrize("name", ["libpykernels.so", "libpykernels_torch.so", "_introspect", "_guard"])
 @pytest.mark.parametrize("how", ["cut short", "missing"])
 def test_a_part_that_is_cut_short_or_missing(bare, name, how):
     for part in (PACKAGE / "_native").glob("*.so"):

@@ -1,6 +1,8 @@
 // Notes of tensors: where and how they lay, and of short ones what was in them, to be compared at every call of a
 // program. A program may have hundreds of weights, and in Python to ask each for its address, sizes and strides takes
 // longer than a small kernel.
+#include "torch/notes.h"
+
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include <algorithm>
@@ -105,14 +107,14 @@ Notes& notes() {
 
 int64_t note_tensors_op(std::vector<Tensor> tensors) { return notes().add({tensors.begin(), tensors.end()}); }
 
-bool are_as_noted_op(int64_t note) {
-  const auto noted = notes().find(note, "are_as_noted");
-  return std::all_of(noted->begin(), noted->end(), [](const Noted& t) { return t.is_as_noted(); });
-}
-
 void forget_note_op(int64_t note) { notes().forget(note); }
 
 }  // namespace
+
+bool are_as_noted(int64_t note) {
+  const auto noted = notes().find(note, "are_as_noted");
+  return std::all_of(noted->begin(), noted->end(), [](const Noted& t) { return t.is_as_noted(); });
+}
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
   m.def("note_tensors(Tensor[] tensors) -> int");
@@ -122,7 +124,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(pykernels, CompositeExplicitAutograd, m) {
   m.impl("note_tensors", TORCH_BOX(&note_tensors_op));
-  m.impl("are_as_noted", TORCH_BOX(&are_as_noted_op));
+  m.impl("are_as_noted", TORCH_BOX(&are_as_noted));
   m.impl("forget_note", TORCH_BOX(&forget_note_op));
 }
 

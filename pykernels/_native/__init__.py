@@ -25,7 +25,7 @@ OPS = (
     *("linear_bound", "linear_bound_out", "linear_bound_workspace"),
     *("conv_statistics", "batch_norm_statistics", "batch_norm_act", "batch_norm_act_backward"),
     *("batch_norm_act_bind", "batch_norm_act_bound", "batch_norm_act_bound_out"),
-    *("max_pool2d", "avg_pool2d", "global_avg_pool2d", "pool2d_out"),
+    *("max_pool2d", "avg_pool2d", "global_avg_pool2d", "pool2d_bound", "pool2d_out"),
     *("lstm", "lstm_backward", "lstm_pack", "lstm_packed", "lstm_cell", "lstm_cell_backward", "lstm_cell_packed"),
     *("int8_matmul", "int8_pack", "int8_matmul_packed", "int8_linear", "int8_linear_packed", "quantize_int8"),
     *("int8_conv2d", "note_tensors", "are_as_noted", "forget_note"),
@@ -69,17 +69,27 @@ def _load() -> str | None:
     missing = [name for name in OPS if not hasattr(torch.ops.pykernels, name)]
     if missing:
         return f"the native library is stale, of another version of pykernels (it has no {', '.join(missing)}); {MEND}"
-    if not any(DIRECTORY.glob("_introspect*.so")):
-        return f"the native library is broken (_introspect is missing from {DIRECTORY}); {MEND}"
+    absent = [name for name in ("_introspect", "_guard") if not any(DIRECTORY.glob(f"{name}*.so"))]
+    if absent:
+        return f"the native library is broken ({absent[0]} is missing from {DIRECTORY}); {MEND}"
     return None
 
 
-def introspect() -> ModuleType:
-    """The pybind11 module: ISA detected, chosen, compiled; build info. RuntimeError where there is none."""
+def _module(name: str) -> ModuleType:
     try:
-        return importlib.import_module("pykernels._native._introspect")
+        return importlib.import_module(f"pykernels._native.{name}")
     except ImportError as problem:
         raise RuntimeError(f"pykernels: {error or f'{problem}; {MEND}'}") from problem
+
+
+def introspect() -> ModuleType:
+    """The module of ISAs detected, chosen, compiled, and of build info. RuntimeError where there is none."""
+    return _module("_introspect")
+
+
+def guard() -> ModuleType:
+    """The module that looks and calls for `pykernels.optimize`. RuntimeError where there is none."""
+    return _module("_guard")
 
 
 def why_not(backend: str, device: torch.device) -> str | None:

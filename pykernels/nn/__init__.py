@@ -2,7 +2,8 @@
 
 from pykernels.nn.conv import ConvBNAct2d
 from pykernels.nn.conv1d import ConvBNAct1d
+from pykernels.nn.conv_transpose import ConvTransposeBNAct2d
 from pykernels.nn.int8 import Int8Linear
 from pykernels.nn.lstm import LSTM, LSTMCell
 
-__all__ = ["LSTM", "ConvBNAct1d", "ConvBNAct2d", "Int8Linear", "LSTMCell"]
+__all__ = ["LSTM", "ConvBNAct1d", "ConvBNAct2d", "ConvTransposeBNAct2d", "Int8Linear", "LSTMCell"]

@@ -206,8 +206,12 @@ class ConvBNAct(PacksWeights):
             return None
         check_number("conv_bn_act", "negative_slope", self.negative_slope)
         norm = BatchNorm(*vectors)._replace(eps=key[2])
-        check_batch_norm(weight, weight.shape[0], norm)
+        check_batch_norm(weight, self._features(weight), norm)
         return self._pack_of(slots, dtype, key)
+
+    def _features(self, weight: torch.Tensor) -> int:
+        """How many channels the result has."""
+        return weight.shape[0]
 
     def _pack_of(self, slots: Sequence[Slot], dtype: torch.dtype, key: Any) -> _ConvPack:
         return _ConvPack(slots, dtype, key)

@@ -5,6 +5,7 @@ from pykernels.ops._activation import ACTIVATIONS
 from pykernels.ops._flops import register
 from pykernels.ops.batch_norm_act import batch_norm_act
 from pykernels.ops.conv_bn_act import conv_bn_act
+from pykernels.ops.conv_bn_act.transposed import conv_transpose_bn_act
 from pykernels.ops.int8_conv2d import int8_conv2d
 from pykernels.ops.int8_matmul import int8_matmul, quantize_int8
 from pykernels.ops.lstm import lstm, lstm_cell
@@ -15,6 +16,7 @@ __all__ = [
     "avg_pool2d",
     "batch_norm_act",
     "conv_bn_act",
+    "conv_transpose_bn_act",
     "global_avg_pool2d",
     "int8_conv2d",
     "int8_matmul",

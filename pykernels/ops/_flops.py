@@ -124,6 +124,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "max_pool2d": _none,
     "avg_pool2d": _none,
     "global_avg_pool2d": _none,
+    "pool2d_bound": _none,
     "pool2d_out": _none,
 }
 

@@ -29,13 +29,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pykernels.nn._phases import BoundTransposed
 from pykernels.optimize._graph import Graph, Step, Value, is_torchs, storage_of, values_in
 from pykernels.optimize._kinds import name_of
 from pykernels.optimize._norms import is_join, is_norm
 from pykernels.optimize._patterns import constant_norm
 from pykernels.optimize._pools import Pool
 from pykernels.optimize._torchs import norm_into
-from pykernels.optimize._transposed import BoundTransposed
 
 #: Arenas of one plan that wait, and bytes of all that wait while another one is made.
 _MOST_IDLE = 8

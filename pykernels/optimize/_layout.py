@@ -57,6 +57,8 @@ def as_contiguous(t: Tensor) -> Tensor:
 
 def as_time_major(t: Tensor) -> Tensor:
     """``t`` of (batch, time, features), copied only where it does not lie in memory step by step."""
+    if t.shape[0] == 1 and t.is_contiguous():
+        return t
     return as_contiguous(t.transpose(0, 1)).transpose(0, 1)
 
 

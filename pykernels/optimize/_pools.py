@@ -33,18 +33,18 @@ class Pool:
         self.op = "global_avg_pool2d" if call == _WHOLE else name
         #: What ``pool2d_out`` takes.
         self.numbers = torch.tensor(call.numbers())
-        self._run: Callable[..., Tensor] = getattr(torch.ops.pykernels, self.op).default
-        #: torch's mean is contiguous, whatever x is.
+        # Not the op of that name, whose gradients are in Python: they cost more than a small pool even where none are
+        # wanted.
+        self._run: Callable[..., Tensor] = torch.ops.pykernels.pool2d_bound.default
         self._is_mean = name == "mean"
-        if call == _WHOLE:
-            self._arguments: tuple[Any, ...] = (not self._is_mean,)
-        else:
-            self._arguments = (*call[1:4], *call[5:]) if call.average else call[1:6]
 
     def __call__(self, x: Tensor) -> Tensor:
         """The pool of ``x``, in new memory."""
-        y = self._run(x, *self._arguments)
-        return y.view(*y.shape, 1, 1) if self._is_mean and self.keeps else y
+        y = self._run(x, self.numbers)
+        if not self._is_mean:
+            return y
+        y = y.view(*y.shape[:2])
+        return y.view(*y.shape, 1, 1) if self.keeps else y  # contiguous as torch's is, whatever x is
 
 
 def use_our_pools(graph: Graph) -> None:

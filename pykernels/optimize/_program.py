@@ -20,6 +20,7 @@ from pykernels.optimize._graph import Graph, Made, Step, Value, layout_of, mappe
 from pykernels.optimize._keep import PackedWeight
 from pykernels.optimize._layout import FIXES, as_channels_last
 from pykernels.optimize._patterns import FusedConv
+from pykernels.optimize._recall import Entry, made_of
 from pykernels.optimize._sources import Sources
 from pykernels.optimize._watch import Watch
 
@@ -99,12 +100,31 @@ class Program:
         bound = self._bound  # not by `current`: a call costs as much as the rest
         if bound is None or not bound.is_current():
             bound = self._renew()
-        shapes = tuple([t.shape for t in tensors]) if self.fused else ()
+        shapes = self._shapes(tensors)
         found = bound.by_shape.get(shapes)
         if found is None:
             return self._choose(bound, shapes, tensors)
         run, constants = found
         return run(constants, *tensors)
+
+    def entry(self, modes: tuple[Any, ...], args: Hashable, kwargs: Hashable, tensors: list[Tensor]) -> Entry | None:
+        """What `recall` needs to call it for these inputs, that it has just run for; None where that is not all."""
+        bound = self._bound
+        found = None if bound is None else bound.by_shape.get(self._shapes(tensors))
+        if bound is None or found is None or not self.again or not self.watch.is_flat():
+            return None
+        sources = None if bound.sources is None else made_of(bound.sources)
+        if bound.sources is not None and sources is None:
+            return None
+        weights = tuple([v.tensor for v in self.sources if v.tensor is not None]) if modes[0] else ()
+        return Entry(modes, args, kwargs, self.watch.flat(), sources, weights, *found, self, bound)
+
+    def is_of(self, bound: Any) -> bool:
+        """Is ``bound`` what it has made of its sources last?"""
+        return self._bound is bound
+
+    def _shapes(self, tensors: list[Tensor]) -> Hashable:
+        return tuple([t.shape for t in tensors]) if self.fused else ()
 
     def current(self) -> _Bound:
         """What was made of the sources, made anew if these have changed."""
@@ -315,7 +335,10 @@ class _Writer:
     def _statement(self, step: Step) -> str:
         arguments = [self._expression(a) for a in step.args]
         arguments += [f"{k}={self._expression(v)}" for k, v in step.kwargs.items()]
-        call = f"{self._name(step.function)}({', '.join(arguments)})"
+        function = step.function
+        if step.kind == "module" and vars(function).get("_compiled_call_impl") is not None:
+            function = function._call_impl  # its stub would ask again what has been asked
+        call = f"{self._name(function)}({', '.join(arguments)})"
         return call if step.outputs is None else f"{_pattern(step.outputs)} = {call}"
 
     def _into_place(self, step: Step, i: int, places: dict[Any, str]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from pykernels.nn._packed import asked_backend, undisturbed
 from pykernels.nn._replaceable import has_hooks
@@ -23,6 +24,7 @@ from pykernels.optimize._graph import layout_of, suggests_channels_last
 from pykernels.optimize._keep import PackedWeight, check_whole, release
 from pykernels.optimize._layout import FED, fed
 from pykernels.optimize._program import Program
+from pykernels.optimize._recall import CONTEXT, MISS, MODES, MOST, Entry, recall
 from pykernels.optimize._record import NOTHING, Recorder, state
 from pykernels.optimize._watch import globally_hooked, kind_of, replaced_in_torch
 
@@ -39,8 +41,7 @@ _WHOLE = (
 #: Modules of torch.nn that have something to gain by themselves.
 _GAIN_ALONE = (nn.Conv2d, nn.LSTM, nn.LSTMCell)
 
-_grad, _inference = torch.is_grad_enabled, torch.is_inference_mode_enabled
-_default_dtype = torch.get_default_dtype
+_grad = torch.is_grad_enabled
 _autocast = torch._C._is_any_autocast_enabled
 _function_modes = torch._C._len_torch_function_stack
 
@@ -119,14 +120,15 @@ def _is_of_interest(module: nn.Module) -> bool:
 
 
 class Stub:
-    """Calls ``module``. ``programs`` are by exact arguments, ``general`` by what a program may hold for.
+    """Calls ``module``. ``programs`` are by exact arguments, ``general`` by what a program may hold for, ``known`` are
+    the last calls, for `recall`.
 
     For the report: ``last`` is the program that ran last, and ``plainly`` counts the calls that passed programs by.
     """
 
     __slots__ = (
-        "changes", "exact_only", "family", "feeds", "general", "last", "lock", "module", "path", "plainly", "programs",
-        "why",
+        "changes", "exact_only", "family", "feeds", "general", "known", "lock", "module", "path", "plainly", "programs",
+        "ran", "why",
     )  # fmt: skip
 
     def __init__(self, module: nn.Module, path: str, family: Family) -> None:
@@ -135,7 +137,8 @@ class Stub:
         self.general: dict[Hashable, Program] = {}
         self.exact_only: set[Hashable] = set()
         self.changes = 0
-        self.last: Program | None = None
+        self.known: tuple[Entry, ...] = ()
+        self.ran: list[Program | None] = [None]
         self.plainly: dict[str, int] = {}
         home = type(module).__module__
         ours = home.startswith(("pykernels.nn", "pykernels.models")) and not home.endswith("models.reference")
@@ -152,12 +155,24 @@ class Stub:
     def __deepcopy__(self, memo: Any) -> None:
         return None
 
+    @property
+    def last(self) -> Program | None:
+        """The program that ran last."""
+        return self.ran[0]
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """``module(*args, **kwargs)``."""
-        if torch.compiler.is_compiling():
+        if is_compiling():
             if torch.compiler.is_exporting() and self.family.held:
                 check_whole(self.family.held.values(), "torch.export")
             return self.module._call_impl(*args, **kwargs)
+        try:
+            result = recall(CONTEXT, self.known, self.ran, args, kwargs)
+        except Exception:
+            pass  # it runs once more below, to raise in the module's own words
+        else:
+            if result is not MISS:
+                return result
         family = self.family
         if self.module is not family.root or family.outside is family.inside or state.recorder is not None:
             return self._call(args, kwargs)
@@ -226,11 +241,12 @@ class Stub:
         return recorder.scope(module, args, kwargs, self.path, why)
 
     def _run(self, program: Program, key: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
-        self.changes, self.last = 0, program
+        self.changes, self.ran[0] = 0, program
         try:
             result = program(tensors)
             if program.is_new and self.family.keep is not None:
                 self.family.release(program)
+            self._remember(program, key, tensors)
             return result
         except Exception:
             if not program.again:
@@ -254,10 +270,25 @@ class Stub:
                 self.programs.pop(next(iter(self.programs)), None)
             self.programs[key] = program
 
+    def _remember(self, program: Program, key: Any, tensors: list[Tensor]) -> None:
+        """Knows this call by heart from now on, if that can be done."""
+        family = self.family
+        if self.module is family.root and family.outside is not family.inside:
+            return  # it casts first
+        args, kwargs, *modes = key
+        entry = program.entry(tuple(modes), args, kwargs or (dict, ()), tensors)
+        if entry is None:
+            return
+        with self.lock:
+            kept = [e for e in self.known if e.program.is_of(e.bound) and e[:3] != entry[:3]]
+            self.known = (entry, *kept[: MOST - 1])
+
     def _forget(self, program: Program) -> None:
         self.programs = {k: p for k, p in self.programs.items() if p is not program}
         self.general = {k: p for k, p in self.general.items() if p is not program}
-        self.last = None if self.last is program else self.last
+        self.known = tuple(e for e in self.known if e.program is not program)
+        if self.ran[0] is program:
+            self.ran[0] = None
 
     def _changed(self, key: Hashable, program: Program) -> None:
         with self.lock:
@@ -296,7 +327,7 @@ class Stub:
             self._keep(key, "is of a kind that our kernels don't take")
             return result
         self._keep(key, program)
-        self.last = program
+        self.ran[0] = program
         if not program.exact:
             with self.lock:
                 if len(self.general) >= _MOST_PROGRAMS:
@@ -323,7 +354,7 @@ def _disturbance() -> str:
 
 
 def _modes() -> tuple[Any, ...]:
-    return _grad(), _inference(), _default_dtype()
+    return tuple([mode() for mode in MODES])
 
 
 def _signature(x: Any, tensors: list[Tensor]) -> Hashable:

@@ -244,15 +244,22 @@ class Watch:
         """Watches what the model's tensor ``t`` says of itself."""
         self.asked[id(t)] = t, _said(t)
 
+    def flat(self) -> tuple[Any, ...]:
+        """What the comparison takes."""
+        if self._flat is None:
+            containers = (*self.containers.values(), *(live for live, _ in self.sets))
+            snapshots = (*self.snapshots.values(), *(then for _, then in self.sets))
+            entries = tuple(x for e in self.entries.values() for x in e)
+            self._flat = containers, snapshots, entries, bytearray(8 * (len(containers) + len(self.entries)))
+        return self._flat
+
+    def is_flat(self) -> bool:
+        """Is the comparison of `flat` all?"""
+        return not self.asked
+
     def unchanged(self) -> bool:
         """Is all of it as it was?"""
-        if self._flat is None:
-            entries = tuple(x for e in self.entries.values() for x in e)
-            numbers = bytearray(8 * (len(self.containers) + len(self.entries)))
-            self._flat = tuple(self.containers.values()), tuple(self.snapshots.values()), entries, numbers
-        if not compare()(*self._flat) or not all(live == then for live, then in self.sets):
-            return False
-        return not self.asked or all(_said(t) == then for t, then in self.asked.values())
+        return compare()(*self.flat()) and (not self.asked or all(_said(t) == then for t, then in self.asked.values()))
 
     def changes(self) -> list[tuple[nn.Module | None, str]]:
         """Whose attributes are not as they were: the module that has them (or None) and their names."""
@@ -328,12 +335,13 @@ def looked_up(owner: Any, name: str) -> Any:
 
 def _compare_slowly(containers: tuple, snapshots: tuple, entries: tuple, _: bytearray) -> bool:
     """What the native `unchanged` does, for where it is not built."""
-    if not all(same(snapshot(c), s) for c, s in zip(containers, snapshots, strict=True)):
-        return False
+    for now, then in zip(containers, snapshots, strict=True):
+        if now != then if isinstance(now, set) else not same(snapshot(now), then):
+            return False
     return all(looked_up(o, n) is v for o, n, v in zip(entries[::3], entries[1::3], entries[2::3], strict=True))
 
 
 @functools.cache
 def compare() -> Callable[[tuple, tuple, tuple, bytearray], bool]:
     """The native comparison, or Python's."""
-    return _compare_slowly if _native.error is not None else _native.introspect().unchanged
+    return _compare_slowly if _native.error is not None else _native.guard().unchanged

@@ -1,4 +1,4 @@
-"""ConvBNAct2d and ConvBNAct1d beside torch's own modules, and how near they have to come to them."""
+"""The blocks of convolutions beside torch's own modules, and how near they have to come to them."""
 
 from __future__ import annotations
 
@@ -66,9 +66,17 @@ def plain(block, x, residual=None):
     return apply_activation(z, block.activation, block.negative_slope)
 
 
+def _terms(block, gradient=False):
+    """How many products a sum has at most: of the result, or of x's gradient."""
+    by_result, by_input = block.conv.weight[0].numel(), block.conv.weight[:, 0].numel()
+    if isinstance(block, pk.nn.ConvTransposeBNAct2d):
+        by_result, by_input = by_input, by_result
+    return by_input if gradient else by_result
+
+
 def bound(block, y, dtype=torch.float32):
     """Of y: a sum over a filter; in training, those over a channel as well."""
-    terms = block.conv.weight[0].numel() + (y.numel() // y.shape[1] if block.training else 0)
+    terms = _terms(block) + (y.numel() // y.shape[1] if block.training else 0)
     return CONV_BN_ACT_SPEC.bound(dtype, terms + 4)
 
 
@@ -96,14 +104,14 @@ def gradient_bound(block, y, dtype=torch.float32):
     Eight times that, as batch_norm_act's: a batch norm takes the mean and the slope out of a gradient, and what is left
     of it is small beside what is rounded.
     """
-    terms = block.conv.weight[:, 0].numel() + y.numel() // y.shape[1]
+    terms = _terms(block, gradient=True) + y.numel() // y.shape[1]
     return 8 * CONV_BN_ACT_SPEC.bound(dtype, terms + 4)
 
 
 def check_training(run, options, with_residual, device="cpu", kind=pk.nn.ConvBNAct2d):
     """``run(block, x, residual)`` in training mode against torch's own modules in float64, two steps of it."""
     block = make(kind=kind, **options).to(device).train()
-    size = (6, 5) if kind is pk.nn.ConvBNAct2d else (30,)
+    size = (30,) if kind is pk.nn.ConvBNAct1d else (6, 5)
     twin = copy.deepcopy(block).double()
     for step in range(2):
         x = (normal(2, 8, *size, seed=step, device=device) + step).requires_grad_()

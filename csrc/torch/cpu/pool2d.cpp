@@ -1,5 +1,6 @@
-// max_pool2d, avg_pool2d, global_avg_pool2d: see pykernels/ops/pool2d for what they compute. pool2d_out: the same for
-// callers who have the memory, and know all but x beforehand: `call` holds the numbers of a PoolCall (arguments.py).
+// max_pool2d, avg_pool2d, global_avg_pool2d: see pykernels/ops/pool2d for what they compute. pool2d_bound: the same for
+// callers who know all but x beforehand, without gradients: `call` holds the numbers of a PoolCall (arguments.py).
+// pool2d_out: for those who have the memory too.
 #include "pykernels/pool2d.h"
 
 #include <cstring>
@@ -98,13 +99,20 @@ Tensor global_avg_pool2d_op(Tensor x, bool keepdim) {
   return keepdim ? y : view_of(y, {y.size(0), y.size(1)}, {y.size(1) > 1 ? y.size(1) : 1, 1});
 }
 
-void pool2d_out_op(Tensor x, Tensor call, Tensor out) {
-  const char* op = "pool2d_out";
+PoolNumbers numbers_in(const char* op, const Tensor& call) {
   check_cpu(call, op, "call");
   check(call.scalar_type() == ScalarType::Long && call.is_contiguous() && call.numel() == kNumbers, op, "call",
         "expected ", kNumbers, " int64 numbers, got ", dtype_name(call.scalar_type()), " of shape ", shape_of(call));
   PoolNumbers n;
   std::memcpy(&n, data_of(call), sizeof n);
+  return n;
+}
+
+Tensor pool2d_bound_op(Tensor x, Tensor call) { return run_new("pool2d_bound", x, numbers_in("pool2d_bound", call)); }
+
+void pool2d_out_op(Tensor x, Tensor call, Tensor out) {
+  const char* op = "pool2d_out";
+  const PoolNumbers n = numbers_in(op, call);
   Pool2dPlan plan = plan_of(op, x, n);
   check_cpu(out, op, "out");
   check_dtype(out, x.scalar_type(), op, "out");
@@ -129,6 +137,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
       "avg_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, bool count_include_pad, "
       "int divisor) -> Tensor");
   m.def("global_avg_pool2d(Tensor x, bool keepdim) -> Tensor");
+  m.def("pool2d_bound(Tensor x, Tensor call) -> Tensor");
   m.def("pool2d_out(Tensor x, Tensor call, Tensor(a!) out) -> ()");
 }
 
@@ -136,6 +145,7 @@ STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, m) {
   m.impl("max_pool2d", TORCH_BOX(&max_pool2d_op));
   m.impl("avg_pool2d", TORCH_BOX(&avg_pool2d_op));
   m.impl("global_avg_pool2d", TORCH_BOX(&global_avg_pool2d_op));
+  m.impl("pool2d_bound", TORCH_BOX(&pool2d_bound_op));
   m.impl("pool2d_out", TORCH_BOX(&pool2d_out_op));
 }
 

@@ -248,19 +248,19 @@ def conv_call(
     return ConvCall(g, code, tf32=tf32_allowed(x.device), **numbers)
 
 
-def check_batch_norm(x: torch.Tensor, k: int, norm: BatchNorm) -> None:
+def check_batch_norm(x: torch.Tensor, k: int, norm: BatchNorm, op: str = OP) -> None:
     """Raises where a vector of length ``k`` is not one, or is there without its fellows."""
     bias, mean, var, weight, shift, eps = norm
-    check_vector(OP, "bias", bias, k, x)
-    check_vector(OP, "running_mean", mean, k, x)
-    check_vector(OP, "running_var", var, k, x)
-    check_vector(OP, "bn_weight", weight, k, x)
-    check_vector(OP, "bn_bias", shift, k, x)
+    check_vector(op, "bias", bias, k, x)
+    check_vector(op, "running_mean", mean, k, x)
+    check_vector(op, "running_var", var, k, x)
+    check_vector(op, "bn_weight", weight, k, x)
+    check_vector(op, "bn_bias", shift, k, x)
     if mean is None or var is None:
-        check_number(OP, "eps", eps)
-        check_given(OP, "running_var", var, "running_mean", mean)
-        check_given(OP, "running_mean", mean, "running_var", var)
-        check_given(OP, "running_mean", mean, "bn_weight", weight)
-        check_given(OP, "running_mean", mean, "bn_bias", shift)
+        check_number(op, "eps", eps)
+        check_given(op, "running_var", var, "running_mean", mean)
+        check_given(op, "running_mean", mean, "running_var", var)
+        check_given(op, "running_mean", mean, "bn_weight", weight)
+        check_given(op, "running_mean", mean, "bn_bias", shift)
     else:
-        check_at_least(OP, "eps", eps, 0)
+        check_at_least(op, "eps", eps, 0)

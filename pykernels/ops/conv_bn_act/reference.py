@@ -22,6 +22,14 @@ def reference(
     g = call.geometry
     x, padding = padded(x, g)
     z = F.conv2d(x, weight, None, g.stride, padding, g.dilation, g.groups)
+    return finish(z, norm, residual, call.activation, call.negative_slope)
+
+
+def finish(
+    z: torch.Tensor, norm: BatchNorm, residual: torch.Tensor | None, activation: int, negative_slope: float
+) -> torch.Tensor:
+    """What follows the convolution, in ``z``'s dtype."""
+    dtype = z.dtype
     accumulate = torch.promote_types(z.dtype, torch.float32)
     z = z.to(accumulate)
 
@@ -38,4 +46,4 @@ def reference(
             z = z + per_channel(norm.shift)
     if residual is not None:
         z = z + residual.to(accumulate)
-    return apply_activation(z, ACTIVATIONS[call.activation], call.negative_slope).to(x.dtype)
+    return apply_activation(z, ACTIVATIONS[activation], negative_slope).to(dtype)

@@ -40,6 +40,14 @@ def _fake_global(x: Tensor, keepdim: bool) -> Tensor:
     return _empty(x, PoolCall(True, (0, 0))) if keepdim else x.new_empty(x.shape[:2])
 
 
+def _fake_bound(x: Tensor, call: Tensor) -> Tensor:
+    # The window's size is among the numbers, which a trace does not read.
+    n, c = x.shape[:2]
+    p, q = (torch.library.get_ctx().new_dynamic_size() for _ in range(2))
+    strides = (c * p * q, 1, c * q, c) if suggest_memory_format(x) is torch.channels_last else (c * p * q, p * q, q, 1)
+    return x.new_empty_strided((n, c, p, q), strides)
+
+
 def _fake_out(x: Tensor, call: Tensor, out: Tensor) -> None:
     """Only writes."""
 
@@ -75,6 +83,7 @@ def _register() -> None:
     ):
         torch.library.register_fake(f"pykernels::{name}", fake)
         torch.library.register_autograd(f"pykernels::{name}", backward, setup_context=_keep)
+    torch.library.register_fake("pykernels::pool2d_bound", _fake_bound)
     torch.library.register_fake("pykernels::pool2d_out", _fake_out)
 
 

@@ -91,6 +91,9 @@ def test_pool2d_out_writes_where_it_is_told(layout):
     mean, out = torch.tensor(PoolCall(True, (0, 0)).numbers()), torch.empty(2, 6, 1, 1)
     OPS.pool2d_out(x, mean, out)
     torch.testing.assert_close(out, x.mean((2, 3), keepdim=True))
+    bound = OPS.pool2d_bound(x, call)
+    assert torch.equal(bound, expected)
+    assert bound.stride() == expected.stride()
 
 
 @native
@@ -107,6 +110,8 @@ def test_pool2d_out_refuses_what_does_not_fit():
     ):
         with pytest.raises(RuntimeError, match=f"pykernels.pool2d_out: {words}"):
             OPS.pool2d_out(*bad)
+    with pytest.raises(RuntimeError, match=r"pykernels.pool2d_bound: call: expected 12 int64 numbers"):
+        OPS.pool2d_bound(x, call[:5])
 
 
 @native
@@ -154,6 +159,7 @@ def test_opcheck(layout, requires_grad):
     if not requires_grad:
         call = torch.tensor(PoolCall(True, (2, 2), (2, 2)).numbers())
         opcheck(OPS.pool2d_out.default, (x, call, torch.empty(2, 4, 3, 2)))
+        opcheck(OPS.pool2d_bound.default, (x, call))
 
 
 @pytest.mark.parametrize("layout", FORMATS, ids=str)

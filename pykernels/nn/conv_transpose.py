@@ -1,0 +1,149 @@
+"""ConvTransposeBNAct2d: ConvTranspose2d, BatchNorm2d, residual add and activation as one module."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch._prims_common import suggest_memory_format
+
+from pykernels.nn._packed import Pack, Slot
+from pykernels.nn._phases import BoundTransposed, fit, pack_phases
+from pykernels.nn.conv import ConvBNAct, _frozen
+from pykernels.ops._activation import activation_code, apply_activation
+from pykernels.ops._arguments import pair
+from pykernels.ops.conv_bn_act.transposed import OP, TransposedCall, conv_transpose_bn_act
+
+_MOST_SHAPES = 256
+
+
+class ConvTransposeBNAct2d(ConvBNAct):
+    """``act(bn(conv(x)) + residual)`` of a transposed convolution, the same as the torch modules one after the other.
+
+    The arguments are those of `torch.nn.ConvTranspose2d`, then those of `torch.nn.BatchNorm2d` (``batch_norm=False``
+    for none), then the activation of `pykernels.ops.conv_transpose_bn_act`. All else is as in `ConvBNAct2d`: children
+    ``conv`` and ``bn``, training, packed weights on the CPU. For another size of the result than the smallest there is
+    ``output_padding``; ``forward`` takes no ``output_size``.
+
+    >>> block = pk.nn.ConvTransposeBNAct2d(128, 64, 4, stride=2, padding=1, activation="relu").eval()
+    >>> with torch.no_grad():
+    ...     y = block(x, residual)             # x: (N, 128, H, W) or (128, H, W); residual: y's shape, or None
+
+    Raises:
+        ValueError: An argument is wrong; those of torch's modules are named by torch.
+    """
+
+    conv: nn.ConvTranspose2d
+    bn: nn.BatchNorm2d | None
+    _conv_class = nn.ConvTranspose2d
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        output_padding: int | tuple[int, int] = 0,
+        groups: int = 1,
+        bias: bool = False,
+        dilation: int | tuple[int, int] = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        batch_norm: bool = True,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        activation: str = "relu",
+        negative_slope: float = 0.01,
+    ) -> None:
+        super().__init__()
+        conv = nn.ConvTranspose2d(
+            in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation,
+            device=device, dtype=dtype,
+        )  # fmt: skip
+        bn = None
+        if batch_norm:
+            bn = nn.BatchNorm2d(out_channels, eps, momentum, affine, track_running_stats, device, dtype)
+        self._assemble(conv, bn, activation, negative_slope)
+
+    def _forward(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        conv, bn = self.conv, self.bn
+        options: Any = {k: getattr(conv, k) for k in ("stride", "padding", "output_padding", "groups", "dilation")}
+        act, slope = self.activation, self.negative_slope
+        if bn is None or not (bn.training or bn.running_mean is None):
+            folded = () if bn is None else (bn.running_mean, bn.running_var, bn.weight, bn.bias)
+            return conv_transpose_bn_act(
+                x, conv.weight, conv.bias, *folded, eps=1e-5 if bn is None else bn.eps, residual=residual,
+                activation=act, negative_slope=slope, **options,
+            )  # fmt: skip
+        z = bn(conv_transpose_bn_act(x, conv.weight, conv.bias, activation="none", **options))
+        return apply_activation(z if residual is None else z + residual, act, slope)
+
+    def _run_images(self, pack: Any, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        unbatched = x.dim() == 3
+        if unbatched:
+            x, residual = x[None], None if residual is None else residual[None]
+        bound = pack.bound_for(x.shape) if x.dim() == 4 else None
+        # The plain op runs where a phase reads nothing of x, and says what is wrong with a shape.
+        if bound is None or x.shape[1] != pack.channels or (residual is not None and residual.shape != bound.shape):
+            y = self._forward(x, residual)
+        else:
+            y = bound.run(x, residual, suggest_memory_format(x) is torch.channels_last)
+        return y[0] if unbatched else y
+
+    def _key(self) -> Hashable:
+        key: Any = super()._key()
+        conv: Any = self._modules["conv"]
+        return *key[:-1], (*key[-1], _frozen(conv.output_padding))
+
+    def _features(self, weight: torch.Tensor) -> int:
+        return weight.shape[1] * self.conv.groups
+
+    def _pack_of(self, slots: Sequence[Slot], dtype: torch.dtype, key: Any) -> Pack | None:  # type: ignore[override]
+        conv, (_, _, eps, activation, slope, _) = self.conv, key
+        pairs: dict[str, Any] = {k: pair(OP, k, getattr(conv, k), n) for k, n in _LEAST.items()}
+        call = TransposedCall(
+            **pairs, groups=conv.groups, activation=activation_code(OP, activation), negative_slope=slope
+        )
+        rows, columns = call.phases(conv.weight.shape[2:])
+        on_cpu = conv.weight.is_cpu and all(p.taps for p in (*rows, *columns))
+        return _TransposedPack(slots, dtype, key, call, (eps, activation, slope)) if on_cpu else None
+
+
+_LEAST = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
+
+
+class _TransposedPack(Pack):
+    """All of a block but its inputs: the packs of the phases, and by shape what is bound."""
+
+    pads = False
+
+    def __init__(
+        self, slots: Sequence[Slot], dtype: torch.dtype, key: Any, call: TransposedCall, rest: tuple[float, str, float]
+    ) -> None:
+        self.call = call
+        self.by_shape: dict[torch.Size, BoundTransposed | None] = {}
+
+        def make(twins: list[Any]) -> Any:
+            weight, *vectors = twins
+            weight = weight.to(dtype)
+            self.channels, k, *size = weight.shape
+            self.k = k * call.groups
+            self.rows, self.columns = call.phases(size)
+            return pack_phases(weight, vectors, self.rows, self.columns, call.groups, rest)
+
+        super().__init__(slots, dtype, key, make)
+
+    def bound_for(self, x: torch.Size) -> BoundTransposed | None:
+        """What runs an input of shape ``x``; None where a phase reads nothing of it."""
+        if x not in self.by_shape:
+            if len(self.by_shape) >= _MOST_SHAPES:
+                self.by_shape.clear()
+            fits = x[1] == self.channels and fit(self.rows, self.columns, x[2:])
+            self.by_shape[x] = BoundTransposed(self.value, self.call.stride, self.k, x, False) if fits else None
+        return self.by_shape[x]
