@@ -25,8 +25,8 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
 endif()
 
 # For the native tests only: the AVX-512 tilings on plain code, so that they run on every machine. They run for seconds,
-# and g++ works on vectors that the machine hasn't for two minutes at -O3, for one at -O1.
-set(PK_FLAGS_wide512 -O1)
+# and g++ works on vectors that the machine hasn't for minutes at -O3 or -O1, for seconds at -Og.
+set(PK_FLAGS_wide512 -Og)
 set(PK_LANES_wide512 16)
 set(PK_REGISTERS_wide512 32)
 set(PK_DOT4_wide512 ON)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
 
 import pytest
@@ -13,6 +15,34 @@ if not torch.cuda.is_available():
 
 from pykernels import _native
 from tests.harness import cuda_build, cuda_reason, host_isas, triton_reason
+
+
+def _hurry_the_interpreter() -> None:
+    """Half of the time of Triton's interpreter goes into what nobody sees.
+
+    It computes each integer sum and product a second time, in 64 bits, for an assertion that it makes in debug mode
+    alone; and each call of a device function looks through its modules for what the launch has patched already.
+    """
+    from triton.language.core import is_builtin
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    assert not builder.options.debug, "the assertions of overflow would be made"
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+    builtins: dict[object, list[str]] = {}  # of a module or class, listed before any is patched
+
+    def patch_builtins(package, builder, scope):
+        if package not in builtins:
+            builtins[package] = [name for name, member in inspect.getmembers(package) if is_builtin(member)]
+        for name in builtins[package]:
+            if is_builtin(member := getattr(package, name)):
+                interpreter._patch_attr(package, name, member, builder, scope)
+
+    interpreter._patch_builtin = patch_builtins
+
+
+if triton_reason() is None and not torch.cuda.is_available():
+    _hurry_the_interpreter()
 
 
 @pytest.fixture(autouse=True)

@@ -101,9 +101,15 @@ __global__ void __launch_bounds__(kThreads, 4) depthwise(const __grid_constant__
     }
   }
   const Channels channels = channels_at(d.epilogue, k, count);
-  PK_UNROLL
-  for (int pixel = 0; pixel < kPixels; ++pixel) {
-    if (q + pixel < d.q) finish<typename Types::Type>(d.epilogue, channels, row * d.q + q + pixel, sum[pixel]);
+  // Rolled, the sums moving up: four copies of all the activations would be most of the kernel.
+  PK_ROLLED
+  for (int pixel = 0; pixel < kPixels && q + pixel < d.q; ++pixel) {
+    finish<typename Types::Type>(d.epilogue, channels, row * d.q + q + pixel, sum[0]);
+    PK_UNROLL
+    for (int next = 1; next < kPixels; ++next) {
+      PK_UNROLL
+      for (int c = 0; c < 8; ++c) sum[next - 1][c] = sum[next][c];
+    }
   }
 }
 
