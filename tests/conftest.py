@@ -26,7 +26,9 @@ def _hurry_the_interpreter() -> None:
     from triton.language.core import is_builtin
     from triton.runtime import interpreter
 
-    builder = interpreter.interpreter_builder
+    builder = getattr(interpreter, "interpreter_builder", None)
+    if not all(hasattr(interpreter, name) for name in ("_patch_builtin", "_patch_attr")) or builder is None:
+        return  # another Triton's: then it takes its time
     assert not builder.options.debug, "the assertions of overflow would be made"
     builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
     builtins: dict[object, list[str]] = {}  # of a module or class, listed before any is patched
