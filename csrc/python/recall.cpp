@@ -77,6 +77,12 @@ bool method_is(PyObject* x, PyObject* name, PyObject* expected) {
 // collects their tensors.
 class Arguments {
  public:
+  Arguments() = default;
+  Arguments(const Arguments&) = delete;
+  Arguments& operator=(const Arguments&) = delete;
+  ~Arguments() {
+    for (PyObject* t : tensors_) Py_DECREF(t);
+  }
   bool are(PyObject* x, PyObject* signature) {
     if (PyTuple_GET_SIZE(signature) == kOfTensor) return is_tensor(x, signature);
     PyObject *const kind = item(signature, 0), *const rest = item(signature, 1);
@@ -85,10 +91,10 @@ class Arguments {
     if (kind != reinterpret_cast<PyObject*>(&PyTuple_Type) && Py_TYPE(rest) == Py_TYPE(x)) {
       return PyObject_RichCompareBool(x, rest, Py_EQ) == 1;  // a value: a number, a torch.Size
     }
-    if (PyTuple_Check(x)) return are_items(&PyTuple_GET_ITEM(x, 0), PyTuple_GET_SIZE(x), rest);
+    if (PyTuple_Check(x)) return are_items(x, rest);
     if (PyList_Check(x)) {
-      // Nothing that is asked of its items can change a list: they are tensors, atoms and the like.
-      return are_items(reinterpret_cast<PyListObject*>(x)->ob_item, PyList_GET_SIZE(x), rest);
+      const Ref items(PyList_AsTuple(x));
+      return items.get() != nullptr && are_items(items.get(), rest);
     }
     return PyDict_Check(x) && are_pairs(x, rest);
   }
@@ -116,7 +122,7 @@ class Arguments {
     if (attributes.get() == nullptr || !PyDict_Check(attributes.get()) || PyDict_GET_SIZE(attributes.get()) != 0) {
       return false;
     }
-    tensors_.push_back(x);
+    tensors_.push_back(Py_NewRef(x));  // a list that holds it may change before it is used
     return true;
   }
 
@@ -125,10 +131,11 @@ class Arguments {
     return at >= 0 && at < static_cast<Py_ssize_t>(tensors_.size()) && tensors_[static_cast<size_t>(at)] == x;
   }
 
-  bool are_items(PyObject** items, Py_ssize_t count, PyObject* signatures) {
+  bool are_items(PyObject* items, PyObject* signatures) {
+    const Py_ssize_t count = PyTuple_GET_SIZE(items);
     if (PyTuple_GET_SIZE(signatures) != count) return false;
     for (Py_ssize_t i = 0; i < count; ++i) {
-      if (!are(items[i], item(signatures, i))) return false;
+      if (!are(item(items, i), item(signatures, i))) return false;
     }
     return true;
   }
