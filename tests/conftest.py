@@ -27,9 +27,16 @@ def _hurry_the_interpreter() -> None:
     from triton.runtime import interpreter
 
     builder = getattr(interpreter, "interpreter_builder", None)
-    if not all(hasattr(interpreter, name) for name in ("_patch_builtin", "_patch_attr")) or builder is None:
-        return  # another Triton's: then it takes its time
-    assert not builder.options.debug, "the assertions of overflow would be made"
+    known = {
+        "_patch_builtin": ["pkg", "builder", "scope"],
+        "_patch_attr": ["obj", "name", "member", "builder", "scope"],
+    }
+    for name, parameters in known.items():
+        if list(inspect.signature(getattr(interpreter, name, lambda: None)).parameters) != parameters:
+            return  # another Triton's: then it takes its time
+    options = getattr(builder, "options", None)
+    if getattr(options, "debug", True) or not hasattr(options, "sanitize_overflow"):
+        return
     builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
     builtins: dict[object, list[str]] = {}  # of a module or class, listed before any is patched
 

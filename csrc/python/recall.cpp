@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "pykernels/isa.h"
+#include "python/ref.h"
 #include "python/unchanged.h"
 #include "torch/notes.h"
 
@@ -15,23 +16,6 @@ namespace {
 enum Field : Py_ssize_t { modes, args, kwargs, watched, sources, weights, run, constants, program, fields };
 // The fields of its `sources`.
 enum Source : Py_ssize_t { is_stepped, tensors, versions, note, isa, source_fields };
-
-// Owns a reference, or null.
-class Ref {
- public:
-  explicit Ref(PyObject* object) : object_(object) {}
-  Ref(const Ref&) = delete;
-  Ref& operator=(const Ref&) = delete;
-  ~Ref() { Py_XDECREF(object_); }
-  PyObject* get() const { return object_; }
-  bool is(PyObject* other) const { return object_ == other; }
-  bool equals(PyObject* other) const {
-    return object_ != nullptr && (object_ == other || PyObject_RichCompareBool(object_, other, Py_EQ) == 1);
-  }
-
- private:
-  PyObject* object_;
-};
 
 PyObject* item(PyObject* tuple, Py_ssize_t i) { return PyTuple_GET_ITEM(tuple, i); }
 
@@ -140,13 +124,13 @@ class Arguments {
     return true;
   }
 
+  // The items are copied first: what a tensor is asked may run other code, which may change the dict.
   bool are_pairs(PyObject* dict, PyObject* signatures) {
-    if (PyTuple_GET_SIZE(signatures) != PyDict_GET_SIZE(dict)) return false;
-    Py_ssize_t position = 0, i = 0;
-    PyObject *key, *value;
-    while (PyDict_Next(dict, &position, &key, &value)) {
-      PyObject* const pair = item(signatures, i++);
-      if (!are(key, item(pair, 0)) || !are(value, item(pair, 1))) return false;
+    const Ref pairs(PyDict_Items(dict));
+    const Ref items(pairs.get() == nullptr ? nullptr : PyList_AsTuple(pairs.get()));
+    if (items.get() == nullptr || PyTuple_GET_SIZE(items.get()) != PyTuple_GET_SIZE(signatures)) return false;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(signatures); ++i) {
+      if (!are_items(item(items.get(), i), item(signatures, i))) return false;
     }
     return true;
   }
@@ -199,6 +183,19 @@ bool is_unchanged(PyObject* watch) {
   return unchanged(item(watch, 0), item(watch, 1), item(watch, 2), item(watch, 3)) == 1;
 }
 
+bool is_entry(PyObject* entry) {
+  if (!PyTuple_Check(entry) || PyTuple_GET_SIZE(entry) < fields) return false;
+  PyObject* const made_of = item(entry, sources);
+  return made_of == Py_None || (PyTuple_Check(made_of) && PyTuple_GET_SIZE(made_of) == source_fields);
+}
+
+// Forgets an error of the comparison, which makes a miss. False for what the user has sent, such as KeyboardInterrupt.
+bool forget_error() {
+  if (PyErr_Occurred() != nullptr && !PyErr_ExceptionMatches(PyExc_Exception)) return false;
+  PyErr_Clear();
+  return true;
+}
+
 PyObject* run_it(PyObject* entry, const std::vector<PyObject*>& given) {
   std::vector<PyObject*> arguments{item(entry, constants)};
   arguments.insert(arguments.end(), given.begin(), given.end());
@@ -221,18 +218,21 @@ PyObject* recall(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   PyObject *const context = arguments[0], *const ran = arguments[2];
   const Ref known(Py_NewRef(arguments[1]));  // the stub may get others while these are looked at
   if (PyTuple_GET_SIZE(known.get()) == 0 || !is_still(item(context, 0))) {
-    PyErr_Clear();
-    return Py_NewRef(miss());
+    return forget_error() ? Py_NewRef(miss()) : nullptr;
   }
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(known.get()); ++i) {
     PyObject* const entry = item(known.get(), i);
+    if (!is_entry(entry)) {
+      PyErr_SetString(PyExc_TypeError, "recall: known: expected tuples as in pykernels/optimize/_recall.py");
+      return nullptr;
+    }
     Arguments given;
     const bool is_like_it = given.are(arguments[3], item(entry, args)) &&
                             given.are(arguments[4], item(entry, kwargs)) &&
                             are_modes(item(context, 1), item(entry, modes)) && is_unchanged(item(entry, watched)) &&
                             are_current(item(entry, sources)) && want_no_gradients(item(entry, weights));
     if (!is_like_it) {
-      PyErr_Clear();
+      if (!forget_error()) return nullptr;
       continue;
     }
     if (PyList_GET_ITEM(ran, 0) != item(entry, program)) {

@@ -9,10 +9,11 @@ namespace pk::python {
 //
 //   context  (still, modes): flat pairs of a function and what it has to return (the very object), and the functions
 //            whose results an entry names in its own `modes`
-//   known    entries, each a tuple of kFields: see pykernels/optimize/_recall.py, which makes them
+//   known    entries, each a tuple: see pykernels/optimize/_recall.py, which makes them
 //   ran      a list of one item, which becomes the program of the entry that ran
 //
-// What a program's run raises is raised; whatever else goes wrong is a miss.
+// What a program's run raises is raised, and so is what the user sends meanwhile (KeyboardInterrupt); an Exception of
+// the comparison is a miss.
 PyObject* recall(PyObject* self, PyObject* const* arguments, Py_ssize_t count);
 
 // The object that stands for: none of these, ask Python.

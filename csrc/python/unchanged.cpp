@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "python/ref.h"
+
 namespace pk::python {
 namespace {
 
@@ -61,8 +63,19 @@ int same_container(PyObject* container, PyObject* snapshot, uint64_t* number) {
   return -1;
 }
 
+// The dict of a class, owned; or `owner` itself.
+PyObject* dict_of(PyObject* owner) {
+  if (!PyType_Check(owner)) return Py_NewRef(owner);
+#if PY_VERSION_HEX < 0x030C0000
+  return Py_XNewRef(reinterpret_cast<PyTypeObject*>(owner)->tp_dict);
+#else
+  return PyType_GetDict(reinterpret_cast<PyTypeObject*>(owner));  // Python's own classes have no tp_dict
+#endif
+}
+
 int same_entry(PyObject* owner, PyObject* name, PyObject* then, uint64_t* number) {
-  PyObject* const dict = PyType_Check(owner) ? reinterpret_cast<PyTypeObject*>(owner)->tp_dict : owner;
+  const Ref held(dict_of(owner));
+  PyObject* const dict = held.get();
   PyObject* value = nullptr;
   uint64_t now = 0;
   if (dict != nullptr && PyDict_Check(dict)) {

@@ -141,9 +141,12 @@ class _TransposedPack(Pack):
 
     def bound_for(self, x: torch.Size) -> BoundTransposed | None:
         """What runs an input of shape ``x``; None where a phase reads nothing of it."""
-        if x not in self.by_shape:
-            if len(self.by_shape) >= _MOST_SHAPES:
-                self.by_shape.clear()
-            fits = x[1] == self.channels and fit(self.rows, self.columns, x[2:])
-            self.by_shape[x] = BoundTransposed(self.value, self.call.stride, self.k, x, False) if fits else None
-        return self.by_shape[x]
+        found = self.by_shape.get(x, self)
+        if found is not self:
+            return found  # type: ignore[return-value]
+        fits = x[1] == self.channels and fit(self.rows, self.columns, x[2:])
+        made = BoundTransposed(self.value, self.call.stride, self.k, x, False) if fits else None
+        if len(self.by_shape) >= _MOST_SHAPES:
+            self.by_shape.clear()
+        self.by_shape[x] = made
+        return made

@@ -337,10 +337,10 @@ class _Writer:
     def _statement(self, step: Step) -> str:
         arguments = [self._expression(a) for a in step.args]
         arguments += [f"{k}={self._expression(v)}" for k, v in step.kwargs.items()]
-        function = step.function
-        if step.kind == "module" and vars(function).get("_compiled_call_impl") is not None:
-            function = function._call_impl  # its stub would ask again what has been asked
-        call = f"{self._name(function)}({', '.join(arguments)})"
+        function = self._name(step.function)
+        if step.kind == "module" and vars(step.function).get("_compiled_call_impl") is not None:
+            function += "._call_impl"  # its stub would ask again what has been asked
+        call = f"{function}({', '.join(arguments)})"
         return call if step.outputs is None else f"{_pattern(step.outputs)} = {call}"
 
     def _into_place(self, step: Step, i: int, places: dict[Any, str]) -> str:

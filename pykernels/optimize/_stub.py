@@ -123,7 +123,7 @@ class Stub:
     """Calls ``module``. ``programs`` are by exact arguments, ``general`` by what a program may hold for, ``known`` are
     the last calls, for `recall`.
 
-    For the report: ``last`` is the program that ran last, and ``plainly`` counts the calls that passed programs by.
+    For the report: ``ran`` holds the program that ran last, and ``plainly`` counts the calls that passed programs by.
     """
 
     __slots__ = (

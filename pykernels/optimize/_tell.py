@@ -184,7 +184,7 @@ def _tell_step(step: Step, why: str, replaced: list[Replaced], left: list[Left])
         replaced.append(Replaced(tuple(s or "the model" for s in step.sources), step.note, "our batch_norm_act_bound"))
         return OURS
     if is_squeeze(step):
-        replaced.append(Replaced(step.sources, step.note, "pk.ops.squeeze_excite"))
+        replaced.append(Replaced(tuple(s or "the model" for s in step.sources), step.note, "pk.ops.squeeze_excite"))
         return OURS
     if step.kind == "module" and step.note:
         replaced.append(Replaced((where,), step.note, f"pk.nn.{step.note}"))

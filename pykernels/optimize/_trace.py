@@ -11,11 +11,12 @@ from types import ModuleType
 from typing import Any
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pykernels._imports import after_import
 
 
-def apart(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def apart(run: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """``run(*args, **kwargs)``, of which Dynamo sees nothing."""
     return run(*args, **kwargs)
 
@@ -52,7 +53,7 @@ may_break._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def any_requires_grad(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Does one of the arguments? Then no program would run, and a compiled backward is worth having."""
-    return any(isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values()))
+    return any(isinstance(x, Tensor) and x.requires_grad for x in pytree.tree_leaves((args, kwargs)))
 
 
 def _hide(dynamo: ModuleType) -> None:

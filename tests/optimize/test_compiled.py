@@ -201,3 +201,29 @@ def test_one_of_low_precision_casts_once(fullgraph):
         got = compiled(image())
         assert got.dtype == torch.float32
         assert relative_l2(got, net(image())) < 1e-2
+
+
+class Named(nn.Module):
+    """Names of arguments that the way to it has too; an input within a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, images, run=1.0, self_=0.0, args=0.0):
+        return self.conv(images[0]) * run + self_ + args
+
+
+def test_any_name_of_an_argument_and_inputs_within_lists():
+    net = Named().eval()
+    compiled = torch.compile(pk.optimize(net), backend="eager")
+    x = image(2, 3, 12, 12)
+    with torch.no_grad():
+        for _ in range(3):
+            got = compiled([x], run=2.0, self_=1.0, args=3.0)
+        torch.testing.assert_close(got, net([x], 2.0, 1.0, 3.0))
+    wants = x.clone().requires_grad_()
+    compiled([wants]).sum().backward()
+    expected = x.clone().requires_grad_()
+    net([expected]).sum().backward()
+    torch.testing.assert_close(wants.grad, expected.grad)

@@ -355,5 +355,6 @@ def test_what_else_is_ours(layout):
     fast(x)
     exported = export(fast, x)
     assert {"group_norm_act", "avg_pool2d", "upsample2d"} <= set(ops(exported))
+    assert any(name.startswith("squeeze_excite") for name in ops(exported))
     agree(exported.module()(x), net(x))
     agree(exported.run_decompositions().module()(x), net(x))
