@@ -1,5 +1,6 @@
 #include "python/recall.h"
 
+#include <cmath>
 #include <exception>
 #include <utility>
 #include <vector>
@@ -73,7 +74,9 @@ class Arguments {
     if (PyUnicode_Check(kind)) return is_again(x, rest);
     if (reinterpret_cast<PyObject*>(Py_TYPE(x)) != kind) return false;
     if (kind != reinterpret_cast<PyObject*>(&PyTuple_Type) && Py_TYPE(rest) == Py_TYPE(x)) {
-      return PyObject_RichCompareBool(x, rest, Py_EQ) == 1;  // a value: a number, a torch.Size
+      // A value: a number, a torch.Size. No signature holds -0.0, which equals 0.0.
+      if (PyFloat_Check(x) && std::signbit(PyFloat_AS_DOUBLE(x)) && PyFloat_AS_DOUBLE(x) == 0) return false;
+      return PyObject_RichCompareBool(x, rest, Py_EQ) == 1;
     }
     if (PyTuple_Check(x)) return are_items(x, rest);
     if (PyList_Check(x)) {
@@ -189,11 +192,17 @@ bool is_entry(PyObject* entry) {
   return made_of == Py_None || (PyTuple_Check(made_of) && PyTuple_GET_SIZE(made_of) == source_fields);
 }
 
-// Forgets an error of the comparison, which makes a miss. False for what the user has sent, such as KeyboardInterrupt.
+// Forgets an error of the comparison, which makes a miss. False for what may be somebody else's: the functions that are
+// called may be Python's, and there the handlers of signals run, and raise a KeyboardInterrupt or a TimeoutError.
 bool forget_error() {
-  if (PyErr_Occurred() != nullptr && !PyErr_ExceptionMatches(PyExc_Exception)) return false;
-  PyErr_Clear();
-  return true;
+  if (PyErr_Occurred() == nullptr) return true;
+  for (PyObject* ours : {PyExc_RuntimeError, PyExc_TypeError, PyExc_ValueError, PyExc_AttributeError}) {
+    if (PyErr_ExceptionMatches(ours)) {
+      PyErr_Clear();
+      return true;
+    }
+  }
+  return false;
 }
 
 PyObject* run_it(PyObject* entry, const std::vector<PyObject*>& given) {

@@ -12,8 +12,8 @@ namespace pk::python {
 //   known    entries, each a tuple: see pykernels/optimize/_recall.py, which makes them
 //   ran      a list of one item, which becomes the program of the entry that ran
 //
-// What a program's run raises is raised, and so is what the user sends meanwhile (KeyboardInterrupt); an Exception of
-// the comparison is a miss.
+// What a program's run raises is raised, and so is what the handlers of signals raise meanwhile; an error of the
+// comparison is a miss.
 PyObject* recall(PyObject* self, PyObject* const* arguments, Py_ssize_t count);
 
 // The object that stands for: none of these, ask Python.

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from pykernels.nn._packed import asked_backend, undisturbed
 from pykernels.optimize import _compile, _kinds
-from pykernels.optimize._graph import Graph, Step, Value, storage_of, values_in
+from pykernels.optimize._graph import OF_STEPS, Graph, Step, Value, storage_of, values_in
 from pykernels.optimize._ops import pack_ops
 from pykernels.optimize._program import Program
 from pykernels.optimize._watch import Watch
@@ -86,7 +86,7 @@ class _Compiled:
         given: list[Any] = [_Size(a) if type(a) is int else a for a in (args[i] for i in inputs)]
         try:
             result = program(given)
-        except Exception:
+        except OF_STEPS:
             if not program.again:
                 raise
             # What is wrong torch says in its own words; if nothing is, the program was not for these inputs.

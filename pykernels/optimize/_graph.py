@@ -11,6 +11,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+#: What a step may raise, or our own look at one. Other exceptions are somebody else's: the handler of a signal, which
+#: may run anywhere, raises a TimeoutError.
+OF_STEPS = RuntimeError, TypeError, ValueError, LookupError, ArithmeticError, AssertionError, AttributeError
+
 Constant = str | int | float | bool | None
 
 

@@ -84,7 +84,7 @@ def group_norm_of(step: Step) -> tuple[FusedConv, Value] | None:
         return None
     x, weight, bias = (given.get(k) for k in ("input", "weight", "bias"))
     eps: Any = given.get("eps", 1e-5)
-    if not plain or type(eps) is not float or eps < 0 or not isinstance(x, Value):
+    if not plain or type(eps) is not float or eps <= 0 or not isinstance(x, Value):
         return None
     if not takes_image(GROUP_NORM_ACT, step, x) or step.results()[0].layout != x.layout or _is_torchs(x):
         return None

@@ -65,7 +65,8 @@ class Program:
         #: Its parameters are still to be looked at for what may be kept packed alone.
         self.is_new = True
         self.is_whole = not any(s.kind == "opaque" for s in graph.steps)
-        self.again = self.is_whole and not any(v.storage == -1 for s in graph.steps for v in s.writes)
+        self.writes_inputs = any(v.storage == -1 for s in graph.steps for v in s.writes)
+        self.again = self.is_whole and not self.writes_inputs
         self.fused = [s for s in graph.steps if isinstance(s.function, FusedConv)]
         self._counters = _counters(watch)
         for step in self.fused:
@@ -96,6 +97,11 @@ class Program:
     def wants_gradients(self) -> bool:
         """Has somebody asked for gradients of the weights?"""
         return any(v.tensor is not None and v.tensor.requires_grad for v in self.sources)
+
+    def shares(self, tensors: list[Tensor]) -> bool:
+        """Does one of its inputs lie in a source's memory? What was made of that would be stale in the middle."""
+        mine = {v.tensor.untyped_storage().data_ptr() for v in self.sources if v.tensor is not None}
+        return any(t.untyped_storage().data_ptr() in mine for t in tensors)
 
     def __call__(self, tensors: list[Tensor]) -> Any:
         """The result for these inputs."""

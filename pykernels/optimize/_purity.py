@@ -21,6 +21,7 @@ from typing import Any
 import numpy
 import torch
 
+from pykernels.optimize._graph import OF_STEPS
 from pykernels.optimize._watch import MISSING, Watch, is_own
 
 _TRUSTED = tuple(
@@ -157,6 +158,9 @@ class Onlooker:
     def __init__(self, watch: Watch, part: Callable[[], list[Findings]]) -> None:
         self.watch, self.part = watch, part
         self.asleep = False
+        #: The frame of an import that goes on. What a module runs when it is loaded is nothing of the model's, and
+        #: there may be thousands of functions.
+        self._importing: types.FrameType | None = None
         #: What may still run on somebody else's behalf after a sleep.
         self._others: set[types.CodeType] = set()
         self._resolved: set[str] = set()
@@ -164,6 +168,10 @@ class Onlooker:
 
     def __call__(self, frame: types.FrameType, event: str, argument: Any) -> None:
         """Never raises: what goes wrong here is a reason not to capture."""
+        if self._importing is not None:
+            if event == "return" and frame is self._importing:
+                self._importing = None
+            return
         if self.asleep or (self._others and self._is_of_others(frame)):
             return
         try:
@@ -171,7 +179,7 @@ class Onlooker:
                 self._python(frame)
             elif event == "c_call" and not _is_for_trusted(frame):
                 self._native(argument, frame)
-        except Exception as problem:
+        except OF_STEPS as problem:
             self.part()[-1].refuse(f"{frame.f_code.co_name} can't be looked into ({type(problem).__name__})")
 
     def wake(self, callbacks: list[Any]) -> None:
@@ -189,6 +197,13 @@ class Onlooker:
 
     def _python(self, frame: types.FrameType) -> None:
         code, caller = frame.f_code, frame.f_back
+        if code.co_name == "_find_and_load" and code.co_filename == "<frozen importlib._bootstrap>":
+            name = frame.f_locals.get("name")
+            if name not in sys.modules:
+                if not _is_for_trusted(caller):
+                    self.part()[-1].refuse(f"imports {name}{place_in_model(caller)}")
+                self._importing = frame
+                return
         if _is_trusted(code.co_filename):
             if caller is not None and not _is_for_trusted(caller):
                 self._into_trusted(frame)

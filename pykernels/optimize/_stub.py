@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import threading
 import weakref
 from collections.abc import Hashable
@@ -20,7 +21,7 @@ from torch.compiler import is_compiling
 from pykernels.nn._packed import asked_backend, undisturbed
 from pykernels.nn._replaceable import has_hooks
 from pykernels.optimize import _compile, _trace
-from pykernels.optimize._graph import layout_of, suggests_channels_last
+from pykernels.optimize._graph import OF_STEPS, layout_of, suggests_channels_last
 from pykernels.optimize._keep import PackedWeight, check_whole, release
 from pykernels.optimize._layout import FED, fed
 from pykernels.optimize._program import Program
@@ -166,7 +167,7 @@ class Stub:
             return self._traced(args, kwargs)
         try:
             result = recall(CONTEXT, self.known, self.ran, args, kwargs)
-        except Exception:
+        except OF_STEPS:
             pass  # it runs once more below, to raise in the module's own words
         else:
             if result is not MISS:
@@ -245,6 +246,8 @@ class Stub:
                 self._changed(key, found)
             elif grad and found.wants_gradients():
                 return self._plainly("its weights require gradients", args, kwargs)
+            elif found.writes_inputs and found.shares(tensors):
+                return self._plainly("an argument that is written to lies in the model's own memory", args, kwargs)
             else:
                 return self._run(found, key, args, kwargs, tensors)
         return self._capture(key, args, kwargs, tensors)
@@ -279,7 +282,7 @@ class Stub:
                 self.family.release(program)
             self._remember(program, key, tensors)
             return result
-        except Exception:
+        except OF_STEPS:
             if not program.again:
                 raise
             # What is wrong, the module says in its own words; if nothing is, the program was not for these sizes.
@@ -401,8 +404,8 @@ def _signature(x: Any, tensors: list[Tensor]) -> Hashable:
         tensors.append(x)
         return x.shape, x.stride(), kind, x.dtype, x.device, x.requires_grad
     if kind in _SCALARS:
-        if kind is float and x != x:
-            raise _Unsuited("NaN")
+        if kind is float and (x != x or (x == 0 and math.copysign(1, x) < 0)):  # which equals 0.0
+            raise _Unsuited("NaN or -0.0")
         return kind, x
     if kind is tuple or kind is list or (isinstance(x, tuple) and hasattr(x, "_fields")):
         return kind, tuple([_signature(i, tensors) for i in x])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import time
 
@@ -234,3 +235,33 @@ def test_embeddings_that_scale_their_weight_in_place():
         for i in (torch.tensor([0, 1]), torch.tensor([1, 2]), torch.tensor([2])):
             for a, b in zip(fast(x, i), model(x, i), strict=True):
                 assert relative_l2(a, b) < 1e-5
+
+
+class Cached(nn.Module):
+    """Writes to what it is given, then reads what it has."""
+
+    def __init__(self):
+        super().__init__()
+        self.c, self.scale = nn.Conv2d(3, 3, 1), nn.Parameter(torch.ones(1))
+        self.register_buffer("cache", torch.zeros(2, 3, 6, 6))
+
+    def forward(self, x, cache):
+        cache.add_(x if cache.dim() == 4 else 1)
+        return F.conv2d(self.cache + x, self.c.weight * self.scale, self.c.bias).relu()
+
+
+@pytest.mark.parametrize(
+    "own",
+    [lambda m: m.cache[:], lambda m: m.cache, lambda m: m.scale.data, lambda m: m.scale.view(1)],
+    ids=["view of a buffer", "buffer", "data", "view of a parameter"],
+)
+@pytest.mark.parametrize("first", [False, True], ids=["after another", "at once"])
+@torch.no_grad()
+def test_arguments_in_the_models_own_memory(own, first):
+    model = Cached().eval()
+    fast, x = pk.optimize(copy.deepcopy(model)), normal(2, 3, 6, 6)
+    for _ in range(0 if first else 3):
+        other = torch.zeros_like(own(model))
+        assert relative_l2(fast(x, other.clone()), model(x, other.clone())) < 1e-5
+    for _ in range(4):
+        assert relative_l2(fast(x, own(fast)), model(x, own(model))) < 1e-5

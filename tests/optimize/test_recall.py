@@ -192,6 +192,7 @@ UNLIKE = [
     ((1,), (True,)),
     ((1,), (1.0,)),
     ((1.5,), (float("nan"),)),
+    ((0.0,), (-0.0,)),
     (("x",), ("y",)),
     ((torch.Size([1, 2]),), ((1, 2),)),
     (((1, 2),), (torch.Size([1, 2]),)),
@@ -279,7 +280,40 @@ def test_an_interrupt_is_no_miss():
     for context in (((interrupted, None), MODES), (CONTEXT[0], (interrupted, *MODES[1:]))):
         with pytest.raises(KeyboardInterrupt):
             recall(context, (entry,), [None], (u,), {})
-    assert recall(((lambda: 1 / 0, None), MODES), (entry,), [None], (u,), {}) is MISS
+    assert recall(((lambda: int("x"), None), MODES), (entry,), [None], (u,), {}) is MISS
+
+
+@pytest.mark.parametrize("error", [TimeoutError, KeyboardInterrupt])
+def test_what_the_handler_of_a_signal_raises_arrives(error):
+    def interrupted(*_):
+        raise error
+
+    fast, x = pk.optimize(mlp()), torch.randn(3, 8)
+    with torch.no_grad():
+        for _ in range(3):
+            fast(x)
+        stub = stub_of(fast)
+        entry = stub.known[0]
+        stub.known = (entry._replace(run=interrupted),)
+        with pytest.raises(error):
+            fast(x)
+        bound = entry.program._bound
+        bound.by_shape = dict.fromkeys(bound.by_shape, (interrupted, ()))
+        stub.known = ()
+        with pytest.raises(error):
+            fast(x)
+
+
+def test_minus_nought_is_another_argument():
+    class Quotient(nn.Module):
+        def forward(self, x, divisor):
+            return x / divisor
+
+    model, x = Quotient().eval(), torch.ones(3)
+    fast = pk.optimize(model)
+    with torch.no_grad():
+        for divisor in (0.0, 0.0, 0.0, -0.0, 0.0, -0.0):
+            assert torch.equal(fast(x, divisor), model(x, divisor))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import gc
 import pickle
+import sys
 import time
 from collections import OrderedDict
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import pykernels as pk
+from pykernels.optimize import _purity
 from pykernels.optimize._record import Recorder
 from tests.harness import relative_l2
 from tests.models.bounds import model_bound
@@ -453,3 +455,30 @@ def test_a_named_tuple_with_a_field_called_as_an_attribute():
     fast = same(MayGiveAux(), image())
     assert not fast.report().left
     assert fast.report().programs == 1
+
+
+def test_imports_are_not_looked_into(tmp_path, monkeypatch):
+    """There may be thousands of functions behind one, and each would be resolved against all that was met."""
+    lines = [f"def f{i}(x):\n    return x + {i}\n\ny{i} = f{i}({i})\n" for i in range(50)]
+    (tmp_path / "imported_while_recording.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            import imported_while_recording
+
+            return self.conv(x) + imported_while_recording.y1
+
+    looked, resolve = [], _purity.Onlooker._resolve
+    monkeypatch.setattr(_purity.Onlooker, "_resolve", lambda self, names: looked.append(names) or resolve(self, names))
+    model = Late().eval()
+    fast, x = pk.optimize(model), torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        for _ in range(3):
+            torch.testing.assert_close(fast(x), model(x))
+    assert len(looked) < 50
+    monkeypatch.delitem(sys.modules, "imported_while_recording")

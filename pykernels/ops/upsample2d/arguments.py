@@ -36,6 +36,8 @@ def upsample_call(
 ) -> UpsampleCall:  # fmt: skip
     """The call, checked against itself and the image."""
     check_choice(OP, "mode", mode, MODES)
+    if align_corners is not None and type(align_corners) is not bool:
+        fail(TypeError, OP, "align_corners", "a bool or None", type(align_corners).__name__)
     if align_corners is not None and mode != "bilinear":
         fail(ValueError, OP, "align_corners", f'None, because mode is "{mode}"', align_corners)
     code = CORNERS if align_corners else MODES.index(mode)
