@@ -6,10 +6,12 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstring>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "common/activation.h"
@@ -103,6 +105,21 @@ inline void check_shape(const Tensor& t, const std::vector<int64_t>& expected, c
   for (size_t i = 0; i < expected.size(); ++i) s << (i ? ", " : "") << expected[i];
   s << ')';
   fail(op, argument, "expected shape ", s.str(), ", got ", shape_of(t));
+}
+
+// `call` holds the fields of a Numbers, which are all of the type Number: int64_t or double.
+template <class Numbers, class Number>
+Numbers numbers_in(const char* op, const Tensor& call) {
+  constexpr bool whole = std::is_same_v<Number, int64_t>;
+  constexpr int64_t count = sizeof(Numbers) / sizeof(Number);
+  check_cpu(call, op, "call");
+  check(call.scalar_type() == (whole ? ScalarType::Long : ScalarType::Double) && call.is_contiguous() &&
+            call.numel() == count,
+        op, "call", "expected ", count, whole ? " int64" : " float64", " numbers, got ", dtype_name(call.scalar_type()),
+        " of shape ", shape_of(call));
+  Numbers numbers;
+  std::memcpy(&numbers, call.const_data_ptr(), sizeof numbers);
+  return numbers;
 }
 
 inline void check_status(Status status, const char* op) {

@@ -13,7 +13,8 @@ namespace {
 using Args = GroupNormActArgs;
 using Plan = GroupNormActPlan;
 
-// Elements whose moments are taken at once; fixed, so that results don't depend on the threads.
+// Elements whose moments are taken at once, in float32, and merged in double: the error doesn't grow with the group.
+// Fixed, so that results don't depend on the threads.
 constexpr int64_t kChunk = 32768;
 // The least that a thread is woken for, in elements.
 constexpr int64_t kGrain = 16384;
@@ -34,50 +35,64 @@ void normalise(const Args& a, const Moments& m, int64_t first, int64_t count, fl
   }
 }
 
-// Channels [first, first + count) of image n; scale and shift are the image's.
-void apply(const Args& a, int64_t n, int64_t first, int64_t count, const float* scale, const float* shift,
-           const Executor& executor) {
-  const auto part = [&](const void* data, const int64_t* stride) {
-    return element(a, data, n * stride[0] + first * stride[1]);
-  };
-  BatchNormTensor x = a.x;
-  x.data = part(a.x.data, a.x.stride);
+// The second pass over `count` channels of an image: what no call of it changes.
+Status plan_apply(const Args& a, int64_t count, BatchNormActPlan* plan) {
+  BatchNormTensor x;
   x.channels = count;
   BatchNormActArgs b;
   b.n = 1, b.c = count, b.h = a.h, b.w = a.w;
   b.dtype = a.dtype;
   b.x = &x;
   b.pieces = 1;
-  b.scale = scale + first;
-  b.shift = shift + first;
   b.activation = a.activation;
   b.negative_slope = a.negative_slope;
   b.residual = a.residual;
-  if (a.residual.data) b.residual.data = part(a.residual.data, a.residual.stride);
-  b.y = const_cast<char*>(part(a.y, a.y_stride));
   for (int i = 0; i < 4; ++i) b.y_stride[i] = a.y_stride[i];
-  BatchNormActPlan plan;
-  if (make_plan(b, &plan)) run(plan, executor);  // what it checks, this family's plan has
+  PK_TRY(make_plan(b, plan));
+  plan->args.x = nullptr;  // x ends here
+  return kOk;
+}
+
+// It, for the channels from `first` on of image n; scale and shift are the image's.
+void apply(const Plan& plan, int64_t n, int64_t first, const float* scale, const float* shift,
+           const Executor& executor) {
+  const Args& a = plan.args;
+  const auto part = [&](const void* data, const int64_t* stride) {
+    return element(a, data, n * stride[0] + first * stride[1]);
+  };
+  BatchNormActPlan call = plan.apply;
+  BatchNormTensor x = a.x;
+  x.data = part(a.x.data, a.x.stride);
+  x.channels = call.args.c;
+  call.args.x = &x;
+  call.args.scale = scale + first;
+  call.args.shift = shift + first;
+  if (a.residual.data) call.args.residual.data = part(a.residual.data, a.residual.stride);
+  call.args.y = const_cast<char*>(part(a.y, a.y_stride));
+  run(call, executor);
 }
 
 void run_planes(const Plan& plan, float* scale, float* shift, const Executor& executor) {
   const Args& a = plan.args;
   const int64_t size = a.c / a.groups, pixels = a.h * a.w;
   const bool whole = a.x.stride[1] == pixels;  // a group is one run of memory
+  const int64_t adjacent = whole ? size * pixels : pixels;
   parallel_for(executor, 0, a.n * a.groups, kGrain / (size * pixels) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = i / a.groups, first = i % a.groups * size;
       Moments group;
       for (int64_t c = first; c < first + size; c += whole ? size : 1) {
-        const int64_t count = whole ? size * pixels : pixels;
-        Moments m;
-        m.count = static_cast<double>(count);
-        const int64_t at = n * a.x.stride[0] + c * a.x.stride[1];
-        plan.kernels->plane(a.dtype, element(a, a.x.data, at), count, &m.mean, &m.squares);
-        group.add(m);
+        const int64_t start = n * a.x.stride[0] + c * a.x.stride[1];
+        for (int64_t at = 0; at < adjacent; at += kChunk) {
+          const int64_t left = adjacent - at, count = left < kChunk ? left : kChunk;
+          Moments m;
+          m.count = static_cast<double>(count);
+          plan.kernels->plane(a.dtype, element(a, a.x.data, start + at), count, &m.mean, &m.squares);
+          group.add(m);
+        }
       }
       normalise(a, group, first, size, scale + n * a.c, shift + n * a.c);
-      apply(a, n, first, size, scale + n * a.c, shift + n * a.c, serial_executor());
+      apply(plan, n, first, scale + n * a.c, shift + n * a.c, serial_executor());
     }
   });
 }
@@ -112,7 +127,7 @@ void run_channels(const Plan& plan, float* scale, float* shift, float* moments, 
       }
       normalise(a, group, first, size, scale + n * a.c, shift + n * a.c);
     }
-    apply(a, n, 0, a.c, scale + n * a.c, shift + n * a.c, team);
+    apply(plan, n, 0, scale + n * a.c, shift + n * a.c, team);
   };
   if (a.n < executor.threads) {
     for (int64_t n = 0; n < a.n; ++n) image(n, executor);
@@ -149,7 +164,7 @@ Status make_plan(const GroupNormActArgs& args, GroupNormActPlan* plan) {
   Isa isa;
   PK_TRY(active_isa(&isa));
   plan->kernels = PK_TABLE_OF(group_norm_act_kernels, isa);
-  return kOk;
+  return plan_apply(plan->args, plan->by_channels ? args.c : args.c / args.groups, &plan->apply);
 }
 
 void run(const GroupNormActPlan& plan, void* workspace, const Executor& executor) {

@@ -54,12 +54,13 @@ inline double position_of(UpsampleMode mode, int64_t i, int64_t in, int64_t out,
   return at > 0 ? at : 0;
 }
 
+// A pixel of weight 0 counts too, as with torch, for infinity times 0 is NaN: hence a twice where the size stays.
 inline Tap tap_of(UpsampleMode mode, int64_t i, int64_t in, int64_t out, double scale) {
   if (is_nearest(mode)) return {least(nearest_of(mode, i, in, out, scale), in - 1), 0, 1, 0};
   const double at = position_of(mode, i, in, out, scale);
   const int64_t a = least(static_cast<int64_t>(at), in - 1);
   const double past = at - static_cast<double>(a), share = past < 1 ? past : 1;
-  return {a, least(a + 1, in - 1), static_cast<float>(1 - share), static_cast<float>(share)};
+  return {a, out == in ? a : least(a + 1, in - 1), static_cast<float>(1 - share), static_cast<float>(share)};
 }
 inline Tap row_tap(const Args& a, int64_t p) { return tap_of(a.mode, p, a.h, a.p, a.scale_h); }
 

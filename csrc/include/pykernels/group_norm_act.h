@@ -30,9 +30,10 @@ struct GroupNormActKernels;
 struct GroupNormActPlan {
   GroupNormActArgs args;
   const GroupNormActKernels* kernels = nullptr;
-  bool by_channels = false;    // how x lies: channels are adjacent
-  int64_t chunk = 0;           // pixels whose moments are taken at once, by_channels
-  size_t workspace_bytes = 0;  // of which nothing is read afterwards
+  BatchNormActPlan apply = {};  // of the second pass: a group's or, by_channels, an image's, but for the pointers
+  bool by_channels = false;     // how x lies: channels are adjacent
+  int64_t chunk = 0;            // pixels whose moments are taken at once, by_channels
+  size_t workspace_bytes = 0;   // of which nothing is read afterwards
 };
 
 PK_API Status make_plan(const GroupNormActArgs& args, GroupNormActPlan* plan);

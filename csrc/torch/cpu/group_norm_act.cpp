@@ -3,8 +3,6 @@
 // a GroupNormCall (arguments.py). 0 groups are one for each channel.
 #include "pykernels/group_norm_act.h"
 
-#include <cstring>
-
 #include "torch/conv_bn_act.h"
 #include "torch/tensors.h"
 
@@ -15,7 +13,6 @@ namespace {
 struct NormNumbers {
   double groups, eps, activation, negative_slope;
 };
-constexpr int64_t kNumbers = sizeof(NormNumbers) / sizeof(double);
 
 BatchNormTensor to_image(const Tensor& t) {
   return {data_of(t), t.size(1), {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}};
@@ -72,15 +69,6 @@ void run_into(const char* op, const Tensor& given, const MaybeTensor& weight, co
   pk::run(plan, workspace.data(), torch_executor());
 }
 
-NormNumbers numbers_in(const char* op, const Tensor& call) {
-  check_cpu(call, op, "call");
-  check(call.scalar_type() == ScalarType::Double && call.is_contiguous() && call.numel() == kNumbers, op, "call",
-        "expected ", kNumbers, " float64 numbers, got ", dtype_name(call.scalar_type()), " of shape ", shape_of(call));
-  NormNumbers numbers;
-  std::memcpy(&numbers, data_of(call), sizeof numbers);
-  return numbers;
-}
-
 Tensor group_norm_act_op(Tensor x, MaybeTensor weight, MaybeTensor bias, MaybeTensor residual, int64_t groups,
                          double eps, int64_t activation, double negative_slope) {
   const char* op = "group_norm_act";
@@ -97,7 +85,7 @@ Tensor group_norm_act_bound_op(Tensor x, MaybeTensor weight, MaybeTensor bias, M
   check_image(op, x);
   to_float_dtype(x.scalar_type(), op, "x");
   const Tensor y = empty_image(x, x.size(2), x.size(3));
-  run_into(op, x, weight, bias, residual, numbers_in(op, call), y);
+  run_into(op, x, weight, bias, residual, numbers_in<NormNumbers, double>(op, call), y);
   return y;
 }
 
@@ -105,7 +93,7 @@ void group_norm_act_out_op(Tensor x, MaybeTensor weight, MaybeTensor bias, Maybe
                            Tensor out) {
   const char* op = "group_norm_act_out";
   check_image(op, x);
-  const NormNumbers numbers = numbers_in(op, call);
+  const auto numbers = numbers_in<NormNumbers, double>(op, call);
   check_cpu(out, op, "out");
   check_dtype(out, x.scalar_type(), op, "out");
   check_shape(out, {x.size(0), x.size(1), x.size(2), x.size(3)}, op, "out");

@@ -3,8 +3,6 @@
 // pool2d_out: for those who have the memory too.
 #include "pykernels/pool2d.h"
 
-#include <cstring>
-
 #include "torch/conv_bn_act.h"
 #include "torch/tensors.h"
 
@@ -15,7 +13,6 @@ namespace {
 struct PoolNumbers {
   int64_t kind, r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, ceil_mode, count_include_pad, divisor;
 };
-constexpr int64_t kNumbers = sizeof(PoolNumbers) / sizeof(int64_t);
 
 void strides_of(const Tensor& t, int64_t (&strides)[4]) {
   for (int64_t i = 0; i < 4; ++i) strides[i] = t.stride(i);
@@ -94,20 +91,14 @@ Tensor global_avg_pool2d_op(Tensor x, bool keepdim) {
   return keepdim ? y : view_of(y, {y.size(0), y.size(1)}, {y.size(1) > 1 ? y.size(1) : 1, 1});
 }
 
-PoolNumbers numbers_in(const char* op, const Tensor& call) {
-  check_cpu(call, op, "call");
-  check(call.scalar_type() == ScalarType::Long && call.is_contiguous() && call.numel() == kNumbers, op, "call",
-        "expected ", kNumbers, " int64 numbers, got ", dtype_name(call.scalar_type()), " of shape ", shape_of(call));
-  PoolNumbers n;
-  std::memcpy(&n, data_of(call), sizeof n);
-  return n;
+Tensor pool2d_bound_op(Tensor x, Tensor call) {
+  const char* op = "pool2d_bound";
+  return run_new(op, x, numbers_in<PoolNumbers, int64_t>(op, call));
 }
-
-Tensor pool2d_bound_op(Tensor x, Tensor call) { return run_new("pool2d_bound", x, numbers_in("pool2d_bound", call)); }
 
 void pool2d_out_op(Tensor x, Tensor call, Tensor out) {
   const char* op = "pool2d_out";
-  const PoolNumbers n = numbers_in(op, call);
+  const auto n = numbers_in<PoolNumbers, int64_t>(op, call);
   Pool2dPlan plan = plan_of(op, x, n);
   check_cpu(out, op, "out");
   check_dtype(out, x.scalar_type(), op, "out");

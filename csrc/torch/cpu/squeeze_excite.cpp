@@ -68,11 +68,7 @@ struct SqueezeCall {
 Tensor squeeze_excite_op(Tensor x, Tensor reduce_weight, MaybeTensor reduce_bias, Tensor expand_weight,
                          MaybeTensor expand_bias, int64_t activation, int64_t gate) {
   SqueezeCall call("squeeze_excite", x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate);
-  const auto at_least_1 = [](int64_t size) { return size > 1 ? size : int64_t{1}; };
-  const int64_t n = call.args.n, c = call.args.c, h = call.args.h, w = call.args.w, image = at_least_1(c) * h * w;
-  const int64_t sizes[4] = {n, c, h, w}, last[4] = {image, 1, w * at_least_1(c), at_least_1(c)},
-                planes[4] = {image, h * w, w, 1};
-  const Tensor y = empty_strided(sizes, is_channels_last(x) ? last : planes, 4, x.scalar_type());
+  const Tensor y = empty_image(x, call.args.h, call.args.w);
   call.run_into(y);
   return y;
 }

@@ -12,7 +12,6 @@ namespace {
 struct Scaling {
   double mode, scale_h, scale_w;
 };
-constexpr int64_t kNumbers = sizeof(Scaling) / sizeof(double);
 
 void strides_of(const Tensor& t, int64_t (&strides)[4]) {
   for (int64_t i = 0; i < 4; ++i) strides[i] = t.stride(i);
@@ -35,11 +34,7 @@ void run_into(const char* op, const Tensor& x, const Scaling& call, const Tensor
 }
 
 Scaling scaling_in(const char* op, const Tensor& call) {
-  check_cpu(call, op, "call");
-  check(call.scalar_type() == ScalarType::Double && call.is_contiguous() && call.numel() == kNumbers, op, "call",
-        "expected ", kNumbers, " float64 numbers, got ", dtype_name(call.scalar_type()), " of shape ", shape_of(call));
-  Scaling scaling;
-  std::memcpy(&scaling, data_of(call), sizeof scaling);
+  const auto scaling = numbers_in<Scaling, double>(op, call);
   check(scaling.mode >= 0 && scaling.mode < kUpsampleModes, op, "call", "expected a mode of 0 to ", kUpsampleModes - 1,
         ", got ", scaling.mode);
   return scaling;

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pykernels.ops._arguments import check_tensor
+from pykernels.ops._autocast import autocast_dtype, cast
 from pykernels.ops._dispatch import choose, kernels
 from pykernels.ops.squeeze_excite import autograd as autograd
-from pykernels.ops.squeeze_excite.arguments import check_call
+from pykernels.ops.squeeze_excite.arguments import OP, check_call
 from pykernels.ops.squeeze_excite.op import SQUEEZE_EXCITE
 from pykernels.ops.squeeze_excite.reference import reference
 
@@ -43,14 +45,17 @@ def squeeze_excite(
         Of ``x``'s shape, dtype and memory format.
 
     Differentiable any number of times. The CPU kernel takes float32 and bfloat16 and computes in float32; elsewhere
-    torch's own ops run, on a GPU too.
+    torch's own ops run, on a GPU too. Under autocast ``x`` keeps its dtype, and the weights and biases are cast to it.
 
     Raises:
         TypeError: An argument is of the wrong type, or ``x`` of no floating dtype.
         ValueError: A shape or a name is wrong; the message names it.
         RuntimeError: The backend asked for cannot run.
     """
-    call = check_call(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate)
+    weights = reduce_weight, reduce_bias, expand_weight, expand_bias
+    if autocast_dtype(check_tensor(OP, "x", x)) is not None:
+        weights = cast(x.dtype, weights)
+    call = check_call(x, *weights, activation, gate)
     where = choose(SQUEEZE_EXCITE, x.device, x.dtype, backend)
     if where == "reference":
         return reference(x, call)

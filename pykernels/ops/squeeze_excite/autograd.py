@@ -14,6 +14,7 @@ from torch._prims_common import suggest_memory_format
 
 from pykernels import _native
 from pykernels.ops._activation import ACTIVATIONS, activation_backward, apply_activation
+from pykernels.ops._autocast import cast
 from pykernels.ops.squeeze_excite.arguments import SqueezeCall
 
 
@@ -36,7 +37,11 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
-    x, *rest = ctx.saved_tensors
+    need_x, need_reduce, need_reduce_bias, need_expand, need_expand_bias = ctx.needs_input_grad[:5]
+    dtype = grad_y.dtype
+    wide = torch.promote_types(dtype, torch.float32)  # as the kernel computes
+    grad_y = cast(wide, grad_y)
+    x, *rest = cast(wide, ctx.saved_tensors)
     call = SqueezeCall._make((*rest, ctx.activation, ctx.gate))
     names = ACTIVATIONS[call.activation], ACTIVATIONS[call.gate]
     reduce, expand = call.reduce_weight.flatten(1), call.expand_weight.flatten(1)
@@ -44,20 +49,23 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
     inner = _affine(means, reduce, call.reduce_bias)
     hidden = apply_activation(inner, names[0])
     outer = _affine(hidden, expand, call.expand_bias)
-    gates = apply_activation(outer, names[1])
     grad_outer = activation_backward((grad_y * x).sum((2, 3)), names[1], 0.01, None, lambda: outer)
-    grad_inner = activation_backward(grad_outer @ expand, names[0], 0.01, None, lambda: inner)
-    grad_means = (grad_inner @ reduce) / (x.shape[2] * x.shape[3])
-    grad_x = grad_y * gates[:, :, None, None] + grad_means[:, :, None, None]
-    return (
-        grad_x,
-        (grad_inner.t() @ means).view_as(call.reduce_weight),
-        None if call.reduce_bias is None else grad_inner.sum(0),
-        (grad_outer.t() @ hidden).view_as(call.expand_weight),
-        None if call.expand_bias is None else grad_outer.sum(0),
-        None,
-        None,
-    )
+    grads: list[Tensor | None] = [None] * 7
+    if need_x or need_reduce or need_reduce_bias:
+        grad_inner = activation_backward(grad_outer @ expand, names[0], 0.01, None, lambda: inner)
+        if need_x:
+            grad_means = (grad_inner @ reduce) / (x.shape[2] * x.shape[3])
+            gates = apply_activation(outer, names[1])
+            grads[0] = grad_y * gates[:, :, None, None] + grad_means[:, :, None, None]
+        if need_reduce:
+            grads[1] = (grad_inner.t() @ means).view_as(call.reduce_weight)
+        if need_reduce_bias:
+            grads[2] = grad_inner.sum(0)
+    if need_expand:
+        grads[3] = (grad_outer.t() @ hidden).view_as(call.expand_weight)
+    if need_expand_bias:
+        grads[4] = grad_outer.sum(0)
+    return tuple(cast(dtype, grads))
 
 
 if _native.error is None:

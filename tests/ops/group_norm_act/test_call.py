@@ -49,6 +49,19 @@ def test_a_large_mean_costs_two_of_its_roundings(mean, groups, layout):
 
 @native
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("mean", [0.0, 1000.0])
+@pytest.mark.parametrize("step", [1, 2])
+def test_the_error_does_not_grow_with_the_group(step, mean, layout):
+    x = (normal(1, 4 * step, 1024, 1024) + mean).contiguous(memory_format=layout)[:, ::step]
+    exact = F.group_norm(x.double(), 1)
+    for isa in host_isas():
+        with forced_isa(isa):
+            y = group_norm_act(x, 1, activation="none")
+        assert (y - exact).abs().max() <= 2**-24 * (2 * mean + 16)
+
+
+@native
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
 @pytest.mark.parametrize("shape", [(2, 6, 9, 8), (1, 1, 6, 7), (3, 4, 1, 5), (2, 3, 5, 1), (0, 3, 6, 6)], ids=str)
 def test_shapes_and_strides_are_torchs(shape, layout):
     x = normal(*shape, layout=layout)

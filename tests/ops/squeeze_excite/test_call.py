@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.library import opcheck
+from torch.utils.flop_counter import FlopCounterMode
 
 from pykernels.ops import ACTIVATIONS, squeeze_excite
 from pykernels.ops._spec import all_specs
@@ -191,6 +192,60 @@ def test_one_graph_serves_every_size(layout):
 def test_autocast_leaves_it_alone():
     with torch.autocast("cpu", torch.bfloat16):
         assert squeeze_excite(normal(1, 3, 6, 6), *weights(3, 2)).dtype is torch.float32
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_autocast_gives_the_weights_the_dtype_of_x(backend):
+    x, rest = normal(1, 3, 6, 6).bfloat16(), weights(3, 2)
+    expected = squeeze_excite(x, *(t.bfloat16() for t in rest), backend=backend)
+    leaves = [t.requires_grad_() for t in rest]
+    with pytest.raises(TypeError, match="reduce_weight: expected x's dtype"):
+        squeeze_excite(x, *leaves, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = squeeze_excite(x, *leaves, backend=backend)
+        assert squeeze_excite(x, *(t[..., None, None] if t.dim() == 2 else None for t in rest)).dtype is x.dtype
+    torch.testing.assert_close(y, expected)
+    assert {g.dtype for g in torch.autograd.grad(y.sum(), leaves)} == {torch.float32}
+
+
+@native
+def test_autocast_behind_a_convolution():
+    conv, rest = torch.nn.Conv2d(3, 3, 1), weights(3, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = squeeze_excite(conv(normal(1, 3, 6, 6)), *rest)
+        compiled = torch.compile(lambda x: squeeze_excite(conv(x), *rest), backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(normal(1, 3, 6, 6)), y)
+    assert y.dtype is torch.bfloat16
+
+
+@native
+@pytest.mark.parametrize("names", [("relu", "sigmoid"), ("silu", "hardsigmoid")], ids=str)
+def test_gradients_of_bfloat16_are_rounded_once(names):
+    leaves = [t.bfloat16().requires_grad_() for t in (normal(2, 48, 9, 9) + 1, *weights(48, 24))]
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    weight = normal(2, 48, 9, 9, seed=7).bfloat16()
+    found = torch.autograd.grad((squeeze_excite(leaves[0], *leaves[1:], *names) * weight).sum(), leaves)
+    exact = torch.autograd.grad((squeeze_excite(wide[0], *wide[1:], *names) * weight).sum(), wide)
+    for got, expected in zip(found, exact, strict=True):
+        assert got.dtype is torch.bfloat16
+        assert ((got.double() - expected).abs() <= 2**-8 * expected.abs() + 1e-4 * expected.abs().max()).all()
+
+
+@native
+def test_gradients_that_nobody_asked_for_are_not_computed():
+    tensors = [normal(2, 16, 5, 5), *weights(16, 8)]
+    flops = {}
+    for wanted in (range(5), (0,), (4,), (3,)):
+        leaves = [t.detach().requires_grad_(i in wanted) for i, t in enumerate(tensors)]
+        y = squeeze_excite(*leaves)
+        with FlopCounterMode(display=False) as counter:
+            grads = torch.autograd.grad(y.sum(), [leaves[i] for i in wanted])
+        flops[tuple(wanted)] = counter.get_total_flops()
+        whole = [t.detach().requires_grad_() for t in tensors]
+        expected = torch.autograd.grad(squeeze_excite(*whole).sum(), [whole[i] for i in wanted])
+        assert all(map(torch.equal, grads, expected))
+    once = 2 * 2 * 16 * 8  # of a product
+    assert flops == {(0, 1, 2, 3, 4): 6 * once, (0,): 4 * once, (4,): 2 * once, (3,): 3 * once}
 
 
 X = torch.zeros(1, 3, 6, 6)

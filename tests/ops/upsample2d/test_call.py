@@ -71,6 +71,22 @@ def test_bilinear_is_exact_but_for_seven_roundings(corners, layout):
 
 @native
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("size", [(4, 4), (8, 4), (4, 8), (8, 8), (7, 7), (2, 4)], ids=str)
+@pytest.mark.parametrize("corners", [False, True])
+def test_bilinear_spreads_what_is_not_finite_as_torch_does(corners, size, value, layout):
+    for c, row, column in itertools.product((1, 3, 21), range(4), range(4)):
+        x = normal(1, c, 4, 4, layout=layout)
+        x[0, c // 2, row, column] = value
+        expected = F.interpolate(x, size=size, mode="bilinear", align_corners=corners)
+        for isa in host_isas():
+            with forced_isa(isa):
+                y = upsample2d(x, size=size, mode="bilinear", align_corners=corners)
+            torch.testing.assert_close(y, expected, equal_nan=True)
+
+
+@native
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
 @pytest.mark.parametrize("shape", [(2, 5, 9, 8), (1, 1, 6, 7), (3, 4, 1, 5), (2, 3, 5, 1), (0, 3, 6, 6)], ids=str)
 def test_shapes_and_strides_are_torchs(shape, layout):
     x = normal(*shape, layout=layout)
