@@ -150,7 +150,7 @@ inline void widen_row(const Columns& columns, int64_t count, const T* x, float* 
   }
 }
 
-// Rows of x as `widen_row` made them: a pair that moves down.
+// Rows of x as `widen_row` made them: a pair that moves down; the top alone where a tap has one pixel twice.
 struct Rows {
   float memory[2][kSpan + kLanes] = {};  // vectors read behind the last column
   float *top = memory[0], *bottom = memory[1];
@@ -164,15 +164,17 @@ struct Rows {
       top_is = bottom_is, bottom_is = -1;
     }
     if (tap.a != top_is) widen_row(columns, count, plane + tap.a * step, top), top_is = tap.a;
-    if (tap.b != bottom_is) widen_row(columns, count, plane + tap.b * step, bottom), bottom_is = tap.b;
+    if (tap.b != tap.a && tap.b != bottom_is)
+      widen_row(columns, count, plane + tap.b * step, bottom), bottom_is = tap.b;
   }
 };
 
 template <class T>
 inline void mix_rows(const Rows& rows, const Tap& tap, int64_t count, T* y, int64_t step) {
   const F32 of_a = broadcast(tap.of_a), of_b = broadcast(tap.of_b);
+  const float* const bottom = tap.b == tap.a ? rows.top : rows.bottom;
   for (int64_t j = 0; j < count; j += kLanes) {
-    const F32 v = fma(load<F32>(rows.top + j), of_a, load<F32>(rows.bottom + j) * of_b);
+    const F32 v = fma(load<F32>(rows.top + j), of_a, load<F32>(bottom + j) * of_b);
     if (step == 1 && j + kLanes <= count) {
       store_narrowed(y + j, v);
     } else {
