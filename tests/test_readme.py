@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SWEEP = ROOT / "bench/results/zoo-avx2.json"
 RESULTS = [ROOT / f"bench/results/peers-{table}-avx2.json" for table in ("models", "networks")]
-ENGINES = {"ort": "ONNX Runtime", "ov": "OpenVINO", "ncnn": "ncnn"}
+ENGINES = {"ort": "ONNX Runtime", "ov": "OpenVINO", "ncnn": "ncnn", "mnn": "MNN", "executorch": "ExecuTorch"}
 
 
 def table_of(results):
