@@ -14,6 +14,7 @@ from pykernels.ops import _dispatch
 from pykernels.ops._activation import ACTIVATIONS
 from pykernels.ops.squeeze_excite.op import SQUEEZE_EXCITE
 from pykernels.optimize._activations import activation_of
+from pykernels.optimize._calls import takes_image
 from pykernels.optimize._graph import Graph, Step, Value, bound, is_torchs
 from pykernels.optimize._keep import PackedWeight
 from pykernels.optimize._linear import FusedLinear, linear_of
@@ -71,10 +72,7 @@ class _Finder:
             fits = isinstance(x, Value) and isinstance(gates, Value) and isinstance(y, Value) and not step.writes
             if not fits or len(x.shape) != 4 or gates.shape != (*x.shape[:2], 1, 1):
                 continue
-            if (y.shape, y.dtype, y.layout) != (x.shape, x.dtype, x.layout) or x.device.type != "cpu":
-                continue
-            # For other strides torch's result keeps the input's order of dimensions; ours does not.
-            if x.dtype not in SQUEEZE_EXCITE.takes("cpu") or x.layout not in ("contiguous", "channels_last"):
+            if (y.shape, y.layout) != (x.shape, x.layout) or not takes_image(SQUEEZE_EXCITE, step, x):
                 continue
             found = self._before(step, x, gates)
             if found is not None:

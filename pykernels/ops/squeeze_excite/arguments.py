@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pykernels.ops._activation import ACTIVATIONS
-from pykernels.ops._arguments import check_choice, check_floating, check_like, check_shape, check_tensor, fail
+from pykernels.ops._arguments import check_choice, check_image, check_like, check_shape, fail
 
 OP = "squeeze_excite"
 
@@ -30,12 +30,7 @@ def check_call(
     x: Any, reduce_weight: Any, reduce_bias: Any, expand_weight: Any, expand_bias: Any, activation: str, gate: str
 ) -> SqueezeCall:
     """The call, checked against itself and the image (N, C, H, W) or (C, H, W)."""
-    x = check_tensor(OP, "x", x)
-    check_floating(OP, "x", x)
-    if x.dim() not in (3, 4):
-        fail(ValueError, OP, "x", "(N, C, H, W) or (C, H, W)", f"shape {tuple(x.shape)}")
-    if x.shape[-1] < 1 or x.shape[-2] < 1:
-        fail(ValueError, OP, "x", "H and W of at least 1", f"shape {tuple(x.shape)}")
+    x = check_image(OP, x)
     channels = x.shape[-3]
     weight = check_like(OP, "reduce_weight", reduce_weight, x)
     if weight.dim() not in (2, 4):
