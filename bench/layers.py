@@ -23,6 +23,7 @@ import torch
 from pykernels import _native
 from pykernels._measure import relative_l2
 from pykernels.nn.conv import _ConvPack
+from pykernels.optimize._activations import Act
 from pykernels.optimize._torchs import TorchConv
 
 RESULTS = Path(__file__).parent / "results"
@@ -131,7 +132,9 @@ def row(layer: Layer, activation: str, channels_last: bool, rounds: int) -> dict
     conv = SimpleNamespace(weight=weight, padding_mode="zeros", **options)
     pack = _ConvPack([({"": weight}, ""), ({"": bias}, "")], x.dtype, (conv, None, 0.0, activation, 0.01, None))
     bound, ours = pack.bound_for(x.shape), torch.ops.pykernels.conv_bn_act_bound.default
-    theirs = TorchConv(pack.geometry, activation, 0.01).bind(weight, (bias, None, None, None, None), 0.0, channels_last)
+    theirs = TorchConv(pack.geometry, Act(activation).in_place({})).bind(
+        weight, (bias, None, None, None, None), 0.0, channels_last
+    )
     calls: list[Callable[[], Any]] = [lambda: ours(x, bound, None), lambda: theirs(x, None)]
     error = relative_l2(calls[0](), calls[1]())
     if error > 1e-5:

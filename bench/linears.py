@@ -18,6 +18,7 @@ from layers import RESULTS, least_cpu_seconds, write
 
 from pykernels import _native
 from pykernels._measure import relative_l2
+from pykernels.optimize._activations import Act
 from pykernels.optimize._graph import Value
 from pykernels.optimize._linear import FusedLinear
 
@@ -65,7 +66,7 @@ def row(n: int, c: int, k: int, activation: str, dtype: torch.dtype, rounds: int
     x, weight, bias = torch.randn(n, c), torch.randn(k, c) / c**0.5, torch.randn(k)
     x, weight, bias = (t.to(dtype) for t in (x, weight, bias))
     linear = FusedLinear(Value(0, "source", weight), Value(1, "source", bias))
-    linear.activation = activation
+    linear.act = Act(activation)
     bound, theirs = linear.constant(linear.pack({}, {}), x.shape), linear.by_torch({}, "contiguous")
     calls = [lambda: linear.run(x, bound, None), lambda: theirs(x, None)]
     error = relative_l2(calls[0](), calls[1]())
