@@ -20,7 +20,7 @@ from pykernels.optimize._graph import Graph, Made, Step, Value, layout_of, mappe
 from pykernels.optimize._keep import PackedWeight
 from pykernels.optimize._layout import FIXES, as_channels_last
 from pykernels.optimize._patterns import FusedConv
-from pykernels.optimize._recall import Entry, made_of
+from pykernels.optimize._recall import KnownCall, known_sources
 from pykernels.optimize._sources import Sources
 from pykernels.optimize._watch import Watch
 
@@ -115,17 +115,19 @@ class Program:
         run, constants = found
         return run(constants, *tensors)
 
-    def entry(self, modes: tuple[Any, ...], args: Hashable, kwargs: Hashable, tensors: list[Tensor]) -> Entry | None:
+    def entry(
+        self, modes: tuple[Any, ...], args: Hashable, kwargs: Hashable, tensors: list[Tensor]
+    ) -> KnownCall | None:
         """What `recall` needs to call it for these inputs, that it has just run for; None where that is not all."""
         bound = self._bound
         found = None if bound is None else bound.by_shape.get(self._shapes(tensors))
         if bound is None or found is None or not self.again or not self.watch.is_flat():
             return None
-        sources = None if bound.sources is None else made_of(bound.sources)
+        sources = None if bound.sources is None else known_sources(bound.sources)
         if bound.sources is not None and sources is None:
             return None
         weights = tuple([v.tensor for v in self.sources if v.tensor is not None]) if modes[0] else ()
-        return Entry(modes, args, kwargs, self.watch.flat(), sources, weights, *found, self, bound)
+        return KnownCall(modes, args, kwargs, self.watch.flat(), sources, weights, *found, self, bound)
 
     def is_of(self, bound: Any) -> bool:
         """Is ``bound`` what it has made of its sources last?"""

@@ -1,8 +1,9 @@
 """The last calls of a stub, each with all that has to be as it was for the next to be the same.
 
 To find a program and to ask whether it still holds takes some fifteen microseconds of Python, longer than many a small
-model. So a stub keeps what it found as `Entry` s, and the native `recall` goes through them: it compares the arguments,
-torch's modes, what is watched and the sources, and calls the program's function. Whatever differs, `Stub` looks itself.
+model. So a stub keeps what it found as a `KnownCall`, and the native `recall` goes through these: it compares the
+arguments, torch's modes, what is watched and the sources, and calls the program's function. Whatever differs, `Stub`
+looks itself.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pykernels.optimize._sources import Sources
 MOST = 4
 
 
-class Made(NamedTuple):
+class KnownSources(NamedTuple):
     """What a program's constants were made of; the fields are known to csrc/python/recall.cpp."""
 
     is_stepped: Callable[[], bool]
@@ -34,14 +35,14 @@ class Made(NamedTuple):
     isa: str | None
 
 
-class Entry(NamedTuple):
+class KnownCall(NamedTuple):
     """A call and its program; the fields, up to `program`, are known to csrc/python/recall.cpp."""
 
     modes: tuple[Any, ...]
     args: Hashable
     kwargs: Hashable
     watched: tuple[Any, ...]
-    sources: Made | None
+    sources: KnownSources | None
     #: Tensors of the model that must not require gradients: where those are recorded.
     weights: tuple[Tensor, ...]
     run: Callable[..., Any]
@@ -51,11 +52,11 @@ class Entry(NamedTuple):
     bound: Any
 
 
-def made_of(sources: Sources) -> Made | None:
+def known_sources(sources: Sources) -> KnownSources | None:
     """What the native comparison needs of ``sources``; None where some of them have to be compared whole."""
     if sources.uncounted:
         return None
-    return Made(sources.is_stepped, tuple(sources.counted), tuple(sources.versions), sources.note, sources.isa)
+    return KnownSources(sources.is_stepped, tuple(sources.counted), tuple(sources.versions), sources.note, sources.isa)
 
 
 #: What torch's modes and the stub's state have to be, to the very object: functions and their results.

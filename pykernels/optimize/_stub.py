@@ -25,7 +25,7 @@ from pykernels.optimize._graph import OF_STEPS, layout_of, suggests_channels_las
 from pykernels.optimize._keep import PackedWeight, check_whole, release
 from pykernels.optimize._layout import FED, fed
 from pykernels.optimize._program import Program
-from pykernels.optimize._recall import CONTEXT, MISS, MODES, MOST, Entry, recall
+from pykernels.optimize._recall import CONTEXT, MISS, MODES, MOST, KnownCall, recall
 from pykernels.optimize._record import NOTHING, Recorder, state
 from pykernels.optimize._watch import globally_hooked, kind_of, replaced_in_torch
 
@@ -138,7 +138,7 @@ class Stub:
         self.general: dict[Hashable, Program] = {}
         self.exact_only: set[Hashable] = set()
         self.changes = 0
-        self.known: tuple[Entry, ...] = ()
+        self.known: tuple[KnownCall, ...] = ()
         self.ran: list[Program | None] = [None]
         self.plainly: dict[str, int] = {}
         home = type(module).__module__

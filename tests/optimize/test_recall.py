@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 
 import pykernels as pk
 from pykernels import _native
-from pykernels.optimize._recall import CONTEXT, MISS, MODES, MOST, Entry
+from pykernels.optimize._recall import CONTEXT, MISS, MODES, MOST, KnownCall
 from pykernels.optimize._stub import Stub, _signature
 
 pytestmark = pytest.mark.skipif(_native.error is not None, reason=str(_native.error))
@@ -32,16 +32,16 @@ def stub_of(fast: nn.Module) -> Stub:
     return vars(fast)["_compiled_call_impl"]
 
 
-def entry_for(args: tuple, kwargs: dict | None = None, **changed) -> Entry:
+def entry_for(args: tuple, kwargs: dict | None = None, **changed) -> KnownCall:
     """One that answers with the tensors that it is given."""
     tensors: list[torch.Tensor] = []
     told = _signature(args, tensors), _signature(kwargs or {}, tensors)
     nothing = (), (), (), bytearray()
-    entry = Entry(tuple(m() for m in MODES), *told, nothing, None, (), lambda c, *given: given, (), "it", "bound")
+    entry = KnownCall(tuple(m() for m in MODES), *told, nothing, None, (), lambda c, *given: given, (), "it", "bound")
     return entry._replace(**changed)
 
 
-def answer(entry: Entry, args: tuple, kwargs: dict | None = None):
+def answer(entry: KnownCall, args: tuple, kwargs: dict | None = None):
     return recall(CONTEXT, (entry,), [None], args, kwargs or {})
 
 
