@@ -6,9 +6,6 @@ pickled and in no state_dict. A `Stub` there leaves the module as it is: same cl
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import math
 import threading
 import weakref
 from collections.abc import Hashable
@@ -21,18 +18,17 @@ from torch.compiler import is_compiling
 from pykernels.nn._packed import asked_backend, undisturbed
 from pykernels.nn._replaceable import has_hooks
 from pykernels.optimize import _compile, _trace
-from pykernels.optimize._graph import OF_STEPS, layout_of, suggests_channels_last
+from pykernels.optimize._graph import OF_STEPS
 from pykernels.optimize._keep import PackedWeight, check_whole, release
 from pykernels.optimize._layout import FED, fed
 from pykernels.optimize._program import Program
 from pykernels.optimize._recall import CONTEXT, MISS, MODES, MOST, KnownCall, recall
 from pykernels.optimize._record import NOTHING, Recorder, state
+from pykernels.optimize._signatures import Unsuited, as_it_was, cast, contents, general_key, holds, mutable, signature
 from pykernels.optimize._watch import globally_hooked, kind_of, replaced_in_torch
 
 _MOST_PROGRAMS = 64
 _MOST_CHANGES = 16
-_PLAIN = (Tensor, nn.Parameter)
-_SCALARS = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size)
 
 #: Modules that stand in a program as one call.
 _WHOLE = (
@@ -175,8 +171,8 @@ class Stub:
         family = self.family
         if self.module is not family.root or family.outside is family.inside or state.recorder is not None:
             return self._call(args, kwargs)
-        args, kwargs = _cast(args, family.outside, family.inside), _cast(kwargs, family.outside, family.inside)
-        return _cast(self._call(args, kwargs), family.inside, family.outside)
+        args, kwargs = cast(args, family.outside, family.inside), cast(kwargs, family.outside, family.inside)
+        return cast(self._call(args, kwargs), family.inside, family.outside)
 
     def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call where it becomes part of a graph."""
@@ -187,26 +183,26 @@ class Stub:
             return _trace.apart(self, *args, **kwargs)
         casts = self.module is family.root and family.outside is not family.inside
         if casts:
-            args, kwargs = _cast(args, family.outside, family.inside), _cast(kwargs, family.outside, family.inside)
+            args, kwargs = cast(args, family.outside, family.inside), cast(kwargs, family.outside, family.inside)
         found = None
         if torch.compiler.is_exporting() and not _trace.by_dynamo():
             from pykernels.optimize._export import exported
 
             found = exported(self, args, kwargs)
         result = self.module._call_impl(*args, **kwargs) if found is None else found[0]
-        return _cast(result, family.inside, family.outside) if casts else result
+        return cast(result, family.inside, family.outside) if casts else result
 
     def program_for(self, args: Any, kwargs: Any, grad: bool) -> tuple[list[Tensor], Program | None]:
         """The arguments' tensors, and a program for these arguments that holds with gradients or without."""
         tensors: list[Tensor] = []
         try:
-            parts = _signature(args, tensors), _signature(kwargs, tensors) if kwargs else ()
-        except _Unsuited:
+            parts = signature(args, tensors), signature(kwargs, tensors) if kwargs else ()
+        except Unsuited:
             return tensors, None
         *_, dtype = _modes()
         for modes in ((grad, False), (grad, True), (not grad, False), (not grad, True)):
             key = (*parts, *modes, dtype)
-            found = self.programs.get(key) or self.general.get(_general_key(key, tensors))
+            found = self.programs.get(key) or self.general.get(general_key(key, tensors))
             if isinstance(found, Program) and (modes[0] is grad or not found.asks_modes):
                 return tensors, found
         return tensors, None
@@ -221,9 +217,9 @@ class Stub:
             return self._plainly(_disturbance(), args, kwargs)
         tensors: list[Tensor] = []
         try:
-            key: Hashable = (_signature(args, tensors), _signature(kwargs, tensors) if kwargs else (), *_modes())
+            key: Hashable = (signature(args, tensors), signature(kwargs, tensors) if kwargs else (), *_modes())
             found = self.programs.get(key)
-        except _Unsuited as problem:
+        except Unsuited as problem:
             return self._plainly(f"there is {problem} among the arguments", args, kwargs)
         grad = _grad()
         if grad and any(t.requires_grad for t in tensors):
@@ -288,12 +284,12 @@ class Stub:
             # What is wrong, the module says in its own words; if nothing is, the program was not for these sizes.
             result = self.module._call_impl(*args, **kwargs)
             with self.lock:
-                self.exact_only.add(_general_key(key, tensors))
+                self.exact_only.add(general_key(key, tensors))
                 self._forget(program)
             return result
 
     def _general(self, key: Any, tensors: list[Tensor]) -> Program | None:
-        program = self.general.get(_general_key(key, tensors))
+        program = self.general.get(general_key(key, tensors))
         if program is not None and not program.unsure:
             self._keep(key, program)
         return program
@@ -343,12 +339,12 @@ class Stub:
             self.family.note("the model", "call", f"finds torch.nn.functional.{name} replaced")
             return module._call_impl(*args, **kwargs)
         recorder = Recorder(module, self.path)
-        held = [(c, _contents(c)) for c in _mutable((args, kwargs))]
+        held = [(c, contents(c)) for c in mutable((args, kwargs))]
         result = recorder.run(args, kwargs, tensors)
-        if any(not _as_it_was(c, then) or _holds(result, c) for c, then in held):
+        if any(not as_it_was(c, then) or holds(result, c) for c, then in held):
             recorder.refuse("changes or returns a list or dict that it is given")
         self.family.read |= recorder.read
-        general = _general_key(key, tensors)
+        general = general_key(key, tensors)
         recorder.exact |= general in self.exact_only
         graph, names = recorder.graph(result), recorder.scopes[0].findings.names
         recorder.let_go()
@@ -371,10 +367,6 @@ class Stub:
         return result
 
 
-class _Unsuited(Exception):
-    """Arguments that no program is made for; the message says which."""
-
-
 def _nothing() -> None:
     """What a stub becomes in a pickle."""
 
@@ -390,93 +382,3 @@ def _disturbance() -> str:
 
 def _modes() -> tuple[Any, ...]:
     return tuple([mode() for mode in MODES])
-
-
-def _signature(x: Any, tensors: list[Tensor]) -> Hashable:
-    """What tells the arguments ``x`` from others; collects their tensors."""
-    kind = type(x)
-    if kind in _PLAIN:
-        if x.layout is not torch.strided or x.is_neg() or x.is_conj() or x.is_nested or x.__dict__:
-            raise _Unsuited("a sparse, nested or lazily conjugated tensor, or one with attributes")
-        for i, t in enumerate(tensors):
-            if t is x:
-                return "again", i
-        tensors.append(x)
-        return x.shape, x.stride(), kind, x.dtype, x.device, x.requires_grad
-    if kind in _SCALARS:
-        if kind is float and (x != x or (x == 0 and math.copysign(1, x) < 0)):  # which equals 0.0
-            raise _Unsuited("NaN or -0.0")
-        return kind, x
-    if kind is tuple or kind is list or (isinstance(x, tuple) and hasattr(x, "_fields")):
-        return kind, tuple([_signature(i, tensors) for i in x])
-    if kind is dict:
-        return kind, tuple([(_signature(k, tensors), _signature(v, tensors)) for k, v in x.items()])
-    raise _Unsuited(f"a {kind.__name__}")
-
-
-def _general_key(key: Any, tensors: list[Tensor]) -> Hashable:
-    """``key`` with ranks and memory formats in place of sizes and strides."""
-    at = iter(tensors)
-
-    def leaf(part: Any) -> Any:
-        if type(part) is not tuple:
-            return part
-        if len(part) == 6 and type(part[0]) is torch.Size:
-            t = next(at)
-            if layout_of(t) == "other":
-                return part  # there are many, and eager's results lie in memory accordingly
-            # Sizes 0 and 1 stand apart: such a tensor is in several formats at once.
-            sizes = tuple(min(size, 2) for size in t.shape)
-            # Where they are 1, torch's choice of a format goes by the strides.
-            ones = tuple(stride == 1 for stride in t.stride())
-            return sizes, ones, layout_of(t), suggests_channels_last(t), *part[2:]
-        return tuple(leaf(p) for p in part)
-
-    return leaf(key)
-
-
-def _mutable(x: Any) -> list[Any]:
-    if isinstance(x, tuple | list):
-        return [*([x] if isinstance(x, list) else []), *(c for i in x for c in _mutable(i))]
-    return [x, *(c for i in x.values() for c in _mutable(i))] if isinstance(x, dict) else []
-
-
-def _contents(container: Any) -> list[Any]:
-    return [x for kv in container.items() for x in kv] if isinstance(container, dict) else list(container)
-
-
-def _as_it_was(container: Any, then: list[Any]) -> bool:
-    now = _contents(container)
-    return len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
-
-
-def _holds(result: Any, container: Any) -> bool:
-    if result is container:
-        return True
-    if isinstance(result, dict):
-        return any(_holds(v, container) for v in result.values())
-    if dataclasses.is_dataclass(result):
-        return any(_holds(v, container) for v in getattr(result, "__dict__", {}).values())
-    return isinstance(result, tuple | list) and any(_holds(v, container) for v in result)
-
-
-def _cast(value: Any, source: torch.dtype, target: torch.dtype) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(target) if value.dtype == source else value
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_cast(v, source, target) for v in value))
-    if isinstance(value, tuple | list):
-        return type(value)(_cast(v, source, target) for v in value)
-    if type(value) is dict:
-        return {k: _cast(v, source, target) for k, v in value.items()}
-    if isinstance(value, dict):
-        new = copy.copy(value)
-        for k, v in value.items():
-            new[k] = _cast(v, source, target)
-        return new
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        made: Any = copy.copy(value)
-        for field in dataclasses.fields(value):
-            object.__setattr__(made, field.name, _cast(getattr(value, field.name), source, target))
-        return made
-    return value

@@ -15,7 +15,8 @@ from torch.autograd import forward_ad
 import pykernels as pk
 from pykernels import _native
 from pykernels.optimize._recall import CONTEXT, MISS, MODES, MOST, KnownCall
-from pykernels.optimize._stub import Stub, _signature
+from pykernels.optimize._signatures import signature
+from pykernels.optimize._stub import Stub
 
 pytestmark = pytest.mark.skipif(_native.error is not None, reason=str(_native.error))
 
@@ -35,7 +36,7 @@ def stub_of(fast: nn.Module) -> Stub:
 def entry_for(args: tuple, kwargs: dict | None = None, **changed) -> KnownCall:
     """One that answers with the tensors that it is given."""
     tensors: list[torch.Tensor] = []
-    told = _signature(args, tensors), _signature(kwargs or {}, tensors)
+    told = signature(args, tensors), signature(kwargs or {}, tensors)
     nothing = (), (), (), bytearray()
     entry = KnownCall(tuple(m() for m in MODES), *told, nothing, None, (), lambda c, *given: given, (), "it", "bound")
     return entry._replace(**changed)
@@ -206,7 +207,7 @@ def test_arguments_that_are_alike(known, given):
     result = answer(entry_for(known), given)
     assert result is not MISS
     expected: list[torch.Tensor] = []
-    _signature(given, expected)
+    signature(given, expected)
     assert all(a is b for a, b in zip(result, expected, strict=True))
 
 
