@@ -15,14 +15,15 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 
 from pykernels import _native
 from pykernels._measure import relative_l2
-from pykernels.nn.conv import _ConvPack
+from pykernels.nn._packed import slots_of
+from pykernels.nn.conv import Epilogue, _ConvPack
+from pykernels.ops.conv_bn_act.arguments import geometry
 from pykernels.optimize._activations import Act
 from pykernels.optimize._torchs import TorchConv
 
@@ -129,8 +130,8 @@ def row(layer: Layer, activation: str, channels_last: bool, rounds: int) -> dict
     d = layer.dilation
     padding = tuple(d * (r - 1) // 2 for r in layer.kernel)
     options = {"stride": layer.stride, "padding": padding, "dilation": d, "groups": layer.groups}
-    conv = SimpleNamespace(weight=weight, padding_mode="zeros", **options)
-    pack = _ConvPack([({"": weight}, ""), ({"": bias}, "")], x.dtype, (conv, None, 0.0, activation, 0.01, None))
+    epilogue = Epilogue(0.0, activation, 0.01)
+    pack = _ConvPack(slots_of([weight, bias]), x.dtype, geometry(layer.kernel, **options), epilogue)
     bound, ours = pack.bound_for(x.shape), torch.ops.pykernels.conv_bn_act_bound.default
     theirs = TorchConv(pack.geometry, Act(activation).in_place({})).bind(
         weight, (bias, None, None, None, None), 0.0, channels_last

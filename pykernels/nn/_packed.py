@@ -122,6 +122,11 @@ def finish(device: torch.device) -> None:
         torch.cuda.current_stream(device).synchronize()
 
 
+def slots_of(tensors: Sequence[Any]) -> list[Slot]:
+    """Slots of ``tensors`` that stay in their places, for a pack that no module keeps."""
+    return [({"": t}, "") for t in tensors]
+
+
 def _twin(t: Tensor | None) -> Tensor | None:
     """The same memory under another name; a copy of what counts no versions."""
     if t is None:

@@ -6,13 +6,13 @@ What a phase is, `pykernels.ops.conv_bn_act.transposed` says.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pykernels.nn.conv import _ConvPack
+from pykernels.nn._packed import slots_of
+from pykernels.nn.conv import Epilogue, _ConvPack
 from pykernels.ops.conv_bn_act.arguments import Geometry
 from pykernels.ops.conv_bn_act.transposed import Phase, as_filters
 
@@ -27,15 +27,13 @@ def pack_phases(
     rows: Sequence[Phase],
     columns: Sequence[Phase],
     groups: int,
-    key: tuple[float, str, float],
-    constants: tuple[float, ...] = (),
+    epilogue: Epilogue,
 ) -> Packed:
     """A pack for each phase of ``weight`` (C, K / groups, R, S).
 
-    ``vectors`` are the bias, the batch norm's four and maybe slopes; ``key`` is its eps, the activation and its slope.
+    ``vectors`` are the bias, the batch norm's four and maybe slopes.
     """
     filters = as_filters(weight, groups)
-    slots = [({"": t}, "") for t in vectors]
     packed = []
     for row in rows:
         for column in columns:
@@ -43,9 +41,7 @@ def pack_phases(
             around = (row.before, column.before, row.after, column.after)
             padding: Any = tuple(max(p, 0) for p in around)
             geometry = Geometry((1, 1), padding, (row.dilation, column.dilation), groups)
-            shape = SimpleNamespace(weight=part, padding_mode="zeros", padding=0)
-            whole = (shape, None, *key, None)
-            pack = _ConvPack([({"": part}, ""), *slots], weight.dtype, whole, geometry, constants)
+            pack = _ConvPack(slots_of([part, *vectors]), weight.dtype, geometry, epilogue)
             packed.append((row, column, pack))
     return packed
 

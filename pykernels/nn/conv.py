@@ -9,7 +9,7 @@ buffers of two models. Copies, pickles and state_dicts are without them.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -214,7 +214,16 @@ class ConvBNAct(PacksWeights):
         return weight.shape[0]
 
     def _pack_of(self, slots: Sequence[Slot], dtype: torch.dtype, key: Any) -> _ConvPack:
-        return _ConvPack(slots, dtype, key)
+        conv = self.conv
+        x_is_padded = conv.padding_mode != "zeros"
+        padding = 0 if x_is_padded else conv.padding
+        pack = _ConvPack(slots, dtype, self._geometry_of(conv, padding), Epilogue(*key[2:5]), key)
+        pack.pads = x_is_padded
+        return pack
+
+    def _geometry_of(self, conv: Any, padding: Any) -> Geometry:
+        """That of images, with zeros around them by ``padding``."""
+        return geometry(conv.weight.shape[2:], conv.stride, padding, conv.dilation, conv.groups)
 
 
 class ConvBNAct2d(ConvBNAct):
@@ -282,14 +291,30 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if type(value) is list else value
 
 
+class Epilogue(NamedTuple):
+    """What follows the sums, besides tensors."""
+
+    #: The batch norm's; 0.0 where there is none.
+    eps: float
+    activation: str
+    negative_slope: float
+    #: The activation's own constants, in the place of the usual ones.
+    constants: tuple[float, ...] = ()
+
+
 class _ConvPack(Pack):
     """All of a block but its inputs, as the kernels take it.
+
+    ``slots`` name the weight, the bias, the batch norm's mean, variance, weight and bias, and the activation's slopes.
+    All but the weight may be None, or left out at the end.
 
     On the CPU that is one tensor of ``conv_bind`` for each algorithm asked for: which is fastest depends on the input's
     shape, so the weight is packed when the first input comes that wants it so. On CUDA it is the packed weight, the
     shape of the plain one, and the folded batch norm.
     """
 
+    #: Is the image padded before, by another mode than zeros?
+    pads = False
     #: What tells more of the sources than their versions do, where pykernels.optimize makes the pack.
     moments: Any = None
     #: The weight, where it is there in a packed form alone.
@@ -299,25 +324,20 @@ class _ConvPack(Pack):
         self,
         slots: Sequence[Slot],
         dtype: torch.dtype,
-        key: Any,
-        given_geometry: Geometry | None = None,
-        constants: tuple[float, ...] = (),
+        geometry: Geometry,
+        epilogue: Epilogue,
+        key: Hashable = None,
     ) -> None:
-        conv, _, eps, activation, negative_slope, _ = key
-        self.pads = conv.padding_mode != "zeros"
-        padding = 0 if self.pads else conv.padding
-        self.geometry = given_geometry or geometry(
-            conv.weight.shape[2:], conv.stride, padding, conv.dilation, conv.groups
-        )
-        call = ConvCall(self.geometry, activation_code("ConvBNAct2d", activation), negative_slope)
+        eps, activation, negative_slope, constants = epilogue
+        self.geometry = geometry
+        call = ConvCall(geometry, activation_code("ConvBNAct2d", activation), negative_slope)
         #: Without tf32 and with it.
         self.calls = tuple(call._replace(tf32=tf32).flat() for tf32 in (False, True))
         self.by_algorithm: dict[int, torch.Tensor] = {}
         #: The same memory but for what lies before the packed weight.
         self.tails: dict[int, torch.Tensor] = {}
         self.by_shape: dict[torch.Size, torch.Tensor] = {}
-        #: The activation's constants by channel, in the place of the usual ones: ``constants``, or the slopes that
-        #: follow the batch norm in ``slots``.
+        #: The activation's constants by channel: the epilogue's, or the slopes.
         self.own: torch.Tensor | None = None
 
         def make(tensors: list[Any]) -> Any:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from pykernels.nn._packed import Slot
 from pykernels.nn.conv import ConvBNAct, _ConvPack
-from pykernels.ops.conv_bn_act.arguments import for_height_1, geometry
+from pykernels.ops.conv_bn_act.arguments import Geometry, for_height_1, geometry
 
 
 class ConvBNAct1d(ConvBNAct):
@@ -73,9 +71,7 @@ class ConvBNAct1d(ConvBNAct):
         residual = None if residual is None else residual.unsqueeze(-2)
         return super()._run_images(pack, x.unsqueeze(-2), residual).squeeze(-2)
 
-    def _pack_of(self, slots: Sequence[Slot], dtype: torch.dtype, key: Any) -> _ConvPack:
-        conv = self.conv
-        padding = 0 if conv.padding_mode != "zeros" else conv.padding
+    def _geometry_of(self, conv: Any, padding: Any) -> Geometry:
         given = {"stride": conv.stride, "padding": padding, "dilation": conv.dilation}
         pairs: dict[str, Any] = {k: for_height_1(v, 0 if k == "padding" else 1) for k, v in given.items()}
-        return _ConvPack(slots, dtype, key, geometry((1, conv.weight.shape[2]), **pairs, groups=conv.groups))
+        return geometry((1, conv.weight.shape[2]), **pairs, groups=conv.groups)

@@ -11,7 +11,7 @@ from torch._prims_common import suggest_memory_format
 
 from pykernels.nn._packed import Pack, Slot
 from pykernels.nn._phases import BoundTransposed, fit, pack_phases
-from pykernels.nn.conv import ConvBNAct, _frozen
+from pykernels.nn.conv import ConvBNAct, Epilogue, _frozen
 from pykernels.ops._activation import activation_code, apply_activation
 from pykernels.ops._arguments import pair
 from pykernels.ops.conv_bn_act.transposed import OP, TransposedCall, conv_transpose_bn_act
@@ -112,7 +112,7 @@ class ConvTransposeBNAct2d(ConvBNAct):
         )
         rows, columns = call.phases(conv.weight.shape[2:])
         on_cpu = conv.weight.is_cpu and all(p.taps for p in (*rows, *columns))
-        return _TransposedPack(slots, dtype, key, call, (eps, activation, slope)) if on_cpu else None
+        return _TransposedPack(slots, dtype, key, call, Epilogue(eps, activation, slope)) if on_cpu else None
 
 
 _LEAST = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
@@ -124,7 +124,7 @@ class _TransposedPack(Pack):
     pads = False
 
     def __init__(
-        self, slots: Sequence[Slot], dtype: torch.dtype, key: Any, call: TransposedCall, rest: tuple[float, str, float]
+        self, slots: Sequence[Slot], dtype: torch.dtype, key: Any, call: TransposedCall, epilogue: Epilogue
     ) -> None:
         self.call = call
         self.by_shape: dict[torch.Size, BoundTransposed | None] = {}
@@ -135,7 +135,7 @@ class _TransposedPack(Pack):
             self.channels, k, *size = weight.shape
             self.k = k * call.groups
             self.rows, self.columns = call.phases(size)
-            return pack_phases(weight, vectors, self.rows, self.columns, call.groups, rest)
+            return pack_phases(weight, vectors, self.rows, self.columns, call.groups, epilogue)
 
         super().__init__(slots, dtype, key, make)
 

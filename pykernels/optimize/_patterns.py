@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from math import prod
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 
 from pykernels import _native
 from pykernels.nn import LSTM, LSTMCell
-from pykernels.nn.conv import _ConvPack
+from pykernels.nn._packed import slots_of
+from pykernels.nn.conv import Epilogue, _ConvPack
 from pykernels.ops import _dispatch
 from pykernels.ops.conv_bn_act.arguments import Geometry, geometry
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
@@ -85,18 +85,15 @@ class FusedConv:
         if held is not None:
             tensors[0] = held.stand_in()
         filters = self.filters(tensors[0])
-        shape = SimpleNamespace(weight=filters, padding_mode="zeros", **self.options)
-        act = self.act
-        spec = (self.eps, act.name, act.slope, act.constants, tuple(sorted(self.options.items())), self.pad)
+        epilogue = Epilogue(self.eps, self.act.name, self.act.slope, self.act.constants)
+        spec = (*epilogue, tuple(sorted(self.options.items())), self.pad)
         # One matrix may be the weight of a layer and, turned, that of another.
         key = (id(held), *(None if t is None else id(t) for t in tensors[held is not None :]), filters.stride(), *spec)
         found: Any = store.get(key)
         same = found is not None and found.held is held
         if same and found.is_current(found.dtype, found.index, found.key) and found.moments.are_current():
             return found
-        slots = [({"": t}, "") for t in (filters, *tensors[1:])]
-        key_of_pack = (shape, None, self.eps, act.name, act.slope, None)
-        given = slots, self.weight.dtype, key_of_pack, self.geometry(), act.constants
+        given = slots_of([filters, *tensors[1:]]), self.weight.dtype, self.geometry(), epilogue
         made = _ConvPack(*given) if held is None else HeldPack(held, *given)
         # By their elements: torch's batch norm writes to them without counting a version.
         made.moments = Sources([t for t in (*tensors, self.counter) if t is not None])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pykernels.nn._phases import BoundTransposed, fit, pack_phases
+from pykernels.nn.conv import Epilogue
 from pykernels.ops import _dispatch
 from pykernels.ops._arguments import pair
 from pykernels.ops.conv_bn_act import fold_batch_norm
@@ -120,9 +121,9 @@ class _Pack:
     def __init__(self, conv: FusedTransposed, tensors: list[Any]) -> None:
         weight, *vectors = tensors
         act = conv.act
-        key = (conv.eps, act.name, act.slope)
+        epilogue = Epilogue(conv.eps, act.name, act.slope, act.constants)
         groups = conv.options["groups"]
-        self.packs = pack_phases(conv.filters(weight), vectors, conv.rows, conv.columns, groups, key, act.constants)
+        self.packs = pack_phases(conv.filters(weight), vectors, conv.rows, conv.columns, groups, epilogue)
         # By their elements: torch's batch norm writes to them without counting a version.
         self.moments = Sources([t for t in (*tensors, conv.counter) if t is not None])
 
