@@ -105,21 +105,24 @@ class ConvTransposeBNAct2d(ConvBNAct):
         return weight.shape[1] * self.conv.groups
 
     def _pack_of(self, slots: Sequence[Slot], dtype: torch.dtype, key: Any) -> Pack | None:  # type: ignore[override]
+        if not self.conv.weight.is_cpu:
+            return None
         conv, (_, _, eps, activation, slope, _) = self.conv, key
         pairs: dict[str, Any] = {k: pair(OP, k, getattr(conv, k), n) for k, n in _LEAST.items()}
         call = TransposedCall(
             **pairs, groups=conv.groups, activation=activation_code(OP, activation), negative_slope=slope
         )
-        rows, columns = call.phases(conv.weight.shape[2:])
-        on_cpu = conv.weight.is_cpu and all(p.taps for p in (*rows, *columns))
-        return _TransposedPack(slots, dtype, key, call, Epilogue(eps, activation, slope)) if on_cpu else None
+        return _TransposedPack(slots, dtype, key, call, Epilogue(eps, activation, slope))
 
 
 _LEAST = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
 
 
 class _TransposedPack(Pack):
-    """All of a block but its inputs: the packs of the phases, and by shape what is bound."""
+    """All of a block but its inputs: the packs of the phases, and by shape what is bound.
+
+    Where a phase has no taps the plain op has to run, and nothing is packed.
+    """
 
     pads = False
 
@@ -135,16 +138,18 @@ class _TransposedPack(Pack):
             self.channels, k, *size = weight.shape
             self.k = k * call.groups
             self.rows, self.columns = call.phases(size)
+            if not all(p.taps for p in (*self.rows, *self.columns)):
+                return None
             return pack_phases(weight, vectors, self.rows, self.columns, call.groups, epilogue)
 
         super().__init__(slots, dtype, key, make)
 
     def bound_for(self, x: torch.Size) -> BoundTransposed | None:
-        """What runs an input of shape ``x``; None where a phase reads nothing of it."""
+        """What runs an input of shape ``x``; None where the plain op has to, as where a phase reads nothing of it."""
         found = self.by_shape.get(x, self)
         if found is not self:
             return found  # type: ignore[return-value]
-        fits = x[1] == self.channels and fit(self.rows, self.columns, x[2:])
+        fits = self.value is not None and x[1] == self.channels and fit(self.rows, self.columns, x[2:])
         made = BoundTransposed(self.value, self.call.stride, self.k, x, False) if fits else None
         if len(self.by_shape) >= _MOST_SHAPES:
             self.by_shape.clear()

@@ -80,6 +80,18 @@ def test_images_of_which_a_phase_reads_nothing():
             assert (block._pack.by_shape[2, 8, height, 6] is not None) == reads  # or the plain op runs
 
 
+@native
+def test_what_is_the_plain_ops_is_found_out_once(x):
+    block = make(kernel_size=2, stride=3, padding=0)
+    with torch.no_grad():
+        assert_same(block, x)
+        pack = block._pack
+        assert pack is not None
+        assert pack.value is None
+        assert_same(block, x)
+        assert block._pack is pack
+
+
 def test_strides_unbatched_and_empty(x):
     block = make(kernel_size=4, stride=2)
     with torch.no_grad():
