@@ -16,8 +16,9 @@ from torch import Tensor
 
 from pykernels.ops.conv_bn_act import fold_batch_norm
 from pykernels.ops.conv_bn_act.arguments import Geometry
+from pykernels.optimize._fused import Fusable, FusedConv
 from pykernels.optimize._graph import Graph, Step, Value, is_torchs
-from pykernels.optimize._patterns import ADDS, FusedConv, conv_of, takes_norm
+from pykernels.optimize._patterns import ADDS, conv_of, takes_norm
 
 
 @dataclass
@@ -26,7 +27,7 @@ class _Branch:
 
     x: Value
     conv: FusedConv | None
-    norm: FusedConv
+    norm: Fusable
     steps: list[Step]
     geometry: Geometry | None
 
@@ -125,7 +126,7 @@ class _Merger:
             conv, image = found
             if takes_norm(conv, last, self.constants):
                 return _Branch(image, conv, conv, [before, last], conv.geometry())
-        alone = FusedConv(x, None, {})
+        alone = Fusable()
         if takes_norm(alone, last, self.constants):
             return _Branch(x, None, alone, [last], None)
         return None
@@ -177,7 +178,7 @@ class _Merger:
             terms = tuple(
                 (
                     None if b.conv is None else b.conv.weight,
-                    (b.norm.bias, *(b.norm.norm or (None,) * 4)),
+                    (None if b.conv is None else b.conv.bias, *(b.norm.norm or (None,) * 4)),
                     b.norm.eps,
                 )
                 for b in group

@@ -13,8 +13,9 @@ import torch
 from pykernels.ops import _dispatch
 from pykernels.ops.conv_bn_act.arguments import for_height_1, geometry
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
+from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Step, Value, bound, is_torchs, layout_of, strides_in, values_in
-from pykernels.optimize._patterns import CONV, FusedConv
+from pykernels.optimize._patterns import CONV
 
 #: The dimension that an image has and a sequence has not.
 _HEIGHT = 2

@@ -24,10 +24,10 @@ from pykernels.nn._packed import PacksWeights
 from pykernels.ops._dispatch import asked_backend, is_for_onnx
 from pykernels.optimize._calls import OurCall
 from pykernels.optimize._conv1d import FusedConv1d
+from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Made, Step, Value, mapped
 from pykernels.optimize._layout import FIXES, as_channels_last, as_contiguous, as_time_major
 from pykernels.optimize._linear import FusedLinear
-from pykernels.optimize._patterns import FusedConv
 from pykernels.optimize._program import Program
 from pykernels.optimize._torchs import batch_norm_, norm_into
 from pykernels.optimize._watch import ANY, Watch, _said, looked_up, snapshot

@@ -14,8 +14,9 @@ from pykernels.ops._activation import activation_code
 from pykernels.ops.group_norm_act.arguments import GroupNormCall
 from pykernels.ops.group_norm_act.op import GROUP_NORM_ACT
 from pykernels.optimize._calls import OurCall, takes_image
+from pykernels.optimize._fused import Fusable
 from pykernels.optimize._graph import Step, Value, bound
-from pykernels.optimize._patterns import FusedConv, Fuser
+from pykernels.optimize._patterns import Fuser
 
 _GROUP = ("input", "num_groups", "weight", "bias", "eps")
 _INSTANCE = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
@@ -45,15 +46,13 @@ class GroupNorm(OurCall):
         return torch.ops.pykernels.group_norm_act(*tensors, *self._norm)
 
 
-class FusedGroupNorm(FusedConv):
+class FusedGroupNorm(Fusable):
     """Such a norm while its chain is looked for."""
 
-    pads = False
-    adds_any_format = False
     own_constants = False
 
     def __init__(self, name: str, groups: int, weight: Value | None, bias: Value | None, eps: float) -> None:
-        super().__init__(None, None, {})
+        super().__init__()
         self.name, self.groups, self.eps = name, groups, eps
         self._affine = weight, bias
         self.norm = []  # takes no batch norm
@@ -69,7 +68,7 @@ class FusedGroupNorm(FusedConv):
         return Step(norm, (x, *self._affine, residual), {}, chain[-1].outputs, (), "call")
 
 
-def group_norm_of(step: Step) -> tuple[FusedConv, Value] | None:
+def group_norm_of(step: Step) -> tuple[FusedGroupNorm, Value] | None:
     """A group or instance norm that our kernel takes, and its input."""
     if step.kind != "call" or step.writes or not _dispatch.has_native(GROUP_NORM_ACT, torch.device("cpu")):
         return None

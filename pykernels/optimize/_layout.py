@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Step, Value, bound, mapped, strides_in, values_in
 from pykernels.optimize._group_norms import GroupNorm
 from pykernels.optimize._kinds import name_of
 from pykernels.optimize._norms import is_norm
-from pykernels.optimize._patterns import FusedConv
 from pykernels.optimize._squeeze import is_squeeze
 
 #: Their values don't depend on strides, they succeed whatever these are, and they are no slower in channels_last.

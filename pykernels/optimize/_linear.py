@@ -20,8 +20,8 @@ from pykernels.ops.conv_bn_act import fold_batch_norm
 from pykernels.ops.conv_bn_act.arguments import Geometry
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.optimize import _rules
+from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Step, Value, bound, is_torchs
-from pykernels.optimize._patterns import FusedConv
 
 _LINEAR = ("input", "weight", "bias")
 _ONE = Geometry((1, 1), (0, 0, 0, 0), (1, 1), 1)

@@ -15,21 +15,18 @@ from torch import Tensor
 from pykernels.ops._activation import activation_code
 from pykernels.ops.conv_bn_act import fold_batch_norm
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
+from pykernels.optimize._fused import Fusable
 from pykernels.optimize._graph import Step, Value, is_torchs
-from pykernels.optimize._patterns import FusedConv, Fuser, norm_parts
+from pykernels.optimize._patterns import Fuser, norm_parts
 
 _LAYOUTS = ("contiguous", "channels_last")
 
 
-class FusedNorm(FusedConv):
+class FusedNorm(Fusable):
     """The constants of a batch norm that stands by itself, and of what follows; it becomes a call of an op."""
 
-    name = ""
-    pads = False
-    adds_any_format = False
-
     def __init__(self, x: Value, norm: list[Value | None], eps: float) -> None:
-        super().__init__(None, None, {})
+        super().__init__()
         self.x, self.norm, self.eps, self.rank = x, norm, eps, len(x.shape)
 
     def step(self, chain: list[Step], x: Value, residual: Value | None, fuser: Fuser) -> Step:

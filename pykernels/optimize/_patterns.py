@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from math import prod
 from typing import Any
 
 import torch
@@ -12,19 +11,14 @@ from torch import Tensor, nn
 
 from pykernels import _native
 from pykernels.nn import LSTM, LSTMCell
-from pykernels.nn._packed import slots_of
-from pykernels.nn.conv import Epilogue, _ConvPack
 from pykernels.ops import _dispatch
-from pykernels.ops.conv_bn_act.arguments import Geometry, geometry
+from pykernels.ops.conv_bn_act.arguments import geometry
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.ops.lstm.op import LSTM as LSTM_OP
 from pykernels.ops.lstm.op import LSTM_CELL
-from pykernels.optimize import _rules
 from pykernels.optimize._activations import Act, activation_of, written_out
+from pykernels.optimize._fused import Fusable, FusedConv
 from pykernels.optimize._graph import Graph, Step, Value, bound, is_torchs, values_in
-from pykernels.optimize._keep import HeldPack, PackedWeight
-from pykernels.optimize._sources import Sources
-from pykernels.optimize._torchs import TorchConv
 from pykernels.optimize._watch import kind_of, plain
 
 #: The arguments of torch's convolutions.
@@ -33,131 +27,8 @@ _NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "
 ADDS = ("add", "add_", "__add__", "__radd__", "__iadd__")
 
 
-class FusedConv:
-    """The constants of a fused convolution, as values of the graph, and how it is called."""
-
-    #: In the report.
-    name = "conv"
-    #: Dimensions of what it gives; the second one is that of the channels.
-    rank = 4
-    #: Can it put zeros around what it is given?
-    pads = True
-    #: May what is added have another memory format than it gives? The sum's is settled with the formats then.
-    adds_any_format = True
-    #: Does the kernel of the CPU take activations with constants of their own?
-    own_constants = True
-
-    def __init__(self, weight: Any, bias: Value | None, options: dict[str, Any]) -> None:
-        self.weight, self.bias = weight, bias
-        self.norm: list[Value | None] | None = None
-        #: A tensor that is written to whenever the batch norm's statistics are, if they don't tell by themselves.
-        self.counter: Tensor | None = None
-        self.eps = 0.0
-        self.act = Act("none")
-        self.options = options
-        #: Zeros around the image beside those of ``options``: top, left, bottom, right.
-        self.pad = (0, 0, 0, 0)
-        self.on_cpu = weight is None or weight.device.type == "cpu"
-        self.run: Callable[..., Tensor] = _bound_op() if self.on_cpu else _run_on_cuda
-        #: There is nothing but the packed weight: no other algorithm can be had, nor torch's.
-        self.is_held = weight is not None and isinstance(weight.tensor, PackedWeight)
-        self.channels_last = False
-        #: The format that the result has to be in at once: "contiguous", "channels_last" or "" for either.
-        self.fix = ""
-
-    def depth(self) -> int:
-        """Products for each element that it gives."""
-        return prod(self.weight.shape[1:])
-
-    def products(self, x: Sequence[int], y: Sequence[int]) -> int:
-        """In all, for an input and a result of these shapes."""
-        return prod(y) * self.depth()
-
-    def parameters(self) -> list[Value]:
-        """The tensors that it is made of."""
-        return [v for v in (self.weight, self.bias, *(self.norm or ()), self.act.slopes) if v is not None]
-
-    def pack(self, values: dict[Value, Any], store: dict[Hashable, Any]) -> Any:
-        """All but the input, packed; from ``store``, which programs share, if it is still right."""
-        parts = (self.weight, self.bias, *(self.norm or (None,) * 4), self.act.slopes)
-        tensors = [None if v is None else values.get(v, v.tensor) for v in parts]
-        held = tensors[0] if self.is_held else None
-        if held is not None:
-            tensors[0] = held.stand_in()
-        filters = self.filters(tensors[0])
-        epilogue = Epilogue(self.eps, self.act.name, self.act.slope, self.act.constants)
-        spec = (*epilogue, tuple(sorted(self.options.items())), self.pad)
-        # One matrix may be the weight of a layer and, turned, that of another.
-        key = (id(held), *(None if t is None else id(t) for t in tensors[held is not None :]), filters.stride(), *spec)
-        found: Any = store.get(key)
-        same = found is not None and found.held is held
-        if same and found.is_current(found.dtype, found.index, found.key) and found.moments.are_current():
-            return found
-        given = slots_of([filters, *tensors[1:]]), self.weight.dtype, self.geometry(), epilogue
-        made = _ConvPack(*given) if held is None else HeldPack(held, *given)
-        # By their elements: torch's batch norm writes to them without counting a version.
-        made.moments = Sources([t for t in (*tensors, self.counter) if t is not None])
-        if not any(v in values for v in self.parameters()):
-            store[key] = made
-        return made
-
-    def step(self, chain: list[Step], x: Value, residual: Value | None, fuser: Fuser) -> Step:
-        """What takes the place of ``chain``, but for its name; adds to ``chain`` what else that stands for."""
-        return Step(self, (x, residual), {}, chain[-1].outputs, (), "fused")
-
-    def filters(self, weight: Any) -> Any:
-        """``weight`` as that of a convolution, in the same memory."""
-        return weight
-
-    def filter_shape(self) -> tuple[int, ...]:
-        """(K, C / groups, R, S)."""
-        return self.weight.shape
-
-    def write_op(self) -> Any:
-        """What writes the result of `run` into a tensor that it is given, beside a workspace."""
-        return torch.ops.pykernels.conv_bn_act_bound_out.default
-
-    def workspace(self, x: Tensor, constant: Any, y: Tensor) -> int:
-        """The bytes of that workspace."""
-        return torch.ops.pykernels.conv_bn_act_bound_workspace(x, constant, y)
-
-    def constant(self, pack: _ConvPack, x: torch.Size) -> Any:
-        """What `run` takes beside an input of shape ``x``."""
-        return pack.bound_for(x) if pack.index < 0 else pack
-
-    def geometry(self) -> Geometry:
-        """Stride, padding on each side, dilation and groups."""
-        g = geometry(self.filter_shape()[2:], **self.options)
-        top, left, bottom, right = (a + b for a, b in zip(g.padding, self.pad, strict=True))
-        return g._replace(padding=(top, left, bottom, right))
-
-    def torchs_because(self, shape: Sequence[int], layout: str) -> str:
-        """Why torch runs it for an input of this shape and format; "" where our kernel does."""
-        if not self.on_cpu or self.is_held or self.weight.dtype is not torch.float32 or len(shape) != 4:
-            return ""
-        layout = "channels_last" if self.channels_last else layout
-        threads, isa = torch.get_num_threads(), _native.introspect().active_isa()
-        return _rules.torchs_because(shape, self.filter_shape(), *self.geometry(), self.act.name, layout, threads, isa)
-
-    def by_torch(self, values: dict[Value, Any], layout: str) -> Callable[..., Tensor]:
-        """What computes the same with torch's functions, from x (in ``layout``) and the residual."""
-        parts = (self.weight, self.bias, *(self.norm or (None,) * 4))
-        weight: Any
-        weight, *norm = (None if v is None else values.get(v, v.tensor) for v in parts)
-        made = TorchConv(self.geometry(), self.act.in_place(values))
-        return made.bind(self.filters(weight), norm, self.eps, layout == "channels_last")
-
-
 #: What a step begins and its input; None where it is nothing of the kind.
-Finder = Callable[[Step], tuple[FusedConv, Value] | None]
-
-
-def _bound_op() -> Any:
-    return torch.ops.pykernels.conv_bn_act_bound.default
-
-
-def _run_on_cuda(x: Tensor, pack: _ConvPack, residual: Tensor | None) -> Tensor:
-    return pack.on_cuda(x, residual)
+Finder = Callable[[Step], tuple[Fusable, Value] | None]
 
 
 def conv_of(step: Step) -> tuple[FusedConv, Value] | None:
@@ -215,7 +86,7 @@ def _plain(x: Any) -> Any:
     return tuple(x) if isinstance(x, list | torch.Size) else x
 
 
-def takes_norm(conv: FusedConv, step: Step, constants: set[Value]) -> bool:
+def takes_norm(conv: Fusable, step: Step, constants: set[Value]) -> bool:
     """Does ``step`` apply a batch norm with constants? Then ``conv`` has it."""
     if conv.norm is not None or conv.act.name != "none" or not is_torchs(step.function, "batch_norm"):
         return False
@@ -316,11 +187,13 @@ class Fuser:
             fused[last] = made
         self.graph.steps = [fused.get(s, s) for s in self.graph.steps if s not in gone or s in fused]
 
-    def _unpadded(self, conv: FusedConv, x: Value, step: Step) -> Value:
+    def _unpadded(self, conv: Fusable, x: Value, step: Step) -> Value:
         """What stands before zeros that were put around ``x``: the convolution pads by itself."""
         before = self.producers.get(x)
-        found = None if before is None or not conv.pads else _zeros_around(before, conv.rank)
-        if before is None or found is None:
+        if before is None or not isinstance(conv, FusedConv) or not conv.pads:
+            return x
+        found = _zeros_around(before, conv.rank)
+        if found is None:
             return x
         image, pad = found
         for other in self.graph.steps[self.at[before] + 1 : self.at[step]]:
@@ -329,12 +202,14 @@ class Fuser:
         conv.pad = pad
         return image
 
-    def _trimmed(self, conv: FusedConv, x: Value, step: Step) -> list[Step]:
+    def _trimmed(self, conv: Fusable, x: Value, step: Step) -> list[Step]:
         """A slice that drops what ``conv`` gives for zeros behind a sequence, and the step that follows.
 
         Causal convolutions are written so. That is less padding, then.
         """
-        cut = self._only_user(step.outputs) if conv.rank == 3 and conv.pads else None
+        if not isinstance(conv, FusedConv) or conv.rank != 3 or not conv.pads:
+            return []
+        cut = self._only_user(step.outputs)
         after = None if cut is None else self._only_user(cut.outputs)
         if (
             cut is None
@@ -361,7 +236,7 @@ class Fuser:
         users = self.users.get(value, []) if isinstance(value, Value) else []
         return users[0] if len(users) == 1 and users[0] is not None and users[0].kind == "call" else None
 
-    def _chain(self, chain: list[Step], conv: FusedConv, x: Value, gone: set[Step]) -> tuple[list[Step], Value | None]:
+    def _chain(self, chain: list[Step], conv: Fusable, x: Value, gone: set[Step]) -> tuple[list[Step], Value | None]:
         residual = None
         while True:
             value: Any = chain[-1].outputs
@@ -402,7 +277,7 @@ class Fuser:
                 conv.act = found
             chain.append(user)
 
-    def _knows(self, conv: FusedConv, act: Act, value: Value) -> bool:
+    def _knows(self, conv: Fusable, act: Act, value: Value) -> bool:
         """Can the kernels apply ``act`` to ``value``? Constants of its own those of the CPU alone can have."""
         slopes = act.slopes
         if slopes is None:
@@ -434,7 +309,7 @@ class Fuser:
         return True
 
 
-def _what(conv: FusedConv, residual: Value | None) -> str:
+def _what(conv: Fusable, residual: Value | None) -> str:
     added = "" if residual is None else "add"
     act = "" if conv.act.name == "none" else conv.act.title()
     return "+".join(filter(None, (conv.name, "bn" if conv.norm else "", added, act)))

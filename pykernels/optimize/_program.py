@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from pykernels.optimize import _arena
+from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Made, Step, Value, layout_of, mapped, values_in
 from pykernels.optimize._keep import PackedWeight
 from pykernels.optimize._layout import FIXES, as_channels_last
-from pykernels.optimize._patterns import FusedConv
 from pykernels.optimize._recall import KnownCall, known_sources
 from pykernels.optimize._sources import Sources
 from pykernels.optimize._watch import Watch

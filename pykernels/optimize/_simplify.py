@@ -9,11 +9,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Step, Value, is_torchs, mapped, values_in
 from pykernels.optimize._group_norms import GroupNorm
 from pykernels.optimize._kinds import PARTS, PURE, name_of
 from pykernels.optimize._norms import is_norm
-from pykernels.optimize._patterns import FusedConv, constant_norm
+from pykernels.optimize._patterns import constant_norm
 from pykernels.optimize._squeeze import is_squeeze, squeeze_excite_
 from pykernels.optimize._torchs import batch_norm_
 

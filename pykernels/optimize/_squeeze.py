@@ -15,10 +15,11 @@ from pykernels.ops._activation import ACTIVATIONS
 from pykernels.ops.squeeze_excite.op import SQUEEZE_EXCITE
 from pykernels.optimize._activations import activation_of
 from pykernels.optimize._calls import takes_image
+from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Step, Value, bound, is_torchs
 from pykernels.optimize._keep import PackedWeight
 from pykernels.optimize._linear import FusedLinear, linear_of
-from pykernels.optimize._patterns import FusedConv, conv_of
+from pykernels.optimize._patterns import conv_of
 from pykernels.optimize._pools import mean_of_map
 
 _MULTIPLY = ("mul", "__mul__", "__rmul__", "multiply")

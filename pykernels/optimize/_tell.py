@@ -13,10 +13,10 @@ from torch import nn
 from pykernels import _native
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.optimize._calls import OurCall
+from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Step, Value, bound, mapped
 from pykernels.optimize._keep import PackedWeight
 from pykernels.optimize._norms import is_norm
-from pykernels.optimize._patterns import FusedConv
 from pykernels.optimize._report import ITSELF, OURS, TORCH, Entry, Left, Plain, Ran, Replaced, Report
 from pykernels.optimize._squeeze import is_squeeze
 from pykernels.optimize._timing import seconds_by_step

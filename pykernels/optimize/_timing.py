@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Step, Value, mapped
 from pykernels.optimize._layout import FIXES, as_channels_last
-from pykernels.optimize._patterns import FusedConv
 
 if TYPE_CHECKING:
     from pykernels.optimize._program import Program

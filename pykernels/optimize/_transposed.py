@@ -20,8 +20,8 @@ from pykernels.ops.conv_bn_act.arguments import for_height_1
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.ops.conv_bn_act.transposed import phases
 from pykernels.optimize import _rules
+from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Step, Value, bound, is_torchs, strides_in, suggests_channels_last, values_in
-from pykernels.optimize._patterns import FusedConv
 from pykernels.optimize._sources import Sources
 
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
