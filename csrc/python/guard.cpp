@@ -3,6 +3,7 @@
 
 #include "python/recall.h"
 #include "python/unchanged.h"
+#include "torch/notes.h"
 
 namespace py = pybind11;
 
@@ -34,5 +35,6 @@ PYBIND11_MODULE(_guard, m) {
         "_compiled_call_impl of dicts do not count. `numbers` is the caller's for the next time: zeros, 8 for each "
         "container and each entry.");
   m.attr("recall") = py::reinterpret_steal<py::object>(PyCFunction_New(&kRecall, nullptr));
+  m.def("forget_note", &pk::binding::forget_note, py::arg("note"), "Lets go of the tensors that note_tensors noted.");
   m.attr("MISS") = py::reinterpret_borrow<py::object>(pk::python::miss());
 }

@@ -107,8 +107,6 @@ Notes& notes() {
 
 int64_t note_tensors_op(std::vector<Tensor> tensors) { return notes().add({tensors.begin(), tensors.end()}); }
 
-void forget_note_op(int64_t note) { notes().forget(note); }
-
 }  // namespace
 
 bool are_as_noted(int64_t note) {
@@ -116,16 +114,16 @@ bool are_as_noted(int64_t note) {
   return std::all_of(noted->begin(), noted->end(), [](const Noted& t) { return t.is_as_noted(); });
 }
 
+void forget_note(int64_t note) { notes().forget(note); }
+
 STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
   m.def("note_tensors(Tensor[] tensors) -> int");
   m.def("are_as_noted(int note) -> bool");
-  m.def("forget_note(int note) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pykernels, CompositeExplicitAutograd, m) {
   m.impl("note_tensors", TORCH_BOX(&note_tensors_op));
   m.impl("are_as_noted", TORCH_BOX(&are_as_noted));
-  m.impl("forget_note", TORCH_BOX(&forget_note_op));
 }
 
 }  // namespace pk::binding

@@ -1,4 +1,4 @@
-// What `note_tensors` gave: are the tensors where and as they were? For callers in C++.
+// What `note_tensors` gave, for callers beside torch's dispatcher.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,11 @@
 
 namespace pk::binding {
 
-// Throws std::runtime_error for a number that was not given, or was forgotten.
+// Are the tensors where and as they were? Throws std::runtime_error for a number that was not given, or was forgotten.
 PK_API bool are_as_noted(int64_t note);
+
+// Lets go of them; does nothing for such a number. No op: Python's garbage collector calls it whenever it comes, also
+// while a model is traced, whose graph an op would end up in.
+PK_API void forget_note(int64_t note);
 
 }  // namespace pk::binding

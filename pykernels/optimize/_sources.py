@@ -11,15 +11,11 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
+from pykernels import _native
 from pykernels.nn._packed import Pack
 from pykernels.optimize._keep import PackedWeight, check_whole
 
 _version_of = attrgetter("_version")
-
-
-def _forget(note: int) -> None:
-    with torch._C.DisableTorchFunction():  # the garbage collector may come while a model is being recorded
-        torch.ops.pykernels.forget_note(note)
 
 
 @functools.cache
@@ -35,7 +31,7 @@ def _follow_swaps() -> None:
         for sources in live:
             if not sources.ids.isdisjoint((id(t1), id(t2))):
                 sources.stepped = True
-                _forget(sources.note)
+                _native.guard().forget_note(sources.note)
         swap(t1, t2)
 
     # `nn.Module` looks the function up here where torch is set to swap tensors.
@@ -59,7 +55,7 @@ class Sources(Pack):
         with _adding:
             _live.add(self)
         self.as_noted = torch.ops.pykernels.are_as_noted.default
-        weakref.finalize(self, _forget, self.note).atexit = False
+        weakref.finalize(self, _native.guard().forget_note, self.note).atexit = False
         # What changed between the two looks at it is seen here: the note may be of the later tensor.
         self.stepped |= not super().is_current(self.dtype, self.index, None)
 

@@ -9,10 +9,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import pykernels as pk
+from pykernels import _native
 from pykernels.optimize import _program
 from pykernels.optimize._program import _counters
+from pykernels.optimize._sources import Sources
 from pykernels.optimize._watch import Watch
 from tests.harness import relative_l2
 from tests.optimize.models import agree, image, programs, randomise
@@ -83,7 +86,7 @@ def test_packed_blocks_see_statistics_that_training_moves():
 
 
 def test_notes_of_tensors():
-    ops = torch.ops.pykernels
+    ops, forget = torch.ops.pykernels, _native.guard().forget_note
     t = torch.randn(3, 3)
     note = ops.note_tensors([t, torch.empty(0)])
     assert ops.are_as_noted(note)
@@ -91,11 +94,23 @@ def test_notes_of_tensors():
     assert ops.are_as_noted(note), "of where a tensor's elements are, not of what they are"
     t.data = t.data.t()
     assert not ops.are_as_noted(note)
-    ops.forget_note(note)
-    ops.forget_note(note)
+    forget(note)
+    forget(note)
     for unknown in (note, 0, -1, 2**62):
         with pytest.raises(RuntimeError, match=f"are_as_noted: note: expected what note_tensors gave.* got {unknown}"):
             ops.are_as_noted(unknown)
+
+
+@pytest.mark.parametrize("pre_dispatch", [False, True])
+def test_no_trace_sees_a_program_go(pre_dispatch):
+    sources = [Sources([torch.ones(2)])]
+
+    def forward(x):
+        sources.clear()  # as the garbage collector may, at any time
+        return x + 1
+
+    graph = make_fx(forward, pre_dispatch=pre_dispatch)(torch.ones(2)).graph
+    assert [n.name for n in graph.nodes if n.op == "call_function"] == ["add"]
 
 
 def test_norms_on_a_gpu_are_told_by_their_counters():
