@@ -107,6 +107,35 @@ inline void check_shape(const Tensor& t, const std::vector<int64_t>& expected, c
   fail(op, argument, "expected shape ", s.str(), ", got ", shape_of(t));
 }
 
+// Has each element of `t`, of at most four dimensions, a place of its own? Each step has to lead past all that the
+// smaller ones reach, as in every memory format and whatever is cut out of one.
+inline bool is_without_overlap(const Tensor& t) {
+  struct Axis {
+    int64_t stride, size;
+  } axes[4];
+  int64_t count = 0, reach = 0;
+  for (int64_t d = 0; d < t.dim(); ++d) {
+    if (t.size(d) == 0) return true;
+    if (t.size(d) == 1) continue;
+    int64_t at = count++;  // they are sorted by their strides
+    for (; at > 0 && axes[at - 1].stride > t.stride(d); --at) axes[at] = axes[at - 1];
+    axes[at] = {t.stride(d), t.size(d)};
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    if (axes[i].stride <= reach) return false;
+    reach += axes[i].stride * (axes[i].size - 1);
+  }
+  return true;
+}
+
+// `out`, of at most four dimensions, is what an op of the CPU writes to.
+inline void check_out(const Tensor& out, ScalarType dtype, const std::vector<int64_t>& shape, const char* op) {
+  check_cpu(out, op, "out");
+  check_dtype(out, dtype, op, "out");
+  check_shape(out, shape, op, "out");
+  check(is_without_overlap(out), op, "out", "expected no two elements in one place");
+}
+
 // `call` holds the fields of a Numbers, which are all of the type Number: int64_t or double.
 template <class Numbers, class Number>
 Numbers numbers_in(const char* op, const Tensor& call) {

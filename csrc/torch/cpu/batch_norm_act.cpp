@@ -172,12 +172,7 @@ Tensor batch_norm_act_bound_op(std::vector<Tensor> x, Tensor bound_norm, MaybeTe
 void batch_norm_act_bound_out_op(std::vector<Tensor> x, Tensor bound_norm, MaybeTensor residual, Tensor out) {
   const char* op = "batch_norm_act_bound_out";
   NormCall call(op, x, bound_norm, residual);
-  check_cpu(out, op, "out");
-  check_dtype(out, x[0].scalar_type(), op, "out");
-  check_shape(out, call.sizes, op, "out");
-  for (int64_t i = 0; i < out.dim(); ++i) {
-    check(out.stride(i) > 0 || out.size(i) <= 1, op, "out", "expected no two elements in one place");
-  }
+  check_out(out, x[0].scalar_type(), call.sizes, op);
   call.run_into(op, out);
 }
 

@@ -94,12 +94,7 @@ void group_norm_act_out_op(Tensor x, MaybeTensor weight, MaybeTensor bias, Maybe
   const char* op = "group_norm_act_out";
   check_image(op, x);
   const auto numbers = numbers_in<NormNumbers, double>(op, call);
-  check_cpu(out, op, "out");
-  check_dtype(out, x.scalar_type(), op, "out");
-  check_shape(out, {x.size(0), x.size(1), x.size(2), x.size(3)}, op, "out");
-  for (int64_t i = 0; i < 4; ++i) {
-    check(out.stride(i) > 0 || out.size(i) <= 1, op, "out", "expected no two elements in one place");
-  }
+  check_out(out, x.scalar_type(), {x.size(0), x.size(1), x.size(2), x.size(3)}, op);
   run_into(op, x, weight, bias, residual, numbers, out);
 }
 

@@ -100,15 +100,10 @@ void pool2d_out_op(Tensor x, Tensor call, Tensor out) {
   const char* op = "pool2d_out";
   const auto n = numbers_in<PoolNumbers, int64_t>(op, call);
   Pool2dPlan plan = plan_of(op, x, n);
-  check_cpu(out, op, "out");
-  check_dtype(out, x.scalar_type(), op, "out");
   const int64_t dims = n.r == 0 && out.dim() == 2 ? 2 : 4;  // a mean needs no dimensions of size 1
   Ints shape = {plan.args.n, plan.args.c, plan.p, plan.q};
   shape.resize(static_cast<size_t>(dims));
-  check_shape(out, shape, op, "out");
-  for (int64_t i = 0; i < dims; ++i) {
-    check(out.stride(i) > 0 || out.size(i) <= 1, op, "out", "expected no two elements in one place");
-  }
+  check_out(out, x.scalar_type(), shape, op);
   plan.args.y = out.mutable_data_ptr();
   for (int64_t i = 0; i < dims; ++i) plan.args.y_stride[i] = out.stride(i);
   pk::run(plan, torch_executor());

@@ -77,12 +77,7 @@ void squeeze_excite_out_op(Tensor x, Tensor reduce_weight, MaybeTensor reduce_bi
                            MaybeTensor expand_bias, int64_t activation, int64_t gate, Tensor out) {
   const char* op = "squeeze_excite_out";
   SqueezeCall call(op, x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate);
-  check_cpu(out, op, "out");
-  check_dtype(out, x.scalar_type(), op, "out");
-  check_shape(out, {call.args.n, call.args.c, call.args.h, call.args.w}, op, "out");
-  for (int64_t i = 0; i < 4; ++i) {
-    check(out.stride(i) > 0 || out.size(i) <= 1, op, "out", "expected no two elements in one place");
-  }
+  check_out(out, x.scalar_type(), {call.args.n, call.args.c, call.args.h, call.args.w}, op);
   call.run_into(out);
 }
 
