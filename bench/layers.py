@@ -43,6 +43,12 @@ class Layer(NamedTuple):
     dilation: int = 1
     activations: tuple[str, ...] = ("relu", "silu")
 
+    @property
+    def what(self) -> str:
+        """In a word or two."""
+        text = f"{self.c}->{self.k} {self.kernel[0]}x{self.kernel[1]}/{self.stride} @{self.size}"
+        return text + f" g{self.groups}" * (1 < self.groups < self.c) + f" d{self.dilation}" * (self.dilation > 1)
+
 
 def _depthwise(c: int, size: int, r: int, stride: int = 1) -> Layer:
     return Layer("depthwise", c, size, c, (r, r), stride, c, activations=("none", "relu", "silu"))
@@ -94,7 +100,7 @@ LAYERS = (
 def main() -> None:
     """Measures and writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="kinds of layers, by commas")
+    parser.add_argument("--only", default="", help="kinds of layers, or layers as they are printed, by commas")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, help="the JSON file; bench/results/layers-<isa>.json")
     options = parser.parse_args()
@@ -103,7 +109,7 @@ def main() -> None:
     rows = []
     with torch.inference_mode():
         for layer in LAYERS:
-            if not options.only or layer.kind in options.only.split(","):
+            if not options.only or {layer.kind, layer.what} & set(options.only.split(",")):
                 for activation in layer.activations:
                     for channels_last in (False, True):
                         rows.append(row(layer, activation, channels_last, options.rounds))
@@ -141,10 +147,8 @@ def row(layer: Layer, activation: str, channels_last: bool, rounds: int) -> dict
     if error > 1e-5:
         raise SystemExit(f"{layer}: the answers differ by {error:.1e}")
     best = least_cpu_seconds(calls, rounds)
-    what = f"{layer.c}->{layer.k} {layer.kernel[0]}x{layer.kernel[1]}/{layer.stride} @{layer.size}"
-    what += f" g{layer.groups}" * (1 < layer.groups < layer.c) + f" d{d}" * (d > 1)
     return {
-        "kind": layer.kind, "what": what, **layer._asdict(), "activation": activation,
+        "kind": layer.kind, "what": layer.what, **layer._asdict(), "activation": activation,
         "layout": "channels_last" if channels_last else "contiguous",
         "ours": best[0], "torch": best[1], "ratio": best[1] / best[0],
     }  # fmt: skip
