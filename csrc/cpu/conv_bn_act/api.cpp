@@ -1,5 +1,7 @@
 // The entry points: a plan checks the problem, picks the ISA's table, chooses the method or reads it off the packed
 // weight's header, and has the method work out its blocking; then the method packs and runs by it.
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "common/conv_shape.h"
@@ -13,7 +15,31 @@ namespace {
 constexpr int64_t kLargest = int64_t{1} << 31;
 constexpr int64_t kHeaderBytes = sizeof(ConvHeader);
 
+// PYKERNELS_WINOGRAD=0 leaves Winograd's method out, for those to whom its rounding matters.
+struct Winograd {
+  bool wanted = true;
+  char error[128] = "";
+};
+
+const Winograd& winograd() {
+  static const Winograd asked = [] {
+    Winograd w;
+    const char* const value = std::getenv("PYKERNELS_WINOGRAD");
+    if (value == nullptr || *value == '\0' || std::strcmp(value, "1") == 0) return w;
+    w.wanted = false;
+    if (std::strcmp(value, "0") == 0) return w;
+    std::snprintf(w.error, sizeof w.error, "PYKERNELS_WINOGRAD: expected 0 or 1, got '%.32s'", value);
+    return w;
+  }();
+  return asked;
+}
+
+ConvAlgorithm choose(const ConvShape& shape, bool packs) {
+  return winograd().wanted ? choose_algorithm(shape, packs) : ConvAlgorithm::direct;
+}
+
 Status pick(const ConvKernels** table) {
+  if (winograd().error[0] != '\0') return {winograd().error};
   Isa isa;
   PK_TRY(active_isa(&isa));
   *table = PK_TABLE_OF(conv_kernels, isa);
@@ -111,7 +137,7 @@ Status open(const ConvArgs& args, const ConvKernels& table, ConvPlan* plan) {
 
 Status conv_choose(const ConvShape& shape, bool packs, ConvAlgorithm* algorithm) {
   PK_TRY(check_shape(shape));
-  *algorithm = choose_algorithm(shape, packs);
+  *algorithm = choose(shape, packs);
   return kOk;
 }
 
@@ -140,7 +166,7 @@ Status make_plan(const ConvArgs& args, int threads, ConvPlan* plan) {
 Status make_packing_plan(const ConvArgs& args, int threads, ConvPlan* plan) {
   const ConvKernels* table;
   PK_TRY(begin(args, &table));
-  const ConvAlgorithm algorithm = choose_algorithm(args.shape, true);
+  const ConvAlgorithm algorithm = choose(args.shape, true);
   ConvLayout layout;
   PK_TRY(choose_layout(args.shape, algorithm, &layout));
   set_method(*table, args.shape, algorithm, layout, plan);

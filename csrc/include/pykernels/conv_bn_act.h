@@ -85,8 +85,9 @@ struct ConvPlan {
 };
 
 // The algorithm that is likely fastest for the shape, by a model of its operations and of the bytes of weight that it
-// streams. A function of the shape alone, not of threads or ISA. `packs`: the weight is packed for this one call, and
-// the packing counts. Refuses what every plan refuses: sizes that are negative or impossible, an output without pixels.
+// streams; direct where the environment has PYKERNELS_WINOGRAD=0. Else a function of the shape alone, not of threads or
+// ISA. `packs`: the weight is packed for this one call, and the packing counts. Refuses what every plan refuses: sizes
+// that are negative or impossible, an output without pixels.
 PK_API Status conv_choose(const ConvShape& shape, bool packs, ConvAlgorithm* algorithm);
 
 // A plan for running with `args.packed`: a blob that is truncated, of another shape or packed for another ISA is

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -139,3 +142,37 @@ def test_plain_op_uses_it_and_meets_the_tolerance_of_direct():
     y = pk.ops.conv_bn_act(x, weight, padding=1, activation="none", backend="cpu")
     assert torch.equal(y, convolve(x, weight, WINOGRAD4))
     assert relative_l2(y, F.conv2d(x.double(), weight.double(), padding=1)) <= BOUND[WINOGRAD4]
+
+
+_LARGE = """
+import torch
+import pykernels as pk
+generator = torch.Generator().manual_seed(0)
+x = torch.randn(1, 64, 28, 28, generator=generator)
+x[0, :, 14, 14] = 1e6
+weight = torch.randn(64, 64, 3, 3, generator=generator)
+y = pk.ops.conv_bn_act(x, weight, padding=1, activation="none").double()
+exact = torch.conv2d(x.double(), weight.double(), padding=1)
+far = torch.ones(28, 28, dtype=torch.bool)
+far[13:16, 13:16] = False  # what the large values are a part of
+print(float(((y - exact)[..., far].norm() / exact[..., far].norm())))
+"""
+
+
+@pytest.mark.parametrize(("value", "is_direct"), [("0", True), ("1", False), ("", False)])
+def test_it_can_be_left_out_of_all(value, is_direct):
+    """One large value costs a Winograd tile its small ones; direct sums don't notice."""
+    done = run_python(_LARGE, PYKERNELS_WINOGRAD=value)
+    assert done.returncode == 0, done.stderr
+    assert (float(done.stdout) < 1e-6) is is_direct
+
+
+def test_another_setting_is_refused():
+    done = run_python(_LARGE, PYKERNELS_WINOGRAD="off")
+    assert "RuntimeError: pykernels.conv_bn_act: PYKERNELS_WINOGRAD: expected 0 or 1, got 'off'" in done.stderr
+
+
+def run_python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
