@@ -278,6 +278,8 @@ void check_choice() {
   EXPECT(choice(square(16, 512, 7, 512), false) == four, "7, but a batch that shares the weight");
   EXPECT(choice(square(1, 512, 4, 512), false) == direct, "4: the weight of both costs too much");
   EXPECT(choice(square(1, 3, 224, 64), false) == direct, "few channels");
+  EXPECT(choice(square(1, 8, 64, 16), false) == direct, "8 channels");
+  EXPECT(choice(square(1, 16, 80, 16), false) == four, "16 channels");
   EXPECT(choice(square(1, 64, 56, 64), true) == four, "a large map pays for packing");
   EXPECT(choice(square(1, 512, 7, 512), true) == direct, "a small one does not");
   EXPECT(choice(square(0, 64, 56, 64), false) == direct, "no image");

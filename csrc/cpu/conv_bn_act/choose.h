@@ -40,9 +40,9 @@ ConvAlgorithm algorithm_of(ConvLayout layout) {
 
 // See conv_choose; of a shape that has been checked.
 ConvAlgorithm choose_algorithm(const ConvShape& shape, bool packs) {
-  // Of few channels neither the transforms come to pay, nor is the error below that of direct.
+  // Of fewer channels neither do the transforms pay, nor is the error within the roundings of a direct sum's terms.
   const bool suits = shape.r == 3 && shape.s == 3 && shape.stride_h == 1 && shape.stride_w == 1 &&
-                     shape.dilation_h == 1 && shape.dilation_w == 1 && shape.groups == 1 && shape.c >= 32 &&
+                     shape.dilation_h == 1 && shape.dilation_w == 1 && shape.groups == 1 && shape.c >= 16 &&
                      shape.k >= 16 && shape.n > 0;
   if (!suits) return ConvAlgorithm::direct;
   const auto c = static_cast<double>(shape.c), k = static_cast<double>(shape.k), filters = c * k;
