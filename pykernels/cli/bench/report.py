@@ -46,10 +46,18 @@ def row_table(results: list[Result]) -> Table:
         if r.reason:
             reasons.setdefault(f"{r.status}: {r.reason}", []).append(r.contender)
     lines = [f"{', '.join(names)} {why}" for why, names in reasons.items()]
-    if (others := max((r.others or 0.0) for r in results)) + first.threads > (os.cpu_count() or 1) + 0.1:
-        lines.append(f"NOT QUIET: others kept up to {others:.1f} CPUs busy; believe the best calls, not the medians")
+    if (busy := noise(results)) is not None:
+        lines.append(f"{busy}; believe the best calls, not the medians")
     shown.caption = escape("\n".join(lines)) or None
     return shown
+
+
+def noise(results: list[Result]) -> str | None:
+    """A warning, if other processes wanted the cores that the contenders needed."""
+    others = max((r.others or 0.0) for r in results)
+    if others + max(r.threads for r in results) <= (os.cpu_count() or 1) + 0.1:
+        return None
+    return f"NOT QUIET: other processes kept up to {others:.1f} CPUs busy"
 
 
 def summary_table(results: list[Result], threads: int) -> Table:

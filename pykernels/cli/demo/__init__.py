@@ -36,6 +36,7 @@ def run(quick: bool, out: Path, threads: int | None) -> int:
         return 1
     from pykernels import _native
     from pykernels.cli.bench import machine
+    from pykernels.cli.bench.report import noise
     from pykernels.cli.demo import measure, picture, tasks
 
     if threads is not None:
@@ -72,10 +73,13 @@ def run(quick: bool, out: Path, threads: int | None) -> int:
             )
             console.print(f"  {_summary(report)}", style="dim", markup=False, highlight=False)
         step("picture")
-        path = picture.draw(found, peaks, f"pykernels against plain PyTorch: {where}", out)
+        busy = noise([r for _, results in found for r in results])
+        path = picture.draw(found, peaks, f"pykernels against plain PyTorch: {where}", out, busy)
     _stream(console, 12 if quick else 24)
     console.print()
     console.print(_table([results for _, results in found]))
+    if busy is not None:
+        console.print(f"{busy}: the times are not to be trusted", style="bold yellow", markup=False)
     console.print(f"picture: {path}", soft_wrap=True, markup=False, highlight=False)
     wrong = [r for _, results in found for r in results if r.reason]
     for r in wrong:
@@ -122,7 +126,8 @@ def _table(found: list[list[Result]]) -> Table:
     from pykernels.cli.demo.measure import CONTENDERS
 
     columns = ("model", "contender", ">error", ">limit", ">ms", ">GFLOP/s", ">speed-up")
-    shown = table("relative L2 error against float64, and median latency at batch 1", *columns)
+    title = "relative L2 error against float64, and median latency at batch 1; GFLOP/s as of direct convolutions"
+    shown = table(title, *columns)
     for results in found:
         for i, r in enumerate(results):
             shown.add_row(

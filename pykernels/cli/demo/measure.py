@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 import pykernels as pk
 from pykernels._measure import relative_l2
+from pykernels.cli.bench.peers.measure import busy_elsewhere_s
 from pykernels.cli.bench.result import Result, time_here
 from pykernels.cli.demo.tasks import Task, logits
 
@@ -43,5 +45,9 @@ def measure(task: Task, seconds: float, least: int, step: Callable[[str], None])
         reason = None if error <= limit else f"WRONG: error {error:.2g}"
         results.append(Result(task.name, name, torch.get_num_threads(), 1, task.flops, reason=reason, error=error))
     step(f"{task.name}: times")
+    busy, began = busy_elsewhere_s(), time.perf_counter()
     time_here(results, [partial(model, task.batches[0]) for model in models], seconds, least)
+    others = max(0.0, busy_elsewhere_s() - busy) / (time.perf_counter() - began)
+    for result in results:
+        result.others = others
     return results, ours.report()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pykernels.cli.bench.peers.rows import by_name
 from pykernels.cli.bench.peers.subjects import fresh
 from pykernels.cli.demo import inputs
+from pykernels.cli.demo.work import Work, count
 from pykernels.models.reference import BasicBlock
 
 #: The language model's sizes.
@@ -26,9 +27,11 @@ class Task:
     input: str
     model: nn.Module
     batches: list[Tensor]
+    #: Of the first input, with direct convolutions.
     flops: int
-    #: Weights, input and output once, in float32: the least that has to move.
-    bytes: int
+    #: What a call on the first input does, in plain PyTorch and here.
+    plain: Work
+    ours: Work
 
 
 def photograph() -> Task:
@@ -68,13 +71,8 @@ def _task(row: str, name: str, what: str, batches: list[Tensor], calibration: Se
         model = fresh(by_name(row))[0].eval()
     if calibration:
         _calibrate(model, calibration)
-    with torch.no_grad():
-        result = logits(model(batches[0]))
-    words = batches[0].numel() + result.numel() + sum(p.numel() for p in model.parameters())
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):  # only the rows that are looked up
-            words -= module.weight.numel() - batches[0].numel() * module.embedding_dim
-    return Task(name, what, model, batches, by_name(row).flops, 4 * words)
+    flops = by_name(row).flops
+    return Task(name, what, model, batches, flops, *count(model, batches[0], flops))
 
 
 @torch.no_grad()

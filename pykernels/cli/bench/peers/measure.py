@@ -52,7 +52,7 @@ def time_calls(call: Callable[[], Any], seconds: float, least: int = 5, most: in
     collecting = gc.isenabled()
     gc.disable()
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    busy, began = _busy_elsewhere_s(), time.perf_counter()
+    busy, began = busy_elsewhere_s(), time.perf_counter()
     try:
         (taken,) = _measure.interleaved([call], seconds, least=least, most=most, patience=5 * seconds)
     finally:
@@ -64,11 +64,11 @@ def time_calls(call: Callable[[], Any], seconds: float, least: int = 5, most: in
         "best_ms": 1e3 * min(taken),
         "calls": len(taken),
         "faults": faults / len(taken),
-        "others": max(0.0, _busy_elsewhere_s() - busy) / (time.perf_counter() - began),
+        "others": max(0.0, busy_elsewhere_s() - busy) / (time.perf_counter() - began),
     }
 
 
-def _busy_elsewhere_s() -> float:
+def busy_elsewhere_s() -> float:
     """CPU seconds since boot that went to other processes, other machines on the same host (steal) included."""
     try:
         with open("/proc/stat") as stat:
