@@ -27,9 +27,9 @@ def draw(found: list[Found], peaks: Peaks, title: str, folder: Path, noise: str 
     style: Any = dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK)
     with matplotlib.rc_context({**style, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
         figure = pyplot.figure(figsize=(13, 5.8), layout="constrained")
-        left, right = figure.subfigures(1, 2, width_ratios=(1, 1.15))
-        _times(left, found)
-        _roofline(right.subplots(), found, peaks)
+        halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.15))
+        _times(halves[0], found)
+        _roofline(halves[1].subplots(), found, peaks)
         figure.suptitle(title, fontsize=12, x=0.01, ha="left")
         if noise is not None:
             figure.supxlabel(noise, fontsize=10, x=0.01, ha="left", color="#b3261e")
