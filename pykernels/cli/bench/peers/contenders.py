@@ -87,6 +87,7 @@ CONTENDERS: tuple[Contender, ...] = (
     _torch(
         "compile_bf16", "torch.compile, freezing, bfloat16", exact_as="bfloat16", compiled="freezing", dtype="bfloat16"
     ),
+    _torch("eager_bf16", "eager, bfloat16", exact_as="bfloat16", dtype="bfloat16"),
     _torch("dyn_int8", "torch.ao dynamic int8", RNN, exact_as="int8", dynamic_int8=True),
     _engine("ort", "ONNX Runtime", "onnxruntime", _ONNX, shuns=frozenset()),
     _engine("ov", "OpenVINO, float32", "openvino", _ONNX, precision="f32"),
