@@ -1,5 +1,5 @@
 # make demo: set up and run the main job. make test: set up and run the whole suite. make cuda: compile the CUDA kernels
-# and look at the machine code; make triton: the same for Triton's. Nothing is done twice.
+# and look at the machine code; make triton: the same for Triton's. make docs: build the site. Nothing is done twice.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # Processes that share the Python tests; their OpenMP threads must not spin for cores that another has.
@@ -12,7 +12,7 @@ NVCC_WHEELS := nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==1
 CUDA_TOOLS := nvidia-cuda-cuobjdump==13.2.86 nvidia-cuda-nvdisasm==13.2.86
 NATIVE := $(shell find csrc cmake -type f) CMakeLists.txt setup.py
 
-.PHONY: demo test native-tests python-tests bench lint format sanitize cuda cuda-table triton triton-table setup clean
+.PHONY: demo test native-tests python-tests bench docs figures lint format sanitize cuda cuda-table triton triton-table setup clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -30,6 +30,14 @@ python-tests: setup
 
 bench: setup
 	$(BIN)/python -m pytest bench --benchmark-only
+
+# The site, in build/site; a warning is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# The tables and the picture of README and docs, from bench/results.
+figures:
+	$(PYTHON) tools/figures.py
 
 lint: setup
 	$(BIN)/ruff check .
@@ -78,7 +86,7 @@ $(VENV)/cuda.stamp: $(VENV)/packages.stamp
 	touch $@
 
 $(VENV)/native.stamp: $(VENV)/packages.stamp $(NATIVE)
-	PATH=$(BIN):$$PATH $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[demo,dev]"
+	PATH=$(BIN):$$PATH $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[demo,dev,docs]"
 	touch $@
 
 clean:

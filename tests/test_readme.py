@@ -108,7 +108,7 @@ def test_ops_have_gradients_where_the_matrix_says_so():
     floats = {
         "conv_bn_act": lambda x: ops.conv_bn_act(x, w),
         "conv_transpose_bn_act": lambda x: ops.conv_transpose_bn_act(x, w),
-        "batch_norm_act": lambda x: ops.batch_norm_act(x, torch.zeros(4), torch.ones(4))[0],
+        "batch_norm_act": lambda x: ops.batch_norm_act(x, torch.zeros(4), torch.ones(4)),
         "lstm": lambda x: ops.lstm(x[0], torch.zeros(2, 1, 6, 2).unbind(), [torch.randn(8, 6), torch.randn(8, 2)])[0],
         "max_pool2d": lambda x: ops.max_pool2d(x, 2),
         "avg_pool2d": lambda x: ops.avg_pool2d(x, 2),

@@ -103,6 +103,7 @@ _TABLE = {
 }
 
 ACTIVATIONS = tuple(_TABLE)
+"""The names that ``activation`` may have, from "none" on."""
 
 
 def activation_code(op: str, activation: str) -> int:
