@@ -386,7 +386,7 @@ class _ConvPack(Pack):
         bound = self.by_algorithm.get(algorithm)
         if bound is None:
             if not self.is_of_isa():
-                raise RuntimeError("another ISA is in force than at packing")  # all of a pack is of one
+                raise RuntimeError("the weights were packed for another ISA")  # all of a pack is of one
             with torch.inference_mode(False), torch.no_grad():
                 packed = self._packed(algorithm)
                 bound = torch.ops.pykernels.conv_bind(packed, shape, *self.value, *self.calls[False], self.own)

@@ -64,7 +64,7 @@ def optimize(model: nn.Module, dtype: torch.dtype | None = None, *, keep: str | 
             "the GPU kernels take; move the model to CUDA first"
         )
     if isinstance(model, Optimized):
-        raise TypeError("pykernels.optimize: model: is optimised already; pass the original")
+        raise TypeError("pykernels.optimize: model: expected an original model, got one that is optimised already")
     if keep is not None and keep != "packed":
         raise ValueError(f'pykernels.optimize: keep: expected None or "packed", got {keep!r}')
     outside = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

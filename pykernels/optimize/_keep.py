@@ -103,7 +103,7 @@ class PackedWeight(Tensor):
         if active != self.isa:
             raise RuntimeError(
                 f"pykernels.optimize: {self.path}: expected the ISA {self.isa}, got {active}; it is packed for that "
-                'alone (keep="packed"): optimise anew'
+                'alone (keep="packed"): optimise again'
             )
         blobs = self.blobs
         algorithm = wanted if wanted in blobs else next(iter(blobs))
@@ -208,7 +208,7 @@ def _refusal(nest: Any, what: str) -> RuntimeError:
     path = next((t.path for t in tree_leaves(nest) if isinstance(t, PackedWeight)), "a weight")
     return RuntimeError(
         f"pykernels.optimize: {path}: expected to be the weight of a convolution or linear layer, got {what}; with "
-        'keep="packed" its elements are there in the kernels\' layout alone: ask the original for them, or optimise '
+        'keep="packed" its elements exist in the kernels\' layout alone: read them from the original, or optimise '
         "without keep"
     )
 

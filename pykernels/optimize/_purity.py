@@ -180,7 +180,7 @@ class Onlooker:
             elif event == "c_call" and not _is_for_trusted(frame):
                 self._native(argument, frame)
         except OF_STEPS as problem:
-            self.part()[-1].refuse(f"{frame.f_code.co_name} can't be looked into ({type(problem).__name__})")
+            self.part()[-1].refuse(f"{frame.f_code.co_name} can't be inspected ({type(problem).__name__})")
 
     def wake(self, callbacks: list[Any]) -> None:
         """Looks on again, but not at these functions, which are called before the model goes on."""

@@ -98,7 +98,7 @@ class Recorder:
         """The module's own result; ``tensors`` are those among the arguments, without repetition."""
         for t in tensors:
             if id(t) in self.watch.tensors:
-                self.refuse("is given one of its own tensors")
+                self.refuse("gets one of its own tensors as an argument")
             self.inputs.append(self._new(t, "input"))
         before = sys.getprofile()
         if before is not None:
@@ -285,7 +285,7 @@ class Recorder:
             if name in _kinds.PASSES_BY_LAYOUT:
                 self.exact = True
             elif name not in _kinds.PASSES:
-                self.refuse(f"{name} hands on its argument")
+                self.refuse(f"{name} returns its own argument")
             return
         self.exact |= name == "squeeze"  # then the rank depends on sizes
         if name in _kinds.PARTS and any(v.dynamic for v in reads):
@@ -380,19 +380,19 @@ class Recorder:
         try:
             step = Step(module, mapped(args, self._argument), mapped(kwargs, self._argument), None, (), kind, path)
         except Unrecordable as problem:
-            self.refuse(f"{path} ({type(module).__name__}) is called with what can't be followed: {problem}")
+            self.refuse(f"{path} ({type(module).__name__}) gets arguments that can't be followed: {problem}")
             return
         if any(isinstance(x, torch.Tensor) and self._found(x) is not None for x in leaves(result)):
-            self.refuse(f"{path} ({type(module).__name__}) hands on its argument")
+            self.refuse(f"{path} ({type(module).__name__}) returns its own argument")
             return
         if not all(isinstance(x, torch.Tensor | None) for x in leaves(result)) or has_dicts(result):
-            self.refuse(f"{path} ({type(module).__name__}) returns other than tensors")
+            self.refuse(f"{path} ({type(module).__name__}) returns something other than tensors")
             return
         dynamic = kind == "opaque" or any(v.dynamic for v in step.reads())
         try:
             step.outputs = self._outputs(result, dynamic)
         except Unrecordable:
-            self.refuse(f"{path} ({type(module).__name__}) returns other than tensors")
+            self.refuse(f"{path} ({type(module).__name__}) returns something other than tensors")
             return
         self.steps.append(step)
 

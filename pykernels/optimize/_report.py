@@ -113,7 +113,7 @@ class Report:
         """
         suffix = Path(path).suffix
         if suffix.lower() not in ("", ".svg"):
-            fail(ValueError, "Report.svg", "path", "a name that ends in .svg, the only format that is written", suffix)
+            fail(ValueError, "Report.svg", "path", "a name that ends in .svg, the only format that it writes", suffix)
         Path(path).write_text(self.to_svg(), encoding="utf-8")
 
     def counted(self) -> list[Ran]:
@@ -133,16 +133,16 @@ class Report:
     def __str__(self) -> str:
         """What is replaced, by kinds, with counts; what else runs; what was left, and why."""
         if not self.programs and not self.left and not self.plain:
-            return "nothing has run yet: a program is made at the first call of each kind of input"
+            return "nothing has run yet: pykernels makes a program at the first call of each kind of input"
         ways = ", ".join(f"{count} by {door}" for door, count in self.doors.items())
         steps = self.counted()
         lines = ["no program has been made"]
         if self.programs:
-            torchs = f"{self.torch_steps} of {_count(len(steps), 'step')} are torch's"
+            torchs = f"torch runs {self.torch_steps} of {_count(len(steps), 'step')}"
             lines = [f"{_count(self.programs, 'program')}{f' ({ways})' if ways else ''}; {torchs}"]
         lines += self._shares(steps)
         lines += self._entries()
-        lines += [f"  {_count(p.calls, 'call')} of {p.where} passed programs by: {p.why}" for p in self.plain]
+        lines += [f"  {_count(p.calls, 'call')} of {p.where} did not run a program: {p.why}" for p in self.plain]
         if self.programs:
             lines.append(f"replaced {len(self.replaced)}:")
         for (what, by), found in _groups((r.what, r.by) for r in self.replaced):

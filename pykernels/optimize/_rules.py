@@ -154,7 +154,7 @@ def transposed_torchs_because(
     if k < 16:
         return "torch's is faster to few channels"
     if r * s <= stride[0] * stride[1] and (c < 128 or (contiguous and c * k < 128 * pixels)):
-        return "torch's is faster where no two pixels meet, and where the image is large beside the weight"
+        return "torch's is faster where its filters do not overlap, and where the image is large beside the weight"
     if k <= 32 and (min(stride) > 2 or (contiguous and stride[0] * stride[1] * pixels > 4000)):
         return "torch's is faster on large contiguous images to few channels, and with large strides"
     return ""
@@ -169,9 +169,9 @@ def linear_torchs_because(
     """
     if bf16:
         # Without such instructions torch multiplies number by number.
-        return "torch has instructions for bfloat16 products, our kernels have not" if isa.startswith("avx512") else ""
+        return "torch uses bfloat16 instructions, and our kernels do not" if isa.startswith("avx512") else ""
     if rows == 1 and c * k >= 2_000_000:
-        return "one row reads each weight once, which torch does as fast and without a packed copy"
+        return "a single row reads each weight once, and torch is as fast at that without a packed copy"
     if activation == "none" and rows * c * k < 8192:
-        return "torch's call is as short where there is so little to do"
+        return "torch's call is as fast for so little work"
     return ""

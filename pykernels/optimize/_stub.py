@@ -142,7 +142,7 @@ class Stub:
         self.why: str | None = "runs the package's kernels by itself" if ours else None
         kind = kind_of(module)
         if (kind in _WHOLE and kind not in _GAIN_ALONE) or (module is family.root and _is_torchs_layer(module)):
-            self.why = "has no kernels of ours"
+            self.why = "pykernels has no kernel for it"
         self.feeds = kind in FED and bool(vars(module).get("batch_first"))
         self.lock = threading.Lock()
 
@@ -376,8 +376,8 @@ def _disturbance() -> str:
     if _autocast():
         return "autocast is on"
     if asked_backend() != "auto":
-        return f"the backend {asked_backend()} is asked for"
-    return "a function mode looks on" if _function_modes() else "a transform, a trace or a dispatch mode looks on"
+        return f"the backend {asked_backend()} was requested"
+    return "a function mode is active" if _function_modes() else "a transform, a trace or a dispatch mode is active"
 
 
 def _modes() -> tuple[Any, ...]:

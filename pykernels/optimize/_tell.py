@@ -27,33 +27,33 @@ if TYPE_CHECKING:
 
 #: The door that recordings come through.
 RECORDED = "recording a call"
-_NO_KERNELS = "has no kernels of ours"
-_NOT_FUSED = "is no activation of the kernels: runs by itself"
+_NO_KERNELS = "pykernels has no kernel for it"
+_NOT_FUSED = "the kernels do not have this activation, so it runs by itself"
 #: Torch's functions that a user may have expected to be replaced.
 _OF_INTEREST = {
     **dict.fromkeys(
         ["conv1d", "conv2d"],
-        "is of a dtype, a device or a rank that the kernels don't take, or its weights are no constants",
+        "has a dtype, a device or a rank that the kernels don't take, or its weights are not constants",
     ),
     **dict.fromkeys(
         ["conv_transpose1d", "conv_transpose2d"],
-        "is of a dtype, a device or a rank that the kernels don't take, its weights are no constants, or no tap "
+        "has a dtype, a device or a rank that the kernels don't take, its weights are not constants, or no tap "
         "reaches some of its pixels",
     ),
-    "batch_norm": "is of a dtype, a device or a layout that the kernels don't take, or its statistics are no constants",
+    "batch_norm": "has a dtype, device or layout that the kernels don't take, or its statistics are not constants",
     **dict.fromkeys(
         ["group_norm", "instance_norm"],
-        "is of a dtype, a device, a rank or a layout that the kernels don't take, of a size that torch is faster for, "
-        "or its weights are no constants",
+        "has a dtype, a device, a rank or a layout that the kernels don't take, has a size for which torch is faster, "
+        "or its weights are not constants",
     ),
-    "linear": "is of a dtype or on a device where torch's own is as fast, or its weights are no constants",
+    "linear": "has a dtype or a device where torch's own is as fast, or its weights are not constants",
     **dict.fromkeys(
         ["max_pool2d", "avg_pool2d"],
-        "returns indices, or is of a dtype, a device, a rank or strides that the kernels don't take",
+        "returns indices, or has a dtype, a device, a rank or strides that the kernels don't take",
     ),
-    "adaptive_avg_pool2d": "is to more than one pixel, or of a dtype, a device, a rank or strides that the kernels "
+    "adaptive_avg_pool2d": "makes more than one pixel, or has a dtype, a device, a rank or strides that the kernels "
     "don't take",
-    "interpolate": "is neither nearest nor bilinear, or of a dtype, a device, a rank or strides that the kernels don't "
+    "interpolate": "is neither nearest nor bilinear, or has a dtype, a device, a rank or strides that the kernels don't "
     "take",
     **dict.fromkeys(
         ["conv3d", "conv_transpose3d", "layer_norm", "scaled_dot_product_attention",
@@ -202,7 +202,7 @@ def _tell_step(step: Step, why: str, replaced: list[Replaced], left: list[Left])
 def _why_not(step: Step, name: str) -> str:
     """Why a call is torch's."""
     if getattr(step.function, "proj_size", 0):
-        return "has projections (proj_size), which the kernels don't know"
+        return "has projections (proj_size), which the kernels don't support"
     x = next(step.reads(), None)
     if name in ("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d") and x is not None:
         if _native.error is not None:

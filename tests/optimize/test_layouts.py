@@ -235,4 +235,4 @@ def test_a_layer_of_torchs_alone_has_no_program(layer):
     for _ in range(3):
         assert torch.equal(fast(x), layer(x))
     report = fast.report()
-    assert (report.programs, [e.why for e in report.left]) == (0, ["has no kernels of ours"])
+    assert (report.programs, [e.why for e in report.left]) == (0, ["pykernels has no kernel for it"])

@@ -6,7 +6,7 @@ BATCH_NORM_ACT = Op(
     name="batch_norm_act",
     family="batch_norm_act",
     backends={
-        "cpu": "its kernels are for GPUs alone: on a CPU torch's own batch norm runs, but within pykernels.optimize",
+        "cpu": "it has kernels for GPUs only: on a CPU torch's own batch norm runs, except within pykernels.optimize",
         "cuda": None,
         "triton": None,
     },

@@ -2,7 +2,7 @@
 
 from pykernels.ops._op import FLOATS, Op
 
-_NO_GPU = "torch's own group norm runs: there are kernels for CPUs alone"
+_NO_GPU = "torch's own group norm runs: the op has kernels for CPUs only"
 
 GROUP_NORM_ACT = Op(
     name="group_norm_act",

@@ -6,7 +6,7 @@ INT8_CONV2D = Op(
     name="int8_conv2d",
     family="int8_conv2d",
     backends={
-        "cpu": "its kernels are for GPUs alone: on a CPU it runs as plain PyTorch",
+        "cpu": "it has kernels for GPUs only: on a CPU it runs as plain PyTorch",
         "cuda": None,
         "triton": None,
     },

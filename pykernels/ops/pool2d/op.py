@@ -2,7 +2,7 @@
 
 from pykernels.ops._op import FLOATS, Op
 
-_NO_GPU = "torch's own pool runs: there are kernels for CPUs alone"
+_NO_GPU = "torch's own pool runs: the op has kernels for CPUs only"
 
 
 def _op(name: str) -> Op:

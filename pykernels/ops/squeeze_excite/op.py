@@ -2,7 +2,7 @@
 
 from pykernels.ops._op import FLOATS, Op
 
-_NO_GPU = "torch's own ops run: there is a kernel for CPUs alone"
+_NO_GPU = "torch's own ops run: the op has a kernel for CPUs only"
 
 SQUEEZE_EXCITE = Op(
     name="squeeze_excite",

@@ -2,7 +2,7 @@
 
 from pykernels.ops._op import FLOATS, Op
 
-_NO_GPU = "torch's own interpolate runs: there are kernels for CPUs alone"
+_NO_GPU = "torch's own interpolate runs: the op has kernels for CPUs only"
 
 UPSAMPLE2D = Op(
     name="upsample2d",
