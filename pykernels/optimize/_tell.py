@@ -53,8 +53,8 @@ _OF_INTEREST = {
     ),
     "adaptive_avg_pool2d": "makes more than one pixel, or has a dtype, a device, a rank or strides that the kernels "
     "don't take",
-    "interpolate": "is neither nearest nor bilinear, or has a dtype, a device, a rank or strides that the kernels don't "
-    "take",
+    "interpolate": "is neither nearest nor bilinear, or has a dtype, a device, a rank or strides that the kernels "
+    "don't take",
     **dict.fromkeys(
         ["conv3d", "conv_transpose3d", "layer_norm", "scaled_dot_product_attention",
         "multi_head_attention_forward", "matmul", "__matmul__", "bmm", "einsum"], _NO_KERNELS

@@ -98,7 +98,7 @@ def test_autocast_keeps_x_and_casts_the_residual():
 
 
 def test_a_cpu_has_no_kernels_and_says_so():
-    with pytest.raises(RuntimeError, match=r"batch_norm_act: backend='cpu' cannot run: its kernels are for GPUs alone"):
+    with pytest.raises(RuntimeError, match=r"batch_norm_act: backend='cpu' cannot run: it has kernels for GPUs only"):
         batch_norm_act(torch.randn(4, 3), training=True, backend="cpu")
     with pk.backend("reference"):
         batch_norm_act(torch.randn(4, 3), training=True)

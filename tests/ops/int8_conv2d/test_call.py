@@ -92,7 +92,7 @@ def test_auto_runs_everywhere_and_a_cpu_says_why_not():
     x, weight = integers(1, 4, 5, 5), integers(3, 4, 3, 3, seed=1)
     assert int8_conv2d(x, weight).dtype == torch.float32
     assert pk.ops.int8_conv2d is int8_conv2d
-    with pytest.raises(RuntimeError, match=r"int8_conv2d: backend='cpu' cannot run: its kernels are for GPUs alone"):
+    with pytest.raises(RuntimeError, match=r"int8_conv2d: backend='cpu' cannot run: it has kernels for GPUs only"):
         int8_conv2d(x, weight, backend="cpu")
 
 
