@@ -30,7 +30,7 @@ class CNNLSTM(nn.Module):
         per_frame: Classify every frame, as CTC wants it, and not the last step only.
 
     Raises:
-        TypeError: A count is no int.
+        TypeError: A count is not an int.
         ValueError: A count is not positive, or ``input_size`` no multiple of 64.
     """
 

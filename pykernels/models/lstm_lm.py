@@ -20,7 +20,7 @@ class LSTMLanguageModel(nn.Module):
     >>> model = pk.models.LSTMLanguageModel(10000, 256, 512, 2).eval()
     >>> logits, state = model(tokens)  # (B, T) int64 to (B, 10000)
     >>> for token in model.generate(tokens, 20, temperature=0.8):
-    ...     print(token)  # (B,) int64, as soon as it is there
+    ...     print(token)  # (B,) int64, as soon as it is sampled
 
     Args:
         vocab_size: How many tokens there are.
@@ -29,7 +29,7 @@ class LSTMLanguageModel(nn.Module):
         num_layers: Depth of the LSTM.
 
     Raises:
-        TypeError: One of them is no int.
+        TypeError: One of them is not an int.
         ValueError: One of them is not positive.
     """
 
@@ -91,7 +91,7 @@ class LSTMLanguageModel(nn.Module):
             (B,) token ids, or a scalar tensor for one sequence; one at a time, without gradients.
 
         Raises:
-            TypeError: ``prompt`` is not of integers, or ``max_new_tokens`` no int.
+            TypeError: ``prompt`` is not of integers, or ``max_new_tokens`` is not an int.
             ValueError: ``prompt`` is of another shape, ``max_new_tokens`` or ``temperature`` negative.
         """
         one = isinstance(prompt, Tensor) and prompt.dim() == 1

@@ -93,7 +93,7 @@ class ConvBNAct(PacksWeights):
             return self._after_failure(pack, problem, self._forward, x, residual)
 
     def extra_repr(self) -> str:
-        """The activation; the rest is told by the children."""
+        """The activation; the children print the rest."""
         slope = f", negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else ""
         return f"activation={self.activation!r}{slope}"
 

@@ -63,7 +63,7 @@ class Int8Linear(PacksWeights, nn.Module):
         """The int8 form of ``linear``, followed by ``activation``; ``linear`` is left as it is.
 
         Raises:
-            TypeError: ``linear`` is no `torch.nn.Linear`, or overrides ``forward``.
+            TypeError: ``linear`` is not a `torch.nn.Linear`, or overrides ``forward``.
             ValueError: ``linear`` has hooks, which would not run.
         """
         check_replaceable("Int8Linear.from_torch", "linear", linear, nn.Linear)

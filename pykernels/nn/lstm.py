@@ -69,7 +69,7 @@ class LSTM(PacksWeights, RNNBase):
         """The same LSTM with the very same parameters: training one trains the other.
 
         Raises:
-            TypeError: ``module`` is no `torch.nn.LSTM`, or overrides ``forward``.
+            TypeError: ``module`` is not a `torch.nn.LSTM`, or overrides ``forward``.
             ValueError: it has hooks, which would not run, or parametrized weights.
         """
         _check_source(cls, nn.LSTM, module)
@@ -204,7 +204,7 @@ class LSTMCell(PacksWeights, nn.LSTMCell):
         """The same cell with the very same parameters: training one trains the other.
 
         Raises:
-            TypeError: ``module`` is no `torch.nn.LSTMCell`, or overrides ``forward``.
+            TypeError: ``module`` is not a `torch.nn.LSTMCell`, or overrides ``forward``.
             ValueError: it has hooks, which would not run, or parametrized weights.
         """
         _check_source(cls, nn.LSTMCell, module)

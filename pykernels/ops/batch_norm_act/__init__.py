@@ -48,8 +48,8 @@ def batch_norm_act(
         eps: Added to the variance.
         residual: Added before the activation; of ``x``'s shape and dtype.
         activation: One of `pykernels.ops.ACTIVATIONS`.
-        negative_slope: leaky_relu's.
-        backend: "auto", "cuda", "triton" or "reference"; None takes the `pykernels.backend` block's.
+        negative_slope: The slope of leaky_relu below 0.
+        backend: "auto", "cuda", "triton" or "reference"; None means that of the `pykernels.backend` block.
 
     Returns:
         A tensor of ``x``'s shape, dtype and memory format.
@@ -64,10 +64,10 @@ def batch_norm_act(
     deviation.
 
     Raises:
-        TypeError: An argument is no tensor, or of a dtype that does not go with ``x``.
+        TypeError: An argument is not a tensor, or its dtype does not go with ``x``'s.
         ValueError: A shape, a device, ``eps``, ``activation`` or ``backend`` is wrong, or training has one value per
             channel. The message names it.
-        RuntimeError: The backend asked for cannot run.
+        RuntimeError: The requested backend cannot run.
     """
     call = BatchNormCall(training, eps, activation_code(OP, activation), negative_slope)
     check_tensor(OP, "x", x)

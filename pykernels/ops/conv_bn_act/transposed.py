@@ -157,8 +157,8 @@ def conv_transpose_bn_act(
         groups: Divides C and K.
         dilation: One int or (vertical, horizontal).
         activation: One of `pykernels.ops.ACTIVATIONS`.
-        negative_slope: leaky_relu's.
-        backend: "auto", "cpu", "cuda", "triton" or "reference"; None takes the `pykernels.backend` block's.
+        negative_slope: The slope of leaky_relu below 0.
+        backend: "auto", "cpu", "cuda", "triton" or "reference"; None means that of the `pykernels.backend` block.
 
     Returns:
         (N, K, P, Q), or (K, P, Q) for unbatched input, in ``x``'s dtype and memory format; of sequences without P.
@@ -167,9 +167,9 @@ def conv_transpose_bn_act(
     call; `pykernels.nn.ConvTransposeBNAct2d` packs it once.
 
     Raises:
-        TypeError: An argument is no tensor, or of a dtype that does not go with ``x``.
+        TypeError: An argument is not a tensor, or its dtype does not go with ``x``'s.
         ValueError: A shape, a device, the geometry, ``activation`` or ``backend`` is wrong. The message names it.
-        RuntimeError: The backend asked for cannot run.
+        RuntimeError: The requested backend cannot run.
     """
     options: dict[str, Any] = {
         "stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation

@@ -40,8 +40,8 @@ def group_norm_act(
         eps: Added to the variance.
         residual: Added before the activation; of ``x``'s shape and dtype.
         activation: One of `pykernels.ops.ACTIVATIONS`.
-        negative_slope: leaky_relu's.
-        backend: "auto", "cpu" or "reference"; None takes the `pykernels.backend` block's.
+        negative_slope: The slope of leaky_relu below 0.
+        backend: "auto", "cpu" or "reference"; None means that of the `pykernels.backend` block.
 
     Returns:
         A tensor of ``x``'s shape, dtype and, with four dimensions, memory format.
@@ -55,10 +55,10 @@ def group_norm_act(
     deviation.
 
     Raises:
-        TypeError: An argument is no tensor, or of a dtype that does not go with ``x``.
+        TypeError: An argument is not a tensor, or its dtype does not go with ``x``'s.
         ValueError: A shape, a device, ``groups``, ``eps``, ``activation`` or ``backend`` is wrong; the message names
             it.
-        RuntimeError: The backend asked for cannot run.
+        RuntimeError: The requested backend cannot run.
     """
     call = GroupNormCall(groups, eps, activation_code(OP, activation), negative_slope)
     check_tensor(OP, "x", x)

@@ -56,12 +56,12 @@ def int8_conv2d(
         dilation: One int or (vertical, horizontal).
         groups: Divides C and K.
         activation: One of `pykernels.ops.ACTIVATIONS`.
-        negative_slope: leaky_relu's.
+        negative_slope: The slope of leaky_relu below 0.
         out_scale: For an int8 output the inverse of its scale.
         out_dtype: ``torch.int32`` for the sums themselves (then nothing else may be given); ``torch.float32``;
             ``torch.bfloat16``; ``torch.float16``; or ``torch.int8``: the float result rounded to nearest even and
             saturated to [-128, 127], NaN giving 0.
-        backend: "auto", "cuda", "triton" or "reference"; None takes the `pykernels.backend` block's.
+        backend: "auto", "cuda", "triton" or "reference"; None means that of the `pykernels.backend` block.
 
     Returns:
         (N, K, P, Q), or (K, P, Q) for unbatched input, of ``out_dtype``, in ``x``'s memory format.
@@ -72,7 +72,7 @@ def int8_conv2d(
     Triton; where neither can run, on a CPU above all, plain PyTorch does it, by a convolution in float64.
 
     Raises:
-        TypeError: An argument is no tensor or of the wrong dtype.
+        TypeError: An argument is not a tensor, or has the wrong dtype.
         ValueError: A shape, a device, the geometry, ``out_dtype``, ``activation`` or ``backend`` is wrong. The message
             names it.
         RuntimeError: The backend asked for cannot run, or a tensor requires a gradient, which quantisation has not.

@@ -57,7 +57,7 @@ def int8_matmul(
             ``torch.float32``; ``torch.bfloat16``; ``torch.float16`` (on a CPU the reference's); or ``torch.int8``: the
             float result rounded to nearest even and saturated to [-128, 127], NaN giving 0. There is no output scale:
             fold its inverse into ``b_scale`` and ``bias``.
-        backend: "auto", "cpu", "cuda", "triton" or "reference"; None takes the `pykernels.backend` block's.
+        backend: "auto", "cpu", "cuda", "triton" or "reference"; None means that of the `pykernels.backend` block.
 
     Returns:
         (M, N), contiguous, of ``out_dtype``.
@@ -72,7 +72,7 @@ def int8_matmul(
     of High-Performance Matrix Multiplication.
 
     Raises:
-        TypeError: An argument is no tensor or of the wrong dtype.
+        TypeError: An argument is not a tensor, or has the wrong dtype.
         ValueError: A shape, a device, K, ``out_dtype``, ``activation`` or ``backend`` is wrong. The message names it.
         RuntimeError: The backend asked for cannot run, or a zero point lies outside [-128, 127]; on a CUDA device that
             is not looked at, for it would mean to wait: the sums are then right modulo 2^32.
@@ -119,14 +119,14 @@ def quantize_int8(
         x: Of any shape and floating dtype.
         axis: None, or the axis that has a scale each: 0 for the rows of a matrix, 1 for its columns.
         symmetric: Whether the range is symmetric about 0.
-        backend: "auto", "cpu", "cuda", "triton" or "reference"; None takes the `pykernels.backend` block's.
+        backend: "auto", "cpu", "cuda", "triton" or "reference"; None means that of the `pykernels.backend` block.
 
     Returns:
         ``q`` int8 of ``x``'s shape, contiguous; ``scale`` float32 (float64 for float64) and ``zero_point`` int32, 0-d,
         or of length ``x.shape[axis]``. The kernels equal the reference to the bit.
 
     Raises:
-        TypeError: ``x`` is no floating tensor.
+        TypeError: ``x`` is not a tensor of a floating dtype.
         ValueError: ``axis`` or ``backend`` is wrong.
         RuntimeError: The backend asked for cannot run, or ``x`` requires a gradient, which quantisation has not.
     """

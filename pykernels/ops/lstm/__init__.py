@@ -41,15 +41,15 @@ def lstm_cell(
         w_hh: (4H, H).
         b_ih: (4H,) or None.
         b_hh: (4H,) or None.
-        backend: "auto", "cpu", "cuda", "triton" or "reference"; None takes the `pykernels.backend` block's.
+        backend: "auto", "cpu", "cuda", "triton" or "reference"; None means that of the `pykernels.backend` block.
 
     Returns:
         (h, c), each (B, H) or (H,), contiguous, of x's dtype (autocast's, inside autocast).
 
     Raises:
-        TypeError: something is no tensor, or of a dtype that does not fit; the message says which.
-        ValueError: a shape or device does not fit.
-        RuntimeError: an explicit backend cannot run.
+        TypeError: An argument is not a tensor, or its dtype does not fit; the message says which.
+        ValueError: A shape or device does not fit.
+        RuntimeError: The requested backend cannot run.
 
     The same as::
 
@@ -115,16 +115,16 @@ def lstm(
             the masks that nn.LSTM draws.
         training: without it there is no dropout.
         batch_sizes: (T,) int64 on the CPU, not rising: PackedSequence.batch_sizes.
-        backend: "auto", "cpu", "cuda", "triton" or "reference"; None takes the `pykernels.backend` block's.
+        backend: "auto", "cpu", "cuda", "triton" or "reference"; None means that of the `pykernels.backend` block.
 
     Returns:
         output: x's shape with D * H in place of I.
         (h_n, c_n): the states after each sequence's last step, shaped as states.
 
     Raises:
-        TypeError: something is no tensor, or of a dtype that does not fit; the message says which.
+        TypeError: An argument is not a tensor, or its dtype does not fit; the message says which.
         ValueError: a shape, a device, the number of weights or ``batch_sizes`` do not fit, or there is no time step.
-        RuntimeError: an explicit backend cannot run.
+        RuntimeError: The requested backend cannot run.
 
     The same as::
 

@@ -43,7 +43,7 @@ def max_pool2d(
         padding: On each side, at most half the window; takes no part in the maximum.
         dilation: Between the elements of a window.
         ceil_mode: Whether the last window may reach out of the image.
-        backend: "auto", "cpu" or "reference"; None takes the `pykernels.backend` block's.
+        backend: "auto", "cpu" or "reference"; None means that of the `pykernels.backend` block.
 
     Returns:
         (N, C, P, Q) or (C, P, Q), of ``x``'s dtype and memory format.
@@ -54,7 +54,7 @@ def max_pool2d(
     Raises:
         TypeError: An argument is of the wrong type, or ``x`` of no floating dtype.
         ValueError: A shape or a size is wrong; the message names it.
-        RuntimeError: The backend asked for cannot run.
+        RuntimeError: The requested backend cannot run.
     """
     op = "max_pool2d"
     x = check_image(op, x)
@@ -87,7 +87,7 @@ def avg_pool2d(
         ceil_mode: Whether the last window may reach out of the image.
         count_include_pad: Whether the padding counts in what a sum is divided by.
         divisor_override: What every sum is divided by instead.
-        backend: "auto", "cpu" or "reference"; None takes the `pykernels.backend` block's.
+        backend: "auto", "cpu" or "reference"; None means that of the `pykernels.backend` block.
 
     Returns:
         (N, C, P, Q) or (C, P, Q), of ``x``'s dtype and memory format.
@@ -98,7 +98,7 @@ def avg_pool2d(
     Raises:
         TypeError: An argument is of the wrong type, or ``x`` of no floating dtype.
         ValueError: A shape or a size is wrong; the message names it.
-        RuntimeError: The backend asked for cannot run.
+        RuntimeError: The requested backend cannot run.
     """
     op = "avg_pool2d"
     x = check_image(op, x)
@@ -117,7 +117,7 @@ def global_avg_pool2d(x: Tensor, keepdim: bool = True, *, backend: str | None = 
     Args:
         x: (N, C, H, W) or (C, H, W), of any memory format.
         keepdim: Whether the map's dimensions stay, with size 1.
-        backend: "auto", "cpu" or "reference"; None takes the `pykernels.backend` block's.
+        backend: "auto", "cpu" or "reference"; None means that of the `pykernels.backend` block.
 
     Returns:
         (N, C, 1, 1) or (C, 1, 1), of ``x``'s dtype and memory format; without ``keepdim`` (N, C) or (C,).
@@ -126,9 +126,9 @@ def global_avg_pool2d(x: Tensor, keepdim: bool = True, *, backend: str | None = 
     that the error does not grow with the map.
 
     Raises:
-        TypeError: ``x`` is no tensor, or of no floating dtype.
+        TypeError: ``x`` is not a tensor of a floating dtype.
         ValueError: A shape is wrong.
-        RuntimeError: The backend asked for cannot run.
+        RuntimeError: The requested backend cannot run.
     """
     x = check_image("global_avg_pool2d", x)
     call = PoolCall(True, (0, 0))

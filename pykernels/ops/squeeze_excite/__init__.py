@@ -39,7 +39,7 @@ def squeeze_excite(
         expand_bias: (C,) or None.
         activation: Between the two products, one of ``pykernels.ops.ACTIVATIONS``.
         gate: After them, of the same names; "sigmoid" and "hardsigmoid" are the usual ones.
-        backend: "auto", "cpu" or "reference"; None takes the `pykernels.backend` block's.
+        backend: "auto", "cpu" or "reference"; None means that of the `pykernels.backend` block.
 
     Returns:
         Of ``x``'s shape, dtype and memory format.
@@ -50,7 +50,7 @@ def squeeze_excite(
     Raises:
         TypeError: An argument is of the wrong type, or ``x`` of no floating dtype.
         ValueError: A shape or a name is wrong; the message names it.
-        RuntimeError: The backend asked for cannot run.
+        RuntimeError: The requested backend cannot run.
     """
     weights = reduce_weight, reduce_bias, expand_weight, expand_bias
     if autocast_dtype(check_tensor(OP, "x", x)) is not None:

@@ -35,7 +35,7 @@ def upsample2d(
         scale_factor: One number or (vertical, horizontal); the sizes of the result are rounded down.
         mode: "nearest", "nearest-exact" or "bilinear".
         align_corners: Of "bilinear": whether the corner pixels of ``x`` are those of the result.
-        backend: "auto", "cpu" or "reference"; None takes the `pykernels.backend` block's.
+        backend: "auto", "cpu" or "reference"; None means that of the `pykernels.backend` block.
 
     Returns:
         (N, C, P, Q) or (C, P, Q), of ``x``'s dtype and memory format.
@@ -48,7 +48,7 @@ def upsample2d(
     Raises:
         TypeError: An argument is of the wrong type, or ``x`` of no floating dtype.
         ValueError: A shape or another value is wrong; the message names it.
-        RuntimeError: The backend asked for cannot run.
+        RuntimeError: The requested backend cannot run.
     """
     x = check_image(OP, x)
     call = upsample_call(x, size, scale_factor, mode, align_corners)
