@@ -31,7 +31,7 @@ class CNNLSTM(nn.Module):
 
     Raises:
         TypeError: A count is not an int.
-        ValueError: A count is not positive, or ``input_size`` no multiple of 64.
+        ValueError: A count is not positive, or ``input_size`` is not a multiple of 64.
     """
 
     def __init__(

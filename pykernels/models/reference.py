@@ -148,7 +148,7 @@ def reference_twin(model: nn.Module) -> nn.Module:
     >>> oracle = reference_twin(pk.models.resnet18()).double().eval()
 
     Raises:
-        TypeError: ``model`` is none of `pykernels.models`.
+        TypeError: ``model`` is not one of `pykernels.models`.
     """
     for base in type(model).__mro__:
         if base.__module__.startswith("pykernels.models.") and base.__name__ in _TWINS:

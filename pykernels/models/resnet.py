@@ -84,8 +84,8 @@ class ResNet(nn.Module):
             1x1. ``"cifar"``: 3x3 convolution of stride 1, no max-pool, 4x4 average pool; images of 32x32.
 
     Raises:
-        TypeError: ``block`` is neither block, or a count no int.
-        ValueError: ``stem`` is neither stem, or a count not positive.
+        TypeError: ``block`` is neither block, or a count is not an int.
+        ValueError: ``stem`` is neither stem, or a count is not positive.
     """
 
     def __init__(

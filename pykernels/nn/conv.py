@@ -58,7 +58,7 @@ class ConvBNAct(PacksWeights):
         Raises:
             TypeError: ``conv`` is not of torch's class for it, or ``bn`` neither of torch's class nor None, or one of
                 them overrides ``forward``.
-            ValueError: ``bn`` has other than ``conv``'s output channels, or one of them has hooks, which would not run.
+            ValueError: ``bn`` does not have ``conv``'s output channels, or one of them has hooks, which would not run.
         """
         check_replaceable(cls.__name__, "conv", conv, cls._conv_class, "forward", "_conv_forward")
         if bn is not None:
@@ -245,10 +245,10 @@ class ConvBNAct2d(ConvBNAct):
     >>> with torch.no_grad():
     ...     y = block(x, residual)             # x: (N, 64, H, W) or (64, H, W); residual: y's shape, or None
 
-    Hooks of ``conv`` never run, those of ``bn`` in training only, because so it is with their ``forward``.
+    Hooks of ``conv`` never run, and hooks of ``bn`` run in training only: the same holds for their ``forward``.
 
     Raises:
-        ValueError: An argument is wrong; those of torch's modules are named by torch.
+        ValueError: An argument is wrong; torch names those of its own modules.
     """
 
     conv: nn.Conv2d

@@ -23,7 +23,7 @@ class ConvBNAct1d(ConvBNAct):
     ...     y = block(x, residual)             # x: (N, 64, L) or (64, L); residual: y's shape, or None
 
     Raises:
-        ValueError: An argument is wrong; those of torch's modules are named by torch.
+        ValueError: An argument is wrong; torch names those of its own modules.
     """
 
     conv: nn.Conv1d

@@ -24,15 +24,15 @@ class ConvTransposeBNAct2d(ConvBNAct):
 
     The arguments are those of `torch.nn.ConvTranspose2d`, then those of `torch.nn.BatchNorm2d` (``batch_norm=False``
     for none), then the activation of `pykernels.ops.conv_transpose_bn_act`. All else is as in `ConvBNAct2d`: children
-    ``conv`` and ``bn``, training, packed weights on the CPU. For another size of the result than the smallest there is
-    ``output_padding``; ``forward`` takes no ``output_size``.
+    ``conv`` and ``bn``, training, packed weights on the CPU. ``output_padding``
+    makes the result larger than its smallest size; ``forward`` takes no ``output_size``.
 
     >>> block = pk.nn.ConvTransposeBNAct2d(128, 64, 4, stride=2, padding=1, activation="relu").eval()
     >>> with torch.no_grad():
     ...     y = block(x, residual)             # x: (N, 128, H, W) or (128, H, W); residual: y's shape, or None
 
     Raises:
-        ValueError: An argument is wrong; those of torch's modules are named by torch.
+        ValueError: An argument is wrong; torch names those of its own modules.
     """
 
     conv: nn.ConvTranspose2d

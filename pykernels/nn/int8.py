@@ -21,17 +21,17 @@ class Int8Linear(PacksWeights, nn.Module):
     """``activation(x @ (weight * weight_scale).T + bias)`` in int8, for inference.
 
     Each row of ``x`` is quantised by its own largest magnitude on the way into the kernel (dynamic quantisation), each
-    row of ``weight`` was by its own; the product is summed exactly. The error is that of rounding both to 8 bits: about
-    1 % relative L2 for normally distributed numbers.
+    row of ``weight`` by its own beforehand; the product is summed exactly. The error is that of rounding both to 8
+    bits: about 1 % relative L2 for normally distributed numbers.
 
-    There are no parameters but three buffers: ``weight`` (out_features, in_features) int8, ``weight_scale``
+    There are no parameters, but three buffers: ``weight`` (out_features, in_features) int8, ``weight_scale``
     (out_features,), which stays float32 whatever the module is cast to, and ``bias`` (out_features,) of ``dtype``, or
     None. ``load_state_dict`` takes its own state_dict, and that of a `torch.nn.Linear`, which it quantises.
 
     >>> fast = pk.nn.Int8Linear.from_torch(linear, activation="relu")
     >>> y = fast(x)                            # x: (*, in_features); y: (*, out_features), in x's dtype
 
-    Quantisation has no gradient: an input that requires one is refused, unless under ``torch.no_grad()``. Under
+    Quantisation has no gradient: the module refuses an input that requires one, except under ``torch.no_grad()``. Under
     autocast ``x`` is cast as `torch.nn.Linear` casts it. The weight is packed at the first call, and again when it has
     changed (`pykernels.nn._packed`). The same input gives the same bits.
 

@@ -48,9 +48,9 @@ class LSTM(PacksWeights, RNNBase):
 
     Training and whatever else wants gradients runs the differentiable op; in eval mode without gradients the weights
     are packed once, and again when they have changed (`pykernels.nn._packed` says how that is seen). It derives from
-    torch's RNNBase, not from torch.nn.LSTM, for Dynamo refuses every instance of that: this one compiles in one graph.
+    torch's RNNBase, not from torch.nn.LSTM, because Dynamo refuses instances of that: this one compiles in one graph.
 
-    With ``proj_size`` > 0 the kernels have nothing to offer: torch's own implementation runs, the same to the bit.
+    With ``proj_size`` > 0 there are no kernels: torch's own implementation runs, and the result is the same to the bit.
 
     >>> lstm = pk.nn.LSTM(10, 20, num_layers=2, batch_first=True)
     >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 10))
@@ -193,7 +193,7 @@ class LSTM(PacksWeights, RNNBase):
 class LSTMCell(PacksWeights, nn.LSTMCell):
     """torch.nn.LSTMCell on the package's kernels: its arguments, attributes, state_dict and results.
 
-    Packed weights as in `LSTM`.
+    It packs its weights as `LSTM` does.
 
     >>> cell = pk.nn.LSTMCell(10, 20)
     >>> h, c = cell(torch.randn(3, 10))

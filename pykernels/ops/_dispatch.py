@@ -34,11 +34,11 @@ _told: set[str] = set()
 def backend(name: str) -> Iterator[None]:
     """Run every op inside the block on one backend.
 
-    ``"auto"`` takes the kernels of the tensors' device and falls back to the reference, saying so once in the log.
-    Any other name is explicit: an op that cannot run there raises and says why.
+    ``"auto"`` takes the kernels of the tensors' device. Where they cannot run it takes the reference and logs that
+    once. Any other name is explicit: an op that cannot run there raises an error and says why.
 
-    A compiled function keeps the backend that was in force when it was traced. The block is of the thread (and task)
-    that entered it: threads started inside begin with ``"auto"``, unless they are run in a copy of its context.
+    A compiled function keeps the backend that was in force when it was traced. The block holds for the thread (and
+    task) that entered it: threads started inside begin with ``"auto"``, unless they run in a copy of its context.
 
     >>> with pk.backend("reference"):
     ...     y = pk.ops.conv_bn_act(x, weight)

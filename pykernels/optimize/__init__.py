@@ -23,28 +23,28 @@ __all__ = ["Left", "Optimized", "Replaced", "Report", "optimize"]
 def optimize(model: nn.Module, dtype: torch.dtype | None = None, *, keep: str | None = None) -> Any:
     """An evaluation-mode twin of ``model`` that computes the same with fused kernels.
 
-    The twin is a model of the original's class: its parameters, state_dict, attributes, methods, submodules and hooks
-    are there, and what is done to them counts at the next call. At the first call of each kind of input it runs as it
-    is and is recorded; from the second on a program runs, with convolution, batch norm, addition and activation as one
-    step. What can't be proven to depend on nothing but its inputs and what is watched runs as it is. ``.report()`` says
-    what runs and why.
+    The twin is an instance of the original's class and has its parameters, state_dict, attributes, methods, submodules
+    and hooks; what you do to them counts at the next call. The first call of each kind of input runs your code and
+    records it. Later calls run a program, with convolution, batch norm, addition and activation as one step. A module
+    that may depend on more than its inputs and what pykernels watches runs as it is. ``.report()`` says what runs and
+    why.
 
-    The original is untouched. Parameters and buffers are shared with it, not copied: an update of the original's
-    weights (an optimizer step, ``load_state_dict``) is seen by the twin at its next call.
+    The original stays as it is. The twin shares its parameters and buffers: it sees an update of the original's weights
+    (an optimizer step, ``load_state_dict``) at its next call.
 
     Args:
-        model: any ``nn.Module``, in any mode; the result is in evaluation mode, stays there (its ``train`` does
-            nothing), and is without gradients for its weights.
-        dtype: ``torch.bfloat16``, ``torch.float32`` or, on CUDA, ``torch.float16`` to compute in; the weights are then
-            converted copies, and inputs and results keep the model's own dtype. None: the model's.
-        keep: "packed" to keep weights that the kernels have packed in that form alone (on the CPU): reading or
-            writing their elements (``state_dict``, training, conversion) then raises; copies and pickles carry the
-            packed form. None: beside the plain ones.
+        model: Any ``nn.Module``, in any mode. The result is in evaluation mode and stays there (its ``train`` does
+            nothing), and its weights do not require gradients.
+        dtype: ``torch.bfloat16``, ``torch.float32`` or, on CUDA, ``torch.float16`` to compute in. The weights are then
+            converted copies; inputs and results keep the model's own dtype. None means the model's dtype.
+        keep: "packed" keeps weights that the kernels have packed in that form alone (on the CPU). Reading or writing
+            their elements (``state_dict``, training, conversion) then raises an error; copies and pickles carry the
+            packed form. None keeps the plain weights too.
 
     Raises:
-        TypeError: ``model`` is no ``nn.Module``, TorchScript, or optimised already.
-        ValueError: ``dtype`` or ``keep`` is another one, or float16 where the model is not on CUDA, or parameters are
-            lazy.
+        TypeError: ``model`` is not an ``nn.Module``, is TorchScript, or is optimised already.
+        ValueError: ``dtype`` or ``keep`` has another value, ``dtype`` is float16 and the model is not on CUDA, or the
+            model has lazy parameters.
 
     Example:
         >>> fast = pk.optimize(model)

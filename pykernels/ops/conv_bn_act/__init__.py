@@ -72,6 +72,7 @@ def conv_bn_act(
     float64. The kernels take float32 and bfloat16, on CUDA float16 too, and accumulate in float32; the rest runs as
     plain PyTorch. On a GPU float32 is multiplied in three products of tf32, which keep its precision, or, unless
     `torch.get_float32_matmul_precision` is "highest", in one.
+    On a CPU the op packs ``weight`` at every call; `pykernels.nn.ConvBNAct2d` packs it once.
     Every tensor argument is differentiable, twice. Under autocast ``x``, ``weight`` and ``residual`` are cast as
     ``F.conv2d`` would cast them. Under `torch.func` and forward-mode differentiation it runs as plain PyTorch, and
     refuses an explicit other backend.

@@ -26,7 +26,7 @@ def group_norm_act(
     negative_slope: float = 0.01,
     backend: str | None = None,
 ) -> Tensor:
-    """Group norm, residual add and activation in two passes over ``x``; with a group a channel it is instance norm.
+    """Group norm, residual add and activation in two passes over ``x``; instance norm with one group a channel.
 
     The same as::
 
@@ -34,7 +34,7 @@ def group_norm_act(
 
     Args:
         x: (N, C), (N, C, L), (N, C, H, W) or more dimensions, of any memory format.
-        groups: How many groups of channels are normalised each by itself; a divisor of C.
+        groups: The number of groups of channels, each normalised by itself; a divisor of C.
         weight: (C,); 1 if None.
         bias: (C,); 0 if None.
         eps: Added to the variance.

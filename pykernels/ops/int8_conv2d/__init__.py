@@ -69,13 +69,13 @@ def int8_conv2d(
     The sums are exact, so an int32 output is equal to the bit on every backend. To keep them so, C / groups * R * S may
     be 131071 at most. The rest is computed in float32 (in float64 by the reference if a tensor is float64): a few
     roundings. The same input gives the same bits. There is no gradient. The kernels are for GPUs, in CUDA C++ and
-    Triton; where neither can run, on a CPU above all, plain PyTorch does it, by a convolution in float64.
+    Triton; where neither can run, as on a CPU, plain PyTorch computes it by a convolution in float64.
 
     Raises:
         TypeError: An argument is not a tensor, or has the wrong dtype.
         ValueError: A shape, a device, the geometry, ``out_dtype``, ``activation`` or ``backend`` is wrong. The message
             names it.
-        RuntimeError: The backend asked for cannot run, or a tensor requires a gradient, which quantisation has not.
+        RuntimeError: The requested backend cannot run, or a tensor requires a gradient, which quantisation lacks.
     """
     call = int8_conv_call(
         x, weight, residual, stride, padding, dilation, groups, activation, out_dtype,

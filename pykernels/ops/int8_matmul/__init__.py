@@ -67,6 +67,7 @@ def int8_matmul(
     float epilogue is computed in float32 (in float64 by the reference if a scale or the bias is float64): a few
     roundings, and that of the sum to float32 from 2^24 on. The same input gives the same bits.
 
+    On a CPU the op packs ``b`` at every call; `pykernels.nn.Int8Linear` packs its weight once.
     Scales and bias are differentiable, for float outputs. The kernel form, b interleaved so that one instruction sums
     two (``pmaddwd``) or four (``vpdpbusd``) products exactly, is the blocked product of Goto and van de Geijn, Anatomy
     of High-Performance Matrix Multiplication.
@@ -74,8 +75,8 @@ def int8_matmul(
     Raises:
         TypeError: An argument is not a tensor, or has the wrong dtype.
         ValueError: A shape, a device, K, ``out_dtype``, ``activation`` or ``backend`` is wrong. The message names it.
-        RuntimeError: The backend asked for cannot run, or a zero point lies outside [-128, 127]; on a CUDA device that
-            is not looked at, for it would mean to wait: the sums are then right modulo 2^32.
+        RuntimeError: The requested backend cannot run, or a zero point lies outside [-128, 127]. On a CUDA device the
+            op does not look, because it would have to wait: the sums are then right modulo 2^32.
     """
     op = "int8_matmul"
     code = activation_code(op, activation)
@@ -110,14 +111,14 @@ def quantize_int8(
                      zero_point = (-128 - low / scale).round().clamp(-128, 127)
                      q = ((v / scale).round() + zero_point).clamp(-128, 127)
 
-    so that ``(q - zero_point) * scale`` is about ``v``, and exactly 0 where ``v`` is 0. Rounding is to nearest even. A
+    Thus ``(q - zero_point) * scale`` is about ``v``, and exactly 0 where ``v`` is 0. Rounding is to nearest even. A
     scale of 0 (all zeros, or numbers so small that it underflows) becomes 1 with zero_point 0 and q 0. A slice that
     holds a NaN gets scale NaN, and one that holds an infinity scale inf; both get zero_point 0 and q 0. So the result
-    dequantises to NaN, which shows, and no device has to stop and look.
+    dequantises to a visible NaN, and no device has to wait for a check.
 
     Args:
         x: Of any shape and floating dtype.
-        axis: None, or the axis that has a scale each: 0 for the rows of a matrix, 1 for its columns.
+        axis: None, or the axis along which each slice has a scale: 0 for the rows of a matrix, 1 for its columns.
         symmetric: Whether the range is symmetric about 0.
         backend: "auto", "cpu", "cuda", "triton" or "reference"; None means that of the `pykernels.backend` block.
 
@@ -128,7 +129,7 @@ def quantize_int8(
     Raises:
         TypeError: ``x`` is not a tensor of a floating dtype.
         ValueError: ``axis`` or ``backend`` is wrong.
-        RuntimeError: The backend asked for cannot run, or ``x`` requires a gradient, which quantisation has not.
+        RuntimeError: The requested backend cannot run, or ``x`` requires a gradient, which quantisation lacks.
     """
     op = "quantize_int8"
     check_tensor(op, "x", x)

@@ -134,6 +134,7 @@ def lstm(
     Differentiable twice: the first backward is native, the second goes through the reference, as does everything inside
     `torch.func`'s transforms and forward-mode differentiation, where an explicit other backend is refused. Accumulates
     in float32 and gives the same bits for the same input and thread count.
+    On a CPU the op packs its weights at every call; `pykernels.nn.LSTM` packs them once.
     Tolerance: `pykernels.ops.lstm.spec`. Method: one product for the inputs of all time steps, then the recurrence
     (Appleyard, Kocisky, Blunsom, 2016), each thread with its own share of the units (Zhang et al., DeepCPU, ATC 2018).
     """

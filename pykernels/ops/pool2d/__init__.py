@@ -52,7 +52,7 @@ def max_pool2d(
     take float32 and bfloat16; elsewhere torch's own op runs, on a GPU too. The result is exact.
 
     Raises:
-        TypeError: An argument is of the wrong type, or ``x`` of no floating dtype.
+        TypeError: An argument has the wrong type, or ``x`` does not have a floating dtype.
         ValueError: A shape or a size is wrong; the message names it.
         RuntimeError: The requested backend cannot run.
     """
@@ -96,7 +96,7 @@ def avg_pool2d(
     torch's own op runs, on a GPU too.
 
     Raises:
-        TypeError: An argument is of the wrong type, or ``x`` of no floating dtype.
+        TypeError: An argument has the wrong type, or ``x`` does not have a floating dtype.
         ValueError: A shape or a size is wrong; the message names it.
         RuntimeError: The requested backend cannot run.
     """

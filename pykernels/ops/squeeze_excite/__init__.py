@@ -48,7 +48,7 @@ def squeeze_excite(
     torch's own ops run, on a GPU too. Under autocast ``x`` keeps its dtype, and the weights and biases are cast to it.
 
     Raises:
-        TypeError: An argument is of the wrong type, or ``x`` of no floating dtype.
+        TypeError: An argument has the wrong type, or ``x`` does not have a floating dtype.
         ValueError: A shape or a name is wrong; the message names it.
         RuntimeError: The requested backend cannot run.
     """

@@ -23,7 +23,7 @@ def upsample2d(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """The image with another number of pixels; fewer ones too, without anti-aliasing.
+    """Resizes an image; it may have fewer pixels afterwards, without anti-aliasing.
 
     The same as::
 
@@ -31,10 +31,10 @@ def upsample2d(
 
     Args:
         x: (N, C, H, W) or (C, H, W), of any memory format.
-        size: Of the result, one int or (height, width); else ``scale_factor`` is given.
+        size: The size of the result, one int or (height, width); None if ``scale_factor`` is given.
         scale_factor: One number or (vertical, horizontal); the sizes of the result are rounded down.
         mode: "nearest", "nearest-exact" or "bilinear".
-        align_corners: Of "bilinear": whether the corner pixels of ``x`` are those of the result.
+        align_corners: For "bilinear": whether the corner pixels of ``x`` are those of the result.
         backend: "auto", "cpu" or "reference"; None means that of the `pykernels.backend` block.
 
     Returns:
@@ -46,7 +46,7 @@ def upsample2d(
     torch's float32 weights lose as many bits as the coordinates have.
 
     Raises:
-        TypeError: An argument is of the wrong type, or ``x`` of no floating dtype.
+        TypeError: An argument has the wrong type, or ``x`` does not have a floating dtype.
         ValueError: A shape or another value is wrong; the message names it.
         RuntimeError: The requested backend cannot run.
     """
