@@ -1,4 +1,4 @@
-"""What is to happen once another module is there, without importing it for that."""
+"""Runs a function once another module is imported, without importing that module."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class Fused:
     names, the attribute ``model.conv1`` and every error of a strict load different from torchvision's. So the model
     owns plain torch modules, and this object, no `nn.Module` and so registered nowhere, runs a ConvBNAct2d over the
     same two modules. Nothing is kept twice: moving, loading, freezing and switching modes act on the one pair, and
-    ConvBNAct2d packs anew when it sees that they changed. Copies and pickles keep the sharing, as those of any object
+    ConvBNAct2d packs again when it sees that they changed. Copies and pickles keep the sharing, as those of any object
     that refers to another do.
 
     The owner passes its current members at each call. A member that was replaced is taken up, and what cannot be fused

@@ -179,7 +179,7 @@ class Pack:
         return self.active_isa is None or self.active_isa() == self.isa
 
     def is_current(self, dtype: torch.dtype, index: int, key: Hashable) -> bool:
-        """Would packing anew, for inputs on device ``index``, give the same?"""
+        """Would packing again, for inputs on device ``index``, give the same?"""
         if self.is_stepped() or dtype is not self.dtype or index != self.index:
             return False
         try:
@@ -274,7 +274,7 @@ class PacksWeights(nn.Module):
         slots = self._slots()
         try:
             tensors = [owner[name] for owner, name in slots]
-        except KeyError:  # parametrized: computed anew at every call
+        except KeyError:  # parametrized: computed at every call
             return None
         # What is not there may be None, but for the weight.
         if not all((t is None and i > 0) or (plain(t) and t.get_device() == index) for i, t in enumerate(tensors)):

@@ -1,4 +1,4 @@
-"""Which implementation runs an op: asked for per call or per block, or chosen."""
+"""Chooses the implementation that runs an op, if the caller or an enclosing block names none."""
 
 from __future__ import annotations
 

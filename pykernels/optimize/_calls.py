@@ -13,7 +13,7 @@ from pykernels.optimize._graph import Step, Value
 
 
 class OurCall:
-    """Called with the step's tensors; `into`, which takes ``numbers`` and ``out`` too, writes where it is told."""
+    """Called with the step's tensors; `into`, which takes ``numbers`` and ``out`` too, writes to ``out``."""
 
     def __init__(self, name: str, op: str, family: str, numbers: Tensor) -> None:
         self.__name__ = name

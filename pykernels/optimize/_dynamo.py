@@ -2,7 +2,7 @@
 
 Dynamo brings a graph and its guards; here the graph becomes steps, and those a program, as a recording does. What the
 weights are Dynamo says; a program is for one set of them, watches them, and takes the other inputs at each call, sizes
-among them where they are dynamic. Where gradients are wanted, or anything looks on, the graph runs as it is.
+among them where they are dynamic. Where gradients are wanted, or something observes the call, the graph runs as it is.
 """
 
 from __future__ import annotations

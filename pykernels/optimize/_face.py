@@ -106,7 +106,7 @@ def _shared_copy(model: nn.Module, outside: torch.dtype, inside: torch.dtype) ->
     """A deep copy of the modules whose tensors are the original's: same storage, same version counter.
 
     Where the dtype changes they are converted; batch norm keeps its own, because its scale and shift are folded in
-    float32. Tensors made in inference mode count no versions and are copied; how many, is told.
+    float32. Tensors made in inference mode count no versions and are copied; their number is returned.
     """
     stay = {id(t) for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for t in _tensors(m)}
     own = {id(t): t for m in model.modules() for t in _tensors(m)}

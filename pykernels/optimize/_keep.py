@@ -1,4 +1,4 @@
-"""``optimize(model, keep="packed")``: weights that are there in the kernels' layout alone.
+"""``optimize(model, keep="packed")``: weights that exist in the kernels' layout alone.
 
 Once a program has packed the weight of a convolution or linear layer that nothing else in it reads, a `PackedWeight`
 takes its parameter's place in the twin. It says what a parameter says of itself (shape, dtype, device), and knows one
@@ -97,7 +97,7 @@ class PackedWeight(Tensor):
         """The algorithm ``wanted``, or else one that it is packed for, and the packed weight.
 
         Raises:
-            RuntimeError: another ISA is in force than at packing.
+            RuntimeError: The weights were packed for another ISA.
         """
         active = _native.introspect().active_isa()
         if active != self.isa:

@@ -28,7 +28,7 @@ _REFUSED = frozenset(
     "as_subclass", "swap_tensors", "rename_", "names", "result_type", "can_cast", "is_shared", "is_pinned",
     "numpy", "tolist", "item", "unsqueeze_", "squeeze_", "transpose_", "swapaxes_", "swapdims_", "t_", "as_strided_"]
 )  # fmt: skip
-#: May hand on their argument, whatever its strides: no step then.
+#: May return their own argument, whatever its strides: then there is no step.
 PASSES = frozenset(
     ["dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "dropout_",
     "feature_dropout", "to", "float", "half", "double", "bfloat16", "long", "int", "bool", "cpu", "cuda",

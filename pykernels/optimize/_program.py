@@ -2,7 +2,7 @@
 
 The generated function takes ``C``, the tuple of what was made from the sources (folded tensors, packed convolutions),
 and the input tensors. ``C`` is made for the shapes of the inputs, for these choose the algorithm of a convolution, and
-made anew when a source has changed; it is published in one assignment, so that a call sees one set or another.
+made again when a source has changed; it is published in one assignment, so that a call sees one set or another.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Program:
         return tuple([t.shape for t in tensors]) if self.fused else ()
 
     def current(self) -> _Bound:
-        """What was made of the sources, made anew if these have changed."""
+        """What was made of the sources, made again if these have changed."""
         bound = self._bound
         return self._renew() if bound is None or not bound.is_current() else bound
 

@@ -1,4 +1,4 @@
-"""What a model returns, and how it is described so that it can be made anew at each call."""
+"""What a model returns, described so that it can be made again at each call."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def described(result: Any, value: Callable[[torch.Tensor], Value | None], watch:
 
 
 def _check_containers(x: Any, watch: Watch, seen: set[int]) -> None:
-    """What is made anew at each call must not be held elsewhere too."""
+    """What is made again at each call must not be held elsewhere too."""
     if isinstance(x, list | dict) or Made.suits(x):
         if id(x) in seen or watch.knows(x):
             raise Unrecordable(f"returns a {type(x).__name__} that is held elsewhere as well")

@@ -94,7 +94,7 @@ _TABLE = (
 
 
 def kind_of(weight: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int, height: int = 0) -> str:
-    """What the layers of the table are told apart by; ``weight``: (K, C / groups, R, S), ``height``: x's, if known."""
+    """What distinguishes the layers of the table; ``weight``: (K, C / groups, R, S), ``height``: x's, if known."""
     k, c, r, s = weight
     if groups > 1:
         if max(dilation) > 1:

@@ -109,7 +109,7 @@ def reuse_memory(graph: Graph) -> None:
     by_storage: dict[int, set[Value]] = {}
     for v in (*graph.inputs, *(v for s in graph.steps for v in (*s.reads(), *s.results()))):
         by_storage.setdefault(v.storage, set()).add(v)
-    # What can't be looked into may keep what it is given.
+    # What can't be inspected may keep what it is given.
     kept = {v for s in graph.steps if s.kind == "opaque" for v in s.reads()}
     fresh = {s.outputs for s in graph.steps if _is_fresh(s) and isinstance(s.outputs, Value)} - kept
     left = {v: len(readers) for v, readers in graph.users().items()}

@@ -43,7 +43,7 @@ _adding = threading.Lock()
 
 
 class Sources(Pack):
-    """A `Pack` of nothing: told of optimizers' steps, and quick to compare hundreds of tensors."""
+    """A `Pack` of nothing, which hears of optimizers' steps and is quick to compare hundreds of tensors."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         super().__init__([({"": t}, "") for t in tensors], torch.float32, None, lambda tensors: None)

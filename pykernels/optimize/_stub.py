@@ -120,7 +120,7 @@ class Stub:
     """Calls ``module``. ``programs`` are by exact arguments, ``general`` by what a program may hold for, ``known`` are
     the last calls, for `recall`.
 
-    For the report: ``ran`` holds the program that ran last, and ``plainly`` counts the calls that passed programs by.
+    For the report: ``ran`` holds the program that ran last, and ``plainly`` counts the calls that ran no program.
     """
 
     __slots__ = (
@@ -372,7 +372,7 @@ def _nothing() -> None:
 
 
 def _disturbance() -> str:
-    """Why no program runs, where something looks on."""
+    """Why no program runs, where something observes the call."""
     if _autocast():
         return "autocast is on"
     if asked_backend() != "auto":

@@ -101,7 +101,7 @@ class Watch:
         self.modules: dict[int, nn.Module] = {}
         self.classes: dict[type, None] = {}
         self.pymodules: dict[int, types.ModuleType] = {}
-        #: Names that lead to what can't be looked into.
+        #: Names that lead to what can't be inspected.
         self.opaque: set[str] = set()
         self.opaque_things: list[Any] = []
         #: Code of functions whose closure is watched.

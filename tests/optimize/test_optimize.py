@@ -58,7 +58,7 @@ def test_activations_that_are_not_ours_stay(activation):
 
 
 class ComputedStatistics(nn.Module):
-    """Statistics that are no constants: nothing to fold."""
+    """Statistics that are not constants: nothing to fold."""
 
     def __init__(self, what: str):
         super().__init__()

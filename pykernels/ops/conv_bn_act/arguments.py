@@ -176,7 +176,7 @@ def _below_highest() -> bool:
     return torch.get_float32_matmul_precision() != "highest"
 
 
-# A constant of a trace: Dynamo cannot follow it, but compiles anew when the setting changes.
+# A constant of a trace: Dynamo cannot follow it, but compiles again when the setting changes.
 _below_highest._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -249,7 +249,7 @@ def conv_call(
 
 
 def check_batch_norm(x: torch.Tensor, k: int, norm: BatchNorm, op: str = OP) -> None:
-    """Raises where a vector of length ``k`` is not one, or is there without its fellows."""
+    """Raises where a vector does not have length ``k``, or comes without the others that it needs."""
     bias, mean, var, weight, shift, eps = norm
     check_vector(op, "bias", bias, k, x)
     check_vector(op, "running_mean", mean, k, x)

@@ -109,7 +109,7 @@ def conv_kernel(
                     weight_tile + (weight_at[None, :] + inner[:, None]), mask=inside_channels[:, None], other=0
                 )
         if accumulate == tl.int32:
-            sums = tl.dot(left, right, sums, out_dtype=tl.int32)  # Triton 3.6 has to be told
+            sums = tl.dot(left, right, sums, out_dtype=tl.int32)  # Triton 3.6 does not infer it
         else:
             sums = dot(left, right, sums, PRECISION)
 
