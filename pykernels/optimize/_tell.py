@@ -151,7 +151,7 @@ def _tell_program(
         who = _tell_step(step, reasons.get(step, ""), replaced, left)
         what, turns = _what(step), step in program.turned
         if step.kind == "format" and not turns:
-            what = "memory format as it is"
+            what = "unchanged memory format"
         where, count = step.where or "the model", flops(step, program.shapes)
         report.steps.append(Ran(report.programs, where, what, who, count, seconds.get(step)))
         report.torch_steps += counts and who == TORCH
@@ -173,7 +173,7 @@ def _tell_step(step: Step, why: str, replaced: list[Replaced], left: list[Left])
         if why:
             left.append(Left(where, step.note, why))
             return TORCH
-        by = "pk.ops.conv_bn_act" if step.function.name != "conv_transpose" else "our conv_bn_act_bound, phase by phase"
+        by = "pk.ops.conv_bn_act" if step.function.name != "conv_transpose" else "pk.ops.conv_transpose_bn_act"
         replaced.append(Replaced(tuple(s or "the model" for s in step.sources), step.note, by))
         return OURS
     if isinstance(step.function, OurCall):
