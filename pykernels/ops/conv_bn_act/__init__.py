@@ -79,9 +79,9 @@ def conv_bn_act(
 
     The relative L2 error is about sqrt(C R S / groups) roundings of float32, plus one of ``x``'s dtype. The same input
     gives the same bits. On a CPU, 3x3 filters at stride 1 go by Winograd's method where the shapes of ``x``, the batch
-    included, and of ``weight`` make it faster: its error is below 1e-6, and NaN and infinity reach the same outputs. That
-    error is relative to the largest values near an output; where a few are far larger than the rest, the environment
-    variable ``PYKERNELS_WINOGRAD=0``, which is read at the first convolution, keeps to direct sums.
+    included, and of ``weight`` make it faster: its error is below 1e-6, and NaN and infinity reach the same outputs.
+    That error is relative to the largest values near an output. Where a few are far larger than the rest, set the
+    environment variable ``PYKERNELS_WINOGRAD=0`` before the first convolution to sum directly.
 
     Raises:
         TypeError: An argument is not a tensor, or its dtype does not go with ``x``'s.
