@@ -31,9 +31,9 @@ python-tests: setup
 bench: setup
 	$(BIN)/python -m pytest bench --benchmark-only
 
-# The site, in build/site; a warning is an error.
+# The site, in build/site; a warning is an error. With --quiet mkdocs would not count them.
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The tables and the picture of README and docs, from bench/results.
 figures:
