@@ -92,7 +92,7 @@ def test_an_unbatched_sequence_is_torchs():
     model = Layer(6, 9, 3).eval()
     fast = pk.optimize(model)
     right(fast, model, normal(6, 20))
-    assert fast.report().left[0].why.startswith("is of a dtype, a device or a rank")
+    assert fast.report().left[0].why.startswith("has a dtype, a device or a rank")
 
 
 class Residual(nn.Module):
