@@ -7,7 +7,7 @@
 
 from pykernels import models, nn, ops
 from pykernels.ops._dispatch import backend
-from pykernels.optimize import optimize
+from pykernels.optimize import Optimized, Report, optimize
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "backend", "models", "nn", "ops", "optimize"]
+__all__ = ["Optimized", "Report", "__version__", "backend", "models", "nn", "ops", "optimize"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +67,9 @@ class CNNLSTM(nn.Module):
         frames = x.transpose(1, 2).flatten(2)  # (B, 64, T / 4, F / 4) to (B, T / 4, 64 F / 4)
         output, _ = self.lstm(frames)
         return self.fc(output if self.per_frame else output[:, -1])
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def _check(self, x: Tensor) -> None:
         features = self.config["input_size"] // 64

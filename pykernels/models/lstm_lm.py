@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,9 @@ class LSTMLanguageModel(nn.Module):
             raise IndexError(f"pykernels.LSTMLanguageModel: x: expected {expected}, got {got}") from problem
         output, state = self.lstm(embedded, state)
         return self.fc(output[:, -1]), state
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def generate(
         self,

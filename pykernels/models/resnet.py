@@ -7,7 +7,7 @@ convolution, as torchvision's does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -141,6 +141,9 @@ class ResNet(nn.Module):
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         x = F.adaptive_avg_pool2d(x, 1) if self.stem == "imagenet" else F.avg_pool2d(x, 4)
         return self.fc(torch.flatten(x, 1))
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def _check(self, x: Tensor) -> None:
         size = "H, W" if self.stem == "imagenet" else "32, 32"

@@ -9,7 +9,7 @@ buffers of two models. Copies, pickles and state_dicts are without them.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,9 @@ from pykernels.ops.conv_bn_act import conv_bn_act, fold_batch_norm
 from pykernels.ops.conv_bn_act.arguments import BatchNorm, ConvCall, Geometry, check_batch_norm, geometry, tf32_allowed
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.ops.conv_bn_act.statistics import conv_batch_norm_act
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 torch.fx.wrap("conv_bn_act")  # one node in a symbolic trace
 torch.fx.wrap("batch_norm_act")
@@ -50,7 +53,7 @@ class ConvBNAct(PacksWeights):
     _rank = 4
 
     @classmethod
-    def from_torch(cls, conv: Any, bn: Any = None, activation: str = "none", negative_slope: float = 0.01) -> Any:
+    def from_torch(cls, conv: Any, bn: Any = None, activation: str = "none", negative_slope: float = 0.01) -> Self:
         """The block of two torch modules, which become its children: their parameters are shared, not copied.
 
         It is in training mode if ``bn``, or without one ``conv``, is.
@@ -91,6 +94,9 @@ class ConvBNAct(PacksWeights):
             return self._run(pack, x, residual)
         except RuntimeError as problem:
             return self._after_failure(pack, problem, self._forward, x, residual)
+
+    if TYPE_CHECKING:  # torch.nn.Module's says Any of each call
+        __call__ = forward
 
     def extra_repr(self) -> str:
         """The activation; the children print the rest."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,9 @@ class Int8Linear(PacksWeights, nn.Module):
             return self._run_packed(x, pack)
         except RuntimeError as problem:
             return self._after_failure(pack, problem, self._run_plain, x)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def _run_plain(self, x: Tensor) -> Tensor:
         if not hasattr(x, "shape"):  # the op says that x is not a tensor

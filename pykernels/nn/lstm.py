@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,12 @@ class LSTM(PacksWeights, RNNBase):
     def flatten_parameters(self) -> None:
         """Does nothing: the packed weights are the flat ones."""
 
+    @overload
+    def forward(self, input: Tensor, hx: States | None = None) -> tuple[Tensor, States]: ...
+
+    @overload
+    def forward(self, input: PackedSequence, hx: States | None = None) -> tuple[PackedSequence, States]: ...
+
     def forward(self, input: Tensor | PackedSequence, hx: States | None = None) -> tuple[Any, States]:
         """As torch.nn.LSTM's: a tensor or a PackedSequence in, the same out, with (h_n, c_n)."""
         if self.proj_size or _dispatch.is_for_onnx():  # where one operator is better than the steps of a recurrence
@@ -106,6 +112,9 @@ class LSTM(PacksWeights, RNNBase):
         if unsorted_indices is not None:
             h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
         return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def _run(self, x: Tensor, hx: States | None, batch_sizes: Tensor | None) -> tuple[Tensor, States]:
         if hx is None:
@@ -231,6 +240,9 @@ class LSTMCell(PacksWeights, nn.LSTMCell):
             return self._run_packed(input, h, c, pack)
         except RuntimeError as problem:
             return self._after_failure(pack, problem, self._run_plain, input, hx)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def _run_plain(self, x: Tensor, hx: States) -> States:
         return lstm_cell_op(x, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)

@@ -8,7 +8,7 @@ and `_watch` see what it depends on, `_patterns` and `_layout` rewrite the steps
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -17,10 +17,15 @@ from pykernels._imports import after_import
 from pykernels.optimize._face import Optimized, face
 from pykernels.optimize._report import Left, Replaced, Report
 
+if TYPE_CHECKING:
+    from pykernels.optimize._face import Callee, P, R
+
 __all__ = ["Left", "Optimized", "Replaced", "Report", "optimize"]
 
 
-def optimize(model: nn.Module, dtype: torch.dtype | None = None, *, keep: str | None = None) -> Any:
+def optimize(
+    model: Callee[P, R], dtype: torch.dtype | None = None, *, keep: Literal["packed"] | None = None
+) -> Optimized[P, R]:
     """An evaluation-mode twin of ``model`` that computes the same with fused kernels.
 
     The twin is an instance of the original's class and has its parameters, state_dict, attributes, methods, submodules
@@ -40,6 +45,9 @@ def optimize(model: nn.Module, dtype: torch.dtype | None = None, *, keep: str | 
         keep: "packed" keeps weights that the kernels have packed in that form alone (on the CPU). Reading or writing
             their elements (``state_dict``, training, conversion) then raises an error; copies and pickles carry the
             packed form. None keeps the plain weights too.
+
+    Returns:
+        An `Optimized`, which has the type of the original's calls: what ``model.forward`` takes and returns.
 
     Raises:
         TypeError: ``model`` is not an ``nn.Module``, is TorchScript, or is optimised already.

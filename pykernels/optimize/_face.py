@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from types import GenericAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -15,9 +17,50 @@ from pykernels.optimize._stub import Family, Stub
 from pykernels.optimize._tell import report_of
 from pykernels.optimize._watch import Watch, is_own
 
+if TYPE_CHECKING:
+    from typing import Generic
 
-class Optimized(nn.Module):
-    """What `pykernels.optimize` returns is of this class and of the original's."""
+    from typing_extensions import ParamSpec, TypeVar
+
+    P = ParamSpec("P", default=...)
+    R = TypeVar("R", covariant=True, default=Any)
+
+    class Callee(Protocol[P, R]):
+        """What is called as its ``forward`` is: every module."""
+
+        @property
+        def forward(self) -> Callable[P, R]:
+            """From the model's arguments to its result."""
+
+    class _Module(nn.Module, Generic[P, R]):
+        pass
+
+else:
+    P = R = None
+
+    class _Module:
+        """torch.nn.Module: a base that is generic to Python too might not fit the bases of an original."""
+
+        def __class_getitem__(cls, of: Any) -> Any:
+            return nn.Module
+
+
+class Optimized(_Module[P, R]):
+    """An optimised model, as `pykernels.optimize` returns it: of this class and of the original's.
+
+    A type checker takes ``Optimized[P, R]`` for a module that is called with the arguments of the original's
+    ``forward`` and returns what that returns. It doesn't know that the model is of the original's class too; where
+    that is needed, say so: ``typing.cast(Net, fast)``.
+    """
+
+    def __class_getitem__(cls, of: Any) -> GenericAlias:
+        return GenericAlias(cls, of)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+        def __getattr__(self, name: str) -> Any: ...  # the original's, whatever they are
 
     def report(self, time: bool = False) -> Report:
         """What runs, and what was left to torch and why, by the calls so far.

@@ -74,7 +74,9 @@ class Ran:
 
 @dataclass
 class Report:
-    """``print`` it, or read `replaced`, `left` and `steps`. `programs` counts what was made so far.
+    """What an optimised model runs and why: ``print`` it, or read `replaced`, `left` and `steps`.
+
+    `programs` counts what was made so far.
 
     `doors` says how they were made and how many that way, `entries` what each is for, and `plain` which calls ran as
     they are. `torch_steps` is the number of counted steps that torch runs, `conversions` are those of dtype and memory
