@@ -5,6 +5,13 @@
 >>> print(fast.report())
 """
 
+import sys
+
+if getattr(sys, "argv", [])[:1] == ["-m"]:  # `python -m pykernels --help` doesn't wait for torch
+    import pykernels_cli
+
+    pykernels_cli.answer_before_torch()
+
 from pykernels import models, nn, ops
 from pykernels.ops._dispatch import backend
 from pykernels.optimize import Optimized, Report, optimize

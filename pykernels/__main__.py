@@ -1,5 +1,6 @@
 """``python -m pykernels``."""
 
-from pykernels.cli import main
+from pykernels_cli import main
 
-main()
+if __name__ == "__main__":
+    main()

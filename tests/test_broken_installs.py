@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import pykernels
+import pykernels_cli
 from pykernels import _native
 from tests.harness import triton_reason
 
@@ -29,7 +30,9 @@ assert ASKS_FOR_THE_KERNELS != USES_THE_REFERENCE
 
 
 def copy_package(to: Path, *left_out: str) -> Path:
-    shutil.copytree(PACKAGE, to / "pykernels", ignore=shutil.ignore_patterns(*left_out, "__pycache__"))
+    left = shutil.ignore_patterns(*left_out, "__pycache__")
+    for source in (PACKAGE, Path(pykernels_cli.__file__).parent):
+        shutil.copytree(source, to / source.name, ignore=left)
     return to
 
 

@@ -1,14 +1,13 @@
-"""What every command prints with: console, tables, progress, figures; and how it refuses an option."""
+"""What every command prints with: its heading, tables, progress, figures, and what it says at the end."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -27,13 +26,37 @@ def table(title: str, *columns: str) -> Table:
     return made
 
 
+def heading(out: Console, command: str) -> None:
+    """The first line of a command: what runs, and on what."""
+    import torch
+
+    import pykernels
+    from pykernels.cli.bench.machine import cpu_name, isa_in_force
+
+    where = f"{cpu_name()}, {isa_in_force()}, {threads(torch.get_num_threads())}, torch {torch.__version__}"
+    out.print(f"pykernels {pykernels.__version__} {command}: {where}", style="bold", markup=False, highlight=False)
+
+
+def wrote(out: Console, path: Path) -> None:
+    """The last line of a command that has written a file."""
+    out.print(f"Wrote {path}", soft_wrap=True, markup=False, highlight=False)
+
+
+def complain(command: str, what: str) -> None:
+    """One line on stderr: why a command that was asked for properly cannot run."""
+    Console(stderr=True).print(f"pykernels {command}: {what}", style="bold red", soft_wrap=True, markup=False)
+
+
 @contextmanager
 def progress(out: Console, steps: int) -> Iterator[Callable[[str], None]]:
     """Gives a function that is told each step as it begins.
 
     On a terminal the bar shares the console with what is printed meanwhile; where the output goes to a file, stderr
-    has the bar.
+    has the bar; and where that is no terminal either, a line every ten seconds.
     """
+    if not out.is_terminal and not sys.stderr.isatty():
+        yield _lines(steps)
+        return
     columns = (
         *(SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()),
         TextColumn("{task.description}"),
@@ -41,6 +64,19 @@ def progress(out: Console, steps: int) -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=out if out.is_terminal else Console(stderr=True), transient=True) as shown:
         task = shown.add_task("starting", total=steps)
         yield lambda what: shown.update(task, advance=1, description=what)
+
+
+def _lines(steps: int, every: float = 10.0) -> Callable[[str], None]:
+    done, told = 0, time.monotonic()
+
+    def advance(what: str) -> None:
+        nonlocal done, told
+        done += 1
+        if time.monotonic() - told >= every:
+            told = time.monotonic()
+            print(f"[{done}/{steps}] {what}", file=sys.stderr, flush=True)
+
+    return advance
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -66,32 +102,3 @@ def ratio(value: float | None) -> str:
 def threads(count: int) -> str:
     """ "1 thread", "2 threads"."""
     return f"{count} thread{'s'[: count > 1]}"
-
-
-def check_choice(option: str, value: str | None, known: Iterable[str]) -> None:
-    """`ValueError` if an option that was given is none of what is known."""
-    known = list(known)
-    if value is not None and value not in known:
-        raise ValueError(f"{option}: expected one of {', '.join(known)}; got {value!r}")
-
-
-def check_writable(option: str, path: Path | None) -> None:
-    """`ValueError` if a file to be written after minutes of measuring could not be; its folder is made."""
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        reason = None if os.access(path if path.exists() else path.parent, os.W_OK) else "permission denied"
-    except OSError as problem:
-        reason = str(problem.strerror).lower()
-    if reason is not None:
-        raise ValueError(f"{option}: expected a path that can be written; got {str(path)!r} ({reason})")
-
-
-@contextmanager
-def refusals() -> Iterator[None]:
-    """A `ValueError` inside is a wrong option: its message in Typer's words, and exit code 2."""
-    try:
-        yield
-    except ValueError as problem:
-        raise typer.BadParameter(str(problem)) from problem

@@ -11,12 +11,13 @@ import torch
 from rich.table import Table
 
 from pykernels import _native
-from pykernels.cli._console import check_choice, progress, table
 from pykernels.cli._console import console as make_console
+from pykernels.cli._console import heading, progress, table
 from pykernels.cli.info import BACKENDS, slot
 from pykernels.ops._check import compare, forced_isa, host_isas
 from pykernels.ops._dispatch import triton_missing
 from pykernels.ops._spec import OpSpec, all_specs
+from pykernels_cli._options import check_choice
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,16 @@ def cases(op: str | None, backend: str | None, isa: str | None, dtype: str | Non
         ValueError: An option names nothing that there is.
     """
     specs = all_specs()
-    check_choice("op", op, [s.name for s in specs])
-    check_choice("backend", backend, BACKENDS)
+    check_choice("--op", op, [s.name for s in specs])
+    check_choice("--backend", backend, BACKENDS)
     isas = host_isas()
     if isa is not None:
         if _native.error is not None:
-            raise ValueError(f"isa: {_native.error}")
-        check_choice("isa", isa, isas)
-    names = dict.fromkeys(_name(d) for s in specs for d in s.op.takes("reference"))
+            raise ValueError(f"--isa: expected none, got {isa!r}: {_native.error}")
+        check_choice("--isa", isa, isas)
+    names = dict.fromkeys(n for s in specs for d in s.op.takes("reference") for n in dtypes_of(s, d))
     dtype = dtype and dtype.removeprefix("torch.")
-    check_choice("dtype", dtype, names)
+    check_choice("--dtype", dtype, names)
     for spec in specs:
         for where in BACKENDS:
             if op not in (None, spec.name) or backend not in (None, where) or why_not(spec, where) is not None:
@@ -66,8 +67,13 @@ def cases(op: str | None, backend: str | None, isa: str | None, dtype: str | Non
                 continue
             for name in isas if where == "cpu" else [None]:
                 for kind in spec.op.takes(where):
-                    if isa in (None, name) and dtype in (None, _name(kind)):
+                    if isa in (None, name) and (dtype is None or dtype in dtypes_of(spec, kind)):
                         yield Case(spec, where, name, kind)
+
+
+def dtypes_of(spec: OpSpec, kind: torch.dtype) -> tuple[str, ...]:
+    """The names of what the samples hold, where ``kind`` is the dtype of their floating tensors."""
+    return tuple(str(d).removeprefix("torch.") for d in spec.sample_dtypes(kind))
 
 
 def why_not(spec: OpSpec, backend: str) -> str | None:
@@ -107,22 +113,25 @@ def check(case: Case) -> Line:
 
 def run(op: str | None, backend: str | None, isa: str | None, dtype: str | None) -> int:
     """Checks and prints; the exit code: 1 if a case failed, or if there was none."""
-    console = make_console()
+    console, interpreted = make_console(), False
     if backend == "triton" and not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
         os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it at its import, which nobody has done yet
-        console.print("No GPU: the Triton kernels run in Triton's interpreter (TRITON_INTERPRET=1).")
+        interpreted = True
     todo = list(cases(op, backend, isa, dtype))
+    heading(console, "check")
+    if interpreted:
+        console.print("No GPU: the Triton kernels run in Triton's interpreter (TRITON_INTERPRET=1).")
     lines = []
     with progress(console, len(todo)) as step:
         for case in todo:
-            step(f"{case.spec.name} {case.isa or case.backend}")
+            step(f"{case.spec.name}, {case.isa or case.backend}, {_dtypes(case)}")
             lines.append(check(case))
     console.print(_table(lines))
     bad = [line for line in lines if line.failures]
     for line in bad:
         case = line.case
         for failure in line.failures:
-            where = f"{case.spec.name} {case.backend} {case.isa or ''} {_name(case.dtype)}"
+            where = ", ".join(filter(None, (case.spec.name, case.backend, case.isa, _dtypes(case))))
             console.print(f"{where}: {failure}", style="red", markup=False, highlight=False)
     for reason, slots in _left_out(op, backend, isa).items():
         console.print(f"Not checked: {', '.join(slots)}: {reason}", markup=False, highlight=False)
@@ -139,14 +148,14 @@ def run(op: str | None, backend: str | None, isa: str | None, dtype: str | None)
 
 def _table(lines: list[Line]) -> Table:
     columns = ("op", "backend", "ISA", "dtype", ">samples", ">error", ">tolerance", "worst sample", "")
-    shown = table("worst relative L2 error against the float64 reference", *columns)
+    shown = table("relative L2 error against float64, the worst of the samples", *columns)
     for line in lines:
         exact = line.tolerance == 0
         shown.add_row(
             line.case.spec.name,
             line.case.backend,
             line.case.isa or "",
-            _name(line.case.dtype),
+            _dtypes(line.case),
             str(line.samples),
             "exact" if exact and line.error == 0 else f"{line.error:.1e}",
             "exact" if exact else f"{line.tolerance:.1e}",
@@ -166,5 +175,5 @@ def _left_out(op: str | None, backend: str | None, isa: str | None) -> dict[str,
     return reasons
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _dtypes(case: Case) -> str:
+    return " + ".join(dtypes_of(case.spec, case.dtype))

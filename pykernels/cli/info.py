@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 import pykernels
 from pykernels import _native
-from pykernels.cli._console import console, table
+from pykernels.cli._console import console, heading, table
 from pykernels.cli.bench.machine import cpu_name, version
 from pykernels.ops import _dispatch
 from pykernels.ops._spec import OpSpec, all_specs
@@ -110,10 +109,9 @@ def run(as_json: bool) -> int:
 
 
 def show(facts: Facts, out: Console) -> None:
-    """Three small tables, and whatever has to be mended in plain sight at the end."""
-    lines = Table(show_header=False, box=None, pad_edge=False)
-    lines.add_column(style="bold")
-    lines.add_column(overflow="fold")
+    """Two tables, and whatever needs repair in plain sight at the end."""
+    heading(out, "info")
+    lines = table("versions, machine and build", "what", "here")
     for name, value in {**facts.versions, **facts.machine}.items():
         lines.add_row(name, "none" if value is None else str(value))
     lines.add_row("native library", "[green]loaded[/]" if facts.native_error is None else "[red]not usable[/]")
@@ -144,9 +142,13 @@ def show(facts: Facts, out: Console) -> None:
 
 def _show_ops(facts: Facts, out: Console) -> None:
     reasons: list[str] = []
-    shown = table("ops x backends", "op", *BACKENDS)
+    shown = table("ops and backends", "op", *BACKENDS)
     blocked = {
-        "cpu": "the native library is not usable, see below" if facts.native_error else None,
+        "cpu": "the native library is not usable, see below"
+        if facts.native_error
+        else "no instruction set can be chosen, see below"
+        if facts.isa_error
+        else None,
         "cuda": "the CUDA kernels are not usable, see below" if facts.cuda_error else None,
         "triton": facts.triton_error,
     }

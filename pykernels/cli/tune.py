@@ -21,12 +21,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pykernels._measure import gpu_seconds, interleaved, relative_l2
-from pykernels.cli._console import check_choice, check_writable, table
+from pykernels.cli._console import complain, heading, table, wrote
 from pykernels.cli._console import console as make_console
 from pykernels.cli.bench.ops import bench_samples
 from pykernels.ops import _tuned
 from pykernels.ops._check import inputs_of
 from pykernels.ops._dispatch import backend, triton_missing
+from pykernels_cli._options import check_choice, check_writable
 
 Shape = tuple[int, ...]
 
@@ -298,8 +299,9 @@ def run(op: str | None, shapes: list[str], dtype: str, out: Path | None, repeats
         _tuned.read(path)  # a file that is no table is not to be found out after minutes
     reason = no_gpu()
     if reason is not None:
-        console.print(f"Nothing was tuned: {reason}.", style="bold red", markup=False)
+        complain("tune", f"nothing can be tuned: {reason}")
         return 2
+    heading(console, "tune")
     import triton
 
     device = gpu()
@@ -315,7 +317,7 @@ def run(op: str | None, shapes: list[str], dtype: str, out: Path | None, repeats
             try:
                 configs, times = best(family, shape, dtype_, device, clock)
             except RuntimeError as problem:
-                console.print(str(problem), style="red", markup=False, highlight=False)
+                complain("tune", str(problem))
                 failed = True
                 continue
             winner = min(range(len(times)), key=times.__getitem__)
@@ -326,6 +328,7 @@ def run(op: str | None, shapes: list[str], dtype: str, out: Path | None, repeats
             gain = f"{times[0] / times[winner]:.2f}"
             lines.add_row(family, key, told[0], f"{times[0]:.4f}", told[1], f"{times[winner]:.4f}", gain)
     console.print(lines)
+    wrote(console, path)
     if named is None or Path(named) != path:
         console.print(f"Kernels read the table where PYKERNELS_TUNED={path} is set.", markup=False, highlight=False)
     return 1 if failed else 0

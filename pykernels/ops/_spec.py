@@ -44,6 +44,13 @@ class OpSpec:
     exact: bool = False
     #: Factor on the rounding bound for what comes on top of one sum (a recurrence, an activation's slope).
     growth: float = 1.0
+    #: What tensors the samples have: of int8, of a floating dtype, or of both.
+    has_int8: bool = False
+    has_floats: bool = True
+
+    def sample_dtypes(self, dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+        """The dtypes in the samples that are made for ``dtype``."""
+        return (torch.int8,) * self.has_int8 + (dtype,) * self.has_floats
 
     @property
     def name(self) -> str:

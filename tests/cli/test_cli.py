@@ -13,10 +13,12 @@ import torch
 from typer.testing import CliRunner
 
 from pykernels import _native
-from pykernels.cli import app
+from pykernels.cli import _console
 from pykernels.cli import check as checks
 from pykernels.cli import demo as demos
+from pykernels.ops._check import inputs_of, tensors_of
 from pykernels.ops._spec import all_specs
+from pykernels_cli._app import app
 from tests.harness import triton_reason
 
 NATIVE = pytest.mark.skipif(_native.error is not None, reason=str(_native.error))
@@ -76,6 +78,11 @@ def test_an_isa_that_is_none_through_the_module():
     assert "PYKERNELS_ISA: expected one of scalar" in words(done.stdout)
     assert "got the unknown ISA 'nonsense'" in words(done.stdout)
     assert "Traceback" not in done.stderr
+    rows = [line.split("│") for line in done.stdout.splitlines() if "│" in line]
+    cpu = {row[1].strip(): row[2].strip() for row in rows if row[1].strip() in {s.name for s in all_specs()}}
+    assert set(cpu) == {s.name for s in all_specs()}
+    assert all(cell.startswith("no") for cell in cpu.values())
+    assert "no instruction set can be chosen" in words(done.stdout)
 
 
 @NATIVE
@@ -107,6 +114,33 @@ def test_check_options_leave_what_they_name():
     assert [(c.spec.name, c.backend, c.isa, c.dtype) for c in lines] == [("lstm_cell", "cpu", "scalar", torch.bfloat16)]
 
 
+def test_check_names_the_dtypes_of_its_tensors():
+    def named(spec):
+        return next(s for s in all_specs() if s.name == spec)
+
+    assert checks.dtypes_of(named("lstm"), torch.bfloat16) == ("bfloat16",)
+    assert checks.dtypes_of(named("int8_matmul"), torch.float32) == ("int8",)
+    assert checks.dtypes_of(named("int8_conv2d"), torch.float16) == ("int8", "float16")
+    of_int8 = {case.spec.name for case in checks.cases(None, "reference", None, "int8")}
+    assert of_int8 == {"int8_matmul", "int8_matmul_scaled", "int8_conv2d"}
+
+
+@pytest.mark.parametrize("spec", all_specs(), ids=lambda spec: spec.name)
+def test_samples_hold_the_dtypes_that_are_told(spec):
+    dtype = spec.op.takes("reference")[-1]
+    made = {t.dtype for s in spec.samples if not s.bench for t in tensors_of(inputs_of(s, dtype))}
+    assert made & {torch.int8, dtype} == set(spec.sample_dtypes(dtype))
+
+
+def test_a_line_for_every_ten_seconds_where_there_is_no_terminal(monkeypatch, capsys):
+    clock = iter([0.0, 3.0, 12.0, 12.0, 15.0])
+    monkeypatch.setattr(_console.time, "monotonic", lambda: next(clock))
+    advance = _console._lines(3)
+    for step in ("lstm, avx2", "lstm, avx512", "lstm, scalar"):
+        advance(step)
+    assert capsys.readouterr().err == "[2/3] lstm, avx512\n"
+
+
 def test_check_fails_on_a_wrong_answer_and_on_an_exception(monkeypatch):
     spec = next(s for s in all_specs() if s.name == "lstm_cell")
 
@@ -126,17 +160,18 @@ def test_check_fails_on_a_wrong_answer_and_on_an_exception(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--op", "lstn"), "op: expected one of conv_bn_act, batch_norm_act, lstm_cell, lstm"),
-        (("--backend", "tpu"), "backend: expected one of cpu, cuda, triton, reference; got 'tpu'"),
-        (("--isa", "sse2"), "isa: expected one of scalar"),
-        (("--dtype", "int4"), "dtype: expected one of float32, bfloat16, float16; got 'int4'"),
+        (("--op", "lstn"), "pykernels check: --op: expected one of conv_bn_act, batch_norm_act, lstm_cell, lstm"),
+        (("--backend", "tpu"), "pykernels check: --backend: expected one of cpu, cuda, triton, reference; got 'tpu'"),
+        (("--isa", "sse2"), "pykernels check: --isa: expected one of scalar"),
+        (("--dtype", "int4"), "pykernels check: --dtype: expected one of float32, bfloat16, float16, int8; got 'int4'"),
     ],
 )
 @NATIVE
 def test_check_refuses_what_there_is_not(options, message):
     done = run("check", *options)
     assert done.exit_code == 2
-    assert message in words(done.output.replace("│", " "))
+    assert message in words(done.output)
+    assert done.output.count("\n") == 1
 
 
 def test_check_of_nothing_is_a_failure():
@@ -149,7 +184,7 @@ def test_demo_without_its_packages_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(demos, "_is_there", lambda name: name != "sklearn")
     done = run("demo", "--out", str(tmp_path))
     assert done.exit_code == 1
-    assert "sklearn cannot be imported; pip install '.[demo]'" in words(done.output)
+    assert "sklearn cannot be imported; pip install scikit-learn" in words(done.output)
 
 
 def test_demo_without_kernels_says_why(monkeypatch, tmp_path):
@@ -157,13 +192,13 @@ def test_demo_without_kernels_says_why(monkeypatch, tmp_path):
     monkeypatch.setattr(_native, "error", "the native library is not built")
     done = run("demo", "--out", str(tmp_path))
     assert done.exit_code == 1
-    assert "The demo needs the kernels: the native library is not built" in words(done.output)
+    assert "pykernels demo: it needs the kernels: the native library is not built" in words(done.output)
 
 
 def test_demo_refuses_a_folder_that_cannot_be():
     done = run("demo", "--out", "/dev/null/x")
     assert done.exit_code == 2
-    assert "--out: expected a path that can be written" in words(done.output.replace("│", " "))
+    assert "pykernels demo: --out: expected a path that can be written, got '/dev/null/x/demo.png'" in done.output
 
 
 @NATIVE
@@ -179,14 +214,3 @@ def test_demo_runs_checks_and_draws(tmp_path):
     for word in ("ResNet-18", "china.jpg", "LSTM language model", "CNN-LSTM", "generate:", "conv_bn_act", "random"):
         assert word in done.output
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_package_does_not_import_the_command_line():
-    code = "import sys, pykernels; sys.exit(any(m in sys.modules for m in ('typer', 'rich', 'matplotlib', 'sklearn')))"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=300).returncode == 0
-
-
-def test_bench_hands_its_arguments_on():
-    done = run("bench", "--help")
-    assert done.exit_code == 0
-    assert "peers" in done.output

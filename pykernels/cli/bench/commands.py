@@ -1,4 +1,4 @@
-"""The commands of ``python -m pykernels bench``."""
+"""What ``pykernels bench peers``, ``memory``, ``startup`` and ``ops`` do."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from rich.console import Console
 from rich.markup import escape
 
-from pykernels.cli import bench
-from pykernels.cli._console import check_writable, number, progress, refusals, table
 from pykernels.cli._console import console as make_console
+from pykernels.cli._console import heading, number, progress, table, wrote
 from pykernels.cli.bench import report
 from pykernels.cli.bench.driver import Plan, measure_row, workspace
 from pykernels.cli.bench.machine import describe, measure_peaks
@@ -25,35 +22,9 @@ from pykernels.cli.bench.peers.contenders import CONTENDERS, Contender, why_miss
 from pykernels.cli.bench.peers.contenders import by_name as contender_by_name
 from pykernels.cli.bench.peers.rows import Row, select
 from pykernels.cli.bench.result import Result, write_json
+from pykernels_cli._options import check_writable, one_thread_count, refusals, thread_counts
 
-app = typer.Typer(no_args_is_help=True, help=bench.__doc__, rich_markup_mode=None)
-
-Rounds = Annotated[int, typer.Option("--repeats", min=1, help="Processes for each contender; the median counts.")]
-Seconds = Annotated[float, typer.Option(min=0.01, help="Of timing, of each row in each process.")]
-Threads = Annotated[str, typer.Option(help="Thread counts, separated by commas.")]
-OneThreadCount = Annotated[str, typer.Option("--threads", help="One thread count.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write everything to this file too.", dir_okay=False)]
-Models = Annotated[str, typer.Option("--rows", help="Only models that match.")]
 Chosen = list[tuple[Row, list[Contender]]]
-
-
-def thread_counts(text: str) -> list[int]:
-    """ "1,2" -> [1, 2]."""
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError:
-        counts = [0]
-    if min(counts) < 1:
-        raise ValueError(f"--threads: expected positive numbers separated by commas; got {text!r}")
-    return counts
-
-
-def one_thread_count(text: str) -> int:
-    """ "2" -> 2."""
-    count, *more = thread_counts(text)
-    if more:
-        raise ValueError(f"--threads: expected one number here; got {text!r}")
-    return count
 
 
 def choose(table: str, rows: str, contenders: str) -> Chosen:
@@ -69,16 +40,8 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-@app.command()
 def peers(
-    table: Annotated[str, typer.Argument(help="models, networks, conv, lstm or int8.")] = "models",
-    rows: Annotated[str, typer.Option(help="Only rows that match, for example 'resnet*_b1,lstmlm_b1'.")] = "",
-    contenders: Annotated[str, typer.Option(help="Only these, by name; the baseline is always in.")] = "",
-    threads: Threads = "1,2",
-    repeats: Rounds = 3,
-    seconds: Seconds = 1.0,
-    json: Json = None,
-    listing: Annotated[bool, typer.Option("--list", help="Show rows and contenders, and measure nothing.")] = False,
+    table: str, rows: str, contenders: str, threads: str, repeats: int, seconds: float, json: Path | None, listing: bool
 ) -> None:
     """Ours against PyTorch's own ways and other engines; each alone in its process, in turn."""
     with refusals():
@@ -89,7 +52,8 @@ def peers(
         _show_listing(console, chosen)
         return
     plan, machine = Plan(repeats, seconds), describe()
-    console.print(f"{machine['cpu']}, {machine['cores']} cores, load {machine['load']}, commit {machine['commit']}")
+    heading(console, "bench peers")
+    console.print(f"{machine['cores']} cores, load {machine['load']}, commit {machine['commit']}")
     found: list[Result] = []
     for results in _measure(console, chosen, counts, plan):
         found.extend(results)
@@ -99,40 +63,41 @@ def peers(
     for count in counts:
         console.print(report.summary_table(found, count))
     if json is not None:
-        console.print(f"written to {json}")
+        wrote(console, json)
 
 
 def _show_listing(console: Console, chosen: Chosen) -> None:
     """The rows and who takes part in them; what is missing and why."""
-    shown = table("", "row", "GFLOP", "contenders")
+    shown = table("rows", "row", ">GFLOP", "contenders")
     for row, contenders in chosen:
         shown.add_row(row.name, number(row.flops / 1e9), " ".join(c.name for c in contenders))
     console.print(shown)
-    shown = table("", "contender", "what it is", "here")
+    shown = table("contenders", "contender", "what it is", "here")
     for contender in CONTENDERS:
         shown.add_row(contender.name, contender.says, escape(why_missing(contender) or "yes"))
     console.print(shown)
 
 
-@app.command()
-def memory(rows: Models = "*_b1", threads: OneThreadCount = "1", repeats: Rounds = 3, json: Json = None) -> None:
+def memory(rows: str, threads: str, repeats: int, json: Path | None) -> None:
     """Peak memory of each optimised model, against eager's plus the packed weights."""
     with refusals():
         count, chosen = one_thread_count(threads), choose("models", rows, "ours")
         check_writable("--json", json)
     console, plan = make_console(), Plan(repeats, seconds=0.0)
+    heading(console, "bench memory")
     results = [r for each in _measure(console, chosen, [count], plan) for r in each]
     console.print(report.memory_table(results))
     if json is not None:
         write_json(json, describe(), plan.as_json(), results)
+        wrote(console, json)
 
 
-@app.command()
-def startup(rows: Models = "*_b1", repeats: Rounds = 3) -> None:
+def startup(rows: str, repeats: int) -> None:
     """What `import pykernels` adds to `import torch`, and how long pk.optimize with its first call takes."""
     with refusals():
         chosen = choose("models", rows, "ours")
     console, plan = make_console(), Plan(repeats, seconds=0.0)
+    heading(console, "bench startup")
     alone = [_import_seconds("torch") for _ in range(repeats)]
     added = [_import_seconds("pykernels", after="torch") for _ in range(repeats)]
     console.print(
@@ -143,18 +108,13 @@ def startup(rows: Models = "*_b1", repeats: Rounds = 3) -> None:
     console.print(report.startup_table(results))
 
 
-@app.command()
-def ops(
-    op: Annotated[str | None, typer.Argument(help="One op; all where none is named.")] = None,
-    threads: Threads = "1",
-    seconds: Seconds = 0.3,
-    json: Json = None,
-) -> None:
+def ops(op: str | None, threads: str, seconds: float, json: Path | None) -> None:
     """A quick table of every op's bench samples in this process: eager against ours, and the share of the roofs."""
     with refusals():
         counts, samples = thread_counts(threads), bench_samples(op)
         check_writable("--json", json)
     console, before = make_console(), torch.get_num_threads()
+    heading(console, "bench ops")
     found: list[Result] = []
     try:
         for count in counts:
@@ -172,6 +132,7 @@ def ops(
     if json is not None:
         method = {"rounds": 1, "seconds": seconds, "alone": False, "ratio": "of medians, calls in turn"}
         write_json(json, describe(), method, found)
+        wrote(console, json)
 
 
 def _measure(console: Console, chosen: Chosen, threads: list[int], plan: Plan) -> Iterator[list[Result]]:

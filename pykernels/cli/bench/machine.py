@@ -47,6 +47,16 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def isa_in_force() -> str:
+    """Of the CPU kernels, or "no kernels" where none can run; `pykernels info` says why."""
+    from pykernels import _native
+
+    try:
+        return str(_native.introspect().active_isa())
+    except (RuntimeError, ValueError):
+        return "no kernels"
+
+
 def _isa() -> str:
     from pykernels import _native
 

@@ -9,12 +9,12 @@ import torch
 import pykernels as pk
 from pykernels import _native
 from pykernels._measure import interleaved
-from pykernels.cli._console import check_choice
 from pykernels.cli.bench.eager import eager
 from pykernels.cli.bench.machine import Peaks
 from pykernels.cli.bench.result import Result, time_here
 from pykernels.ops._check import compare, inputs_of
 from pykernels.ops._spec import OpSpec, Sample, all_specs
+from pykernels_cli._options import check_choice
 
 
 def bench_samples(wanted: str | None = None) -> list[tuple[OpSpec, Sample]]:

@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pykernels.cli._console import complain, heading, progress, ratio, table, wrote
 from pykernels.cli._console import console as make_console
-from pykernels.cli._console import progress, ratio, table
 from pykernels.cli._console import threads as told
 from pykernels.cli.bench.result import Result
 
@@ -27,11 +27,10 @@ def run(quick: bool, out: Path, threads: int | None) -> int:
     console = make_console()
     missing = [name for name in NEEDED if not _is_there(name)]
     if missing:
-        console.print(
-            f"The demo's photographs, text and signal come with scikit-learn and matplotlib, and {', '.join(missing)} "
-            "cannot be imported; pip install '.[demo]' in the source tree brings them.",
-            style="bold red",
-            markup=False,
+        complain(
+            "demo",
+            "its photographs, text and picture need scikit-learn and matplotlib, and "
+            f"{', '.join(missing)} cannot be imported; pip install scikit-learn matplotlib scipy",
         )
         return 1
     from pykernels import _native
@@ -47,10 +46,10 @@ def run(quick: bool, out: Path, threads: int | None) -> int:
             raise RuntimeError(_native.error)
         isa = _native.introspect().active_isa()
     except (RuntimeError, ValueError) as problem:
-        console.print(f"The demo needs the kernels: {problem}", style="bold red", markup=False)
+        complain("demo", f"it needs the kernels: {problem}")
         return 1
     where = f"{machine.cpu_name()}, {isa}, {told(torch.get_num_threads())}, torch {torch.__version__}"
-    console.print(where, style="bold", markup=False, highlight=False)
+    heading(console, "demo")
     console.print(
         "The input is real. The weights are random, from a fixed seed: what counts is that the same arithmetic\n"
         "is fast and exact, not what the models say. Batch norms are calibrated on crops of the photographs,\n"
@@ -80,7 +79,7 @@ def run(quick: bool, out: Path, threads: int | None) -> int:
     console.print(_table([results for _, results in found]))
     if busy is not None:
         console.print(f"{busy}: the times are not to be trusted", style="bold yellow", markup=False)
-    console.print(f"picture: {path}", soft_wrap=True, markup=False, highlight=False)
+    wrote(console, path)
     wrong = [r for _, results in found for r in results if r.reason]
     for r in wrong:
         console.print(f"{r.row}, {r.contender}: {r.reason}", style="bold red", markup=False)

@@ -64,6 +64,7 @@ int8_conv2d_reference = partial(int8_conv2d, backend="reference")
 
 INT8_CONV2D_SPEC = OpSpec(
     op=INT8_CONV2D,
+    has_int8=True,
     function=int8_conv2d,
     reference=int8_conv2d_reference,
     samples=(

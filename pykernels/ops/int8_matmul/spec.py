@@ -97,6 +97,8 @@ def _quantized(
 
 INT8_MATMUL_SPEC = OpSpec(
     op=INT8_MATMUL,
+    has_int8=True,
+    has_floats=False,
     function=int8_matmul,
     reference=int8_matmul_reference,
     samples=(
@@ -128,6 +130,7 @@ INT8_MATMUL_SPEC = OpSpec(
 
 INT8_MATMUL_SCALED_SPEC = OpSpec(
     op=INT8_MATMUL_SCALED,
+    has_int8=True,
     function=int8_matmul,
     reference=int8_matmul_reference,
     samples=(

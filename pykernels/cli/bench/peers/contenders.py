@@ -111,7 +111,7 @@ def by_name(name: str) -> Contender:
     for contender in CONTENDERS:
         if contender.name == name:
             return contender
-    raise ValueError(f"contenders: {name!r} is none of {', '.join(c.name for c in CONTENDERS)}")
+    raise ValueError(f"--contenders: expected some of {', '.join(c.name for c in CONTENDERS)}; got {name!r}")
 
 
 def why_missing(contender: Contender) -> str | None:

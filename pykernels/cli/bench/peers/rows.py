@@ -181,5 +181,5 @@ def select(table: str, patterns: list[str]) -> list[Row]:
     for pattern in patterns:
         if not any(fnmatchcase(row.name, pattern) for row in rows):
             names = ", ".join(row.name for row in rows)
-            raise ValueError(f"rows: {pattern!r} matches no row of {table!r}; it has {names}")
+            raise ValueError(f"--rows: expected patterns of rows of {table!r} ({names}); got {pattern!r}")
     return [row for row in rows if not patterns or any(fnmatchcase(row.name, p) for p in patterns)]
