@@ -55,7 +55,7 @@ def run(code: str, directory: Path | None = None, **environment: str) -> subproc
 def test_not_built_imports_and_falls_back_with_one_word(bare):
     done = run(USES_THE_REFERENCE + "pk.ops.conv_bn_act(x, w)\n", bare)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("the native library is not built") == 1
+    assert done.stderr.count("pykernels.conv_bn_act: the native library is not built") == 1
     assert "pip install -e ." in done.stderr
 
 

@@ -83,9 +83,9 @@ def choose(op: Op, device: torch.device, dtype: torch.dtype, asked: str | None =
         raise RuntimeError(f"pykernels.{op.name}: backend={asked!r} cannot run: {reason}")
     # On a GPU, Triton's kernels stand in where CUDA's are not built.
     if wanted == "cuda" and _why_not(op, "triton", device, dtype) is None:
-        _tell_once(f"{op.name}: {reason}; using Triton")
+        _tell_once(op, f"{reason}; using Triton")
         return "triton"
-    _tell_once(f"{op.name}: {reason}; using the reference")
+    _tell_once(op, f"{reason}; using the reference, plain PyTorch")
     return "reference"
 
 
@@ -236,8 +236,10 @@ def is_for_onnx() -> bool:
 is_for_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _tell_once(message: str) -> None:
-    if torch.compiler.is_compiling() or message in _told:
+def _tell_once(op: Op, what: str) -> None:
+    if torch.compiler.is_compiling():
         return
-    _told.add(message)
-    _log.warning(message)
+    message = f"pykernels.{op.name}: {what} (told once; `python -m pykernels info` shows what runs where)"
+    if message not in _told:
+        _told.add(message)
+        _log.warning(message)
