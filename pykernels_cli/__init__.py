@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 #: What the extra ``cli`` brings.
-NEEDED = {"rich": "rich>=13", "typer": "typer>=0.12"}
+NEEDED = {"rich": "rich>=13", "typer": "typer>=0.13"}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

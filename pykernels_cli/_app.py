@@ -144,7 +144,7 @@ def _tune(
 
 @bench.callback()
 def _bench() -> None:
-    """Measure speed, memory and start-up against PyTorch and other engines; every answer is checked before that."""
+    """Measure speed, memory and start-up against PyTorch and other engines; every answer is checked first."""
 
 
 Rounds = Annotated[

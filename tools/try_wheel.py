@@ -55,7 +55,7 @@ def main() -> None:
         run(folder, python, "-m", "pip", "install", "--quiet", asked.torch)
         run(folder, python, "-m", "pip", "install", "--quiet", wheel, "mypy")
         said = run(folder, python, "-m", "pykernels", "info", code=2)
-        expect("pip install 'rich>=13' 'typer>=0.12'", said)
+        expect("pip install 'rich>=13' 'typer>=0.13'", said)
         run(folder, python, "-m", "pip", "install", "--quiet", f"{wheel}[cli]")
         run(folder, python.with_name("pykernels"), "--version")
         expect("native library", run(folder, python, "-m", "pykernels", "info"))
