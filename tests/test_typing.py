@@ -116,3 +116,4 @@ def test_what_mypy_says_of_a_file_elsewhere(environment, tmp_path):
         good = f"[{what[7:]}]" in told if what.startswith("error: ") else told == what
         assert good, f"line {line}: expected {what!r}, got {told!r}\n{done.stdout}{done.stderr}"
     assert said == {}, done.stdout
+    assert "Found 3 errors in 1 file " in done.stdout  # and none of the package's own files
