@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import torch
 import pykernels
 import pykernels_cli
 from pykernels import _native
+from tests.fresh import as_module, run_fresh
 from tests.harness import triton_reason
 
 PACKAGE = Path(pykernels.__file__).parent
@@ -46,10 +46,9 @@ def run(code: str, directory: Path | None = None, **environment: str) -> subproc
     env = {**os.environ, **environment}
     if directory is not None:
         env["PYTHONPATH"] = str(directory)
-    command = [sys.executable, "-c", code] if "\n" in code or " " in code else [sys.executable, "-m", "pykernels", code]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=env, cwd=directory or PACKAGE.parent, timeout=120, check=False
-    )
+    if "\n" not in code and " " not in code:
+        code = as_module("pykernels", code)
+    return run_fresh(code, directory or PACKAGE.parent, env)
 
 
 def test_not_built_imports_and_falls_back_with_one_word(bare):

@@ -110,6 +110,12 @@ def check_at_least(op: str, argument: str, value: Any, least: float) -> None:
         fail(ValueError, op, argument, f"a number >= {least}", value)
 
 
+def check_bool(op: str, argument: str, value: object) -> None:
+    """TypeError unless ``value`` is a bool: of another type than that, what is true is often a mistake."""
+    if type(value) is not bool:
+        fail(TypeError, op, argument, "a bool", type(value).__name__)
+
+
 def check_choice(op: str, argument: str, value: object, choices: Sequence[object]) -> None:
     """ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:

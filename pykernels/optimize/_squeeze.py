@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pykernels.ops import _dispatch
 from pykernels.ops._activation import ACTIVATIONS
+from pykernels.ops.squeeze_excite.arguments import NEGATIVE_SLOPE
 from pykernels.ops.squeeze_excite.op import SQUEEZE_EXCITE
 from pykernels.optimize._activations import activation_of
 from pykernels.optimize._calls import takes_image
@@ -145,7 +146,7 @@ class _Finder:
         step = self._made_by(value, chain)
         act = None if step is None else activation_of(step)
         reads = [] if step is None else list(step.reads())
-        plain = act is not None and not act.constants and act.slopes is None and act.slope == 0.01
+        plain = act is not None and not act.constants and act.slopes is None and act.slope == NEGATIVE_SLOPE
         if act is None or not plain or len(reads) != 1:
             return None, None
         return act.name, reads[0]

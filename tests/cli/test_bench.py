@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -24,6 +23,7 @@ from pykernels.ops._check import inputs_of
 from pykernels.ops._spec import all_specs
 from pykernels_cli._app import app
 from pykernels_cli._options import cpus
+from tests.fresh import run_fresh
 
 QUICK = driver.Plan(rounds=1, seconds=0.02)
 
@@ -181,7 +181,8 @@ def test_the_peak_of_what_came_before_is_forgotten():
 def test_import_leaves_the_compiler_alone():
     """`torch._dynamo` and what it brings cost more than all of pykernels; 0.3 s is what the import may add."""
     code = "import sys, torch; had = set(sys.modules); import pykernels; print(*sorted(set(sys.modules) - had))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = run_fresh(code)
+    assert done.returncode == 0, done.stderr
     added = done.stdout.split()
     assert "pykernels" in added
     assert not [name for name in added if name.startswith(("torch._dynamo", "torch._inductor", "sympy", "triton"))]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -19,6 +17,7 @@ from pykernels.cli import demo as demos
 from pykernels.ops._check import inputs_of, tensors_of
 from pykernels.ops._spec import all_specs
 from pykernels_cli._app import app
+from tests.fresh import as_module, run_fresh
 from tests.harness import triton_reason
 
 NATIVE = pytest.mark.skipif(_native.error is not None, reason=str(_native.error))
@@ -69,11 +68,7 @@ def test_info_without_the_native_library(monkeypatch, error):
 
 @NATIVE
 def test_an_isa_that_is_none_through_the_module():
-    done = subprocess.run(
-        [sys.executable, "-m", "pykernels", "info"],
-        env={**os.environ, "PYKERNELS_ISA": "nonsense"},
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+    done = run_fresh(as_module("pykernels", "info"), env={**os.environ, "PYKERNELS_ISA": "nonsense"})
     assert done.returncode == 1
     assert "PYKERNELS_ISA: expected one of scalar" in words(done.stdout)
     assert "got the unknown ISA 'nonsense'" in words(done.stdout)
@@ -99,10 +94,8 @@ def test_check_passes_and_names_what_it_did_not_check(monkeypatch):
 @pytest.mark.skipif(triton_reason() is not None, reason=f"needs Triton: {triton_reason()}")
 def test_check_of_triton_interprets_where_there_is_no_gpu():
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", "pykernels", "check", "--backend", "triton", "--op", "int8_matmul"],
-        env=environment, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+    code = as_module("pykernels", "check", "--backend", "triton", "--op", "int8_matmul")
+    done = run_fresh(code, env=environment, seconds=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert ("the Triton kernels run in Triton's interpreter" in words(done.stdout)) != torch.cuda.is_available()
     assert "are within tolerance" in done.stdout

@@ -115,32 +115,49 @@ struct ArrayIn {
   bool is_unused(float x) const { return elements.dtype() == DType::i8 ? x == 77 : std::isnan(x); }
 };
 
+// The sums of the products alone, in (n, k, p, q) order: each tap of each filter for all pixels, as they lie in a row.
+template <class Array>
+std::vector<double> naive_sums(const ConvShape& s, const Array& x, const Array& weight) {
+  const int64_t c_group = s.c / s.groups, k_group = s.k / s.groups, p_all = s.p(), q_all = s.q();
+  const std::vector<float> image = x.values(), filters = weight.values();
+  std::vector<double> sums(static_cast<size_t>(s.n * s.k * p_all * q_all));
+  const float* tap = filters.data();
+  for (int64_t k = 0; k < s.k; ++k)
+    for (int64_t c = 0; c < c_group; ++c)
+      for (int64_t i = 0; i < s.r; ++i)
+        for (int64_t j = 0; j < s.s; ++j, ++tap)
+          for (int64_t n = 0; n < s.n; ++n)
+            for (int64_t p = 0; p < p_all; ++p) {
+              const int64_t h = p * s.stride_h - s.pad_top + i * s.dilation_h;
+              if (h < 0 || h >= s.h) continue;
+              const float* const row = image.data() + ((n * s.c + k / k_group * c_group + c) * s.h + h) * s.w;
+              double* const to = sums.data() + ((n * s.k + k) * p_all + p) * q_all;
+              const double factor = *tap;
+              for (int64_t q = 0; q < q_all; ++q) {
+                const int64_t w = q * s.stride_w - s.pad_left + j * s.dilation_w;
+                if (w >= 0 && w < s.w) to[q] += factor * row[w];
+              }
+            }
+  return sums;
+}
+
 // In (n, k, p, q) order.
 template <class Array>
 std::vector<double> naive(const ConvArgs& args, const Array& x, const Array& weight, const Array& residual) {
   const ConvShape& s = args.shape;
-  std::vector<double> y;
-  const int64_t c_group = s.c / s.groups, k_group = s.k / s.groups;
+  std::vector<double> y = naive_sums(s, x, weight);
+  double* at = y.data();
   for (int64_t n = 0; n < s.n; ++n)
     for (int64_t k = 0; k < s.k; ++k)
       for (int64_t p = 0; p < s.p(); ++p)
         for (int64_t q = 0; q < s.q(); ++q) {
-          double sum = 0;
-          for (int64_t c = 0; c < c_group; ++c)
-            for (int64_t i = 0; i < s.r; ++i)
-              for (int64_t j = 0; j < s.s; ++j) {
-                const int64_t h = p * s.stride_h - s.pad_top + i * s.dilation_h;
-                const int64_t w = q * s.stride_w - s.pad_left + j * s.dilation_w;
-                if (h < 0 || h >= s.h || w < 0 || w >= s.w) continue;
-                sum += static_cast<double>(x.get(n, k / k_group * c_group + c, h, w)) * weight.get(k, c, i, j);
-              }
+          double sum = *at;
           if (args.scale) sum *= args.scale[k];
           if (args.shift) sum += args.shift[k];
           if (args.residual.data) sum += residual.get(n, k, p, q);
-          y.push_back(args.parameters
-                          ? test::activated(sum, args.activation, args.parameters[k],
-                                            parameters_of(args.activation) > 1 ? args.parameters[s.k + k] : 0)
-                          : test::activated(sum, args.activation, args.negative_slope));
+          *at++ = args.parameters ? test::activated(sum, args.activation, args.parameters[k],
+                                                    parameters_of(args.activation) > 1 ? args.parameters[s.k + k] : 0)
+                                  : test::activated(sum, args.activation, args.negative_slope);
         }
   return y;
 }

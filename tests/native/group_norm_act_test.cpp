@@ -6,6 +6,7 @@
 #include "cpu/batch_norm_act/kernels.h"
 #include "cpu/group_norm_act/kernels.h"
 #include "elements.h"
+#include "images.h"
 #include "test.h"
 
 namespace pk::wide512 {
@@ -14,26 +15,14 @@ extern const BatchNormActKernels batch_norm_act_kernels;
 }  // namespace pk::wide512
 
 using namespace pk;
+using test::lay_out, test::Layout, test::place;
 
 namespace {
 
 // Runs on this table, or on that of the ISA in force.
 const GroupNormActKernels* wide = nullptr;
 
-enum class Layout { last, planes, last_slice, planes_slice };
 constexpr Layout kLayouts[] = {Layout::last, Layout::planes, Layout::last_slice, Layout::planes_slice};
-
-// Fills the strides; returns how many elements such a tensor takes. A slice has three channels fewer than the whole.
-size_t lay_out(Layout layout, int64_t n, int64_t c, int64_t h, int64_t w, int64_t (&stride)[4]) {
-  const int64_t wide_c = c + 3 * (layout == Layout::last_slice || layout == Layout::planes_slice);
-  if (layout == Layout::last || layout == Layout::last_slice) {
-    stride[1] = 1, stride[3] = wide_c, stride[2] = w * wide_c;
-  } else {
-    stride[3] = 1, stride[2] = w, stride[1] = h * w;
-  }
-  stride[0] = wide_c * h * w;
-  return static_cast<size_t>(n * stride[0] + 1);
-}
 
 struct Case {
   int64_t n, c, h, w, groups;
@@ -75,8 +64,7 @@ void norm_case(const Case& k, DType dtype, Layout in, Layout out, bool affine, b
         for (int64_t c = group * channels; c < (group + 1) * channels; ++c) {
           for (int64_t h = 0; h < k.h; ++h) {
             for (int64_t w = 0; w < k.w; ++w) {
-              const auto at = [&](const int64_t* s) { return size_t(n * s[0] + c * s[1] + h * s[2] + w * s[3]); };
-              body(size_t(c), double(x[at(a.x.stride)]), at(a.y_stride));
+              body(size_t(c), double(x[place(a.x.stride, n, c, h, w)]), place(a.y_stride, n, c, h, w));
             }
           }
         }

@@ -6,6 +6,7 @@
 
 #include "cpu/pool2d/kernels.h"
 #include "elements.h"
+#include "images.h"
 #include "test.h"
 
 namespace pk::wide512 {
@@ -13,37 +14,14 @@ extern const Pool2dKernels pool2d_kernels;
 }
 
 using namespace pk;
+using test::lay_out, test::Layout, test::place;
 
 namespace {
 
 // Runs on this table, or on that of the ISA in force.
 const Pool2dKernels* wide = nullptr;
 
-enum class Layout { last, planes, last_slice, planes_slice, apart };
-constexpr Layout kLayouts[] = {Layout::last, Layout::planes, Layout::last_slice, Layout::planes_slice, Layout::apart};
-
-// Fills the strides; returns how many elements such a tensor takes.
-size_t lay_out(Layout layout, int64_t n, int64_t c, int64_t h, int64_t w, int64_t (&stride)[4]) {
-  int64_t wide_c = c, wide_w = w;
-  switch (layout) {
-    case Layout::last_slice:
-      wide_c += 3;
-      [[fallthrough]];
-    case Layout::last:
-      stride[1] = 1, stride[3] = wide_c, stride[2] = w * wide_c, stride[0] = h * w * wide_c;
-      break;
-    case Layout::planes_slice:
-      wide_w += 5;
-      [[fallthrough]];
-    case Layout::planes:
-      stride[3] = 1, stride[2] = wide_w, stride[1] = h * wide_w, stride[0] = c * h * wide_w;
-      break;
-    case Layout::apart:  // rows adjacent, channels two apart
-      stride[2] = 2 * c, stride[1] = 2, stride[3] = 2 * c * h, stride[0] = 2 * c * h * w;
-      break;
-  }
-  return static_cast<size_t>(n * stride[0] + 1);
-}
+constexpr Layout kLayouts[] = {Layout::last, Layout::planes, Layout::last_slice, Layout::planes_columns, Layout::apart};
 
 struct Case {
   int64_t n, c, h, w, r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
@@ -60,8 +38,7 @@ double expected(const Pool2dArgs& a, const test::Elements<std::vector<char>>& x,
       counted += i < a.h + a.pad_h && j < a.w + a.pad_w;
       if (i < 0 || i >= a.h || j < 0 || j >= a.w) continue;
       ++inside;
-      const double e =
-          x[static_cast<size_t>(n * a.x_stride[0] + c * a.x_stride[1] + i * a.x_stride[2] + j * a.x_stride[3])];
+      const double e = x[place(a.x_stride, n, c, i, j)];
       if (std::isnan(e) || e > most) most = std::isnan(most) ? most : e;
       sum += e;
     }
@@ -101,8 +78,7 @@ void pool_case(const Case& k, PoolKind kind, DType dtype, Layout in, Layout out,
     for (int64_t c = 0; c < k.c; ++c) {
       for (int64_t p = 0; p < plan.p; ++p) {
         for (int64_t q = 0; q < plan.q; ++q) {
-          const int64_t* s = plan.args.y_stride;
-          const auto at = static_cast<size_t>(n * s[0] + c * s[1] + p * s[2] + q * s[3]);
+          const size_t at = place(plan.args.y_stride, n, c, p, q);
           written[at] = true;
           const double e = expected(a, x, n, c, p, q), got = y[at];
           const double slack = kind == PoolKind::max ? 0 : dtype == DType::f32 ? 2e-6 : 1.0 / 128;

@@ -6,6 +6,7 @@
 #include "activated.h"
 #include "cpu/squeeze_excite/kernels.h"
 #include "elements.h"
+#include "images.h"
 #include "test.h"
 
 namespace pk::wide512 {
@@ -13,6 +14,7 @@ extern const SqueezeExciteKernels squeeze_excite_kernels;
 }
 
 using namespace pk;
+using test::lay_out, test::Layout, test::place;
 
 namespace {
 
@@ -21,32 +23,7 @@ using Elements = test::Elements<std::vector<char>>;
 // Runs on this table, or on that of the ISA in force.
 const SqueezeExciteKernels* wide = nullptr;
 
-enum class Layout { last, planes, last_slice, planes_slice, apart };
-constexpr Layout kLayouts[] = {Layout::last, Layout::planes, Layout::last_slice, Layout::planes_slice, Layout::apart};
-
-// Fills the strides; returns how many elements such a tensor takes.
-size_t lay_out(Layout layout, int64_t n, int64_t c, int64_t h, int64_t w, int64_t (&stride)[4]) {
-  const int64_t wide_c = c + (layout == Layout::last_slice ? 3 : 0),
-                wide_w = w + (layout == Layout::planes_slice ? 5 : 0);
-  switch (layout) {
-    case Layout::last:
-    case Layout::last_slice:
-      stride[1] = 1, stride[3] = wide_c, stride[2] = w * wide_c, stride[0] = h * w * wide_c;
-      break;
-    case Layout::planes:
-    case Layout::planes_slice:
-      stride[3] = 1, stride[2] = wide_w, stride[1] = h * wide_w, stride[0] = c * h * wide_w;
-      break;
-    case Layout::apart:  // rows adjacent, channels two apart
-      stride[2] = 2 * c, stride[1] = 2, stride[3] = 2 * c * h, stride[0] = 2 * c * h * w;
-      break;
-  }
-  return static_cast<size_t>(n * stride[0] + 1);
-}
-
-size_t at(const int64_t (&stride)[4], int64_t n, int64_t c, int64_t h, int64_t w) {
-  return static_cast<size_t>(n * stride[0] + c * stride[1] + h * stride[2] + w * stride[3]);
-}
+constexpr Layout kLayouts[] = {Layout::last, Layout::planes, Layout::last_slice, Layout::planes_columns, Layout::apart};
 
 struct Case {
   int64_t n, c, m, h, w;
@@ -81,7 +58,7 @@ void squeeze_case(const Case& k, DType dtype, Layout in, Layout out, Activation 
   for (int64_t n = 0; n < k.n; ++n) {
     test::Doubles means(size(k.c)), hidden(size(k.m));
     for (int64_t c = 0; c < k.c; ++c) {
-      for (int64_t i = 0; i < k.h * k.w; ++i) means[size(c)] += copy[at(a.x_stride, n, c, i / k.w, i % k.w)];
+      for (int64_t i = 0; i < k.h * k.w; ++i) means[size(c)] += copy[place(a.x_stride, n, c, i / k.w, i % k.w)];
       means[size(c)] /= static_cast<double>(k.h * k.w);
     }
     for (int64_t m = 0; m < k.m; ++m) {
@@ -94,8 +71,8 @@ void squeeze_case(const Case& k, DType dtype, Layout in, Layout out, Activation 
       for (int64_t m = 0; m < k.m; ++m) sum += double(expand[size(c * k.m + m)]) * hidden[size(m)];
       const double factor = test::activated(sum, gate, 0.01);
       for (int64_t i = 0; i < k.h * k.w; ++i) {
-        expected.push_back(factor * copy[at(a.x_stride, n, c, i / k.w, i % k.w)]);
-        const size_t to = at(a.y_stride, n, c, i / k.w, i % k.w);
+        expected.push_back(factor * copy[place(a.x_stride, n, c, i / k.w, i % k.w)]);
+        const size_t to = place(a.y_stride, n, c, i / k.w, i % k.w);
         got.push_back(y[to]);
         written[to] = 1;
       }

@@ -5,6 +5,7 @@
 
 #include "cpu/upsample2d/kernels.h"
 #include "elements.h"
+#include "images.h"
 #include "test.h"
 
 namespace pk::wide512 {
@@ -12,27 +13,14 @@ extern const Upsample2dKernels upsample2d_kernels;
 }
 
 using namespace pk;
+using test::lay_out, test::Layout, test::place;
 
 namespace {
 
 // Runs on this table, or on that of the ISA in force.
 const Upsample2dKernels* wide = nullptr;
 
-enum class Layout { last, planes, last_slice, planes_slice, apart };
-constexpr Layout kLayouts[] = {Layout::last, Layout::planes, Layout::last_slice, Layout::planes_slice, Layout::apart};
-
-// Fills the strides; returns how many elements such a tensor takes.
-size_t lay_out(Layout layout, int64_t n, int64_t c, int64_t h, int64_t w, int64_t (&stride)[4]) {
-  const int64_t wide_c = c + 3 * (layout == Layout::last_slice), wide_w = w + 5 * (layout == Layout::planes_slice);
-  if (layout == Layout::last || layout == Layout::last_slice) {
-    stride[1] = 1, stride[3] = wide_c, stride[2] = w * wide_c, stride[0] = h * w * wide_c;
-  } else if (layout == Layout::apart) {  // rows adjacent, channels two apart
-    stride[1] = 2, stride[2] = 2 * c, stride[3] = 2 * c * h, stride[0] = 2 * c * h * w;
-  } else {
-    stride[3] = 1, stride[2] = wide_w, stride[1] = h * wide_w, stride[0] = c * h * wide_w;
-  }
-  return static_cast<size_t>(n * stride[0] + 1);
-}
+constexpr Layout kLayouts[] = {Layout::last, Layout::planes, Layout::last_slice, Layout::planes_columns, Layout::apart};
 
 struct Case {
   int64_t n, c, h, w, p, q;
@@ -76,7 +64,7 @@ void upsample_case(const Case& k, UpsampleMode mode, DType dtype, Layout in, Lay
     for (int64_t c = 0; c < k.c; ++c) {
       const auto pixel = [&](double row, double column) {
         const int64_t i = std::min(int64_t(row), k.h - 1), j = std::min(int64_t(column), k.w - 1);
-        return double(x[size_t(n * a.x_stride[0] + c * a.x_stride[1] + i * a.x_stride[2] + j * a.x_stride[3])]);
+        return double(x[place(a.x_stride, n, c, i, j)]);
       };
       for (int64_t p = 0; p < k.p; ++p) {
         for (int64_t q = 0; q < k.q; ++q) {
@@ -87,7 +75,7 @@ void upsample_case(const Case& k, UpsampleMode mode, DType dtype, Layout in, Lay
                                   pixel(i + 1, j) * u * (1 - v), pixel(i + 1, j + 1) * u * v};
           double sum = 0, size_of_parts = 0;
           for (const double part : parts) sum += part, size_of_parts += std::fabs(part);
-          const auto at = size_t(n * a.y_stride[0] + c * a.y_stride[1] + p * a.y_stride[2] + q * a.y_stride[3]);
+          const size_t at = place(a.y_stride, n, c, p, q);
           written[at] = true;
           // Two roundings of weights, one of their product, and at most four of the sum; and of what is stored.
           const double slack = size_of_parts * 8 * 0x1p-24 + (dtype == DType::f32 ? 0 : std::fabs(sum) * 0x1p-8);

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pykernels.ops._arguments import check_image
+from pykernels.ops._arguments import check_bool, check_image
 from pykernels.ops._dispatch import choose, kernels
 from pykernels.ops._op import Op
 from pykernels.ops.pool2d import autograd as autograd
@@ -131,6 +131,7 @@ def global_avg_pool2d(x: Tensor, keepdim: bool = True, *, backend: str | None = 
         RuntimeError: The requested backend cannot run.
     """
     x = check_image("global_avg_pool2d", x)
+    check_bool("global_avg_pool2d", "keepdim", keepdim)
     call = PoolCall(True, (0, 0))
     y = _run(GLOBAL_AVG_POOL2D, x, call, backend, lambda ops, x: ops.global_avg_pool2d(x, True))
     return y if keepdim else y.flatten(-3)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pykernels.ops._arguments import check_int, fail, pair
+from pykernels.ops._arguments import check_bool, check_int, fail, pair
 
 Pair = tuple[int, int]
 IntOrPair = int | Sequence[int]
@@ -44,10 +44,12 @@ def pool_call(
         check_int(op, "divisor_override", divisor_override, -(2**31))
         if divisor_override == 0:
             fail(ValueError, op, "divisor_override", "an int other than 0", 0)
-    call = PoolCall(
-        average, size, size if stride is None else pair(op, "stride", stride, 1), pads, steps, bool(ceil_mode),
-        bool(count_include_pad), divisor_override or 0,
-    )  # fmt: skip
+    check_bool(op, "ceil_mode", ceil_mode)
+    check_bool(op, "count_include_pad", count_include_pad)
+    if x.shape[-3] < 1:
+        fail(ValueError, op, "x", "at least 1 channel", f"shape {tuple(x.shape)}")  # as torch does
+    steps_between = size if stride is None else pair(op, "stride", stride, 1)
+    call = PoolCall(average, size, steps_between, pads, steps, ceil_mode, count_include_pad, divisor_override or 0)
     spans = [(n - 1) * d + 1 for n, d in zip(size, steps, strict=True)]
     if any(2 * p > n for p, n in zip(pads, spans, strict=True)):
         fail(ValueError, op, "padding", f"at most half the window {tuple(spans)}", pads)

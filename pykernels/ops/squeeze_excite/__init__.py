@@ -19,9 +19,9 @@ def squeeze_excite(
     reduce_bias: Tensor | None,
     expand_weight: Tensor,
     expand_bias: Tensor | None,
+    *,
     activation: str = "relu",
     gate: str = "sigmoid",
-    *,
     backend: str | None = None,
 ) -> Tensor:
     """Squeeze-and-excitation (Hu et al. 2018): each channel times a gate that depends on the means of all.
@@ -37,7 +37,8 @@ def squeeze_excite(
         reduce_bias: (M,) or None.
         expand_weight: (C, M), or (C, M, 1, 1).
         expand_bias: (C,) or None.
-        activation: Between the two products, one of ``pykernels.ops.ACTIVATIONS``.
+        activation: Between the two products, one of ``pykernels.ops.ACTIVATIONS``; "leaky_relu" with torch's slope of
+            0.01.
         gate: After them, of the same names; "sigmoid" and "hardsigmoid" are the usual ones.
         backend: "auto", "cpu" or "reference"; None means that of the `pykernels.backend` block.
 

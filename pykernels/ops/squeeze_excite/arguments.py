@@ -10,6 +10,8 @@ from pykernels.ops._activation import ACTIVATIONS
 from pykernels.ops._arguments import check_choice, check_image, check_like, check_shape, fail
 
 OP = "squeeze_excite"
+#: Of "leaky_relu", torch's own: the op has no argument for it (csrc/cpu/squeeze_excite).
+NEGATIVE_SLOPE = 0.01
 
 
 class SqueezeCall(NamedTuple):

@@ -15,7 +15,7 @@ from torch._prims_common import suggest_memory_format
 from pykernels import _native
 from pykernels.ops._activation import ACTIVATIONS, activation_backward, apply_activation
 from pykernels.ops._autocast import cast
-from pykernels.ops.squeeze_excite.arguments import SqueezeCall
+from pykernels.ops.squeeze_excite.arguments import NEGATIVE_SLOPE, SqueezeCall
 
 
 def _fake(x: Tensor, *_: Any) -> Tensor:
@@ -47,15 +47,15 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
     reduce, expand = call.reduce_weight.flatten(1), call.expand_weight.flatten(1)
     means = x.mean((2, 3))
     inner = _affine(means, reduce, call.reduce_bias)
-    hidden = apply_activation(inner, names[0])
+    hidden = apply_activation(inner, names[0], NEGATIVE_SLOPE)
     outer = _affine(hidden, expand, call.expand_bias)
-    grad_outer = activation_backward((grad_y * x).sum((2, 3)), names[1], 0.01, None, lambda: outer)
+    grad_outer = activation_backward((grad_y * x).sum((2, 3)), names[1], NEGATIVE_SLOPE, None, lambda: outer)
     grads: list[Tensor | None] = [None] * 7
     if need_x or need_reduce or need_reduce_bias:
-        grad_inner = activation_backward(grad_outer @ expand, names[0], 0.01, None, lambda: inner)
+        grad_inner = activation_backward(grad_outer @ expand, names[0], NEGATIVE_SLOPE, None, lambda: inner)
         if need_x:
             grad_means = (grad_inner @ reduce) / (x.shape[2] * x.shape[3])
-            gates = apply_activation(outer, names[1])
+            gates = apply_activation(outer, names[1], NEGATIVE_SLOPE)
             grads[0] = grad_y * gates[:, :, None, None] + grad_means[:, :, None, None]
         if need_reduce:
             grads[1] = (grad_inner.t() @ means).view_as(call.reduce_weight)

@@ -6,12 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pykernels.ops._activation import ACTIVATIONS, apply_activation
-from pykernels.ops.squeeze_excite.arguments import SqueezeCall
+from pykernels.ops.squeeze_excite.arguments import NEGATIVE_SLOPE, SqueezeCall
 
 
 def reference(x: Tensor, call: SqueezeCall) -> Tensor:
     """Squeeze-and-excitation of arguments that have been checked, on any device, of any floating dtype."""
     weights = call.reduce_weight.flatten(1), call.expand_weight.flatten(1)
-    hidden = apply_activation(F.linear(x.mean((-2, -1)), weights[0], call.reduce_bias), ACTIVATIONS[call.activation])
-    gates = apply_activation(F.linear(hidden, weights[1], call.expand_bias), ACTIVATIONS[call.gate])
+    hidden = F.linear(x.mean((-2, -1)), weights[0], call.reduce_bias)
+    hidden = apply_activation(hidden, ACTIVATIONS[call.activation], NEGATIVE_SLOPE)
+    gates = apply_activation(F.linear(hidden, weights[1], call.expand_bias), ACTIVATIONS[call.gate], NEGATIVE_SLOPE)
     return x * gates[..., None, None]

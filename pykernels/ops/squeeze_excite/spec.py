@@ -31,7 +31,7 @@ def _sample(
         x = lay_out((normal(*shape) + normal(channels)[:, None, None]).to(dtype), layout)
         biases = [normal(n).to(dtype) if bias else None for n in (between, channels)]
         weights = matrix(between, channels), matrix(channels, between)
-        return (x, weights[0], biases[0], weights[1], biases[1], activation, gate), {}
+        return (x, weights[0], biases[0], weights[1], biases[1]), {"activation": activation, "gate": gate}
 
     elements = math.prod(shape)
     images = shape[0] if len(shape) == 4 else 1

@@ -190,6 +190,11 @@ X = torch.zeros(1, 3, 6, 6)
 @pytest.mark.parametrize(
     ("function", "arguments", "error", "words"),
     [
+        (max_pool2d, {"ceil_mode": 1}, TypeError, "ceil_mode: expected a bool, got int"),
+        (avg_pool2d, {"ceil_mode": "no"}, TypeError, "ceil_mode: expected a bool, got str"),
+        (avg_pool2d, {"count_include_pad": None}, TypeError, "count_include_pad: expected a bool, got NoneType"),
+        (max_pool2d, {"x": torch.zeros(2, 0, 6, 6)}, ValueError, "x: expected at least 1 channel"),
+        (avg_pool2d, {"x": torch.zeros(0, 6, 6)}, ValueError, "x: expected at least 1 channel"),
         (max_pool2d, {"kernel_size": 0}, ValueError, "kernel_size: expected an int or two ints >= 1"),
         (max_pool2d, {"kernel_size": "3"}, TypeError, "kernel_size: expected an int or two ints"),
         (max_pool2d, {"kernel_size": 7}, ValueError, r"x: expected an image no smaller than the window \(7, 7\)"),
@@ -209,6 +214,15 @@ def test_bad_arguments_are_named(function, arguments, error, words):
         function(**{"x": X, "kernel_size": 2, **arguments})
 
 
-def test_global_avg_pool2d_names_a_bad_image():
+def test_a_mean_of_no_channels_is_none():
+    for shape in ((2, 0, 4, 4), (0, 4, 4)):
+        x = torch.zeros(shape, requires_grad=True)
+        assert global_avg_pool2d(x).shape == F.adaptive_avg_pool2d(x, 1).shape
+        assert global_avg_pool2d(x, keepdim=False).shape == shape[:-2]
+
+
+def test_global_avg_pool2d_names_a_bad_argument():
+    with pytest.raises(TypeError, match=r"pykernels.global_avg_pool2d: keepdim: expected a bool, got int"):
+        global_avg_pool2d(X, keepdim=0)
     with pytest.raises(TypeError, match=r"pykernels.global_avg_pool2d: x: expected a tensor, got int"):
         global_avg_pool2d(3)

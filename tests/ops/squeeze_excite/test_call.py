@@ -46,9 +46,9 @@ def test_native_is_the_reference(sample, dtype):
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_every_activation_on_both_sides(name):
     x, rest = normal(2, 21, 5, 6), weights(21, 13)
-    for names in ((name, "sigmoid"), ("relu", name)):
-        expected = squeeze_excite(x.double(), *(t.double() for t in rest), *names)
-        assert relative_l2(squeeze_excite(x, *rest, *names), expected) < 2e-6
+    for names in ({"activation": name}, {"gate": name}):
+        expected = squeeze_excite(x.double(), *(t.double() for t in rest), **names)
+        assert relative_l2(squeeze_excite(x, *rest, **names), expected) < 2e-6
 
 
 @native
@@ -81,7 +81,7 @@ def test_products_are_added_in_many_short_sums(value):
     # Additions of equal terms round the same way: one sum of 2048 errs by up to 440 units of roundoff.
     n = 2048
     x, w = torch.full((1, n, 1, 1), 0.9), torch.full((n, n), value)
-    got = squeeze_excite(x, w, None, torch.eye(n), None, "none", "none")
+    got = squeeze_excite(x, w, None, torch.eye(n), None, activation="none", gate="none")
     exact = float(w[0, 0].double() * x[0, 0].double()) * n * float(x[0, 0])
     units = (got.double() - exact).abs() / exact * 2**24
     # At most 32 products of a lane, the lanes in pairs, a sum for each 32 vectors, the other product, the gate.
@@ -163,7 +163,7 @@ def test_gradients(backend, names, filters):
         return x * gates[names[1]](F.linear(hidden, w2.flatten(1), b2))[:, :, None, None]
 
     found = []
-    for f in (lambda *t: squeeze_excite(*t, *names, backend=backend), theirs):
+    for f in (lambda *t: squeeze_excite(*t, activation=names[0], gate=names[1], backend=backend), theirs):
         y = f(*leaves)
         grads = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
         found.append((y, *grads, *torch.autograd.grad(sum(g.square().sum() for g in grads), leaves)))
@@ -224,8 +224,9 @@ def test_gradients_of_bfloat16_are_rounded_once(names):
     leaves = [t.bfloat16().requires_grad_() for t in (normal(2, 48, 9, 9) + 1, *weights(48, 24))]
     wide = [t.detach().double().requires_grad_() for t in leaves]
     weight = normal(2, 48, 9, 9, seed=7).bfloat16()
-    found = torch.autograd.grad((squeeze_excite(leaves[0], *leaves[1:], *names) * weight).sum(), leaves)
-    exact = torch.autograd.grad((squeeze_excite(wide[0], *wide[1:], *names) * weight).sum(), wide)
+    named = {"activation": names[0], "gate": names[1]}
+    found = torch.autograd.grad((squeeze_excite(*leaves, **named) * weight).sum(), leaves)
+    exact = torch.autograd.grad((squeeze_excite(*wide, **named) * weight).sum(), wide)
     for got, expected in zip(found, exact, strict=True):
         assert got.dtype is torch.bfloat16
         assert ((got.double() - expected).abs() <= 2**-8 * expected.abs() + 1e-4 * expected.abs().max()).all()
