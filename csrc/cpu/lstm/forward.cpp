@@ -134,7 +134,9 @@ void share_step(const Layer<W>& l, int index, int64_t s, int64_t begin, int64_t 
   const int64_t goes_on = d.reversed ? (t == 0 ? 0 : active) : t + 1 < l.shape.steps ? l.rows.active(t + 1) : 0;
   float* const gates = d.gx + (l.rows.first(t) - row0) * gx_row;
   float* const h_next = d.h[(s & 1) ^ 1];
-  for (int64_t u = begin; u < end; ++u) {
+  for (int64_t n = begin; n < end; ++n) {
+    // To and fro: what the step before read last is still in the cache.
+    const int64_t u = s & 1 ? begin + end - 1 - n : n;
     float* const g = gates + u * kPanel;
     multiply(l, active, d.h[s & 1], l.padded, d.w_hh, u, hidden, g, gx_row, g);
     for (int64_t b = 0; b < active; ++b) cell(l, d, index, u, t, b, h_next, g + b * gx_row, b >= goes_on);

@@ -111,7 +111,11 @@ void walk_layer(Share* shares, int team, int directions, int64_t steps, const Ex
     chains[d].reset();
   }
   const auto member = [&](int64_t m) { walk(chains, directions, static_cast<int>(m), steps, work); };
-  if (team == 1) return member(0);
+  if (team == 1) {
+    for (int d = 0; d < directions; ++d)
+      for (int64_t t = 0; t < steps; ++t) work(d, 0, t);
+    return;
+  }
   parallel_for(executor, 0, team, 1, [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) member(m);
   });
