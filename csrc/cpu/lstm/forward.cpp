@@ -26,6 +26,10 @@ inline int64_t span_of(const LstmShape& s) { return s.batch >= kSpanRows ? 1 : k
 // rows.
 inline constexpr int64_t kUnpackedRows = 512;
 
+// Unit blocks that one row takes together: as streams of weights, and as cells, for one waits long for each of its
+// operations. (AVX2 gains nothing.)
+inline constexpr int64_t kBlocksTogether = kStreamPanels ? 2 * kStreams : 1;
+
 // One direction of one layer.
 template <class W>
 struct Direction {
@@ -104,14 +108,23 @@ inline void cell(const Layer<W>& l, const Direction<W>& d, int index, int64_t u,
   }
 }
 
-// Gates of unit block u: gates (rows, 4, kLanes) = init + a (rows, k) w^T.
+// Gates of the unit blocks [begin, end): gates (rows, 4, kLanes) of each = init + a (rows, k) w^T, a block's `block`
+// after those of the one before.
 template <class W>
-inline void multiply(const Layer<W>& l, int64_t rows, const float* a, int64_t a_row, const W* w, int64_t u, int64_t k,
-                     const float* init, int64_t init_row, float* gates) {
-  if (l.packed)
-    panel(rows, a, a_row, w + u * k * kPanel, k, init, init_row, gates, kPanel);
-  else
-    dots(rows, a, a_row, w, l.shape.hidden, u, k, init, init_row, gates, kPanel);
+inline void multiply(const Layer<W>& l, int64_t begin, int64_t end, int64_t rows, const float* a, int64_t a_row,
+                     const W* w, int64_t k, const float* init, int64_t init_block, int64_t init_row, float* gates,
+                     int64_t block) {
+  if (l.packed && rows == 1)
+    return row_panels(a, w + begin * k * kPanel, end - begin, k, init + begin * init_block, init_block,
+                      gates + begin * block, block);
+  for (int64_t u = begin; u < end; ++u) {
+    const float* const from = init + u * init_block;
+    float* const to = gates + u * block;
+    if (l.packed)
+      panel(rows, a, a_row, w + u * k * kPanel, k, from, init_row, to, kPanel);
+    else
+      dots(rows, a, a_row, w, l.shape.hidden, u, k, from, init_row, to, kPanel);
+  }
 }
 
 // Step s of direction `index` on the unit blocks [begin, end).
@@ -126,20 +139,23 @@ void share_step(const Layer<W>& l, int index, int64_t s, int64_t begin, int64_t 
   const int64_t row0 = l.rows.first(low), block = l.span_rows * kPanel;
   if (s == first_step) {
     const int64_t rows = l.rows.first(high) + l.rows.active(high) - row0;
-    for (int64_t u = begin; u < end; ++u)
-      multiply(l, rows, l.x + row0 * l.input, l.input, d.w_ih, u, l.input, d.bias + u * kPanel, 0, d.gx + u * block);
+    multiply(l, begin, end, rows, l.x + row0 * l.input, l.input, d.w_ih, l.input, d.bias, kPanel, 0, d.gx, block);
   }
   const int64_t active = l.rows.active(t), hidden = l.shape.hidden;
   // A sequence's last step: then its state goes to h_n and c_n.
   const int64_t goes_on = d.reversed ? (t == 0 ? 0 : active) : t + 1 < l.shape.steps ? l.rows.active(t + 1) : 0;
   float* const gates = d.gx + (l.rows.first(t) - row0) * kPanel;
   float* const h_next = d.h[(s & 1) ^ 1];
-  for (int64_t n = begin; n < end; ++n) {
-    // To and fro: what the step before read last is still in the cache.
-    const int64_t u = s & 1 ? begin + end - 1 - n : n;
-    float* const g = gates + u * block;
-    multiply(l, active, d.h[s & 1], l.padded, d.w_hh, u, hidden, g, kPanel, g);
-    for (int64_t b = 0; b < active; ++b) cell(l, d, index, u, t, b, h_next, g + b * kPanel, b >= goes_on);
+  // Blocks come to and fro: what the step before read last is still in the cache.
+  const int64_t together = active == 1 ? kBlocksTogether : 1;
+  for (int64_t n = 0; n < end - begin; n += together) {
+    const int64_t low_end = begin + n + together < end ? begin + n + together : end;
+    const int64_t high_begin = end - n - together > begin ? end - n - together : begin;
+    const int64_t from = s & 1 ? high_begin : begin + n, to = s & 1 ? end - n : low_end;
+    multiply(l, from, to, active, d.h[s & 1], l.padded, d.w_hh, hidden, gates, block, kPanel, gates, block);
+    for (int64_t u = from; u < to; ++u)
+      for (int64_t b = 0; b < active; ++b)
+        cell(l, d, index, u, t, b, h_next, gates + u * block + b * kPanel, b >= goes_on);
   }
 }
 
@@ -161,7 +177,8 @@ void forward(const LstmForwardPlan& plan, void* workspace, const Executor& execu
   const float* x = dense_rows(args.x, s, order, s.input, part<float>(workspace, plan.at.x), executor);
   for (int layer = 0; layer < s.layers; ++layer) {
     const bool top = layer + 1 == s.layers;
-    Layer<W> l{s, order, padded, lstm_input(s, layer), span, span * s.batch, packed != nullptr, x, args.output, s.dtype, {}};
+    Layer<W> l{s,           order,   padded, lstm_input(s, layer), span, span * s.batch, packed != nullptr, x,
+               args.output, s.dtype, {}};
     if (!top) {
       float* const between = reserve ? reserve + s.layers * s.directions * rows * reserve_row(s) + layer * rows * width
                                      : part<float>(workspace, plan.at.between[layer & 1]);
@@ -203,8 +220,8 @@ void forward(const LstmForwardPlan& plan, void* workspace, const Executor& execu
     }
     const int64_t blocks = padded / kLanes;
     walk_layer(part<Share>(workspace, plan.at.shares), plan.team, s.directions, s.steps, executor,
-               [&](int d, int share, int64_t step) {
-                 share_step(l, d, step, blocks * share / plan.team, blocks * (share + 1) / plan.team);
+               [&](int d, int share, int shares, int64_t step) {
+                 share_step(l, d, step, blocks * share / shares, blocks * (share + 1) / shares);
                });
   }
 }

@@ -19,10 +19,11 @@ inline constexpr int kTileRows = kRegisters >= 32 ? 6 : 3;
 // ones want it in the L1: 16 KB.
 inline constexpr int64_t kChunk = kRegisters >= 32 ? 1024 : 1024 / kLanes;
 
-// One row alone has too few independent sums to hide the latency, and its weights stream from L2 or beyond, each used
-// once a step: k is cut into so many parts, read side by side. Several streams keep more of the caches' prefetchers
-// busy than one (from 16 MB: 24 GB/s instead of 15), and more than explicit prefetches do.
-inline constexpr int kStreams = kRegisters >= 32 ? 4 : 3;
+// One row alone streams its weights from L2 or beyond, each used once a step. Several streams side by side keep more of
+// the caches' prefetchers busy than one, and more than explicit prefetches do: four panels where there are registers
+// for their sums; else three parts of k, which one panel's sums alone are too few to hide the latency of (Zen 3).
+inline constexpr bool kStreamPanels = kRegisters >= 32;
+inline constexpr int kStreams = kStreamPanels ? 4 : 3;
 
 // init: row r at init + r * init_row (0: the same for all rows), or nullptr for zero.
 template <int R, class W>
@@ -32,7 +33,7 @@ inline void tile(const float* a, int64_t a_row, const W* b, int64_t k, const flo
   for (int r = 0; r < R; ++r)
     for (int g = 0; g < 4; ++g) sum[r][g] = init ? load<F32>(init + r * init_row + g * kLanes) : F32{};
   int64_t j = 0;
-  if constexpr (R == 1) {
+  if constexpr (R == 1 && !kStreamPanels) {
     const int64_t part = k / kStreams;
     F32 more[kStreams][4] = {};
     for (; j < part; ++j)
@@ -57,7 +58,35 @@ inline void tile(const float* a, int64_t a_row, const W* b, int64_t k, const flo
     for (int g = 0; g < 4; ++g) store(c + r * c_row + g * kLanes, sum[r][g]);
 }
 
-// The same on any number of rows, in as few tiles as can be, all about as high: low ones read more weights for a product.
+// One row times kStreams panels: panel n's init and results at init + n * init_step and c + n * c_step. tile's bits.
+template <class W>
+inline void row_tile(const float* a, const W* b, int64_t k, const float* init, int64_t init_step, float* c,
+                     int64_t c_step) {
+  F32 sum[kStreams][4];
+  for (int n = 0; n < kStreams; ++n)
+    for (int g = 0; g < 4; ++g) sum[n][g] = load<F32>(init + n * init_step + g * kLanes);
+  for (int64_t j = 0; j < k; ++j) {
+    const F32 x = broadcast(a[j]);
+    for (int n = 0; n < kStreams; ++n)
+      for (int g = 0; g < 4; ++g) sum[n][g] = fma(x, load_widened(b + (n * k + j) * kPanel + g * kLanes), sum[n][g]);
+  }
+  for (int n = 0; n < kStreams; ++n)
+    for (int g = 0; g < 4; ++g) store(c + n * c_step + g * kLanes, sum[n][g]);
+}
+
+// The same on any number of panels.
+template <class W>
+inline void row_panels(const float* a, const W* b, int64_t panels, int64_t k, const float* init, int64_t init_step,
+                       float* c, int64_t c_step) {
+  int64_t n = 0;
+  if constexpr (kStreamPanels)
+    for (; n + kStreams <= panels; n += kStreams)
+      row_tile(a, b + n * k * kPanel, k, init + n * init_step, init_step, c + n * c_step, c_step);
+  for (; n < panels; ++n) tile<1>(a, 0, b + n * k * kPanel, k, init + n * init_step, 0, c + n * c_step, 0);
+}
+
+// The same on any number of rows, in as few tiles as can be, all about as high: low ones read more weights for a
+// product.
 template <class W>
 inline void tiles(int64_t rows, const float* a, int64_t a_row, const W* b, int64_t k, const float* init,
                   int64_t init_row, float* c, int64_t c_row) {
@@ -70,12 +99,23 @@ inline void tiles(int64_t rows, const float* a, int64_t a_row, const W* b, int64
       if constexpr (R <= kTileRows) tile<R>(ar, a_row, b, k, ir, init_row, cr, c_row);
     };
     switch (height) {
-      case 1: run.template operator()<1>(); break;
-      case 2: run.template operator()<2>(); break;
-      case 3: run.template operator()<3>(); break;
-      case 4: run.template operator()<4>(); break;
-      case 5: run.template operator()<5>(); break;
-      default: run.template operator()<6>();
+      case 1:
+        run.template operator()<1>();
+        break;
+      case 2:
+        run.template operator()<2>();
+        break;
+      case 3:
+        run.template operator()<3>();
+        break;
+      case 4:
+        run.template operator()<4>();
+        break;
+      case 5:
+        run.template operator()<5>();
+        break;
+      default:
+        run.template operator()<6>();
     }
     r += height;
   }
