@@ -19,6 +19,7 @@ from pykernels.ops.lstm.op import LSTM_CELL
 from pykernels.optimize._activations import Act, activation_of, written_out
 from pykernels.optimize._fused import Fusable, FusedConv
 from pykernels.optimize._graph import Graph, Step, Value, bound, is_torchs, values_in
+from pykernels.optimize._last_step import LastStepLSTM, last_step_of
 from pykernels.optimize._watch import kind_of, plain
 
 #: The arguments of torch's convolutions.
@@ -329,10 +330,15 @@ def use_our_lstms(graph: Graph, store: dict[Hashable, Any]) -> None:
             continue
         if getattr(module, "proj_size", 0) or nn.utils.parametrize.is_parametrized(module):
             continue
-        key = ("lstm", id(step.function))
+        taker = last_step_of(graph, step, module) if op is LSTM_OP else None
+        kind = LSTMCell if op is LSTM_CELL else LSTM if taker is None else LastStepLSTM
+        key = (kind, id(step.function))
         if key not in store:
-            store[key] = (LSTM if type(module) is nn.LSTM else LSTMCell).from_torch(module), module
+            store[key] = kind.from_torch(module), module
         step.function, step.note = store[key][0], type(module).__name__
+        if taker is not None:
+            step.args, step.kwargs, step.outputs = (x,), {}, taker.outputs
+            graph.steps = [s for s in graph.steps if s is not taker]
 
 
 def can_fuse() -> bool:

@@ -420,3 +420,16 @@ def test_the_rule_agrees_with_the_measurements():
         if row["ratio"] < 0.8 if not why else row["ratio"] > 1.25:
             wrong.append((*args, row["ratio"]))
     assert len(wrong) <= len(rows) // 20, wrong
+
+
+@pytest.mark.parametrize(
+    ("c", "k", "isa", "ours"),
+    [
+        (512, 10000, "avx512_vnni", True),
+        (4096, 4096, "avx512", False),
+        (512, 10000, "avx2", False),
+        (512, 2000, "avx2", True),
+    ],
+)
+def test_one_row_of_large_layers_is_taken_on_avx512(c, k, isa, ours):
+    assert (_rules.linear_torchs_because(1, c, k, "none", isa=isa) == "") is ours

@@ -208,9 +208,10 @@ struct Backward {
       to.reversed = d == 1;
     }
     const int64_t panels = padded / kPanel;
-    walk_layer(at.shares, plan.team, s.directions, s.steps + 1, executor, [&](int d, int share, int64_t step) {
-      share_step(l, l.direction[d], step, panels * share / plan.team, panels * (share + 1) / plan.team);
-    });
+    walk_layer(at.shares, plan.team, s.directions, s.steps + 1, executor,
+               [&](int d, int share, int shares, int64_t step) {
+                 share_step(l, l.direction[d], step, panels * share / shares, panels * (share + 1) / shares);
+               });
     for (int d = 0; d < s.directions; ++d) {
       const int cell = cell_of(s, index, d);
       const Direction& from = l.direction[d];

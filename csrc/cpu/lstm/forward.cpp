@@ -26,13 +26,17 @@ inline int64_t span_of(const LstmShape& s) { return s.batch >= kSpanRows ? 1 : k
 // rows.
 inline constexpr int64_t kUnpackedRows = 512;
 
+// Unit blocks that one row takes together: as streams of weights, and as cells, for one waits long for each of its
+// operations. (AVX2 gains nothing.)
+inline constexpr int64_t kBlocksTogether = kStreamPanels ? 2 * kStreams : 1;
+
 // One direction of one layer.
 template <class W>
 struct Direction {
   const W* w_ih;  // packed panels, or as nn.LSTM has them: see Layer::packed
   const W* w_hh;
   const float* bias;  // (h/kLanes, 4, kLanes)
-  float* gx;          // (span rows, 4 * padded)
+  float* gx;          // (h/kLanes, span rows, 4, kLanes): what a tile writes is dense
   float* h[2];        // (b, padded), step s reads h[s & 1] and writes the other
   float* c;           // (b, padded)
   float* reserve;
@@ -45,7 +49,7 @@ template <class W>
 struct Layer {
   LstmShape shape;
   Rows rows;
-  int64_t padded, input, span;
+  int64_t padded, input, span, span_rows;
   bool packed;
   const float* x;       // dense (rows, input)
   LstmSequence output;  // with `output_dtype`
@@ -104,14 +108,23 @@ inline void cell(const Layer<W>& l, const Direction<W>& d, int index, int64_t u,
   }
 }
 
-// Gates of unit block u: gates (rows, 4 * padded) = init + a (rows, k) w^T.
+// Gates of the unit blocks [begin, end): gates (rows, 4, kLanes) of each = init + a (rows, k) w^T, a block's `block`
+// after those of the one before.
 template <class W>
-inline void multiply(const Layer<W>& l, int64_t rows, const float* a, int64_t a_row, const W* w, int64_t u, int64_t k,
-                     const float* init, int64_t init_row, float* gates) {
-  if (l.packed)
-    panel(rows, a, a_row, w + u * k * kPanel, k, init, init_row, gates, 4 * l.padded);
-  else
-    dots(rows, a, a_row, w, l.shape.hidden, u, k, init, init_row, gates, 4 * l.padded);
+inline void multiply(const Layer<W>& l, int64_t begin, int64_t end, int64_t rows, const float* a, int64_t a_row,
+                     const W* w, int64_t k, const float* init, int64_t init_block, int64_t init_row, float* gates,
+                     int64_t block) {
+  if (l.packed && rows == 1)
+    return row_panels(a, w + begin * k * kPanel, end - begin, k, init + begin * init_block, init_block,
+                      gates + begin * block, block);
+  for (int64_t u = begin; u < end; ++u) {
+    const float* const from = init + u * init_block;
+    float* const to = gates + u * block;
+    if (l.packed)
+      panel(rows, a, a_row, w + u * k * kPanel, k, from, init_row, to, kPanel);
+    else
+      dots(rows, a, a_row, w, l.shape.hidden, u, k, from, init_row, to, kPanel);
+  }
 }
 
 // Step s of direction `index` on the unit blocks [begin, end).
@@ -123,21 +136,26 @@ void share_step(const Layer<W>& l, int index, int64_t s, int64_t begin, int64_t 
   const int64_t t = time_of(l, d, s);
   const int64_t low = d.reversed ? time_of(l, d, last_step) : first_step;
   const int64_t high = d.reversed ? time_of(l, d, first_step) : last_step;
-  const int64_t row0 = l.rows.first(low), gx_row = 4 * l.padded;
+  const int64_t row0 = l.rows.first(low), block = l.span_rows * kPanel;
   if (s == first_step) {
     const int64_t rows = l.rows.first(high) + l.rows.active(high) - row0;
-    for (int64_t u = begin; u < end; ++u)
-      multiply(l, rows, l.x + row0 * l.input, l.input, d.w_ih, u, l.input, d.bias + u * kPanel, 0, d.gx + u * kPanel);
+    multiply(l, begin, end, rows, l.x + row0 * l.input, l.input, d.w_ih, l.input, d.bias, kPanel, 0, d.gx, block);
   }
   const int64_t active = l.rows.active(t), hidden = l.shape.hidden;
   // A sequence's last step: then its state goes to h_n and c_n.
   const int64_t goes_on = d.reversed ? (t == 0 ? 0 : active) : t + 1 < l.shape.steps ? l.rows.active(t + 1) : 0;
-  float* const gates = d.gx + (l.rows.first(t) - row0) * gx_row;
+  float* const gates = d.gx + (l.rows.first(t) - row0) * kPanel;
   float* const h_next = d.h[(s & 1) ^ 1];
-  for (int64_t u = begin; u < end; ++u) {
-    float* const g = gates + u * kPanel;
-    multiply(l, active, d.h[s & 1], l.padded, d.w_hh, u, hidden, g, gx_row, g);
-    for (int64_t b = 0; b < active; ++b) cell(l, d, index, u, t, b, h_next, g + b * gx_row, b >= goes_on);
+  // Blocks come to and fro: what the step before read last is still in the cache.
+  const int64_t together = active == 1 ? kBlocksTogether : 1;
+  for (int64_t n = 0; n < end - begin; n += together) {
+    const int64_t low_end = begin + n + together < end ? begin + n + together : end;
+    const int64_t high_begin = end - n - together > begin ? end - n - together : begin;
+    const int64_t from = s & 1 ? high_begin : begin + n, to = s & 1 ? end - n : low_end;
+    multiply(l, from, to, active, d.h[s & 1], l.padded, d.w_hh, hidden, gates, block, kPanel, gates, block);
+    for (int64_t u = from; u < to; ++u)
+      for (int64_t b = 0; b < active; ++b)
+        cell(l, d, index, u, t, b, h_next, gates + u * block + b * kPanel, b >= goes_on);
   }
 }
 
@@ -159,7 +177,8 @@ void forward(const LstmForwardPlan& plan, void* workspace, const Executor& execu
   const float* x = dense_rows(args.x, s, order, s.input, part<float>(workspace, plan.at.x), executor);
   for (int layer = 0; layer < s.layers; ++layer) {
     const bool top = layer + 1 == s.layers;
-    Layer<W> l{s, order, padded, lstm_input(s, layer), span, packed != nullptr, x, args.output, s.dtype, {}};
+    Layer<W> l{s,           order,   padded, lstm_input(s, layer), span, span * s.batch, packed != nullptr, x,
+               args.output, s.dtype, {}};
     if (!top) {
       float* const between = reserve ? reserve + s.layers * s.directions * rows * reserve_row(s) + layer * rows * width
                                      : part<float>(workspace, plan.at.between[layer & 1]);
@@ -184,7 +203,7 @@ void forward(const LstmForwardPlan& plan, void* workspace, const Executor& execu
                   s.hidden, bias);
         to.bias = bias;
       }
-      to.gx = all_gx + d * l.span * s.batch * 4 * padded;
+      to.gx = all_gx + d * l.span_rows * 4 * padded;
       float* const states = all_states + d * 3 * s.batch * padded;
       to.h[0] = states, to.h[1] = states + s.batch * padded, to.c = states + 2 * s.batch * padded;
       std::memset(states, 0, static_cast<size_t>(3 * s.batch * padded) * sizeof(float));
@@ -201,8 +220,8 @@ void forward(const LstmForwardPlan& plan, void* workspace, const Executor& execu
     }
     const int64_t blocks = padded / kLanes;
     walk_layer(part<Share>(workspace, plan.at.shares), plan.team, s.directions, s.steps, executor,
-               [&](int d, int share, int64_t step) {
-                 share_step(l, d, step, blocks * share / plan.team, blocks * (share + 1) / plan.team);
+               [&](int d, int share, int shares, int64_t step) {
+                 share_step(l, d, step, blocks * share / shares, blocks * (share + 1) / shares);
                });
   }
 }

@@ -102,18 +102,27 @@ void walk(Chain* chains, int chain_count, int member, int64_t steps, const Work&
   }
 }
 
-// A chain for each direction, by a team of as many threads: work(direction, share, step).
+// A chain for each direction: work(direction, share, shares, step). An even team parts, half of it a direction, and
+// waits for each other the less; an odd one walks both.
 template <class Work>
 void walk_layer(Share* shares, int team, int directions, int64_t steps, const Executor& executor, const Work& work) {
+  if (team == 1) {
+    for (int d = 0; d < directions; ++d)
+      for (int64_t t = 0; t < steps; ++t) work(d, 0, 1, t);
+    return;
+  }
+  const int sides = directions == 2 && team % 2 == 0 ? 2 : 1, count = team / sides;
   Chain chains[2];
   for (int d = 0; d < directions; ++d) {
-    chains[d] = {shares + d * team, team};
+    chains[d] = {shares + d * count, count};
     chains[d].reset();
   }
-  const auto member = [&](int64_t m) { walk(chains, directions, static_cast<int>(m), steps, work); };
-  if (team == 1) return member(0);
   parallel_for(executor, 0, team, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t m = begin; m < end; ++m) member(m);
+    for (int64_t m = begin; m < end; ++m) {
+      const int side = static_cast<int>(m) / count, member = static_cast<int>(m) % count;
+      walk(chains + side, directions / sides, member, steps,
+           [&](int chain, int share, int64_t step) { work(side + chain, share, count, step); });
+    }
   });
 }
 
