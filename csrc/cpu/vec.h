@@ -110,6 +110,16 @@ inline F32 fma(F32 a, F32 b, F32 c) {
 #endif
 }
 
+// The same value, in a register: compilers would rather read it from memory again for each use.
+inline F32 in_register(F32 v) {
+#if defined(__AVX512F__) && PK_LANES == 16
+  asm("" : "+v"(v));
+#elif defined(__AVX2__) && PK_LANES == 8
+  asm("" : "+x"(v));
+#endif
+  return v;
+}
+
 // A NaN in the second argument comes back.
 inline F32 min(F32 a, F32 b) { return a < b ? a : b; }
 inline F32 max(F32 a, F32 b) { return a > b ? a : b; }

@@ -7,10 +7,11 @@
 //
 //   threads: images x strips of rows x chunks of blocks
 //   block of kBlock channels
-//   rectangle of kChunk pixels                              its sums stay in L1 for the epilogue
+//   rectangle of kRectangle pixels                              its sums stay in L1 for the epilogue
 //
 // Weight: [vector of output channels][row][channel of the group][column], each of kLanes channels.
 #include "common/rounding.h"
+#include "cpu/conv_bn_act/depthwise.h"
 #include "cpu/conv_bn_act/epilogue.h"
 #include "cpu/conv_bn_act/kernels.h"
 #include "cpu/conv_bn_act/narrow_tile.h"
@@ -21,7 +22,7 @@ namespace pk {
 namespace PK_ISA {
 namespace {
 
-constexpr int64_t kChunk = 64;              // pixels of a rectangle
+constexpr int64_t kRectangle = 64;          // pixels
 constexpr int64_t kThreadWork = 128 << 10;  // products that are worth waking a thread for
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -35,6 +36,7 @@ struct Plan {
   int64_t rows, columns;  // of a rectangle
   int64_t ring, width;    // rows and columns of the ring
   int64_t ring_bytes, slot_bytes;
+  const DepthwiseTable* depthwise;  // for x where it lies, or null: through the ring
 
   Plan(const ConvArgs& args, int most_threads) {
     const ConvShape& shape = args.shape;
@@ -43,8 +45,8 @@ struct Plan {
     repeat = group == 1 ? shape.k / shape.c : 1;
     vector_floats = shape.r * group * shape.s * kLanes;
     blocks = ceil_div(shape.k, kBlock);
-    columns = min(q, kChunk);
-    rows = max(1, min(p, kChunk / columns));
+    columns = min(q, kRectangle);
+    rows = max(1, min(p, kRectangle / columns));
     ring = min(shape.h, (shape.r - 1) * shape.dilation_h + (rows - 1) * shape.stride_h + 1);
     width = max((q - 1) * shape.stride_w + (shape.s - 1) * shape.dilation_w + 1, shape.pad_left + shape.w);
     const int64_t work = shape.n * p * q * shape.k * shape.r * shape.s * group;
@@ -59,7 +61,9 @@ struct Plan {
         strips = min(p, ceil_div(threads, shape.n * chunks));
       }
     }
-    ring_bytes = round_up(ring * width * kBlock * 4, kConvAlign);
+    const bool in_place = group == 1 && repeat == 1 && args.dtype == DType::f32 && args.x.stride[1] == 1;
+    depthwise = in_place ? depthwise_of(shape) : nullptr;
+    ring_bytes = depthwise ? 0 : round_up(ring * width * kBlock * 4, kConvAlign);
     slot_bytes = ring_bytes + round_up(shape.r * 8, kConvAlign);
   }
 };
@@ -113,8 +117,8 @@ struct Rectangle {
 
 // Of a rectangle of pixels.
 struct Scratch {
-  alignas(64) float sums[kChunk * kBlock];
-  int64_t y_at[kChunk], residual_at[kChunk];
+  alignas(64) float sums[kRectangle * kBlock];
+  int64_t y_at[kRectangle], residual_at[kRectangle];
 };
 
 // One thread's share of a call: an image, some blocks of channels, some rows of y.
@@ -239,10 +243,60 @@ struct Part {
     finish(epilogue, {scratch.sums, kBlock, (y.p1 - y.p0) * columns, scratch.y_at, scratch.residual_at, k0, count});
   }
 
+  // Rows [begin, end) of blocks [b0, b1), from x where it lies.
+  void run_in_place(const DepthwiseTable& depthwise, int64_t begin, int64_t end, int64_t b0, int64_t b1) {
+    const int64_t q_size = shape.q(), tiles = ceil_div(q_size, kDepthwisePixels), stride = shape.stride_w;
+    const auto* x = static_cast<const float*>(args.x.data) + image * args.x.stride[0];
+    DepthwiseTile t;
+    t.pixel = args.x.stride[3];
+    t.vector_floats = plan.vector_floats;
+    t.sums = scratch.sums;
+    t.row = kBlock;
+    t.y_at = scratch.y_at;
+    t.residual_at = scratch.residual_at;
+    for (int64_t p = begin; p < end; p += kDepthwiseRows) {
+      const int64_t y_rows = min(kDepthwiseRows, end - p);
+      const int64_t h0 = p * shape.stride_h - shape.pad_top, x_rows = (y_rows - 1) * shape.stride_h + shape.r;
+      for (int64_t block = b0; block < b1; ++block) {
+        t.k0 = block * kBlock;
+        t.channels = channels(block);
+        t.weight = weight + t.k0 / kLanes * plan.vector_floats;
+        const int64_t whole = t.channels / kLanes, vectors = ceil_div(t.channels, kLanes);
+        for (int64_t i = 0, q = 0; i < tiles; ++i) {
+          const int64_t pixels = (i + 1) * q_size / tiles - q;
+          const int64_t w0 = q * stride - shape.pad_left, columns = (pixels - 1) * stride + shape.s;
+          for (int64_t h = 0; h < x_rows; ++h) {
+            const bool inside = h0 + h >= 0 && h0 + h < shape.h;
+            t.x[h] = inside ? x + (h0 + h) * args.x.stride[2] + w0 * t.pixel + t.k0 : nullptr;
+          }
+          t.first = max(0, -w0);
+          t.last = min(columns, shape.w - w0);
+          point({p, p + y_rows, q, q + pixels});
+          const bool edge = t.first > 0 || t.last < columns;
+          t.v0 = 0;
+          t.v1 = edge ? vectors : whole;
+          depthwise.tiles[edge][y_rows - 1][pixels - 1](t, epilogue);
+          if (t.v1 < vectors) {
+            t.v0 = whole;
+            t.v1 = vectors;
+            depthwise.tiles[true][y_rows - 1][pixels - 1](t, epilogue);
+          }
+          const int64_t done = epilogue.in_registers ? whole * kLanes : 0;
+          if (done < t.channels) {
+            finish(epilogue, {t.sums + done, t.row, y_rows * pixels, t.y_at, t.residual_at, t.k0 + done,
+                              t.channels - done});
+          }
+          q += pixels;
+        }
+      }
+    }
+  }
+
   void run(int64_t strip, int64_t chunk) {
     const int64_t p_size = shape.p(), q_size = shape.q();
     const int64_t begin = strip * p_size / plan.strips, end = (strip + 1) * p_size / plan.strips;
     const int64_t b0 = chunk * plan.blocks / plan.chunks, b1 = (chunk + 1) * plan.blocks / plan.chunks;
+    if (plan.depthwise) return run_in_place(*plan.depthwise, begin, end, b0, b1);
     const bool one = end - begin <= plan.rows && q_size <= plan.columns;  // rectangle
     if (one) point({begin, end, 0, q_size});
     for (int64_t block = b0; block < b1; ++block) {
@@ -280,7 +334,7 @@ void run(const void* blocking, const ConvArgs& args, const float* weight, char* 
       auto* rows = reinterpret_cast<const float**>(slot + plan.ring_bytes);
       Scratch scratch;
       Part part = {args, shape, plan, epilogue, table, weight, reinterpret_cast<float*>(slot), rows, scratch};
-      part.clear_padding();
+      if (!plan.depthwise) part.clear_padding();
       for (int64_t unit = i * units / parts; unit < (i + 1) * units / parts; ++unit) {
         part.image = unit / (plan.strips * plan.chunks);
         part.run(unit / plan.chunks % plan.strips, unit % plan.chunks);
