@@ -32,7 +32,7 @@ struct DepthwiseTile {
   const int64_t* residual_at;
 };
 
-// kEdge: columns outside, or channels of less than a vector.
+// kEdge: rows or columns outside, or channels of less than a vector.
 template <int kTaps, int kStride, int R, int MR, bool kEdge>
 void run_depthwise(const DepthwiseTile& t, const Epilogue& e) {
   constexpr int kRowsOfX = (R - 1) * kStride + kTaps, kColumns = (MR - 1) * kStride + kTaps;
@@ -47,7 +47,7 @@ void run_depthwise(const DepthwiseTile& t, const Epilogue& e) {
 #pragma GCC unroll 16
     for (int h = 0; h < kRowsOfX; ++h) {
       const float* x = t.x[h];
-      if (x == nullptr) continue;
+      if (kEdge && x == nullptr) continue;
       x += v * kLanes;
       F32 w[R][kTaps];
 #pragma GCC unroll 16

@@ -272,7 +272,7 @@ struct Part {
           t.first = max(0, -w0);
           t.last = min(columns, shape.w - w0);
           point({p, p + y_rows, q, q + pixels});
-          const bool edge = t.first > 0 || t.last < columns;
+          const bool edge = t.first > 0 || t.last < columns || h0 < 0 || h0 + x_rows > shape.h;
           t.v0 = 0;
           t.v1 = edge ? vectors : whole;
           depthwise.tiles[edge][y_rows - 1][pixels - 1](t, epilogue);
