@@ -112,11 +112,15 @@ template <int kTaps, int kStride>
 constexpr DepthwiseTable kDepthwise =
     depthwise_table<kTaps, kStride>(std::make_integer_sequence<int, kDepthwisePixels>());
 
-// For 3 x 3 taps at strides 1 and 2, else null.
+// For 3 x 3, 5 x 5 and 7 x 7 taps at strides 1 and 2, else null.
 inline const DepthwiseTable* depthwise_of(const ConvShape& shape) {
-  if (shape.r != 3 || shape.s != 3 || shape.dilation_h != 1 || shape.dilation_w != 1) return nullptr;
+  if (shape.r != shape.s || shape.dilation_h != 1 || shape.dilation_w != 1) return nullptr;
   if (shape.stride_h != shape.stride_w || shape.stride_h > 2) return nullptr;
-  return shape.stride_h == 1 ? &kDepthwise<3, 1> : &kDepthwise<3, 2>;
+  const bool one = shape.stride_h == 1;
+  if (shape.r == 3) return one ? &kDepthwise<3, 1> : &kDepthwise<3, 2>;
+  if (shape.r == 5) return one ? &kDepthwise<5, 1> : &kDepthwise<5, 2>;
+  if (shape.r == 7) return one ? &kDepthwise<7, 1> : &kDepthwise<7, 2>;
+  return nullptr;
 }
 
 }  // namespace
