@@ -95,8 +95,8 @@ struct DepthwiseTable {
 template <int kTaps, int kStride, int... i>
 constexpr DepthwiseTable depthwise_table(std::integer_sequence<int, i...>) {
   constexpr int kTwo = kDepthwiseRows;
-  DepthwiseTable table = {{{{run_depthwise<kTaps, kStride, 1, i + 1, false>...}},
-                           {{run_depthwise<kTaps, kStride, 1, i + 1, true>...}}}};
+  DepthwiseTable table = {
+      {{{run_depthwise<kTaps, kStride, 1, i + 1, false>...}}, {{run_depthwise<kTaps, kStride, 1, i + 1, true>...}}}};
   if constexpr (kTwo == 2) {
     const DepthwiseTable two = {{{{}, {run_depthwise<kTaps, kStride, kTwo, i + 1, false>...}},
                                  {{}, {run_depthwise<kTaps, kStride, kTwo, i + 1, true>...}}}};

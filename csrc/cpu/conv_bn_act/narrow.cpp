@@ -12,6 +12,7 @@
 // Weight: [vector of output channels][row][channel of the group][column], each of kLanes channels.
 #include "common/rounding.h"
 #include "cpu/conv_bn_act/depthwise.h"
+#include "cpu/conv_bn_act/depthwise_planes.h"
 #include "cpu/conv_bn_act/epilogue.h"
 #include "cpu/conv_bn_act/kernels.h"
 #include "cpu/conv_bn_act/narrow_tile.h"
@@ -36,7 +37,8 @@ struct Plan {
   int64_t rows, columns;  // of a rectangle
   int64_t ring, width;    // rows and columns of the ring
   int64_t ring_bytes, slot_bytes;
-  const DepthwiseTable* depthwise;  // for x where it lies, or null: through the ring
+  const DepthwiseTable* depthwise;  // for x where it lies, channels adjacent, or null
+  bool planes;                      // the same, if pixels turn out to be adjacent in all tensors
 
   Plan(const ConvArgs& args, int most_threads) {
     const ConvShape& shape = args.shape;
@@ -61,8 +63,9 @@ struct Plan {
         strips = min(p, ceil_div(threads, shape.n * chunks));
       }
     }
-    const bool in_place = group == 1 && repeat == 1 && args.dtype == DType::f32 && args.x.stride[1] == 1;
-    depthwise = in_place ? depthwise_of(shape) : nullptr;
+    const bool single = group == 1 && args.dtype == DType::f32, adjacent = args.x.stride[1] == 1;
+    depthwise = single && adjacent && repeat == 1 ? depthwise_of(shape) : nullptr;
+    planes = single && !adjacent && suits_planes(shape);
     ring_bytes = depthwise ? 0 : round_up(ring * width * kBlock * 4, kConvAlign);
     slot_bytes = ring_bytes + round_up(shape.r * 8, kConvAlign);
   }
@@ -194,8 +197,11 @@ struct Part {
     for (int64_t h = h0; h < h1; ++h) {
       float* to = ring_row(h) + shape.pad_left * kBlock;
       for (int64_t w = 0; w < shape.w; ++w, to += kBlock) {
-        for (i = 0; i < count; ++i) {
-          to[i] = widen(x[h * stride_h + w * stride_w + (k0 + i) / plan.repeat * stride_c]);
+        const T* from = x + h * stride_h + w * stride_w + k0 / plan.repeat * stride_c;
+        int64_t left = plan.repeat - k0 % plan.repeat;  // of the output channels that share *from
+        for (i = 0; i < count; from += stride_c, left = plan.repeat) {
+          const float value = widen(*from);
+          for (const int64_t stop = min(i + left, count); i < stop; ++i) to[i] = value;
         }
       }
     }
@@ -283,10 +289,57 @@ struct Part {
           }
           const int64_t done = epilogue.in_registers ? whole * kLanes : 0;
           if (done < t.channels) {
-            finish(epilogue, {t.sums + done, t.row, y_rows * pixels, t.y_at, t.residual_at, t.k0 + done,
-                              t.channels - done});
+            finish(epilogue,
+                   {t.sums + done, t.row, y_rows * pixels, t.y_at, t.residual_at, t.k0 + done, t.channels - done});
           }
           q += pixels;
+        }
+      }
+    }
+  }
+
+  bool has_planes() const {
+    return plan.planes && args.x.stride[3] == 1 && args.y_stride[3] == 1 &&
+           (args.residual.data == nullptr || args.residual.stride[3] == 1);
+  }
+
+  // Rows [begin, end) of channels [k0, k1), from x where it lies, pixels in lanes.
+  void run_planes(int64_t begin, int64_t end, int64_t k0, int64_t k1) {
+    constexpr int64_t kMost = kRectangle * kBlock / (kPlaneRows * kLanes);  // vectors of a row at a time
+    const int64_t vectors = ceil_div(shape.q(), kLanes);
+    // Vectors [left, right) read columns of x alone.
+    const int64_t left = ceil_div(shape.pad_left, kLanes);
+    const int64_t right = max(left, (shape.w + shape.pad_left - kPlaneTaps + 1) / kLanes);
+    PlaneTile t;
+    t.w = shape.w;
+    t.left = shape.pad_left;
+    t.sums = scratch.sums;
+    t.row = kMost * kLanes;
+    for (int64_t k = k0; k < k1; ++k) {
+      const auto* x =
+          static_cast<const float*>(args.x.data) + image * args.x.stride[0] + k / plan.repeat * args.x.stride[1];
+      t.weight = weight + k / kLanes * plan.vector_floats + k % kLanes;
+      for (int64_t p = begin; p < end; p += kPlaneRows) {
+        const int64_t y_rows = min(kPlaneRows, end - p);
+        const int64_t h0 = p - shape.pad_top, x_rows = y_rows - 1 + kPlaneTaps;
+        for (int64_t h = 0; h < x_rows; ++h) {
+          t.x[h] = h0 + h >= 0 && h0 + h < shape.h ? x + (h0 + h) * args.x.stride[2] : nullptr;
+        }
+        const bool rows_inside = h0 >= 0 && h0 + x_rows <= shape.h;
+        for (t.origin = 0; t.origin < vectors; t.origin += kMost) {
+          const int64_t last = min(t.origin + kMost, vectors);
+          const int64_t stops[] = {t.origin, min(max(left, t.origin), last), max(min(right, last), t.origin), last};
+          for (int part = 0; part < 3; ++part) {
+            t.begin = stops[part];
+            t.end = stops[part + 1];
+            if (t.begin < t.end) kPlaneFunctions[part != 1 || !rows_inside][y_rows - 1](t);
+          }
+          for (int64_t i = 0; i < y_rows; ++i) {
+            const int64_t q = t.origin * kLanes, pixels = min(last * kLanes, shape.q()) - q;
+            const int64_t y_at = image * args.y_stride[0] + (p + i) * args.y_stride[2] + q;
+            const int64_t residual_at = image * args.residual.stride[0] + (p + i) * args.residual.stride[2] + q;
+            finish_adjacent(epilogue, {t.sums + i * t.row, t.row, pixels, y_at, residual_at, k, 1});
+          }
         }
       }
     }
@@ -297,6 +350,7 @@ struct Part {
     const int64_t begin = strip * p_size / plan.strips, end = (strip + 1) * p_size / plan.strips;
     const int64_t b0 = chunk * plan.blocks / plan.chunks, b1 = (chunk + 1) * plan.blocks / plan.chunks;
     if (plan.depthwise) return run_in_place(*plan.depthwise, begin, end, b0, b1);
+    if (has_planes()) return run_planes(begin, end, b0 * kBlock, min(b1 * kBlock, shape.k));
     const bool one = end - begin <= plan.rows && q_size <= plan.columns;  // rectangle
     if (one) point({begin, end, 0, q_size});
     for (int64_t block = b0; block < b1; ++block) {
@@ -334,7 +388,7 @@ void run(const void* blocking, const ConvArgs& args, const float* weight, char* 
       auto* rows = reinterpret_cast<const float**>(slot + plan.ring_bytes);
       Scratch scratch;
       Part part = {args, shape, plan, epilogue, table, weight, reinterpret_cast<float*>(slot), rows, scratch};
-      if (!plan.depthwise) part.clear_padding();
+      if (!plan.depthwise && !part.has_planes()) part.clear_padding();
       for (int64_t unit = i * units / parts; unit < (i + 1) * units / parts; ++unit) {
         part.image = unit / (plan.strips * plan.chunks);
         part.run(unit / plan.chunks % plan.strips, unit % plan.chunks);
