@@ -88,7 +88,23 @@ inline F32 load_partial(const float* p, int64_t count) {
   copy_partial(whole, p, count);
   return load<F32>(whole);
 }
+// Lanes [begin, end), begin <= end; the rest reads as zero.
+inline F32 load_lanes(const float* p, int64_t begin, int64_t end) {
+#if defined(__AVX512F__) && PK_LANES == 16
+  return (F32)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << end) - (1u << begin)), p);
+#elif defined(__AVX2__) && PK_LANES == 8
+  const I32 lanes = {0, 1, 2, 3, 4, 5, 6, 7};
+  const I32 mask = (lanes >= static_cast<int32_t>(begin)) & (lanes < static_cast<int32_t>(end));
+  return (F32)_mm256_maskload_ps(p, (__m256i)mask);
+#endif
+  float whole[kLanes] = {};
+  for (int64_t i = begin; i < end; ++i) whole[i] = p[i];
+  return load<F32>(whole);
+}
 inline void store_partial(float* p, F32 v, int64_t count) {
+#if defined(__AVX512F__) && PK_LANES == 16
+  return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+#endif
   float whole[kLanes];
   store(whole, v);
   copy_partial(p, whole, count);
@@ -108,6 +124,16 @@ inline F32 fma(F32 a, F32 b, F32 c) {
 #else
   return a * b + c;
 #endif
+}
+
+// The same value, in a register: compilers would rather read it from memory again for each use.
+inline F32 in_register(F32 v) {
+#if defined(__AVX512F__) && PK_LANES == 16
+  asm("" : "+v"(v));
+#elif defined(__AVX2__) && PK_LANES == 8
+  asm("" : "+x"(v));
+#endif
+  return v;
 }
 
 // A NaN in the second argument comes back.

@@ -42,12 +42,6 @@ class Row(NamedTuple):
 
 
 _TABLE = (
-    # Four values of x for each of y's, so that bringing x in is all there is to it: torch reads it where it lies.
-    Row(
-        "narrow",
-        lambda x: x.c == 1 and x.stride > 1 and x.taps <= 9 and x.pixels > 3000 and x.cheap and not x.contiguous,
-        "torch's depthwise convolution with a stride is faster on large images",
-    ),
     # Groups that our loop for narrow ones does not take: of 3 channels, of 24, of other filters than channels.
     Row(
         "grouped",

@@ -41,6 +41,8 @@ const Case kNarrowCases[] = {
     {{1, 40, 19, 34, 40, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 40}, true, true, true},   // wide enough to be read in place
     {{1, 72, 11, 61, 72, 3, 3, 2, 2, 0, 1, 1, 1, 1, 1, 72}, true, true, false},  // the same, strided
     {{1, 3, 9, 90, 3, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 3}, true, true, true},       // less than a vector
+    {{1, 5, 7, 530, 10, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 5}, true, true, true},     // planes: in pieces, two filters each
+    {{1, 6, 6, 50, 6, 3, 3, 1, 1, 1, 20, 2, 19, 1, 1, 6}, true, true, true},     // planes: vectors of padding alone
     {{2, 24, 12, 41, 24, 5, 5, 1, 1, 2, 2, 2, 2, 1, 1, 24}, false, true, true},
     {{1, 33, 15, 15, 33, 5, 5, 2, 2, 2, 2, 2, 2, 1, 1, 33}, true, false, true},
     {{1, 40, 14, 70, 40, 7, 7, 1, 1, 3, 3, 3, 3, 1, 1, 40}, true, true, true},

@@ -7,10 +7,12 @@
 //
 //   threads: images x strips of rows x chunks of blocks
 //   block of kBlock channels
-//   rectangle of kChunk pixels                              its sums stay in L1 for the epilogue
+//   rectangle of kRectangle pixels                              its sums stay in L1 for the epilogue
 //
 // Weight: [vector of output channels][row][channel of the group][column], each of kLanes channels.
 #include "common/rounding.h"
+#include "cpu/conv_bn_act/depthwise.h"
+#include "cpu/conv_bn_act/depthwise_planes.h"
 #include "cpu/conv_bn_act/epilogue.h"
 #include "cpu/conv_bn_act/kernels.h"
 #include "cpu/conv_bn_act/narrow_tile.h"
@@ -21,7 +23,7 @@ namespace pk {
 namespace PK_ISA {
 namespace {
 
-constexpr int64_t kChunk = 64;              // pixels of a rectangle
+constexpr int64_t kRectangle = 64;          // pixels
 constexpr int64_t kThreadWork = 128 << 10;  // products that are worth waking a thread for
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -35,6 +37,8 @@ struct Plan {
   int64_t rows, columns;  // of a rectangle
   int64_t ring, width;    // rows and columns of the ring
   int64_t ring_bytes, slot_bytes;
+  const DepthwiseTable* depthwise;  // for x where it lies, channels adjacent, or null
+  bool planes;                      // the same, if pixels turn out to be adjacent in all tensors
 
   Plan(const ConvArgs& args, int most_threads) {
     const ConvShape& shape = args.shape;
@@ -43,8 +47,8 @@ struct Plan {
     repeat = group == 1 ? shape.k / shape.c : 1;
     vector_floats = shape.r * group * shape.s * kLanes;
     blocks = ceil_div(shape.k, kBlock);
-    columns = min(q, kChunk);
-    rows = max(1, min(p, kChunk / columns));
+    columns = min(q, kRectangle);
+    rows = max(1, min(p, kRectangle / columns));
     ring = min(shape.h, (shape.r - 1) * shape.dilation_h + (rows - 1) * shape.stride_h + 1);
     width = max((q - 1) * shape.stride_w + (shape.s - 1) * shape.dilation_w + 1, shape.pad_left + shape.w);
     const int64_t work = shape.n * p * q * shape.k * shape.r * shape.s * group;
@@ -59,7 +63,10 @@ struct Plan {
         strips = min(p, ceil_div(threads, shape.n * chunks));
       }
     }
-    ring_bytes = round_up(ring * width * kBlock * 4, kConvAlign);
+    const bool single = group == 1 && args.dtype == DType::f32, adjacent = args.x.stride[1] == 1;
+    depthwise = single && adjacent && repeat == 1 ? depthwise_of(shape) : nullptr;
+    planes = single && !adjacent && suits_planes(shape);
+    ring_bytes = depthwise ? 0 : round_up(ring * width * kBlock * 4, kConvAlign);
     slot_bytes = ring_bytes + round_up(shape.r * 8, kConvAlign);
   }
 };
@@ -113,8 +120,8 @@ struct Rectangle {
 
 // Of a rectangle of pixels.
 struct Scratch {
-  alignas(64) float sums[kChunk * kBlock];
-  int64_t y_at[kChunk], residual_at[kChunk];
+  alignas(64) float sums[kRectangle * kBlock];
+  int64_t y_at[kRectangle], residual_at[kRectangle];
 };
 
 // One thread's share of a call: an image, some blocks of channels, some rows of y.
@@ -190,8 +197,11 @@ struct Part {
     for (int64_t h = h0; h < h1; ++h) {
       float* to = ring_row(h) + shape.pad_left * kBlock;
       for (int64_t w = 0; w < shape.w; ++w, to += kBlock) {
-        for (i = 0; i < count; ++i) {
-          to[i] = widen(x[h * stride_h + w * stride_w + (k0 + i) / plan.repeat * stride_c]);
+        const T* from = x + h * stride_h + w * stride_w + k0 / plan.repeat * stride_c;
+        int64_t left = plan.repeat - k0 % plan.repeat;  // of the output channels that share *from
+        for (i = 0; i < count; from += stride_c, left = plan.repeat) {
+          const float value = widen(*from);
+          for (const int64_t stop = min(i + left, count); i < stop; ++i) to[i] = value;
         }
       }
     }
@@ -239,10 +249,108 @@ struct Part {
     finish(epilogue, {scratch.sums, kBlock, (y.p1 - y.p0) * columns, scratch.y_at, scratch.residual_at, k0, count});
   }
 
+  // Rows [begin, end) of blocks [b0, b1), from x where it lies.
+  void run_in_place(const DepthwiseTable& depthwise, int64_t begin, int64_t end, int64_t b0, int64_t b1) {
+    const int64_t q_size = shape.q(), tiles = ceil_div(q_size, kDepthwisePixels), stride = shape.stride_w;
+    const auto* x = static_cast<const float*>(args.x.data) + image * args.x.stride[0];
+    DepthwiseTile t;
+    t.pixel = args.x.stride[3];
+    t.vector_floats = plan.vector_floats;
+    t.sums = scratch.sums;
+    t.row = kBlock;
+    t.y_at = scratch.y_at;
+    t.residual_at = scratch.residual_at;
+    for (int64_t p = begin; p < end; p += kDepthwiseRows) {
+      const int64_t y_rows = min(kDepthwiseRows, end - p);
+      const int64_t h0 = p * shape.stride_h - shape.pad_top, x_rows = (y_rows - 1) * shape.stride_h + shape.r;
+      for (int64_t block = b0; block < b1; ++block) {
+        t.k0 = block * kBlock;
+        t.channels = channels(block);
+        t.weight = weight + t.k0 / kLanes * plan.vector_floats;
+        const int64_t whole = t.channels / kLanes, vectors = ceil_div(t.channels, kLanes);
+        for (int64_t i = 0, q = 0; i < tiles; ++i) {
+          const int64_t pixels = (i + 1) * q_size / tiles - q;
+          const int64_t w0 = q * stride - shape.pad_left, columns = (pixels - 1) * stride + shape.s;
+          for (int64_t h = 0; h < x_rows; ++h) {
+            const bool inside = h0 + h >= 0 && h0 + h < shape.h;
+            t.x[h] = inside ? x + (h0 + h) * args.x.stride[2] + w0 * t.pixel + t.k0 : nullptr;
+          }
+          t.first = max(0, -w0);
+          t.last = min(columns, shape.w - w0);
+          point({p, p + y_rows, q, q + pixels});
+          const bool edge = t.first > 0 || t.last < columns || h0 < 0 || h0 + x_rows > shape.h;
+          t.v0 = 0;
+          t.v1 = edge ? vectors : whole;
+          depthwise.tiles[edge][y_rows - 1][pixels - 1](t, epilogue);
+          if (t.v1 < vectors) {
+            t.v0 = whole;
+            t.v1 = vectors;
+            depthwise.tiles[true][y_rows - 1][pixels - 1](t, epilogue);
+          }
+          const int64_t done = epilogue.in_registers ? whole * kLanes : 0;
+          if (done < t.channels) {
+            finish(epilogue,
+                   {t.sums + done, t.row, y_rows * pixels, t.y_at, t.residual_at, t.k0 + done, t.channels - done});
+          }
+          q += pixels;
+        }
+      }
+    }
+  }
+
+  bool has_planes() const {
+    return plan.planes && args.x.stride[3] == 1 && args.y_stride[3] == 1 &&
+           (args.residual.data == nullptr || args.residual.stride[3] == 1);
+  }
+
+  // Rows [begin, end) of channels [k0, k1), from x where it lies, pixels in lanes.
+  void run_planes(int64_t begin, int64_t end, int64_t k0, int64_t k1) {
+    constexpr int64_t kMost = kRectangle * kBlock / (kPlaneRows * kLanes);  // vectors of a row at a time
+    const int64_t vectors = ceil_div(shape.q(), kLanes);
+    // Vectors [left, right) read columns of x alone.
+    const int64_t left = ceil_div(shape.pad_left, kLanes);
+    const int64_t right = max(left, (shape.w + shape.pad_left - kPlaneTaps + 1) / kLanes);
+    PlaneTile t;
+    t.w = shape.w;
+    t.left = shape.pad_left;
+    t.sums = scratch.sums;
+    t.row = kMost * kLanes;
+    for (int64_t k = k0; k < k1; ++k) {
+      const auto* x =
+          static_cast<const float*>(args.x.data) + image * args.x.stride[0] + k / plan.repeat * args.x.stride[1];
+      t.weight = weight + k / kLanes * plan.vector_floats + k % kLanes;
+      for (int64_t p = begin; p < end; p += kPlaneRows) {
+        const int64_t y_rows = min(kPlaneRows, end - p);
+        const int64_t h0 = p - shape.pad_top, x_rows = y_rows - 1 + kPlaneTaps;
+        for (int64_t h = 0; h < x_rows; ++h) {
+          t.x[h] = h0 + h >= 0 && h0 + h < shape.h ? x + (h0 + h) * args.x.stride[2] : nullptr;
+        }
+        const bool rows_inside = h0 >= 0 && h0 + x_rows <= shape.h;
+        for (t.origin = 0; t.origin < vectors; t.origin += kMost) {
+          const int64_t last = min(t.origin + kMost, vectors);
+          const int64_t stops[] = {t.origin, min(max(left, t.origin), last), max(min(right, last), t.origin), last};
+          for (int part = 0; part < 3; ++part) {
+            t.begin = stops[part];
+            t.end = stops[part + 1];
+            if (t.begin < t.end) kPlaneFunctions[part != 1 || !rows_inside][y_rows - 1](t);
+          }
+          for (int64_t i = 0; i < y_rows; ++i) {
+            const int64_t q = t.origin * kLanes, pixels = min(last * kLanes, shape.q()) - q;
+            const int64_t y_at = image * args.y_stride[0] + (p + i) * args.y_stride[2] + q;
+            const int64_t residual_at = image * args.residual.stride[0] + (p + i) * args.residual.stride[2] + q;
+            finish_adjacent(epilogue, {t.sums + i * t.row, t.row, pixels, y_at, residual_at, k, 1});
+          }
+        }
+      }
+    }
+  }
+
   void run(int64_t strip, int64_t chunk) {
     const int64_t p_size = shape.p(), q_size = shape.q();
     const int64_t begin = strip * p_size / plan.strips, end = (strip + 1) * p_size / plan.strips;
     const int64_t b0 = chunk * plan.blocks / plan.chunks, b1 = (chunk + 1) * plan.blocks / plan.chunks;
+    if (plan.depthwise) return run_in_place(*plan.depthwise, begin, end, b0, b1);
+    if (has_planes()) return run_planes(begin, end, b0 * kBlock, min(b1 * kBlock, shape.k));
     const bool one = end - begin <= plan.rows && q_size <= plan.columns;  // rectangle
     if (one) point({begin, end, 0, q_size});
     for (int64_t block = b0; block < b1; ++block) {
@@ -280,7 +388,7 @@ void run(const void* blocking, const ConvArgs& args, const float* weight, char* 
       auto* rows = reinterpret_cast<const float**>(slot + plan.ring_bytes);
       Scratch scratch;
       Part part = {args, shape, plan, epilogue, table, weight, reinterpret_cast<float*>(slot), rows, scratch};
-      part.clear_padding();
+      if (!plan.depthwise && !part.has_planes()) part.clear_padding();
       for (int64_t unit = i * units / parts; unit < (i + 1) * units / parts; ++unit) {
         part.image = unit / (plan.strips * plan.chunks);
         part.run(unit / plan.chunks % plan.strips, unit % plan.chunks);
