@@ -68,6 +68,24 @@ const Case kWideCases[] = {
     {{1, 9, 31, 29, 20, 1, 1, 1, 1, 1, 2, 0, 1, 1, 1, 1}, true, true, true},  // padded
 };
 
+// Pixels of x that share few sets of L1, which are copied apart first: 1 x 1 by panel and by tile, strided, few pixels;
+// larger filters, groups. Then dilated filters of which tiles miss whole taps.
+const Case kApartCases[] = {
+    {{1, 512, 5, 9, 40, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, true, true, true},
+    {{2, 1024, 4, 6, 72, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, true, true, true},
+    {{1, 512, 23, 19, 40, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, true, true, true},
+    {{1, 256, 9, 11, 34, 1, 1, 2, 2, 0, 0, 0, 0, 1, 1, 1}, true, true, true},
+    {{1, 512, 6, 5, 34, 1, 1, 1, 1, 1, 0, 2, 1, 1, 1, 1}, true, true, false},
+    {{1, 512, 3, 2, 40, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, true, true, true},
+    {{1, 512, 5, 6, 40, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, true, true, true},
+    {{2, 512, 5, 6, 96, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 16}, true, true, true},
+    {{1, 20, 9, 20, 24, 3, 3, 1, 1, 4, 4, 4, 4, 4, 4, 1}, true, true, true},
+    {{2, 12, 14, 15, 10, 3, 3, 1, 2, 7, 6, 5, 9, 5, 6, 1}, true, true, true},
+    {{1, 12, 9, 16, 10, 2, 2, 1, 1, 3, 3, 3, 3, 6, 6, 1}, true, true, true},
+    {{1, 24, 20, 20, 18, 3, 3, 1, 1, 12, 12, 12, 12, 12, 12, 3}, true, true, true},
+    {{1, 12, 11, 12, 10, 3, 5, 1, 1, 2, 4, 2, 4, 2, 2, 1}, true, true, true},
+};
+
 // Packs and runs; `table` null: through the API and the ISA in force.
 std::vector<char> pack(const ConvShape& shape, DType dtype, Array& weight, const ConvKernels* table,
                        const Executor& executor) {
@@ -119,6 +137,7 @@ void check_shapes(const char* name, const ConvKernels* table) {
   std::vector<Case> cases(std::begin(kCases), std::end(kCases));
   cases.insert(cases.end(), std::begin(kNarrowCases), std::end(kNarrowCases));
   cases.insert(cases.end(), std::begin(kWideCases), std::end(kWideCases));
+  cases.insert(cases.end(), std::begin(kApartCases), std::end(kApartCases));
   unsigned seed = 1;
   int activation = 0;
   for (const Case& c : cases) {
@@ -344,18 +363,23 @@ void check_batch(const char* name) {
   }
 }
 
-// The edges are computed in several ways, of which one leaves pixels out: an infinite weight is not to tell.
+// Zero times infinity is NaN: at padded pixels too, whichever tiles they are in and however the edges are computed.
 void check_infinite_weight(const char* name, const ConvKernels* table) {
-  const ConvShape s = {1, 32, 6, 40, 32, 5, 5, 1, 1, 2, 2, 2, 2, 1, 1, 32};
-  std::vector<float> first;
-  for (const Format format : {Format::nhwc, Format::nchw, Format::gaps}) {
-    Call call(s, DType::f32, format);
-    call.weight.set(3, 0, 1, 1, INFINITY);
-    run(call, table);
-    auto values = call.y.values();
-    for (float& v : values) v = std::isnan(v) ? 12345.0f : v;
-    if (first.empty()) first = values;
-    EXPECT(values == first, "%s, format %d: other bits", name, static_cast<int>(format));
+  for (const ConvShape& s : {ConvShape{1, 32, 6, 40, 32, 5, 5, 1, 1, 2, 2, 2, 2, 1, 1, 32},
+                             ConvShape{1, 20, 12, 13, 24, 3, 3, 1, 1, 6, 6, 6, 6, 6, 6, 1}}) {
+    std::vector<float> first;
+    for (const Format format : {Format::nhwc, Format::nchw, Format::gaps}) {
+      for (const int threads : {1, 3}) {
+        Call call(s, DType::f32, format);
+        call.weight.set(3, 0, 0, 0, INFINITY);
+        run(call, table, threads > 1 ? test::thread_executor(threads) : serial_executor());
+        EXPECT(std::isnan(call.y.get(0, 3, 0, 0)), "%s: not NaN at a padded pixel", name);
+        auto values = call.y.values();
+        for (float& v : values) v = std::isnan(v) ? 12345.0f : v;
+        if (first.empty()) first = values;
+        EXPECT(values == first, "%s, format %d, %d threads: other bits", name, static_cast<int>(format), threads);
+      }
+    }
   }
 }
 

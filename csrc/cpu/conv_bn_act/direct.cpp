@@ -15,16 +15,16 @@
 // stays in L2, for each tile, all channels at once. x, y and the residual then pass by once, in order, a tile ahead of
 // their use; panel by panel every pixel's row was visited once a panel, 64 bytes at a time.
 //
-// A 1 x 1 convolution gathers a block's x beside each other first, where x has to be widened or turned over, or where
-// so many pixels lie a multiple of 2 KB apart that a tile's compete for one set of L1.
+// A 1 x 1 convolution of planes, as in NCHW, goes by planes.h where the weight is small. Others gather a block's x
+// beside each other first, where it has to be widened or turned over, or where so many pixels lie a multiple of 2 KB
+// apart that a tile's compete for one set of L1.
 //
 // Weight: [group][panel][slice][tap][channel][output channel of the panel], the last panel of a group no wider than is
 // needed; then kConvAlign bytes that begin with 1 if all of it is finite.
-#include <bit>
-
 #include "common/rounding.h"
 #include "cpu/conv_bn_act/kernels.h"
 #include "cpu/conv_bn_act/nhwc.h"
+#include "cpu/conv_bn_act/planes.h"
 #include "cpu/conv_bn_act/tile.h"
 
 namespace pk {
@@ -41,6 +41,7 @@ constexpr int64_t kCopyBytes = 4 << 20;     // copied images that are worked on 
 constexpr int64_t kAheadBytes = 192 << 10;  // weights of at least this many bytes do not stay in L2
 constexpr int64_t kStreamAhead = 1024;      // floats from what is read to what is fetched
 constexpr int64_t kMinRun = 16;
+constexpr int64_t kPlaneBytes = 28 << 10;  // x of the pixels that planes.h works on, where L1 has room for it
 
 // Do pixels `step` floats apart share so few sets of L1 that a tile's throw each other out?
 inline bool collides(int64_t step) { return step * 4 % 2048 == 0; }
@@ -70,14 +71,15 @@ struct Form {
 
 // What the layout of x and the number of threads decide besides.
 struct Plan : Form {
-  bool copied;          // x goes through a float32 channels-last copy, image by image,
-  bool gathered;        // or block by block,
-  bool apart;           // and that only if its pixels collide
-  bool staged;          // y's channels are not adjacent: a panel is finished for a whole block at a time
-  int64_t images;       // worked on at a time
-  int64_t pixels;       // p * q
-  int64_t block;        // most pixels of a block
-  int64_t panel_group;  // panels whose sums are held at a time
+  bool copied;           // x goes through a float32 channels-last copy, image by image,
+  bool gathered;         // or block by block,
+  bool apart;            // and that only if its pixels collide
+  int64_t plane_pixels;  // worked on by planes.h, if x and y prove to be planes of adjacent pixels; or none
+  bool staged;           // y's channels are not adjacent: a panel is finished for a whole block at a time
+  int64_t images;        // worked on at a time
+  int64_t pixels;        // p * q
+  int64_t block;         // most pixels of a block
+  int64_t panel_group;   // panels whose sums are held at a time
   int64_t threads;
   bool streamed = false;  // see stream()
   bool by_tile = false;   // a group of panels for each tile rather than the tiles for each panel
@@ -107,6 +109,13 @@ struct Plan : Form {
     }
     if (by_tile) run = c, slices = 1;
 
+    // Here the weight passes by once for some pixels, x and y once.
+    const bool planes = taps == 1 && shape.groups == 1 && slices == 1 && c > 0 && args.x.stride[1] != 1 &&
+                        args.y_stride[1] != 1 && shape.stride_h == 1 && shape.stride_w == 1 && shape.p() == shape.h &&
+                        shape.q() == shape.w && pixels >= 144 && 2 * c * k <= pixels * (c + k);
+    plane_pixels = planes ? kPlanePixels : 0;
+    while (plane_pixels > kPlaneVectors * kLanes && c * plane_pixels * 4 > kPlaneBytes) plane_pixels /= 2;
+
     // x pixels that an output pixel brings into the block, halo apart.
     const int64_t spread = min(shape.stride_h * shape.stride_w, max(taps, 1));
     const int64_t fitting = kBlockBytes * (group_floats > kFarFloats ? 2 : 1) / max(spread * c * 4, 1);
@@ -126,6 +135,7 @@ struct Plan : Form {
     const int64_t sum_panels = slices > 1 ? panel_group : staged ? 1 : 0;
     sum_bytes = (sum_panels * block + kTilePixels) * kPanel * 4;
     slot_bytes = table_bytes + 2 * at_bytes + sum_bytes + (gathered ? block * pitch * 4 : 0) + kConvAlign;
+    slot_bytes = max(slot_bytes, c * plane_pixels * 4);
   }
 
   // For few pixels, which read each weight once, slices are a detour: those of a panel follow each other in memory
@@ -143,9 +153,9 @@ struct Plan : Form {
 int64_t packed_floats(const ConvShape& shape) { return Form(shape).group_floats * shape.groups + kConvAlign / 4; }
 
 inline bool is_finite(const float* values, int64_t count) {
-  int32_t found = 0;
-  for (int64_t i = 0; i < count; ++i) found |= (std::bit_cast<int32_t>(values[i]) & 0x7f800000) == 0x7f800000;
-  return found == 0;
+  bool found = false;
+  for (int64_t i = 0; i < count; ++i) found |= values[i] - values[i] != 0;
+  return !found;
 }
 
 // Output channels [first, first + kLanes) of a panel, or fewer, all taps of a slice: out[(tap * run + c) * row + lane].
@@ -427,11 +437,49 @@ void run_by_tile(const Plan& plan, const Sharing& sharing, const Epilogue& epilo
     left -= size;
     kPanels[size - 1](t, epilogue, whole, left >= size ? size : 0);
     t.ahead += whole * chunks * t.ahead_lines * 16;
-    if (rest) kTiles[ceil_div(part.channels, kGrain) - 1][size - 1](part, epilogue);
+    if (rest) kTiles.of[ceil_div(part.channels, kGrain) - 1][size - 1](part, epilogue);
     for (Tiles* some : {&t, &part}) {
       some->rows += size;
       some->y_at += size;
       some->residual_at += size;
+    }
+  }
+}
+
+// Do rows of w pixels follow each other in planes?
+inline bool is_planes(const int64_t (&stride)[4], int64_t w) { return stride[3] == 1 && stride[2] == w; }
+
+// As run_part, of a convolution of planes.
+void run_planes_part(const ConvArgs& args, const Plan& plan, const Epilogue& epilogue, const float* weight,
+                     int64_t begin, int64_t end, int64_t panel_begin, int64_t panel_end, float* copy) {
+  alignas(64) float sums[kPlaneChannels * kPlanePixels];
+  const int64_t row = plan.plane_pixels;
+  for (int64_t at = begin, count; at < end; at += count) {
+    const int64_t n = at / plan.pixels, pixel = at % plan.pixels;
+    count = min(min(end - at, plan.pixels - pixel), row);
+    const int64_t from = n * args.x.stride[0] + pixel, to = n * args.y_stride[0] + pixel;
+    const int64_t residual = n * args.residual.stride[0] + pixel;
+    if (args.dtype == DType::f32) {
+      copy_planes(copy, row, static_cast<const float*>(args.x.data) + from, args.x.stride[1], plan.c, count);
+    } else {
+      copy_planes(copy, row, static_cast<const bf16_t*>(args.x.data) + from, args.x.stride[1], plan.c, count);
+    }
+    const int64_t vectors = ceil_div(count, kLanes);
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+      const float* panel_weight = weight_at(plan, weight, panel, 0);
+      const int64_t width = plan.panel_width(panel), k0 = panel * kPanel, k1 = min(k0 + kPanel, plan.k);
+      for (int64_t k = k0; k < k1; k += kPlaneChannels) {
+        const int64_t channels = min(kPlaneChannels, k1 - k);
+        for (int64_t i = k; i < k + channels; ++i) {
+          const char* y = epilogue.y + (to + i * epilogue.y_c) * epilogue.element;
+          for (int64_t byte = 0; byte < count * epilogue.element; byte += 64) __builtin_prefetch(y + byte, 1);
+        }
+        for (int64_t v = 0; v < vectors; v += kPlaneVectors) {
+          kPlaneTiles[min(kPlaneVectors, vectors - v) - 1](copy + v * kLanes, row, plan.c, panel_weight + k - k0, width,
+                                                           sums + v * kLanes);
+        }
+        finish_adjacent(epilogue, {sums, row, count, to, residual, k, channels});
+      }
     }
   }
 }
@@ -487,7 +535,8 @@ void run_part(const ConvArgs& args, const Plan& usual, const Source& source, con
         };
         const auto finish_panel = [&](const Tiles& t, const float* panel_sums) {
           if (!last || !plan.staged) return;
-          finish(epilogue, {panel_sums, round_up(t.channels, kLanes), count, y_at, residual_at, t.k0, t.channels});
+          finish(epilogue,
+                 Finish{panel_sums, round_up(t.channels, kLanes), count, y_at, residual_at, t.k0, t.channels});
         };
         if (plan.by_tile && count > kPairPixels && g1 - g0 > 1) {
           const bool rest = g1 == plan.panels && plan.k % kPanel != 0;
@@ -515,7 +564,7 @@ void run_part(const ConvArgs& args, const Plan& usual, const Source& source, con
             if (tiles == 0) return;
             t.count = tiles;
             t.sums_step = kept ? size * row : 0;
-            kTiles[ceil_div(t.channels, kGrain) - 1][size - 1](t, epilogue);
+            kTiles.of[ceil_div(t.channels, kGrain) - 1][size - 1](t, epilogue);
             t.rows += tiles * t.taps * size;
             t.y_at += tiles * size;
             t.residual_at += tiles * size;
@@ -557,6 +606,8 @@ void run(const void* blocking, const ConvArgs& args, const float* weight, char* 
   std::memset(zeros, 0, static_cast<size_t>(plan.zero_bytes));
   const Epilogue epilogue = make_epilogue(args);
   const int64_t panels = shape.groups * plan.panels;
+  const bool planes = plan.plane_pixels > 0 && is_planes(args.x.stride, shape.w) && is_planes(args.y_stride, shape.w) &&
+                      (args.residual.data == nullptr || is_planes(args.residual.stride, shape.w));
   for (int64_t n = 0; n < shape.n; n += plan.images) {
     const int64_t images = min(plan.images, shape.n - n);
     Source source = {static_cast<const float*>(args.x.data) + n * args.x.stride[0],
@@ -575,8 +626,14 @@ void run(const void* blocking, const ConvArgs& args, const float* weight, char* 
     parallel_for(executor, 0, rows * columns, 1, [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) {
         const int64_t row = part / columns, column = part % columns;
-        run_part(args, plan, source, epilogue, weight, row * pixels / rows, (row + 1) * pixels / rows,
-                 column * panels / columns, (column + 1) * panels / columns, slots + part * plan.slot_bytes);
+        const int64_t from = row * pixels / rows, to = (row + 1) * pixels / rows;
+        const int64_t panel_from = column * panels / columns, panel_to = (column + 1) * panels / columns;
+        char* const slot = slots + part * plan.slot_bytes;
+        if (planes) {
+          run_planes_part(args, plan, epilogue, weight, from, to, panel_from, panel_to, reinterpret_cast<float*>(slot));
+        } else {
+          run_part(args, plan, source, epilogue, weight, from, to, panel_from, panel_to, slot);
+        }
       }
     });
   }

@@ -137,6 +137,29 @@ void finish_planes(const Epilogue& e, const Finish& f) {
   }
 }
 
+// Planes of adjacent pixels: vectors of those, a channel after the other.
+template <Activation kA, bool kOwn, class T>
+void finish_rows(const Epilogue& e, const FinishRows& f) {
+  const float* sums = f.sums;
+  for (int64_t k = f.k0; k < f.k0 + f.count; ++k, sums += f.row) {
+    const F32 scale = broadcast(e.scale ? e.scale[k] : 1.0f), shift = broadcast(e.shift ? e.shift[k] : 0.0f);
+    const auto act = activate_channel<kA, kOwn>(e, k);
+    T* y = reinterpret_cast<T*>(e.y) + k * e.y_c + f.y_at;
+    const T* residual =
+        e.residual ? reinterpret_cast<const T*>(e.residual) + k * e.residual_c + f.residual_at : nullptr;
+    int64_t i = 0;
+    for (; i + kLanes <= f.pixels; i += kLanes) {
+      F32 sum = fma(load<F32>(sums + i), scale, shift);
+      if (residual) sum += load_widened(residual + i);
+      store_narrowed(y + i, act(sum));
+    }
+    if (i == f.pixels) continue;
+    F32 sum = fma(load<F32>(sums + i), scale, shift);
+    if (residual) sum += load_widened(residual + i, f.pixels - i);
+    store_narrowed(y + i, act(sum), f.pixels - i);
+  }
+}
+
 template <Activation kA, bool kOwn, class T>
 constexpr FinishFunction kFinish[2] = {finish_channels<kA, kOwn, T>, finish_planes<kA, kOwn, T>};
 
@@ -145,6 +168,11 @@ constexpr FinishTable table_of(std::integer_sequence<int, code...>) {
   FinishTable table = {};
   const auto fill = [&table]<Activation kA>(std::integral_constant<Activation, kA>) {
     constexpr bool kOwn = parameters_of(kA) > 0;
+    FinishRowsFunction(&rows)[2][2] = table.rows_of[static_cast<int>(kA)];
+    rows[0][0] = finish_rows<kA, false, float>;
+    rows[0][1] = finish_rows<kA, false, bf16_t>;
+    rows[1][0] = finish_rows<kA, kOwn, float>;
+    rows[1][1] = finish_rows<kA, kOwn, bf16_t>;
     for (int planes = 0; planes < 2; ++planes) {
       FinishFunction(&of)[2][2][2] = table.of[static_cast<int>(kA)];
       of[0][0][planes] = kFinish<kA, false, float>[planes];

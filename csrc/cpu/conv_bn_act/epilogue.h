@@ -25,8 +25,20 @@ struct Finish {
 
 using FinishFunction = void (*)(const Epilogue& e, const Finish& f);
 
+// Some pixels that are adjacent in y and in residual x channels [k0, k0 + count).
+struct FinishRows {
+  const float* sums;  // [count][row]
+  int64_t row;        // a whole number of vectors, as wide as pixels at least
+  int64_t pixels;
+  int64_t y_at, residual_at;  // the element offset of the first pixel's channel 0 in y and in residual
+  int64_t k0, count;
+};
+
+using FinishRowsFunction = void (*)(const Epilogue& e, const FinishRows& f);
+
 struct FinishTable {
-  FinishFunction of[kActivations][2][2][2];  // [activation][with constants by channel][bf16][planes]
+  FinishRowsFunction rows_of[kActivations][2][2];  // [activation][with constants by channel][bf16]
+  FinishFunction of[kActivations][2][2][2];        // [activation][with constants by channel][bf16][planes]
 };
 extern const FinishTable conv_finish;
 
@@ -44,6 +56,7 @@ struct Epilogue {
   bool in_registers;  // y and residual float32 with adjacent channels, and an activation of a few instructions
   int64_t element;    // bytes
   FinishFunction function;
+  FinishRowsFunction rows_function;
 };
 
 namespace {
@@ -74,7 +87,8 @@ inline Epilogue make_epilogue(const ConvArgs& args) {
           args.activation,
           !bf16 && !planes && !own && is_short(args.activation),
           static_cast<int64_t>(size_of(args.dtype)),
-          conv_finish.of[static_cast<int>(args.activation)][own][bf16][planes]};
+          conv_finish.of[static_cast<int>(args.activation)][own][bf16][planes],
+          conv_finish.rows_of[static_cast<int>(args.activation)][own][bf16]};
 }
 
 // Brings the first cache line of a pixel's output channels from k0 on, and of its residual, where channels are
@@ -85,6 +99,7 @@ inline void fetch_output(const Epilogue& e, int64_t y_at, int64_t residual_at, i
 }
 
 inline void finish(const Epilogue& e, const Finish& f) { e.function(e, f); }
+inline void finish_adjacent(const Epilogue& e, const FinishRows& f) { e.rows_function(e, f); }
 
 }  // namespace
 }  // namespace PK_ISA

@@ -7,7 +7,6 @@
 // channels are left over, a vector of 16 is also had by halves: 8 lanes take half as long.
 #pragma once
 
-#include <array>
 #include <utility>
 
 #include "cpu/activate.h"
@@ -288,17 +287,20 @@ void run_pair(const Tiles& t, const Tiles& u, const Epilogue& e) {
 
 using TileFunction = void (*)(const Tiles&, const Epilogue&);
 
-// kTiles[width / kGrain - 1][pixels - 1]
+struct TileTable {
+  TileFunction of[kWidths][kTilePixels];  // [width / kGrain - 1][pixels - 1]
+};
 template <int kWidth, int... pixel>
-constexpr std::array<TileFunction, kTilePixels> tiles_of_width(std::integer_sequence<int, pixel...>) {
-  return {run_tiles<pixel + 1, kWidth>...};
+constexpr void fill_width(TileTable& table, std::integer_sequence<int, pixel...>) {
+  ((table.of[kWidth / kGrain - 1][pixel] = run_tiles<pixel + 1, kWidth>), ...);
 }
 template <int... width>
-constexpr std::array<std::array<TileFunction, kTilePixels>, kWidths> tiles_of_all(
-    std::integer_sequence<int, width...>) {
-  return {tiles_of_width<(width + 1) * kGrain>(std::make_integer_sequence<int, kTilePixels>())...};
+constexpr TileTable tile_table(std::integer_sequence<int, width...>) {
+  TileTable table = {};
+  (fill_width<(width + 1) * kGrain>(table, std::make_integer_sequence<int, kTilePixels>()), ...);
+  return table;
 }
-constexpr auto kTiles = tiles_of_all(std::make_integer_sequence<int, kWidths>());
+constexpr TileTable kTiles = tile_table(std::make_integer_sequence<int, kWidths>());
 
 using PanelsFunction = void (*)(Tiles, const Epilogue&, int64_t count, int64_t next);
 
