@@ -31,8 +31,8 @@ namespace pk {
 namespace PK_ISA {
 namespace {
 
-// Weight slice. Of two loads to twelve products it has to be most of L1, and x needs little; of two to 28, L2 will do.
-constexpr int64_t kSliceBytes = (kTilePixels > 8 ? 64 : 20) << 10;
+constexpr int64_t kSliceBytes = 20 << 10;  // weight slice: most of L1, x needs little
+constexpr int64_t kWideBytes = 64 << 10;   // the same of tiles that do 28 products for two loads of weights: L2 will do
 constexpr int64_t kBlockBytes = 128 << 10;  // x of a pixel block; twice that where the weight exceeds kFarFloats
 constexpr int64_t kFarFloats = 256 << 10;   // a weight of more floats comes from L3 or memory, once for each block
 constexpr int64_t kGroupBytes = 128 << 10;  // weights of a group of panels, where it goes by tile
@@ -58,12 +58,14 @@ struct Form {
     c = shape.c / shape.groups;
     k = shape.k / shape.groups;
     taps = shape.r * shape.s;
-    const int64_t most = max(kMinRun, kSliceBytes / (taps * kPanel * 4));
+    group_floats = round_up(k, kGrain) * taps * c;
+    // Larger filters of so many floats are for small maps, of which few tiles use a slice.
+    const bool wide = kTilePixels > 8 && (taps == 1 || group_floats <= kFarFloats);
+    const int64_t most = max(kMinRun, (wide ? kWideBytes : kSliceBytes) / (taps * kPanel * 4));
     slices = max(1, ceil_div(c, most));
     run = max(1, ceil_div(c, slices));
     slices = ceil_div(c, run);
     panels = ceil_div(k, kPanel);
-    group_floats = round_up(k, kGrain) * taps * c;
   }
 
   int64_t panel_width(int64_t panel) const { return min(kPanel, round_up(k - panel * kPanel, kGrain)); }
@@ -135,7 +137,7 @@ struct Plan : Form {
     const int64_t sum_panels = slices > 1 ? panel_group : staged ? 1 : 0;
     sum_bytes = (sum_panels * block + kTilePixels) * kPanel * 4;
     slot_bytes = table_bytes + 2 * at_bytes + sum_bytes + (gathered ? block * pitch * 4 : 0) + kConvAlign;
-    slot_bytes = max(slot_bytes, c * plane_pixels * 4);
+    slot_bytes = max(slot_bytes, round_up(c * plane_pixels * 4, kConvAlign));
   }
 
   // For few pixels, which read each weight once, slices are a detour: those of a panel follow each other in memory
@@ -279,7 +281,7 @@ struct Bands {
   explicit Bands(const ConvShape& shape) {
     const int64_t q = shape.q();
     ends[0] = q;
-    if (shape.dilation_w == 1 || shape.s > 3) return;
+    if (shape.dilation_w == 1 || shape.s == 1 || shape.s > 3) return;
     for (int64_t s = 0; s < shape.s; ++s) {
       // Tap s reads in [0, w) from the first column to before the second.
       const int64_t at = s * shape.dilation_w - shape.pad_left;
