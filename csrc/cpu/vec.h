@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -28,7 +29,9 @@ inline constexpr int kRegisters = PK_REGISTERS;
 inline constexpr int kVecBytes = 4 * kLanes;
 
 using F32 = float __attribute__((vector_size(kVecBytes)));
+using F32Half = float __attribute__((vector_size(kVecBytes / 2)));  // kLanes / 2
 using I32 = int32_t __attribute__((vector_size(kVecBytes)));
+using I64 = int64_t __attribute__((vector_size(kVecBytes)));  // kLanes / 2
 using U32 = uint32_t __attribute__((vector_size(kVecBytes)));
 using I16 = int16_t __attribute__((vector_size(kVecBytes)));           // 2 * kLanes
 using I8 = int8_t __attribute__((vector_size(kVecBytes)));             // 4 * kLanes
@@ -125,6 +128,20 @@ inline F32 fma(F32 a, F32 b, F32 c) {
   return a * b + c;
 #endif
 }
+inline F32Half fma(F32Half a, F32Half b, F32Half c) {
+#if defined(__AVX512F__) && PK_LANES == 16
+  return (F32Half)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+// A half, and zeros above it.
+template <int... lane>
+inline F32 extend(F32Half v, std::integer_sequence<int, lane...>) {
+  return __builtin_shufflevector(v, F32Half{}, lane...);
+}
+inline F32 extend(F32Half v) { return extend(v, std::make_integer_sequence<int, kLanes>()); }
 
 // The same value, in a register: compilers would rather read it from memory again for each use.
 inline F32 in_register(F32 v) {

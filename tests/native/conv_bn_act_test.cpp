@@ -70,6 +70,25 @@ const Case kWideCases[] = {
     {{1, 9, 31, 29, 20, 1, 1, 1, 1, 1, 2, 0, 1, 1, 1, 1}, true, true, true},  // padded
 };
 
+// Pixels of x that share few sets of L1, which are copied apart first: 1 x 1 by panel and by tile, strided, few pixels;
+// larger filters, groups. Then dilated filters of which tiles miss whole taps.
+const Case kApartCases[] = {
+    {{1, 512, 5, 9, 40, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, true, true, true},
+    {{2, 1024, 4, 6, 72, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, true, true, true},
+    {{1, 512, 23, 19, 40, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, true, true, true},
+    {{1, 256, 9, 11, 34, 1, 1, 2, 2, 0, 0, 0, 0, 1, 1, 1}, true, true, true},
+    {{1, 512, 6, 5, 34, 1, 1, 1, 1, 1, 0, 2, 1, 1, 1, 1}, true, true, false},
+    {{1, 10, 6, 9, 10, 1, 1, 1, 1, 1, 1, 2, 1, 2, 3, 1}, true, true, true},  // a dilation that means nothing
+    {{1, 512, 3, 2, 40, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1}, true, true, true},
+    {{1, 512, 5, 6, 40, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, true, true, true},
+    {{2, 512, 5, 6, 96, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 16}, true, true, true},
+    {{1, 20, 9, 20, 24, 3, 3, 1, 1, 4, 4, 4, 4, 4, 4, 1}, true, true, true},
+    {{2, 12, 14, 15, 10, 3, 3, 1, 2, 7, 6, 5, 9, 5, 6, 1}, true, true, true},
+    {{1, 12, 9, 16, 10, 2, 2, 1, 1, 3, 3, 3, 3, 6, 6, 1}, true, true, true},
+    {{1, 24, 20, 20, 18, 3, 3, 1, 1, 12, 12, 12, 12, 12, 12, 3}, true, true, true},
+    {{1, 12, 11, 12, 10, 3, 5, 1, 1, 2, 4, 2, 4, 2, 2, 1}, true, true, true},
+};
+
 // Packs and runs; `table` null: through the API and the ISA in force.
 std::vector<char> pack(const ConvShape& shape, DType dtype, Array& weight, const ConvKernels* table,
                        const Executor& executor) {
@@ -121,6 +140,7 @@ void check_shapes(const char* name, const ConvKernels* table) {
   std::vector<Case> cases(std::begin(kCases), std::end(kCases));
   cases.insert(cases.end(), std::begin(kNarrowCases), std::end(kNarrowCases));
   cases.insert(cases.end(), std::begin(kWideCases), std::end(kWideCases));
+  cases.insert(cases.end(), std::begin(kApartCases), std::end(kApartCases));
   unsigned seed = 1;
   int activation = 0;
   for (const Case& c : cases) {
@@ -164,10 +184,13 @@ void check_shapes(const char* name, const ConvKernels* table) {
   }
 }
 
-// Every activation on a case with tails of output channels and pixels, in each layout of y and of the residual: the
-// same bits in all of them.
-void check_activations(const char* name, const ConvKernels* table) {
-  const ConvShape s = {1, 20, 6, 7, 41, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+// Tails of output channels and pixels; the second by planes.h in NCHW.
+constexpr ConvShape kTails = {1, 20, 6, 7, 41, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+constexpr ConvShape kPlanes = {1, 20, 12, 13, 41, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1};
+
+// Every activation on a case, in each layout of y and of the residual: the same bits in all of them.
+void check_activations(const char* name, const ConvKernels* table, const ConvShape& s) {
+  if (!suits(s)) return;
   const std::vector<float> scale(static_cast<size_t>(s.k), 0.1f);
   for (const DType dtype : {DType::f32, DType::bf16}) {
     for (int i = 0; i < kActivations; ++i) {
@@ -175,7 +198,7 @@ void check_activations(const char* name, const ConvKernels* table) {
       std::vector<float> first;
       for (const Format format : {Format::nhwc, Format::nchw, Format::gaps}) {
         for (const Format other : {Format::nhwc, Format::nchw}) {
-          Call call(s, dtype);
+          Call call(s, dtype, s.r == 1 ? format : Format::nhwc);
           call.y = Array({s.n, s.k, s.p(), s.q()}, dtype, format);
           call.args.y = call.y.data();
           std::copy(call.y.stride, call.y.stride + 4, call.args.y_stride);
@@ -200,8 +223,8 @@ void check_activations(const char* name, const ConvKernels* table) {
 }
 
 // Constants of the activation's own, another for each channel, in each layout of y.
-void check_parameters(const char* name, const ConvKernels* table) {
-  const ConvShape s = {1, 20, 6, 7, 41, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+void check_parameters(const char* name, const ConvKernels* table, const ConvShape& s) {
+  if (!suits(s)) return;
   const std::vector<float> scale(static_cast<size_t>(s.k), 0.1f);
   auto parameters = test::normal(static_cast<size_t>(2 * s.k), 9);
   for (int64_t k = 0; k < s.k; ++k) parameters[static_cast<size_t>(s.k + k)] += 3;  // upper bounds above the lower ones
@@ -346,18 +369,24 @@ void check_batch(const char* name) {
   }
 }
 
-// The edges are computed in several ways, of which one leaves pixels out: an infinite weight is not to tell.
+// Zero times infinity is NaN. Where taps meet padding, neither tiles nor the ways in which edges are computed may tell:
+// depthwise leaves rows of padding out for all pixels, and dense filters for none.
 void check_infinite_weight(const char* name, const ConvKernels* table) {
-  const ConvShape s = {1, 32, 6, 40, 32, 5, 5, 1, 1, 2, 2, 2, 2, 1, 1, 32};
-  std::vector<float> first;
-  for (const Format format : {Format::nhwc, Format::nchw, Format::gaps}) {
-    Call call(s, DType::f32, format);
-    call.weight.set(3, 0, 1, 1, INFINITY);
-    run(call, table);
-    auto values = call.y.values();
-    for (float& v : values) v = std::isnan(v) ? 12345.0f : v;
-    if (first.empty()) first = values;
-    EXPECT(values == first, "%s, format %d: other bits", name, static_cast<int>(format));
+  for (const ConvShape& s : {ConvShape{1, 32, 6, 40, 32, 5, 5, 1, 1, 2, 2, 2, 2, 1, 1, 32},
+                             ConvShape{1, 20, 12, 13, 24, 3, 3, 1, 1, 6, 6, 6, 6, 6, 6, 1}}) {
+    std::vector<float> first;
+    for (const Format format : {Format::nhwc, Format::nchw, Format::gaps}) {
+      for (const int threads : {1, 3}) {
+        Call call(s, DType::f32, format);
+        call.weight.set(3, 0, 0, 0, INFINITY);
+        run(call, table, threads > 1 ? test::thread_executor(threads) : serial_executor());
+        EXPECT(s.groups > 1 || std::isnan(call.y.get(0, 3, 0, 0)), "%s: not NaN at a padded pixel", name);
+        auto values = call.y.values();
+        for (float& v : values) v = std::isnan(v) ? 12345.0f : v;
+        if (first.empty()) first = values;
+        EXPECT(values == first, "%s, format %d, %d threads: other bits", name, static_cast<int>(format), threads);
+      }
+    }
   }
 }
 
@@ -495,7 +524,8 @@ int main() {
     const Status status = force_isa(isa_name(isa));
     EXPECT(status, "%s", status.error);
     check_shapes(isa_name(isa), nullptr);
-    check_parameters(isa_name(isa), nullptr);
+    check_parameters(isa_name(isa), nullptr, kTails);
+    check_parameters(isa_name(isa), nullptr, kPlanes);
     check_special_values(isa_name(isa), nullptr);
     check_batch(isa_name(isa));
     check_infinite_weight(isa_name(isa), nullptr);
@@ -503,8 +533,10 @@ int main() {
     check_refusals();
   }
   check_shapes("wide512", &wide512::conv_kernels);
-  check_activations("wide512", &wide512::conv_kernels);
-  check_parameters("wide512", &wide512::conv_kernels);
+  check_activations("wide512", &wide512::conv_kernels, kTails);
+  check_activations("wide512", &wide512::conv_kernels, kPlanes);
+  check_parameters("wide512", &wide512::conv_kernels, kTails);
+  check_parameters("wide512", &wide512::conv_kernels, kPlanes);
   check_special_values("wide512", &wide512::conv_kernels);
   check_infinite_weight("wide512", &wide512::conv_kernels);
   check_choice();
@@ -514,8 +546,10 @@ int main() {
     const std::string f = winograd == ConvAlgorithm::winograd4 ? "F(4, 3)" : "F(2, 3)";
     const auto check_all = [&](const std::string& name, const ConvKernels* table) {
       check_shapes(name.c_str(), table);
-      check_activations(name.c_str(), table);
-      check_parameters(name.c_str(), table);
+      check_activations(name.c_str(), table, kTails);
+      check_activations(name.c_str(), table, kPlanes);
+      check_parameters(name.c_str(), table, kTails);
+      check_parameters(name.c_str(), table, kPlanes);
       check_special_values(name.c_str(), table);
       check_accuracy(name.c_str(), table);
       check_overflow(name.c_str(), table);

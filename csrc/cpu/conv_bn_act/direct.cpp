@@ -2,7 +2,8 @@
 //
 // For every output pixel and tap a pointer leads to the channels of one pixel of x (float32, channels adjacent), or to
 // zeros for padding; so stride, dilation, padding and any row pitch cost nothing in the inner loop, and nothing is
-// copied that lies well already. Blocking, from the outside in:
+// copied that lies well already. A tap that meets nothing but padding in a tile is left out, unless the weight has an
+// infinity or NaN, which times zero is NaN: other tiles would show it. Blocking, from the outside in:
 //
 //   threads: pixels x panels       panel: kPanel output channels of one group
 //   block of pixels                its part of x stays in L2; its pointers are worked out once
@@ -14,18 +15,24 @@
 // stays in L2, for each tile, all channels at once. x, y and the residual then pass by once, in order, a tile ahead of
 // their use; panel by panel every pixel's row was visited once a panel, 64 bytes at a time.
 //
-// Weight: [group][panel][slice][tap][channel][output channel of the panel], the last panel of a group one vector wide
-// where that is enough.
+// A 1 x 1 convolution of planes, as in NCHW, goes by planes.h where the weight is small. Others gather a block's x
+// beside each other first, where it has to be widened or turned over, or where so many pixels lie a multiple of 2 KB
+// apart that a tile's compete for one set of L1.
+//
+// Weight: [group][panel][slice][tap][channel][output channel of the panel], the last panel of a group no wider than is
+// needed; then kConvAlign bytes that begin with 1 if all of it is finite.
 #include "common/rounding.h"
 #include "cpu/conv_bn_act/kernels.h"
 #include "cpu/conv_bn_act/nhwc.h"
+#include "cpu/conv_bn_act/planes.h"
 #include "cpu/conv_bn_act/tile.h"
 
 namespace pk {
 namespace PK_ISA {
 namespace {
 
-constexpr int64_t kSliceBytes = 20 << 10;   // weight slice: most of L1, x needs little
+constexpr int64_t kSliceBytes = 20 << 10;  // weight slice: most of L1, x needs little
+constexpr int64_t kWideBytes = 64 << 10;   // the same of tiles that do 28 products for two loads of weights: L2 will do
 constexpr int64_t kBlockBytes = 128 << 10;  // x of a pixel block; twice that where the weight exceeds kFarFloats
 constexpr int64_t kFarFloats = 256 << 10;   // a weight of more floats comes from L3 or memory, once for each block
 constexpr int64_t kGroupBytes = 128 << 10;  // weights of a group of panels, where it goes by tile
@@ -34,9 +41,10 @@ constexpr int64_t kCopyBytes = 4 << 20;     // copied images that are worked on 
 constexpr int64_t kAheadBytes = 192 << 10;  // weights of at least this many bytes do not stay in L2
 constexpr int64_t kStreamAhead = 1024;      // floats from what is read to what is fetched
 constexpr int64_t kMinRun = 16;
+constexpr int64_t kPlaneBytes = 28 << 10;  // x of the pixels that planes.h works on, where L1 has room for it
 
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+// Do pixels `step` floats apart share so few sets of L1 that a tile's throw each other out?
+inline bool collides(int64_t step) { return step * 4 % 2048 == 0; }
 
 // What shape and ISA alone decide: the form of the packed weight and the order of summation.
 struct Form {
@@ -50,36 +58,48 @@ struct Form {
     c = shape.c / shape.groups;
     k = shape.k / shape.groups;
     taps = shape.r * shape.s;
-    const int64_t most = max(kMinRun, kSliceBytes / (taps * kPanel * 4));
+    group_floats = round_up(k, kGrain) * taps * c;
+    // Larger filters of so many floats are for small maps, of which few tiles use a slice.
+    const bool wide = kTilePixels > 8 && (taps == 1 || group_floats <= kFarFloats);
+    const int64_t most = max(kMinRun, (wide ? kWideBytes : kSliceBytes) / (taps * kPanel * 4));
     slices = max(1, ceil_div(c, most));
     run = max(1, ceil_div(c, slices));
     slices = ceil_div(c, run);
     panels = ceil_div(k, kPanel);
-    group_floats = round_up(k, kLanes) * taps * c;
   }
 
-  int64_t panel_width(int64_t panel) const { return min(kPanel, round_up(k - panel * kPanel, kLanes)); }
+  int64_t panel_width(int64_t panel) const { return min(kPanel, round_up(k - panel * kPanel, kGrain)); }
 };
 
 // What the layout of x and the number of threads decide besides.
 struct Plan : Form {
-  bool copied;          // x goes through a float32 channels-last copy
-  bool staged;          // y's channels are not adjacent: a panel is finished for a whole block at a time
-  int64_t images;       // worked on at a time
-  int64_t pixels;       // p * q
-  int64_t block;        // most pixels of a block
-  int64_t panel_group;  // panels whose sums are held at a time
+  bool copied;           // x goes through a float32 channels-last copy, image by image,
+  bool gathered;         // or block by block,
+  bool apart;            // and that only if its pixels collide
+  int64_t plane_pixels;  // worked on by planes.h, if x and y prove to be planes of adjacent pixels; or none
+  bool staged;           // y's channels are not adjacent: a panel is finished for a whole block at a time
+  int64_t images;        // worked on at a time
+  int64_t pixels;        // p * q
+  int64_t block;         // most pixels of a block
+  int64_t panel_group;   // panels whose sums are held at a time
   int64_t threads;
   bool streamed = false;  // see stream()
   bool by_tile = false;   // a group of panels for each tile rather than the tiles for each panel
-  int64_t copy_bytes, zero_bytes, table_bytes, slot_bytes;
+  int64_t pitch;          // of the pixels that are copied or gathered, in floats
+  int64_t copy_bytes, zero_bytes, table_bytes, at_bytes, sum_bytes, slot_bytes;
 
   Plan(const ConvArgs& args, int most_threads) : Form(args.shape) {
     const ConvShape& shape = args.shape;
     const bool adjacent = args.x.stride[1] == 1 || shape.c == 1;
-    copied = args.dtype != DType::f32 || !adjacent;
+    const bool lies_well = args.dtype == DType::f32 && adjacent, collide = collides(shape.stride_w * shape.c);
+    // Each copied pixel has to be used often enough.
+    const int64_t uses = taps == 1 ? k : k * taps / (shape.stride_h * shape.stride_w);
+    apart = lies_well && kTilePixels > 8 && collide && uses > kPanel;
+    copied = taps > 1 && (apart || !lies_well);
+    gathered = taps == 1 && (apart || !lies_well);
+    pitch = collide ? round_up(shape.c, 32) + 16 : shape.c;  // an odd number of lines
     pixels = shape.p() * shape.q();
-    const int64_t image_bytes = shape.h * shape.w * shape.c * 4;
+    const int64_t image_bytes = shape.h * shape.w * pitch * 4;
     images = copied ? min(max(kCopyBytes / max(image_bytes, 1), 1), shape.n) : shape.n;
 
     staged = args.y_stride[1] != 1 || shape.k == 1;
@@ -90,6 +110,13 @@ struct Plan : Form {
       by_tile = 3 * weights <= maps || (k % 1024 == 0 && weights <= 2 * maps);
     }
     if (by_tile) run = c, slices = 1;
+
+    // Here the weight passes by once for some pixels, x and y once.
+    const bool planes = taps == 1 && shape.groups == 1 && slices == 1 && c > 0 && args.x.stride[1] != 1 &&
+                        args.y_stride[1] != 1 && shape.stride_h == 1 && shape.stride_w == 1 && shape.p() == shape.h &&
+                        shape.q() == shape.w && pixels >= 144 && 2 * c * k <= pixels * (c + k);
+    plane_pixels = planes ? kPlanePixels : 0;
+    while (plane_pixels > kPlaneVectors * kLanes && c * plane_pixels * 4 > kPlaneBytes) plane_pixels /= 2;
 
     // x pixels that an output pixel brings into the block, halo apart.
     const int64_t spread = min(shape.stride_h * shape.stride_w, max(taps, 1));
@@ -103,11 +130,14 @@ struct Plan : Form {
     threads = max(1, min(most_threads, work / (32768 * kLanes)));
     copy_bytes = copied ? round_up(images * image_bytes, kConvAlign) : 0;
     zero_bytes = round_up(max(shape.c, 1) * 4, kConvAlign);
-    table_bytes = round_up(block * taps * 8, kConvAlign);
-    const int64_t at_bytes = round_up(block * 8, kConvAlign);
+    // point() fills whole vectors.
+    table_bytes = round_up(block * taps * 8 + kVecBytes, kConvAlign);
+    at_bytes = round_up(block * 8 + kVecBytes, kConvAlign);
     if (by_tile) panel_group = min(max(1, kGroupBytes / max(c * kPanel * 4, 1)), panels);
     const int64_t sum_panels = slices > 1 ? panel_group : staged ? 1 : 0;
-    slot_bytes = table_bytes + 2 * at_bytes + (sum_panels * block + kTilePixels) * kPanel * 4 + kConvAlign;
+    sum_bytes = (sum_panels * block + kTilePixels) * kPanel * 4;
+    slot_bytes = table_bytes + 2 * at_bytes + sum_bytes + (gathered ? block * pitch * 4 : 0) + kConvAlign;
+    slot_bytes = max(slot_bytes, round_up(c * plane_pixels * 4, kConvAlign));
   }
 
   // For few pixels, which read each weight once, slices are a detour: those of a panel follow each other in memory
@@ -122,12 +152,18 @@ struct Plan : Form {
   }
 };
 
-int64_t packed_floats(const ConvShape& shape) { return Form(shape).group_floats * shape.groups; }
+int64_t packed_floats(const ConvShape& shape) { return Form(shape).group_floats * shape.groups + kConvAlign / 4; }
 
-// Output channels [k0, k0 + kLanes) or fewer of a slice, all taps: out[(tap * run + c) * row + lane].
+inline bool is_finite(const float* values, int64_t count) {
+  bool found = false;
+  for (int64_t i = 0; i < count; ++i) found |= values[i] - values[i] != 0;
+  return !found;
+}
+
+// Output channels [first, first + kLanes) of a panel, or fewer, all taps of a slice: out[(tap * run + c) * row + lane].
 template <class T>
 void pack_lanes(const ConvShape& shape, const T* from, const ConvTensor& weight, int64_t lanes, int64_t run,
-                int64_t row, float* out) {
+                int64_t row, int64_t first, float* out) {
   const int64_t taps = shape.r * shape.s;
   // Rows of the transposition are output channels; along its columns the weight is adjacent.
   if (lanes == kLanes && weight.stride[1] == 1) {
@@ -151,7 +187,7 @@ void pack_lanes(const ConvShape& shape, const T* from, const ConvTensor& weight,
     const int64_t at = tap / shape.s * weight.stride[2] + tap % shape.s * weight.stride[3];
     for (int64_t c = 0; c < run; ++c) {
       float* to = out + (tap * run + c) * row;
-      for (int64_t lane = 0; lane < kLanes; ++lane) {
+      for (int64_t lane = 0; lane < min(kLanes, row - first); ++lane) {
         to[lane] = lane < lanes ? widen(from[at + c * weight.stride[1] + lane * weight.stride[0]]) : 0.0f;
       }
     }
@@ -162,6 +198,9 @@ template <class T>
 void pack_as(const ConvShape& shape, const T* data, const ConvTensor& weight, float* packed, const Executor& executor) {
   const Form form(shape);
   const int64_t jobs = shape.groups * form.panels * form.slices;
+  float* const all_finite = packed + form.group_floats * shape.groups;
+  std::memset(all_finite, 0, kConvAlign);
+  *all_finite = 1;
   parallel_for(executor, 0, jobs, 1 + 32768 / (form.taps * form.run * kPanel), [&](int64_t begin, int64_t end) {
     for (int64_t job = begin; job < end; ++job) {
       const int64_t slice = job % form.slices, panel = job / form.slices % form.panels;
@@ -171,8 +210,10 @@ void pack_as(const ConvShape& shape, const T* data, const ConvTensor& weight, fl
       float* out = packed + group * form.group_floats + k0 * form.taps * form.c + c0 * form.taps * row;
       for (int64_t lane = 0; lane < row; lane += kLanes) {
         const int64_t from = (group * form.k + k0 + lane) * weight.stride[0] + c0 * weight.stride[1];
-        pack_lanes(shape, data + from, weight, min(kLanes, form.k - k0 - lane), run, row, out + lane);
+        pack_lanes(shape, data + from, weight, min(kLanes, form.k - k0 - lane), run, row, lane, out + lane);
       }
+      const float no = 0;
+      if (form.taps > 1 && !is_finite(out, form.taps * run * row)) __atomic_store(all_finite, &no, __ATOMIC_RELAXED);
     }
   });
 }
@@ -215,54 +256,154 @@ struct Sharing {
   int64_t pixels() const { return large * (size + 1) + small * size; }
 };
 
-// Pointers and offsets of output pixels [begin, ...), tile by tile: table: [tile][tap][pixel].
+// Numbers a constant step apart, a vector at a time.
+struct Ramp {
+  I64 steps;
+  int64_t vector_step;
+
+  explicit Ramp(int64_t step) : vector_step(kVecBytes / 8 * step) {
+    for (int i = 0; i < kVecBytes / 8; ++i) steps[i] = i * step;
+  }
+  // `count` numbers from `first` on, and as many more as fill the last vector.
+  void fill(void* to, int64_t first, int64_t count) const {
+    I64 v = steps + first;
+    for (int64_t i = 0; i < count; i += kVecBytes / 8, v += vector_step) store(static_cast<int64_t*>(to) + i, v);
+  }
+};
+
+inline int64_t address(const float* x) { return static_cast<int64_t>(reinterpret_cast<uintptr_t>(x)); }
+
+// The columns of the output in bands of which all pixels meet the same taps, where the filter is dilated: so taps that
+// meet nothing but padding are those of whole tiles. Pixels go band by band.
+struct Bands {
+  int64_t count = 1, ends[6];  // band i: columns from the end of the one before
+
+  explicit Bands(const ConvShape& shape) {
+    const int64_t q = shape.q();
+    ends[0] = q;
+    if (shape.dilation_w == 1 || shape.s == 1 || shape.s > 3) return;
+    for (int64_t s = 0; s < shape.s; ++s) {
+      // Tap s reads in [0, w) from the first column to before the second.
+      const int64_t at = s * shape.dilation_w - shape.pad_left;
+      insert(ceil_div(max(-at, 0), shape.stride_w), q);
+      insert(ceil_div(max(shape.w - at, 0), shape.stride_w), q);
+    }
+  }
+
+  void insert(int64_t column, int64_t q) {
+    if (column <= 0 || column >= q) return;
+    int64_t i = count;
+    for (; i > 0 && ends[i - 1] > column; --i) {
+    }
+    if (i > 0 && ends[i - 1] == column) return;
+    for (int64_t j = count++; j > i; --j) ends[j] = ends[j - 1];
+    ends[i] = column;
+  }
+  int64_t begin(int64_t i) const { return i == 0 ? 0 : ends[i - 1]; }
+  int64_t width(int64_t i) const { return ends[i] - begin(i); }
+};
+
+// Pixels of a tile that stand in one row of the output.
+struct Segment {
+  int64_t at, count;  // in the tile
+  int64_t h0, w0;     // where the first tap of the first pixel lies in x, though that may be outside,
+  const float* x;
+};
+
+// What `point` fills: see Tiles.
+struct Table {
+  const float** rows;  // or null: not wanted
+  int64_t* y_at;
+  int64_t* residual_at;
+};
+
+// Pointers and offsets of output pixels [begin, ...), tile by tile. `skips`: taps without a pixel of x are marked by
+// null. Whole vectors are written, so whatever comes later has to be written later.
 void point(const ConvArgs& args, const Plan& plan, const Source& source, int64_t begin, const Sharing& sharing,
-           const float** table, int64_t* y_at, int64_t* residual_at) {
+           bool skips, Table table) {
   const ConvShape& shape = args.shape;
-  const int64_t q_size = shape.q(), p_size = shape.p();
-  const int64_t step = shape.stride_w * source.stride_w;
-  const int64_t tap_h = shape.dilation_h * source.stride_h, tap_w = shape.dilation_w * source.stride_w;
-  const int64_t room_h = shape.h - (shape.r - 1) * shape.dilation_h;
-  const int64_t room_w = shape.w - (shape.s - 1) * shape.dilation_w;
-  int64_t q = begin % q_size, p = begin / q_size % p_size, n = begin / plan.pixels;
-  int64_t y_row, residual_row, h0;
-  bool inside_rows;
-  const float* x_row;  // where the first tap of the row's first pixel lies, though that may be outside
-  const auto begin_row = [&] {
-    const int64_t image = source.first_image + n;
-    y_row = image * args.y_stride[0] + p * args.y_stride[2];
-    residual_row = image * args.residual.stride[0] + p * args.residual.stride[2];
-    h0 = p * shape.stride_h - shape.pad_top;
-    inside_rows = h0 >= 0 && h0 < room_h;
-    x_row = source.x + n * source.stride_n + h0 * source.stride_h - shape.pad_left * source.stride_w;
-  };
-  begin_row();
-  int64_t first = 0;
+  const int64_t p_size = shape.p();
+  const Bands bands(shape);
+  const Ramp x_ramp(shape.stride_w * source.stride_w * 4), zeros_ramp(0);
+  const Ramp y_ramp(args.y_stride[3]), residual_ramp(args.residual.stride[3]);
+  int64_t n = begin / plan.pixels, left = begin % plan.pixels, band = 0;
+  for (; left >= p_size * bands.width(band); ++band) left -= p_size * bands.width(band);
+  int64_t p = left / bands.width(band), q = bands.begin(band) + left % bands.width(band);
   for (int64_t tile = 0; tile < sharing.tiles(); ++tile) {
     const int64_t size = sharing.size + (tile < sharing.large);
-    const float** rows = table + first * plan.taps;
-    for (int64_t i = 0; i < size; ++i) {
-      y_at[first + i] = y_row + q * args.y_stride[3];
-      residual_at[first + i] = residual_row + q * args.residual.stride[3];
-      const float* x = x_row + q * step;
+    Segment segments[kTilePixels];
+    int64_t count = 0;
+    for (int64_t i = 0; i < size;) {
+      const int64_t image = source.first_image + n, h0 = p * shape.stride_h - shape.pad_top;
       const int64_t w0 = q * shape.stride_w - shape.pad_left;
-      const bool inside = inside_rows && w0 >= 0 && w0 < room_w;
-      const float** to = rows + i;
-      for (int64_t r = 0; r < shape.r; ++r) {
-        const int64_t h = h0 + r * shape.dilation_h;
-        for (int64_t s = 0; s < shape.s; ++s, to += size) {
-          const int64_t w = w0 + s * shape.dilation_w;
-          const bool reads = inside || (h >= 0 && h < shape.h && w >= 0 && w < shape.w);
-          *to = reads ? x + r * tap_h + s * tap_w : source.zeros;
+      Segment& segment = segments[count++];
+      segment = {i, min(size - i, bands.ends[band] - q), h0, w0,
+                 source.x + n * source.stride_n + h0 * source.stride_h + w0 * source.stride_w};
+      const auto offset = [&](const int64_t* stride) { return image * stride[0] + p * stride[2] + q * stride[3]; };
+      y_ramp.fill(table.y_at + i, offset(args.y_stride), segment.count);
+      residual_ramp.fill(table.residual_at + i, offset(args.residual.stride), segment.count);
+      i += segment.count;
+      q += segment.count;
+      if (q == bands.ends[band]) {
+        if (++p == p_size) {
+          p = 0;
+          if (++band == bands.count) band = 0, ++n;
         }
-      }
-      if (++q == q_size) {
-        q = 0;
-        if (++p == p_size) p = 0, ++n;
-        begin_row();
+        q = bands.begin(band);
       }
     }
-    first += size;
+    table.y_at += size;
+    table.residual_at += size;
+    if (table.rows == nullptr) continue;
+    for (int64_t r = 0; r < shape.r; ++r) {
+      for (int64_t s = 0; s < shape.s; ++s, table.rows += size) {
+        bool reads = false;
+        for (int64_t i = 0; i < count; ++i) {
+          const Segment& segment = segments[i];
+          const float** to = table.rows + segment.at;
+          const int64_t h = segment.h0 + r * shape.dilation_h, w = segment.w0 + s * shape.dilation_w;
+          const int64_t last = w + (segment.count - 1) * shape.stride_w;
+          if (h < 0 || h >= shape.h || last < 0 || w >= shape.w) {
+            zeros_ramp.fill(to, address(source.zeros), segment.count);
+            continue;
+          }
+          const float* x = segment.x + r * shape.dilation_h * source.stride_h + s * shape.dilation_w * source.stride_w;
+          x_ramp.fill(to, address(x), segment.count);
+          if (w >= 0 && last < shape.w) {
+            reads = true;
+            continue;
+          }
+          for (int64_t j = 0; j < segment.count; ++j) {
+            const int64_t at = w + j * shape.stride_w;
+            if (at >= 0 && at < shape.w) {
+              reads = true;
+            } else {
+              to[j] = source.zeros;
+            }
+          }
+        }
+        if (skips && !reads) table.rows[0] = nullptr;
+      }
+    }
+  }
+}
+
+// The x of output pixels [begin, begin + count) to `to`, plan.pitch apart: 1 x 1 alone.
+void gather(const ConvArgs& args, const Plan& plan, const Source& source, int64_t begin, int64_t count, float* to) {
+  const ConvShape& shape = args.shape;
+  const int64_t q_size = shape.q(), p_size = shape.p(), step = shape.stride_w * args.x.stride[3];
+  const bool inside = shape.pad_top == 0 && shape.pad_left == 0 && shape.pad_bottom == 0 && shape.pad_right == 0;
+  const bool joined = inside && shape.stride_h * args.x.stride[2] == q_size * step;
+  for (int64_t i = begin, run; i < begin + count; i += run, to += run * plan.pitch) {
+    const int64_t q = i % q_size, p = i / q_size % p_size, n = source.first_image + i / plan.pixels;
+    const int64_t h = p * shape.stride_h - shape.pad_top, w = q * shape.stride_w - shape.pad_left;
+    run = min(begin + count - i, joined ? plan.pixels - i % plan.pixels : inside ? q_size - q : 1);
+    if (h < 0 || h >= shape.h || w < 0 || w >= shape.w) {
+      std::memset(to, 0, static_cast<size_t>(shape.c) * 4);
+      continue;
+    }
+    copy_pixels(to, plan.pitch, run, shape.c, args.x, args.dtype,
+                n * args.x.stride[0] + h * args.x.stride[2] + w * args.x.stride[3], step);
   }
 }
 
@@ -298,11 +439,49 @@ void run_by_tile(const Plan& plan, const Sharing& sharing, const Epilogue& epilo
     left -= size;
     kPanels[size - 1](t, epilogue, whole, left >= size ? size : 0);
     t.ahead += whole * chunks * t.ahead_lines * 16;
-    if (rest) kTiles[ceil_div(part.channels, kLanes) - 1][size - 1](part, epilogue);
+    if (rest) kTiles.of[ceil_div(part.channels, kGrain) - 1][size - 1](part, epilogue);
     for (Tiles* some : {&t, &part}) {
       some->rows += size;
       some->y_at += size;
       some->residual_at += size;
+    }
+  }
+}
+
+// Do rows of w pixels follow each other in planes?
+inline bool is_planes(const int64_t (&stride)[4], int64_t w) { return stride[3] == 1 && stride[2] == w; }
+
+// As run_part, of a convolution of planes.
+void run_planes_part(const ConvArgs& args, const Plan& plan, const Epilogue& epilogue, const float* weight,
+                     int64_t begin, int64_t end, int64_t panel_begin, int64_t panel_end, float* copy) {
+  alignas(64) float sums[kPlaneChannels * kPlanePixels];
+  const int64_t row = plan.plane_pixels;
+  for (int64_t at = begin, count; at < end; at += count) {
+    const int64_t n = at / plan.pixels, pixel = at % plan.pixels;
+    count = min(min(end - at, plan.pixels - pixel), row);
+    const int64_t from = n * args.x.stride[0] + pixel, to = n * args.y_stride[0] + pixel;
+    const int64_t residual = n * args.residual.stride[0] + pixel;
+    if (args.dtype == DType::f32) {
+      copy_planes(copy, row, static_cast<const float*>(args.x.data) + from, args.x.stride[1], plan.c, count);
+    } else {
+      copy_planes(copy, row, static_cast<const bf16_t*>(args.x.data) + from, args.x.stride[1], plan.c, count);
+    }
+    const int64_t vectors = ceil_div(count, kLanes);
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+      const float* panel_weight = weight_at(plan, weight, panel, 0);
+      const int64_t width = plan.panel_width(panel), k0 = panel * kPanel, k1 = min(k0 + kPanel, plan.k);
+      for (int64_t k = k0; k < k1; k += kPlaneChannels) {
+        const int64_t channels = min(kPlaneChannels, k1 - k);
+        for (int64_t i = k; i < k + channels; ++i) {
+          const char* y = epilogue.y + (to + i * epilogue.y_c) * epilogue.element;
+          for (int64_t byte = 0; byte < count * epilogue.element; byte += 64) __builtin_prefetch(y + byte, 1);
+        }
+        for (int64_t v = 0; v < vectors; v += kPlaneVectors) {
+          kPlaneTiles[min(kPlaneVectors, vectors - v) - 1](copy + v * kLanes, row, plan.c, panel_weight + k - k0, width,
+                                                           sums + v * kLanes);
+        }
+        finish_adjacent(epilogue, {sums, row, count, to, residual, k, channels});
+      }
     }
   }
 }
@@ -312,15 +491,23 @@ void run_part(const ConvArgs& args, const Plan& usual, const Source& source, con
               const float* weight, int64_t begin, int64_t end, int64_t panel_begin, int64_t panel_end, char* slot) {
   const bool streams = usual.taps == 1 && usual.slices > 1 && end - begin <= kPairPixels;
   const Plan plan = streams ? usual.stream() : usual;
-  auto* table = reinterpret_cast<const float**>(slot);
-  auto* y_at = reinterpret_cast<int64_t*>(slot + plan.table_bytes);
-  int64_t* residual_at = y_at + round_up(plan.block, kConvAlign / 8);
-  auto* sums = reinterpret_cast<float*>(residual_at + round_up(plan.block, kConvAlign / 8));
+  auto* const rows = reinterpret_cast<const float**>(slot);
+  auto* const y_at = reinterpret_cast<int64_t*>(slot + plan.table_bytes);
+  auto* const residual_at = reinterpret_cast<int64_t*>(slot + plan.table_bytes + plan.at_bytes);
+  auto* const sums = reinterpret_cast<float*>(slot + plan.table_bytes + 2 * plan.at_bytes);
+  auto* const gathered = sums + plan.sum_bytes / 4;
+  const bool skips = plan.taps > 1 && weight[plan.group_floats * args.shape.groups] != 0;
+  const bool gathers =
+      plan.gathered && (!plan.apart || (collides(args.shape.stride_w * args.x.stride[3]) && end - begin > kTilePixels));
   const int64_t blocks = ceil_div(end - begin, plan.block);
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t from = begin + b * (end - begin) / blocks, count = begin + (b + 1) * (end - begin) / blocks - from;
     const Sharing sharing(count);
-    point(args, plan, source, from, sharing, table, y_at, residual_at);
+    point(args, plan, source, from, sharing, skips, {gathers ? nullptr : rows, y_at, residual_at});
+    if (gathers) {
+      gather(args, plan, source, from, count, gathered);
+      Ramp(plan.pitch * 4).fill(rows, address(gathered), count);
+    }
     for (int64_t g0 = panel_begin; g0 < panel_end; g0 += plan.panel_group) {
       const int64_t g1 = min(g0 + plan.panel_group, panel_end);
       for (int64_t slice = 0; slice < max(plan.slices, 1); ++slice) {
@@ -343,14 +530,15 @@ void run_part(const ConvArgs& args, const Plan& usual, const Source& source, con
           t.channels = min(row, (group + 1) * plan.k - t.k0);
           t.ahead = plan.streamed ? t.weight + kStreamAhead : next_weight(plan, weight, at, slice, g0, g1, panel_end);
           t.ahead_lines = ahead_lines(plan, t, sharing.tiles(), row);
-          t.rows = table;
+          t.rows = rows;
           t.y_at = y_at;
           t.residual_at = residual_at;
           return t;
         };
         const auto finish_panel = [&](const Tiles& t, const float* panel_sums) {
           if (!last || !plan.staged) return;
-          finish(epilogue, {panel_sums, round_up(t.channels, kLanes), count, y_at, residual_at, t.k0, t.channels});
+          finish(epilogue,
+                 Finish{panel_sums, round_up(t.channels, kLanes), count, y_at, residual_at, t.k0, t.channels});
         };
         if (plan.by_tile && count > kPairPixels && g1 - g0 > 1) {
           const bool rest = g1 == plan.panels && plan.k % kPanel != 0;
@@ -378,7 +566,7 @@ void run_part(const ConvArgs& args, const Plan& usual, const Source& source, con
             if (tiles == 0) return;
             t.count = tiles;
             t.sums_step = kept ? size * row : 0;
-            kTiles[row / kLanes - 1][size - 1](t, epilogue);
+            kTiles.of[ceil_div(t.channels, kGrain) - 1][size - 1](t, epilogue);
             t.rows += tiles * t.taps * size;
             t.y_at += tiles * size;
             t.residual_at += tiles * size;
@@ -420,6 +608,8 @@ void run(const void* blocking, const ConvArgs& args, const float* weight, char* 
   std::memset(zeros, 0, static_cast<size_t>(plan.zero_bytes));
   const Epilogue epilogue = make_epilogue(args);
   const int64_t panels = shape.groups * plan.panels;
+  const bool planes = plan.plane_pixels > 0 && is_planes(args.x.stride, shape.w) && is_planes(args.y_stride, shape.w) &&
+                      (args.residual.data == nullptr || is_planes(args.residual.stride, shape.w));
   for (int64_t n = 0; n < shape.n; n += plan.images) {
     const int64_t images = min(plan.images, shape.n - n);
     Source source = {static_cast<const float*>(args.x.data) + n * args.x.stride[0],
@@ -428,9 +618,9 @@ void run(const void* blocking, const ConvArgs& args, const float* weight, char* 
                      args.x.stride[3],
                      zeros,
                      n};
-    if (plan.copied) {
-      to_nhwc(copy, args.x, args.dtype, n, images, shape, executor);
-      source = {copy, shape.h * shape.w * shape.c, shape.w * shape.c, shape.c, zeros, n};
+    if (plan.copied && (!plan.apart || collides(shape.stride_w * args.x.stride[3]))) {
+      to_nhwc(copy, plan.pitch, args.x, args.dtype, n, images, shape, executor);
+      source = {copy, shape.h * shape.w * plan.pitch, shape.w * plan.pitch, plan.pitch, zeros, n};
     }
     const int64_t pixels = images * plan.pixels;
     int64_t rows, columns;
@@ -438,8 +628,14 @@ void run(const void* blocking, const ConvArgs& args, const float* weight, char* 
     parallel_for(executor, 0, rows * columns, 1, [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) {
         const int64_t row = part / columns, column = part % columns;
-        run_part(args, plan, source, epilogue, weight, row * pixels / rows, (row + 1) * pixels / rows,
-                 column * panels / columns, (column + 1) * panels / columns, slots + part * plan.slot_bytes);
+        const int64_t from = row * pixels / rows, to = (row + 1) * pixels / rows;
+        const int64_t panel_from = column * panels / columns, panel_to = (column + 1) * panels / columns;
+        char* const slot = slots + part * plan.slot_bytes;
+        if (planes) {
+          run_planes_part(args, plan, epilogue, weight, from, to, panel_from, panel_to, reinterpret_cast<float*>(slot));
+        } else {
+          run_part(args, plan, source, epilogue, weight, from, to, panel_from, panel_to, slot);
+        }
       }
     });
   }

@@ -44,7 +44,7 @@ struct ConvHeader {
 static_assert(sizeof(ConvHeader) % kConvAlign == 0);
 
 inline constexpr uint32_t kConvMagic = 0x764b4350;  // "PCKv"
-inline constexpr uint32_t kConvVersion = 2;
+inline constexpr uint32_t kConvVersion = 3;
 
 PK_DECLARE_TABLES(ConvKernels, conv_kernels)
 

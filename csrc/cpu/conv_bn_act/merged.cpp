@@ -21,9 +21,6 @@ namespace {
 constexpr int64_t kPixels = 96;             // of a row that are finished at a time
 constexpr int64_t kThreadWork = 256 << 10;  // products that are worth waking a thread for
 
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-
 struct MergedTile {
   const float* const* rows;  // [taps]: under the tap, of pixel 0
   int64_t taps, run;
@@ -59,7 +56,7 @@ void run_merged(const MergedTile& t, const Epilogue& e) {
       }
     }
   }
-  if (e.in_registers && t.count == kRow) return finish_tile(acc, e, t.y_at, t.residual_at, t.k0);
+  if (e.in_registers && t.count == kRow) return finish_tile<MR, NV, true>(acc, e, t.y_at, t.residual_at, t.k0, kLanes);
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 16
@@ -154,9 +151,11 @@ struct Strip {
     float* row = ring_row(h);
     const int64_t from = image * x.stride[0] + h * x.stride[2], before = shape.pad_left * shape.c;
     if (args.dtype == DType::f32) {
-      copy_row(row + before, shape.w, shape.c, static_cast<const float*>(x.data) + from, x.stride[3], x.stride[1]);
+      copy_row(row + before, shape.c, shape.w, shape.c, static_cast<const float*>(x.data) + from, x.stride[3],
+               x.stride[1]);
     } else {
-      copy_row(row + before, shape.w, shape.c, static_cast<const bf16_t*>(x.data) + from, x.stride[3], x.stride[1]);
+      copy_row(row + before, shape.c, shape.w, shape.c, static_cast<const bf16_t*>(x.data) + from, x.stride[3],
+               x.stride[1]);
     }
   }
 

@@ -3,8 +3,11 @@
 //
 //   sum[i][k] += rows[tap][i][c] * weight[tap][c][k]     each x broadcast from memory, each weight vector used MR times
 //
-// Two vectors and as many pixels as leave room for them and a broadcast: 6 x 2 of 16 registers, 14 x 2 of 32.
+// Two vectors and as many pixels as leave room for them and a broadcast: 6 x 2 of 16 registers, 14 x 2 of 32. Where
+// channels are left over, a vector of 16 is also had by halves: 8 lanes take half as long.
 #pragma once
+
+#include <utility>
 
 #include "cpu/activate.h"
 #include "cpu/conv_bn_act/epilogue.h"
@@ -14,25 +17,28 @@ namespace PK_ISA {
 namespace {
 
 inline constexpr int kTilePixels = (kRegisters - 4) / 2;
-inline constexpr int kPanel = 2 * kLanes;  // output channels of a weight panel
+inline constexpr int kPanel = 2 * kLanes;                 // output channels of a weight panel,
+inline constexpr int kGrain = kLanes == 16 ? 8 : kLanes;  // or a multiple of this in the last one
+inline constexpr int kWidths = kPanel / kGrain;
 
 inline constexpr int64_t kChunk = 64;  // channels between two looks at what to fetch
 
 // Some tiles of the same size, one after the other.
 struct Tiles {
   int64_t count;
-  const float* const* rows;  // [count][taps][pixels]: where tap and pixel meet, the channels of x
+  const float* const* rows;  // [count][taps][pixels]: where tap and pixel meet, the channels of x; null where a tap
+                             // has nothing but padding, of several taps
   int64_t taps;
   int64_t c0, run;      // channels [c0, c0 + run) of every row
-  const float* weight;  // [taps][run][NV * kLanes]
-  float* sums;          // [pixels][NV * kLanes]: what the slices before this one left, and this one leaves,
+  const float* weight;  // [taps][run][width]
+  float* sums;          // [pixels][whole vectors]: what the slices before this one left, and this one leaves,
   int64_t sums_step;    // and how far on that of the next tile is
   bool first, last;     // of the slices: begins with zero; finishes
   const int64_t* y_at;  // [count][pixels], as in finish()
   const int64_t* residual_at;
   const float* ahead;    // weights that are needed soon,
   int64_t ahead_lines;   // and how many cache lines of them to fetch at each chunk of the run
-  int64_t k0, channels;  // output channels [k0, k0 + channels), channels <= NV * kLanes
+  int64_t k0, channels;  // output channels [k0, k0 + channels), channels <= width
 };
 
 template <Activation kA, int MR, int NV>
@@ -43,15 +49,18 @@ __attribute__((always_inline)) inline void activate_tile(F32 (&acc)[MR][NV], flo
     for (int v = 0; v < NV; ++v) acc[i][v] = activate(acc[i][v], kA, negative_slope);
 }
 
-// What follows the sums of whole vectors of channels from k0 on, without a trip to memory: where e.in_registers. Phase
-// by phase, so that no flag is looked at again: a store may change any of them, as far as compilers know.
-template <int MR, int NV>
+// What follows the sums without a trip to memory, where e.in_registers; of the last vector the first `rest` lanes.
+// Phase by phase, so that no flag is looked at again: a store may change any of them, as far as compilers know.
+template <int MR, int NV, bool kWhole>
 __attribute__((always_inline)) inline void finish_tile(F32 (&acc)[MR][NV], const Epilogue& e, const int64_t* y_at,
-                                                       const int64_t* residual_at, int64_t k0) {
+                                                       const int64_t* residual_at, int64_t k0, int64_t rest) {
+  const auto read = [rest](const float* from, int v) {
+    return kWhole || v + 1 < NV ? load<F32>(from + v * kLanes) : load_partial(from + v * kLanes, rest);
+  };
 #pragma GCC unroll 16
   for (int v = 0; v < NV; ++v) {
-    const F32 scale = e.scale ? load<F32>(e.scale + k0 + v * kLanes) : broadcast(1.0f);
-    const F32 shift = e.shift ? load<F32>(e.shift + k0 + v * kLanes) : F32{};
+    const F32 scale = e.scale ? read(e.scale + k0, v) : broadcast(1.0f);
+    const F32 shift = e.shift ? read(e.shift + k0, v) : F32{};
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) acc[i][v] = fma(acc[i][v], scale, shift);
   }
@@ -60,7 +69,7 @@ __attribute__((always_inline)) inline void finish_tile(F32 (&acc)[MR][NV], const
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 16
-      for (int v = 0; v < NV; ++v) acc[i][v] += load<F32>(residual + residual_at[i] + v * kLanes);
+      for (int v = 0; v < NV; ++v) acc[i][v] += read(residual + residual_at[i], v);
   }
   switch (e.activation) {
     case Activation::relu:
@@ -87,7 +96,13 @@ __attribute__((always_inline)) inline void finish_tile(F32 (&acc)[MR][NV], const
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 16
-    for (int v = 0; v < NV; ++v) store(y[i] + v * kLanes, acc[i][v]);
+    for (int v = 0; v < NV; ++v) {
+      if (kWhole || v + 1 < NV) {
+        store(y[i] + v * kLanes, acc[i][v]);
+      } else {
+        store_partial(y[i] + v * kLanes, acc[i][v], rest);
+      }
+    }
 }
 
 // What becomes of a tile's sums at the end of a slice.
@@ -95,7 +110,13 @@ template <int MR, int NV>
 __attribute__((always_inline)) inline void leave(const Tiles& t, const Epilogue& e, F32 (&acc)[MR][NV], float* sums,
                                                  const int64_t* y_at, const int64_t* residual_at) {
   constexpr int64_t kRow = NV * kLanes;
-  if (t.last && e.in_registers && t.channels == kRow) return finish_tile(acc, e, y_at, residual_at, t.k0);
+  if (t.last && e.in_registers) {
+    if (t.channels == kRow) return finish_tile<MR, NV, true>(acc, e, y_at, residual_at, t.k0, kLanes);
+    // Only AVX-512 stores part of a vector in one go.
+    if constexpr (kLanes == 16) {
+      return finish_tile<MR, NV, false>(acc, e, y_at, residual_at, t.k0, t.channels - kRow + kLanes);
+    }
+  }
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 16
@@ -103,9 +124,11 @@ __attribute__((always_inline)) inline void leave(const Tiles& t, const Epilogue&
   if (t.last) finish(e, {sums, kRow, MR, y_at, residual_at, t.k0, t.channels});
 }
 
-template <int MR, int NV>
+template <int MR, int kWidth>
 void run_tiles(const Tiles& t, const Epilogue& e) {
+  constexpr int NV = (kWidth + kLanes - 1) / kLanes, kFull = kWidth / kLanes;
   constexpr int64_t kRow = NV * kLanes;
+  constexpr bool kHalf = kFull < NV;
   // Locals: a store may change whatever is read through a pointer, as far as compilers know.
   const bool first = t.first, fetches = t.last && !e.planes;
   const int64_t taps = t.taps, c0 = t.c0, run = t.run, ahead_lines = t.ahead_lines;
@@ -116,16 +139,22 @@ void run_tiles(const Tiles& t, const Epilogue& e) {
   const float* ahead = t.ahead;
   for (int64_t tile = 0; tile < t.count; ++tile, y_at += MR, residual_at += MR, sums += t.sums_step) {
     F32 acc[MR][NV];
+    F32Half half[MR];  // in the place of the last vector, where kHalf
     if (first) {
 #pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i)
+      for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 16
         for (int v = 0; v < NV; ++v) acc[i][v] = F32{};
+        half[i] = F32Half{};
+      }
     } else {
 #pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i)
+      for (int i = 0; i < MR; ++i) {
+        const float* from = sums + i * kRow;
 #pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v) acc[i][v] = load<F32>(sums + i * kRow + v * kLanes);
+        for (int v = 0; v < NV; ++v) acc[i][v] = load<F32>(from + v * kLanes);
+        if constexpr (kHalf) half[i] = load<F32Half>(from + kFull * kLanes);
+      }
     }
     if (fetches) {
 #pragma GCC unroll 16
@@ -133,24 +162,35 @@ void run_tiles(const Tiles& t, const Epilogue& e) {
     }
     const float* w = t.weight;
     for (int64_t tap = 0; tap < taps; ++tap, rows += MR) {
+      if (rows[0] == nullptr) {
+        w += run * kWidth;
+        continue;
+      }
       const float* x[MR];
 #pragma GCC unroll 16
       for (int i = 0; i < MR; ++i) x[i] = rows[i] + c0;
       for (int64_t chunk = 0; chunk < run; chunk += kChunk) {
         for (int64_t line = 0; line < ahead_lines; ++line, ahead += 16) __builtin_prefetch(ahead, 0, 2);
         const int64_t end = chunk + kChunk < run ? chunk + kChunk : run;
-        for (int64_t c = chunk; c < end; ++c, w += kRow) {
+        for (int64_t c = chunk; c < end; ++c, w += kWidth) {
           F32 weight[NV];
+          F32Half weight_half = {};
 #pragma GCC unroll 16
-          for (int v = 0; v < NV; ++v) weight[v] = load<F32>(w + v * kLanes);
+          for (int v = 0; v < kFull; ++v) weight[v] = load<F32>(w + v * kLanes);
+          if constexpr (kHalf) weight_half = load<F32Half>(w + kFull * kLanes);
 #pragma GCC unroll 16
           for (int i = 0; i < MR; ++i) {
             const F32 value = broadcast(x[i][c]);
 #pragma GCC unroll 16
-            for (int v = 0; v < NV; ++v) acc[i][v] = fma(value, weight[v], acc[i][v]);
+            for (int v = 0; v < kFull; ++v) acc[i][v] = fma(value, weight[v], acc[i][v]);
+            if constexpr (kHalf) half[i] = fma(x[i][c] - F32Half{}, weight_half, half[i]);
           }
         }
       }
+    }
+    if constexpr (kHalf) {
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) acc[i][kFull] = extend(half[i]);
     }
     leave(t, e, acc, sums, y_at, residual_at);
   }
@@ -213,6 +253,11 @@ void run_pair(const Tiles& t, const Tiles& u, const Epilogue& e) {
   const float *w = t.weight, *w_next = u.weight, *ahead = t.ahead, *ahead_next = u.ahead;
   const float* const* rows = t.rows;
   for (int64_t tap = 0; tap < t.taps; ++tap, rows += MR) {
+    if (rows[0] == nullptr) {
+      w += t.run * kPanel;
+      w_next += t.run * kPanel;
+      continue;
+    }
     const float* x[MR];
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) x[i] = rows[i] + t.c0;
@@ -242,18 +287,20 @@ void run_pair(const Tiles& t, const Tiles& u, const Epilogue& e) {
 
 using TileFunction = void (*)(const Tiles&, const Epilogue&);
 
-// kTiles[vectors - 1][pixels - 1]
-#if PK_REGISTERS == 16
-#define PK_TILES(NV) \
-  {run_tiles<1, NV>, run_tiles<2, NV>, run_tiles<3, NV>, run_tiles<4, NV>, run_tiles<5, NV>, run_tiles<6, NV>}
-#else
-#define PK_TILES(NV)                                                                             \
-  {run_tiles<1, NV>,  run_tiles<2, NV>,  run_tiles<3, NV>,  run_tiles<4, NV>, run_tiles<5, NV>,  \
-   run_tiles<6, NV>,  run_tiles<7, NV>,  run_tiles<8, NV>,  run_tiles<9, NV>, run_tiles<10, NV>, \
-   run_tiles<11, NV>, run_tiles<12, NV>, run_tiles<13, NV>, run_tiles<14, NV>}
-#endif
-constexpr TileFunction kTiles[2][kTilePixels] = {PK_TILES(1), PK_TILES(2)};
-#undef PK_TILES
+struct TileTable {
+  TileFunction of[kWidths][kTilePixels];  // [width / kGrain - 1][pixels - 1]
+};
+template <int kWidth, int... pixel>
+constexpr void fill_width(TileTable& table, std::integer_sequence<int, pixel...>) {
+  ((table.of[kWidth / kGrain - 1][pixel] = run_tiles<pixel + 1, kWidth>), ...);
+}
+template <int... width>
+constexpr TileTable tile_table(std::integer_sequence<int, width...>) {
+  TileTable table = {};
+  (fill_width<(width + 1) * kGrain>(table, std::make_integer_sequence<int, kTilePixels>()), ...);
+  return table;
+}
+constexpr TileTable kTiles = tile_table(std::make_integer_sequence<int, kWidths>());
 
 using PanelsFunction = void (*)(Tiles, const Epilogue&, int64_t count, int64_t next);
 

@@ -43,9 +43,6 @@ constexpr int64_t kCopyBytes = 4 << 20;  // copied images that are worked on at 
 constexpr int kTaps = 9;
 constexpr int64_t kLineFloats = 16;  // of a cache line
 
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // The transforms of one dimension, on vectors: B^T d, G g and A^T m.
 struct F4 {
   static constexpr int kOut = 4, kIn = 6;
@@ -509,7 +506,7 @@ void run(const void* blocking, const ConvArgs& args, const float* weight, char* 
                      zeros,
                      n};
     if (plan.copied) {
-      to_nhwc(copy, args.x, args.dtype, n, images, shape, executor);
+      to_nhwc(copy, shape.c, args.x, args.dtype, n, images, shape, executor);
       source = {copy, shape.h * shape.w * shape.c, shape.w * shape.c, shape.c, zeros, n};
     }
     const int64_t tiles = images * plan.tiles_h * plan.tiles_w;
