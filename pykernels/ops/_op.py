@@ -27,6 +27,7 @@ FAMILIES = (
     "squeeze_excite",
     "upsample2d",
     "group_norm_act",
+    "layer_norm",
 )
 
 

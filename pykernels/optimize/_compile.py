@@ -9,6 +9,7 @@ from pykernels.optimize._branches import merge_branches
 from pykernels.optimize._conv1d import as_images, conv1d_of
 from pykernels.optimize._graph import Graph, Step, Value, values_in
 from pykernels.optimize._group_norms import group_norm_of
+from pykernels.optimize._layer_norms import pixels_of, rows_as_images, use_our_layer_norms
 from pykernels.optimize._layout import settle
 from pykernels.optimize._linear import linear_of
 from pykernels.optimize._norms import norm_of
@@ -33,7 +34,10 @@ def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any]) -> Pr
         constants |= {v for s in folded for v in s.results()}
         folded += merge_branches(graph, constants)
         use_our_squeeze(graph, constants)
-        fuser = Fuser(graph, constants, (conv_of, conv1d_of, transposed_of, linear_of, norm_of, group_norm_of))
+        rows_as_images(graph, constants)
+        fuser = Fuser(
+            graph, constants, (conv_of, pixels_of, conv1d_of, transposed_of, linear_of, norm_of, group_norm_of)
+        )
         fuser.fuse()
         folded += fuser.folded
         drop_dead(graph)
@@ -43,6 +47,7 @@ def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any]) -> Pr
         reuse_memory(graph)
         use_our_pools(graph)
         use_our_resizes(graph)
+        use_our_layer_norms(graph)
     return Program(graph, folded, recorder.watch, store)
 
 

@@ -45,6 +45,7 @@ CALLS = {
     "max_pool2d": {"x": X},
     "avg_pool2d": {"x": X},
     "global_avg_pool2d": {"x": X},
+    "layer_norm": {"x": X[..., :4], "weight": V, "bias": V},
     "upsample2d": {"x": X},
     "squeeze_excite": {
         "x": X, "reduce_weight": torch.randn(4, 4), "reduce_bias": V, "expand_weight": torch.randn(4, 4),
@@ -76,6 +77,8 @@ def call(op, given, **named):
         named.setdefault("kernel_size", 2)
     if op == "group_norm_act":
         named.setdefault("groups", 2)
+    if op == "layer_norm":
+        named.setdefault("normalized_shape", 4)
     if op == "upsample2d":
         named.setdefault("scale_factor", 2)
     return function(op)(**given, **named)
