@@ -28,6 +28,7 @@ FAMILIES = (
     "upsample2d",
     "group_norm_act",
     "layer_norm",
+    "shuffle",
 )
 
 

@@ -18,6 +18,7 @@ from pykernels.optimize._pools import use_our_pools
 from pykernels.optimize._program import Program
 from pykernels.optimize._record import Recorder
 from pykernels.optimize._resizes import use_our_resizes
+from pykernels.optimize._shuffles import use_our_shuffles
 from pykernels.optimize._simplify import drop_dead, drop_duplicates, is_pure, reuse_memory
 from pykernels.optimize._squeeze import use_our_squeeze
 from pykernels.optimize._transposed import transposed_of
@@ -41,6 +42,7 @@ def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any]) -> Pr
         fuser.fuse()
         folded += fuser.folded
         drop_dead(graph)
+        use_our_shuffles(graph)
         use_our_lstms(graph, store)
         as_images(graph)
         settle(graph)

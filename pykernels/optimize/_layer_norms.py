@@ -39,17 +39,10 @@ class LayerNorm(OurCall):
         super().__init__("layer_norm", "layer_norm", "layer_norm", torch.tensor(call, dtype=torch.float64))
         self._call = call
         self._run = torch.ops.pykernels.layer_norm_bound.default
-        if not call.dims:
-            self.into = self._into_channels_last
 
     def __call__(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """In new memory."""
         return self._run(x if self._call.dims else _channels_last(x), weight, bias, self.numbers)
-
-    def _into_channels_last(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, numbers: Tensor, *, out: Tensor
-    ) -> None:
-        torch.ops.pykernels.layer_norm_out.default(_channels_last(x), weight, bias, numbers, out=out)
 
     def in_trace(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:  # type: ignore[override]
         """The same by `pykernels.ops`'s op."""

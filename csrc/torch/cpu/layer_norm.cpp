@@ -44,9 +44,9 @@ void check_x(const char* op, const Tensor& x, const NormNumbers& call) {
   }
 }
 
-// x as y lies: what is normalised over, or the pixels, are adjacent in both.
-void run_into(const char* op, const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias,
-              const NormNumbers& call, const Tensor& y) {
+// Fails, and writes nothing, unless x and y lie alike: what is normalised over, or the pixels, are adjacent in both.
+Status run_into(const char* op, const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias,
+                const NormNumbers& call, const Tensor& y) {
   LayerNormArgs args;
   args.dtype = to_float_dtype(x.scalar_type(), op, "x");
   args.eps = call.eps;
@@ -71,8 +71,9 @@ void run_into(const char* op, const Tensor& x, const MaybeTensor& weight, const 
   args.x = x.const_data_ptr();
   args.y = y.mutable_data_ptr();
   LayerNormPlan plan;
-  check_status(make_plan(args, &plan), op);
+  PK_TRY(make_plan(args, &plan));
   pk::run(plan, torch_executor());
+  return kOk;
 }
 
 // Not filled, as x, which is contiguous.
@@ -89,7 +90,7 @@ Tensor result(const char* op, const Tensor& given, const MaybeTensor& weight, co
   const bool good = call.dims == 0 ? lies_well(given) : given.is_contiguous();
   const Tensor x = good ? given : torch::stable::contiguous(given);
   const Tensor y = call.dims == 0 ? empty_image(x, x.size(2), x.size(3)) : like_rows(x);
-  run_into(op, x, weight, bias, call, y);
+  check_status(run_into(op, x, weight, bias, call, y), op);
   return y;
 }
 
@@ -108,16 +109,10 @@ void layer_norm_out_op(Tensor x, MaybeTensor weight, MaybeTensor bias, Tensor ca
   check_x(op, x, numbers);
   std::vector<int64_t> shape;
   for (int64_t i = 0; i < x.dim(); ++i) shape.push_back(x.size(i));
-  if (numbers.dims > 0) {
-    check_cpu(out, op, "out");
-    check_dtype(out, x.scalar_type(), op, "out");
-    check_shape(out, shape, op, "out");
-    check(out.is_contiguous(), op, "out", "expected a contiguous tensor");
-    run_into(op, dense(x), weight, bias, numbers, out);
-    return;
-  }
   check_out(out, x.scalar_type(), shape, op);
-  run_into(op, x, weight, bias, numbers, out);
+  const bool rows = numbers.dims > 0, whole = !rows || (x.is_contiguous() && out.is_contiguous());
+  if (whole && run_into(op, x, weight, bias, numbers, out)) return;
+  torch::stable::copy_(out, result(op, x, weight, bias, numbers));
 }
 
 }  // namespace

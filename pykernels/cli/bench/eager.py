@@ -158,4 +158,7 @@ _EAGER: dict[str, Callable[..., Any]] = {
     "group_norm_act": _group_norm_act,
     "layer_norm": _layer_norm,
     "squeeze_excite": _squeeze_excite,
+    "channel_shuffle": F.channel_shuffle,
+    "pixel_shuffle": F.pixel_shuffle,
+    "pixel_unshuffle": F.pixel_unshuffle,
 }

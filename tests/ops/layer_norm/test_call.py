@@ -114,7 +114,6 @@ def test_layer_norm_out_writes_where_it_is_told(dims):
 def test_layer_norm_out_refuses_what_does_not_fit():
     x, call, out = normal(1, 4, 6, 6), torch.tensor([0, 1e-5]).double(), torch.empty(1, 4, 6, 6)
     v, rows = torch.ones(4), torch.tensor([1, 1e-5]).double()
-    last = out.contiguous(memory_format=torch.channels_last)
     for bad, words in (
         ((x, v, v, call[:1], out), "call: expected 2 float64 numbers"),
         ((x, v, v, call.float(), out), "call: expected 2 float64 numbers"),
@@ -128,8 +127,6 @@ def test_layer_norm_out_refuses_what_does_not_fit():
         ((x, v, torch.ones(8)[::2], call, out), "bias: expected a contiguous tensor"),
         ((x, v, v, call, torch.empty(1, 4, 6, 5)), r"out: expected shape \(1, 4, 6, 6\)"),
         ((x, v, v, call, torch.empty(1, 4, 6, 1).expand(1, 4, 6, 6)), "out: expected no two elements"),
-        ((x, v, v, call, last), "x: expected pixels one step apart.*alike"),
-        ((x, None, None, rows, last), "out: expected a contiguous tensor"),
         ((x, v, v, call, out.double()), "out: expected torch.float32"),
         ((x[0], v, v, call, out[0]), "x: expected 4 dimensions"),
         ((x.double(), v, v, call, out), "x: expected torch.float32 or torch.bfloat16"),
