@@ -187,7 +187,10 @@ class Otherwise(nn.Module):
         c = (b * torch.sigmoid(b.mean((1, 2), keepdim=True))).permute(0, 3, 1, 2)
         d = self.linear(a).permute(0, 3, 2, 1)
         e = self.norm(self.conv(x + 1).permute(0, 3, 2, 1)).permute(0, 3, 1, 2)
-        return c, d, e, a
+        f = self.norm(self.conv(x + 2).permute(0, 2, 3, 1))
+        g = self.conv(x + 3).permute(0, 2, 3, 1)
+        h = self.norm(g).permute(0, 3, 1, 2)
+        return c, d, e, a, f.permute(0, 3, 1, 2), f, h, g
 
 
 @pytest.mark.parametrize("layout", FORMATS, ids=str)

@@ -131,8 +131,10 @@ class Written(nn.Module):
         z = by_view(y, 2)
         n, c, h, w = y.shape
         view = y.view(n, 2, 4, h, w).transpose(1, 2)
+        copy = y.view(n, 2, 4, h, w).transpose(1, 2).contiguous()
+        joined = torch.cat((y, y), 1)
         y.add_(1)
-        return z, view.reshape(n, c, h, w), by_view(y, 4).mul_(2)
+        return z, view.reshape(n, c, h, w), by_view(y, 4).mul_(2), copy.view(n, c, h, w), by_view(joined, 2)
 
 
 def test_what_is_written_to_is_seen():
