@@ -116,6 +116,10 @@ def test_ops_have_gradients_where_the_matrix_says_so():
         "squeeze_excite": lambda x: ops.squeeze_excite(x, w, None, w, None),
         "upsample2d": lambda x: ops.upsample2d(x, scale_factor=2),
         "group_norm_act": lambda x: ops.group_norm_act(x, 2),
+        "layer_norm": lambda x: ops.layer_norm(x, 6),
+        "channel_shuffle": lambda x: ops.channel_shuffle(x, 2),
+        "pixel_shuffle": lambda x: ops.pixel_shuffle(x, 2),
+        "pixel_unshuffle": lambda x: ops.pixel_unshuffle(x, 2),
     }
     trains = {
         name.strip(" `"): line.strip("| ").endswith("yes")

@@ -28,10 +28,11 @@ enum class Activation : int32_t {
   relu6,
   hardsigmoid,
   mish,
-  gelu_tanh
+  gelu_tanh,
+  softplus
 };
 
-inline constexpr int kActivations = static_cast<int>(Activation::gelu_tanh) + 1;  // after the last
+inline constexpr int kActivations = static_cast<int>(Activation::softplus) + 1;  // after the last
 
 namespace {
 
@@ -41,12 +42,13 @@ PK_HOST_DEVICE constexpr bool is_signed(Activation activation) {
 }
 
 // How many constants an activation has that a caller may give for each channel, in the place of the usual ones:
-// leaky_relu its slope, elu its factor below 0, silu the one of x in the sigmoid, relu6 its two bounds.
+// leaky_relu its slope, elu its factor below 0, silu and softplus the one of x in the exponent, relu6 its two bounds.
 PK_HOST_DEVICE constexpr int parameters_of(Activation activation) {
   switch (activation) {
     case Activation::leaky_relu:
     case Activation::elu:
     case Activation::silu:
+    case Activation::softplus:
       return 1;
     case Activation::relu6:
       return 2;
@@ -90,6 +92,8 @@ struct ActivationOf {
         return x * mish_gate(x);
       case Activation::gelu_tanh:
         return x * Math::sigmoid(gelu_argument(x));
+      case Activation::softplus:
+        return Math::max(V{}, x) + log1p_exp(x);
     }
     return x;
   }
@@ -103,6 +107,8 @@ struct ActivationOf {
         return x > Scalar{0} ? x : p * Math::expm1(x);
       case Activation::silu:
         return x * Math::sigmoid(p * x);
+      case Activation::softplus:
+        return Math::max(V{}, x) + log1p_exp(p * x) / p;
       case Activation::relu6:
         return Math::min(q, Math::max(p, x));
       default:
@@ -153,6 +159,8 @@ struct ActivationOf {
         return gy * (s + x * s * (Scalar{1} - s) *
                              (static_cast<Scalar>(1.5957691216057308) + static_cast<Scalar>(0.21406431066) * x * x));
       }
+      case Activation::softplus:
+        return gy * Math::sigmoid(x);
     }
     return gy;
   }
@@ -163,6 +171,19 @@ struct ActivationOf {
   PK_FORMULA V mish_gate(V x) {
     const V e = Math::exp(Math::min(V{} + Scalar{20}, x)), n = e * (e + Scalar{2});
     return n / (n + Scalar{2});
+  }
+
+  // log(1 + u) with u = e^-|x|, which is 2 artanh(z) with z = u / (2 + u), at most 1/3: what the series leaves out is
+  // less than 2^-26 of it.
+  PK_FORMULA V log1p_exp(V x) {
+    const V u = Math::exp(Math::min(-x, x)), z = u / (u + Scalar{2}), s = z * z;
+    V sum = V{} + static_cast<Scalar>(1 / 13.0);
+    sum = sum * s + static_cast<Scalar>(1 / 11.0);
+    sum = sum * s + static_cast<Scalar>(1 / 9.0);
+    sum = sum * s + static_cast<Scalar>(1 / 7.0);
+    sum = sum * s + static_cast<Scalar>(1 / 5.0);
+    sum = sum * s + static_cast<Scalar>(1 / 3.0);
+    return (z + z) * (sum * s + Scalar{1});
   }
 
   // z with (1 + tanh(z / 2)) / 2 = sigmoid(z): 2 sqrt(2 / pi) (x + 0.044715 x^3).

@@ -28,6 +28,8 @@ OPS = (
     *("max_pool2d", "avg_pool2d", "global_avg_pool2d", "pool2d_bound", "pool2d_out"),
     *("upsample2d", "upsample2d_bound", "upsample2d_out"),
     *("group_norm_act", "group_norm_act_bound", "group_norm_act_out"),
+    *("layer_norm", "layer_norm_bound", "layer_norm_out"),
+    *("shuffle", "shuffle_bound", "shuffle_out"),
     *("squeeze_excite", "squeeze_excite_out"),
     *("lstm", "lstm_backward", "lstm_pack", "lstm_packed", "lstm_cell", "lstm_cell_backward", "lstm_cell_packed"),
     *("int8_matmul", "int8_pack", "int8_matmul_packed", "int8_linear", "int8_linear_packed", "quantize_int8"),

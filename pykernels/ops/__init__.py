@@ -9,8 +9,10 @@ from pykernels.ops.conv_bn_act.transposed import conv_transpose_bn_act
 from pykernels.ops.group_norm_act import group_norm_act
 from pykernels.ops.int8_conv2d import int8_conv2d
 from pykernels.ops.int8_matmul import int8_matmul, quantize_int8
+from pykernels.ops.layer_norm import layer_norm
 from pykernels.ops.lstm import lstm, lstm_cell
 from pykernels.ops.pool2d import avg_pool2d, global_avg_pool2d, max_pool2d
+from pykernels.ops.shuffle import channel_shuffle, pixel_shuffle, pixel_unshuffle
 from pykernels.ops.squeeze_excite import squeeze_excite
 from pykernels.ops.upsample2d import upsample2d
 
@@ -18,15 +20,19 @@ __all__ = [
     "ACTIVATIONS",
     "avg_pool2d",
     "batch_norm_act",
+    "channel_shuffle",
     "conv_bn_act",
     "conv_transpose_bn_act",
     "global_avg_pool2d",
     "group_norm_act",
     "int8_conv2d",
     "int8_matmul",
+    "layer_norm",
     "lstm",
     "lstm_cell",
     "max_pool2d",
+    "pixel_shuffle",
+    "pixel_unshuffle",
     "quantize_int8",
     "squeeze_excite",
     "upsample2d",

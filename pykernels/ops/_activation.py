@@ -100,6 +100,11 @@ _TABLE = {
     "gelu_tanh": Activation(
         lambda z, _: F.gelu(z, approximate="tanh"), lambda gy, z, _: aten.gelu_backward(gy, z, approximate="tanh")
     ),
+    "softplus": Activation(
+        lambda z, _: F.softplus(z),
+        lambda gy, z, _: aten.softplus_backward(gy, z, 1, 20),
+        lambda gy, y, _: gy * -torch.expm1(-y),
+    ),
 }
 
 ACTIVATIONS = tuple(_TABLE)

@@ -27,6 +27,8 @@ FAMILIES = (
     "squeeze_excite",
     "upsample2d",
     "group_norm_act",
+    "layer_norm",
+    "shuffle",
 )
 
 

@@ -36,6 +36,16 @@ def mish_gate(x):
 
 
 @triton.jit
+def log1p_exp(x):
+    # log(1 + u) with u = e^-|x|, which is 2 artanh(z) with z = u / (2 + u), at most 1/3
+    u = tl.exp(-tl.abs(x))
+    z = u / (u + 2.0)
+    s = z * z
+    far = 0.11111111 + s * (0.090909091 + s * 0.076923077)
+    return 2.0 * z * (1.0 + s * (0.33333333 + s * (0.2 + s * (0.14285714 + s * far))))
+
+
+@triton.jit
 def gelu_argument(x):
     # z with (1 + tanh(z / 2)) / 2 = sigmoid(z)
     return 1.5957691 * x * (1.0 + 0.044715 * x * x)
@@ -69,6 +79,8 @@ def activate(x, ACTIVATION: tl.constexpr, negative_slope):
         x = x * mish_gate(x)
     elif ACTIVATION == "gelu_tanh":
         x = x * sigmoid(gelu_argument(x))
+    elif ACTIVATION == "softplus":
+        x = tl.where(x < 0.0, 0.0, x) + log1p_exp(x)
     else:
         tl.static_assert(ACTIVATION == "none", "unknown activation")
     return x
@@ -102,6 +114,8 @@ def gradient(gy, x, ACTIVATION: tl.constexpr, negative_slope):
     elif ACTIVATION == "gelu_tanh":
         p = sigmoid(gelu_argument(x))
         gy *= p + x * p * (1.0 - p) * (1.5957691 + 0.21406431 * x * x)
+    elif ACTIVATION == "softplus":
+        gy *= sigmoid(x)
     else:
         gy = signed_gradient(gy, (x <= 0.0) == 0, ACTIVATION, negative_slope)
     return gy

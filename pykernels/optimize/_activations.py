@@ -15,7 +15,7 @@ from pykernels.optimize._graph import Step, Value, bound, is_torchs
 
 _IN_PLACE: dict[str, Callable[[Tensor], Tensor] | None] = {
     "none": None, "relu": torch.relu_, "sigmoid": torch.sigmoid_, "tanh": torch.tanh_, "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu_tanh": partial(F.gelu, approximate="tanh"), "softplus": F.softplus,
     **{f.__name__: partial(f, inplace=True) for f in (F.elu, F.silu, F.hardswish, F.relu6, F.hardsigmoid, F.mish)},
 }  # fmt: skip
 _PLAIN = ("relu", "sigmoid", "tanh", "silu", "hardswish", "relu6", "hardsigmoid", "mish")
@@ -30,7 +30,7 @@ _BOUNDS = {
 #: The steps that make a gate of x, for which x times the gate is an activation; "*" by some number.
 _GATES = {
     ("sigmoid",): "silu", ("*", "sigmoid"): "silu", ("softplus", "tanh"): "mish", ("hardsigmoid",): "hardswish",
-    ("+3", "relu6", "/6"): "hardswish",
+    ("+3", "relu6", "/6"): "hardswish", ("exp", "log1p", "tanh"): "mish",
 }  # fmt: skip
 _LONGEST_GATE = max(map(len, _GATES))
 
@@ -41,7 +41,7 @@ class Act(NamedTuple):
     name: str
     #: leaky_relu's.
     slope: float = 0.01
-    #: In the place of the usual ones: elu's alpha, relu6's bounds, silu's factor in the sigmoid.
+    #: In the place of the usual ones: elu's alpha, relu6's bounds, silu's factor in the sigmoid, softplus' beta.
     constants: tuple[float, ...] = ()
     #: Of leaky_relu, for each channel or for all: then it is PReLU.
     slopes: Value | None = None
@@ -63,6 +63,8 @@ class Act(NamedTuple):
         first, last = self.constants[0], self.constants[-1]
         if self.name == "elu":
             return partial(F.elu, alpha=first, inplace=True)
+        if self.name == "softplus":
+            return partial(F.softplus, beta=first)
         if self.name == "relu6":
             return partial(torch.clamp_, min=first, max=last)
         return lambda x: x.mul_(torch.sigmoid(x * first))
@@ -90,10 +92,20 @@ def activation_of(step: Step) -> Act | None:
         alpha = given.get("alpha", 1.0)
         whole = type(alpha) in (int, float) and not {"scale", "input_scale"} & set(given) and len(step.args) <= 3
         return (Act(base) if alpha == 1 else Act(base, constants=(float(alpha),))) if whole else None
+    if base == "softplus":
+        return _softplus(bound(step, ("input", "beta", "threshold")))
     if base == "gelu" and len(step.args) < 2:
         how = step.kwargs.get("approximate", "none")
         return {"none": Act("gelu"), "tanh": Act("gelu_tanh")}.get(how) if type(how) is str else None
     return None
+
+
+def _softplus(given: dict[str, Any]) -> Act | None:
+    """With a threshold from which on it is x to float32's precision."""
+    beta, threshold = given.get("beta", 1), given.get("threshold", 20)
+    if any(type(n) not in (int, float) for n in (beta, threshold)) or not (0 < beta < math.inf and threshold >= 20):
+        return None
+    return Act("softplus") if beta == 1 else Act("softplus", constants=(float(beta),))
 
 
 def _bounded(base: str, given: dict[str, Any]) -> Act | None:
@@ -158,8 +170,8 @@ def _gate_step(step: Step, x: Value) -> tuple[str, float]:
     if step.kind != "call" or list(step.reads()) != [x] or not step.args or step.args[0] is not x:
         return nothing
     name = getattr(step.function, "__name__", "")
-    if is_torchs(step.function, "softplus"):
-        return ("softplus", 1.0) if len(step.args) == 1 and not step.kwargs else nothing
+    if is_torchs(step.function, "exp", "log1p"):
+        return (name, 1.0) if len(step.args) == 1 and not step.kwargs else nothing
     if is_torchs(step.function, *_MULTIPLY, "add", "__add__", "__radd__", "div", "__truediv__", "true_divide"):
         by = step.args[1] if len(step.args) == 2 and not step.kwargs else None
         if type(by) not in (int, float) or by is None or not math.isfinite(by):

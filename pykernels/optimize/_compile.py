@@ -9,6 +9,7 @@ from pykernels.optimize._branches import merge_branches
 from pykernels.optimize._conv1d import as_images, conv1d_of
 from pykernels.optimize._graph import Graph, Step, Value, values_in
 from pykernels.optimize._group_norms import group_norm_of
+from pykernels.optimize._layer_norms import pixels_of, rows_as_images, use_our_layer_norms
 from pykernels.optimize._layout import settle
 from pykernels.optimize._linear import linear_of
 from pykernels.optimize._norms import norm_of
@@ -17,6 +18,7 @@ from pykernels.optimize._pools import use_our_pools
 from pykernels.optimize._program import Program
 from pykernels.optimize._record import Recorder
 from pykernels.optimize._resizes import use_our_resizes
+from pykernels.optimize._shuffles import use_our_shuffles
 from pykernels.optimize._simplify import drop_dead, drop_duplicates, is_pure, reuse_memory
 from pykernels.optimize._squeeze import use_our_squeeze
 from pykernels.optimize._transposed import transposed_of
@@ -33,16 +35,21 @@ def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any]) -> Pr
         constants |= {v for s in folded for v in s.results()}
         folded += merge_branches(graph, constants)
         use_our_squeeze(graph, constants)
-        fuser = Fuser(graph, constants, (conv_of, conv1d_of, transposed_of, linear_of, norm_of, group_norm_of))
+        rows_as_images(graph, constants)
+        fuser = Fuser(
+            graph, constants, (conv_of, pixels_of, conv1d_of, transposed_of, linear_of, norm_of, group_norm_of)
+        )
         fuser.fuse()
         folded += fuser.folded
         drop_dead(graph)
+        use_our_shuffles(graph)
         use_our_lstms(graph, store)
         as_images(graph)
         settle(graph)
         reuse_memory(graph)
         use_our_pools(graph)
         use_our_resizes(graph)
+        use_our_layer_norms(graph)
     return Program(graph, folded, recorder.watch, store)
 
 

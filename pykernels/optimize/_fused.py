@@ -40,6 +40,8 @@ class Fusable:
     def __init__(self) -> None:
         #: A batch norm's mean, variance, weight and bias.
         self.norm: list[Value | None] | None = None
+        #: What that is called in the report.
+        self.norm_name = "bn"
         self.eps = 0.0
         self.act = Act("none")
 

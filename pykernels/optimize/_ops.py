@@ -24,7 +24,7 @@ from pykernels.optimize._graph import Graph, Step, Value
 _FUNCTIONS = {
     "relu": F.relu, "leaky_relu": F.leaky_relu, "elu": F.elu, "silu": F.silu, "gelu": F.gelu, "hardswish": F.hardswish,
     "sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu6": F.relu6, "hardsigmoid": F.hardsigmoid, "mish": F.mish,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu_tanh": partial(F.gelu, approximate="tanh"), "softplus": F.softplus,
 }  # fmt: skip
 
 

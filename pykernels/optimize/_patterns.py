@@ -100,6 +100,45 @@ def takes_norm(conv: Fusable, step: Step, constants: set[Value]) -> bool:
     return True
 
 
+def takes_scale(conv: Fusable, step: Step, value: Value, fuser: Fuser) -> bool:
+    """Does ``step`` multiply ``value`` by a constant for each channel? Then ``conv`` has it, as a batch norm's weight.
+
+    It is a layer's scale: of ConvNeXt, CaiT and others.
+    """
+    if not isinstance(conv, FusedConv) or conv.norm is not None or conv.act.name != "none":
+        return False
+    pixels = getattr(step.function, "__name__", "") == "pixel_scale"
+    if len(step.args) != 2 or step.kwargs:
+        return False
+    if not pixels and not is_torchs(step.function, "mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply"):
+        return False
+    scale = step.args[1] if step.args[0] is value else step.args[0]
+    y, rank, axis = step.outputs, len(value.shape), 1 if conv.rank > 2 else len(value.shape) - 1
+    if value not in step.args or scale not in fuser.constants or (step.writes and step.args[0] is not value):
+        return False
+    if (y.shape, y.dtype, y.layout) != (value.shape, value.dtype, value.layout) or scale.dtype is not value.dtype:
+        return False
+    shape = [1] * rank
+    shape[axis] = value.shape[axis]
+    if not pixels and [1] * (rank - len(scale.shape)) + list(scale.shape) != shape:
+        return False
+    conv.norm = [fuser.constant(part, (scale,)) for part in (_zeros, _ones, _flat, _zeros)]
+    conv.norm_name, conv.eps = "scale", 0.0
+    return True
+
+
+def _flat(scale: Tensor) -> Tensor:
+    return scale.detach().float().flatten()
+
+
+def _zeros(scale: Tensor) -> Tensor:
+    return torch.zeros(scale.numel())
+
+
+def _ones(scale: Tensor) -> Tensor:
+    return torch.ones(scale.numel())
+
+
 def norm_parts(step: Step) -> tuple[Value, list[Value | None], float] | None:
     """The input of a batch norm that trains nothing, its mean, variance, weight and bias, and its eps."""
     if step.function is not F.batch_norm:
@@ -266,7 +305,7 @@ class Fuser:
                 if not conv.adds_any_format and other.layout != value.layout:
                     return chain, residual
                 residual = other
-            elif residual is None and takes_norm(conv, user, self.constants):
+            elif residual is None and (takes_norm(conv, user, self.constants) or takes_scale(conv, user, value, self)):
                 pass
             else:
                 found = activation_of(user)
@@ -313,7 +352,7 @@ class Fuser:
 def _what(conv: Fusable, residual: Value | None) -> str:
     added = "" if residual is None else "add"
     act = "" if conv.act.name == "none" else conv.act.title()
-    return "+".join(filter(None, (conv.name, "bn" if conv.norm else "", added, act)))
+    return "+".join(filter(None, (conv.name, conv.norm_name if conv.norm else "", added, act)))
 
 
 def use_our_lstms(graph: Graph, store: dict[Hashable, Any]) -> None:

@@ -13,8 +13,10 @@ from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Step, Value, is_torchs, mapped, values_in
 from pykernels.optimize._group_norms import GroupNorm
 from pykernels.optimize._kinds import PARTS, PURE, name_of
+from pykernels.optimize._layer_norms import LayerNorm
 from pykernels.optimize._norms import is_norm
 from pykernels.optimize._patterns import constant_norm
+from pykernels.optimize._shuffles import Shuffle
 from pykernels.optimize._squeeze import is_squeeze, squeeze_excite_
 from pykernels.optimize._torchs import batch_norm_
 
@@ -136,7 +138,7 @@ def reuse_memory(graph: Graph) -> None:
 
 
 def _is_fresh(step: Step) -> bool:
-    if isinstance(step.function, FusedConv | GroupNorm) or is_norm(step) or is_squeeze(step):
+    if isinstance(step.function, FusedConv | GroupNorm | LayerNorm | Shuffle) or is_norm(step) or is_squeeze(step):
         return True
     return step.kind == "call" and not step.writes and name_of(step.function) in _FRESH
 

@@ -46,6 +46,7 @@ _OF_INTEREST = {
         "has a dtype, a device, a rank or a layout that the kernels don't take, has a size for which torch is faster, "
         "or its weights are not constants",
     ),
+    "layer_norm": "has a dtype or a device that the kernels don't take",
     "linear": "has a dtype or a device where torch's own is as fast, or its weights are not constants",
     **dict.fromkeys(
         ["max_pool2d", "avg_pool2d"],
@@ -56,7 +57,7 @@ _OF_INTEREST = {
     "interpolate": "is neither nearest nor bilinear, or has a dtype, a device, a rank or strides that the kernels "
     "don't take",
     **dict.fromkeys(
-        ["conv3d", "conv_transpose3d", "layer_norm", "scaled_dot_product_attention",
+        ["conv3d", "conv_transpose3d", "scaled_dot_product_attention",
         "multi_head_attention_forward", "matmul", "__matmul__", "bmm", "einsum"], _NO_KERNELS
     ),
     **dict.fromkeys(["hardtanh", "clamp", "prelu", "softplus", "celu", "selu"], _NOT_FUSED),

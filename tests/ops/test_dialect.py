@@ -45,6 +45,10 @@ CALLS = {
     "max_pool2d": {"x": X},
     "avg_pool2d": {"x": X},
     "global_avg_pool2d": {"x": X},
+    "layer_norm": {"x": X[..., :4], "weight": V, "bias": V},
+    "channel_shuffle": {"x": X},
+    "pixel_shuffle": {"x": X},
+    "pixel_unshuffle": {"x": X},
     "upsample2d": {"x": X},
     "squeeze_excite": {
         "x": X, "reduce_weight": torch.randn(4, 4), "reduce_bias": V, "expand_weight": torch.randn(4, 4),
@@ -60,6 +64,11 @@ def function(op):
 
 PARAMETERS = {op: inspect.signature(function(op)).parameters for op in CALLS}
 NUMBERS = [(op, p.name) for op, given in PARAMETERS.items() for p in given.values() if p.annotation == "float"]
+#: A number that each of these needs.
+FACTORS = {
+    "group_norm_act": "groups", "channel_shuffle": "groups", "pixel_shuffle": "upscale_factor",
+    "pixel_unshuffle": "downscale_factor",
+}  # fmt: skip
 ACTIVATED = [op for op, given in PARAMETERS.items() if "activation" in given]
 
 
@@ -74,8 +83,10 @@ def call(op, given, **named):
         named.setdefault("out_dtype", torch.float32)
     if op in ("max_pool2d", "avg_pool2d"):
         named.setdefault("kernel_size", 2)
-    if op == "group_norm_act":
-        named.setdefault("groups", 2)
+    if op in FACTORS:
+        named.setdefault(FACTORS[op], 2)
+    if op == "layer_norm":
+        named.setdefault("normalized_shape", 4)
     if op == "upsample2d":
         named.setdefault("scale_factor", 2)
     return function(op)(**given, **named)

@@ -35,6 +35,9 @@ CALLS: dict[str, Callable[[Tensor, Tensor], None]] = {
     "group_norm_act": lambda x, out: OPS.group_norm_act_out(
         x, None, None, None, torch.tensor([1, 1e-5, 0, 0]).double(), out
     ),
+    "layer_norm": lambda x, out: OPS.layer_norm_out(x, None, None, torch.tensor([0, 1e-5]).double(), out),
+    "layer_norm of rows": lambda x, out: OPS.layer_norm_out(x, None, None, torch.tensor([2, 1e-5]).double(), out),
+    "shuffle": lambda x, out: OPS.shuffle_out([x], torch.tensor([0, 3]), out),
     "batch_norm_act": lambda x, out: OPS.batch_norm_act_bound_out(
         [x], OPS.batch_norm_act_bind(3, None, None, None, 0, 0.0), None, out
     ),

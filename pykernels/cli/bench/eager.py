@@ -125,6 +125,15 @@ def _group_norm_act(
     return apply_activation(z if residual is None else z + residual, activation, negative_slope)
 
 
+def _layer_norm(
+    x: torch.Tensor, shape: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-5,
+    channels_first: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    rows = x.movedim(1, -1) if channels_first else x
+    y = F.layer_norm(rows, shape, weight, bias, eps)
+    return y.movedim(-1, 1) if channels_first else y
+
+
 def _squeeze_excite(
     x: torch.Tensor, reduce: torch.Tensor, reduce_bias: Any, expand: torch.Tensor, expand_bias: Any, activation: str,
     gate: str,
@@ -147,5 +156,9 @@ _EAGER: dict[str, Callable[..., Any]] = {
     "global_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, 1),
     "upsample2d": F.interpolate,
     "group_norm_act": _group_norm_act,
+    "layer_norm": _layer_norm,
     "squeeze_excite": _squeeze_excite,
+    "channel_shuffle": F.channel_shuffle,
+    "pixel_shuffle": F.pixel_shuffle,
+    "pixel_unshuffle": F.pixel_unshuffle,
 }

@@ -1,0 +1,10 @@
+"""Where the shuffles run."""
+
+from pykernels.ops._op import FLOATS, Op
+
+_NO_GPU = "torch's own runs: there are kernels for CPUs alone"
+
+CHANNEL_SHUFFLE, PIXEL_SHUFFLE, PIXEL_UNSHUFFLE = (
+    Op(name=name, family="shuffle", backends={"cpu": None, "cuda": _NO_GPU, "triton": _NO_GPU}, dtypes=FLOATS)
+    for name in ("channel_shuffle", "pixel_shuffle", "pixel_unshuffle")
+)
