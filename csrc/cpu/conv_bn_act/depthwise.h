@@ -79,7 +79,7 @@ void run_depthwise(const DepthwiseTile& t, const Epilogue& e) {
       }
     }
     if (e.in_registers && (!kEdge || lanes == kLanes)) {
-      finish_tile(acc, e, t.y_at, t.residual_at, t.k0 + v * kLanes);
+      finish_tile<R * MR, 1, true>(acc, e, t.y_at, t.residual_at, t.k0 + v * kLanes, kLanes);
       continue;
     }
 #pragma GCC unroll 16
