@@ -37,17 +37,21 @@ inline int finish() {
   return failures == 0 && checks > 0 ? 0 : 1;
 }
 
+// What `normal` gave, and how many numbers that are. A pointer: the watched builds have no atomic guards of statics.
+inline std::map<std::tuple<size_t, unsigned, float>, std::vector<float>>* kept_numbers = nullptr;
+inline size_t kept_count = 0;
+
 // Of this deviation. Kept for the next to ask the same, as tests do that try every layout, thread count and ISA.
 inline std::vector<float> normal(size_t n, unsigned seed, float scale = 1.0f) {
-  static std::map<std::tuple<size_t, unsigned, float>, std::vector<float>> kept;
-  static size_t numbers = 0;
+  if (kept_numbers == nullptr) kept_numbers = new std::map<std::tuple<size_t, unsigned, float>, std::vector<float>>;
+  auto& kept = *kept_numbers;
   if (const auto found = kept.find({n, seed, scale}); found != kept.end()) return found->second;
-  if (numbers > 1 << 23) kept.clear(), numbers = 0;
+  if (kept_count > 1 << 23) kept.clear(), kept_count = 0;
   std::mt19937 generator(seed);
   std::normal_distribution<float> distribution(0.0f, scale);
   std::vector<float> v(n);
   for (float& x : v) x = distribution(generator);
-  numbers += n;
+  kept_count += n;
   return kept[{n, seed, scale}] = v;
 }
 
