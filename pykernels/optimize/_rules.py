@@ -3,9 +3,9 @@
 Of convolutions there is one table, measured by ``bench/layers.py``.
 
 A layer is of a kind (`kind_of`); `_TABLE` says for each kind when it is torch's, and all else is ours. The figures are
-of float32, AVX2 and one thread, against torch's convolution (oneDNN) with the batch norm folded in and the activation
-in place, in a loop (``bench/results/layers-avx2.json``) and inside networks. Other ISAs and numbers of threads go by
-the same rows until somebody measures them.
+of float32 and one thread, against torch's convolution (oneDNN) with the batch norm folded in and the activation in
+place, in a loop (``bench/results/layers-avx2.json``, ``layers-avx512_vnni.json``) and inside networks. Other ISAs go by
+the rows of AVX2, and other numbers of threads by the same ones, until somebody measures them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ _CHEAP = ("none", "relu", "relu6")
 class Layer(NamedTuple):
     """What the table decides by.
 
-    ``c`` are the channels of a group, ``pixels`` those of one image's result, ``work`` is in multiplications.
+    ``c`` are the channels of a group, ``k`` those of all groups' results and ``group_k`` of one's, ``pixels`` those of
+    one image's result, ``work`` is in multiplications.
     ``cheap``: is the activation one that torch too applies in next to no time?
     """
 
     c: int
     k: int
+    group_k: int
     taps: int
     stride: int
     pixels: int
@@ -39,6 +41,8 @@ class Row(NamedTuple):
     kind: str
     when: Callable[[Layer], bool]
     why: str
+    #: Does it hold where the kernels are those of AVX-512?
+    on_avx512: bool = True
 
 
 _TABLE = (
@@ -47,17 +51,31 @@ _TABLE = (
         "grouped",
         lambda x: x.contiguous and x.stride > 1 and x.pixels > 700,
         "torch's grouped convolution with a stride is faster on large contiguous images",
+        on_avx512=False,
     ),
-    # In NCHW a pixel's channels lie far apart; oneDNN has a kernel for that, ours turns blocks of them.
+    # A vector of ours is then half empty, and more.
+    Row(
+        "grouped",
+        lambda x: 1 < x.group_k <= 4 and x.pixels > 100,
+        "torch's grouped convolution is faster to few channels a group",
+    ),
+    Row(
+        "narrow",
+        lambda x: x.contiguous and x.taps == 1 and x.pixels > 1000,
+        "torch's grouped 1x1 convolution is faster on large contiguous images",
+    ),
+    # In NCHW a pixel's channels lie far apart, and half as many lanes are not enough to do without.
     Row(
         "pointwise",
         lambda x: x.contiguous and x.pixels > 100 and x.work > 60_000 and (x.cheap or x.k <= x.c),
         "torch's 1x1 convolution is faster on contiguous images",
+        on_avx512=False,
     ),
     Row(
         "strided",
         lambda x: x.contiguous and x.pixels > 3000 and x.taps > 1,
         "torch's convolution with a stride is faster on large contiguous images",
+        on_avx512=False,
     ),
     # A tile of ours is 16 channels, most of which are then empty.
     Row(
@@ -81,8 +99,8 @@ _TABLE = (
     ),
     Row(
         "dilated",
-        lambda x: x.pixels > 1000 if x.contiguous else x.c >= 256 and x.k <= 128,
-        "torch's dilated convolution is faster on large images and to few channels",
+        lambda x: x.contiguous and x.pixels > 1000,
+        "torch's dilated convolution is faster on large contiguous images",
     ),
 )
 
@@ -128,9 +146,10 @@ def torchs_because(
     p = (height + padding[0] + padding[2] - dilation[0] * (r - 1) - 1) // stride[0] + 1
     q = (width + padding[1] + padding[3] - dilation[1] * (s - 1) - 1) // stride[1] + 1
     work = n * p * q * k * c * r * s
-    layer = Layer(c, k, r * s, max(stride), p * q, work, layout != "channels_last", activation in _CHEAP)
-    kind = kind_of(weight, stride, dilation, groups, height)
-    return next((row.why for row in _TABLE if row.kind == kind and row.when(layer)), "")
+    layer = Layer(c, k, k // groups, r * s, max(stride), p * q, work, layout != "channels_last", activation in _CHEAP)
+    kind, on_avx512 = kind_of(weight, stride, dilation, groups, height), isa.startswith("avx512")
+    rows = (row for row in _TABLE if row.kind == kind and (row.on_avx512 or not on_avx512))
+    return next((row.why for row in rows if row.when(layer)), "")
 
 
 def transposed_torchs_because(

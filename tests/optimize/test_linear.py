@@ -407,15 +407,16 @@ def test_attention_of_several_inputs_follows_its_weights():
         right(fast, model, x, y, tolerance=2e-6)
 
 
-def test_the_rule_agrees_with_the_measurements():
+@pytest.mark.parametrize("isa", ["avx2", "avx512_vnni"])
+def test_the_rule_agrees_with_the_measurements(isa):
     """Where the last bench says that one is faster by a quarter, the rule says so too, but for a few."""
-    path = Path(__file__).parents[2] / "bench/results/linears-avx2.json"
+    path = Path(__file__).parents[2] / f"bench/results/linears-{isa}.json"
     if not path.is_file():
         pytest.skip("no results beside the tests")
     rows = json.loads(path.read_text())["results"]
     wrong = []
     for row in rows:
-        args = (row["rows"], row["c"], row["k"], row["activation"], row["dtype"] == "bfloat16", 1, "avx2")
+        args = (row["rows"], row["c"], row["k"], row["activation"], row["dtype"] == "bfloat16", 1, isa)
         why = _rules.linear_torchs_because(*args)
         if row["ratio"] < 0.8 if not why else row["ratio"] > 1.25:
             wrong.append((*args, row["ratio"]))
