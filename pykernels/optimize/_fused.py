@@ -150,7 +150,7 @@ class FusedConv(Fusable):
             return ""
         layout = "channels_last" if self.channels_last else layout
         threads, isa = torch.get_num_threads(), _native.introspect().active_isa()
-        return _rules.torchs_because(shape, self.filter_shape(), *self.geometry(), self.act.name, layout, threads, isa)
+        return _rules.torchs_because(shape, self.filter_shape(), *self.geometry(), layout, threads, isa)
 
     def by_torch(self, values: dict[Value, Any], layout: str) -> Callable[..., Tensor]:
         """What computes the same with torch's functions, from x (in ``layout``) and the residual."""

@@ -13,15 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-_CHEAP = ("none", "relu", "relu6")
-
 
 class Layer(NamedTuple):
     """What the table decides by.
 
     ``c`` are the channels of a group, ``k`` those of all groups' results and ``group_k`` of one's, ``pixels`` those of
-    one image's result, ``work`` is in multiplications.
-    ``cheap``: is the activation one that torch too applies in next to no time?
+    one image's result.
     """
 
     c: int
@@ -30,9 +27,7 @@ class Layer(NamedTuple):
     taps: int
     stride: int
     pixels: int
-    work: int
     contiguous: bool
-    cheap: bool
 
 
 class Row(NamedTuple):
@@ -64,19 +59,6 @@ _TABLE = (
         lambda x: x.contiguous and x.taps == 1 and x.pixels > 1000,
         "torch's grouped 1x1 convolution is faster on large contiguous images",
     ),
-    # In NCHW a pixel's channels lie far apart, and half as many lanes are not enough to do without.
-    Row(
-        "pointwise",
-        lambda x: x.contiguous and x.pixels > 100 and x.work > 60_000 and (x.cheap or x.k <= x.c),
-        "torch's 1x1 convolution is faster on contiguous images",
-        on_avx512=False,
-    ),
-    Row(
-        "strided",
-        lambda x: x.contiguous and x.pixels > 3000 and x.taps > 1,
-        "torch's convolution with a stride is faster on large contiguous images",
-        on_avx512=False,
-    ),
     # A tile of ours is 16 channels, most of which are then empty.
     Row(
         "dense",
@@ -85,8 +67,8 @@ _TABLE = (
     ),
     Row(
         "wide",
-        lambda x: x.pixels > 1000 if x.contiguous else x.pixels > 10_000 and x.c <= 16,
-        "torch's convolution with wide filters is faster on large images",
+        lambda x: x.pixels > 10_000 and x.c <= 16,
+        "torch's convolution with wide filters is faster on large images of few channels",
     ),
     # One sequence in contiguous memory; in channels_last ours wins by a fifth or more.
     Row(
@@ -96,11 +78,6 @@ _TABLE = (
             and ((x.stride > 1 and x.pixels > 1000) or (x.taps == 1 and x.pixels > 100 and x.c * x.k < 500_000))
         ),
         "torch's convolution is faster on long contiguous sequences with a stride or a single tap",
-    ),
-    Row(
-        "dilated",
-        lambda x: x.contiguous and x.pixels > 1000,
-        "torch's dilated convolution is faster on large contiguous images",
     ),
 )
 
@@ -132,7 +109,6 @@ def torchs_because(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-    activation: str,
     layout: str,
     threads: int = 1,
     isa: str = "avx2",
@@ -141,12 +117,11 @@ def torchs_because(
 
     ``padding``: top, left, bottom, right; ``layout``: "contiguous" or "channels_last", of the image.
     """
-    n, _, height, width = shape
+    height, width = shape[2:]
     k, c, r, s = weight
     p = (height + padding[0] + padding[2] - dilation[0] * (r - 1) - 1) // stride[0] + 1
     q = (width + padding[1] + padding[3] - dilation[1] * (s - 1) - 1) // stride[1] + 1
-    work = n * p * q * k * c * r * s
-    layer = Layer(c, k, k // groups, r * s, max(stride), p * q, work, layout != "channels_last", activation in _CHEAP)
+    layer = Layer(c, k, k // groups, r * s, max(stride), p * q, layout != "channels_last")
     kind, on_avx512 = kind_of(weight, stride, dilation, groups, height), isa.startswith("avx512")
     rows = (row for row in _TABLE if row.kind == kind and (row.on_avx512 or not on_avx512))
     return next((row.why for row in rows if row.when(layer)), "")
