@@ -1,6 +1,6 @@
-"""Writes what README and docs take from the measurements in bench/results: the two tables, and the picture.
+"""Writes what README and docs take from the measurements in bench/results: three tables, and the picture.
 
-    python tools/figures.py            # writes them into README.md, docs/networks.md and docs/images/speed.svg
+    python tools/figures.py            # into README.md, docs/benchmarks.md, docs/networks.md, docs/images/speed.svg
     python tools/figures.py --check    # exit code 1 if one of them is not what the measurements say
 
 It needs nothing but Python.
@@ -17,6 +17,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench/results"
+#: The measurements of the README's table and picture, and those of the older table in docs/benchmarks.md.
+LATEST, BEFORE = "avx512_vnni", "avx2"
 ENGINES = {"ort": "ONNX Runtime", "ov": "OpenVINO", "ncnn": "ncnn", "mnn": "MNN", "executorch": "ExecuTorch"}
 
 BLUE, ORANGE, GREY, INK = "#1f6feb", "#e8710a", "#9aa0a6", "#30343a"
@@ -44,7 +46,7 @@ class Peers:
         return ENGINES[fastest], times[fastest] / self.best[row, "ours", threads]
 
 
-def readme_table(peers: Peers) -> list[str]:
+def peers_table(peers: Peers) -> list[str]:
     """A line for each network."""
     lines = []
     for row in peers.rows:
@@ -134,10 +136,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a file is out of date")
     check = parser.parse_args().check
-    peers = Peers("avx2")
-    readme, networks = ROOT / "README.md", ROOT / "docs/networks.md"
+    peers = Peers(LATEST)
+    readme, benchmarks, networks = ROOT / "README.md", ROOT / "docs/benchmarks.md", ROOT / "docs/networks.md"
     wanted = {
-        readme: with_table(readme, readme_table(peers)),
+        readme: with_table(readme, peers_table(peers)),
+        benchmarks: with_table(benchmarks, peers_table(Peers(BEFORE))),
         networks: with_table(networks, networks_table()),
         ROOT / "docs/images/speed.svg": picture(peers),
     }

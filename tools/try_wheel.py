@@ -14,30 +14,10 @@ import re
 import subprocess
 import sys
 import tempfile
-import textwrap
 import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-
-#: For a README whose first snippet takes a model for granted.
-SNIPPET = """
-import torch
-from torch import nn
-
-import pykernels as pk
-
-model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()).eval()
-x = torch.randn(1, 3, 32, 32)
-fast = pk.optimize(model)
-with torch.inference_mode():
-    for _ in range(2):
-        y = fast(x)
-    torch.testing.assert_close(y, model(x), rtol=1e-4, atol=1e-5)
-report: pk.Report = fast.report()
-assert report.replaced
-print(report)
-"""
 
 
 def main() -> None:
@@ -78,9 +58,9 @@ def check_contents(wheel: Path) -> None:
 
 
 def snippet() -> str:
-    """The README's first Python that imports all it uses; ours where there is none."""
+    """The README's first Python that imports all it uses."""
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
-    return next((b for b in blocks if "import torch\n" in b and "import pykernels" in b), textwrap.dedent(SNIPPET))
+    return next(b for b in blocks if "import torch\n" in b and "import pykernels" in b)
 
 
 def run(folder: Path, *command: str | Path, code: int = 0) -> str:

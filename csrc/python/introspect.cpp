@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <cstring>
 #include <map>
 #include <optional>
 #include <string>
@@ -43,7 +44,11 @@ int conv_algorithm(Four x, Four weight, Two stride, Four padding, Two dilation, 
                                weight[3],  stride[0],   stride[1],   padding[0], padding[1], padding[2],
                                padding[3], dilation[0], dilation[1], groups};
   auto algorithm = pk::ConvAlgorithm::direct;
-  if (x[1] == weight[1] * groups) static_cast<void>(pk::conv_choose(shape, packs, &algorithm));
+  if (x[1] == weight[1] * groups) {
+    const pk::Status status = pk::conv_choose(shape, packs, &algorithm);
+    // Impossible shapes are for the op to refuse; a setting of the environment is nobody else's.
+    if (!status && std::strncmp(status.error, "PYKERNELS_", 10) == 0) raise_if(status);
+  }
   return static_cast<int>(algorithm);
 }
 

@@ -107,12 +107,12 @@ inline void check_shape(const Tensor& t, const std::vector<int64_t>& expected, c
   fail(op, argument, "expected shape ", s.str(), ", got ", shape_of(t));
 }
 
-// Has each element of `t`, of at most four dimensions, a place of its own? Each step has to lead past all that the
+// Has each element of `t` a place of its own? Each step has to lead past all that the
 // smaller ones reach, as in every memory format and whatever is cut out of one.
 inline bool is_without_overlap(const Tensor& t) {
   struct Axis {
     int64_t stride, size;
-  } axes[4];
+  } axes[64];  // torch has no more dimensions
   int64_t count = 0, reach = 0;
   for (int64_t d = 0; d < t.dim(); ++d) {
     if (t.size(d) == 0) return true;
@@ -128,7 +128,7 @@ inline bool is_without_overlap(const Tensor& t) {
   return true;
 }
 
-// `out`, of at most four dimensions, is what an op of the CPU writes to.
+// `out` is what an op of the CPU writes to.
 inline void check_out(const Tensor& out, ScalarType dtype, const std::vector<int64_t>& shape, const char* op) {
   check_cpu(out, op, "out");
   check_dtype(out, dtype, op, "out");

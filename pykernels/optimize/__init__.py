@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from pykernels import _native
 from pykernels._imports import after_import
 from pykernels.optimize._face import Optimized, face
 from pykernels.optimize._report import Left, Replaced, Report
@@ -75,6 +76,8 @@ def optimize(
         raise TypeError("pykernels.optimize: model: expected an original model, got one that is optimised already")
     if keep is not None and keep != "packed":
         raise ValueError(f'pykernels.optimize: keep: expected None or "packed", got {keep!r}')
+    if _native.error is None:  # a wrong PYKERNELS_WINOGRAD raises here, not at a call that would fall back
+        _native.introspect().conv_algorithm((1, 1, 3, 3), (1, 1, 3, 3), (1, 1), (0, 0, 0, 0), (1, 1), 1)
     outside = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return face(model, outside, outside if dtype is None else dtype, keep)
 

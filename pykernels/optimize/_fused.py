@@ -149,8 +149,8 @@ class FusedConv(Fusable):
         if not self.on_cpu or self.is_held or self.weight.dtype is not torch.float32 or len(shape) != 4:
             return ""
         layout = "channels_last" if self.channels_last else layout
-        threads, isa = torch.get_num_threads(), _native.introspect().active_isa()
-        return _rules.torchs_because(shape, self.filter_shape(), *self.geometry(), layout, threads, isa)
+        isa = _native.introspect().active_isa()
+        return _rules.torchs_because(shape, self.filter_shape(), *self.geometry(), layout, isa)
 
     def by_torch(self, values: dict[Value, Any], layout: str) -> Callable[..., Tensor]:
         """What computes the same with torch's functions, from x (in ``layout``) and the residual."""
@@ -159,6 +159,11 @@ class FusedConv(Fusable):
         weight, *norm = (None if v is None else values.get(v, v.tensor) for v in parts)
         made = TorchConv(self.geometry(), self.act.in_place(values))
         return made.bind(self.filters(weight), norm, self.eps, layout == "channels_last")
+
+
+def pixel_scale(x: Tensor, scale: Tensor) -> Tensor:
+    """A factor for each channel of an image."""
+    return x * scale.reshape(-1, 1, 1)
 
 
 def _bound_op() -> Any:

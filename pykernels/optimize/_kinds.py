@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from pykernels.optimize._graph import Step, Value, values_in
 
@@ -164,3 +165,9 @@ def depends_on_values(name: str, step: Step) -> bool:
                 return True
         return any(v.dtype in (torch.bool, torch.uint8) for v in values_in(index))
     return name not in _STATIC and any(v.dtype in _INTEGERS for v in step.reads())
+
+
+def runs_ours(module: nn.Module) -> bool:
+    """Is it a module of this package, which runs the kernels by itself?"""
+    home = type(module).__module__
+    return home.startswith(("pykernels.nn", "pykernels.models")) and not home.endswith("models.reference")

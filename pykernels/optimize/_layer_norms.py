@@ -22,7 +22,7 @@ from pykernels.ops.layer_norm.op import LAYER_NORM
 from pykernels.optimize import _rules
 from pykernels.optimize._activations import activation_of
 from pykernels.optimize._calls import OurCall
-from pykernels.optimize._fused import FusedConv
+from pykernels.optimize._fused import FusedConv, pixel_scale
 from pykernels.optimize._graph import Graph, Step, Value, bound, is_torchs, layout_of, mapped, strides_in
 from pykernels.optimize._linear import FusedLinear, linear_of
 
@@ -100,11 +100,6 @@ def pixel_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(x, weight[:, :, None, None], bias)
 
 
-def pixel_scale(x: Tensor, scale: Tensor) -> Tensor:
-    """A factor for each channel of an image."""
-    return x * scale.reshape(-1, 1, 1)
-
-
 class FusedPixels(FusedConv):
     """The constants of a fused `pixel_linear`."""
 
@@ -131,9 +126,9 @@ class FusedPixels(FusedConv):
             return ""
         k, c = self.weight.shape
         bf16 = self.weight.dtype is torch.bfloat16
-        threads, isa = torch.get_num_threads(), _native.introspect().active_isa()
+        isa = _native.introspect().active_isa()
         rows = shape[0] * prod(shape[2:])
-        return _rules.linear_torchs_because(rows, c, k, self.act.name, bf16, threads, isa)
+        return _rules.linear_torchs_because(rows, c, k, self.act.name, bf16, isa)
 
 
 def pixels_of(step: Step) -> tuple[FusedPixels, Value] | None:

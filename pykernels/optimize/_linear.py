@@ -68,8 +68,8 @@ class FusedLinear(FusedConv):
             return ""
         c, k = self.depth(), self.weight.shape[1 if self.turned else 0]
         bf16 = self.weight.dtype is torch.bfloat16
-        threads, isa = torch.get_num_threads(), _native.introspect().active_isa()
-        return _rules.linear_torchs_because(prod(shape[:-1]), c, k, self.act.name, bf16, threads, isa)
+        isa = _native.introspect().active_isa()
+        return _rules.linear_torchs_because(prod(shape[:-1]), c, k, self.act.name, bf16, isa)
 
     def by_torch(self, values: dict[Value, Any], layout: str) -> Callable[..., Tensor]:
         """What computes the same with torch's functions, from x and the residual."""

@@ -17,7 +17,7 @@ from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.ops.lstm.op import LSTM as LSTM_OP
 from pykernels.ops.lstm.op import LSTM_CELL
 from pykernels.optimize._activations import Act, activation_of, written_out
-from pykernels.optimize._fused import Fusable, FusedConv
+from pykernels.optimize._fused import Fusable, FusedConv, pixel_scale
 from pykernels.optimize._graph import Graph, Step, Value, bound, is_torchs, values_in
 from pykernels.optimize._last_step import LastStepLSTM, last_step_of
 from pykernels.optimize._watch import kind_of, plain
@@ -107,7 +107,7 @@ def takes_scale(conv: Fusable, step: Step, value: Value, fuser: Fuser) -> bool:
     """
     if not isinstance(conv, FusedConv) or conv.norm is not None or conv.act.name != "none":
         return False
-    pixels = getattr(step.function, "__name__", "") == "pixel_scale"
+    pixels = step.function is pixel_scale
     if len(step.args) != 2 or step.kwargs:
         return False
     if not pixels and not is_torchs(step.function, "mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply"):

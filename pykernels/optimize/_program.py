@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pykernels.nn.conv import _ConvPack
 from pykernels.optimize import _arena
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Made, Step, Value, layout_of, mapped, values_in
@@ -228,10 +229,12 @@ class Program:
             return {}
         tensors = [t for t in bound.values.values() if isinstance(t, Tensor)]
         tensors += [t for pack in bound.convs for t in pack.tensors()]
-        packs = [vars(s.function).get("_pack") for s in self.graph.steps if s.kind == "module"]
-        tensors += [
-            t for p in packs if p is not None and type(p.value) is tuple for t in p.value if isinstance(t, Tensor)
-        ]
+        packs = [vars(m).get("_pack") for s in self.graph.steps if s.kind == "module" for m in s.function.modules()]
+        for pack in packs:
+            if isinstance(pack, _ConvPack):
+                tensors += pack.tensors()
+            elif pack is not None and type(pack.value) is tuple:
+                tensors += [t for t in pack.value if isinstance(t, Tensor)]
         copied = {id(run): self.fused[i].function for (i, _), run in bound.torchs.items()}
         copied = {at: f for at, f in copied.items() if f.rank == 4 or f.norm is not None}
         folded = {at: math.prod(f.weight.shape) * 4 for at, f in copied.items()}

@@ -1,6 +1,6 @@
 """Which convolutions and linear layers our CPU kernels win, and which stay torch's, as measured.
 
-Of convolutions there is one table, measured by ``bench/layers.py``.
+One table, measured by ``bench/layers.py``, covers convolutions.
 
 A layer is of a kind (`kind_of`); `_TABLE` says for each kind when it is torch's, and all else is ours. The figures are
 of float32 and one thread, against torch's convolution (oneDNN) with the batch norm folded in and the activation in
@@ -59,7 +59,7 @@ _TABLE = (
         lambda x: x.contiguous and x.taps == 1 and x.pixels > 1000,
         "torch's grouped 1x1 convolution is faster on large contiguous images",
     ),
-    # A tile of ours is 16 channels, most of which are then empty.
+    # A panel of ours has 8 channels and more, most of which are then empty.
     Row(
         "dense",
         lambda x: x.contiguous and x.k <= 4 and x.pixels > 4000,
@@ -110,7 +110,6 @@ def torchs_because(
     dilation: Sequence[int],
     groups: int,
     layout: str,
-    threads: int = 1,
     isa: str = "avx2",
 ) -> str:
     """Why a float32 convolution of an image of ``shape`` (N, C, H, W) stays torch's on the CPU; "" where ours wins.
@@ -148,12 +147,11 @@ def transposed_torchs_because(
     return ""
 
 
-def linear_torchs_because(
-    rows: int, c: int, k: int, activation: str, bf16: bool = False, threads: int = 1, isa: str = "avx2"
-) -> str:
+def linear_torchs_because(rows: int, c: int, k: int, activation: str, bf16: bool = False, isa: str = "avx2") -> str:
     """Why a linear layer of ``c`` inputs and ``k`` outputs a row stays torch's on the CPU; "" where ours wins.
 
-    Measured by ``bench/linears.py`` (``bench/results/linears-avx2.json``): packed weights win from two rows on.
+    Measured by ``bench/linears.py`` (``bench/results/linears-avx2.json``, ``linears-avx512_vnni.json``): packed weights
+    win from two rows on.
     """
     if bf16:
         # Without such instructions torch multiplies number by number.

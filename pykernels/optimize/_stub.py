@@ -20,6 +20,7 @@ from pykernels.nn._replaceable import has_hooks
 from pykernels.optimize import _compile, _trace
 from pykernels.optimize._graph import OF_STEPS
 from pykernels.optimize._keep import PackedWeight, check_whole, release
+from pykernels.optimize._kinds import runs_ours
 from pykernels.optimize._layout import FED, fed
 from pykernels.optimize._program import Program
 from pykernels.optimize._recall import CONTEXT, MISS, MODES, MOST, KnownCall, recall
@@ -137,9 +138,7 @@ class Stub:
         self.known: tuple[KnownCall, ...] = ()
         self.ran: list[Program | None] = [None]
         self.plainly: dict[str, int] = {}
-        home = type(module).__module__
-        ours = home.startswith(("pykernels.nn", "pykernels.models")) and not home.endswith("models.reference")
-        self.why: str | None = "runs the package's kernels by itself" if ours else None
+        self.why: str | None = "runs the package's kernels by itself" if runs_ours(module) else None
         kind = kind_of(module)
         if (kind in _WHOLE and kind not in _GAIN_ALONE) or (module is family.root and _is_torchs_layer(module)):
             self.why = "pykernels has no kernel for it"

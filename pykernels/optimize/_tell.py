@@ -16,6 +16,7 @@ from pykernels.optimize._calls import OurCall
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Step, Value, bound, mapped
 from pykernels.optimize._keep import PackedWeight
+from pykernels.optimize._kinds import runs_ours
 from pykernels.optimize._norms import is_norm
 from pykernels.optimize._report import ITSELF, OURS, TORCH, Entry, Left, Plain, Ran, Replaced, Report
 from pykernels.optimize._squeeze import is_squeeze
@@ -192,7 +193,7 @@ def _tell_step(step: Step, why: str, replaced: list[Replaced], left: list[Left])
         return OURS
     if step.kind == "opaque":
         return ITSELF
-    if step.kind == "module" and _is_ours(step.function):
+    if step.kind == "module" and runs_ours(step.function):
         return OURS
     name = step.name() if step.name() in _OF_INTEREST else step.name().removesuffix("_")
     if step.kind == "module" or (step.kind == "call" and name in _OF_INTEREST):

@@ -83,3 +83,16 @@ def test_the_stride_of_one_image_does_not_matter(op):
     out = torch.full((3, 4, 5), torch.nan).as_strided((1, 3, 4, 5), (0, 20, 5, 1))
     CALLS[op](normal(1, 3, 4, 5), out)
     assert out.isfinite().all()
+
+
+def test_tensors_of_any_rank():
+    """The look for overlaps once had room for four dimensions, and wrote behind it."""
+    x = normal(*([2] * 12), 3)
+    for out, fits in ((torch.empty_like(x), True), (torch.empty(1, *x.shape[1:]).expand_as(x), False)):
+        numbers = torch.tensor([1, 1e-5]).double()
+        if fits:
+            OPS.layer_norm_out(x, None, None, numbers, out)
+            torch.testing.assert_close(out, torch.nn.functional.layer_norm(x, (3,)))
+        else:
+            with pytest.raises(RuntimeError, match="expected no two elements in one place"):
+                OPS.layer_norm_out(x, None, None, numbers, out)

@@ -198,6 +198,29 @@ def test_other_permutations_stay(layout):
     checked(shaken(Otherwise()), normal(2, 3, 9, 10, layout=layout))
 
 
+def pixel_scale(x, scale):
+    """No product, though it has the name of one of ours."""
+    return x * scale + 1
+
+
+@torch.no_grad()
+def test_a_function_of_the_name_of_ours_is_not_ours():
+    torch._dynamo.allow_in_graph(pixel_scale)
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.scale = nn.Conv2d(3, 8, 3), nn.Parameter(torch.rand(8, 1, 1))
+
+        def forward(self, x):
+            return pixel_scale(self.conv(x), self.scale)
+
+    model, x = Named().eval(), normal(1, 3, 8, 8)
+    compiled = torch.compile(model, backend="pykernels")
+    for _ in range(3):
+        torch.testing.assert_close(compiled(x), model(x))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_torchs(dtype):
     model = nn.Sequential(nn.LayerNorm(8)).to(dtype)

@@ -36,7 +36,7 @@ class Mixed(nn.Module):
         self.head, self.rnn = nn.Linear(8, 5), nn.LSTM(8, 6, batch_first=True)
 
     def forward(self, x):
-        y = self.pool(F.softplus(self.bn(self.conv(x))))
+        y = self.pool(F.selu(self.bn(self.conv(x))))
         y = self.norm(F.relu(self.other(y))).flatten(2).transpose(1, 2)
         return self.head(y) @ self.rnn(y)[0].sum(1).view(-1, 6, 1).expand(-1, 6, 5).transpose(1, 2)
 
@@ -61,7 +61,7 @@ def test_who_runs_what_and_why(mixed):
     assert {k for k, v in who.items() if v == OURS} == {"conv+bn", "conv+relu", "LSTM", "max_pool2d", "group_norm"}
     assert who["linear"] == who["matmul"] == TORCH
     left = {x.what: x.why for x in report.left}
-    assert "do not have this activation" in left["softplus"]
+    assert "do not have this activation" in left["selu"]
     assert left["matmul"] == "pykernels has no kernel for it"
     assert "max_pool2d" not in left
     assert sum(s.who == TORCH for s in report.steps) == report.torch_steps

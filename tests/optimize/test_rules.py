@@ -28,7 +28,7 @@ ACTIVATIONS = {
 def because(
     shape, weight, stride=1, padding=1, dilation=1, groups=1, activation="relu", layout="channels_last", isa="avx2"
 ):
-    return _rules.torchs_because(shape, weight, (stride,) * 2, (padding,) * 4, (dilation,) * 2, groups, layout, 1, isa)
+    return _rules.torchs_because(shape, weight, (stride,) * 2, (padding,) * 4, (dilation,) * 2, groups, layout, isa)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_the_table_agrees_with_the_measurements(isa):
         why = _rules.torchs_because(
             (1, row["c"], row["size"], row["size"]), (row["k"], row["c"] // row["groups"], *row["kernel"]),
             (row["stride"],) * 2, (*padding, *padding), (row["dilation"],) * 2, row["groups"],
-            row["layout"], 1, isa,
+            row["layout"], isa,
         )  # fmt: skip
         total += 1
         if row["ratio"] < 0.8 if not why else row["ratio"] > 1.25:

@@ -136,6 +136,7 @@ Status open(const ConvArgs& args, const ConvKernels& table, ConvPlan* plan) {
 }  // namespace
 
 Status conv_choose(const ConvShape& shape, bool packs, ConvAlgorithm* algorithm) {
+  if (winograd().error[0] != '\0') return {winograd().error};
   PK_TRY(check_shape(shape));
   *algorithm = choose(shape, packs);
   return kOk;

@@ -87,8 +87,10 @@ __attribute__((always_inline)) inline void finish_tile(F32 (&acc)[MR][NV], const
     case Activation::hardsigmoid:
       activate_tile<Activation::hardsigmoid>(acc, 0);
       break;
-    default:
+    case Activation::none:
       break;
+    default:
+      __builtin_unreachable();  // is_short
   }
   float* y[MR];
 #pragma GCC unroll 16

@@ -96,7 +96,8 @@ struct Moments {
 inline Moments moments_of(F32 mean, F32 sum, F32 squares, float share, float eps, int lanes) {
   const F32 rest = sum * share, variance = fma(-rest, rest, squares * share);
   F32 inverse = (variance < 0.0f ? F32{} : variance) + eps;  // a NaN stays
-  for (int i = 0; i < lanes; ++i) inverse[i] = 1.0f / std::sqrt(inverse[i]);
+  // A variance that overflows has no inverse: NaN, as its infinity less itself is.
+  for (int i = 0; i < lanes; ++i) inverse[i] = 1.0f / std::sqrt(inverse[i]) + (inverse[i] - inverse[i]);
   return {mean, rest, inverse};
 }
 

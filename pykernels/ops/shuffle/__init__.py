@@ -81,4 +81,4 @@ def pixel_unshuffle(x: Tensor, downscale_factor: int, *, backend: str | None = N
 def _run(op: Op, x: Tensor, call: ShuffleCall, argument: str, backend: str | None) -> Tensor:
     check_call(x, call, argument)
     where = choose(op, x.device, x.dtype, backend)
-    return reference(x, call) if where == "reference" else shuffled(x, call)
+    return reference(x, call) if where == "reference" or x.numel() == 0 else shuffled(x, call)

@@ -250,3 +250,16 @@ def test_backend_block():
 )
 def test_packed_shape_on_cuda(shape, groups, dtype, packed):
     assert packed_shape(shape, torch.empty(0, dtype=dtype).element_size(), groups) == packed
+
+
+@pytest.mark.parametrize("isa", host_isas())
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_dilated_taps_far_in_the_padding(isa, channels_last):
+    """On both sides every tap comes in and goes out within the image's columns: as many bands as there can be."""
+    for padding, dilation, size in ((36, 12, 5), (36, 12, 11), (9, 3, 4), ((2, 40), (1, 9), 7)):
+        x, weight = normal(2, 16, size, size), normal(16, 16, 3, 3, seed=1)
+        x = x.to(memory_format=torch.channels_last) if channels_last else x
+        with forced_isa(isa):
+            y = conv_bn_act(x, weight, padding=padding, dilation=dilation, activation="none")
+        expected = F.conv2d(x.double(), weight.double(), None, 1, padding, dilation)
+        assert relative_l2(y, expected) <= bound(weight)

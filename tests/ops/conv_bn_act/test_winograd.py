@@ -172,6 +172,14 @@ def test_another_setting_is_refused():
     assert "RuntimeError: pykernels.conv_bn_act: PYKERNELS_WINOGRAD: expected 0 or 1, got 'off'" in done.stderr
 
 
+def test_another_setting_is_refused_by_an_optimised_model():
+    code = "import torch, pykernels as pk; pk.optimize(torch.nn.Conv2d(32, 32, 3))(torch.ones(1, 32, 9, 9))"
+    done = run_python(f"{code}; fast = pk.optimize(torch.nn.Conv2d(32, 32, 3)); x = torch.ones(1, 32, 9, 9)\n"
+                      "with torch.no_grad():\n    fast(x); fast(x)", PYKERNELS_WINOGRAD="off")  # fmt: skip
+    assert done.returncode != 0
+    assert "PYKERNELS_WINOGRAD: expected 0 or 1, got 'off'" in done.stderr
+
+
 def run_python(code, **environment):
     return subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False

@@ -218,3 +218,8 @@ X = torch.zeros(1, 4, 6, 6)
 def test_bad_arguments_are_named(arguments, error, words):
     with pytest.raises(error, match=f"pykernels.group_norm_act: {words}"):
         group_norm_act(**{"x": X, "groups": 2, **arguments})
+
+
+def test_an_empty_batch_in_any_layout():
+    x = torch.randn(0, 8, 16, 16)[:, :, ::2, ::2]
+    assert group_norm_act(x, 2).shape == x.shape

@@ -240,3 +240,14 @@ X = torch.zeros(1, 4, 6, 6)
 def test_bad_arguments_are_named(arguments, error, words):
     with pytest.raises(error, match=f"pykernels.layer_norm: {words}"):
         layer_norm(**{"x": X, "normalized_shape": 6, **arguments})
+
+
+def test_an_empty_batch_in_any_layout():
+    x = torch.randn(0, 8, 16, 16)[:, :, ::2, ::2]
+    assert layer_norm(x, 8, channels_first=True).shape == x.shape
+
+
+def test_values_whose_squares_overflow_give_nan_as_torchs_do():
+    x = normal(3, 8) * 1e25
+    assert layer_norm(x, 8).isnan().all()
+    assert F.layer_norm(x, (8,)).isnan().all()

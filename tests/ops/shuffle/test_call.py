@@ -189,3 +189,9 @@ X = torch.zeros(1, 4, 6, 9)
 def test_bad_arguments_are_named(function, arguments, error, words):
     with pytest.raises(error, match=f"pykernels.{function.__name__}: {words}"):
         function(*arguments)
+
+
+@pytest.mark.parametrize("function", [channel_shuffle, pixel_shuffle, pixel_unshuffle])
+def test_an_empty_batch_in_any_layout(function):
+    x = torch.randn(0, 8, 16, 16)[:, :, ::2, ::2]
+    assert function(x, 2).shape[0] == 0
