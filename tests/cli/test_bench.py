@@ -17,7 +17,7 @@ from pykernels._measure import relative_l2
 from pykernels.cli.bench import commands, driver, machine, report, result
 from pykernels.cli.bench.eager import eager
 from pykernels.cli.bench.ops import bench_samples
-from pykernels.cli.bench.peers import contenders, measure, rows, torch_side
+from pykernels.cli.bench.peers import contenders, measure, rows, torch_side, worker
 from pykernels.cli.bench.peers.prepare import flat_tensors
 from pykernels.ops._check import inputs_of
 from pykernels.ops._spec import all_specs
@@ -215,6 +215,19 @@ def test_slow_calls_do_not_take_forever():
     found = measure.time_calls(lambda: time.sleep(0.05), seconds=0.01, least=100)
     assert found["calls"] == 1
     assert found["best_ms"] >= 50
+
+
+def test_a_contender_keeps_to_its_threads(monkeypatch, tmp_path):
+    """MNN once took two for one, and led."""
+    row, ours = rows.by_name("resnet18_b1"), contenders.by_name("ours")
+    loaded = contenders.Loaded(lambda: None, lambda result: [np.zeros(1)], 0.0)
+    monkeypatch.setattr(contenders.Contender, "load", lambda self, row, folder, threads: loaded)
+    monkeypatch.setattr(worker.exported, "arrays_of", lambda path: [np.zeros(1)])
+    timed = {"median_ms": 1.0, "best_ms": 1.0, "calls": 5, "faults": 0.0, "cpus": 1.98, "others": 0.0}
+    monkeypatch.setattr(worker.measure, "time_calls", lambda call, seconds: timed)
+    assert worker.run(row, ours, 2, 1.0, tmp_path)["status"] == "ok"
+    with pytest.raises(RuntimeError, match=r"threads: expected 1, got 1\.98 CPUs kept busy"):
+        worker.run(row, ours, 1, 1.0, tmp_path)
 
 
 @pytest.mark.parametrize("spec", all_specs(), ids=lambda spec: spec.name)

@@ -149,4 +149,5 @@ def _take(result: Result, found: dict[str, Any], *, first: bool) -> None:
         result.processes_ms.append(found["median_ms"])
         result.best_ms = min(result.best_ms or float("inf"), found["best_ms"])
         result.faults = found["faults"]
+        result.cpus = max(result.cpus or 0.0, found["cpus"])
         result.others = max(result.others or 0.0, found["others"])

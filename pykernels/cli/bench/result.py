@@ -38,7 +38,8 @@ class Result:
     #: Read and written, and the share of the roof that bounds the op.
     gbps: float | None = None
     of_roof: float | None = None
-    #: CPUs that other processes kept busy meanwhile, the worst of the rounds.
+    #: CPUs that the contender kept busy, and that other processes did meanwhile, each the worst of the rounds.
+    cpus: float | None = None
     others: float | None = None
     faults: float | None = None
     import_s: float | None = None

@@ -52,19 +52,21 @@ def time_calls(call: Callable[[], Any], seconds: float, least: int = 5, most: in
     collecting = gc.isenabled()
     gc.disable()
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    busy, began = busy_elsewhere_s(), time.perf_counter()
+    busy, own, began = busy_elsewhere_s(), time.process_time(), time.perf_counter()
     try:
         (taken,) = _measure.interleaved([call], seconds, least=least, most=most, patience=5 * seconds)
     finally:
         if collecting:
             gc.enable()
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+    wall = time.perf_counter() - began
     return {
         "median_ms": 1e3 * statistics.median(taken),
         "best_ms": 1e3 * min(taken),
         "calls": len(taken),
         "faults": faults / len(taken),
-        "others": max(0.0, busy_elsewhere_s() - busy) / (time.perf_counter() - began),
+        "cpus": (time.process_time() - own) / wall,
+        "others": max(0.0, busy_elsewhere_s() - busy) / wall,
     }
 
 

@@ -20,10 +20,9 @@ def load(row: Row, folder: Path, threads: int) -> Loaded:
     path = exported(folder, "MNN", "model.mnn")
     inputs = arrays_of(folder / "inputs.npz")
     start = time.perf_counter()
-    precision = expr.PrecisionMode.High
-    net = nn.load_module_from_file(
-        str(path), [], [], precision_mode=precision, thread_num=threads, shape_mutable=False, rearrange=True
-    )
+    # `load_module_from_file(thread_num=1)` runs as many threads as there are CPUs; a runtime manager keeps its number.
+    manager = nn.create_runtime_manager(({"backend": "CPU", "numThread": threads, "precision": "high"},))
+    net = nn.load_module_from_file(str(path), [], [], runtime_manager=manager, shape_mutable=False, rearrange=True)
     load_s = time.perf_counter() - start
     # int64 indices are int32 in MNN.
     arrays = [a.astype(np.int32) if a.dtype == np.int64 else a for a in inputs]

@@ -14,6 +14,9 @@ from typing import Any
 
 from . import contenders, exported, measure, rows
 
+#: What a process may use beyond its threads: the interpreter's own, and an engine's housekeeping.
+SPARE_CPUS = 0.15
+
 
 def run(row: rows.Row, contender: contenders.Contender, threads: int, seconds: float, folder: Path) -> dict[str, Any]:
     """What the driver gets to know about this process."""
@@ -41,6 +44,8 @@ def run(row: rows.Row, contender: contenders.Contender, threads: int, seconds: f
     found["status"] = "ok" if found["error"] <= measure.TOLERANCE[contender.tolerance] else "wrong"
     if seconds > 0 and found["status"] == "ok":
         found.update(measure.time_calls(loaded.call, seconds))
+        if found["cpus"] > threads + SPARE_CPUS:
+            raise RuntimeError(f"threads: expected {threads}, got {found['cpus']:.2f} CPUs kept busy")
     found["torch"] = "torch" in sys.modules
     return found
 
