@@ -1,9 +1,8 @@
-"""The README's figures are those of the committed measurements, and its matrix of ops is that of the package."""
+"""The README's matrix of ops is that of the package. Its figures are in test_figures.py."""
 
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 
 import pytest
@@ -13,34 +12,12 @@ from pykernels import ops
 from pykernels.ops._op import FAMILIES, Op
 
 ROOT = Path(__file__).parents[1]
-README, RESULTS = ROOT / "README.md", ROOT / "bench/results"
-ENGINES = {"ort": "ONNX Runtime", "ov": "OpenVINO", "ncnn": "ncnn", "mnn": "MNN", "executorch": "ExecuTorch"}
+README = ROOT / "README.md"
 
-pytestmark = pytest.mark.skipif(
-    not (README.is_file() and RESULTS.is_dir()), reason="no README or no results beside the tests"
-)
+pytestmark = pytest.mark.skipif(not README.is_file(), reason="no README beside the tests")
 
 
-def results_of(name):
-    return json.loads((RESULTS / name).read_text())["results"]
-
-
-def table_of(results):
-    """The lines of the table: what it says for each row of the measurements, by its best calls."""
-    best = {(r["row"], r["contender"], r["threads"]): r["best_ms"] for r in results if r["status"] == "ok"}
-    lines = []
-    for row in dict.fromkeys(r["row"] for r in results):
-        cells = [row.removesuffix("_b1")]
-        for threads in (1, 2):
-            ours, eager = best[row, "ours", threads], best[row, "eager", threads]
-            engine = min(ENGINES, key=lambda e: best.get((row, e, threads), float("inf")))
-            ratio = best[row, engine, threads] / ours
-            cells += [f"{eager / ours:.1f}", f"{ratio:.2f} ({ENGINES[engine]})"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def table_in(page, head="| network |"):
+def table_in(page, head):
     """The lines of its table that begins so."""
     lines = page.read_text().splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(head))
@@ -48,46 +25,13 @@ def table_in(page, head="| network |"):
     return told[: next(i for i, line in enumerate(told) if not line.startswith("|"))]
 
 
-@pytest.mark.parametrize(("page", "isa"), [("README.md", "avx512_vnni"), ("docs/benchmarks.md", "avx2")])
-def test_the_tables_are_those_of_the_committed_measurements(page, isa):
-    results = [r for part in ("models", "networks") for r in results_of(f"peers-{part}-{isa}.json")]
-    assert results
-    assert table_in(ROOT / page) == table_of(results)
-
-
-def test_the_page_of_networks_is_that_of_the_sweep():
-    page = ROOT / "docs/networks.md"
-    rows = results_of("zoo-avx2.json")
-    assert rows
-    rows.sort(key=lambda row: -row["ratio"])
-    assert table_in(page) == [f"| {row['name']}{' *' * (row['status'] != 'ok')} | {row['ratio']:.2f} |" for row in rows]
-
-
-def test_the_figures_in_the_text_are_those_of_the_committed_measurements():
-    text = " ".join(README.read_text().split())
-    ratios = [row["ratio"] for row in results_of("zoo-avx2.json")]
-    assert f"[{len(ratios)} networks of timm and torchvision against eager]" in text
-    assert f"{sum(r >= 2 for r in ratios)} of them gain a factor of 2 or more" in text
-    slower = [r for r in ratios if r < 1]
-    assert f"{len(slower)} are 1 % slower" in text
-    assert all(0.985 < r < 0.995 for r in slower)
-
-    resnet = next(
-        r for r in results_of("peers-models-avx512_vnni.json") if (r["row"], r["contender"]) == ("resnet18_b1", "ours")
-    )
-    assert f"{resnet['packed_mb']} MB of packed weights" in text
-
-    half = {r["contender"]: r["best_ms"] for r in results_of("bfloat16-avx2.json")}
-    assert f"{half['eager_bf16']:.0f} ms against {half['ours_bf16']:.0f} ms for ResNet-18" in text
-
-
 def ops_by_name():
     found = {}
     for family in FAMILIES:
         module = importlib.import_module(f"pykernels.ops.{family}.op")
         found |= {op.name: op for op in vars(module).values() if isinstance(op, Op)}
-    # Public functions that run on another op's kernels, or choose them by the name of an op that takes scales.
-    return found | {"conv_transpose_bn_act": found["conv_bn_act"], "int8_matmul": found["int8_matmul_scaled"]}
+    # It chooses its kernels by the name of the op that takes scales.
+    return found | {"int8_matmul": found["int8_matmul_scaled"]}
 
 
 def test_the_matrix_of_ops_is_that_of_the_package():

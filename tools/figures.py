@@ -1,7 +1,13 @@
-"""Writes what README and docs take from the measurements in bench/results: three tables, and the picture.
+"""Writes what README and docs take from the measurements in bench/results: tables, sentences, and the picture.
 
-    python tools/figures.py            # into README.md, docs/benchmarks.md, docs/networks.md, docs/images/speed.svg
+    python tools/figures.py            # into README.md, docs/*.md and docs/images/speed.svg
     python tools/figures.py --check    # exit code 1 if one of them is not what the measurements say
+
+A page marks what is written here, so nobody has to edit a figure by hand after a measurement:
+
+    <!-- figures: NAME -->
+    ...                                # replaced by what `passages` makes for NAME
+    <!-- end of figures -->
 
 It needs nothing but Python.
 """
@@ -10,7 +16,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
+import textwrap
+from datetime import datetime
+from fnmatch import fnmatchcase
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,6 +29,23 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench/results"
 #: The measurements of the README's table and picture, and those of the older table in docs/benchmarks.md.
 LATEST, BEFORE = "avx512_vnni", "avx2"
+#: Which CPUs they are; the JSON has no more than the vendor's name, because the machines are virtual.
+CPUS = {"avx512_vnni": "Zen 4, AVX-512", "avx2": "Zen 3, AVX2"}
+#: Rows of `bench/zoo.py` that are transformers or MLP-mixers.
+ATTENTION = (
+    "*vit_tiny*",
+    "tv:vit*",
+    "deit*",
+    "beit*",
+    "eva*",
+    "pit_*",
+    "swin*",
+    "tv:swin*",
+    "mixer*",
+    "resmlp*",
+    "gmlp*",
+)
+RECURRENT = ("lstmlm", "cnnlstm")
 ENGINES = {"ort": "ONNX Runtime", "ov": "OpenVINO", "ncnn": "ncnn", "mnn": "MNN", "executorch": "ExecuTorch"}
 
 BLUE, ORANGE, GREY, INK = "#1f6feb", "#e8710a", "#9aa0a6", "#30343a"
@@ -30,9 +57,10 @@ class Peers:
 
     def __init__(self, isa: str) -> None:
         files = [json.loads((RESULTS / f"peers-{part}-{isa}.json").read_text()) for part in ("models", "networks")]
-        self.machine: dict[str, Any] = files[0]["machine"]
+        self.isa, self.machine, self.method = isa, files[0]["machine"], files[0]["method"]
         found = [r for file in files for r in file["results"]]
         self.rows = list(dict.fromkeys(r["row"] for r in found))
+        self.worst = max((r.get("error") or 0.0 for r in found if r["contender"] == "ours"), default=0.0)
         self.best = {(r["row"], r["contender"], r["threads"]): r["best_ms"] for r in found if r["status"] == "ok"}
 
     def against_eager(self, row: str, threads: int) -> float:
@@ -47,8 +75,11 @@ class Peers:
 
 
 def peers_table(peers: Peers) -> list[str]:
-    """A line for each network."""
-    lines = []
+    """A line for each network, by the best calls."""
+    lines = [
+        "| network | eager, 1 thread | best engine, 1 thread | eager, 2 threads | best engine, 2 threads |",
+        "|---|---|---|---|---|",
+    ]
     for row in peers.rows:
         cells = [name_of(row)]
         for threads in (1, 2):
@@ -58,10 +89,178 @@ def peers_table(peers: Peers) -> list[str]:
     return lines
 
 
+def provenance(peers: Peers) -> str:
+    """Where the table's figures are from: files, machine, versions, day."""
+    machine, cores = peers.machine, {1: "one virtual core", 2: "two virtual cores"}
+    versions = {"torch": "torch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "ncnn": "ncnn", "MNN": "MNN"}
+    versions["executorch"] = "ExecuTorch"
+    known = [f"{says} {machine['versions'][name]}" for name, says in versions.items() if name in machine["versions"]]
+    missing = [says for name, says in versions.items() if name not in machine["versions"]]
+    rounds = {1: "one round", 2: "two rounds", 3: "three rounds"}[peers.method["rounds"]]
+    text = (
+        f"`bench/results/peers-models-{peers.isa}.json` and `peers-networks-{peers.isa}.json` hold these figures: "
+        f"{machine['cpu']} ({CPUS[peers.isa]}, {cores[machine['cores']]} on a machine that others use too), "
+        f"{', '.join(known)}, {day_of(machine['date'])}, {rounds}. The largest relative L2 error of ours is {peers.worst:.1e}."
+    )
+    return f"{text} {listed(missing)} did not run." if missing else text
+
+
+def gains(peers: Peers) -> str:
+    """Which networks gain on eager, and how much."""
+    convolutions, recurrent = (
+        [peers.against_eager(row, t) for row in peers.rows for t in (1, 2) if (name_of(row) in RECURRENT) is kind]
+        for kind in (False, True)
+    )
+    attention = [row["ratio"] for row in sweep() if any(fnmatchcase(row["name"], p) for p in ATTENTION)]
+    return (
+        f"- **Faster than eager**: convolutional networks with batch norm, {span(convolutions, 1)} times, and LSTMs, "
+        f"{span(recurrent, 1)} times.\n"
+        f"- **Hardly faster**: transformers and MLP-mixers, {span(attention, 1)} times (`bench/results/zoo-avx2.json`). "
+        f"Their linear layers already run at MKL's speed."
+    )
+
+
+def losses(peers: Peers) -> str:
+    """Which engines are ahead, and where: a point of the README's list."""
+    parts = []
+    for threads in (1, 2):
+        ahead: dict[str, list[tuple[float, str]]] = {}
+        for row in peers.rows:
+            engine, ratio = peers.engine(row, threads)
+            if round(ratio, 2) < 1:
+                ahead.setdefault(engine, []).append((ratio, name_of(row)))
+        count = sum(map(len, ahead.values()))
+        with_ = "one thread" if threads == 1 else "two threads"
+        if not count:
+            parts.append(f"With {with_} no engine is faster on any of these networks.")
+            continue
+        most = sorted(ahead.items(), key=lambda item: (-len(item[1]), min(item[1])))
+        named = [
+            f"{engine} on {listed([name for _, name in sorted(rows)])} ({span([ratio for ratio, _ in rows], 2)})"
+            for engine, rows in most
+        ]
+        parts.append(
+            f"With {with_} an engine is faster on {count} of these {len(peers.rows)} networks: {'; '.join(named)}."
+        )
+    return "- **Slower than an engine** (the engine's time as a share of ours). " + " ".join(parts)
+
+
+def half_precision() -> str:
+    """bfloat16 on a CPU that has no instructions for it."""
+    best = {r["contender"]: r["best_ms"] for r in results_of("bfloat16-avx2.json")}
+    plain, ours = best["eager_bf16"], best["ours_bf16"]
+    return (
+        f"With one thread, ResNet-18 in bfloat16 takes eager PyTorch {plain:.0f} ms and pykernels {ours:.0f} ms "
+        "(`bench/results/bfloat16-avx2.json`; both restricted to AVX2)."
+    )
+
+
+def packed_weights() -> str:
+    """What ResNet-18 costs in memory."""
+    row = next(
+        r for r in results_of(f"peers-models-{LATEST}.json") if (r["row"], r["contender"]) == ("resnet18_b1", "ours")
+    )
+    return (
+        f"ResNet-18 holds {row['packed_mb']} MB of packed weights besides its 46.8 MB of plain ones (`packed_mb` in "
+        f"`bench/results/peers-models-{LATEST}.json`), because Winograd's take four times the memory of the plain ones."
+    )
+
+
+def sweep() -> list[dict[str, Any]]:
+    """The rows of `bench/zoo.py`, those that gain most first."""
+    return sorted(results_of("zoo-avx2.json"), key=lambda row: -row["ratio"])
+
+
+def sweep_in_short() -> str:
+    """One sentence of `sweep`."""
+    ratios = [row["ratio"] for row in sweep()]
+    slower = [r for r in ratios if round(r, 2) < 1]
+    text = (
+        f"[{len(ratios)} networks of timm and torchvision against eager](docs/networks.md): {sum(r >= 2 for r in ratios)} "
+        "of them gain a factor of 2 or more, and "
+    )
+    if not slower:
+        return f"{text}none is slower (`bench/results/zoo-avx2.json`)."
+    are = "one is" if len(slower) == 1 else f"{len(slower)} are"
+    return f"{text}{are} slower, by at most {100 * (1 - min(slower)):.0f} % (`bench/results/zoo-avx2.json`)."
+
+
+def sweep_exceptions() -> str:
+    """What `sweep` has that is not as it should be: answers that are off, and networks that are slower."""
+    off = [row for row in sweep() if row["status"] != "ok"]
+    slower = [row["name"] for row in sweep() if round(row["ratio"], 2) < 1]
+    told = [
+        f"{row['name']} (*) is the exception: with these random weights it multiplies rounding errors, so eager's answer is off "
+        f"by {row['eager_error']:.1e} and ours by {row['error']:.1e}."
+        for row in off
+    ]
+    if slower:
+        told.append(f"Below 1 {'is' if len(slower) == 1 else 'are'} {listed(slower)}.")
+    return " ".join(told)
+
+
 def networks_table() -> list[str]:
     """A line for each network of `bench/zoo.py`, those that gain most first."""
-    rows = sorted(json.loads((RESULTS / "zoo-avx2.json").read_text())["results"], key=lambda row: -row["ratio"])
-    return [f"| {row['name']}{' *' * (row['status'] != 'ok')} | {row['ratio']:.2f} |" for row in rows]
+    lines = [f"| {row['name']}{' *' * (row['status'] != 'ok')} | {row['ratio']:.2f} |" for row in sweep()]
+    return ["| network | eager / ours |", "|---|---|", *lines]
+
+
+def passages() -> dict[str, str]:
+    """Name -> the Markdown that README and docs have between its marks."""
+    latest, before = Peers(LATEST), Peers(BEFORE)
+    prose = {
+        "half precision": half_precision(),
+        "provenance": provenance(latest),
+        "faster and slower": f"{gains(latest)}\n{losses(latest)}",
+        "sweep": sweep_in_short(),
+        "sweep's exceptions": sweep_exceptions(),
+        "packed weights": packed_weights(),
+        "memory": (
+            f"- **Memory.** The optimised model keeps its weights twice: as they are, and packed. {packed_weights()} "
+            '`pk.optimize(model, keep="packed")` keeps only the packed form; the model can then no longer save, train or '
+            "convert those weights."
+        ),
+        "provenance of the older table": provenance(before),
+    }
+    tables = {
+        "peers": peers_table(latest),
+        "the older table": peers_table(before),
+        "networks": networks_table(),
+    }
+    return {name: wrapped(text) for name, text in prose.items()} | {name: "\n".join(t) for name, t in tables.items()}
+
+
+def results_of(name: str) -> list[dict[str, Any]]:
+    """The rows of one file."""
+    found: list[dict[str, Any]] = json.loads((RESULTS / name).read_text())["results"]
+    return found
+
+
+def wrapped(text: str) -> str:
+    """``text`` in lines of at most 120 characters, a point of a list by itself."""
+    points = (
+        textwrap.wrap(
+            line, 120, subsequent_indent="  " * line.startswith("- "), break_long_words=False, break_on_hyphens=False
+        )
+        for line in text.splitlines()
+    )
+    return "\n".join(line for point in points for line in point)
+
+
+def listed(names: list[str]) -> str:
+    """a; a and b; a, b and c."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def span(values: list[float], digits: int) -> str:
+    """From the least to the most; one of them where both are written the same."""
+    low, high = (f"{f(values):.{digits}f}" for f in (min, max))
+    return low if low == high else f"{low} to {high}"
+
+
+def day_of(date: str) -> str:
+    """ "2026-11-30T02:44:38+00:00" -> "30 November 2026"."""
+    return f"{datetime.fromisoformat(date):%d %B %Y}".removeprefix("0")
 
 
 def name_of(row: str) -> str:
@@ -123,12 +322,12 @@ def _diamond(x: float, y: float) -> str:
     return f'<polygon points="{points}" fill="{ORANGE}" stroke="#ffffff"/>'
 
 
-def with_table(page: Path, table: list[str]) -> str:
-    """The page's text, with ``table`` for the body of its table of networks."""
-    lines = page.read_text().splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("| network |")) + 2
-    end = next(i for i, line in enumerate([*lines[start:], ""]) if not line.startswith("|")) + start
-    return "\n".join([*lines[:start], *table, *lines[end:], ""])
+MARKED = re.compile(r"(<!-- figures: (.+?) -->\n).*?(\n<!-- end of figures -->)", re.DOTALL)
+
+
+def with_passages(text: str, made: dict[str, str]) -> str:
+    """A page's text with what is between its marks written anew. KeyError for a name that there is not."""
+    return MARKED.sub(lambda m: f"{m[1]}\n{made[m[2]]}\n{m[3]}", text)
 
 
 def main() -> int:
@@ -136,14 +335,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a file is out of date")
     check = parser.parse_args().check
-    peers = Peers(LATEST)
-    readme, benchmarks, networks = ROOT / "README.md", ROOT / "docs/benchmarks.md", ROOT / "docs/networks.md"
-    wanted = {
-        readme: with_table(readme, peers_table(peers)),
-        benchmarks: with_table(benchmarks, peers_table(Peers(BEFORE))),
-        networks: with_table(networks, networks_table()),
-        ROOT / "docs/images/speed.svg": picture(peers),
-    }
+    made, pages = passages(), [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    wanted = {page: with_passages(page.read_text(), made) for page in pages}
+    wanted[ROOT / "docs/images/speed.svg"] = picture(Peers(LATEST))
     stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text() != text]
     for path in stale:
         print(
