@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from pykernels_cli import version
 from pykernels_cli._options import check_writable, cpus, one_thread_count, positive_int, positive_seconds, refusals
@@ -43,6 +43,20 @@ class Commands(TyperGroup):
         except typer.Abort:
             sys.exit(130)
         sys.exit(code)
+
+
+class Command(TyperCommand):
+    """A command that refuses an option given twice, of which Click would take the last one and say nothing."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As Click's, after a look for options that are given twice."""
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+            for param in order:
+                times = order.count(param)
+                if times > 1 and param.opts[0].startswith("-") and not param.multiple:
+                    raise typer.BadParameter(f"expected once, got {times} times", ctx=ctx, param=param)
+        return super().parse_args(ctx, args)
 
 
 def refusal(wrong: Any, arguments: Sequence[str]) -> str:
@@ -81,10 +95,10 @@ def _pykernels(
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Fused kernels for PyTorch: what is built, is it right, how fast is it."""
+    """Fused kernels for PyTorch: show what is built, check that it is right, measure how fast it is."""
 
 
-@app.command("info")
+@app.command("info", cls=Command)
 def _info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
@@ -94,27 +108,31 @@ def _info(
     raise typer.Exit(run(as_json))
 
 
-@app.command("check")
+@app.command("check", cls=Command)
 def _check(
-    op: Annotated[str | None, typer.Option(help="Only this op.")] = None,
+    op: Annotated[list[str] | None, typer.Option(help="Only this op; may be repeated.")] = None,
     backend: Annotated[str | None, typer.Option(help="Only this backend: cpu, cuda, triton or reference.")] = None,
-    isa: Annotated[str | None, typer.Option(help="Only this instruction set of the CPU kernels.")] = None,
+    isa: Annotated[
+        str | None, typer.Option(help="Only this instruction set of the CPU kernels, for example avx2.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="Only this dtype, for example bfloat16.")] = None,
 ) -> None:
     """Check every op on every backend and instruction set against float64; exit code 1 on a failure."""
     from pykernels.cli.check import run
 
     with refusals():
-        raise typer.Exit(run(op, backend, isa, dtype))
+        raise typer.Exit(run(op or [], backend, isa, dtype))
 
 
-@app.command("demo")
+@app.command("demo", cls=Command)
 def _demo(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer runs: rougher times, the same checks.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("build/demo"),
-    threads: Annotated[str | None, typer.Option(help="Threads of torch's pool; as many as torch takes.")] = None,
+    threads: Annotated[
+        str | None, typer.Option(help="How many threads to use; torch's own number if left out.")
+    ] = None,
 ) -> None:
-    """Run four models on real input, plain PyTorch against ours in float32 and bfloat16: check, time, draw."""
+    """Check, time and draw four models on real input: PyTorch against pykernels in float32 and bfloat16."""
     with refusals():
         count = None if threads is None else one_thread_count(threads)
         check_writable("--out", out / "demo.png")
@@ -123,19 +141,22 @@ def _demo(
     raise typer.Exit(run(quick, out, count))
 
 
-@app.command("tune")
+@app.command("tune", cls=Command)
 def _tune(
-    op: Annotated[str | None, typer.Option(help="Only this op; all that can be tuned if left out.")] = None,
+    op: Annotated[str | None, typer.Option(help="Only this op; every op that can be tuned if left out.")] = None,
     shape: Annotated[
-        list[str] | None, typer.Option(help="A shape of --op, as m,n,k; may be repeated. Else the bench samples'.")
+        list[str] | None,
+        typer.Option(help="A shape for --op, such as m,n,k; may be repeated. The bench samples' shapes if left out."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of ops in floating point.")] = "float16",
-    out: Annotated[Path | None, typer.Option(help="The table; what PYKERNELS_TUNED names if left out.")] = None,
+    dtype: Annotated[str, typer.Option(help="The dtype for ops that compute in floating point.")] = "float16",
+    out: Annotated[
+        Path | None, typer.Option(help="The file for the table; the one that PYKERNELS_TUNED names if left out.")
+    ] = None,
     repeats: Annotated[
         int, typer.Option(parser=positive_int, metavar="COUNT", help="Timed calls of each candidate.")
     ] = 20,
 ) -> None:
-    """Time the tiles of Triton kernels on this GPU and write the best into a table; exit code 2 without a GPU."""
+    """Time the tiles of the Triton kernels on this GPU and write the best into a table; exit code 2 without a GPU."""
     from pykernels.cli.tune import run
 
     with refusals():
@@ -150,60 +171,67 @@ def _bench() -> None:
 Rounds = Annotated[
     int,
     typer.Option(
-        "--repeats", parser=positive_int, metavar="COUNT", help="Processes for each contender; the median counts."
+        "--repeats",
+        parser=positive_int,
+        metavar="COUNT",
+        help="Processes to run for each contender; the median counts.",
     ),
 ]
 Seconds = Annotated[
-    float, typer.Option(parser=positive_seconds, metavar="SECONDS", help="Of timing, of each row in each process.")
+    float, typer.Option(parser=positive_seconds, metavar="SECONDS", help="How long to time each row in each process.")
 ]
-Threads = Annotated[str, typer.Option(help="Thread counts, separated by commas.")]
-OneThreadCount = Annotated[str, typer.Option("--threads", help="One thread count.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write everything to this file too.")]
+Threads = Annotated[str, typer.Option(help="One or more thread counts, separated by commas.")]
+OneThreadCount = Annotated[str, typer.Option("--threads", help="How many threads to use.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the results to this file.")]
 ONE_AND_TWO = "1,2" if cpus() > 1 else "1"
-Models = Annotated[str, typer.Option("--rows", help="Only models that match.")]
+Models = Annotated[str, typer.Option("--rows", help="Only models that match, for example 'resnet*_b1'.")]
 
 
-@bench.command("peers")
+@bench.command("peers", cls=Command)
 def _peers(
-    table: Annotated[str, typer.Argument(help="models, networks, conv, lstm or int8.")] = "models",
+    table: Annotated[
+        str, typer.Argument(help="Which rows to measure: models, networks, conv, lstm or int8.")
+    ] = "models",
     rows: Annotated[str, typer.Option(help="Only rows that match, for example 'resnet*_b1,lstmlm_b1'.")] = "",
-    contenders: Annotated[str, typer.Option(help="Only these, by name; the baseline is always in.")] = "",
+    contenders: Annotated[
+        str, typer.Option(help="Only these contenders, for example 'ours,ort'; the baseline always runs.")
+    ] = "",
     threads: Threads = ONE_AND_TWO,
     repeats: Rounds = 3,
     seconds: Seconds = 1.0,
     json: Json = None,
     listing: Annotated[bool, typer.Option("--list", help="Show rows and contenders, and measure nothing.")] = False,
 ) -> None:
-    """Compare ours with PyTorch's own ways and other engines; each alone in its process, in turn."""
+    """Compare pykernels with PyTorch's own ways and with other engines, each alone in its own process."""
     from pykernels.cli.bench.commands import peers
 
     peers(table, rows, contenders, threads, repeats, seconds, json, listing)
 
 
-@bench.command("memory")
+@bench.command("memory", cls=Command)
 def _memory(rows: Models = "*_b1", threads: OneThreadCount = "1", repeats: Rounds = 3, json: Json = None) -> None:
-    """Measure the peak memory of each optimised model, against eager's plus the packed weights."""
+    """Compare the peak memory of each optimised model with eager's plus the packed weights."""
     from pykernels.cli.bench.commands import memory
 
     memory(rows, threads, repeats, json)
 
 
-@bench.command("startup")
+@bench.command("startup", cls=Command)
 def _startup(rows: Models = "*_b1", repeats: Rounds = 3) -> None:
-    """Measure what `import pykernels` adds to `import torch`, and pk.optimize with its first call."""
+    """Measure how long `import pykernels`, pk.optimize and the first call take."""
     from pykernels.cli.bench.commands import startup
 
     startup(rows, repeats)
 
 
-@bench.command("ops")
+@bench.command("ops", cls=Command)
 def _ops(
-    op: Annotated[str | None, typer.Argument(help="One op; all where none is named.")] = None,
+    op: Annotated[str | None, typer.Argument(help="Only this op; every op if left out.")] = None,
     threads: Threads = "1",
     seconds: Seconds = 0.3,
     json: Json = None,
 ) -> None:
-    """Time every op's bench samples in this process: eager against ours, and the share of the machine's roofs."""
+    """Time every op against eager PyTorch in this process, and compare it with what the machine can do."""
     from pykernels.cli.bench.commands import ops
 
     ops(op, threads, seconds, json)

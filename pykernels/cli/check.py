@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -42,14 +42,15 @@ class Line:
     failures: tuple[str, ...] = ()
 
 
-def cases(op: str | None, backend: str | None, isa: str | None, dtype: str | None) -> Iterator[Case]:
-    """The cases that the options leave, in the order of the table.
+def cases(ops: Sequence[str], backend: str | None, isa: str | None, dtype: str | None) -> Iterator[Case]:
+    """The cases that the options leave, in the order of the table; of every op where ``ops`` is empty.
 
     Raises:
         ValueError: An option names nothing that there is.
     """
     specs = all_specs()
-    check_choice("--op", op, [s.name for s in specs])
+    for op in ops:
+        check_choice("--op", op, [s.name for s in specs])
     check_choice("--backend", backend, BACKENDS)
     isas = host_isas()
     if isa is not None:
@@ -61,7 +62,7 @@ def cases(op: str | None, backend: str | None, isa: str | None, dtype: str | Non
     check_choice("--dtype", dtype, names)
     for spec in specs:
         for where in BACKENDS:
-            if op not in (None, spec.name) or backend not in (None, where) or why_not(spec, where) is not None:
+            if (ops and spec.name not in ops) or backend not in (None, where) or why_not(spec, where) is not None:
                 continue
             if isa is not None and where != "cpu":
                 continue
@@ -111,13 +112,13 @@ def check(case: Case) -> Line:
     return line
 
 
-def run(op: str | None, backend: str | None, isa: str | None, dtype: str | None) -> int:
+def run(ops: Sequence[str], backend: str | None, isa: str | None, dtype: str | None) -> int:
     """Checks and prints; the exit code: 1 if a case failed, or if there was none."""
     console, interpreted = make_console(), False
     if backend == "triton" and not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
         os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it at its import, which nobody has done yet
         interpreted = True
-    todo = list(cases(op, backend, isa, dtype))
+    todo = list(cases(ops, backend, isa, dtype))
     heading(console, "check")
     if interpreted:
         console.print("No GPU: the Triton kernels run in Triton's interpreter (TRITON_INTERPRET=1).")
@@ -133,7 +134,7 @@ def run(op: str | None, backend: str | None, isa: str | None, dtype: str | None)
         for failure in line.failures:
             where = ", ".join(filter(None, (case.spec.name, case.backend, case.isa, _dtypes(case))))
             console.print(f"{where}: {failure}", style="red", markup=False, highlight=False)
-    for reason, slots in _left_out(op, backend, isa).items():
+    for reason, slots in _left_out(ops, backend, isa).items():
         console.print(f"Not checked: {', '.join(slots)}: {reason}", markup=False, highlight=False)
     if not todo:
         console.print("Nothing was checked.", style="bold red")
@@ -148,7 +149,7 @@ def run(op: str | None, backend: str | None, isa: str | None, dtype: str | None)
 
 def _table(lines: list[Line]) -> Table:
     columns = ("op", "backend", "ISA", "dtype", ">samples", ">error", ">tolerance", "worst sample", "")
-    shown = table("relative L2 error against float64, the worst of the samples", *columns)
+    shown = table("relative L2 error against float64; the worst sample of each line", *columns)
     for line in lines:
         exact = line.tolerance == 0
         shown.add_row(
@@ -165,12 +166,13 @@ def _table(lines: list[Line]) -> Table:
     return shown
 
 
-def _left_out(op: str | None, backend: str | None, isa: str | None) -> dict[str, list[str]]:
+def _left_out(ops: Sequence[str], backend: str | None, isa: str | None) -> dict[str, list[str]]:
     reasons: dict[str, list[str]] = {}
     for spec in all_specs():
         for where in BACKENDS:
             reason = why_not(spec, where)
-            if op in (None, spec.name) and backend in (None, where) and isa is None and reason is not None:
+            asked = (not ops or spec.name in ops) and backend in (None, where)
+            if asked and isa is None and reason is not None:
                 reasons.setdefault(reason, []).append(f"{spec.name} on {where}")
     return reasons
 

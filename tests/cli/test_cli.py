@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import pykernels as pk
 from pykernels import _native
 from pykernels.cli import _console
 from pykernels.cli import check as checks
@@ -103,8 +104,25 @@ def test_check_of_triton_interprets_where_there_is_no_gpu():
 
 @NATIVE
 def test_check_options_leave_what_they_name():
-    lines = list(checks.cases("lstm_cell", "cpu", "scalar", "bfloat16"))
+    lines = list(checks.cases(["lstm_cell"], "cpu", "scalar", "bfloat16"))
     assert [(c.spec.name, c.backend, c.isa, c.dtype) for c in lines] == [("lstm_cell", "cpu", "scalar", torch.bfloat16)]
+
+
+@NATIVE
+def test_check_takes_every_public_op_and_several():
+    public = [name for name in pk.ops.__all__ if name != "ACTIVATIONS"]
+    lines = list(checks.cases(public, "reference", None, None))
+    assert {case.spec.name for case in lines} == set(public)
+    done = run("check", "--op", "conv_transpose_bn_act", "--op", "lstm_cell", "--backend", "reference")
+    assert done.exit_code == 0, done.output
+    assert "conv_transpose_bn_act" in done.output
+    assert "lstm_cell" in done.output
+
+
+def test_an_option_given_twice_is_refused():
+    done = run("check", "--isa", "scalar", "--isa", "avx2")
+    assert done.exit_code == 2
+    assert done.output == "pykernels check: --isa: expected once, got 2 times\n"
 
 
 def test_check_names_the_dtypes_of_its_tensors():
@@ -114,7 +132,7 @@ def test_check_names_the_dtypes_of_its_tensors():
     assert checks.dtypes_of(named("lstm"), torch.bfloat16) == ("bfloat16",)
     assert checks.dtypes_of(named("int8_matmul"), torch.float32) == ("int8",)
     assert checks.dtypes_of(named("int8_conv2d"), torch.float16) == ("int8", "float16")
-    of_int8 = {case.spec.name for case in checks.cases(None, "reference", None, "int8")}
+    of_int8 = {case.spec.name for case in checks.cases([], "reference", None, "int8")}
     assert of_int8 == {"int8_matmul", "int8_matmul_scaled", "int8_conv2d"}
 
 
@@ -153,7 +171,7 @@ def test_check_fails_on_a_wrong_answer_and_on_an_exception(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--op", "lstn"), "pykernels check: --op: expected one of conv_bn_act, batch_norm_act, lstm_cell, lstm"),
+        (("--op", "lstn"), "pykernels check: --op: expected one of conv_bn_act, conv_transpose_bn_act, batch_norm_act"),
         (("--backend", "tpu"), "pykernels check: --backend: expected one of cpu, cuda, triton, reference; got 'tpu'"),
         (("--isa", "sse2"), "pykernels check: --isa: expected one of scalar"),
         (("--dtype", "int4"), "pykernels check: --dtype: expected one of float32, bfloat16, float16, int8; got 'int4'"),

@@ -51,6 +51,17 @@ def _conv_bn_act(
     return _finished(z, residual, activation, negative_slope)
 
 
+def _conv_transpose_bn_act(
+    x: torch.Tensor, weight: torch.Tensor, bias: Any = None, running_mean: Any = None, running_var: Any = None,
+    bn_weight: Any = None, bn_bias: Any = None, *, eps: float = 1e-5, residual: Any = None, activation: str = "relu",
+    negative_slope: float = 0.01, **conv: Any,
+) -> torch.Tensor:  # fmt: skip
+    z = F.conv_transpose2d(x, weight, bias, **conv)
+    if running_mean is not None:
+        z = F.batch_norm(z, running_mean, running_var, bn_weight, bn_bias, eps=eps)
+    return _finished(z, residual, activation, negative_slope)
+
+
 def _batch_norm_act(
     x: torch.Tensor, *vectors: Any, residual: Any = None, activation: str = "relu", negative_slope: float = 0.01,
     **norm: Any,
@@ -144,6 +155,7 @@ def _squeeze_excite(
 
 _EAGER: dict[str, Callable[..., Any]] = {
     "conv_bn_act": _conv_bn_act,
+    "conv_transpose_bn_act": _conv_transpose_bn_act,
     "batch_norm_act": _batch_norm_act,
     "lstm_cell": torch.lstm_cell,
     "lstm": _lstm,

@@ -1,4 +1,6 @@
-"""Where conv_bn_act runs."""
+"""Where the ops of the conv_bn_act family run."""
+
+from dataclasses import replace
 
 from pykernels.ops._op import FLOATS, Op
 
@@ -8,3 +10,5 @@ CONV_BN_ACT = Op(
     backends={"cpu": None, "cuda": None, "triton": None},
     dtypes=FLOATS,
 )
+#: It runs on the kernels of `CONV_BN_ACT`.
+CONV_TRANSPOSE_BN_ACT = replace(CONV_BN_ACT, name="conv_transpose_bn_act")

@@ -1,9 +1,10 @@
-"""The spec of conv_bn_act: samples that cover the contract, and the layers of ResNets to time."""
+"""The specs of conv_bn_act and of its transposed form: samples that cover the contract, and layers to time."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from pykernels.ops._activation import ACTIVATIONS
 from pykernels.ops._spec import OpSpec, Sample, lay_out
 from pykernels.ops.conv_bn_act import conv_bn_act
 from pykernels.ops.conv_bn_act.arguments import geometry, output_size
-from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
+from pykernels.ops.conv_bn_act.op import CONV_BN_ACT, CONV_TRANSPOSE_BN_ACT
+from pykernels.ops.conv_bn_act.transposed import conv_transpose_bn_act
 
 
 def _sample(
@@ -211,4 +213,81 @@ CONV_BN_ACT_SPEC = OpSpec(
     samples=(*_CONTRACT, *_ACTIVATIONS, *_BENCH),
 )
 
-SPECS: tuple[OpSpec, ...] = (CONV_BN_ACT_SPEC,)
+
+def _transposed(
+    name: str,
+    x_shape: tuple[int, ...],
+    k: int,
+    kernel: int | tuple[int, int],
+    *,
+    bn: bool = True,
+    residual: bool = False,
+    layout: str = "contiguous",
+    activation: str = "relu",
+    bench: bool = False,
+    **conv: Any,
+) -> Sample:
+    """A sample of ``x_shape`` (N, C, H, W) or (C, H, W) to ``k`` channels; ``conv`` is the geometry."""
+    r, s = (kernel, kernel) if isinstance(kernel, int) else kernel
+    *batch, c, h, w = x_shape
+    groups, n = conv.get("groups", 1), batch[0] if batch else 1
+    with torch.device("meta"):
+        y_shape = torch.nn.functional.conv_transpose2d(
+            torch.empty(x_shape), torch.empty(c, k // groups, r, s), **conv
+        ).shape
+    terms = c // groups * r * s  # at most: with a stride, each pixel of the result gets a part of the taps
+
+    def make(dtype: torch.dtype, generator: torch.Generator) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def normal(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+        x, weight = lay_out(normal(*x_shape), layout), (normal(c, k // groups, r, s) / terms**0.5).to(dtype)
+        wide, vectors = torch.promote_types(dtype, torch.float32), []
+        if bn:
+            variance = (0.5 + torch.rand(k, generator=generator, dtype=torch.float64)).to(wide)
+            vectors = [
+                normal(k, dtype=wide),
+                normal(k, dtype=wide),
+                variance,
+                normal(k, dtype=wide),
+                normal(k, dtype=wide),
+            ]
+        options: dict[str, Any] = {"activation": activation, **conv}
+        if residual:
+            options["residual"] = lay_out(normal(*y_shape), layout)
+        return (x, weight, *vectors), options
+
+    pixels = prod(y_shape[-2:])
+    return Sample(
+        name,
+        make,
+        reduction=terms + 4,
+        flops=2 * n * k * h * w * terms,
+        bytes=4 * (n * c * h * w + c * k // groups * r * s + (2 if residual else 1) * n * k * pixels),
+        bench=bench,
+    )
+
+
+CONV_TRANSPOSE_BN_ACT_SPEC = OpSpec(
+    op=CONV_TRANSPOSE_BN_ACT,
+    function=conv_transpose_bn_act,
+    reference=partial(conv_transpose_bn_act, backend="reference"),
+    samples=(
+        _transposed("4x4-stride2", (2, 19, 9, 11), 21, 4, stride=2, padding=1),
+        _transposed("4x4-stride2-residual", (2, 16, 8, 8), 16, 4, stride=2, padding=1, residual=True),
+        _transposed("2x2-stride2", (1, 32, 7, 6), 24, 2, stride=2),
+        _transposed("3x3", (2, 12, 9, 8), 20, 3, padding=1),
+        _transposed("3x3-stride2-output-padding", (2, 12, 6, 7), 20, 3, stride=2, padding=1, output_padding=1),
+        _transposed("5x3-stride-2-by-1", (1, 8, 9, 8), 12, (5, 3), stride=(2, 1), padding=(1, 0)),
+        _transposed("stride-over-kernel", (1, 8, 5, 5), 12, 2, stride=3),
+        _transposed("dilation", (1, 10, 7, 7), 12, 3, stride=2, dilation=2, padding=2),
+        _transposed("groups", (2, 12, 6, 6), 18, 4, stride=2, padding=1, groups=3),
+        _transposed("plain", (2, 8, 6, 6), 12, 4, stride=2, padding=1, bn=False, activation="none"),
+        _transposed("unbatched", (8, 6, 6), 12, 4, stride=2, padding=1),
+        _transposed("channels-last", (2, 16, 8, 9), 24, 4, stride=2, padding=1, layout="channels_last"),
+        _transposed("gan-4x4-256-128-16", (1, 256, 16, 16), 128, 4, stride=2, padding=1, bench=True),
+        _transposed("unet-2x2-128-64-56", (1, 128, 56, 56), 64, 2, stride=2, bn=False, bench=True),
+    ),
+)
+
+SPECS: tuple[OpSpec, ...] = (CONV_BN_ACT_SPEC, CONV_TRANSPOSE_BN_ACT_SPEC)

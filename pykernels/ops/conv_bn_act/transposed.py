@@ -39,10 +39,10 @@ from pykernels.ops.conv_bn_act.arguments import (
     for_height_1,
     tf32_allowed,
 )
-from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
+from pykernels.ops.conv_bn_act.op import CONV_BN_ACT, CONV_TRANSPOSE_BN_ACT
 from pykernels.ops.conv_bn_act.reference import finish
 
-OP = "conv_transpose_bn_act"
+OP = CONV_TRANSPOSE_BN_ACT.name
 
 
 class Phase(NamedTuple):
@@ -192,7 +192,7 @@ def conv_transpose_bn_act(
     norm = BatchNorm(bias, running_mean, running_var, bn_weight, bn_bias, eps)
     check_batch_norm(x, weight.shape[1] * groups, norm, OP)
     x, weight, residual = cast(autocast_dtype(x), (x, weight, residual))
-    where = choose(CONV_BN_ACT, x.device, x.dtype, backend, OP)
+    where = choose(CONV_TRANSPOSE_BN_ACT, x.device, x.dtype, backend)
     if where == "reference":
         return reference(x, weight, norm, residual, call)
     folded = fold_batch_norm(*norm)

@@ -116,7 +116,8 @@ def by_name(name: str) -> Contender:
 
 def why_missing(contender: Contender) -> str | None:
     """None where its packages are installed, or a sentence that says which are not."""
-    absent = [name for name in (*contender.needs, *contender.prepares) if importlib.util.find_spec(name) is None]
+    needed = dict.fromkeys((*contender.needs, *contender.prepares))
+    absent = [name for name in needed if importlib.util.find_spec(name) is None]
     if not absent:
         return None
-    return f"{' and '.join(absent)} not installed (pip install '.[bench]' in the source tree)"
+    return f"{', '.join(absent)} not installed (pip install '.[bench]' in the source tree)"
