@@ -51,7 +51,7 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As Click's, after a look for options that are given twice."""
         if not ctx.resilient_parsing:
-            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+            order: list[Any] = self.make_parser(ctx).parse_args(args=list(args))[2]
             for param in order:
                 times = order.count(param)
                 if times > 1 and param.opts[0].startswith("-") and not param.multiple:

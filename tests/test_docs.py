@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -50,18 +52,66 @@ def test_snippets_run_and_print_what_the_page_says(page, capsys, monkeypatch, tm
         assert printed is None or told == printed, f"{page.name}, line {line}"
 
 
-LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 TEXTS = [p for p in (*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md") if p.is_file()]
 
 
+def anchors_of(page: Path) -> set[str]:
+    """What GitHub and MkDocs make of its headings."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
 def test_links_between_files_lead_somewhere():
-    dead = [
-        f"{page.relative_to(ROOT)}: {target}"
+    links = [
+        (page, page.parent / target if target else page, anchor)
         for page in TEXTS
-        for target in LINK.findall(FENCE.sub("", page.read_text()))
-        if "://" not in target and not (page.parent / target).exists()
+        for target, anchor in LINK.findall(FENCE.sub("", page.read_text()))
+        if "://" not in target
     ]
+    dead = [
+        f"{page.relative_to(ROOT)}: {target}#{anchor}"
+        for page, target, anchor in links
+        if not target.exists() or (anchor and anchor not in anchors_of(target))
+    ]
+    assert any(anchor for *_, anchor in links)
     assert not dead
+
+
+def arguments_of(docstring: str | None) -> set[str]:
+    """The names under ``Args:``."""
+    found = re.search(r"^ *Args:\n(.*?)(?=^ *[A-Z][a-z]+:$|\Z)", docstring or "", re.MULTILINE | re.DOTALL)
+    return set(re.findall(r"^ +(\w+): ", found[1], re.MULTILINE)) if found else set()
+
+
+def documented() -> dict[str, tuple[Callable, Callable]]:
+    """Name -> what has the parameters and what has the docstring, of each public function, class and own method."""
+    found = {}
+    parts = {"pykernels": pk, **{f"pykernels.{p}": getattr(pk, p) for p in ("ops", "nn", "models")}}
+    for part, module in parts.items():
+        for name in module.__all__:
+            value = getattr(module, name)
+            if inspect.isfunction(value):
+                found[f"{part}.{name}"] = value, value
+            if not isinstance(value, type) or value in (pk.Optimized, pk.Report):  # no one calls these two classes
+                continue
+            found[f"{part}.{name}"] = value.__init__, value
+    for kind in [kind for _, kind in found.values() if isinstance(kind, type)] + [pk.Optimized, pk.Report]:
+        for name, value in vars(kind).items():
+            method = value.__func__ if isinstance(value, classmethod) else value
+            ours = inspect.isfunction(method) and method.__module__.startswith("pykernels.")
+            if ours and not name.startswith("_"):
+                found[f"{kind.__name__}.{name}"] = method, method
+    return found
+
+
+@pytest.mark.parametrize("name", documented())
+def test_each_argument_has_a_line_in_its_docstring(name):
+    function, owner = documented()[name]
+    parameters = set(inspect.signature(function).parameters) - {"self", "cls"}
+    assert inspect.getdoc(owner)
+    assert parameters - arguments_of(inspect.getdoc(owner)) == set()
+    assert {"args", "kwargs"}.isdisjoint(parameters)
 
 
 def test_each_public_name_has_a_page_and_a_docstring():

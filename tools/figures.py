@@ -100,7 +100,8 @@ def provenance(peers: Peers) -> str:
     text = (
         f"`bench/results/peers-models-{peers.isa}.json` and `peers-networks-{peers.isa}.json` hold these figures: "
         f"{machine['cpu']} ({CPUS[peers.isa]}, {cores[machine['cores']]} on a machine that others use too), "
-        f"{', '.join(known)}, {day_of(machine['date'])}, {rounds}. The largest relative L2 error of ours is {peers.worst:.1e}."
+        f"{', '.join(known)}, {day_of(machine['date'])}, {rounds}. "
+        f"The largest relative L2 error of ours is {peers.worst:.1e}."
     )
     return f"{text} {listed(missing)} did not run." if missing else text
 
@@ -115,8 +116,8 @@ def gains(peers: Peers) -> str:
     return (
         f"- **Faster than eager**: convolutional networks with batch norm, {span(convolutions, 1)} times, and LSTMs, "
         f"{span(recurrent, 1)} times.\n"
-        f"- **Hardly faster**: transformers and MLP-mixers, {span(attention, 1)} times (`bench/results/zoo-avx2.json`). "
-        f"Their linear layers already run at MKL's speed."
+        f"- **Hardly faster**: transformers and MLP-mixers, {span(attention, 1)} times "
+        "(`bench/results/zoo-avx2.json`). Their linear layers already run at MKL's speed."
     )
 
 
@@ -176,8 +177,8 @@ def sweep_in_short() -> str:
     ratios = [row["ratio"] for row in sweep()]
     slower = [r for r in ratios if round(r, 2) < 1]
     text = (
-        f"[{len(ratios)} networks of timm and torchvision against eager](docs/networks.md): {sum(r >= 2 for r in ratios)} "
-        "of them gain a factor of 2 or more, and "
+        f"[{len(ratios)} networks of timm and torchvision against eager](docs/networks.md): "
+        f"{sum(r >= 2 for r in ratios)} of them gain a factor of 2 or more, and "
     )
     if not slower:
         return f"{text}none is slower (`bench/results/zoo-avx2.json`)."
@@ -190,8 +191,8 @@ def sweep_exceptions() -> str:
     off = [row for row in sweep() if row["status"] != "ok"]
     slower = [row["name"] for row in sweep() if round(row["ratio"], 2) < 1]
     told = [
-        f"{row['name']} (*) is the exception: with these random weights it multiplies rounding errors, so eager's answer is off "
-        f"by {row['eager_error']:.1e} and ours by {row['error']:.1e}."
+        f"{row['name']} (*) is the exception: with these random weights it multiplies rounding errors, so eager's "
+        f"answer is off by {row['eager_error']:.1e} and ours by {row['error']:.1e}."
         for row in off
     ]
     if slower:
@@ -217,8 +218,8 @@ def passages() -> dict[str, str]:
         "packed weights": packed_weights(),
         "memory": (
             f"- **Memory.** The optimised model keeps its weights twice: as they are, and packed. {packed_weights()} "
-            '`pk.optimize(model, keep="packed")` keeps only the packed form; the model can then no longer save, train or '
-            "convert those weights."
+            '`pk.optimize(model, keep="packed")` keeps only the packed form; the model can then no longer save, train '
+            "or convert those weights."
         ),
         "provenance of the older table": provenance(before),
     }

@@ -55,10 +55,16 @@ class CNNLSTM(nn.Module):
         self.fc = nn.Linear(2 * hidden_size, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 1, T, F) to (B, num_classes), or with ``per_frame`` to (B, T // 4, num_classes).
+        """Classifies spectrograms.
+
+        Args:
+            x: (B, 1, T, F), with T at least 4 and 64 (F // 4) equal to ``input_size``.
+
+        Returns:
+            (B, num_classes) logits, or with ``per_frame`` (B, T // 4, num_classes).
 
         Raises:
-            ValueError: ``x`` is of another shape: T at least 4, and 64 (F // 4) the ``input_size``.
+            ValueError: ``x`` is of another shape.
         """
         if not isinstance(x, torch.fx.Proxy):
             self._check(x)

@@ -143,9 +143,12 @@ _TWINS = {"ResNet": ResNet, "LSTMLanguageModel": LSTMLanguageModel, "CNNLSTM": C
 
 
 def reference_twin(model: nn.Module) -> nn.Module:
-    """The plain PyTorch model with copies of ``model``'s weights, in its dtypes, on its devices, in its mode.
+    """Makes the plain PyTorch model with copies of ``model``'s weights, in its dtypes, on its devices, in its mode.
 
     >>> oracle = reference_twin(pk.models.resnet18()).double().eval()
+
+    Args:
+        model: One of `pykernels.models`.
 
     Raises:
         TypeError: ``model`` is not one of `pykernels.models`.

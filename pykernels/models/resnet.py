@@ -20,7 +20,13 @@ STEMS = ("imagenet", "cifar")
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut."""
+    """Two 3x3 convolutions and a shortcut.
+
+    Args:
+        inplanes: The channels of the input.
+        planes: The channels of the result.
+        stride: That of the first convolution.
+    """
 
     expansion = 1
 
@@ -35,13 +41,26 @@ class BasicBlock(nn.Module):
         self.downsample, self._shortcut = _downsample(inplanes, planes, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inplanes, H, W) to (N, planes, H / stride, W / stride)."""
+        """Runs the block.
+
+        Args:
+            x: (N, inplanes, H, W).
+
+        Returns:
+            (N, planes, H / stride, W / stride).
+        """
         y = self._first(x, self.conv1, self.bn1)
         return self._second(y, self.conv2, self.bn2, residual=_run_shortcut(self, x))
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (which takes the stride), 1x1 onto four times the planes, and a shortcut."""
+    """Three convolutions, 1x1, 3x3 and 1x1, and a shortcut.
+
+    Args:
+        inplanes: The channels of the input.
+        planes: The channels between the convolutions; the result has four times as many.
+        stride: That of the 3x3 convolution.
+    """
 
     expansion = 4
 
@@ -59,14 +78,23 @@ class Bottleneck(nn.Module):
         self.downsample, self._shortcut = _downsample(inplanes, 4 * planes, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inplanes, H, W) to (N, 4 planes, H / stride, W / stride)."""
+        """Runs the block.
+
+        Args:
+            x: (N, inplanes, H, W).
+
+        Returns:
+            (N, 4 planes, H / stride, W / stride).
+        """
         y = self._first(x, self.conv1, self.bn1)
         y = self._second(y, self.conv2, self.bn2)
         return self._third(y, self.conv3, self.bn3, residual=_run_shortcut(self, x))
 
 
 class ResNet(nn.Module):
-    """A residual network: stem, four stages of blocks that double the planes and halve the map, pooling, classifier.
+    """A residual network: stem, four stages of blocks, pooling, classifier.
+
+    Each stage after the first doubles the channels and halves height and width.
 
     >>> model = pk.models.resnet50().eval()
     >>> model.load_state_dict(torch.load("resnet50.pth"))  # torchvision's file
@@ -126,10 +154,16 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) to (N, num_classes).
+        """Classifies images.
+
+        Args:
+            x: (N, 3, H, W); with the cifar stem (N, 3, 32, 32).
+
+        Returns:
+            (N, num_classes) logits.
 
         Raises:
-            ValueError: ``x`` is of another shape; with the cifar stem, of another than (N, 3, 32, 32).
+            ValueError: ``x`` is of another shape.
         """
         if not isinstance(x, torch.fx.Proxy):
             self._check(x)
@@ -179,25 +213,50 @@ def _stage(
 
 
 def resnet18(num_classes: int | None = None, stem: str = "imagenet") -> ResNet:
-    """ResNet-18: 11.7 M parameters, 3.6 GFLOP at 224x224; see `ResNet`."""
+    """ResNet-18: 11.7 M parameters, 3.6 GFLOP at 224x224; see `ResNet`.
+
+    Args:
+        num_classes: Width of the classifier; None is 1000, for the cifar stem 10.
+        stem: ``"imagenet"`` or ``"cifar"``.
+    """
     return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, stem)
 
 
 def resnet34(num_classes: int | None = None, stem: str = "imagenet") -> ResNet:
-    """ResNet-34: 21.8 M parameters, 7.3 GFLOP at 224x224; see `ResNet`."""
+    """ResNet-34: 21.8 M parameters, 7.3 GFLOP at 224x224; see `ResNet`.
+
+    Args:
+        num_classes: Width of the classifier; None is 1000, for the cifar stem 10.
+        stem: ``"imagenet"`` or ``"cifar"``.
+    """
     return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, stem)
 
 
 def resnet50(num_classes: int | None = None, stem: str = "imagenet") -> ResNet:
-    """ResNet-50: 25.6 M parameters, 8.2 GFLOP at 224x224; see `ResNet`."""
+    """ResNet-50: 25.6 M parameters, 8.2 GFLOP at 224x224; see `ResNet`.
+
+    Args:
+        num_classes: Width of the classifier; None is 1000, for the cifar stem 10.
+        stem: ``"imagenet"`` or ``"cifar"``.
+    """
     return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, stem)
 
 
 def resnet101(num_classes: int | None = None, stem: str = "imagenet") -> ResNet:
-    """ResNet-101: 44.5 M parameters, 15.6 GFLOP at 224x224; see `ResNet`."""
+    """ResNet-101: 44.5 M parameters, 15.6 GFLOP at 224x224; see `ResNet`.
+
+    Args:
+        num_classes: Width of the classifier; None is 1000, for the cifar stem 10.
+        stem: ``"imagenet"`` or ``"cifar"``.
+    """
     return ResNet(Bottleneck, (3, 4, 23, 3), num_classes, stem)
 
 
 def resnet152(num_classes: int | None = None, stem: str = "imagenet") -> ResNet:
-    """ResNet-152: 60.2 M parameters, 23.0 GFLOP at 224x224; see `ResNet`."""
+    """ResNet-152: 60.2 M parameters, 23.0 GFLOP at 224x224; see `ResNet`.
+
+    Args:
+        num_classes: Width of the classifier; None is 1000, for the cifar stem 10.
+        stem: ``"imagenet"`` or ``"cifar"``.
+    """
     return ResNet(Bottleneck, (3, 8, 36, 3), num_classes, stem)

@@ -214,7 +214,7 @@ class PacksWeights(nn.Module):
     _most_compared = 1 << 16
 
     def repack(self) -> None:
-        """Forget the packed weights; the next call makes them again."""
+        """Forgets the packed weights; the next call packs them again."""
         self._pack = None
 
     def _slots(self) -> Sequence[Slot]:
@@ -307,7 +307,7 @@ class PacksWeights(nn.Module):
         return result
 
     def train(self, mode: bool = True) -> Any:
-        """As `nn.Module.train`; training drops the packed weights."""
+        """Sets the mode, as `torch.nn.Module.train` does. Training mode drops the packed weights."""
         if mode:
             self._pack = None
         return super().train(mode)

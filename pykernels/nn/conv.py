@@ -54,14 +54,20 @@ class ConvBNAct(PacksWeights):
 
     @classmethod
     def from_torch(cls, conv: Any, bn: Any = None, activation: str = "none", negative_slope: float = 0.01) -> Self:
-        """The block of two torch modules, which become its children: their parameters are shared, not copied.
+        """Makes a block of two torch modules, which become its children. Their parameters are shared, not copied.
 
-        It is in training mode if ``bn``, or without one ``conv``, is.
+        The block is in training mode if ``bn`` is, or, without one, if ``conv`` is.
+
+        Args:
+            conv: A convolution of torch's class for this block.
+            bn: The batch norm that follows it, or None.
+            activation: One of `pykernels.ops.ACTIVATIONS`.
+            negative_slope: The slope of leaky_relu below 0.
 
         Raises:
-            TypeError: ``conv`` is not of torch's class for it, or ``bn`` neither of torch's class nor None, or one of
-                them overrides ``forward``.
-            ValueError: ``bn`` does not have ``conv``'s output channels, or one of them has hooks, which would not run.
+            TypeError: ``conv`` or ``bn`` is of another class than torch's, or overrides ``forward``.
+            ValueError: ``bn`` has another number of channels than ``conv``'s result, or one of them has hooks, which
+                would not run.
         """
         check_replaceable(cls.__name__, "conv", conv, cls._conv_class, "forward", "_conv_forward")
         if bn is not None:
@@ -83,7 +89,19 @@ class ConvBNAct(PacksWeights):
         self.negative_slope = negative_slope
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """(N, C, H, W) or (C, H, W) to (N, K, P, Q) or (K, P, Q), in ``x``'s dtype and memory format."""
+        """Computes ``act(bn(conv(x)) + residual)``.
+
+        Args:
+            x: (N, C, H, W), or (C, H, W) unbatched, of the parameters' dtype and device, with any strides.
+            residual: Added before the activation; of the result's shape and ``x``'s dtype.
+
+        Returns:
+            (N, K, P, Q), or (K, P, Q) for unbatched input, in ``x``'s dtype and memory format.
+
+        Raises:
+            TypeError: ``x`` or ``residual`` is not a tensor, or its dtype does not go with the parameters'.
+            ValueError: A shape or a device is wrong. The message names it.
+        """
         # A compiled graph holds the plain op: it is never stale, and it runs on any machine.
         bn: Any = self._modules["bn"]
         # In training the statistics are the batch's.
@@ -233,28 +251,54 @@ class ConvBNAct(PacksWeights):
 
 
 class ConvBNAct2d(ConvBNAct):
-    """``act(bn(conv(x)) + residual)``, the same as the torch modules one after the other, in one pass.
+    """Conv2d, BatchNorm2d, residual add and activation as one module.
 
-    The arguments are those of `torch.nn.Conv2d`, then those of `torch.nn.BatchNorm2d` (``batch_norm=False`` for none),
-    then the activation of `pykernels.ops.conv_bn_act`. The children ``conv`` and ``bn`` are torch's own modules, so the
-    state_dict's keys are ``conv.weight``, ``conv.bias``, ``bn.weight``, ``bn.running_mean`` and so on.
+    It computes what these modules of torch compute one after the other, in one pass over memory::
 
-    In training the batch norm takes the statistics of the batch and updates the running ones, as `nn.BatchNorm2d` does;
-    so it does in eval mode with ``track_running_stats=False``. Everything is differentiable. Where no gradient is to be
-    recorded (``torch.no_grad()``, ``torch.inference_mode()``, or nothing requires one), the weights are packed once and
-    packed again when a source tensor is changed in place or replaced, or when the dtype, the instruction set or the
-    geometry changes; and once more for each algorithm that the shapes of the inputs ask for. A change behind
-    autograd's back goes unseen (`pykernels.nn._packed`); call `repack` after it. Any number of threads may call at
-    once.
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        bn = nn.BatchNorm2d(out_channels, eps, momentum)
+        y = act(bn(conv(x)) + residual)
 
     >>> block = pk.nn.ConvBNAct2d(64, 128, 3, padding=1, activation="relu").eval()
     >>> with torch.no_grad():
-    ...     y = block(x, residual)             # x: (N, 64, H, W) or (64, H, W); residual: y's shape, or None
+    ...     y = block(x)                       # x: (N, 64, H, W); y: (N, 128, H, W)
 
-    Hooks of ``conv`` never run, and hooks of ``bn`` run in training only: the same holds for their ``forward``.
+    Args:
+        in_channels: C, the channels of ``x``.
+        out_channels: K, the channels of the result.
+        kernel_size: One int or (R, S).
+        stride: One int or (vertical, horizontal).
+        padding: One int, (vertical, horizontal), ``"valid"``, or ``"same"`` (stride 1 only).
+        dilation: One int or (vertical, horizontal).
+        groups: Divides C and K.
+        bias: Whether the convolution has a bias. Unlike torch's, it has none unless asked for: a batch norm follows.
+        padding_mode: What the padding holds, as for `torch.nn.Conv2d`.
+        device: Where the parameters are made.
+        dtype: Of the parameters.
+        batch_norm: False leaves the batch norm out (``bn`` is then None).
+        eps: Added to the variance.
+        momentum: The share of a batch in the running statistics; None for a cumulative average.
+        affine: Whether the batch norm has a weight and a bias.
+        track_running_stats: Whether it keeps running statistics; without them it always takes each batch's own.
+        activation: One of `pykernels.ops.ACTIVATIONS`.
+        negative_slope: The slope of leaky_relu below 0.
+
+    The children ``conv`` and ``bn`` are torch's own modules. So the keys of the state_dict are ``conv.weight``,
+    ``conv.bias``, ``bn.weight``, ``bn.running_mean`` and so on, and `from_torch` makes a block of two modules.
+
+    **Training.** Everything is differentiable. In training mode the batch norm takes the statistics of the batch and
+    updates the running ones, as `torch.nn.BatchNorm2d` does.
+
+    **Inference.** Where no gradient is recorded (``torch.no_grad()``, ``torch.inference_mode()``, or nothing requires
+    one), the module packs its weights once. It packs them again when a parameter or buffer is written to or replaced,
+    when the dtype, the instruction set or the geometry changes, and once for each algorithm that the input's shape asks
+    for. It cannot see a write that torch counts no version for (through ``p.data``, a NumPy view or another process):
+    call `repack` after one. Any number of threads may call the module at once.
+
+    Hooks and an own ``forward`` of ``conv`` never run; those of ``bn`` run in training only.
 
     Raises:
-        ValueError: An argument is wrong; torch names those of its own modules.
+        ValueError: ``activation`` is unknown, or torch's own modules refuse an argument.
     """
 
     conv: nn.Conv2d

@@ -12,18 +12,43 @@ from pykernels.ops.conv_bn_act.arguments import Geometry, for_height_1, geometry
 
 
 class ConvBNAct1d(ConvBNAct):
-    """``act(bn(conv(x)) + residual)``, the same as the torch modules one after the other, in one pass.
+    """Conv1d, BatchNorm1d, residual add and activation as one module.
 
-    The arguments are those of `torch.nn.Conv1d`, then those of `torch.nn.BatchNorm1d` (``batch_norm=False`` for none),
-    then the activation of `pykernels.ops.conv_bn_act`. All else is as in `ConvBNAct2d`: sequences are images of height
-    1, convolved in the same memory by the same kernels. On a GPU training runs torch's own batch norm.
+    It computes what these modules of torch compute one after the other, in one pass over memory::
+
+        conv = nn.Conv1d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        bn = nn.BatchNorm1d(out_channels, eps, momentum)
+        y = act(bn(conv(x)) + residual)
 
     >>> block = pk.nn.ConvBNAct1d(64, 128, 3, padding=1, activation="relu").eval()
     >>> with torch.no_grad():
-    ...     y = block(x, residual)             # x: (N, 64, L) or (64, L); residual: y's shape, or None
+    ...     y = block(x)                       # x: (N, 64, L); y: (N, 128, L)
+
+    Args:
+        in_channels: C, the channels of ``x``.
+        out_channels: K, the channels of the result.
+        kernel_size: S, the taps.
+        stride: One int.
+        padding: One int, ``"valid"``, or ``"same"`` (stride 1 only).
+        dilation: One int.
+        groups: Divides C and K.
+        bias: Whether the convolution has a bias. Unlike torch's, it has none unless asked for: a batch norm follows.
+        padding_mode: What the padding holds, as for `torch.nn.Conv1d`.
+        device: Where the parameters are made.
+        dtype: Of the parameters.
+        batch_norm: False leaves the batch norm out (``bn`` is then None).
+        eps: Added to the variance.
+        momentum: The share of a batch in the running statistics; None for a cumulative average.
+        affine: Whether the batch norm has a weight and a bias.
+        track_running_stats: Whether it keeps running statistics; without them it always takes each batch's own.
+        activation: One of `pykernels.ops.ACTIVATIONS`.
+        negative_slope: The slope of leaky_relu below 0.
+
+    Sequences are images of height 1, in the same memory and by the same kernels. Children, training, packed weights and
+    threads are as in `ConvBNAct2d`. On a GPU training runs torch's own batch norm.
 
     Raises:
-        ValueError: An argument is wrong; torch names those of its own modules.
+        ValueError: ``activation`` is unknown, or torch's own modules refuse an argument.
     """
 
     conv: nn.Conv1d
@@ -64,7 +89,19 @@ class ConvBNAct1d(ConvBNAct):
         self._assemble(conv, bn, activation, negative_slope)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """(N, C, L) or (C, L) to (N, K, Q) or (K, Q), in ``x``'s dtype."""
+        """Computes ``act(bn(conv(x)) + residual)``.
+
+        Args:
+            x: (N, C, L), or (C, L) unbatched, of the parameters' dtype and device, with any strides.
+            residual: Added before the activation; of the result's shape and ``x``'s dtype.
+
+        Returns:
+            (N, K, Q), or (K, Q) for unbatched input, in ``x``'s dtype.
+
+        Raises:
+            TypeError: ``x`` or ``residual`` is not a tensor, or its dtype does not go with the parameters'.
+            ValueError: A shape or a device is wrong. The message names it.
+        """
         return super().forward(x, residual)
 
     def _run_images(self, pack: _ConvPack, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:

@@ -20,19 +20,43 @@ _MOST_SHAPES = 256
 
 
 class ConvTransposeBNAct2d(ConvBNAct):
-    """``act(bn(conv(x)) + residual)`` of a transposed convolution, the same as the torch modules one after the other.
+    """ConvTranspose2d, BatchNorm2d, residual add and activation as one module.
 
-    The arguments are those of `torch.nn.ConvTranspose2d`, then those of `torch.nn.BatchNorm2d` (``batch_norm=False``
-    for none), then the activation of `pykernels.ops.conv_transpose_bn_act`. All else is as in `ConvBNAct2d`: children
-    ``conv`` and ``bn``, training, packed weights on the CPU. ``output_padding``
-    makes the result larger than its smallest size; ``forward`` takes no ``output_size``.
+    It computes what these modules of torch compute one after the other::
+
+        conv = nn.ConvTranspose2d(in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias)
+        bn = nn.BatchNorm2d(out_channels, eps, momentum)
+        y = act(bn(conv(x)) + residual)
 
     >>> block = pk.nn.ConvTransposeBNAct2d(128, 64, 4, stride=2, padding=1, activation="relu").eval()
     >>> with torch.no_grad():
-    ...     y = block(x, residual)             # x: (N, 128, H, W) or (128, H, W); residual: y's shape, or None
+    ...     y = block(x)                       # x: (N, 128, H, W); y: (N, 64, 2 H, 2 W)
+
+    Args:
+        in_channels: C, the channels of ``x``.
+        out_channels: K, the channels of the result.
+        kernel_size: One int or (R, S).
+        stride: One int or (vertical, horizontal).
+        padding: Rows and columns that are cut off at each side of the result.
+        output_padding: More of them at the bottom and at the right; less than stride or dilation.
+        groups: Divides C and K.
+        bias: Whether the convolution has a bias. Unlike torch's, it has none unless asked for: a batch norm follows.
+        dilation: One int or (vertical, horizontal).
+        device: Where the parameters are made.
+        dtype: Of the parameters.
+        batch_norm: False leaves the batch norm out (``bn`` is then None).
+        eps: Added to the variance.
+        momentum: The share of a batch in the running statistics; None for a cumulative average.
+        affine: Whether the batch norm has a weight and a bias.
+        track_running_stats: Whether it keeps running statistics; without them it always takes each batch's own.
+        activation: One of `pykernels.ops.ACTIVATIONS`.
+        negative_slope: The slope of leaky_relu below 0.
+
+    Children, training, packed weights and threads are as in `ConvBNAct2d`; only the CPU kernels take packed weights.
+    ``forward`` has no ``output_size``: use ``output_padding``.
 
     Raises:
-        ValueError: An argument is wrong; torch names those of its own modules.
+        ValueError: ``activation`` is unknown, or torch's own modules refuse an argument.
     """
 
     conv: nn.ConvTranspose2d

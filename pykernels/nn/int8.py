@@ -18,26 +18,38 @@ from pykernels.ops.int8_matmul.op import INT8_MATMUL_SCALED
 
 
 class Int8Linear(PacksWeights, nn.Module):
-    """``activation(x @ (weight * weight_scale).T + bias)`` in int8, for inference.
+    """A Linear with int8 weights and an activation, for inference.
 
-    Each row of ``x`` is quantised by its own largest magnitude on the way into the kernel (dynamic quantisation), each
-    row of ``weight`` by its own beforehand; the product is summed exactly. The error is that of rounding both to 8
-    bits: about 1 % relative L2 for normally distributed numbers.
+    It computes, with both factors of the product rounded to int8::
 
-    There are no parameters, but three buffers: ``weight`` (out_features, in_features) int8, ``weight_scale``
-    (out_features,), which stays float32 whatever the module is cast to, and ``bias`` (out_features,) of ``dtype``, or
-    None. ``load_state_dict`` takes its own state_dict, and that of a `torch.nn.Linear`, which it quantises.
+        y = act(F.linear(x, weight * weight_scale[:, None], bias))
+
+    Each row of ``x`` is quantised by its own largest magnitude on the way into the kernel (dynamic quantisation), and
+    each row of ``weight`` by its own beforehand. The products are summed exactly. The error is that of rounding both
+    factors to 8 bits: about 1 % relative L2 for normally distributed numbers.
 
     >>> fast = pk.nn.Int8Linear.from_torch(linear, activation="relu")
-    >>> y = fast(x)                            # x: (*, in_features); y: (*, out_features), in x's dtype
+    >>> with torch.no_grad():
+    ...     y = fast(x)                        # x: (*, in_features); y: (*, out_features), in x's dtype
+
+    Args:
+        in_features: The size of a row of ``x``.
+        out_features: The size of a row of the result.
+        bias: Whether there is one.
+        device: Where the buffers are made.
+        dtype: Of the bias.
+        activation: One of `pykernels.ops.ACTIVATIONS`.
+
+    There are no parameters, but three buffers: ``weight`` (out_features, in_features) in int8; ``weight_scale``
+    (out_features,), which stays float32 whatever the module is cast to; and ``bias`` (out_features,), or None.
+    ``load_state_dict`` takes the module's own state_dict, and that of a `torch.nn.Linear`, which it quantises.
 
     Quantisation has no gradient: the module refuses an input that requires one, except under ``torch.no_grad()``. Under
-    autocast ``x`` is cast as `torch.nn.Linear` casts it. The weight is packed at the first call, and again when it has
-    changed (`pykernels.nn._packed`). The same input gives the same bits.
+    autocast ``x`` is cast as `torch.nn.Linear` casts it. The module packs its weight at the first call, and again when
+    the weight has changed. The same input gives the same bits.
 
     Raises:
-        ValueError: The last size of ``x`` is not in_features, or ``activation`` is unknown.
-        RuntimeError: ``x`` requires a gradient.
+        ValueError: ``activation`` is unknown.
     """
 
     weight: Tensor
@@ -60,7 +72,11 @@ class Int8Linear(PacksWeights, nn.Module):
 
     @classmethod
     def from_torch(cls, linear: nn.Linear, activation: str = "none") -> Int8Linear:
-        """The int8 form of ``linear``, followed by ``activation``; ``linear`` is left as it is.
+        """Makes the int8 form of ``linear``, followed by ``activation``; ``linear`` stays as it is.
+
+        Args:
+            linear: A `torch.nn.Linear`.
+            activation: One of `pykernels.ops.ACTIVATIONS`.
 
         Raises:
             TypeError: ``linear`` is not a `torch.nn.Linear`, or overrides ``forward``.
@@ -81,7 +97,19 @@ class Int8Linear(PacksWeights, nn.Module):
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(*, in_features) to (*, out_features), in ``x``'s dtype, or autocast's."""
+        """Computes the quantised product.
+
+        Args:
+            x: (*, in_features), of any floating dtype.
+
+        Returns:
+            (*, out_features), in ``x``'s dtype, or in autocast's.
+
+        Raises:
+            TypeError: ``x`` is not a floating tensor.
+            ValueError: The last size of ``x`` is not in_features.
+            RuntimeError: ``x`` requires a gradient.
+        """
         if hasattr(x, "shape") and x.shape[-1:] != (self.in_features,):
             raise ValueError(f"pykernels.Int8Linear: x: expected (*, {self.in_features}), got shape {tuple(x.shape)}")
         # None where a compiled graph, which is to hold no copies, or the reference runs.

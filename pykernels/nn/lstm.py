@@ -44,16 +44,34 @@ def _check_source(ours: type, theirs: type, module: nn.Module) -> None:
 
 
 class LSTM(PacksWeights, RNNBase):
-    """torch.nn.LSTM on the package's kernels: its arguments, attributes, state_dict and results.
+    """`torch.nn.LSTM` on the kernels of this package.
 
-    Training and whatever else wants gradients runs the differentiable op; in eval mode without gradients the weights
-    are packed once, and again when they have changed (`pykernels.nn._packed` says how that is seen). It derives from
-    torch's RNNBase, not from torch.nn.LSTM, because Dynamo refuses instances of that: this one compiles in one graph.
+    It takes torch's arguments and has torch's attributes, parameters and state_dict. The results are torch's but for
+    rounding::
 
-    With ``proj_size`` > 0 there are no kernels: torch's own implementation runs, and the result is the same to the bit.
+        output, (h_n, c_n) = nn.LSTM(input_size, hidden_size, num_layers)(x, (h_0, c_0))
 
     >>> lstm = pk.nn.LSTM(10, 20, num_layers=2, batch_first=True)
     >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 10))
+
+    Args:
+        input_size: I, the features of ``x``.
+        hidden_size: H, the size of a state.
+        num_layers: How many layers lie on one another.
+        bias: Whether the gates have biases.
+        batch_first: Whether ``x`` and the output are (N, T, *) and not (T, N, *).
+        dropout: The probability of a zero between layers, in training.
+        bidirectional: Whether each layer also reads the sequence backwards.
+        proj_size: The size of a projected state. There are no kernels for one above 0: torch's own implementation runs.
+        device: Where the parameters are made.
+        dtype: Of the parameters.
+
+    Calls that record gradients run the differentiable op. In other calls the module packs its weights once, and again
+    when they have changed, as `ConvBNAct2d` does. `isinstance(lstm, torch.nn.LSTM)` is False: the class derives from
+    torch's RNNBase, because Dynamo does not trace into a `torch.nn.LSTM`, and this one compiles in one graph.
+
+    Raises:
+        ValueError: torch refuses an argument, for example a dropout above 1.
     """
 
     # torch.nn.LSTM's, which for the projections runs as if this were one.
@@ -61,16 +79,34 @@ class LSTM(PacksWeights, RNNBase):
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
     permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__("LSTM", *args, **kwargs)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device,
+            dtype,
+        )  # fmt: skip
 
     @classmethod
     def from_torch(cls, module: nn.LSTM) -> LSTM:
-        """The same LSTM with the very same parameters: training one trains the other.
+        """Makes an LSTM that shares the parameters of ``module``: training one trains the other.
+
+        Args:
+            module: A `torch.nn.LSTM`.
 
         Raises:
             TypeError: ``module`` is not a `torch.nn.LSTM`, or overrides ``forward``.
-            ValueError: it has hooks, which would not run, or parametrized weights.
+            ValueError: ``module`` has hooks, which would not run, or parametrized weights.
         """
         _check_source(cls, nn.LSTM, module)
         ours = cls(
@@ -100,7 +136,21 @@ class LSTM(PacksWeights, RNNBase):
     def forward(self, input: PackedSequence, hx: States | None = None) -> tuple[PackedSequence, States]: ...
 
     def forward(self, input: Tensor | PackedSequence, hx: States | None = None) -> tuple[Any, States]:
-        """As torch.nn.LSTM's: a tensor or a PackedSequence in, the same out, with (h_n, c_n)."""
+        """Runs the sequence through all layers.
+
+        Args:
+            input: (T, N, I), or (N, T, I) with ``batch_first``, or (T, I) unbatched; or a `PackedSequence`.
+            hx: The states at the beginning, (h_0, c_0), each (layers x directions, N, H), or without N for unbatched
+                input; zeros if None.
+
+        Returns:
+            The last layer's states at each step, of ``input``'s kind, with H x directions features; and (h_n, c_n),
+            the states at the end, of the shape of ``hx``.
+
+        Raises:
+            TypeError: An argument is not a tensor, or its dtype does not go with the parameters'.
+            ValueError: A shape or a device is wrong. The message names it.
+        """
         if self.proj_size or _dispatch.is_for_onnx():  # where one operator is better than the steps of a recurrence
             return nn.LSTM.forward(self, input, hx)  # type: ignore[call-overload]
         if not isinstance(input, PackedSequence):
@@ -165,7 +215,7 @@ class LSTM(PacksWeights, RNNBase):
         return self.num_layers, self.bidirectional, *self._flat_weights_names
 
     def _new_pack(self, slots: Sequence[Slot], dtype: torch.dtype, key: Hashable) -> Pack | None:
-        # Of another number of weights than the attributes say the op tells.
+        # The op reports a number of weights that does not go with the attributes.
         whole = len(slots) in (2 * self._rows(), 4 * self._rows())
         return super()._new_pack(slots, dtype, key) if whole else None
 
@@ -200,21 +250,50 @@ class LSTM(PacksWeights, RNNBase):
 
 
 class LSTMCell(PacksWeights, nn.LSTMCell):
-    """torch.nn.LSTMCell on the package's kernels: its arguments, attributes, state_dict and results.
+    """`torch.nn.LSTMCell` on the kernels of this package.
 
-    It packs its weights as `LSTM` does.
+    It takes torch's arguments and has torch's attributes, parameters and state_dict. The results are torch's but for
+    rounding::
+
+        h, c = nn.LSTMCell(input_size, hidden_size)(x, (h, c))
 
     >>> cell = pk.nn.LSTMCell(10, 20)
     >>> h, c = cell(torch.randn(3, 10))
+
+    Args:
+        input_size: I, the features of ``x``.
+        hidden_size: H, the size of a state.
+        bias: Whether the gates have biases.
+        device: Where the parameters are made.
+        dtype: Of the parameters.
+
+    Calls that record gradients run the differentiable op. In other calls the module packs its weights once, and again
+    when they have changed, as `ConvBNAct2d` does.
+
+    Raises:
+        ValueError: torch refuses an argument.
     """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, device, dtype)
 
     @classmethod
     def from_torch(cls, module: nn.LSTMCell) -> LSTMCell:
-        """The same cell with the very same parameters: training one trains the other.
+        """Makes a cell that shares the parameters of ``module``: training one trains the other.
+
+        Args:
+            module: A `torch.nn.LSTMCell`.
 
         Raises:
             TypeError: ``module`` is not a `torch.nn.LSTMCell`, or overrides ``forward``.
-            ValueError: it has hooks, which would not run, or parametrized weights.
+            ValueError: ``module`` has hooks, which would not run, or parametrized weights.
         """
         _check_source(cls, nn.LSTMCell, module)
         ours = cls(module.input_size, module.hidden_size, module.bias, device="meta")
@@ -223,7 +302,19 @@ class LSTMCell(PacksWeights, nn.LSTMCell):
         return ours.train(module.training)
 
     def forward(self, input: Tensor, hx: States | None = None) -> States:
-        """As torch.nn.LSTMCell's: (B, I) or (I,) in, (h, c) out."""
+        """Runs one step.
+
+        Args:
+            input: (N, I), or (I,) unbatched.
+            hx: The states (h, c) before it, each (N, H) or (H,); zeros if None.
+
+        Returns:
+            The states (h, c) after it, of the same shapes.
+
+        Raises:
+            TypeError: An argument is not a tensor, or its dtype does not go with the parameters'.
+            ValueError: A shape or a device is wrong. The message names it.
+        """
         if hx is None:
             # What is not a tensor is left to the op, which says so.
             zeros: Any = input

@@ -32,16 +32,21 @@ _told: set[str] = set()
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Run every op inside the block on one backend.
-
-    ``"auto"`` takes the kernels of the tensors' device. Where they cannot run it takes the reference and logs that
-    once. Any other name is explicit: an op that cannot run there raises an error and says why.
-
-    A compiled function keeps the backend that was in force when it was traced. The block holds for the thread (and
-    task) that entered it: threads started inside begin with ``"auto"``, unless they run in a copy of its context.
+    """Runs every op inside the block on one backend.
 
     >>> with pk.backend("reference"):
     ...     y = pk.ops.conv_bn_act(x, weight)
+
+    Args:
+        name: ``"auto"``, the default outside of any block, takes the kernels of the tensors' device. Where they cannot
+            run, it takes the reference and logs that once. ``"cpu"``, ``"cuda"``, ``"triton"`` and ``"reference"``
+            (plain PyTorch) are explicit: an op that cannot run there raises an error and says why.
+
+    A compiled function keeps the backend that was in force when torch traced it. The block holds for the thread (and
+    task) that entered it: threads started inside begin with ``"auto"``, unless they run in a copy of its context.
+
+    Raises:
+        ValueError: ``name`` is none of these.
     """
     check_choice("backend", "name", name, BACKENDS)
     token = _asked.set(name)

@@ -1,8 +1,8 @@
 """`optimize`: your model with the fused ops inside.
 
-`_face` makes the twin, `_stub` stands in front of its modules' calls, `_record` writes one call down while `_purity`
-and `_watch` see what it depends on, `_patterns` and `_layout` rewrite the steps, `_program` makes Python of them.
-`_dynamo` is the second door: ``torch.compile(model, backend="pykernels")``.
+`_face` makes the twin. `_stub` stands in front of its modules' calls. `_record` writes one call down, while `_purity`
+and `_watch` see what the call depends on. `_patterns` and `_layout` rewrite the steps, and `_program` makes Python of
+them. `_dynamo` is the second way to a program: ``torch.compile(model, backend="pykernels")``.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from torch import nn
 from pykernels import _native
 from pykernels._imports import after_import
 from pykernels.optimize._face import Optimized, face
-from pykernels.optimize._report import Left, Replaced, Report
+from pykernels.optimize._report import Entry, Left, Plain, Ran, Replaced, Report
 
 if TYPE_CHECKING:
     from pykernels.optimize._face import Callee, P, R
 
-__all__ = ["Left", "Optimized", "Replaced", "Report", "optimize"]
+__all__ = ["Entry", "Left", "Optimized", "Plain", "Ran", "Replaced", "Report", "optimize"]
 
 
 def optimize(
     model: Callee[P, R], dtype: torch.dtype | None = None, *, keep: Literal["packed"] | None = None
 ) -> Optimized[P, R]:
-    """An evaluation-mode twin of ``model`` that computes the same with fused kernels.
+    """Makes an evaluation-mode twin of ``model`` that computes the same with fused kernels.
 
     The twin is an instance of the original's class and has its parameters, state_dict, attributes, methods, submodules
-    and hooks; what you do to them counts at the next call. The first call of each kind of input runs your code and
-    records it. Later calls run a program, with convolution, batch norm, addition and activation as one step. A module
-    that may depend on more than its inputs and what pykernels watches runs as it is. ``.report()`` says what runs and
-    why.
+    and hooks. It follows what you change about them at its next call. The first call of each kind of input runs your
+    code, and pykernels records it. Later calls run a program, with convolution, batch norm, addition and activation as one
+    step. A module runs as it is if it may depend on anything but its inputs and what pykernels watches. ``.report()``
+    says what runs and why.
 
     The original stays as it is. The twin shares its parameters and buffers: it sees an update of the original's weights
     (an optimizer step, ``load_state_dict``) at its next call.
@@ -43,7 +43,7 @@ def optimize(
             nothing), and its weights do not require gradients.
         dtype: ``torch.bfloat16``, ``torch.float32`` or, on CUDA, ``torch.float16`` to compute in. The weights are then
             converted copies; inputs and results keep the model's own dtype. None means the model's dtype.
-        keep: "packed" keeps weights that the kernels have packed in that form alone (on the CPU). Reading or writing
+        keep: "packed" drops the plain form of weights that the kernels have packed (on the CPU). Reading or writing
             their elements (``state_dict``, training, conversion) then raises an error; copies and pickles carry the
             packed form. None keeps the plain weights too.
 

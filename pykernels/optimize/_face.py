@@ -46,11 +46,11 @@ else:
 
 
 class Optimized(_Module[P, R]):
-    """An optimised model, as `pykernels.optimize` returns it: of this class and of the original's.
+    """An optimised model, which `pykernels.optimize` returns. It is an instance of the original's class too.
 
-    A type checker takes ``Optimized[P, R]`` for a module that is called with the arguments of the original's
-    ``forward`` and returns what that returns. It doesn't know that the model is of the original's class too; where
-    that is needed, say so: ``typing.cast(Net, fast)``.
+    For a type checker, ``Optimized[P, R]`` is a module whose calls take the arguments of the original's ``forward`` and
+    return what that returns. The checker does not know that the model is of the original's class. Where you need
+    that, write ``typing.cast(Net, fast)``.
     """
 
     def __class_getitem__(cls, of: Any) -> GenericAlias:
@@ -63,20 +63,34 @@ class Optimized(_Module[P, R]):
         def __getattr__(self, name: str) -> Any: ...  # the original's, whatever they are
 
     def report(self, time: bool = False) -> Report:
-        """What runs, and what was left to torch and why, by the calls so far.
+        """Says what ran in the calls so far, what pykernels left to torch, and why.
 
-        With ``time`` each step is timed too: a few times, on made-up inputs of the sizes of the last call.
+        Args:
+            time: Whether to time each step too: a few times, on random inputs of the last call's sizes.
         """
         return report_of(_family(self), time)
 
     def train(self, mode: bool = True) -> Any:
-        """Stays in evaluation mode, so that a larger model that it is part of may train."""
+        """Stays in evaluation mode, so that a larger model that contains this one may train.
+
+        Args:
+            mode: Has no effect.
+        """
         for module in self.modules():
             module.training = False
         return self
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """As `nn.Module.load_state_dict`; weights that are kept packed can only be assigned."""
+        """Loads a state_dict, as `torch.nn.Module.load_state_dict` does.
+
+        Args:
+            state_dict: The original's, or this model's own.
+            strict: Whether the keys have to be those of the model.
+            assign: Whether to put the tensors in the parameters' places, and not to copy them.
+
+        Raises:
+            RuntimeError: The model keeps weights in packed form alone, and ``assign`` is False.
+        """
         if not assign:
             check_whole(self.parameters(), "a state_dict to be copied into it (assign=True would take its place)")
         return super().load_state_dict(state_dict, strict, assign)

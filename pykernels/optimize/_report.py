@@ -1,4 +1,4 @@
-"""What an optimised model runs: its steps, who runs each, what was left to torch or could not be followed, and why."""
+"""What an optimised model runs: its steps, who runs each, what torch runs or pykernels could not follow, and why."""
 
 from __future__ import annotations
 
@@ -16,25 +16,31 @@ _MOST_ENTRIES = 8
 
 @dataclass(frozen=True)
 class Replaced:
-    """Calls, by the modules that make them, and the fused op that does their work now."""
+    """Calls that a fused op of ours replaces."""
 
+    #: The modules that make the calls.
     where: tuple[str, ...]
+    #: What they compute, for example "conv+bn+relu".
     what: str
+    #: The op that computes it now.
     by: str
 
 
 @dataclass(frozen=True)
 class Left:
-    """A module or call that stays as it was, and why."""
+    """A module or call that pykernels left as it was."""
 
+    #: The module.
     where: str
+    #: What it computes.
     what: str
+    #: The reason.
     why: str
 
 
 @dataclass(frozen=True)
 class Plain:
-    """Calls of a module that passed its programs by, and why."""
+    """Calls of a module that ran none of its programs, and why."""
 
     where: str
     why: str
@@ -43,10 +49,10 @@ class Plain:
 
 @dataclass(frozen=True)
 class Entry:
-    """A program: what is called, and the inputs that its operations and times are for.
+    """A program: the module whose calls it runs, and the inputs that its operations and times are for.
 
-    ``exact``: it holds for inputs of these very sizes. ``counts``: its steps are in the shares. Those of programs for
-    earlier kinds of input, and of parts that a counted program has in it, are not.
+    ``exact``: it holds for inputs of these sizes only. ``counts``: its steps are in the shares. The steps of programs
+    for earlier kinds of input are not, nor those of parts that a counted program contains.
     """
 
     program: int
@@ -58,10 +64,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Ran:
-    """A step of a program. ``who``: "pykernels", "torch", or "the module itself" for what can't be followed.
+    """A step of a program. ``who``: "pykernels", "torch", or "the module itself" for what pykernels cannot follow.
 
-    ``flops`` are those of its products, two for each multiplication, and None where nobody knows; ``seconds`` are None
-    where it was not timed.
+    ``flops`` counts two operations for each product, and is None where it is unknown; ``seconds`` is None where nobody
+    timed the step.
     """
 
     program: int
@@ -74,14 +80,21 @@ class Ran:
 
 @dataclass
 class Report:
-    """What an optimised model runs and why: ``print`` it, or read `replaced`, `left` and `steps`.
+    """What an optimised model runs and why. `Optimized.report` makes it: ``print`` it, or read its attributes.
 
-    `programs` counts what was made so far.
-
-    `doors` says how they were made and how many that way, `entries` what each is for, and `plain` which calls ran as
-    they are. `torch_steps` is the number of counted steps that torch runs, `conversions` are those of dtype and memory
-    format in one call, `packed_bytes` is the memory of weights in the kernels' layout, `arena_bytes` that of
-    intermediates, and `released_bytes` is what the model no longer holds of plain weights with ``keep="packed"``.
+    Attributes:
+        replaced: The calls that fused ops replace.
+        left: The modules and calls that pykernels left as they were.
+        programs: How many programs there are so far.
+        torch_steps: How many of the counted steps torch runs.
+        steps: The steps of all programs.
+        entries: What each program is for.
+        plain: The calls that ran no program (autocast, gradients, hooks, tracing).
+        conversions: The conversions of dtype and memory format in one call, with their number.
+        doors: The ways in which the programs were made, with their number.
+        packed_bytes: The memory of weights in the kernels' layout.
+        arena_bytes: The memory of intermediates.
+        released_bytes: The plain weights that the model no longer holds, with ``keep="packed"``.
     """
 
     replaced: list[Replaced] = field(default_factory=list)
@@ -98,20 +111,23 @@ class Report:
     released_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain data."""
+        """Returns the same as plain data: dicts, lists, numbers and strings."""
         return asdict(self)
 
     def to_svg(self) -> str:
-        """A picture: a bar for each counted step, by its time if that was measured, else by its operations."""
+        """Draws a bar for each counted step, as long as its time if that was measured, else as its operations."""
         from pykernels.optimize._picture import picture
 
         return picture(self)
 
     def svg(self, path: str | Path) -> None:
-        """Writes the picture.
+        """Writes the picture of `to_svg` to a file.
+
+        Args:
+            path: The file.
 
         Raises:
-            ValueError: the name ends in another format's suffix.
+            ValueError: The name ends in another format's suffix.
         """
         suffix = Path(path).suffix
         if suffix.lower() not in ("", ".svg"):
@@ -119,12 +135,17 @@ class Report:
         Path(path).write_text(self.to_svg(), encoding="utf-8")
 
     def counted(self) -> list[Ran]:
-        """The steps that the shares are of: each part of the model once, for the last kind of input."""
+        """Returns the steps that the shares count: each part of the model once, for the last kind of input."""
         others = {e.program for e in self.entries if not e.counts}
         return [s for s in self.steps if s.program not in others]
 
     def share(self, of: str, who: str) -> float | None:
-        """Which part of the known "operations" or of the "time" ``who`` runs; None where there is nothing to divide."""
+        """Returns the part of the operations or of the time that one of them runs; None if none are known.
+
+        Args:
+            of: "operations" or "time".
+            who: "pykernels", "torch" or "the module itself".
+        """
         sizes = [(s.who, s.flops if of == "operations" else s.seconds) for s in self.counted()]
         total = sum(size or 0 for _, size in sizes)
         return sum(size or 0 for by, size in sizes if by == who) / total if total else None

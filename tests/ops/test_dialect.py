@@ -24,8 +24,8 @@ CALLS = {
         "bn_weight": V, "bn_bias": V, "residual": X,
     },
     "conv_transpose_bn_act": {
-        "x": X, "weight": torch.randn(4, 4, 1, 1), "bias": V, "running_mean": V, "running_var": POSITIVE, "bn_weight": V,
-        "bn_bias": V, "residual": X,
+        "x": X, "weight": torch.randn(4, 4, 1, 1), "bias": V, "running_mean": V, "running_var": POSITIVE,
+        "bn_weight": V, "bn_bias": V, "residual": X,
     },
     "batch_norm_act": {
         "x": X, "running_mean": V, "running_var": POSITIVE, "weight": V, "bias": V, "residual": X,
