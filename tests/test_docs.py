@@ -78,6 +78,22 @@ def test_links_between_files_lead_somewhere():
     assert not dead
 
 
+def test_the_page_of_settings_names_every_environment_variable():
+    """Those that the sources name, and those that setup.py reads."""
+    page = ROOT / "docs/settings.md"
+    if not page.is_file():
+        pytest.skip("no docs/ beside the tests")
+    named = set(re.findall(r"^\| `([A-Z_]+)` \|", page.read_text(), re.MULTILINE))
+    found = set(re.findall(r"environ(?:\.get\(|\[)['\"]([A-Z_]+)['\"]", (ROOT / "setup.py").read_text())) - {"PATH"}
+    for folder in ("csrc", "pykernels", "pykernels_cli", "tests", "bench", "tools"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh"):
+                found |= set(re.findall(r"\bPYKERNELS_[A-Z]+(?:_[A-Z]+)*\b", path.read_text(errors="replace")))
+    others = {"TRITON_INTERPRET", "OMP_NUM_THREADS", "OMP_WAIT_POLICY"}
+    assert found >= {"PYKERNELS_ISA", "PK_CUDA", "MAX_JOBS"}
+    assert named == found | others
+
+
 def arguments_of(docstring: str | None) -> set[str]:
     """The names under ``Args:``."""
     found = re.search(r"^ *Args:\n(.*?)(?=^ *[A-Z][a-z]+:$|\Z)", docstring or "", re.MULTILINE | re.DOTALL)

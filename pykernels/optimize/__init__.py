@@ -31,9 +31,9 @@ def optimize(
 
     The twin is an instance of the original's class and has its parameters, state_dict, attributes, methods, submodules
     and hooks. It follows what you change about them at its next call. The first call of each kind of input runs your
-    code, and pykernels records it. Later calls run a program, with convolution, batch norm, addition and activation as one
-    step. A module runs as it is if it may depend on anything but its inputs and what pykernels watches. ``.report()``
-    says what runs and why.
+    code, and pykernels records it. Later calls run a program, with convolution, batch norm, addition and activation as
+    one step. A module runs as it is if it may depend on anything but its inputs and what pykernels watches.
+    ``.report()`` says what runs and why.
 
     The original stays as it is. The twin shares its parameters and buffers: it sees an update of the original's weights
     (an optimizer step, ``load_state_dict``) at its next call.
