@@ -207,8 +207,8 @@ def check_whole(parameters: Iterable[Any], what: str) -> None:
 def _refusal(nest: Any, what: str) -> RuntimeError:
     path = next((t.path for t in tree_leaves(nest) if isinstance(t, PackedWeight)), "a weight")
     return RuntimeError(
-        f"pykernels.optimize: {path}: expected to be the weight of a convolution or linear layer, got {what}; with "
-        'keep="packed" its elements exist in the kernels\' layout alone: read them from the original, or optimise '
+        f"pykernels.optimize: {path}: expected a convolution or linear layer to use it, got {what}; with "
+        'keep="packed" its elements exist only in the kernels\' layout: read them from the original, or optimise '
         "without keep"
     )
 

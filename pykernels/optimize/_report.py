@@ -224,7 +224,7 @@ class Report:
             mine = [s for s in steps if (s.what, s.who) == kind]
             parts = []
             if flops:
-                share = f"{operations / flops:6.1%} of the operations" if operations else "no products"
+                share = f"{operations / flops:6.1%} of the operations" if operations else "no matrix products"
                 parts.append("unknown operations" if any(s.flops is None for s in mine) else share)
             if seconds:
                 untimed = any(s.seconds is None for s in mine)

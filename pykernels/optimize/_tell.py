@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pykernels import _native
+from pykernels.ops._op import FLOATS
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.optimize._calls import OurCall
 from pykernels.optimize._fused import FusedConv
@@ -30,33 +31,33 @@ if TYPE_CHECKING:
 RECORDED = "recording a call"
 _NO_KERNELS = "pykernels has no kernel for it"
 _NOT_FUSED = "the kernels do not have this activation, so it runs by itself"
+_IMAGE_KERNELS = FLOATS["cpu"]
+#: Functions of images, with what may still be wrong where the kernels take the image.
+_OF_IMAGES = {
+    **dict.fromkeys(
+        ["group_norm", "instance_norm"],
+        "has a size for which torch is faster, or weights or a result that the kernels do not take",
+    ),
+    "max_pool2d": "returns indices, or has a size that the model computes",
+    "avg_pool2d": "has a size that the model computes",
+    "adaptive_avg_pool2d": "makes more than one pixel",
+    "interpolate": "has a mode, an option or a size that the kernels do not take",
+}
 #: Torch's functions that a user may have expected to be replaced.
 _OF_INTEREST = {
     **dict.fromkeys(
         ["conv1d", "conv2d"],
-        "has a dtype, a device or a rank that the kernels don't take, or its weights are not constants",
+        "has a dtype, a device or a rank that the kernels do not take, or weights that the model computes at each call",
     ),
     **dict.fromkeys(
         ["conv_transpose1d", "conv_transpose2d"],
-        "has a dtype, a device or a rank that the kernels don't take, its weights are not constants, or no tap "
-        "reaches some of its pixels",
+        "has a dtype, a device or a rank that the kernels do not take, weights that the model computes at each call, "
+        "or pixels that no tap reaches",
     ),
-    "batch_norm": "has a dtype, device or layout that the kernels don't take, or its statistics are not constants",
-    **dict.fromkeys(
-        ["group_norm", "instance_norm"],
-        "has a dtype, a device, a rank or a layout that the kernels don't take, has a size for which torch is faster, "
-        "or its weights are not constants",
-    ),
-    "layer_norm": "has a dtype or a device that the kernels don't take",
-    "linear": "has a dtype or a device where torch's own is as fast, or its weights are not constants",
-    **dict.fromkeys(
-        ["max_pool2d", "avg_pool2d"],
-        "returns indices, or has a dtype, a device, a rank or strides that the kernels don't take",
-    ),
-    "adaptive_avg_pool2d": "makes more than one pixel, or has a dtype, a device, a rank or strides that the kernels "
-    "don't take",
-    "interpolate": "is neither nearest nor bilinear, or has a dtype, a device, a rank or strides that the kernels "
-    "don't take",
+    "batch_norm": "has a dtype, a device or a layout that the kernels do not take, or computed statistics",
+    "layer_norm": "has a dtype or a device that the kernels do not take",
+    "linear": "has a dtype or a device where torch's own is as fast, or weights that the model computes at each call",
+    **_OF_IMAGES,
     **dict.fromkeys(
         ["conv3d", "conv_transpose3d", "scaled_dot_product_attention",
         "multi_head_attention_forward", "matmul", "__matmul__", "bmm", "einsum"], _NO_KERNELS
@@ -128,6 +129,8 @@ def _plain_values(part: Any) -> list[str]:
         return []
     if len(part) == 2 and part[0] in (bool, int, float, str):
         return [repr(part[1])]
+    if len(part) == 2 and part[0] is dict:
+        return [f"{key[1]}={word}" for key, value in part[1] for word in _plain_values(value)]
     return [word for p in part for word in _plain_values(p)]
 
 
@@ -212,7 +215,24 @@ def _why_not(step: Step, name: str) -> str:
         takes = CONV_BN_ACT.takes(x.device.type)
         if x.dtype not in takes:
             return f"is {_short(x.dtype)}; the kernels take {' and '.join(map(_short, takes))}"
+    if name in _OF_IMAGES and x is not None:
+        return _why_no_image(x) or _OF_IMAGES[name]
     return _OF_INTEREST.get(name, _NO_KERNELS)
+
+
+def _why_no_image(x: Value) -> str | None:
+    """Why the kernels do not take ``x``; None if they do."""
+    if x.device.type != "cpu":
+        return "has kernels for CPUs only"
+    if _native.error is not None:
+        return _native.error
+    if x.dtype not in _IMAGE_KERNELS:
+        return f"is {_short(x.dtype)}; the kernels take {' and '.join(map(_short, _IMAGE_KERNELS))}"
+    if len(x.shape) != 4:
+        return f"has an input of {len(x.shape)} dimensions; the kernels take four, (N, C, H, W)"
+    if x.layout == "other":
+        return "has an input that is neither contiguous nor channels_last, such as a permuted one"
+    return None
 
 
 def _short(dtype: Any) -> str:

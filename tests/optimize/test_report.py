@@ -233,6 +233,29 @@ def test_operations_are_of_the_last_size():
     assert [e.inputs for e in report.entries] == [("float32 4x3x12x12",)]
 
 
+def test_the_reason_why_a_step_is_torchs_is_the_one_that_holds():
+    class Norms(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.GroupNorm(2, 8)
+
+        def forward(self, rows, image, turn=False):
+            turned = image.permute(0, 1, 3, 2) if turn else image
+            return self.norm(rows), self.norm(turned), F.interpolate(image, size=5, mode="bicubic")
+
+    fast = pk.optimize(Norms())
+    with torch.no_grad():
+        for _ in range(2):
+            fast(torch.randn(2, 8, 6), torch.randn(2, 8, 6, 6), turn=True)
+        report = fast.report()
+    assert {(x.what, x.why) for x in report.left} == {
+        ("group_norm", "has an input of 3 dimensions; the kernels take four, (N, C, H, W)"),
+        ("group_norm", "has an input that is neither contiguous nor channels_last, such as a permuted one"),
+        ("interpolate", "has a mode, an option or a size that the kernels do not take"),
+    }
+    assert report.entries[0].inputs == ("float32 2x8x6", "float32 2x8x6x6", "turn=True")
+
+
 class Sized(Parts):
     def forward(self, x):
         return super().forward(x).view(x.shape[0], -1)
