@@ -18,6 +18,7 @@ import torch
 
 import pykernels as pk
 from pykernels import _native
+from pykernels.ops._op import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if p.is_file()]
@@ -97,6 +98,16 @@ def test_the_page_of_settings_names_every_environment_variable():
     others = {"TRITON_INTERPRET", "OMP_NUM_THREADS", "OMP_WAIT_POLICY"}
     assert found >= {"PYKERNELS_ISA", "PK_CUDA", "MAX_JOBS"}
     assert named == found | others
+
+
+def test_the_page_of_the_architecture_names_the_modules_and_families():
+    page = ROOT / "docs/architecture.md"
+    if not page.is_file():
+        pytest.skip("no docs/ beside the tests")
+    text = page.read_text()
+    modules = {path.stem for path in (ROOT / "pykernels/optimize").glob("_*.py")} - {"__init__"}
+    assert {name for name in modules if f"`{name}`" not in text} == set()
+    assert {name for name in FAMILIES if name not in text} == set()
 
 
 def arguments_of(docstring: str | None) -> set[str]:
