@@ -1,6 +1,7 @@
-"""Relative errors and times, for the tests, the CLI and the benches alike.
+"""Relative errors and times, which the tests, the command line and the benches share.
 
-The standard library alone: the benches' workers load this file by its path, in processes that must be without torch.
+This file imports only the standard library, because the benches' workers load it by its path in processes that must not
+load torch.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ def _float64(values: Any) -> Any:
 
 
 def wall_seconds(call: Call) -> float:
-    """What one call takes, by the clock on the wall."""
+    """Wall-clock seconds of one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def gpu_seconds(call: Call) -> float:
-    """What one call takes on the current CUDA stream, between two events."""
+    """Seconds of one call on the current CUDA stream, between two events."""
     import torch
 
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -62,9 +63,9 @@ def interleaved(
     patience: float = math.inf,
     clock: Callable[[Call], float] = wall_seconds,
 ) -> list[list[float]]:
-    """Seconds of each call, called in turn: what disturbs the machine then disturbs all of them.
+    """Seconds of each call. The calls take turns, so that whatever disturbs the machine disturbs all of them.
 
-    Rounds go on for about ``seconds``; then until there are ``least`` of them, but not beyond ``patience`` seconds.
+    Rounds go on for about ``seconds``, and then until there are ``least`` of them, but not beyond ``patience`` seconds.
     There are never more than ``most``.
     """
     taken: list[list[float]] = [[] for _ in calls]

@@ -1,8 +1,8 @@
-"""Loads the native libraries once, at import, and remembers why one could not be.
+"""Loads the native libraries once, at import, and remembers why it could not load one.
 
-``error`` is None when the CPU kernels are there. Otherwise it is one sentence that says what is missing and how to mend
-it; the reference ops go on working, and whatever needs the kernels raises it. ``cuda_error`` is the same for the CUDA
-kernels, which are loaded only where torch is a CUDA build, and whose failure leaves the CPU ones alone.
+``error`` is None when the CPU kernels are there. Otherwise it is one sentence that says what is missing and how to
+repair it. The reference ops still work, and whatever needs the kernels raises that sentence. ``cuda_error`` is the same
+for the CUDA kernels. They are loaded only where torch is a CUDA build, and if they fail the CPU kernels still work.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pykernels._native import _cuda
 DIRECTORY = Path(__file__).parent
 MEND = "build it with `pip install -e . --no-build-isolation` in the source tree, or reinstall pykernels"
 
-#: Every op that the library has to define, for the package registers shapes and gradients for them.
+#: Every op that the library has to define, because the package registers shapes and gradients for it.
 OPS = (
     *("conv_bn_act", "conv_pack", "conv_bn_act_packed", "conv_bind", "conv_bn_act_bound"),
     *("conv_bn_act_bound_out", "conv_bn_act_bound_workspace"),
@@ -88,12 +88,12 @@ def _module(name: str) -> ModuleType:
 
 
 def introspect() -> ModuleType:
-    """The module of ISAs detected, chosen, compiled, and of build info. RuntimeError where there is none."""
+    """The module that knows which ISAs the CPU and the build have. RuntimeError if it is missing."""
     return _module("_introspect")
 
 
 def guard() -> ModuleType:
-    """The module that looks and calls for `pykernels.optimize`. RuntimeError where there is none."""
+    """The module that checks and makes calls for `pykernels.optimize`. RuntimeError if it is missing."""
     return _module("_guard")
 
 
@@ -107,7 +107,7 @@ def why_not(backend: str, device: torch.device) -> str | None:
 
 
 def cuda_build() -> dict[str, str] | None:
-    """What the CUDA kernels were built for and with; None where they are not there. Works without CUDA."""
+    """What the CUDA kernels were built for and with; None if they are missing. It works without CUDA."""
     return _cuda.build()
 
 

@@ -54,7 +54,7 @@ def load(cut_short: str | None) -> str | None:
 
 
 def has_kernel(op: str) -> bool:
-    """Has a loaded library a CUDA kernel for ``op``?"""
+    """Whether a loaded library has a CUDA kernel for ``op``."""
     defined = hasattr(torch.ops.pykernels, op)
     return defined and torch._C._dispatch_has_kernel_for_dispatch_key(f"pykernels::{op}", "CUDA")
 
@@ -74,10 +74,10 @@ def build(library: Path = KERNELS) -> dict[str, str] | None:
 
 
 def covers(archs: str, capability: tuple[int, int]) -> bool:
-    """Have kernels built for ``archs`` an image that a GPU of this compute capability can run?
+    """Whether kernels built for ``archs`` have an image that a GPU of this compute capability can run.
 
-    Machine code runs on its own major version from its own minor one on; PTX is compiled by the driver for anything
-    newer; code for 90a runs on 9.0 alone.
+    Machine code runs on its own major version, from its own minor one on. The driver compiles PTX for anything newer.
+    Code for 90a runs on 9.0 only.
     """
     major, minor = capability
     for number, only, ptx in re.findall(r"(\d+)([af]?)(\+ptx)?", archs):

@@ -1,4 +1,4 @@
-"""What every command prints with: its heading, tables, progress, figures, and what it says at the end."""
+"""What every command prints with: its heading, tables, progress, figures, and its last lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table
 
 
 def console() -> Console:
-    """As wide as the terminal; in a pipe or a log, where Rich would take 80 columns, wide enough for every table."""
+    """A console as wide as the terminal; in a pipe or a log, where Rich would take 80 columns, wide enough for all."""
     return Console() if sys.stdout.isatty() else Console(width=180)
 
 
@@ -27,7 +27,7 @@ def table(title: str, *columns: str) -> Table:
 
 
 def heading(out: Console, command: str) -> None:
-    """The first line of a command: what runs, and on what."""
+    """Prints the first line of a command: what runs, and on what."""
     import torch
 
     import pykernels
@@ -38,21 +38,21 @@ def heading(out: Console, command: str) -> None:
 
 
 def wrote(out: Console, path: Path) -> None:
-    """The last line of a command that has written a file."""
+    """Prints the last line of a command that has written a file."""
     out.print(f"Wrote {path}", soft_wrap=True, markup=False, highlight=False)
 
 
 def complain(command: str, what: str) -> None:
-    """One line on stderr: why a command that was asked for properly cannot run."""
+    """Prints one line on stderr: why a command with right arguments cannot run."""
     Console(stderr=True).print(f"pykernels {command}: {what}", style="bold red", soft_wrap=True, markup=False)
 
 
 @contextmanager
 def progress(out: Console, steps: int) -> Iterator[Callable[[str], None]]:
-    """Gives a function that is told each step as it begins.
+    """Yields a function to call with the name of each step as it begins.
 
-    On a terminal the bar shares the console with what is printed meanwhile; where the output goes to a file, stderr
-    has the bar; and where that is no terminal either, a line every ten seconds.
+    On a terminal the progress bar shares the console with what else is printed. Where the output goes to a file, the
+    bar goes to stderr. Where stderr is no terminal either, a line appears every ten seconds.
     """
     if not out.is_terminal and not sys.stderr.isatty():
         yield _lines(steps)
@@ -92,7 +92,7 @@ def percent(value: float | None) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """Green where it is a win, red where it is a loss, plain where it is a tie (within 10 %)."""
+    """A ratio in green where pykernels wins, red where it loses, and plain for a tie (within 10 %)."""
     if value is None:
         return "-"
     colour = "green" if value > 1.1 else "red" if value < 1 / 1.1 else "default"

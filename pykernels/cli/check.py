@@ -32,7 +32,7 @@ class Case:
 
 @dataclass
 class Line:
-    """What came of a case: the sample nearest its tolerance, and every failure."""
+    """The result of a case: the sample nearest its tolerance, and every failure."""
 
     case: Case
     samples: int = 0
@@ -73,7 +73,7 @@ def cases(ops: Sequence[str], backend: str | None, isa: str | None, dtype: str |
 
 
 def dtypes_of(spec: OpSpec, kind: torch.dtype) -> tuple[str, ...]:
-    """The names of what the samples hold, where ``kind`` is the dtype of their floating tensors."""
+    """The names of the dtypes in the samples that are made for the floating dtype ``kind``."""
     return tuple(str(d).removeprefix("torch.") for d in spec.sample_dtypes(kind))
 
 
@@ -90,7 +90,7 @@ def why_not(spec: OpSpec, backend: str) -> str | None:
 
 
 def check(case: Case) -> Line:
-    """Every sample of one case; no exception gets out."""
+    """Checks every sample of one case, and turns every exception into a failure."""
     line = Line(case)
     nearest = -1.0
     with forced_isa(case.isa) if case.isa is not None else nullcontext():
@@ -113,7 +113,7 @@ def check(case: Case) -> Line:
 
 
 def run(ops: Sequence[str], backend: str | None, isa: str | None, dtype: str | None) -> int:
-    """Checks and prints; the exit code: 1 if a case failed, or if there was none."""
+    """Checks and prints; returns the exit code, which is 1 if a case failed or if there was none."""
     console, interpreted = make_console(), False
     if backend == "triton" and not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
         os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it at its import, which nobody has done yet

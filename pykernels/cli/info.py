@@ -22,42 +22,42 @@ BACKENDS = _dispatch.BACKENDS[1:]  # all but "auto"
 
 
 def slot(spec: OpSpec, backend: str) -> str | None:
-    """None where the op is built for the backend, or the reason why it is not; the reference is always there."""
+    """None if the op is built for the backend, or the reason why it is not; the reference always is."""
     return spec.op.backends.get(backend, None if backend == "reference" else "it has no kernels there")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that `info` tells."""
+    """All that `info` shows."""
 
     versions: dict[str, str]
     machine: dict[str, Any]
-    #: None where the kernels are there; else what is missing and how to mend it.
+    #: None if the kernels are there; else what is missing and how to repair it.
     native_error: str | None
-    #: The same for the CUDA kernels. Nothing to mend where torch has no CUDA either.
+    #: The same for the CUDA kernels. If torch has no CUDA either, nothing needs repair.
     cuda_error: str | None
-    #: What the CUDA kernels on disk were built for and with; None where there are none.
+    #: What the CUDA kernels on disk were built for and with; None if there are none.
     cuda_build: dict[str, str] | None
     #: Why Triton's kernels cannot run here; None if they can.
     triton_error: str | None
     isas_compiled: list[str]
     isas_supported: list[str]
     isa: str | None
-    #: Why no instruction set could be chosen: PYKERNELS_ISA names none, or one that does not run here.
+    #: Why pykernels could choose no instruction set: PYKERNELS_ISA names an unknown one, or one that does not run here.
     isa_error: str | None
     build: dict[str, str]
-    #: op -> backend -> None where it is there, or the reason why not.
+    #: op -> backend -> None if it is there, or the reason why not.
     ops: dict[str, dict[str, str | None]]
 
     @property
     def good(self) -> bool:
-        """Nothing to mend? CUDA kernels have to run where there is a GPU that torch can use."""
+        """Whether nothing needs repair. CUDA kernels have to run where there is a GPU that torch can use."""
         cuda = self.cuda_error is None or self.machine["cuda device"] is None
         return self.native_error is None and self.isa_error is None and cuda
 
 
 def collect() -> Facts:
-    """The facts; works without the native library and with an impossible PYKERNELS_ISA."""
+    """Collects the facts, even without the native library and with an impossible PYKERNELS_ISA."""
     error, compiled, supported, build = _native.error, [], [], {}
     isa = isa_error = None
     if error is None:
@@ -99,7 +99,7 @@ def collect() -> Facts:
 
 
 def run(as_json: bool) -> int:
-    """Prints the facts; the exit code."""
+    """Prints the facts and returns the exit code."""
     facts = collect()
     if as_json:
         print(json.dumps(asdict(facts), indent=2))
@@ -109,7 +109,7 @@ def run(as_json: bool) -> int:
 
 
 def show(facts: Facts, out: Console) -> None:
-    """Two tables, and whatever needs repair in plain sight at the end."""
+    """Prints two tables, and at the end whatever needs repair."""
     heading(out, "info")
     lines = table("versions, machine and build", "what", "here")
     for name, value in {**facts.versions, **facts.machine}.items():

@@ -1,8 +1,8 @@
 """``pykernels tune``: times the tiles of Triton kernels on this GPU and writes the best into a table.
 
-A candidate's answer is compared with the reference before it is timed. Candidates take turns, so that a sinking clock
-or a busy neighbour hits all of them; between two calls L2 is overwritten; what counts is the median of each. A winner
-that is not at least 2 % faster than what ``config`` chooses is noise, and ``config``'s choice is written instead.
+It compares a candidate's answer with the reference before it times it. Candidates take turns, so that a sinking clock
+or a busy neighbour hits all of them. Between two calls it overwrites L2. The median of each candidate counts. A winner
+that is not at least 2 % faster than the choice of ``config`` is noise, and `tune` then writes that choice.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def gpu() -> torch.device:
 
 
 def no_gpu() -> str | None:
-    """Why nothing can be tuned here; None if it can."""
+    """Why it can tune nothing here; None if it can."""
     if not torch.cuda.is_available():
         return "torch sees no GPU, and only there is anything to time"
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -279,7 +279,7 @@ def best(op: str, shape: Shape, dtype: torch.dtype, device: torch.device, clock:
 
 
 def merge(path: Path, device: str, op: str, shape: str, fields: dict[str, Any], version: str) -> None:
-    """Writes one winner into the table, which may be there already; whole or not at all."""
+    """Writes one winner into the table, which may exist already. A failure leaves the old table as it was."""
     devices = _tuned.read(path) if path.exists() else {}
     _tuned.check_fields(f"{device}, {op}, {shape}", op, fields)
     devices.setdefault(device, {}).setdefault(op, {})[shape] = fields
@@ -289,7 +289,7 @@ def merge(path: Path, device: str, op: str, shape: str, fields: dict[str, Any], 
 
 
 def run(op: str | None, shapes: list[str], dtype: str, out: Path | None, repeats: int) -> int:
-    """Tunes and prints; the exit code: 2 where there is no GPU, 1 if a kernel is wrong."""
+    """Tunes and prints; returns the exit code: 2 without a GPU, 1 if a kernel is wrong."""
     todo, kind = shapes_of(op, shapes), dtype_of(dtype)
     console = make_console()
     named = os.environ.get("PYKERNELS_TUNED")

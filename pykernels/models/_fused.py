@@ -13,17 +13,16 @@ from pykernels.ops._activation import apply_activation
 class Fused:
     """``act(bn(conv(x)) + residual)`` in one pass, for a ``conv`` and a ``bn`` that another module has registered.
 
-    torchvision's state_dict has ``conv1.weight`` beside ``bn1.weight``; `pykernels.nn.ConvBNAct2d`, whose children are
-    ``conv`` and ``bn``, cannot give these names. Mapping the keys on saving and loading would leave the parameters'
-    names, the attribute ``model.conv1`` and every error of a strict load different from torchvision's. So the model
-    owns plain torch modules, and this object, no `nn.Module` and so registered nowhere, runs a ConvBNAct2d over the
-    same two modules. Nothing is kept twice: moving, loading, freezing and switching modes act on the one pair, and
-    ConvBNAct2d packs again when it sees that they changed. Copies and pickles keep the sharing, as those of any object
-    that refers to another do.
+    torchvision's state_dict has ``conv1.weight`` beside ``bn1.weight``. `pykernels.nn.ConvBNAct2d`, whose children are
+    ``conv`` and ``bn``, cannot have these names. If we mapped the keys on saving and loading, the parameters' names,
+    the attribute ``model.conv1`` and every error of a strict load would still differ from torchvision's.
 
-    The owner passes its current members at each call. A member that was replaced is taken up, and what cannot be fused
-    (hooks that have to run, a module of another kind or with a forward of its own, a symbolic trace) runs as the plain
-    modules.
+    So the model owns plain torch modules. This object is not an `nn.Module`, is registered nowhere, and runs a
+    ConvBNAct2d over the same two modules. Nothing is kept twice: moving, loading, freezing and switching modes act on
+    the one pair, and ConvBNAct2d packs again when it sees that they changed. Copies and pickles keep the sharing.
+
+    The owner passes its current members at each call, so it may replace one. What cannot be fused (hooks that have to
+    run, a module of another kind or with its own forward, a symbolic trace) runs as the plain modules.
     """
 
     def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, activation: str) -> None:

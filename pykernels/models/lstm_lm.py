@@ -15,7 +15,7 @@ State = tuple[Tensor, Tensor]
 
 
 class LSTMLanguageModel(nn.Module):
-    """Predicts the token after the last from all before it.
+    """Predicts the next token from all tokens before it.
 
     >>> model = pk.models.LSTMLanguageModel(10000, 256, 512, 2).eval()
     >>> logits, state = model(tokens)  # (B, T) int64 to (B, 10000)
@@ -45,7 +45,7 @@ class LSTMLanguageModel(nn.Module):
         self.fc = nn.Linear(hidden_dim, vocab_size)
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """The logits of the next token, and the state to go on from.
+        """Computes the logits of the next token, and the state to go on from.
 
         Args:
             x: (B, T) token ids, int64 or int32, T at least 1.
@@ -56,7 +56,7 @@ class LSTMLanguageModel(nn.Module):
             what the whole sequence gives.
 
         Raises:
-            TypeError: ``x`` is not of integers.
+            TypeError: ``x`` does not hold integers.
             ValueError: ``x`` is not (B, T) with a T of at least 1, or ``state`` does not fit.
             IndexError: A token id is not in the vocabulary.
         """

@@ -1,7 +1,7 @@
 """The models' twins in plain `torch.nn`: the same parameters under the same names, and the same results.
 
-Nothing of pykernels is imported or called here, so a twin is what our models and `pykernels.optimize` are checked
-against, in any dtype; in float64 it is the oracle.
+This module neither imports nor calls pykernels. So the tests check our models and `pykernels.optimize` against a twin,
+in any dtype; in float64 it is the oracle.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Drop-in modules: constructor arguments and state_dict keys of the torch modules they replace."""
+"""Modules with the constructor arguments and the state_dict keys of the torch modules that they replace."""
 
 from pykernels.nn.conv import ConvBNAct2d
 from pykernels.nn.conv1d import ConvBNAct1d

@@ -1,22 +1,24 @@
-"""Weights in a kernel's own layout: made once, kept beside the module's parameters, made again when those change.
+"""Weights in a kernel's own layout: a module makes them once, beside its parameters, and makes them again on a change.
 
-A change is: another tensor in a parameter's place, an in-place write (load_state_dict, most optimizers: torch counts a
-version), another tensor under the same parameter (``p.data = ...``, ``.to()``), another dtype asked for, another ISA in
-force, another value of a module's further keys, or a step of an optimizer that holds memory of these parameters (the
-fused ones count no version). The steps of other optimizers leave a pack alone.
+A change is any of these:
 
-A write behind autograd's back goes unseen, that is one through ``p.data``, a NumPy view or another process: call
-``repack`` after one.
+- another tensor in a parameter's place, or under the same parameter (``p.data = ...``, ``.to()``)
+- an in-place write, for which torch counts a version (load_state_dict, most optimizers)
+- another dtype asked for, another ISA in force, or another value of a module's further keys
+- a step of an optimizer that holds memory of these parameters, because the fused ones count no version
+
+The steps of other optimizers leave a pack alone. Nobody sees a write behind autograd's back, that is one through
+``p.data``, a NumPy view or another process: call ``repack`` after one.
 
 Tensors made under ``torch.inference_mode()`` count no versions. On the CPU a pack keeps a copy of each such source and
-compares the whole of it at every call, for nothing less would see every write. That is faster than the plain op while
-the weights are small, and slower once they leave the cache (`torch.equal` reads a few GB/s): so there is a limit
-for each class, above which the plain op runs. On CUDA it always does: a comparison would wait for the stream, and could
-not be captured into a graph.
+compares all of it at every call, because nothing less would see every write. That is faster than the plain op while the
+weights are small, and slower once they leave the cache (`torch.equal` reads a few GB/s). So each class has a limit
+above which the plain op runs. On CUDA the plain op always runs: a comparison would wait for the stream, and a graph
+could not capture it.
 
 On CUDA a pack is finished before anyone sees it (one wait for the stream when it is made, none after), so that any
-stream may read it. A pack made while a CUDA graph is captured is the graph's own and is not kept: its memory holds
-nothing before the first replay. So call the module once before capturing, or the graph packs at each replay.
+stream may read it. A pack made while a CUDA graph is captured belongs to the graph and is not kept: its memory holds
+nothing before the first replay. So call the module once before you capture, or the graph packs at each replay.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ Slot = tuple[dict[str, Any], str]
 
 _PLAIN = frozenset((Tensor, nn.Parameter))
 
-# Every call asks these; by their full names the look-ups would take longer than the answers.
+# Every call asks these. To look them up by their full names would take longer than the answers.
 _is_compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_level = torch._C._functorch.peek_interpreter_stack
@@ -51,7 +53,7 @@ _jit_trace = torch._C._get_tracing_state
 _any_autocast = torch._C._is_any_autocast_enabled
 asked_backend = _dispatch.asked_backend
 
-#: Steps of which nobody can tell whose memory they wrote.
+#: Steps for which nobody knows whose memory they wrote.
 _untold_steps = 0
 _live: weakref.WeakSet[Pack] = weakref.WeakSet()
 _live_lock = threading.Lock()
@@ -91,7 +93,7 @@ register_optimizer_step_post_hook(_after_step)
 
 
 def undisturbed() -> bool:
-    """No tracer, dispatch mode or transform is looking."""
+    """Whether no tracer, dispatch mode or transform observes the call."""
     return (
         not _is_compiling()
         and _dispatch_modes() == 0
@@ -102,7 +104,7 @@ def undisturbed() -> bool:
 
 
 def plain(t: Any) -> bool:
-    """An ordinary tensor or parameter of a CPU or a CUDA device."""
+    """Whether it is an ordinary tensor or parameter of a CPU or a CUDA device."""
     return type(t) in _PLAIN and (t.is_cpu or t.is_cuda)
 
 
@@ -150,8 +152,8 @@ class Pack:
         self.isa = None if self.active_isa is None else self.active_isa()
         self.captured = capturing(self.device)  # then it is the graph's, and holds nothing before the first replay
         self.absent = tuple((owner, name) for owner, name in slots if owner[name] is None)
-        # Told of steps, and the versions read, before the packing: if another thread changes a tensor meanwhile, the
-        # next call sees it.
+        # It hears of steps, and the versions are read, before the packing. If another thread changes a tensor
+        # meanwhile, the next call sees that.
         self.stepped, self.untold_steps = False, _untold_steps
         self.storages = frozenset(t.untyped_storage().data_ptr() for _, _, t in present)
         with _live_lock:
@@ -202,15 +204,15 @@ class Pack:
 class PacksWeights(nn.Module):
     """A module that keeps its parameters packed; mix it in before torch's class.
 
-    Any number of threads may call at once. The packed weights are in a plain attribute, not in a buffer, because
-    buffers that come and go would end in every `torch.export` and shift what pairs the buffers of two models. Copies,
-    pickles and state_dicts are without them; `.to()` and training drop them.
+    Any number of threads may call it at once. The packed weights lie in a plain attribute, not in a buffer: buffers
+    that come and go would end up in every `torch.export`, and would shift what pairs the buffers of two models. Copies,
+    pickles and state_dicts do not contain them; `.to()` and training drop them.
 
-    A class says what is packed (`_slots`), what else the result depends on (`_key`) and how it is made (`_make`).
+    A class says what it packs (`_slots`), what else the result depends on (`_key`) and how it packs (`_make`).
     """
 
     _pack: Any = None
-    #: Up to so many bytes of weights made in inference mode are packed, and compared at every call.
+    #: The largest weights, in bytes, made in inference mode that are packed, and compared at every call.
     _most_compared = 1 << 16
 
     def repack(self) -> None:
@@ -233,11 +235,12 @@ class PacksWeights(nn.Module):
         return any(p is not None and p.requires_grad for p in self._parameters.values())
 
     def _current_pack(self, op: Op, inputs: Sequence[Tensor | None], packed_as: torch.dtype | None = None) -> Any:
-        """The packed parameters for ``inputs`` (the first one's dtype and device count), made if need be.
+        """The packed parameters for ``inputs``, whose first one says the dtype and the device; packs them if necessary.
 
-        In ``packed_as``; None for the dtype of the inputs, which must then be that of the parameters too, unless
-        autocast casts them. The result is None where the plain op has to run: a gradient is wanted, a tracer looks on,
-        the kernels do not take these tensors, or the parameters cannot be watched (they are computed).
+        They are packed in ``packed_as``. If that is None they are packed in the dtype of the inputs, which must then be
+        the parameters' too, unless autocast casts them. The result is None where the plain op has to run: someone wants
+        a gradient, a tracer observes the call, the kernels do not take these tensors, or nobody can watch the
+        parameters, which are computed.
         """
         if not undisturbed() or _native.error is not None:
             return None
@@ -276,7 +279,7 @@ class PacksWeights(nn.Module):
             tensors = [owner[name] for owner, name in slots]
         except KeyError:  # parametrized: computed at every call
             return None
-        # What is not there may be None, but for the weight.
+        # All of them may be None, except the weight.
         if not all((t is None and i > 0) or (plain(t) and t.get_device() == index) for i, t in enumerate(tensors)):
             return None
         if tensors[0].numel() == 0:
@@ -298,7 +301,7 @@ class PacksWeights(nn.Module):
     def _after_failure(self, pack: Pack, problem: RuntimeError, plain_op: Callable[..., Any], *args: Any) -> Any:
         """What to return after the packed kernel's ``problem``: raises it, unless the ISA has just changed.
 
-        The plain op is asked first: where an argument is wrong, it raises in its own words.
+        It asks the plain op first, because that raises its own words where an argument is wrong.
         """
         result = plain_op(*args)
         if pack.is_of_isa():

@@ -1,6 +1,6 @@
-"""A transposed convolution's phases, packed, and run into one result: for the module and for programs, on the CPU.
+"""The phases of a transposed convolution, packed and run into one result, for the module and for programs on the CPU.
 
-What a phase is, `pykernels.ops.conv_bn_act.transposed` says.
+`pykernels.ops.conv_bn_act.transposed` says what a phase is.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def pack_phases(
 
 
 def fit(rows: Sequence[Phase], columns: Sequence[Phase], size: Sequence[int]) -> bool:
-    """Does each phase read something of an image of ``size`` (H, W)?"""
+    """Whether each phase reads something of an image of ``size`` (H, W)."""
     axes = zip(size, (rows, columns), strict=True)
     return all(p.reads(n) > 0 and n + p.more >= 0 for n, some in axes for p in some)
 
 
 class BoundTransposed:
-    """A transposed convolution to ``k`` channels but for x and the residual, for inputs of one shape that `fit`."""
+    """A transposed convolution to ``k`` channels, bound for inputs of one shape; x and the residual are missing."""
 
     def __init__(self, packed: Packed, stride: tuple[int, int], k: int, x: torch.Size, channels_last: bool) -> None:
         self.channels_last, self.stride = channels_last, stride

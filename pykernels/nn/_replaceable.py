@@ -1,4 +1,4 @@
-"""Which modules another may stand in for: those that do what torch's class does, and nothing beside it."""
+"""Which modules a replacement may stand in for: those that do what torch's class does, and nothing else."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Has someone registered hooks on ``module``, which a replacement would lose?"""
+    """Whether someone has registered hooks on ``module``, which a replacement would lose."""
     return any(getattr(module, name) for name in _HOOKS)
 
 
 def is_torchs(module: Any, kind: type, *methods: str) -> bool:
-    """Is ``module`` a ``kind`` (a class of torch.nn) that runs torch's own ``methods``, not its class's or its own?"""
+    """Whether ``module`` is a ``kind`` (a class of torch.nn) that runs torch's own ``methods``."""
     return isinstance(module, kind) and all(
         getattr(type(module), m) is getattr(kind, m) and m not in vars(module) for m in methods
     )
 
 
 def is_replaceable(module: Any, kind: type, *methods: str) -> bool:
-    """Is it `is_torchs` (its ``forward`` where no method is named), without hooks?"""
+    """Whether `is_torchs` holds (for ``forward`` if no method is named), and there are no hooks."""
     return is_torchs(module, kind, *(methods or ("forward",))) and not has_hooks(module)
 
 

@@ -1,10 +1,4 @@
-"""ConvBNAct2d: Conv2d, BatchNorm2d, residual add and activation as one module.
-
-Without gradients to record it runs on packed weights: the weight in the kernels' layout and the folded batch norm, made
-at the first call and made again whenever something that they came from has changed. They live in a plain attribute, not
-in buffers, because buffers that come and go would end in every `torch.export`, and would shift whatever pairs the
-buffers of two models. Copies, pickles and state_dicts are without them.
-"""
+"""ConvBNAct2d: Conv2d, BatchNorm2d, residual add and activation as one module. `_packed` says how it packs weights."""
 
 from __future__ import annotations
 
@@ -144,14 +138,14 @@ class ConvBNAct(PacksWeights):
         return {"stride": conv.stride, "padding": padding, "dilation": conv.dilation, "groups": conv.groups}
 
     def _convolve(self, x: torch.Tensor, padding: Any) -> torch.Tensor:
-        """The convolution alone; where gradients may be wanted torch's, which has the backward pass anyway."""
+        """The convolution alone. Where someone may want gradients it is torch's, which has a backward pass anyway."""
         conv, options = self.conv, self._geometry(padding)
         if torch.is_grad_enabled():
             return F.conv2d(x, conv.weight, conv.bias, **options)
         return conv_bn_act(x, conv.weight, conv.bias, activation="none", **options)
 
     def _normalise(self, bn: nn.BatchNorm2d, z: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        """What follows the convolution where the statistics are the batch's, in one op; ``bn``'s state as by itself."""
+        """What follows the convolution with the batch's statistics, in one op; moves ``bn``'s state as ``bn`` would."""
         tracks, momentum = _count_batch(bn)
         unbatched = z.dim() == 3
         if unbatched:
@@ -164,7 +158,7 @@ class ConvBNAct(PacksWeights):
         return y[0] if unbatched else y
 
     def _train(self, bn: nn.BatchNorm2d, x: torch.Tensor, padding: Any, residual: torch.Tensor | None) -> torch.Tensor:
-        """All of it where the statistics are the batch's: the convolution leaves them, one pass does the rest."""
+        """The whole block with the batch's statistics: the convolution leaves them, and one pass does the rest."""
         conv = self.conv
         tracks, momentum = _count_batch(bn)
         unbatched = x.dim() == 3
@@ -353,14 +347,14 @@ class Epilogue(NamedTuple):
 
 
 class _ConvPack(Pack):
-    """All of a block but its inputs, as the kernels take it.
+    """All of a block except its inputs, as the kernels take it.
 
     ``slots`` name the weight, the bias, the batch norm's mean, variance, weight and bias, and the activation's slopes.
-    All but the weight may be None, or left out at the end.
+    All except the weight may be None, or left out at the end.
 
-    On the CPU that is one tensor of ``conv_bind`` for each algorithm asked for: which is fastest depends on the input's
-    shape, so the weight is packed when the first input comes that wants it so. On CUDA it is the packed weight, the
-    shape of the plain one, and the folded batch norm.
+    On the CPU the pack has one tensor of ``conv_bind`` for each algorithm that a call wanted. The input's shape decides
+    which algorithm is fastest, so the pack packs the weight when the first input that wants one comes. On CUDA it has
+    the packed weight, the shape of the plain one, and the folded batch norm.
     """
 
     #: Is the image padded before, by another mode than zeros?
@@ -454,7 +448,7 @@ def _filters(weight: Any) -> torch.Tensor:
 
 
 def _has_kernels(conv: nn.Conv2d, x: torch.Tensor) -> bool:
-    """Do one backend's GPU kernels take this batch in training, those of the convolution and those of batch norm?"""
+    """Whether one backend's GPU kernels take this batch in training, both the convolution's and batch norm's."""
     if not isinstance(x, torch.Tensor):  # a symbolic trace
         return False
     dtype = autocast_dtype(x) or x.dtype
@@ -463,7 +457,7 @@ def _has_kernels(conv: nn.Conv2d, x: torch.Tensor) -> bool:
 
 
 def _count_batch(bn: nn.BatchNorm2d) -> tuple[bool, float]:
-    """Are the running statistics to be moved, and by which share? Counts the batch, as ``bn`` itself would."""
+    """Whether to move the running statistics, and by which share. Counts the batch, as ``bn`` itself would."""
     momentum = 0.0 if bn.momentum is None else bn.momentum
     tracks = bn.training and bn.track_running_stats
     if tracks and bn.num_batches_tracked is not None:
@@ -475,7 +469,7 @@ def _count_batch(bn: nn.BatchNorm2d) -> tuple[bool, float]:
 
 def _pad(conv: Any, x: torch.Tensor) -> tuple[torch.Tensor, Any]:
     """``x`` padded where the mode is not zeros, and the zero padding that is left to the convolution."""
-    # What is no image is left to the op, which says so.
+    # The op reports what is not an image.
     rank = conv.weight.dim()
     no_image = x.dim() not in (rank - 1, rank) if isinstance(x, torch.Tensor) else not hasattr(x, "shape")
     if conv.padding_mode == "zeros" or no_image:

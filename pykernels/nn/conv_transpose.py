@@ -143,7 +143,7 @@ _LEAST = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
 
 
 class _TransposedPack(Pack):
-    """All of a block but its inputs: the packs of the phases, and by shape what is bound.
+    """All of a block except its inputs: the packs of the phases, and what is bound for each shape.
 
     Where a phase has no taps the plain op has to run, and nothing is packed.
     """

@@ -1,4 +1,4 @@
-"""Int8Linear: a Linear with int8 weights, one scale an output channel, that quantises its input row by row."""
+"""Int8Linear: a Linear with int8 weights, one scale for each output channel, that quantises its input row by row."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def _pack(weights: list[Tensor], num_layers: int, bidirectional: bool, has_bias:
 
 
 def _are_two(hx: Any) -> bool:
-    """May ``hx`` be taken apart? What is not a pair goes to the op as it is, which says so."""
+    """Whether ``hx`` is a pair. The op reports what is not one."""
     return (isinstance(hx, tuple | list) and len(hx) == 2) or isinstance(hx, torch.fx.Proxy)
 
 

@@ -1,4 +1,4 @@
-"""The ops: public functions. Each family's folder holds its spec, reference, autograd and kernels' launchers."""
+"""The ops: public functions. Each family's folder holds its spec, reference, autograd and kernel launchers."""
 
 from pykernels._imports import after_import
 from pykernels.ops._activation import ACTIVATIONS

@@ -1,7 +1,7 @@
-"""The activations, one entry each: name, code of the kernel API (its index), function, gradient.
+"""The activations. Each entry has a name, a code of the kernel API (its index), a function and a gradient.
 
-A new one is an entry here, one in the kernels' table, csrc/common/activation.h, and its formulas for Triton in
-`pykernels.ops._triton_activation`.
+A new activation needs an entry here, one in the kernels' table (csrc/common/activation.h), and its formulas for Triton
+in `pykernels.ops._triton_activation`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ aten = torch.ops.aten
 class Activation:
     """One activation: y = ``forward(z, slope)``, where ``slope`` is leaky_relu's negative_slope.
 
-    Its gradient gz = gy y'(z) comes from z, or from y where that tells it: then z need not be kept. Both are
+    Its gradient gz = gy y'(z) comes from z, or from y if y determines it; then nobody need keep z. Both gradients are
     differentiable themselves.
     """
 
@@ -123,12 +123,12 @@ def apply_activation(z: Tensor, activation: str, negative_slope: float = 0.01) -
 
 
 def is_signed(activation: str) -> bool:
-    """Does the gradient depend on the sign of the activation's input alone?"""
+    """Whether the gradient depends only on the sign of the activation's input."""
     return _TABLE[activation].signed
 
 
 def output_tells(activation: str, slope: float) -> bool:
-    """Can the gradient be computed from the output? leaky_relu's not where a slope <= 0 has folded the signs."""
+    """Whether the output determines the gradient. leaky_relu's does not if a slope <= 0 has folded the signs."""
     return _TABLE[activation].from_output is not None and (activation != "leaky_relu" or slope > 0)
 
 

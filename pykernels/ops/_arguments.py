@@ -1,12 +1,10 @@
-"""The one dialect of argument checks: every op, module and backend refuses an argument here, in the same words.
+"""The one form of argument checks: every op, module and backend refuses an argument here, in the same words.
 
     pykernels.<op>: <argument>: expected <what>, got <what came>
 
-- TypeError: something of the wrong type. No tensor, no number, no pair; a tensor of the wrong dtype.
-- ValueError: of the right type, with a wrong value. A shape, a layout, a device, a number out of range, an unknown
-  name.
-- RuntimeError: nothing is wrong with the arguments, but it cannot run. A backend that is not there, a gradient of what
-  has none.
+- TypeError: the wrong type. It is not a tensor, not a number, not a pair, or a tensor of the wrong dtype.
+- ValueError: the right type with a wrong value. A shape, a layout, a device, a number out of range, an unknown name.
+- RuntimeError: the arguments are fine, but the op cannot run. A backend is missing, or the op has no gradient.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from torch import Tensor
 
 
 def fail(error: type[Exception], op: str, argument: str, expected: str, got: object) -> NoReturn:
-    """Raises ``error`` in the words of the package."""
+    """Raises ``error`` in this form."""
     raise error(f"pykernels.{op}: {argument}: expected {expected}, got {got}")
 
 
@@ -79,12 +77,12 @@ def check_vector(op: str, argument: str, value: Tensor | None, n: int, x: Tensor
 
 
 def check_given(op: str, argument: str, value: object, because: str, other: object) -> None:
-    """ValueError if ``value`` is None though ``other``, which is called ``because``, is not."""
+    """ValueError if ``value`` is None although the argument called ``because`` is given."""
     if value is None and other is not None:
         fail(ValueError, op, argument, f"a tensor, because {because} is given", None)
 
 
-# What is no number, rather than what is one: Dynamo's symbolic numbers have no type of ours.
+# These are the types that are not numbers. Dynamo's symbolic numbers have no type that we could name.
 _NO_NUMBERS = (str, bytes, list, tuple, dict)
 _NO_INTS = (bool, float, *_NO_NUMBERS)
 
@@ -111,7 +109,7 @@ def check_at_least(op: str, argument: str, value: Any, least: float) -> None:
 
 
 def check_bool(op: str, argument: str, value: object) -> None:
-    """TypeError unless ``value`` is a bool: of another type than that, what is true is often a mistake."""
+    """TypeError unless ``value`` is a bool. A true value of another type is often a mistake."""
     if type(value) is not bool:
         fail(TypeError, op, argument, "a bool", type(value).__name__)
 
@@ -133,7 +131,7 @@ def check_image(op: str, x: Any) -> Tensor:
     return x
 
 
-#: Of a stride, padding or dilation; the kernels refuse more, and torch's own words for it name no argument.
+#: The largest stride, padding or dilation. The kernels refuse more, and torch's own message names no argument.
 _LARGEST = 2**31
 
 
@@ -153,7 +151,7 @@ def pair(op: str, argument: str, value: int | Sequence[int], least: int) -> tupl
 
 
 def refuse_gradient(op: str, **tensors: Tensor | None) -> None:
-    """RuntimeError where a gradient of one of the ``tensors`` would be recorded: the op has none."""
+    """RuntimeError where autograd would record a gradient of one of the ``tensors``: the op has none."""
     if not torch.is_grad_enabled():
         return
     for argument, tensor in tensors.items():

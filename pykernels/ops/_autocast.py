@@ -1,4 +1,4 @@
-"""What autocast means to an op: its floating arguments in autocast's dtype, and the op itself without autocast."""
+"""What autocast means to an op: it gets floating arguments in autocast's dtype, and runs without autocast."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype that autocast gives an op's arguments where ``x`` is; None where it leaves them.
+    """The dtype that autocast gives an op's arguments on the device of ``x``; None if autocast leaves them alone.
 
-    Off, a device without autocast ("meta"), and float64, which autocast never narrows.
+    It leaves them alone when it is off, on a device without autocast ("meta"), and for float64, which it never narrows.
     """
     kind = x.device.type
     if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
@@ -22,9 +22,9 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def cast(dtype: torch.dtype | None, value: Any) -> Any:
-    """``value`` with its floating tensors, but for float64 ones, in ``dtype``; as it is for None.
+    """``value`` with its floating tensors, except float64 ones, in ``dtype``; unchanged if that is None.
 
-    Looks into lists and tuples; whatever else is no tensor stays.
+    It looks into lists and tuples; whatever else is not a tensor stays.
     """
     if dtype is None:
         return value

@@ -1,6 +1,6 @@
 """One sample of one op on one backend, ISA and dtype, against the float64 reference.
 
-The tests (``tests/harness.py``) and ``python -m pykernels check`` both stand on this: a user checks on his machine what
+The tests (``tests/harness.py``) and ``python -m pykernels check`` both use it: users check on their own machines what
 the suite proved on another.
 """
 
@@ -23,7 +23,7 @@ SEED = 20261122
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one comparison: the worst relative L2 error of all outputs, and what was allowed."""
+    """The result of one comparison: the worst relative L2 error of all outputs, and the allowed one."""
 
     error: float
     tolerance: float

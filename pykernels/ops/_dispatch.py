@@ -1,4 +1,4 @@
-"""Chooses the implementation that runs an op, if the caller or an enclosing block names none."""
+"""Chooses the implementation that runs an op, unless the caller or an enclosing block names one."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ asked_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def choose(op: Op, device: torch.device, dtype: torch.dtype, asked: str | None = None, caller: str = "") -> str:
-    """The backend that runs ``op`` for tensors of ``device`` and ``dtype``: any of `BACKENDS` but ``"auto"``.
+    """The backend that runs ``op`` for tensors of ``device`` and ``dtype``: any of `BACKENDS` except ``"auto"``.
 
-    ``caller`` is the public function whose ``backend`` was ``asked`` for, where it isn't called what ``op`` is.
+    ``caller`` is the public function whose ``backend`` the user set, if it has another name than ``op``.
 
     Raises:
-        ValueError: ``asked`` names no backend.
-        RuntimeError: an explicit backend cannot run; the message says why.
+        ValueError: ``asked`` is not a backend.
+        RuntimeError: An explicit backend cannot run; the message says why.
     """
     if asked is None:
         asked = asked_backend()
@@ -136,14 +136,14 @@ def _triton_error() -> str | None:
 
 
 def _too_old(index: int | None) -> str | None:
-    """Triton and its tiles are for NVIDIA's GPUs from Ampere on; on an older one a kernel fails in the middle."""
+    """Triton and its tiles are for NVIDIA's GPUs from Ampere on. On an older one a kernel fails in the middle."""
     major, minor = _capability(index)
     return None if major >= 8 else f"Triton's kernels need sm_80 (Ampere) or later; this GPU is sm_{major}{minor}"
 
 
 @functools.cache
 def _capability(index: int | None) -> tuple[int, int]:
-    """Of a GPU of NVIDIA's; of any other, and of a fake tensor's, one that is new enough."""
+    """The compute capability of an NVIDIA GPU; for any other one, and for a fake tensor's, one that is new enough."""
     if torch.version.cuda is None or not torch.cuda.is_available():
         return 8, 0
     return torch.cuda.get_device_capability(index)
@@ -175,9 +175,9 @@ def _import_triton() -> str | None:
 
 
 def kernels(where: str, op: Op) -> Any:
-    """What has the native ops of ``op``'s family by name: ``torch.ops.pykernels``, or for Triton, its twin.
+    """The namespace of the native ops of ``op``'s family: ``torch.ops.pykernels``, or, for Triton, its twin.
 
-    Triton's are registered as ``pykernels::<op>_triton`` when the family's module is imported, at its first use:
+    Triton's ops are registered as ``pykernels::<op>_triton`` when the family's module is imported, at its first use. So
     ``import pykernels`` imports no Triton.
     """
     if where != "triton":
@@ -214,26 +214,26 @@ def why_no_kernels(op: Op, device: torch.device) -> str | None:
 
 
 def why_no_native(op: Op, device: torch.device) -> str | None:
-    """The same of the kernels in C++ and CUDA C++ alone: those that take packed weights."""
+    """The same for the kernels in C++ and CUDA C++ only: those that take packed weights."""
     if device.type not in BACKENDS:
         return f"there are no kernels for device type {device.type!r}"
     return op.backends[device.type] or _native.why_not(device.type, device)
 
 
 def has_native(op: Op, device: torch.device) -> bool:
-    """Are there kernels in C++ or CUDA C++ for ``op`` that run on ``device``?"""
+    """Whether there are kernels in C++ or CUDA C++ for ``op`` that run on ``device``."""
     return why_no_native(op, device) is None
 
 
 def is_transformed() -> bool:
-    """Inside torch.func's grad, vmap and their like, or forward-mode differentiation?"""
+    """Whether torch.func's grad, vmap and their like, or forward-mode differentiation, are active."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def is_for_onnx() -> bool:
-    """Is `torch.onnx.export` looking, which knows torch's own operators alone?"""
+    """Whether `torch.onnx.export` observes the call. It knows torch's own operators only."""
     return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
 
 
@@ -244,7 +244,7 @@ is_for_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _tell_once(op: Op, what: str) -> None:
     if torch.compiler.is_compiling():
         return
-    message = f"pykernels.{op.name}: {what} (told once; `python -m pykernels info` shows what runs where)"
+    message = f"pykernels.{op.name}: {what} (logged once; `python -m pykernels info` shows what runs where)"
     if message not in _told:
         _told.add(message)
         _log.warning(message)

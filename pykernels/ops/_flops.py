@@ -1,6 +1,7 @@
-"""What `torch.utils.flop_counter` counts for each op: as for torch's own, two for each product, none for the rest.
+"""What `torch.utils.flop_counter` counts for each op: as for torch's own, two for each product, nothing for the rest.
 
-Registered when the counter is imported, which itself imports Triton and so is too slow for us to import.
+The formulas are registered when somebody imports the counter. The counter itself imports Triton, which takes too long
+for us to import it.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
 
 
 def register(counter: Any) -> None:
-    """Tells ``counter``, the module, of the ops that are there."""
+    """Registers the formulas of the ops that exist with ``counter``, the module."""
     for name, formula in FORMULAS.items():
         for op in (name, f"{name}_triton"):
             packet = getattr(torch.ops.pykernels, op, None)

@@ -1,6 +1,6 @@
-"""What the package itself has to know of an op: its name, where it runs, and on which dtypes.
+"""What the package itself has to know about an op: its name, where it runs, and on which dtypes.
 
-What the tests, the benches and ``check`` know beside it (samples, tolerance, costs) is in `pykernels.ops._spec`.
+`pykernels.ops._spec` has what the tests, the benches and ``check`` also know: samples, tolerance, costs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-#: What the kernels of a backend take, where an op has no reason for less. The CPU ones have no float16.
+#: The dtypes that a backend's kernels take, unless an op has a reason for fewer. The CPU kernels have no float16.
 FLOATS: dict[str, tuple[torch.dtype, ...]] = {
     "cpu": (torch.float32, torch.bfloat16),
     "cuda": (torch.float32, torch.bfloat16, torch.float16),
@@ -38,7 +38,7 @@ class Op:
 
     name: str
     family: str
-    #: Backend -> None where it is built, or the reason why it is not.
+    #: Backend -> None if it is built, or the reason why it is not.
     backends: dict[str, str | None]
     #: Backend -> the dtypes of its kernels. Use `takes`, which knows the reference too.
     dtypes: dict[str, tuple[torch.dtype, ...]]

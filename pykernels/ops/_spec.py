@@ -1,4 +1,4 @@
-"""What the tests, the benches, ``check``, the docs and the roofline know of an op: one `OpSpec` each."""
+"""What the tests, the benches, ``check``, the docs and the roofline know about an op: one `OpSpec` each."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class OpSpec:
     function: Callable[..., Any]
     reference: Callable[..., Any]
     samples: tuple[Sample, ...]
-    #: True: equal to the bit, no tolerance.
+    #: Whether results are equal to the bit, without tolerance.
     exact: bool = False
     #: Factor on the rounding bound for what comes on top of one sum (a recurrence, an activation's slope).
     growth: float = 1.0
-    #: What tensors the samples have: of int8, of a floating dtype, or of both.
+    #: Whether the samples have int8 tensors, floating ones, or both.
     has_int8: bool = False
     has_floats: bool = True
 

@@ -1,8 +1,8 @@
 """What the Triton kernels of all families share: launching, the device to choose tiles for, barriers, rounding.
 
-Only a family's ``triton*.py`` imports this, and those are imported at the first use of the backend: so importing
-pykernels never imports Triton. Every kernel is launched by `launch`, so that the compile gate (tools/triton_gate.py)
-sees what is launched, with which constants, for which device.
+Only a family's ``triton`` package imports this, and the first use of the backend imports that one: so ``import
+pykernels`` never imports Triton. `launch` launches every kernel, so that the compile gate (tools/triton_gate.py) sees
+what is launched, with which constants, and for which device.
 """
 
 from __future__ import annotations
@@ -142,10 +142,11 @@ def triton_op(
 
 
 def _kernels_beside(module: str) -> list[object]:
-    """Every kernel of the family of an op in ``module``, for AOTAutograd's cache, which has to miss when one changes.
+    """Every kernel of the family of an op in ``module``, for AOTAutograd's cache, which must miss when one changes.
 
-    Torch looks for wrap_triton in the op's own source and finds none, for `launch` has the only one. All of the family:
-    an op launches kernels of other modules through their functions, and those of its backward.
+    Torch looks for wrap_triton in the op's own source and finds none, because only `launch` has it. It has to be the
+    whole family, because an op launches kernels of other modules through their functions, and those of its backward
+    pass.
     """
     family = module.rpartition(".")[0] + ".triton"
     modules = [m for name, m in sys.modules.items() if name == module or name.startswith(family)]

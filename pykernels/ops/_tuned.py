@@ -39,13 +39,13 @@ _forced: contextvars.ContextVar[Mapping[str, dict[str, Any]]] = contextvars.Cont
 
 @functools.cache
 def table() -> Table:
-    """The table in force, empty if there is none. ValueError where the file is no such table."""
+    """The table in force, empty if there is none. ValueError if the file is not such a table."""
     name = os.environ.get("PYKERNELS_TUNED")
     return read(Path(name)) if name else {}
 
 
 def read(path: Path) -> Table:
-    """The table of a file; ValueError, with what is wrong, if it is none."""
+    """The table of a file; ValueError, with the reason, if the file is not a table."""
     try:
         found = json.loads(path.read_text())
         _check_kind("the file", found)

@@ -1,4 +1,4 @@
-"""Which of the kernels' activations a step of torch's is, and how torch runs each of them in place."""
+"""Which of the kernels' activations a step of torch's applies, and how torch applies each of them in place."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Act(NamedTuple):
         return {"relu6": "clamp", "silu": "quick_gelu"}.get(self.name, self.name) if self.constants else self.name
 
     def in_place(self, values: Mapping[Value, Any]) -> Callable[[Tensor], Tensor] | None:
-        """torch's function that applies it to a tensor that nobody else has; None for none."""
+        """torch's function that applies it to a tensor that nobody else has; None if there is none."""
         if self.slopes is not None:
             return partial(F.prelu, weight=values.get(self.slopes, self.slopes.tensor).detach())
         if self.name == "leaky_relu":
@@ -109,7 +109,7 @@ def _softplus(given: dict[str, Any]) -> Act | None:
 
 
 def _bounded(base: str, given: dict[str, Any]) -> Act | None:
-    """Whatever keeps values between two numbers, or above or below one."""
+    """A clamp: whatever keeps values between two numbers, or above or below one."""
     if base == "hardtanh":
         low, high = given.get("min_val", -1.0), given.get("max_val", 1.0)
     else:

@@ -1,14 +1,13 @@
-"""Memory for what a program makes on its way: planned by liveness for the shapes of its inputs, borrowed by each call.
+"""Memory for a program's intermediates: planned by liveness for the shapes of its inputs, borrowed by each call.
 
-The run that chooses the algorithms of the convolutions is watched (`Survey`): it shows which tensors share memory and
-how the results of fused steps lie. A result that can't be seen from outside, neither itself nor a view of it, gets a
-place in an arena; two may have the same place where they don't live at the same time. The kernels write there, so that
-a call asks nobody for memory but for the steps of torch and for what it returns.
+`Survey` watches the run that chooses the algorithms of the convolutions. That run shows which tensors share memory and
+how the results of fused steps lie. A result gets a place in an arena if nobody outside can see it or a view of it. Two
+results may have the same place if they do not live at the same time. The kernels write there, so a call allocates
+memory only for torch's steps and for what it returns. Fused steps whose results torch.cat would only copy write into
+slices of its result.
 
-Fused steps whose results torch.cat would only copy write into slices of its result at once.
-
-An arena belongs to one call at a time, and then waits for the next; a call that fails drops it. Those that waited for
-long are given back to the system.
+An arena belongs to one call at a time, and then waits for the next; a call that fails drops it. Arenas that have waited
+for long go back to the system.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ from pykernels.optimize._patterns import constant_norm
 from pykernels.optimize._squeeze import is_squeeze
 from pykernels.optimize._torchs import norm_into
 
-#: Arenas of one plan that wait, and bytes of all that wait while another one is made.
+#: The most arenas of one plan that wait, and the most bytes of all that wait when another one is made.
 _MOST_IDLE = 8
 _MOST_IDLE_BYTES = 256 << 20
-#: Who waits for longer than this, and at most twice as long, is given back.
+#: An arena that waits for longer than this, and at most for twice as long, goes back to the system.
 _PATIENCE = 30.0
 _ALIGN = 64
 _POOL = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
@@ -110,7 +109,7 @@ class Survey:
             self.workspace = max(self.workspace, step.function.workspace(read[0], bound, given[0]))
 
     def is_ours(self, step: Step) -> bool:
-        """Does our kernel run this fused step?"""
+        """Whether our kernel runs this fused step."""
         return step in self.number and isinstance(self.bound[self.number[step]], Tensor | BoundTransposed)
 
     def owner(self, v: Value) -> Value:
@@ -184,12 +183,12 @@ def plan(survey: Survey) -> Plan | None:
 
 
 def _is_kernel(step: Step) -> bool:
-    """Is it a call of a kernel of ours, and no fused step?"""
+    """Whether it is a call of a kernel of ours, and not a fused step."""
     return isinstance(step.function, OurCall) or is_norm(step) or is_squeeze(step)
 
 
 def _may_keep(step: Step) -> bool:
-    """May a reference to what it reads outlive it?"""
+    """Whether a reference to what it reads may outlive it."""
     if step.kind in ("fused", "format", "view") or _is_kernel(step):
         return False
     function = step.function.func if isinstance(step.function, partial) else step.function

@@ -1,8 +1,8 @@
-"""Parallel branches of one image that end in a sum become one convolution, as in RepVGG and MobileOne.
+"""Makes parallel branches of one image that end in a sum one convolution, as in RepVGG and MobileOne.
 
-Convolution is linear: where branches are convolutions of the same stride and groups, each with its batch norm or
-without, or a batch norm alone, their weights, padded to the largest, and their shifts can be summed. That is done once
-for each version of the weights, in float64.
+Convolution is linear. Where branches are convolutions of the same stride and groups, with or without a batch norm, or a
+batch norm alone, their weights, padded to the largest, and their shifts can be summed. That is done in float64, once
+for each version of the weights.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class _Merger:
 
 
 def _is_centred(b: _Branch) -> bool:
-    """Does the middle of the filter lie on the pixel that it is for?"""
+    """Whether the middle of the filter lies on the pixel that it computes."""
     if b.conv is None or b.geometry is None:
         return False
     _, _, r, s = b.conv.weight.shape

@@ -1,4 +1,4 @@
-"""What a step calls that is an op of ours with few arguments: its kernel in new memory, or in memory that is there."""
+"""Calls of our ops with few arguments: the kernel writes to new memory, or to memory that is there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class OurCall:
         self.__name__ = name
         #: In `pykernels.ops`.
         self.op = op
-        #: All that is no tensor.
+        #: All that is not a tensor.
         self.numbers = numbers
         self.into: Callable[..., Any] = getattr(torch.ops.pykernels, f"{family}_out").default
 
@@ -29,7 +29,7 @@ class OurCall:
 
 
 def takes_image(op: Op, step: Step, x: Any) -> bool:
-    """Is ``x`` an image that the kernels of ``op`` take on a CPU, and does ``step`` give another of its dtype?"""
+    """Whether ``x`` is an image that the kernels of ``op`` take on a CPU, and ``step`` gives another of its dtype."""
     if not isinstance(x, Value) or not isinstance(step.outputs, Value):
         return False
     # For other strides torch's result keeps the input's order of dimensions; ours does not.

@@ -1,4 +1,4 @@
-"""From a recording to a program: dead steps out, constants folded, patterns fused, memory formats settled."""
+"""Makes a program of a recording: drops dead steps, folds constants, fuses patterns, settles memory formats."""
 
 from __future__ import annotations
 

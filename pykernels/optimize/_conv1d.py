@@ -1,7 +1,7 @@
 """Convolutions of sequences as fused steps: each is a convolution of an image of height 1, in the same memory.
 
-They are found and fused as they stand, for tensors of (N, C, L); `as_images` then puts what changes the rank around
-them, so that formats are settled for images alone.
+The fuser finds and fuses them as they are, for tensors of (N, C, L). Then `as_images` puts steps around them that
+change the rank, so that `_layout` settles formats for images only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""`torch.compile(model, backend="pykernels")`: the second door to a program, for models that Dynamo follows.
+"""`torch.compile(model, backend="pykernels")`: the second way to a program, for models that Dynamo follows.
 
-Dynamo brings a graph and its guards; here the graph becomes steps, and those a program, as a recording does. What the
-weights are Dynamo says; a program is for one set of them, watches them, and takes the other inputs at each call, sizes
-among them where they are dynamic. Where gradients are wanted, or something observes the call, the graph runs as it is.
+Dynamo brings a graph and its guards. Here the graph becomes steps, and those become a program, as a recording does.
+Dynamo says which inputs are weights. A program is for one set of weights and watches them; it takes the other inputs at
+each call, and sizes with them where these are dynamic. Where someone wants gradients, or observes the call, the graph
+runs as it is.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class _Compiled:
         except OF_STEPS:
             if not program.again:
                 raise
-            # What is wrong torch says in its own words; if nothing is, the program was not for these inputs.
+            # Torch reports in its own words what is wrong. If nothing is, the program was not for these inputs.
             result = self.gm.forward(*args)
             with self.lock:
                 self.programs[key] = None
@@ -159,7 +160,7 @@ class _Recording:
         recorder: Any = self
         program = _compile.compiled(graph, recorder, {})
         if not program.again and any(type(self.args[i]) is int for i, _ in given):
-            return None  # another size may want other steps, and it would be too late to see that half-way
+            return None  # another size may want other steps; half-way is too late to see that
         numbers = any(v.kind == "input" and type(self.args[i]) is int for i, v in given if v in set(values_in(result)))
         return program, [i for i, _ in given], numbers
 
@@ -302,11 +303,11 @@ def _is_ours(backend: Any) -> bool:
 
 
 def _settle_traces() -> None:
-    """Two of Dynamo's switches, for the graphs of this backend alone.
+    """Two of Dynamo's switches, for the graphs of this backend only.
 
-    It follows torch's LSTM, GRU and RNN (for others it stops there, as always), and the numbers of torch's own modules,
-    such as the ``eps`` of batch norm, are constants even where sizes are dynamic. No backend can set its switches
-    while it traces, so they are set where it asks.
+    It follows torch's LSTM, GRU and RNN (for other backends it stops there), and the numbers of torch's own modules,
+    such as the ``eps`` of batch norm, are constants even where sizes are dynamic. A backend cannot set these switches
+    while Dynamo traces, so they are set where Dynamo asks for them.
     """
     try:
         from torch._dynamo import config

@@ -1,9 +1,9 @@
-"""What `torch.export` gets of an optimised model: the steps of its program, on weights that are packed already.
+"""What `torch.export` gets from an optimised model: the steps of its program, on weights that are packed already.
 
 They are packed for the ISA in force and become constants of the exported program, and so of an AOTInductor package. An
 export makes fakes of parameters and inputs and calls the model. There must be a program for inputs of this kind, and
-everything that it depends on must be as it was, each of its tensors or the fake that stands for it; else torch's own
-layers are exported, as they are where sizes are to be open that the model has read.
+all that it depends on must be as it was: each tensor itself, or the fake that stands for it. Otherwise torch exports
+its own layers. It also does so if sizes are to stay open that the model has read.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _real(t: Tensor) -> Tensor:
 
 
 def _can_be_exported(program: Program) -> bool:
-    """Is it all there, with nothing left out and nothing written to but what it has made?"""
+    """Whether nothing is left out, and it writes only to what it has made."""
     if program.unsure or not program.again or any(f.device.type != "cpu" for f in program.graph.inputs):
         return False
     return not any(s.function in (norm_into, batch_norm_) for s in program.graph.steps)
@@ -114,7 +114,7 @@ class _Fakes:
         return True
 
     def all_is_as_in(self, watch: Watch) -> bool:
-        """Is everything as it was, but for fakes?"""
+        """Whether everything is as it was, except for fakes."""
         for key, container in watch.containers.items():
             now, then = snapshot(container), watch.snapshots[key]
             if watch.owners[key] == (None, "") and isinstance(container, dict):  # hooks on all modules

@@ -1,4 +1,4 @@
-"""The optimised model: a twin of the original, of a class that is the original's but for a few methods."""
+"""The optimised model: a twin of the original, whose class is the original's except for a few methods."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Optimized(_Module[P, R]):
         return super().load_state_dict(state_dict, strict, assign)
 
     def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
-        """As `nn.Module._call_impl`: where Dynamo sees none but that, it goes to ``forward`` and passes the stub by."""
+        """As `nn.Module._call_impl`. Dynamo, if it sees only that, would go to ``forward`` and miss the stub."""
         return super()._call_impl(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -190,7 +190,8 @@ def _to_evaluation(twin: nn.Module) -> int:
     """Calls ``eval``, which must not change what the twin shares with the original.
 
     A model's own ``train`` and ``eval`` may merge adapters into weights and take them out again, through ``data``,
-    which counts no version. They are tried on copies; what they write to, the twin keeps for itself. Returns how many.
+    which counts no version. So they are tried on copies, and the twin keeps its own copy of what they write to. Returns
+    the number of these.
     """
     seen = {id(t): t for m in twin.modules() if _has_own_modes(m) for part in m.modules() for t in _tensors(part)}
     shared = {key: t.data for key, t in seen.items()}

@@ -1,4 +1,4 @@
-"""What chains of steps become: the constants of a fused convolution, and how it is called."""
+"""What a chain of steps becomes: the constants of a fused convolution, and how to call it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Fusable:
-    """What a chain begins with, and has taken of what follows, as values of the graph."""
+    """The first step of a chain, with what it has taken from the following ones, as values of the graph."""
 
     #: In the report.
     name = ""

@@ -1,4 +1,4 @@
-"""Steps and values: what a recording consists of, and what patterns, layout and code generation read and rewrite."""
+"""Steps and values: a recording consists of them, and patterns, layout and code generation rewrite them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-#: What a step may raise, or our own look at one. Other exceptions are somebody else's: the handler of a signal, which
-#: may run anywhere, raises a TimeoutError.
+#: What a step, or our own inspection of one, may raise. Other exceptions are somebody else's: the handler of a signal,
+#: which may run anywhere, raises a TimeoutError.
 OF_STEPS = RuntimeError, TypeError, ValueError, LookupError, ArithmeticError, AssertionError, AttributeError
 
 Constant = str | int | float | bool | None
@@ -38,7 +38,7 @@ class Value:
         self.tensor = tensor if kind == "source" else None
 
     def like(self, index: int) -> Value:
-        """Another value that differs in nothing but where it lies."""
+        """Another value that differs only in where it lies."""
         new = Value.__new__(Value)
         for name in Value.__slots__:
             setattr(new, name, getattr(self, name))
@@ -246,7 +246,7 @@ def mapped(nest: Any, leaf: Callable[[Any], Any]) -> Any:
 
 
 def is_torchs(function: Any, *names: str) -> bool:
-    """Is it torch's function or method of one of these names?"""
+    """Whether it is torch's function or method of one of these names."""
     name = getattr(function, "__name__", "")
     return name in names and any(function is getattr(owner, name, None) for owner in (torch, F, torch.Tensor))
 

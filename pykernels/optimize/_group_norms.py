@@ -1,4 +1,4 @@
-"""Group and instance norms of images on the CPU, with the sum and the activation that follow, as steps of ours."""
+"""Group and instance norms of images on the CPU, with the sum and the activation that follow, as our steps."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class GroupNorm(OurCall):
 
 
 class FusedGroupNorm(Fusable):
-    """Such a norm while its chain is looked for."""
+    """Such a norm while the fuser looks for its chain."""
 
     own_constants = False
 

@@ -1,9 +1,9 @@
-"""``optimize(model, keep="packed")``: weights that exist in the kernels' layout alone.
+"""``optimize(model, keep="packed")``: weights that exist only in the kernels' layout.
 
-Once a program has packed the weight of a convolution or linear layer that nothing else in it reads, a `PackedWeight`
-takes its parameter's place in the twin. It says what a parameter says of itself (shape, dtype, device), and knows one
-thing to do: to be the weight of such a layer. That is enough to record, fuse and pack for whatever calls come later.
-Everything else that would read or write its elements raises.
+A program packs the weight of a convolution or linear layer. If nothing else in it reads that weight, a `PackedWeight`
+takes the parameter's place in the twin. It has the parameter's shape, dtype and device, and can do one thing: be the
+weight of such a layer. That is enough to record, fuse and pack for whatever calls come later. Everything else that
+would read or write its elements raises an error.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def release(
 
 
 def _suits(conv: Any) -> bool:
-    """Is it a step that `PackedWeight` can stand for in the model's own code?"""
+    """Whether a `PackedWeight` can stand for its weight in the model's own code."""
     return conv.on_cpu and conv.name in ("conv", "linear") and not getattr(conv, "turned", False)
 
 
@@ -198,7 +198,7 @@ def _places(modules: Mapping[str, nn.Module]) -> dict[int, list[tuple[dict[str, 
 
 
 def check_whole(parameters: Iterable[Any], what: str) -> None:
-    """Raises where some of these are packed only."""
+    """Raises an error if some of these exist only in packed form."""
     for p in parameters:
         if isinstance(p, PackedWeight):
             raise _refusal(p, what)

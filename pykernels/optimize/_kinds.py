@@ -1,4 +1,4 @@
-"""What the recorder has to know of torch's functions, by name."""
+"""What the recorder has to know about torch's functions, by name."""
 
 from __future__ import annotations
 
@@ -168,6 +168,6 @@ def depends_on_values(name: str, step: Step) -> bool:
 
 
 def runs_ours(module: nn.Module) -> bool:
-    """Is it a module of this package, which runs the kernels by itself?"""
+    """Whether it is a module of this package, which runs the kernels by itself."""
     home = type(module).__module__
     return home.startswith(("pykernels.nn", "pykernels.models")) and not home.endswith("models.reference")

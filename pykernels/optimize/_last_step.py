@@ -1,7 +1,7 @@
-"""A bidirectional LSTM of which only the last time step is read, as classifiers of sequences do: ``lstm(x)[0][:, -1]``.
+"""A bidirectional LSTM whose output is read at the last time step only, as classifiers of sequences do.
 
-There the top layer's backward direction has taken one step, its first. The others, a quarter of the work of two layers,
-are for nobody.
+They write ``lstm(x)[0][:, -1]``. At that step the top layer's backward direction has taken one step, its first. Nobody
+reads its other steps, which are a quarter of the work of two layers, so we leave them out.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pykernels.nn._packed import Pack
 from pykernels.nn.lstm import States
 from pykernels.optimize._graph import Graph, Step, Value, bound
 
-#: Multiply-adds in the steps left out, from which on that gains more than two more calls cost.
+#: If the steps left out have fewer multiply-adds than this, leaving them out costs more (two more calls) than it gains.
 _WORTH = 1 << 22
 
 
 class LastStepLSTM(LSTM):
-    """The same LSTM, (B, T, I) or (T, B, I) to the last step of its output, (B, 2 H)."""
+    """The same LSTM, from (B, T, I) or (T, B, I) to the last step of its output, (B, 2 H)."""
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
         """From states of zeros."""
@@ -68,7 +68,7 @@ def last_step_of(graph: Graph, step: Step, lstm: Any) -> Step | None:
     taker = readers[0] if len(readers) == 1 else None
     if taker is None or any(v in users for v in rest) or taker.kind != "call" or taker.name() != "__getitem__":
         return None
-    # Whoever has the result, or writes to it, could tell a new tensor from a view.
+    # Somebody who gets the result, or writes to it, could tell a new tensor from a view.
     taken = taker.outputs
     if not isinstance(taken, Value) or None in users.get(taken, []) or any(output in s.writes for s in graph.steps):
         return None

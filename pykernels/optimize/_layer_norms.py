@@ -1,7 +1,7 @@
-"""Layer norms on the CPU as steps of ours, and what is done to the rows of pixels of an image done to the image.
+"""Layer norms on the CPU as our steps. What a model does to rows of pixels becomes what is done to the image.
 
-ConvNeXt turns an image to (N, H, W, C) for a layer norm, linear layers and activations, and back again. As images these
-are a layer norm over channels and 1x1 convolutions, which take in what follows: the layer's scale and the sum.
+ConvNeXt permutes an image to (N, H, W, C) for a layer norm, linear layers and activations, and back again. On images
+these are a layer norm over channels and 1x1 convolutions, which include what follows: the layer's scale and the sum.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def pixels_of(step: Step) -> tuple[FusedPixels, Value] | None:
 
 
 def rows_as_images(graph: Graph, constants: set[Value]) -> None:
-    """Does to images what is done to their rows of channels between two permutations."""
+    """Rewrites what happens to rows of channels between two permutations so that it happens to images."""
     if not _dispatch.has_native(LAYER_NORM, torch.device("cpu")):
         return
     users = graph.users()

@@ -1,8 +1,8 @@
 """Memory formats inside a program.
 
-Fused convolutions that are joined by layout-free steps run in channels_last, which the kernels are fastest in. What a
-step gives may then lie in memory otherwise than eager's: it goes into layout-free steps as it is, and is put right for
-all others and for the result. Where memory is shared and written to, no format is changed.
+Fused convolutions with only layout-free steps between them run in channels_last, in which the kernels are fastest. What
+a step gives may then lie in memory in another way than eager's. It goes into layout-free steps as it is, and is
+converted for all others and for the result. Where memory is shared and written to, no format changes.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ _INPUTS = ("input",), ("query", "key", "value")
 _TURN, _GAINED = 60, 500
 _GAIN = ("max_pool2d", "_max_pool2d", "boolean_dispatch", "fn", "avg_pool2d", "interpolate", "upsample", "normalize")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-#: To eager's strides, for whoever can tell.
+#: To eager's strides, for readers that could see the difference.
 FIXES = {
     "contiguous": _to("contiguous", as_contiguous), "channels_last": _to("channels_last", as_channels_last),
     "time_major": _to("time_major", as_time_major),
@@ -136,12 +136,12 @@ def _turn_at_once(graph: Graph) -> None:
 
 
 def _is_ours(step: Step) -> bool:
-    """Do our kernels run it, which take any strides and give their own?"""
+    """Whether our kernels run it; they take any strides and give their own."""
     return _is_conv(step) or (step.kind == "module" and bool(step.note))
 
 
 def _is_conv(step: Step) -> bool:
-    """Is it a fused convolution of images? Of rows there is one format."""
+    """Whether it is a fused convolution of images. Rows have one format only."""
     return isinstance(step.function, FusedConv) and step.function.rank == 4
 
 
@@ -248,7 +248,7 @@ def _join(graph: Graph, convs: list[Step]) -> None:
 
 
 def _pays(graph: Graph) -> bool:
-    """Do the joined convolutions gain more by channels_last than turning what they are given and give costs?"""
+    """Whether the joined convolutions gain more by channels_last than the conversions around them cost."""
     tainted = _tainted(graph, set())
     gain, border = 0.0, set()
     for step in graph.steps:

@@ -1,6 +1,6 @@
 """Fully connected layers as fused steps: each is a 1x1 convolution of an image whose pixels are the rows of its input.
 
-``addmm`` and ``matmul`` by a constant matrix count as such layers.
+``addmm`` and ``matmul`` with a constant matrix count as such layers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Batch norms that no convolution takes, before one, after an activation or alone: one pass of our own.
+"""Batch norms that no convolution takes, because they come before one, after an activation or alone: one pass of ours.
 
-With what follows (a sum, an activation), and, where nothing else reads it, with the concatenation before it: then the
-tensors that were to be joined are read where they are.
+The pass includes what follows (a sum, an activation). It includes the concatenation before it if nothing else reads
+that: then it reads the tensors to be joined where they are.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """torch.lstm and the package's own ops in a graph of Dynamo's, as steps whose weights are packed.
 
-Dynamo looks into modules, ours among them, and so comes upon the ops that take plain weights.
+Dynamo looks into modules, ours among them, and so finds the ops that take plain weights.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rewrites the steps of a recording: convolution, batch norm, addition and activation become one, LSTMs ours."""
+"""Rewrites the steps of a recording: convolution, batch norm, sum and activation become one step, LSTMs ours."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _plain(x: Any) -> Any:
 
 
 def takes_norm(conv: Fusable, step: Step, constants: set[Value]) -> bool:
-    """Does ``step`` apply a batch norm with constants? Then ``conv`` has it."""
+    """If ``step`` applies a batch norm with constants, ``conv`` takes it over."""
     if conv.norm is not None or conv.act.name != "none" or not is_torchs(step.function, "batch_norm"):
         return False
     if not isinstance(step.outputs, Value) or len(step.outputs.shape) != conv.rank:
@@ -101,9 +101,9 @@ def takes_norm(conv: Fusable, step: Step, constants: set[Value]) -> bool:
 
 
 def takes_scale(conv: Fusable, step: Step, value: Value, fuser: Fuser) -> bool:
-    """Does ``step`` multiply ``value`` by a constant for each channel? Then ``conv`` has it, as a batch norm's weight.
+    """If ``step`` multiplies ``value`` by a constant for each channel, ``conv`` takes it over as a batch norm's weight.
 
-    It is a layer's scale: of ConvNeXt, CaiT and others.
+    That is a layer's scale: of ConvNeXt, CaiT and others.
     """
     if not isinstance(conv, FusedConv) or conv.norm is not None or conv.act.name != "none":
         return False
@@ -318,7 +318,7 @@ class Fuser:
             chain.append(user)
 
     def _knows(self, conv: Fusable, act: Act, value: Value) -> bool:
-        """Can the kernels apply ``act`` to ``value``? Constants of its own those of the CPU alone can have."""
+        """Whether the kernels can apply ``act`` to ``value``. Only the CPU's take one with constants of its own."""
         slopes = act.slopes
         if slopes is None:
             return (conv.on_cpu and conv.own_constants) or not act.constants
@@ -333,13 +333,14 @@ class Fuser:
         )
 
     def _is_alone(self, value: Value, chain: set[Any], until: int) -> bool:
-        """Has nothing else ``value``'s memory when step ``until`` writes to it? What comes later has its result."""
+        """Whether nothing else has ``value``'s memory when step ``until`` writes to it. Later readers use its result.
+        """
         if value.storage == -1:
             return False
         return all(v in chain or self.made_at.get(v, -1) >= until for v in self.by_storage[value.storage])
 
     def _may_move(self, chain: list[Step], to: Step, held: list[Value]) -> bool:
-        """May what the chain does be done where ``to`` stands: is nothing in between written to that it reads?"""
+        """Whether ``to`` may do what the chain does: nothing in between writes to what the chain reads."""
         storages = {v.storage for v in held}
         for step in self.graph.steps[self.at[chain[0]] + 1 : self.at[to]]:
             if step.kind == "opaque":
@@ -381,5 +382,5 @@ def use_our_lstms(graph: Graph, store: dict[Hashable, Any]) -> None:
 
 
 def can_fuse() -> bool:
-    """Are there kernels at all?"""
+    """Whether there are kernels at all."""
     return _native.error is None

@@ -1,4 +1,4 @@
-"""The report as a picture: SVG written by hand, that needs nothing else."""
+"""The report as a picture: SVG, written without any other package."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Pools of images on the CPU as our steps: torch's make indices that nobody reads, and are slow on contiguous images.
 
-None of the shapes measured was slower (float32, AVX2, one thread: docs/kernels/pool2d/cpu.md), so there is no rule for
-sizes.
+Of the shapes that we measured none was slower (float32, AVX2, one thread: docs/kernels/pool2d/cpu.md), so there is no
+rule for sizes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""From a graph to straight-line Python, and what it needs at a call.
+"""Makes straight-line Python of a graph, and keeps what it needs at a call.
 
 The generated function takes ``C``, the tuple of what was made from the sources (folded tensors, packed convolutions),
-and the input tensors. ``C`` is made for the shapes of the inputs, for these choose the algorithm of a convolution, and
-made again when a source has changed; it is published in one assignment, so that a call sees one set or another.
+and the input tensors. ``C`` is made for the shapes of the inputs, because these choose the algorithm of a convolution,
+and made again when a source has changed. One assignment publishes it, so that a call sees one set or another.
 """
 
 from __future__ import annotations
@@ -96,11 +96,11 @@ class Program:
         return self._writer.last
 
     def wants_gradients(self) -> bool:
-        """Has somebody asked for gradients of the weights?"""
+        """Whether somebody wants gradients of the weights."""
         return any(v.tensor is not None and v.tensor.requires_grad for v in self.sources)
 
     def shares(self, tensors: list[Tensor]) -> bool:
-        """Does one of its inputs lie in a source's memory? What was made of that would be stale in the middle."""
+        """Whether an input lies in a source's memory. What was made of that source would be stale in the middle."""
         mine = {v.tensor.untyped_storage().data_ptr() for v in self.sources if v.tensor is not None}
         return any(t.untyped_storage().data_ptr() in mine for t in tensors)
 

@@ -1,9 +1,9 @@
-"""Sees which Python code and which C functions a model runs, and says what of it can't be followed.
+"""Sees which Python code and which C functions a model runs, and says which of them pykernels cannot follow.
 
-`Onlooker` is a profile function of the thread that captures. Torch's own Python code, NumPy's and ours is trusted for
-what a model calls of it by the names in the lists below; a model's code is scanned for the globals, attributes and
-closures that it reads, and they are watched (`_watch`) from before it runs. C functions are known by name. All else
-depends on more than the model's arguments, as far as anyone can tell.
+`Onlooker` is a profile function of the thread that captures. It trusts Torch's own Python code, NumPy's and ours if the
+model calls them by the names in the lists below. It scans a model's code for the globals, attributes and closures that
+it reads, and `_watch` watches these from before the code runs. It knows C functions by name. All else may depend on
+more than the model's arguments.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _is_standard(filename: str) -> bool:
 
 
 def _is_for_trusted(frame: types.FrameType | None) -> bool:
-    """Is this frame torch's, NumPy's or ours, or the standard library's on their behalf?"""
+    """Whether this frame is torch's, NumPy's or ours, or the standard library's on their behalf."""
     while frame is not None and _is_standard(frame.f_code.co_filename):
         frame = frame.f_back
     return frame is not None and _is_trusted(frame.f_code.co_filename)

@@ -1,9 +1,9 @@
-"""The last calls of a stub, each with all that has to be as it was for the next to be the same.
+"""The last calls of a stub, each with all that must hold for the next call to be the same.
 
-To find a program and to ask whether it still holds takes some fifteen microseconds of Python, longer than many a small
-model. So a stub keeps what it found as a `KnownCall`, and the native `recall` goes through these: it compares the
-arguments, torch's modes, what is watched and the sources, and calls the program's function. Whatever differs, `Stub`
-looks itself.
+To find a program and to ask whether it still holds takes fifteen microseconds of Python, longer than many a small
+model. So a stub keeps what it found as a `KnownCall`. The native `recall` goes through these: it compares the
+arguments, torch's modes, what is watched and the sources, and calls the program's function. If anything differs, `Stub`
+itself answers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pykernels.nn import _packed
 from pykernels.optimize._record import state
 from pykernels.optimize._sources import Sources
 
-#: So many calls a stub knows by heart; more would be looked through in vain where sizes change at every call.
+#: The most calls that a stub remembers. To look through more would be in vain where sizes change at every call.
 MOST = 4
 
 
@@ -48,7 +48,7 @@ class KnownCall(NamedTuple):
     run: Callable[..., Any]
     constants: tuple[Any, ...]
     program: Any
-    #: The program's own, to tell an entry that has had its day.
+    #: The program's own constants, to recognise an outdated entry.
     bound: Any
 
 

@@ -1,8 +1,8 @@
-"""Runs a model once, for real, and writes down what torch functions it called.
+"""Runs a model once, for real, and writes down which torch functions it called.
 
-`Recorder` never raises into the model's code. What can't be written down becomes a reason of the innermost module that
-is being run (`Scope`): its steps are cut off and the module stands as one opaque step; only the root's own code can
-refuse the root.
+`Recorder` never raises into the model's code. What it cannot write down becomes a reason of the innermost module that
+is running (`Scope`): that module's steps are cut off, and it stands as one opaque step. Only the root's own code can
+make it give up the root.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Recorder:
         return self.scopes[0].findings.reason
 
     def refuse(self, reason: str) -> None:
-        """What is being run can't be followed."""
+        """Notes that pykernels cannot follow what is running."""
         self.scopes[-1].findings.refuse(f"{reason}{place_in_model() if state.recorder is self else ''}")
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[torch.Tensor]) -> Any:
@@ -144,7 +144,7 @@ class Recorder:
         self.tensors, self.storages = [], {}
 
     def _watch_torch(self) -> None:
-        """Somebody may put a function of his own in torch's namespaces, where torch's modules would find it."""
+        """Keeps a function that somebody put into torch's namespaces, where torch's modules would find it."""
         used = {id(s.function) for s in self.steps}
         for space in (vars(torch), vars(torch.nn.functional)):
             for name, value in list(space.items()):
@@ -152,7 +152,7 @@ class Recorder:
                     self.watch.entry(space, name, value)
 
     def _has_effects(self) -> bool:
-        """Is there what must not be done twice, so that a program that fails can't be made good by the twin?"""
+        """Whether something must not happen twice, so that the twin could not repeat a program that fails."""
         return any(s.kind == "opaque" or any(v.storage == -1 for v in s.writes) for s in self.steps)
 
     def _check_state(self, root: Findings) -> None:
@@ -406,7 +406,7 @@ NOTHING: Any = _Nothing()
 
 
 def _around_collections(phase: str, _: dict[str, int]) -> None:
-    """What the garbage collector runs, in whatever thread it comes in, is not the model's doing."""
+    """What the garbage collector runs is not the model's doing, in whichever thread it runs."""
     recorder = state.recorder
     if recorder is None or recorder.onlooker is None:
         return

@@ -1,6 +1,6 @@
-"""Images that change their size, on the CPU, as our steps: torch is slow on contiguous ones, and copies into slices.
+"""Images that change their size, on the CPU, as our steps. torch is slow on contiguous ones, and copies into slices.
 
-None of the shapes measured was slower (docs/kernels/upsample2d/cpu.md), so there is no rule for sizes.
+Of the shapes that we measured none was slower (docs/kernels/upsample2d/cpu.md), so there is no rule for sizes.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _resize_of(step: Step) -> tuple[Resize, Value] | None:
 
 
 def _to(size: Any, scale: Any, mode: int) -> Resize | None:
-    """None where torch has words for what is wrong, or where values of the graph tell."""
+    """None if torch reports what is wrong, or if values of the graph decide."""
     if (size is None) == (scale is None):
         return None
     both = tuple(size or scale) if isinstance(size or scale, list | tuple) else (size or scale,) * 2

@@ -1,4 +1,4 @@
-"""What a model returns, described so that it can be made again at each call."""
+"""A description of what a model returns, from which each call makes it again."""
 
 from __future__ import annotations
 

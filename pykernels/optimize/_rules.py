@@ -1,11 +1,10 @@
 """Which convolutions and linear layers our CPU kernels win, and which stay torch's, as measured.
 
-One table, measured by ``bench/layers.py``, covers convolutions.
-
-A layer is of a kind (`kind_of`); `_TABLE` says for each kind when it is torch's, and all else is ours. The figures are
-of float32 and one thread, against torch's convolution (oneDNN) with the batch norm folded in and the activation in
-place, in a loop (``bench/results/layers-avx2.json``, ``layers-avx512_vnni.json``) and inside networks. Other ISAs go by
-the rows of AVX2, and other numbers of threads by the same ones, until somebody measures them.
+One table, which ``bench/layers.py`` measured, covers convolutions. A layer is of a kind (`kind_of`). `_TABLE` says for
+each kind when torch runs it; ours run all else. The figures are of float32 and one thread, against torch's convolution
+(oneDNN) with the batch norm folded in and the activation in place, in a loop (``bench/results/layers-avx2.json``,
+``layers-avx512_vnni.json``) and inside networks. Other ISAs follow the rows of AVX2, and other numbers of threads
+follow the same rows, because nobody has measured them.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Row(NamedTuple):
     kind: str
     when: Callable[[Layer], bool]
     why: str
-    #: Does it hold where the kernels are those of AVX-512?
+    #: Whether it holds where the kernels are those of AVX-512.
     on_avx512: bool = True
 
 

@@ -1,4 +1,4 @@
-"""Shuffles of channels and pixels on the CPU as our steps, a channel shuffle with the concatenation before it.
+"""Shuffles of channels and pixels on the CPU as our steps; a channel shuffle includes the concatenation before it.
 
 torch has ``channel_shuffle``; ShuffleNet writes it out: a view, a transposition, a copy and a view.
 """
@@ -134,7 +134,7 @@ def _is_view(step: Step) -> bool:
 
 
 def _exchanges(step: Step) -> bool:
-    """Does it exchange dimensions 1 and 2 of five?"""
+    """Whether it exchanges dimensions 1 and 2 of five."""
     if step.kwargs or not step.args:
         return False
     rest = step.args[1:]
@@ -168,7 +168,7 @@ def _pieces(
 
 
 def _may_move(chain: Sequence[Step], *held: Value, graph: Graph, at: dict[Step, int]) -> bool:
-    """Is nothing that ``chain`` reads written to before its last step?"""
+    """Whether nothing that ``chain`` reads is written to before its last step."""
     storages, mine = {v.storage for v in held}, set(chain)
     between = graph.steps[at[chain[0]] : at[chain[-1]]]
     written = {v.storage for s in between if s not in mine for v in s.writes}

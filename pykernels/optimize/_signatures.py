@@ -1,4 +1,4 @@
-"""What a stub asks of arguments and results: what tells them from others, whether a call kept them, and their casts."""
+"""What a stub asks about arguments and results: how to tell them apart, whether a call kept them, and their casts."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _SCALARS = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.
 
 
 class Unsuited(Exception):
-    """Arguments that no program is made for; the message says which."""
+    """Arguments for which pykernels makes no program; the message says which."""
 
 
 def signature(x: Any, tensors: list[Tensor]) -> Hashable:
-    """What tells the arguments ``x`` from others; collects their tensors."""
+    """A key that tells the arguments ``x`` from others; collects their tensors."""
     kind = type(x)
     if kind in _PLAIN:
         if x.layout is not torch.strided or x.is_neg() or x.is_conj() or x.is_nested or x.__dict__:
@@ -77,13 +77,13 @@ def contents(container: Any) -> list[Any]:
 
 
 def as_it_was(container: Any, then: list[Any]) -> bool:
-    """Does it hold the very objects still?"""
+    """Whether it still holds the same objects."""
     now = contents(container)
     return len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
 
 
 def holds(result: Any, container: Any) -> bool:
-    """Is the list or dict itself in a nest?"""
+    """Whether the list or dict itself is in a nest."""
     if result is container:
         return True
     if isinstance(result, dict):

@@ -1,4 +1,4 @@
-"""Steps that need not be: those that nothing reads, duplicates, and memory for sums and activations."""
+"""Drops steps that nothing reads and duplicates, and reuses memory for sums and activations."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _BINARY = {
 
 
 def is_pure(step: Step) -> bool:
-    """Does it give the same for the same arguments, and do nothing else?"""
+    """Whether it gives the same for the same arguments, and does nothing else."""
     if step.kind != "call" or step.writes or "out" in step.kwargs:
         return False
     name = name_of(step.function)

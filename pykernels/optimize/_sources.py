@@ -1,4 +1,4 @@
-"""The tensors that a program's constants were made of, and whether they are still what they were."""
+"""The tensors that a program's constants were made of, and whether they are as they were."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Sources(Pack):
         self.stepped |= not super().is_current(self.dtype, self.index, None)
 
     def are_current(self) -> bool:
-        """Are they, the memory that they lie in and the ISA as they were?"""
+        """Whether they, their memory and the ISA are as they were."""
         if self.is_stepped() or list(map(_version_of, self.counted)) != self.versions or not self.as_noted(self.note):
             return False
         return self.is_of_isa() and all(torch.equal(tensor, copy) for _, _, tensor, copy in self.uncounted)

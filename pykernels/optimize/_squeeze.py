@@ -1,6 +1,6 @@
 """Squeeze-and-excitation on the CPU as one step: mean, product, activation, product, gate, multiplication.
 
-It reads the weights as they lie, so that nothing is made of them beforehand.
+It reads the weights as they are, so that nothing has to be packed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def squeeze_excite_(x: Tensor, *rest: Any) -> Tensor:
 
 
 def is_squeeze(step: Step) -> bool:
-    """Is it a call of our op?"""
+    """Whether it is a call of our op."""
     name = getattr(step.function, "__name__", "")
     return step.kind == "call" and name in ("squeeze_excite.default", "squeeze_excite_")
 
@@ -122,7 +122,7 @@ class _Finder:
         return None
 
     def _is_view(self, step: Step) -> bool:
-        """Does it change nothing but the number of sizes of 1 behind the channels, whatever the batch?"""
+        """Whether it changes only the number of sizes of 1 behind the channels, whatever the batch."""
         x, y = step.args[0] if step.args else None, step.outputs
         if not isinstance(x, Value) or not isinstance(y, Value) or step.writes or len(x.shape) < 2:
             return False
@@ -167,7 +167,7 @@ class _Finder:
         return layer, self._past_views(x, chain)
 
     def _may_move(self, chain: list[Step], to: Step, held: list[Value]) -> bool:
-        """Is nothing written to, before ``to``, that the chain reads?"""
+        """Whether nothing that the chain reads is written to before ``to``."""
         storages, mine = {v.storage for v in held}, set(chain)
         between = self.graph.steps[min(self.at[s] for s in chain) : self.at[to]]
         written = {v.storage for s in between if s not in mine for v in s.writes}

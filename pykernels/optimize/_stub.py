@@ -1,7 +1,8 @@
-"""What stands in front of a module's call: finds the program for the arguments, makes one, or runs the module itself.
+"""What stands in front of a module's calls: finds the program for the arguments, makes one, or runs the module itself.
 
-torch calls a module's ``_compiled_call_impl`` instead of its ``_call_impl`` where there is one; it is not copied, not
-pickled and in no state_dict. A `Stub` there leaves the module as it is: same class, same ``forward``, same hooks.
+torch calls a module's ``_compiled_call_impl`` instead of its ``_call_impl`` if there is one. torch neither copies nor
+pickles it, and no state_dict contains it. A `Stub` there leaves the module as it is: same class, same ``forward``, same
+hooks.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Family:
         self.outside, self.inside = outside, inside
         self.store: dict[Hashable, Any] = {}
         self.notes: list[tuple[str, str, str]] = []
-        #: The modules that are nobody else's.
+        #: The modules that belong to nobody else.
         self.own: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self.held: weakref.WeakValueDictionary[int, PackedWeight] = weakref.WeakValueDictionary()
         self.read: set[int] = set()
@@ -102,7 +103,7 @@ class Family:
 
 
 def _is_torchs_layer(module: nn.Module) -> bool:
-    """Is it a layer of torch's, by itself, that our kernels never run? A program would only cost more than its call."""
+    """Whether it is a layer of torch's that our kernels never run: a program would only cost more than its call."""
     kind = kind_of(module)
     has = vars(module)  # a copy has nothing as yet
     if kind in (*_GAIN_ALONE, nn.Linear) or has.get("_modules", True) or "forward" in has:
@@ -163,7 +164,7 @@ class Stub:
         try:
             result = recall(CONTEXT, self.known, self.ran, args, kwargs)
         except OF_STEPS:
-            pass  # it runs once more below, to raise in the module's own words
+            pass  # it runs once more below, to raise the module's own error
         else:
             if result is not MISS:
                 return result
@@ -280,7 +281,7 @@ class Stub:
         except OF_STEPS:
             if not program.again:
                 raise
-            # What is wrong, the module says in its own words; if nothing is, the program was not for these sizes.
+            # The module reports in its own words what is wrong. If nothing is, the program was not for these sizes.
             result = self.module._call_impl(*args, **kwargs)
             with self.lock:
                 self.exact_only.add(general_key(key, tensors))
@@ -300,7 +301,7 @@ class Stub:
             self.programs[key] = program
 
     def _remember(self, program: Program, key: Any, tensors: list[Tensor]) -> None:
-        """Knows this call by heart from now on, if that can be done."""
+        """Remembers this call from now on, if that is possible."""
         family = self.family
         if self.module is family.root and family.outside is not family.inside:
             return  # it casts first

@@ -1,4 +1,4 @@
-"""What a program has to say for the report: its steps, their operations, and why torch runs what it runs."""
+"""What a program says for the report: its steps, their operations, and why torch runs what it runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pykernels.optimize._program import Program
     from pykernels.optimize._stub import Family, Stub
 
-#: The door that recordings come through.
+#: How the report names recordings.
 RECORDED = "recording a call"
 _NO_KERNELS = "pykernels has no kernel for it"
 _NOT_FUSED = "the kernels do not have this activation, so it runs by itself"
@@ -110,7 +110,7 @@ def _is_in(path: str, other: str) -> bool:
 
 
 def _is_part(stub: Stub, stubs: list[Stub]) -> bool:
-    """Has the last program of a module around it its steps?"""
+    """Whether the last program of a module around it contains its steps."""
     around = [s.last for s in stubs if s is not stub and s.last is not None and _is_in(stub.path, s.path)]
     return any(not any(_is_in(stub.path, opaque[0]) for opaque in p.graph.opaque) for p in around)
 
@@ -172,7 +172,7 @@ def _what(step: Step) -> str:
 
 
 def _tell_step(step: Step, why: str, replaced: list[Replaced], left: list[Left]) -> str:
-    """Who runs it; notes what it replaces, or why it is torch's."""
+    """Who runs the step. Notes what it replaces, or why torch runs it."""
     where = step.where or "the model"
     if isinstance(step.function, FusedConv):
         if why:
@@ -205,7 +205,7 @@ def _tell_step(step: Step, why: str, replaced: list[Replaced], left: list[Left])
 
 
 def _why_not(step: Step, name: str) -> str:
-    """Why a call is torch's."""
+    """Why torch runs a call."""
     if getattr(step.function, "proj_size", 0):
         return "has projections (proj_size), which the kernels don't support"
     x = next(step.reads(), None)
@@ -240,9 +240,9 @@ def _short(dtype: Any) -> str:
 
 
 def flops(step: Step, shapes: Mapping[Value, Sequence[int]]) -> int | None:
-    """The operations of a step's products, two for each multiplication; 0 of what has none, None if nobody knows.
+    """The operations of a step's products, two for each multiplication; 0 if it has none, None if unknown.
 
-    ``shapes`` are those of the values where they are others than the recorded ones.
+    ``shapes`` are those of the values that differ from the recorded ones.
     """
 
     def shape(v: Value) -> Sequence[int]:

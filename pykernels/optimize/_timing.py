@@ -1,4 +1,4 @@
-"""How long each step of a program takes, on made-up inputs of the sizes that it ran last."""
+"""How long each step of a program takes, on random inputs of the sizes that it ran last."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _ROUNDS = 7
 
 
 def seconds_by_step(program: Program) -> dict[Step, float]:
-    """The least time of each step in a few calls; nothing where the made-up inputs don't suit the program.
+    """The least time of each step in a few calls; nothing if the random inputs do not suit the program.
 
-    What can't be followed is not called, because it may have effects.
+    It does not call what pykernels cannot follow, because that may have effects.
     """
     least: dict[Step, float] = {}
-    with torch.no_grad(), torch.random.fork_rng():  # the made-up inputs leave the user's random numbers alone
+    with torch.no_grad(), torch.random.fork_rng():  # the random inputs leave the user's random numbers alone
         for _ in range(_ROUNDS):
             inputs = {v: _made_up(v, s) for v, s in zip(program.graph.inputs, program.sizes, strict=True)}
             try:

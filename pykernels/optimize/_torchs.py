@@ -1,4 +1,4 @@
-"""A fused step as torch runs it: its convolution with the batch norm folded in, then the rest in place."""
+"""A fused step as torch runs it: the convolution with the batch norm folded in, then the rest in place."""
 
 from __future__ import annotations
 

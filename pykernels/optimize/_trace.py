@@ -1,7 +1,7 @@
-"""An optimised model inside of what Dynamo compiles: a program is called as it is, where the graph may break.
+"""An optimised model inside of what Dynamo compiles: where the graph may break, the program is called as it is.
 
-What is before and behind it is Inductor's, or whose backend that is, and the call itself looks at what a program
-depends on. One whole graph (``fullgraph=True``) would have no place for that: there the model's own layers are traced.
+Inductor, or another backend, compiles what is before and after it. The call itself checks what a program depends on.
+One whole graph (``fullgraph=True``) has no place for that check: there Dynamo traces the model's own layers.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def _tracer() -> Any:
 
 
 def by_dynamo() -> bool:
-    """Is it Dynamo that traces?"""
+    """Whether Dynamo is tracing."""
     return _tracer() is not None
 
 
 def may_break() -> bool:
-    """And may there be more than one graph?"""
+    """Whether there may be more than one graph."""
     tracer = _tracer()
     try:
         # In the body of a cond, a checkpoint or the like there can be no break either.

@@ -1,5 +1,6 @@
-"""Transposed convolutions as fused steps: with stride s each is s * s ordinary ones, one for each phase of the result
-(`pykernels.ops.conv_bn_act.transposed`).
+"""Transposed convolutions as fused steps.
+
+With stride s each is s * s ordinary ones, one for each phase of the result (`pykernels.ops.conv_bn_act.transposed`).
 """
 
 from __future__ import annotations

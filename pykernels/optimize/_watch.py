@@ -1,8 +1,8 @@
-"""What a program's result depends on beside its inputs, and whether it is still so.
+"""What a program's result depends on besides its inputs, and whether that is as it was.
 
-`Watch` walks over modules, plain containers, plain objects, functions' closures and defaults, and notes each container
-with its contents, to the very object. The tensors that it meets are a program's possible sources. What it can't look
-into (iterators, locks, arrays) is noted by the names that lead to it: code that uses such a name can't be followed.
+`Watch` walks over modules, plain containers, plain objects, functions' closures and defaults. It notes each container
+with its contents, by identity. The tensors that it meets are a program's possible sources. It notes what it cannot look
+into (iterators, locks, arrays) by the names that lead there: pykernels cannot follow code that uses such a name.
 
 The comparison (`Watch.unchanged`) is native: one pass over pointers, a few microseconds for a thousand modules.
 """
@@ -61,7 +61,7 @@ def plain(module: nn.Module) -> Any:
 
 
 def globally_hooked() -> bool:
-    """Are there hooks that run around every module of the process?"""
+    """Whether there are hooks that run around every module of the process."""
     return any(_GLOBAL_HOOKS)
 
 
@@ -83,7 +83,7 @@ def replaced_in_torch() -> str | None:
 
 
 def is_own(kind: type) -> bool:
-    """Is this class neither Python's, torch's nor ours?"""
+    """Whether this class is neither Python's, torch's nor ours."""
     return not (kind.__module__ or "").startswith(("torch.", "pykernels.")) and kind.__module__ != "builtins"
 
 
@@ -232,7 +232,7 @@ class Watch:
         return [(v, owner, name) for v in value]
 
     def knows(self, value: Any) -> bool:
-        """Does the model hold this very object?"""
+        """Whether the model holds this object."""
         return id(value) in self._seen
 
     def entry(self, owner: Any, name: str, value: Any) -> None:
@@ -254,11 +254,11 @@ class Watch:
         return self._flat
 
     def is_flat(self) -> bool:
-        """Is the comparison of `flat` all?"""
+        """Whether the comparison of `flat` is all."""
         return not self.asked
 
     def unchanged(self) -> bool:
-        """Is all of it as it was?"""
+        """Whether all of it is as it was."""
         return compare()(*self.flat()) and (not self.asked or all(_said(t) == then for t, then in self.asked.values()))
 
     def changes(self) -> list[tuple[nn.Module | None, str]]:

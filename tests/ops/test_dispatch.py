@@ -94,7 +94,7 @@ def test_on_a_gpu_triton_stands_in_where_cuda_is_not_built(triton, expected, mon
         found = {_dispatch.choose(INT8_MATMUL, torch.device("cuda"), torch.float32) for _ in range(2)}
     assert found == {expected}
     instead = {"triton": "Triton", "reference": "the reference, plain PyTorch"}[expected]
-    said = f"pykernels.int8_matmul: the CUDA kernels are not built; using {instead} (told once; {HINT})"
+    said = f"pykernels.int8_matmul: the CUDA kernels are not built; using {instead} (logged once; {HINT})"
     assert [r.getMessage() for r in caplog.records] == [said]
     with pytest.raises(RuntimeError, match="backend='cuda' cannot run: the CUDA kernels are not built"):
         _dispatch.choose(INT8_MATMUL, torch.device("cuda"), torch.float32, "cuda")
@@ -158,7 +158,7 @@ def test_auto_falls_back_and_tells_it_once(call, monkeypatch, caplog):
         call(), call()
     assert [r.getMessage() for r in caplog.records] == [
         "pykernels.conv_bn_act: the native library is not built; using the reference, plain PyTorch "
-        f"(told once; {HINT})"
+        f"(logged once; {HINT})"
     ]
 
 

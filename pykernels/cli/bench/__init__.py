@@ -1,5 +1,5 @@
-"""``python -m pykernels bench``: speed, memory and start-up, measured so that the figures can be believed.
+"""``python -m pykernels bench``: measures speed, memory and start-up so that one can believe the figures.
 
-Every contender's answer is checked before it is timed; medians, ratios and spreads are quoted; losses are printed as
-plainly as wins; a package that is not installed is named and skipped.
+The benches check every contender's answer before they time it. They print medians, ratios and spreads, and losses as
+plainly as wins. They name a package that is not installed, and skip it.
 """

@@ -28,7 +28,7 @@ Chosen = list[tuple[Row, list[Contender]]]
 
 
 def choose(table: str, rows: str, contenders: str) -> Chosen:
-    """Each row with the contenders that can run it, its baseline always first; `ValueError` for a wrong name."""
+    """Each row with the contenders that can run it, the baseline first; `ValueError` for a wrong name."""
     asked = {contender_by_name(name).name for name in _words(contenders)}
     return [
         (row, [c for c in CONTENDERS if c.takes(row) and (not asked or c.name in asked or c.name == row.baseline)])
@@ -43,7 +43,7 @@ def _words(text: str) -> list[str]:
 def peers(
     table: str, rows: str, contenders: str, threads: str, repeats: int, seconds: float, json: Path | None, listing: bool
 ) -> None:
-    """Ours against PyTorch's own ways and other engines; each alone in its process, in turn."""
+    """Compares pykernels with PyTorch's own ways and other engines, each alone in its process, in turn."""
     with refusals():
         counts, chosen = thread_counts(threads), choose(table, rows, contenders)
         check_writable("--json", json)

@@ -1,8 +1,8 @@
 """Runs contenders in turn, each alone in its own process, round after round, and sums up.
 
-Alone, because in one process the engines' thread pools spoil each other: a convolution of ONNX Runtime at 88 % of the
-machine's peak reads 35 % beside another pool. In turn and in rounds, because a shared machine drifts: a ratio is
-the median over the rounds of baseline time / contender time of the *same* round.
+Each runs alone, because in one process the engines' thread pools disturb each other: a convolution of ONNX Runtime that
+reaches 88 % of the machine's peak by itself reaches 35 % beside another pool. They run in turn and in rounds, because a
+shared machine drifts: a ratio is the median over the rounds of baseline time / contender time of the *same* round.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def measure_row(
     folder: Path,
     advance: Callable[[str], None] = lambda what: None,
 ) -> list[Result]:
-    """Prepares the row once, then runs every contender ``plan.rounds`` times; ``advance`` hears of each process."""
+    """Prepares the row once, then runs every contender ``plan.rounds`` times; calls ``advance`` for each process."""
     results = {c.name: Result(row.name, c.name, threads, row.batch, row.flops) for c in contenders}
 
     def drop(contender: Contender, status: str, reason: str | None) -> None:

@@ -1,6 +1,6 @@
 """What a PyTorch user writes today for each op, with the op's own arguments: the baseline of the op benches.
 
-Not the references: those are oracles, written for clarity and for gradients that torch's own functions do not give.
+These are not the references. A reference is written for clarity, and for gradients that torch's own functions lack.
 """
 
 from __future__ import annotations

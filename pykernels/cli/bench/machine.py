@@ -1,4 +1,4 @@
-"""What a figure needs beside it: the machine, the versions, the commit, the date; and the machine's peaks."""
+"""What a figure needs beside it: the machine, the versions, the commit, the date, and the machine's peaks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def cpu_name() -> str:
 
 
 def isa_in_force() -> str:
-    """Of the CPU kernels, or "no kernels" where none can run; `pykernels info` says why."""
+    """The ISA of the CPU kernels, or "no kernels" if none can run; `pykernels info` says why."""
     from pykernels import _native
 
     try:
@@ -64,7 +64,7 @@ def _isa() -> str:
 
 
 def version(name: str) -> str | None:
-    """Of an installed package; None where it is not installed."""
+    """The version of an installed package; None if it is not installed."""
     if name == "torch":
         return str(torch.__version__)
     try:
@@ -74,7 +74,7 @@ def version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Of the source tree, with a plus sign if it has changes; None where this is no source tree."""
+    """The commit of the source tree, with a plus sign if the tree has changes; None outside of a source tree."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
@@ -90,9 +90,9 @@ def _commit() -> str | None:
 
 @dataclass(frozen=True)
 class Peaks:
-    """What the machine reached in a short try: float32 GFLOP/s, and GB/s.
+    """What the machine reached in a short measurement: float32 GFLOP/s, and GB/s.
 
-    ``gbps`` is what a copy reads and writes in memory, ``cache_gbps`` what is read from a core's own caches.
+    ``gbps`` counts what a copy reads and writes in memory, ``cache_gbps`` what a core reads from its own caches.
     """
 
     gflops: float
@@ -104,9 +104,9 @@ class Peaks:
 def measure_peaks(seconds: float = 0.6) -> Peaks:
     """The roofs of a roofline at torch's current thread count.
 
-    Arithmetic: the best of matrix products and a convolution that run from the caches. Bandwidth: the best copy of
-    a block several times the last cache's size; from caches, the product of a vector with a matrix of 512 KB a thread.
-    All are what a very good program gets, not the data sheet's.
+    Arithmetic: the best of matrix products and a convolution that run from the caches. Bandwidth: the best copy of a
+    block several times the size of the last cache; from caches, the product of a vector with a matrix of 512 KB for
+    each thread. All of these are what a very good program reaches, not what the data sheet says.
     """
     threads = torch.get_num_threads()
     generator = torch.Generator().manual_seed(0)

@@ -80,7 +80,8 @@ def _rounded(value: Any) -> Any:
 def time_here(results: Sequence[Result], calls: Sequence[Callable[[], Any]], seconds: float, least: int = 3) -> None:
     """Times the calls in this process, in turn; the first result is the baseline.
 
-    Only for contenders that share torch's pool: engines with pools of their own spoil each other in one process.
+    Use it only for contenders that share torch's pool: engines with pools of their own disturb each other in one
+    process.
     """
     for result, times in zip(results, interleaved(calls, seconds, least=least), strict=True):
         result.processes_ms = [1e3 * statistics.median(times)]

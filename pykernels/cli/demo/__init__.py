@@ -1,4 +1,4 @@
-"""``pykernels demo``: the main job. Four models on real input, plain PyTorch against ours, checked and timed."""
+"""``pykernels demo``: four models on real input, plain PyTorch against pykernels, checked and timed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STREAM_FROM = 376
 
 
 def run(quick: bool, out: Path, threads: int | None) -> int:
-    """Runs it and prints; the exit code: 1 if an answer is wrong, or if something that it needs is missing."""
+    """Runs it and prints; returns the exit code, which is 1 if an answer is wrong or a package is missing."""
     console = make_console()
     missing = [name for name in NEEDED if not _is_there(name)]
     if missing:
@@ -101,7 +101,7 @@ def _summary(report: Any) -> str:
 
 
 def _stream(console: Console, count: int) -> None:
-    """One line of the language model, word by word as it comes."""
+    """Prints one line of the language model, word by word."""
     from pykernels.cli.demo import inputs, tasks
     from pykernels.models import LSTMLanguageModel
 

@@ -1,7 +1,7 @@
-"""Real input out of what installed packages ship: photographs, text and a recorded signal. Nothing is downloaded.
+"""Real input from what installed packages ship: photographs, text and a recorded signal. Nothing is downloaded.
 
-Photographs: scikit-learn's china.jpg and flower.jpg. Text: the descriptions of scikit-learn's data sets. Signal:
-matplotlib's membrane.dat, the membrane potential of a firing nerve cell, 12000 samples.
+The photographs are scikit-learn's china.jpg and flower.jpg. The text is the descriptions of scikit-learn's data sets.
+The signal is matplotlib's membrane.dat, the membrane potential of a firing nerve cell, 12000 samples.
 """
 
 from __future__ import annotations

@@ -77,10 +77,10 @@ def _task(row: str, name: str, what: str, batches: list[Tensor], calibration: Se
 
 @torch.no_grad()
 def _calibrate(model: nn.Module, batches: Sequence[Tensor]) -> None:
-    """Batch norms that know the mean and the deviation of real images, and residual branches at a quarter's strength.
+    """Sets batch norms to the mean and deviation of real images, and residual branches to a quarter of their strength.
 
-    A random ResNet at full strength is chaotic: it multiplies the rounding of every layer before it, as a trained one
-    does not, and bfloat16 would be judged by that.
+    A random ResNet at full strength is chaotic: unlike a trained one, it multiplies the rounding of every earlier
+    layer, and would make bfloat16 look worse than it is.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:

@@ -1,4 +1,4 @@
-"""The work of one call: the operations that are done, and the bytes that memory or a cache has to deliver for them."""
+"""The work of one call: the operations that it does, and the bytes that it needs from memory or from a cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arguments of batch_norm_act: checked here, refused by name, and passed on whole as `BatchNormCall`."""
+"""The arguments of batch_norm_act. This module checks them, names the wrong one, and makes a `BatchNormCall`."""
 
 from __future__ import annotations
 

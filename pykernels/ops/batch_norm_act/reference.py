@@ -1,4 +1,4 @@
-"""batch_norm_act in plain PyTorch: the oracle of every test, and what runs where there is no kernel."""
+"""batch_norm_act in plain PyTorch. Every test compares with it, and it runs where there is no kernel."""
 
 from __future__ import annotations
 

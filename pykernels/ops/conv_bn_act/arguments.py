@@ -1,7 +1,7 @@
-"""The arguments of conv_bn_act, once: made plain and checked here, refused by name, and passed on whole from here.
+"""The arguments of conv_bn_act. This module makes them plain, checks them, and names the wrong one.
 
-What is no tensor goes as one `ConvCall` to the reference, to autograd, to the shapes and to Triton's launches, and what
-the convolution is folded with as one `BatchNorm`.
+What is not a tensor goes as one `ConvCall` to the reference, to autograd, to the shapes and to Triton's launches. What
+the convolution is folded with goes as one `BatchNorm`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The arguments of group_norm_act: checked here, refused by name, and passed on whole as `GroupNormCall`."""
+"""The arguments of group_norm_act. This module checks them, names the wrong one, and makes a `GroupNormCall`."""
 
 from __future__ import annotations
 

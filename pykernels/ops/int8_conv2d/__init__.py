@@ -34,7 +34,7 @@ def int8_conv2d(
     out_dtype: torch.dtype = torch.float32,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """2-d convolution of int8 tensors, summed exactly, then scaled, biased, added to, activated and cast in one pass.
+    """2-d convolution of int8 tensors with exact sums, then scale, bias, residual, activation and cast, in one pass.
 
     With the arguments that are None left out::
 

@@ -1,4 +1,4 @@
-"""The arguments of int8_conv2d: made plain and checked here, refused by name, and passed on whole as `Int8ConvCall`."""
+"""The arguments of int8_conv2d. This module checks them, names the wrong one, and makes an `Int8ConvCall`."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def int8_matmul(
     out_dtype: torch.dtype = torch.int32,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """Matrix product of int8 matrices, summed exactly, then scaled, biased, activated and cast in one pass.
+    """Matrix product of int8 matrices with exact sums, then scale, bias, activation and cast, in one pass.
 
     With the arguments that are None left out::
 
@@ -99,7 +99,7 @@ def int8_matmul(
 def quantize_int8(
     x: torch.Tensor, *, axis: int | None = None, symmetric: bool = True, backend: str | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Quantise to int8, with one scale for the tensor or one for each slice along an axis.
+    """Quantises to int8, with one scale for the tensor or one for each slice along an axis.
 
     For a slice v of ``x``, in float32 (float64 for float64)::
 

@@ -1,4 +1,4 @@
-"""The arguments of the int8 ops: checked here, refused by name, and int8_matmul's passed on whole as `Epilogue`."""
+"""The arguments of the int8 ops. This module checks them, names the wrong one, and makes int8_matmul's `Epilogue`."""
 
 from __future__ import annotations
 

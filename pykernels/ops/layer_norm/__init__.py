@@ -38,8 +38,8 @@ def layer_norm(
         weight: Of ``normalized_shape``; 1 if None.
         bias: Of ``normalized_shape``; 0 if None.
         eps: Added to the variance.
-        channels_first: Over dimension 1.
-        backend: "auto", "cpu" or "reference"; None takes the `pykernels.backend` block's.
+        channels_first: Whether to normalise over dimension 1.
+        backend: "auto", "cpu" or "reference"; None means that of the `pykernels.backend` block.
 
     Returns:
         A tensor of ``x``'s shape and dtype: contiguous, and with ``channels_first`` and four dimensions of ``x``'s
@@ -51,9 +51,9 @@ def layer_norm(
     keeps its dtype.
 
     Raises:
-        TypeError: An argument is no tensor, or of a wrong type.
+        TypeError: An argument is not a tensor, or has the wrong type.
         ValueError: A shape, a device, ``eps`` or ``backend`` is wrong; the message names it.
-        RuntimeError: The backend asked for cannot run.
+        RuntimeError: The requested backend cannot run.
     """
     check_tensor(OP, "x", x)
     call = check_call(x, normalized_shape, weight, bias, eps, channels_first)

@@ -1,4 +1,4 @@
-"""The arguments of layer_norm: checked here, refused by name, and passed on whole as `LayerNormCall`."""
+"""The arguments of layer_norm. This module checks them, names the wrong one, and makes a `LayerNormCall`."""
 
 from __future__ import annotations
 

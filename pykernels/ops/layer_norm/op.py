@@ -2,7 +2,7 @@
 
 from pykernels.ops._op import FLOATS, Op
 
-_NO_GPU = "torch's own layer norm runs: there are kernels for CPUs alone"
+_NO_GPU = "torch's own layer norm runs: the op has kernels for CPUs only"
 
 LAYER_NORM = Op(
     name="layer_norm",

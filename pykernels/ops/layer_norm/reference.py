@@ -1,4 +1,4 @@
-"""layer_norm in plain PyTorch: the oracle of every test, and what runs where there is no kernel."""
+"""layer_norm in plain PyTorch. Every test compares with it, and it runs where there is no kernel."""
 
 from __future__ import annotations
 

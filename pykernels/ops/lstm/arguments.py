@@ -1,4 +1,4 @@
-"""The arguments of the LSTM ops: checked here, refused by name, and passed on whole as `LSTMCall`."""
+"""The arguments of the LSTM ops. This module checks them, names the wrong one, and makes an `LSTMCall`."""
 
 from __future__ import annotations
 

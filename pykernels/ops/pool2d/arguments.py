@@ -1,4 +1,4 @@
-"""The arguments of the pools: checked here, refused by name, and passed on whole as `PoolCall`."""
+"""The arguments of the pools. This module checks them, names the wrong one, and makes a `PoolCall`."""
 
 from __future__ import annotations
 

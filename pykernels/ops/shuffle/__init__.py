@@ -13,12 +13,14 @@ from pykernels.ops.shuffle.reference import reference
 
 
 def channel_shuffle(x: Tensor, groups: int, *, backend: str | None = None) -> Tensor:
-    """``F.channel_shuffle(x, groups)``: channel g · C / groups + j becomes channel j · groups + g.
+    """Interleaves groups of channels: channel g · C / groups + j becomes channel j · groups + g.
+
+    The same as ``F.channel_shuffle(x, groups)``.
 
     Args:
         x: (N, C, H, W), of any memory format.
         groups: A divisor of C.
-        backend: "auto", "cpu" or "reference"; None takes the `pykernels.backend` block's.
+        backend: "auto", "cpu" or "reference"; None means that of the `pykernels.backend` block.
 
     Returns:
         A tensor of ``x``'s shape, dtype and memory format.
@@ -27,20 +29,22 @@ def channel_shuffle(x: Tensor, groups: int, *, backend: str | None = None) -> Te
     elsewhere plain PyTorch runs.
 
     Raises:
-        TypeError: ``x`` is no tensor or of no floating dtype, or ``groups`` is no int.
+        TypeError: ``x`` is not a tensor of a floating dtype, or ``groups`` is not an int.
         ValueError: A shape, ``groups`` or ``backend`` is wrong; the message names it.
-        RuntimeError: The backend asked for cannot run.
+        RuntimeError: The requested backend cannot run.
     """
     return _run(CHANNEL_SHUFFLE, x, ShuffleCall(CHANNELS, groups), "groups", backend)
 
 
 def pixel_shuffle(x: Tensor, upscale_factor: int, *, backend: str | None = None) -> Tensor:
-    """``F.pixel_shuffle(x, upscale_factor)``: squares of pixels of channels that stand together.
+    """Makes a square of r x r pixels of every r² channels.
+
+    The same as ``F.pixel_shuffle(x, upscale_factor)``.
 
     Args:
         x: (N, C · r², H, W), of any memory format.
         upscale_factor: r.
-        backend: "auto", "cpu" or "reference"; None takes the `pykernels.backend` block's.
+        backend: "auto", "cpu" or "reference"; None means that of the `pykernels.backend` block.
 
     Returns:
         (N, C, H · r, W · r), of ``x``'s dtype and memory format.
@@ -49,20 +53,22 @@ def pixel_shuffle(x: Tensor, upscale_factor: int, *, backend: str | None = None)
     plain PyTorch runs.
 
     Raises:
-        TypeError: ``x`` is no tensor or of no floating dtype, or ``upscale_factor`` is no int.
+        TypeError: ``x`` is not a tensor of a floating dtype, or ``upscale_factor`` is not an int.
         ValueError: A shape, ``upscale_factor`` or ``backend`` is wrong; the message names it.
-        RuntimeError: The backend asked for cannot run.
+        RuntimeError: The requested backend cannot run.
     """
     return _run(PIXEL_SHUFFLE, x, ShuffleCall(UP, upscale_factor), "upscale_factor", backend)
 
 
 def pixel_unshuffle(x: Tensor, downscale_factor: int, *, backend: str | None = None) -> Tensor:
-    """``F.pixel_unshuffle(x, downscale_factor)``: what `pixel_shuffle` undoes.
+    """Makes r² channels of every square of r x r pixels; undoes `pixel_shuffle`.
+
+    The same as ``F.pixel_unshuffle(x, downscale_factor)``.
 
     Args:
         x: (N, C, H · r, W · r), of any memory format.
         downscale_factor: r.
-        backend: "auto", "cpu" or "reference"; None takes the `pykernels.backend` block's.
+        backend: "auto", "cpu" or "reference"; None means that of the `pykernels.backend` block.
 
     Returns:
         (N, C · r², H, W), of ``x``'s dtype and memory format.
@@ -71,9 +77,9 @@ def pixel_unshuffle(x: Tensor, downscale_factor: int, *, backend: str | None = N
     plain PyTorch runs.
 
     Raises:
-        TypeError: ``x`` is no tensor or of no floating dtype, or ``downscale_factor`` is no int.
+        TypeError: ``x`` is not a tensor of a floating dtype, or ``downscale_factor`` is not an int.
         ValueError: A shape, ``downscale_factor`` or ``backend`` is wrong; the message names it.
-        RuntimeError: The backend asked for cannot run.
+        RuntimeError: The requested backend cannot run.
     """
     return _run(PIXEL_UNSHUFFLE, x, ShuffleCall(DOWN, downscale_factor), "downscale_factor", backend)
 

@@ -1,4 +1,4 @@
-"""The arguments of the shuffles: checked here, refused by name, and passed on whole as `ShuffleCall`."""
+"""The arguments of the shuffles. This module checks them, names the wrong one, and makes a `ShuffleCall`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pykernels.ops._arguments import check_floating, check_int, check_tensor, fa
 #: The names of the ops, at the places of their codes: ShuffleKind of csrc/include/pykernels/shuffle.h.
 KINDS = ("channel_shuffle", "pixel_shuffle", "pixel_unshuffle")
 CHANNELS, UP, DOWN = range(3)
-#: Groups, or the square of a factor, beyond which torch's own runs.
+#: The most groups, or the largest square of a factor, that the kernels take.
 MOST_STREAMS = 64
 
 
@@ -23,7 +23,7 @@ class ShuffleCall(NamedTuple):
     k: int
 
     def is_ours(self) -> bool:
-        """Do the kernels take as many streams?"""
+        """Whether the kernels take so many groups, or a factor so large."""
         return (self.k if self.kind == CHANNELS else self.k * self.k) <= MOST_STREAMS
 
     def result(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -36,7 +36,7 @@ class ShuffleCall(NamedTuple):
 
 
 def check_call(x: Tensor, call: ShuffleCall, argument: str) -> None:
-    """Raises where the arguments do not go together; ``argument`` is the name of ``call.k``."""
+    """Raises an error if the arguments do not go together; ``argument`` is the name of ``call.k``."""
     op, k = KINDS[call.kind], call.k
     check_tensor(op, "x", x)
     check_int(op, argument, k, 1)
@@ -45,6 +45,7 @@ def check_call(x: Tensor, call: ShuffleCall, argument: str) -> None:
         fail(ValueError, op, "x", "(N, C, H, W)", f"shape {tuple(x.shape)}")
     divisor = 1 if call.kind == DOWN else k if call.kind == CHANNELS else k * k
     if x.shape[1] % divisor:
-        fail(ValueError, op, argument, f"such that {divisor} divides the {x.shape[1]} channels", k)
+        such = "a divisor of" if call.kind == CHANNELS else "a number whose square divides"
+        fail(ValueError, op, argument, f"{such} the {x.shape[1]} channels", k)
     if call.kind == DOWN and (x.shape[2] % k or x.shape[3] % k):
         fail(ValueError, op, argument, f"a divisor of H and W, {x.shape[2]} and {x.shape[3]}", k)

@@ -2,7 +2,7 @@
 
 from pykernels.ops._op import FLOATS, Op
 
-_NO_GPU = "torch's own runs: there are kernels for CPUs alone"
+_NO_GPU = "torch's own op runs: the op has kernels for CPUs only"
 
 CHANNEL_SHUFFLE, PIXEL_SHUFFLE, PIXEL_UNSHUFFLE = (
     Op(name=name, family="shuffle", backends={"cpu": None, "cuda": _NO_GPU, "triton": _NO_GPU}, dtypes=FLOATS)

@@ -1,4 +1,4 @@
-"""The shuffles in plain PyTorch: the oracle of every test, and what runs where there is no kernel."""
+"""The shuffles in plain PyTorch. Every test compares with them, and they run where there is no kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arguments of squeeze_excite: checked here, refused by name, and passed on whole as `SqueezeCall`."""
+"""The arguments of squeeze_excite. This module checks them, names the wrong one, and makes a `SqueezeCall`."""
 
 from __future__ import annotations
 

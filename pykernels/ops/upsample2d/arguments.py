@@ -1,4 +1,4 @@
-"""The arguments of upsample2d: checked here, refused by name, and passed on whole as `UpsampleCall`."""
+"""The arguments of upsample2d. This module checks them, names the wrong one, and makes an `UpsampleCall`."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def test_one_graph_serves_every_size(layout):
 def test_other_dtypes_and_devices_run_as_torchs():
     x = normal(1, 4, 6, 6, dtype=torch.float64)
     assert torch.equal(pixel_shuffle(x, 2), F.pixel_shuffle(x, 2))
-    with pytest.raises(RuntimeError, match="pixel_shuffle: backend='triton' cannot run: torch's own runs"):
+    with pytest.raises(RuntimeError, match="pixel_shuffle: backend='triton' cannot run: torch's own op runs"):
         pixel_shuffle(x, 2, backend="triton")
 
 
@@ -177,10 +177,10 @@ X = torch.zeros(1, 4, 6, 9)
 @pytest.mark.parametrize(
     ("function", "arguments", "error", "words"),
     [
-        (channel_shuffle, (X, 3), ValueError, "groups: expected such that 3 divides the 4 channels, got 3"),
+        (channel_shuffle, (X, 3), ValueError, "groups: expected a divisor of the 4 channels, got 3"),
         (channel_shuffle, (X, 0), ValueError, "groups: expected an int >= 1"),
         (channel_shuffle, (X, 2.0), TypeError, "groups: expected an int"),
-        (pixel_shuffle, (X, 4), ValueError, "upscale_factor: expected such that 16 divides the 4 channels"),
+        (pixel_shuffle, (X, 4), ValueError, "upscale_factor: expected a number whose square divides the 4 channels"),
         (pixel_unshuffle, (X, 2), ValueError, "downscale_factor: expected a divisor of H and W, 6 and 9, got 2"),
         (pixel_unshuffle, (X[0], 3), ValueError, r"x: expected \(N, C, H, W\)"),
         (pixel_shuffle, (X.int(), 2), TypeError, "x: expected a floating dtype"),

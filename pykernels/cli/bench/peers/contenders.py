@@ -1,4 +1,4 @@
-"""Who takes part: what each needs, which rows it can run, how exact it must be. Loads nothing by itself."""
+"""Who takes part: what each needs, which rows it can run, how exact it must be. This module loads none of them."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def by_name(name: str) -> Contender:
 
 
 def why_missing(contender: Contender) -> str | None:
-    """None where its packages are installed, or a sentence that says which are not."""
+    """None if its packages are installed, or a sentence that says which are not."""
     needed = dict.fromkeys((*contender.needs, *contender.prepares))
     absent = [name for name in needed if importlib.util.find_spec(name) is None]
     if not absent:

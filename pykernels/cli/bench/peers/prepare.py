@@ -1,7 +1,7 @@
 """Writes what a row's contenders share: inputs, the float64 answer, and the exported graphs.
 
-``python -m peers.prepare ROW FOLDER [onnx] [pnnx] [executorch] [MNN]``, MNN after onnx, whose graph it converts. An
-export that fails leaves its reason in ``NAME.error``, for the contender that wanted it to show.
+``python -m peers.prepare ROW FOLDER [onnx] [pnnx] [executorch] [MNN]``, with MNN after onnx, whose graph it converts.
+An export that fails leaves its reason in ``NAME.error``, and the contender that wanted the export shows that reason.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One contender on one row, alone in this process: ``python -m peers.worker ROW CONTENDER THREADS SECONDS FOLDER``.
 
-Imports, loads, calls once, checks the answer, and only then times. Its last line of output is one JSON object.
+It imports, loads, calls once and checks the answer, and only then times. Its last line of output is one JSON object.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Networks that people run, in few lines: the structures of the papers and of timm, torchvision and YOLO, untrained.
 
-`NETWORKS` has a function for each and the shape of what goes in.
+`NETWORKS` has a function for each, and the shape of its input.
 """
 
 from __future__ import annotations
