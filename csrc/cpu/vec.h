@@ -143,16 +143,6 @@ inline F32 extend(F32Half v, std::integer_sequence<int, lane...>) {
 }
 inline F32 extend(F32Half v) { return extend(v, std::make_integer_sequence<int, kLanes>()); }
 
-// The same value, in a register: compilers would rather read it from memory again for each use.
-inline F32 in_register(F32 v) {
-#if defined(__AVX512F__) && PK_LANES == 16
-  asm("" : "+v"(v));
-#elif defined(__AVX2__) && PK_LANES == 8
-  asm("" : "+x"(v));
-#endif
-  return v;
-}
-
 // A NaN in the second argument comes back.
 inline F32 min(F32 a, F32 b) { return a < b ? a : b; }
 inline F32 max(F32 a, F32 b) { return a > b ? a : b; }

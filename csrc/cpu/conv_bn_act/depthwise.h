@@ -55,7 +55,7 @@ void run_depthwise(const DepthwiseTile& t, const Epilogue& e) {
         const int r = h - p * kStride;
         if (r < 0 || r >= kTaps) continue;
 #pragma GCC unroll 16
-        for (int s = 0; s < kTaps; ++s) w[p][s] = in_register(load<F32>(weight + (r * kTaps + s) * kLanes));
+        for (int s = 0; s < kTaps; ++s) w[p][s] = load<F32>(weight + (r * kTaps + s) * kLanes);
       }
 #pragma GCC unroll 32
       for (int j = 0; j < kColumns; ++j) {
@@ -63,7 +63,7 @@ void run_depthwise(const DepthwiseTile& t, const Epilogue& e) {
         if constexpr (kEdge) {
           value = load_partial(j >= first && j < last ? x + j * pixel : kZeros, lanes);
         } else {
-          value = in_register(load<F32>(x + j * pixel));
+          value = load<F32>(x + j * pixel);
         }
 #pragma GCC unroll 16
         for (int p = 0; p < R; ++p) {

@@ -11,29 +11,17 @@ from torch.library import opcheck
 
 from pykernels.ops import ACTIVATIONS, group_norm_act
 from pykernels.ops._activation import apply_activation
-from pykernels.ops.group_norm_act.spec import GROUP_NORM_ACT_SPEC
 from tests.harness import (
     FORMATS,
     assert_one_graph,
     assert_threads_change_nothing,
-    check_op,
     forced_isa,
     host_isas,
     native,
     normal,
-    samples_of,
 )
 
 OPS = torch.ops.pykernels
-
-
-@native
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("sample", [pytest.param(x, id=x.name) for x in samples_of(GROUP_NORM_ACT_SPEC).values()])
-def test_native_is_the_reference(sample, dtype):
-    for isa in host_isas():
-        with forced_isa(isa):
-            check_op(GROUP_NORM_ACT_SPEC, sample, "cpu", dtype)
 
 
 @native

@@ -8,29 +8,17 @@ import torch.nn.functional as F
 from torch.library import opcheck
 
 from pykernels.ops import layer_norm
-from pykernels.ops.layer_norm.spec import LAYER_NORM_SPEC
 from tests.harness import (
     FORMATS,
     assert_one_graph,
     assert_threads_change_nothing,
-    check_op,
     forced_isa,
     host_isas,
     native,
     normal,
-    samples_of,
 )
 
 OPS = torch.ops.pykernels
-
-
-@native
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("sample", [pytest.param(x, id=x.name) for x in samples_of(LAYER_NORM_SPEC).values()])
-def test_native_is_the_reference(sample, dtype):
-    for isa in host_isas():
-        with forced_isa(isa):
-            check_op(LAYER_NORM_SPEC, sample, "cpu", dtype)
 
 
 @native

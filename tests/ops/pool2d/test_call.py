@@ -11,32 +11,16 @@ from torch.library import opcheck
 
 import pykernels as pk
 from pykernels.ops import avg_pool2d, global_avg_pool2d, max_pool2d
-from pykernels.ops._spec import all_specs
 from pykernels.ops.pool2d.arguments import PoolCall
 from tests.harness import (
     FORMATS,
     assert_one_graph,
     assert_threads_change_nothing,
-    check_op,
-    forced_isa,
-    host_isas,
     native,
     normal,
-    samples_of,
 )
 
 OPS = torch.ops.pykernels
-SPECS = [s for s in all_specs() if s.op.family == "pool2d"]
-CASES = [pytest.param(s, x, id=f"{s.name}-{x.name}") for s in SPECS for x in samples_of(s).values()]
-
-
-@native
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("spec", "sample"), CASES)
-def test_native_is_the_reference(spec, sample, dtype):
-    for isa in host_isas():
-        with forced_isa(isa):
-            check_op(spec, sample, "cpu", dtype)
 
 
 @native

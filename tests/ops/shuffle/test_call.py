@@ -8,34 +8,21 @@ import torch.nn.functional as F
 from torch.library import opcheck
 
 from pykernels.ops import channel_shuffle, pixel_shuffle, pixel_unshuffle
-from pykernels.ops.shuffle.spec import SPECS
 from tests.harness import (
     FORMATS,
     assert_one_graph,
     assert_threads_change_nothing,
-    check_op,
     forced_isa,
     host_isas,
     native,
     normal,
-    samples_of,
 )
 
 OPS = torch.ops.pykernels
-SAMPLES = [pytest.param(s, x, id=f"{s.name}-{x.name}") for s in SPECS for x in samples_of(s).values()]
 
 
 def call(kind, k):
     return torch.tensor([kind, k])
-
-
-@native
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("spec", "sample"), SAMPLES)
-def test_native_is_the_reference(spec, sample, dtype):
-    for isa in host_isas():
-        with forced_isa(isa):
-            check_op(spec, sample, "cpu", dtype)
 
 
 @native

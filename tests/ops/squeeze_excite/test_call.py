@@ -9,37 +9,24 @@ from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 from pykernels.ops import ACTIVATIONS, squeeze_excite
-from pykernels.ops._spec import all_specs
 from tests.harness import (
     FORMATS,
     assert_one_graph,
     assert_threads_change_nothing,
-    check_op,
     forced_isa,
     host_isas,
     native,
     normal,
     relative_l2,
-    samples_of,
 )
 
 OPS = torch.ops.pykernels
-SPEC = next(s for s in all_specs() if s.name == "squeeze_excite")
 RELU, SIGMOID = ACTIVATIONS.index("relu"), ACTIVATIONS.index("sigmoid")
 
 
 def weights(channels, between, dtype=torch.float32):
     shapes = (between, channels), (between,), (channels, between), (channels,)
     return [normal(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes, 1)]
-
-
-@native
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("sample", samples_of(SPEC).values(), ids=lambda s: s.name)
-def test_native_is_the_reference(sample, dtype):
-    for isa in host_isas():
-        with forced_isa(isa):
-            check_op(SPEC, sample, "cpu", dtype)
 
 
 @native

@@ -12,30 +12,18 @@ from torch.library import opcheck
 import pykernels as pk
 from pykernels.ops import upsample2d
 from pykernels.ops._spec import ROUNDOFF
-from pykernels.ops.upsample2d.spec import UPSAMPLE2D_SPEC
 from tests.harness import (
     FORMATS,
     assert_one_graph,
     assert_threads_change_nothing,
-    check_op,
     forced_isa,
     host_isas,
     native,
     normal,
-    samples_of,
 )
 
 OPS = torch.ops.pykernels
 NEAREST = ("nearest", "nearest-exact")
-
-
-@native
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("sample", [pytest.param(x, id=x.name) for x in samples_of(UPSAMPLE2D_SPEC).values()])
-def test_native_is_the_reference(sample, dtype):
-    for isa in host_isas():
-        with forced_isa(isa):
-            check_op(UPSAMPLE2D_SPEC, sample, "cpu", dtype)
 
 
 @native
