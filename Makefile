@@ -36,7 +36,7 @@ bench: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# The tables and the picture of README and docs, from bench/results.
+# Every table and figure of README and docs, and the picture, from bench/results.
 figures:
 	$(PYTHON) tools/figures.py
 

@@ -62,6 +62,18 @@ LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 TEXTS = [p for p in (*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md") if p.is_file()]
 
 
+#: Files and folders of the repository in backticks; names with a placeholder in them are examples.
+PATH = re.compile(r"`((?:bench|cmake|csrc|docs|pykernels|pykernels_cli|tests|tools)/[\w./-]*)`")
+
+
+def test_paths_in_the_text_exist():
+    texts = [p for p in TEXTS if p.name != "CHANGELOG.md"]
+    named = {(page, path) for page in texts for path in PATH.findall(FENCE.sub("", page.read_text()))}
+    assert named
+    gone = {f"{page.relative_to(ROOT)}: {path}" for page, path in named if not (ROOT / path).exists()}
+    assert {line for line in gone if "scale_add" not in line} == set()
+
+
 def anchors_of(page: Path) -> set[str]:
     """What GitHub and MkDocs make of its headings."""
     headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), re.MULTILINE)

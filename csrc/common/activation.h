@@ -36,7 +36,7 @@ inline constexpr int kActivations = static_cast<int>(Activation::softplus) + 1; 
 
 namespace {
 
-// Does the gradient depend on the argument's sign alone, so that one bit holds it?
+// Whether the gradient depends only on the argument's sign, so that one bit holds it.
 PK_HOST_DEVICE constexpr bool is_signed(Activation activation) {
   return activation == Activation::relu || activation == Activation::leaky_relu;
 }

@@ -53,7 +53,7 @@ Status launch(void (*kernel)(Parameters...), const Launch& how, void* stream, co
     error = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
   }
   if (error != cudaSuccess) {
-    (void)cudaGetLastError();  // else the next caller would be told of it
+    (void)cudaGetLastError();  // else the next caller would get this error
     return {cudaGetErrorString(error)};
   }
   return kOk;

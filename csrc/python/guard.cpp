@@ -1,4 +1,5 @@
-// pykernels._native._guard: the look before a program's call. Python objects alone; of tensors, what Python can ask.
+// pykernels._native._guard: the checks before a program's call. It handles Python objects only, and asks tensors what
+// Python can ask.
 #include <pybind11/pybind11.h>
 
 #include "python/recall.h"

@@ -133,7 +133,7 @@ inline void check_out(const Tensor& out, ScalarType dtype, const std::vector<int
   check_cpu(out, op, "out");
   check_dtype(out, dtype, op, "out");
   check_shape(out, shape, op, "out");
-  check(is_without_overlap(out), op, "out", "expected no two elements in one place");
+  check(is_without_overlap(out), op, "out", "expected elements that do not overlap");
 }
 
 // `call` holds the fields of a Numbers, which are all of the type Number: int64_t or double.
@@ -160,7 +160,7 @@ inline Activation to_activation(int64_t code, const char* op) {
   return static_cast<Activation>(code);
 }
 
-// The kernels' element type. float16 is CUDA's alone.
+// The kernels' element type. Only CUDA's have float16.
 inline DType to_dtype(ScalarType t, const char* op, const char* argument, bool cuda = false) {
   switch (t) {
     case ScalarType::Float:

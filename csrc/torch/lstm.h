@@ -148,7 +148,7 @@ struct LstmCall {
     args->weights = pointers.data();
   }
 
-  // The outputs of a backward pass, whose `Args` are told of them.
+  // The outputs of a backward pass; its `Args` point to them.
   struct Gradients {
     Tensor x, h0, c0;
     Tensors weights;

@@ -9,7 +9,7 @@ Status make_plan(const BatchNormActArgs& args, BatchNormActPlan* plan) {
   const auto code = static_cast<int32_t>(args.activation);
   if (code < 0 || code >= kActivations) return {"activation: not a code of pykernels.ops.ACTIVATIONS"};
   if (args.parameters != nullptr && parameters_of(args.activation) == 0) {
-    return {"parameters: expected none, for the activation has no constants"};
+    return {"parameters: expected none, because the activation has no constants"};
   }
   if (args.n < 0 || args.c < 0 || args.h < 0 || args.w < 0) return {"x: expected sizes that are not negative"};
   if (!product_fits({args.n + 1, args.c + 1, args.h + 1, args.w + 1, 4})) return {"x: the sizes are too large"};

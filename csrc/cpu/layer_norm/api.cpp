@@ -37,7 +37,7 @@ Status make_plan(const LayerNormArgs& args, LayerNormPlan* plan) {
   LayerNormArgs& a = plan->args;
   plan->by_channels = channels_are_adjacent(a, a.x_stride) && channels_are_adjacent(a, a.y_stride);
   if (!plan->by_channels && !(columns_are_adjacent(a, a.x_stride) && columns_are_adjacent(a, a.y_stride))) {
-    return {"x: expected pixels one step apart, and that step or that of channels to be 1, of x and of y alike"};
+    return {"x: expected pixels at equal distances, and adjacent channels or adjacent pixels, in x and y alike"};
   }
   a.x_stride[3] = step_of(a, a.x_stride);
   a.y_stride[3] = step_of(a, a.y_stride);

@@ -18,16 +18,16 @@ namespace pk {
 namespace PK_ISA {
 namespace {
 
-// Rows of x that one GEMM takes: enough to amortise a pass over W_ih.
+// How many rows of x one GEMM takes: enough to amortise a pass over W_ih.
 inline constexpr int64_t kSpanRows = 96;
 inline int64_t span_of(const LstmShape& s) { return s.batch >= kSpanRows ? 1 : kSpanRows / (s.batch ? s.batch : 1); }
 
-// Up to so many rows in all, weights that come unpacked are used as they are: packing costs as much as some hundred
-// rows.
+// Up to this number of rows, weights that come unpacked are used as they are: to pack them costs as much as some
+// hundred rows.
 inline constexpr int64_t kUnpackedRows = 512;
 
-// Unit blocks that one row takes together: as streams of weights, and as cells, for one waits long for each of its
-// operations. (AVX2 gains nothing.)
+// How many unit blocks one row takes together: as several streams of weights, and as several cells, because one alone
+// waits long for each of its operations. AVX2 gains nothing from it.
 inline constexpr int64_t kBlocksTogether = kStreamPanels ? 2 * kStreams : 1;
 
 // One direction of one layer.

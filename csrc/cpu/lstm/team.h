@@ -102,8 +102,8 @@ void walk(Chain* chains, int chain_count, int member, int64_t steps, const Work&
   }
 }
 
-// A chain for each direction: work(direction, share, shares, step). An even team parts, half of it a direction, and
-// waits for each other the less; an odd one walks both.
+// Runs a chain for each direction: work(direction, share, shares, step). An even team splits, one half for each
+// direction, so that fewer threads wait for each other. An odd team walks both directions.
 template <class Work>
 void walk_layer(Share* shares, int team, int directions, int64_t steps, const Executor& executor, const Work& work) {
   if (team == 1) {

@@ -38,7 +38,7 @@ Status make_plan(const Pool2dArgs& args, Pool2dPlan* plan) {
     if (step < 1 || step > kLargest) return {"dilation: expected sizes of 1 to 2^31"};
   }
   if (args.kind == PoolKind::average && (args.dilation_h != 1 || args.dilation_w != 1)) {
-    return {"dilation: expected 1 of an average"};
+    return {"dilation: expected 1 for an average"};
   }
   if (args.divisor < -kLargest || args.divisor > kLargest) return {"divisor: expected a number of at most 2^31"};
   if (!product_fits({args.n + 1, args.c + 1, args.h, args.w, 4}) || !product_fits({args.r, args.dilation_h}) ||

@@ -1,7 +1,9 @@
-// The entry points: a plan checks the call and sees how it lies; a run cuts it into rows of pixels, or into planes.
+// The entry points. A plan checks the call and finds out how the image lies in memory. A run cuts it into rows of
+// pixels, or into planes.
 //
-// Which stream is which: of adjacent channels a pixel's groups, or the pixels of a square; of adjacent columns the rows
-// of a square's columns. Channels of adjacent columns are copied row by row.
+// The kernels weave streams. Where channels are adjacent, the streams are a pixel's groups, or the pixels of a square.
+// Where columns are adjacent, they are the rows of a square's columns. A channel shuffle of adjacent columns copies row
+// by row.
 #include <cstring>
 
 #include "common/sizes.h"

@@ -97,7 +97,7 @@ PK_API Status make_plan(const ConvArgs& args, int threads, ConvPlan* plan);
 // A plan for packing and running, with the algorithm that suits the two together: `plan->args.packed` is to be set.
 PK_API Status make_packing_plan(const ConvArgs& args, int threads, ConvPlan* plan);
 
-// A plan for packing alone. weight: (k, c / groups, r, s), f32 or bf16.
+// A plan for packing only. weight: (k, c / groups, r, s), f32 or bf16.
 PK_API Status make_packing_plan(const ConvShape& shape, ConvAlgorithm algorithm, DType dtype, ConvPlan* plan);
 
 // Fills `packed`, plan.packed_bytes of room.

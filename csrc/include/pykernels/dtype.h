@@ -1,4 +1,4 @@
-// Element types of the kernel API. bf16 and f16 are passed as raw 16-bit words; f16 is the CUDA kernels' alone.
+// Element types of the kernel API. bf16 and f16 are passed as raw 16-bit words; only the CUDA kernels take f16.
 #pragma once
 
 #include <cstddef>

@@ -48,7 +48,8 @@ Tensor batch_norm_act_bind_op(int64_t channels, MaybeTensor scale, MaybeTensor s
   bound.has_shift = shift.has_value();
   const int rows = parameters_of(bound.activation);
   bound.parameters = parameters.has_value() ? rows : 0;
-  check(!parameters.has_value() || rows > 0, op, "parameters", "expected none, for the activation has no constants");
+  check(!parameters.has_value() || rows > 0, op, "parameters",
+        "expected none, because the activation has no constants");
   const Tensor result = empty({bound.bytes()}, ScalarType::Byte);
   auto* to = static_cast<char*>(result.mutable_data_ptr());
   std::memcpy(to, &bound, sizeof bound);
@@ -94,7 +95,7 @@ struct NormCall {
       check_dtype(x, first.scalar_type(), op, "x");
       bool alike = x.dim() == first.dim();
       for (int64_t d = 0; alike && d < x.dim(); ++d) alike = d == 1 || x.size(d) == first.size(d);
-      check(alike, op, "x", "expected tensors that differ in their channels alone, got shapes ", shape_of(first),
+      check(alike, op, "x", "expected tensors that differ only in their channels, got shapes ", shape_of(first),
             " and ", shape_of(x));
       sizes[1] += x.size(1);
       pieces.push_back(to_four(x));

@@ -180,7 +180,7 @@ Tensor conv_bind_op(Tensor packed, Ints weight_shape, MaybeTensor scale, MaybeTe
                                    per_channel(shift, bound.shape.k, op, "shift", &keep[1])};
   if (parameters.has_value()) {
     bound.parameters = parameters_of(bound.options.activation);
-    check(bound.parameters > 0, op, "parameters", "expected none, for the activation has no constants");
+    check(bound.parameters > 0, op, "parameters", "expected none, because the activation has no constants");
     check_cpu(*parameters, op, "parameters");
     check_dtype(*parameters, ScalarType::Float, op, "parameters");
     check_shape(*parameters, {bound.parameters, bound.shape.k}, op, "parameters");
@@ -290,7 +290,7 @@ Tensor rows_of(const char* op, const char* argument, const Tensor& t) {
 void check_rows(const char* op, const char* argument, const Tensor& t, const Tensor& x) {
   bool good = t.dim() == x.dim();
   for (int64_t d = 0; good && d < x.dim() - 1; ++d) good = t.size(d) == x.size(d);
-  check(good, op, argument, "expected the shape of x but for the last dimension, got ", shape_of(t), " and ",
+  check(good, op, argument, "expected the shape of x except for the last dimension, got ", shape_of(t), " and ",
         shape_of(x));
 }
 

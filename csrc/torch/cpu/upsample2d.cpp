@@ -45,8 +45,8 @@ Tensor run_new(const char* op, const Tensor& x, Ints size, const Scaling& call) 
   check_dim(x, 4, op, "x");
   if (size.empty()) {
     for (const double scale : {call.scale_h, call.scale_w}) {
-      check(scale > 0 && scale <= 1 << 30, op, "scale_factor", "expected a number above 0 for want of a size, got ",
-            scale);
+      check(scale > 0 && scale <= 1 << 30, op, "scale_factor",
+            "expected a number above 0, because no size is given; got ", scale);
     }
     size = {static_cast<int64_t>(static_cast<double>(x.size(2)) * call.scale_h),
             static_cast<int64_t>(static_cast<double>(x.size(3)) * call.scale_w)};

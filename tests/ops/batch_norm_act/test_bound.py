@@ -90,7 +90,7 @@ def test_opcheck():
 X = torch.zeros(2, 7, 3, 3)
 BAD = [
     (lambda b: ([], b, None), "x: expected at least one tensor"),
-    (lambda b: ([X, X[:, :, 1:]], b, None), "x: expected tensors that differ in their channels alone"),
+    (lambda b: ([X, X[:, :, 1:]], b, None), "x: expected tensors that differ only in their channels"),
     (lambda b: ([X[:, 1:]], b, None), "x: expected 7 channels, got 6"),
     (lambda b: ([X.double()], b, None), "x: expected"),
     (lambda b: ([X[0, 0, 0]], b, None), "x: expected"),
@@ -114,7 +114,7 @@ def test_refusals_of_out_and_of_what_is_bound():
     bound, scale, shift = bind(7)
     with pytest.raises(RuntimeError, match="out: expected"):
         OPS.batch_norm_act_bound_out([X], bound, None, X[:1].clone())
-    with pytest.raises(RuntimeError, match="out: expected no two elements in one place"):
+    with pytest.raises(RuntimeError, match="out: expected elements that do not overlap"):
         OPS.batch_norm_act_bound_out([X], bound, None, torch.zeros(1, 7, 3, 3).expand(2, -1, -1, -1))
     with pytest.raises(RuntimeError, match="scale: expected"):
         OPS.batch_norm_act_bind(7, scale[1:], shift, None, RELU, 0.0)

@@ -163,7 +163,7 @@ def test_out_is_checked():
         (y[:, :5], room, "out: expected shape"),
         (y[0], room, "out: expected 4 dimensions"),
         (y.bfloat16(), room, "out: expected torch.float32"),
-        (y[:, :1].expand_as(y), room, "out: expected no two elements in one place"),
+        (y[:, :1].expand_as(y), room, "out: expected elements that do not overlap"),
         (y, room.float(), "workspace: expected the contiguous 1-D torch.uint8"),
     ):
         with pytest.raises(RuntimeError, match=message):

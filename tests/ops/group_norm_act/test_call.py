@@ -100,7 +100,10 @@ def test_group_norm_act_out_refuses_what_does_not_fit():
         ((x, v, torch.ones(8)[::2], None, call, out), "bias: expected adjacent elements"),
         ((x, v, v, x[:, :2], call, out), r"residual: expected shape \(1, 4, 6, 6\)"),
         ((x, v, v, None, call, torch.empty(1, 4, 6, 5)), r"out: expected shape \(1, 4, 6, 6\)"),
-        ((x, v, v, None, call, torch.empty(1, 4, 6, 1).expand(1, 4, 6, 6)), "out: expected no two elements"),
+        (
+            (x, v, v, None, call, torch.empty(1, 4, 6, 1).expand(1, 4, 6, 6)),
+            "out: expected elements that do not overlap",
+        ),
         ((x, v, v, None, call, out.double()), "out: expected torch.float32"),
         ((x[0], v, v, None, call, out), "x: expected 4 dimensions"),
     ):

@@ -114,7 +114,7 @@ def test_layer_norm_out_refuses_what_does_not_fit():
         ((x, v.bfloat16(), None, call, out), "weight: expected torch.float32"),
         ((x, v, torch.ones(8)[::2], call, out), "bias: expected a contiguous tensor"),
         ((x, v, v, call, torch.empty(1, 4, 6, 5)), r"out: expected shape \(1, 4, 6, 6\)"),
-        ((x, v, v, call, torch.empty(1, 4, 6, 1).expand(1, 4, 6, 6)), "out: expected no two elements"),
+        ((x, v, v, call, torch.empty(1, 4, 6, 1).expand(1, 4, 6, 6)), "out: expected elements that do not overlap"),
         ((x, v, v, call, out.double()), "out: expected torch.float32"),
         ((x[0], v, v, call, out[0]), "x: expected 4 dimensions"),
         ((x.double(), v, v, call, out), "x: expected torch.float32 or torch.bfloat16"),

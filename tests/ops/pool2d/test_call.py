@@ -86,7 +86,7 @@ def test_pool2d_out_refuses_what_does_not_fit():
     for bad, words in (
         ((x, call[:5], torch.empty(1, 3, 3, 3)), "call: expected 12 int64 numbers"),
         ((x, call, torch.empty(1, 3, 3, 2)), r"out: expected shape \(1, 3, 3, 3\)"),
-        ((x, call, torch.empty(1, 3, 3, 1).expand(1, 3, 3, 3)), "out: expected no two elements in one place"),
+        ((x, call, torch.empty(1, 3, 3, 1).expand(1, 3, 3, 3)), "out: expected elements that do not overlap"),
         ((x, call, torch.empty(1, 3, 3, 3).double()), "out: expected torch.float32"),
         ((x[0], call, torch.empty(1, 3, 3, 3)), "x: expected 4 dimensions"),
         ((x, call * -1, torch.empty(1, 3, 3, 3)), "kernel_size: expected sizes of 1"),

@@ -91,7 +91,7 @@ def test_shuffle_out_refuses_what_does_not_fit():
         (([x.int()], call(0, 2), out), "x: expected torch.float32 or torch.bfloat16"),
         (([x], call(0, 2), out[..., :5]), r"out: expected shape \(1, 4, 6, 6\)"),
         (([x], call(0, 2), out.bfloat16()), "out: expected torch.float32"),
-        (([x], call(0, 2), torch.empty(1, 1, 1, 6).expand(1, 4, 6, 6)), "out: expected no two elements"),
+        (([x], call(0, 2), torch.empty(1, 1, 1, 6).expand(1, 4, 6, 6)), "out: expected elements that do not overlap"),
     ):
         with pytest.raises(RuntimeError, match=f"pykernels.shuffle_out: {words}"):
             OPS.shuffle_out(*bad)

@@ -110,7 +110,7 @@ def test_the_ops_refuse_what_does_not_fit():
     for out, words in (
         (torch.empty(1, 3, 6, 5), "expected shape"),
         (torch.empty(1, 3, 6, 6).double(), "expected torch.float32"),
-        (torch.empty(1, 3, 6, 1).expand(1, 3, 6, 6), "expected no two elements in one place"),
+        (torch.empty(1, 3, 6, 1).expand(1, 3, 6, 6), "expected elements that do not overlap"),
     ):
         with pytest.raises(RuntimeError, match=f"pykernels.squeeze_excite_out: out: {words}"):
             OPS.squeeze_excite_out(x, w1, b1, w2, b2, RELU, SIGMOID, out)

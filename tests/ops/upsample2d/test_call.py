@@ -113,7 +113,7 @@ def test_upsample2d_out_refuses_what_does_not_fit():
         ((x, torch.tensor([0.0, -1, 0]).double(), out), "scale_factor: expected numbers that are not negative"),
         ((x, call, torch.empty(1, 4, 3, 3)), r"out: expected shape \(1, 3, 3, 3\)"),
         ((x, call, torch.empty(1, 3, 3, 0)), "size: expected sizes of 1"),
-        ((x, call, torch.empty(1, 3, 3, 1).expand(1, 3, 3, 3)), "out: expected no two elements in one place"),
+        ((x, call, torch.empty(1, 3, 3, 1).expand(1, 3, 3, 3)), "out: expected elements that do not overlap"),
         ((x, call, out.double()), "out: expected torch.float32"),
         ((x[0], call, out), "x: expected 4 dimensions"),
     ):
