@@ -27,7 +27,7 @@ class CNNLSTM(nn.Module):
         input_size: Values in a frame: 64 (F // 4) for spectrograms of F features.
         hidden_size: Width of the LSTM in each direction.
         num_layers: Depth of the LSTM.
-        per_frame: Classify every frame, as CTC wants it, and not the last step only.
+        per_frame: Whether to classify every frame, as CTC wants, and not only the last step.
 
     Raises:
         TypeError: A count is not an int.

@@ -88,13 +88,13 @@ class LSTMLanguageModel(nn.Module):
             prompt: (B, T) token ids, or (T,) for one sequence.
             max_new_tokens: How many tokens to make; 0 makes none.
             temperature: Divides the logits before sampling; 0 takes the likeliest token.
-            generator: Of the random numbers; the same seed gives the same tokens. None is torch's own.
+            generator: The random number generator; the same seed gives the same tokens. None means torch's own.
 
         Yields:
             (B,) token ids, or a scalar tensor for one sequence; one at a time, without gradients.
 
         Raises:
-            TypeError: ``prompt`` is not of integers, or ``max_new_tokens`` is not an int.
+            TypeError: ``prompt`` does not hold integers, or ``max_new_tokens`` is not an int.
             ValueError: ``prompt`` is of another shape, ``max_new_tokens`` or ``temperature`` negative.
         """
         one = isinstance(prompt, Tensor) and prompt.dim() == 1

@@ -25,7 +25,7 @@ class BasicBlock(nn.Module):
     Args:
         inplanes: The channels of the input.
         planes: The channels of the result.
-        stride: That of the first convolution.
+        stride: The stride of the first convolution.
     """
 
     expansion = 1
@@ -59,7 +59,7 @@ class Bottleneck(nn.Module):
     Args:
         inplanes: The channels of the input.
         planes: The channels between the convolutions; the result has four times as many.
-        stride: That of the 3x3 convolution.
+        stride: The stride of the 3x3 convolution.
     """
 
     expansion = 4

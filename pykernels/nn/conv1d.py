@@ -34,8 +34,8 @@ class ConvBNAct1d(ConvBNAct):
         groups: Divides C and K.
         bias: Whether the convolution has a bias. Unlike torch's, it has none unless asked for: a batch norm follows.
         padding_mode: What the padding holds, as for `torch.nn.Conv1d`.
-        device: Where the parameters are made.
-        dtype: Of the parameters.
+        device: The device to make the parameters on.
+        dtype: The parameters' dtype.
         batch_norm: False leaves the batch norm out (``bn`` is then None).
         eps: Added to the variance.
         momentum: The share of a batch in the running statistics; None for a cumulative average.

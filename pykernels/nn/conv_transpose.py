@@ -38,12 +38,12 @@ class ConvTransposeBNAct2d(ConvBNAct):
         kernel_size: One int or (R, S).
         stride: One int or (vertical, horizontal).
         padding: Rows and columns that are cut off at each side of the result.
-        output_padding: More of them at the bottom and at the right; less than stride or dilation.
+        output_padding: Rows and columns that are added at the bottom and at the right; less than stride or dilation.
         groups: Divides C and K.
         bias: Whether the convolution has a bias. Unlike torch's, it has none unless asked for: a batch norm follows.
         dilation: One int or (vertical, horizontal).
-        device: Where the parameters are made.
-        dtype: Of the parameters.
+        device: The device to make the parameters on.
+        dtype: The parameters' dtype.
         batch_norm: False leaves the batch norm out (``bn`` is then None).
         eps: Added to the variance.
         momentum: The share of a batch in the running statistics; None for a cumulative average.

@@ -35,9 +35,9 @@ class Int8Linear(PacksWeights, nn.Module):
     Args:
         in_features: The size of a row of ``x``.
         out_features: The size of a row of the result.
-        bias: Whether there is one.
-        device: Where the buffers are made.
-        dtype: Of the bias.
+        bias: Whether to add a bias.
+        device: The device to make the buffers on.
+        dtype: The bias's dtype.
         activation: One of `pykernels.ops.ACTIVATIONS`.
 
     There are no parameters, but three buffers: ``weight`` (out_features, in_features) in int8; ``weight_scale``

@@ -63,8 +63,8 @@ class LSTM(PacksWeights, RNNBase):
         dropout: The probability of a zero between layers, in training.
         bidirectional: Whether each layer also reads the sequence backwards.
         proj_size: The size of a projected state. There are no kernels for one above 0: torch's own implementation runs.
-        device: Where the parameters are made.
-        dtype: Of the parameters.
+        device: The device to make the parameters on.
+        dtype: The parameters' dtype.
 
     Calls that record gradients run the differentiable op. In other calls the module packs its weights once, and again
     when they have changed, as `ConvBNAct2d` does. `isinstance(lstm, torch.nn.LSTM)` is False: the class derives from
@@ -264,8 +264,8 @@ class LSTMCell(PacksWeights, nn.LSTMCell):
         input_size: I, the features of ``x``.
         hidden_size: H, the size of a state.
         bias: Whether the gates have biases.
-        device: Where the parameters are made.
-        dtype: Of the parameters.
+        device: The device to make the parameters on.
+        dtype: The parameters' dtype.
 
     Calls that record gradients run the differentiable op. In other calls the module packs its weights once, and again
     when they have changed, as `ConvBNAct2d` does.

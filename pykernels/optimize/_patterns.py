@@ -333,8 +333,7 @@ class Fuser:
         )
 
     def _is_alone(self, value: Value, chain: set[Any], until: int) -> bool:
-        """Whether nothing else has ``value``'s memory when step ``until`` writes to it; later readers use the result.
-        """
+        """Whether nothing else has ``value``'s memory when step ``until`` writes there; later readers use the result."""
         if value.storage == -1:
             return False
         return all(v in chain or self.made_at.get(v, -1) >= until for v in self.by_storage[value.storage])

@@ -33,7 +33,7 @@ def batch_norm_act(
 ) -> torch.Tensor:
     """Batch norm, residual add and activation, fused; two passes over ``x`` forward, two over ``grad_y`` backward.
 
-    The same as::
+    It computes the same as::
 
         y = act(F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps) + residual)
 
@@ -43,7 +43,8 @@ def batch_norm_act(
         running_var: (C,).
         weight: (C,); 1 if None.
         bias: (C,); 0 if None.
-        training: Normalise by the mean and variance of ``x``; else by the running ones, which then must be given.
+        training: Whether to normalise by the mean and variance of ``x``, and not by the running ones, which must then
+            be given.
         momentum: The share of the batch in the running statistics.
         eps: Added to the variance.
         residual: Added before the activation; of ``x``'s shape and dtype.

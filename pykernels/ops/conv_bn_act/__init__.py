@@ -35,9 +35,9 @@ def conv_bn_act(
     negative_slope: float = 0.01,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """1-d or 2-d convolution, inference-mode batch norm, residual add and activation, fused.
+    """Convolution in 1 or 2 dimensions, inference-mode batch norm, residual add and activation, in one pass.
 
-    The same as, with the batch norm left out where ``running_mean`` and ``running_var`` are None::
+    It computes the same as this, without the batch norm where ``running_mean`` and ``running_var`` are None::
 
         z = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
         z = F.batch_norm(z, running_mean, running_var, bn_weight, bn_bias, training=False, eps=eps)
@@ -68,9 +68,9 @@ def conv_bn_act(
     Returns:
         (N, K, P, Q), or (K, P, Q) for unbatched input, in ``x``'s dtype and memory format; of sequences without P.
 
-    The vectors of length K may be of any floating dtype; they are folded to a float32 scale and shift, computed in
-    float64. The kernels take float32 and bfloat16, on CUDA float16 too, and accumulate in float32; the rest runs as
-    plain PyTorch. On a GPU float32 is multiplied in three products of tf32, which keep its precision, or, unless
+    The vectors of length K may be of any floating dtype; the op folds them to a float32 scale and shift, in float64.
+    The kernels take float32 and bfloat16, on CUDA float16 too, and accumulate in float32; other dtypes run as plain
+    PyTorch. On a GPU the kernels multiply float32 in three products of TF32, which keep its precision, or, unless
     `torch.get_float32_matmul_precision` is "highest", in one.
     On a CPU the op packs ``weight`` at every call; `pykernels.nn.ConvBNAct2d` packs it once.
     Every tensor argument is differentiable, twice. Under autocast ``x``, ``weight`` and ``residual`` are cast as

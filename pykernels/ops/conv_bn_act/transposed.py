@@ -1,9 +1,9 @@
 """conv_transpose_bn_act: a transposed convolution as ordinary ones, one for each phase of the result.
 
-With a stride of s, what a phase gives lies s pixels apart: of a row o = s i + a of the result, o = s h - p + d r leads
-from the row h of x and the tap r to it, so that a phase a knows the taps r for which s divides a + p - d r, and
-convolves x with these, turned around, at stride 1. Each writes its own pixels of the result. No product with a zero
-between the pixels is made, and the kernels are those of `conv_bn_act`, on every backend.
+With a stride of s, the pixels of a phase lie s apart. For a row o = s i + a of the result, o = s h - p + d r leads from
+the row h of x and the tap r to it. So a phase a uses the taps r for which s divides a + p - d r, and convolves x with
+these, turned around, at stride 1. Each phase writes its own pixels of the result. There is no product with a zero
+between the pixels, and the kernels are those of `conv_bn_act`, on every backend.
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ def conv_transpose_bn_act(
     negative_slope: float = 0.01,
     backend: str | None = None,
 ) -> Tensor:
-    """1-d or 2-d transposed convolution, inference-mode batch norm, residual add and activation, fused.
+    """Transposed convolution in 1 or 2 dimensions, inference-mode batch norm, residual add and activation.
 
-    The same as, with the batch norm left out where ``running_mean`` and ``running_var`` are None::
+    It computes the same as this, without the batch norm where ``running_mean`` and ``running_var`` are None::
 
         z = F.conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups, dilation)
         z = F.batch_norm(z, running_mean, running_var, bn_weight, bn_bias, training=False, eps=eps)
@@ -153,7 +153,7 @@ def conv_transpose_bn_act(
         residual: Added before the activation; of the output's shape and ``x``'s dtype.
         stride: One int or (vertical, horizontal).
         padding: Rows and columns that are cut off at each side of the result.
-        output_padding: More of them at the bottom and at the right; less than stride or dilation.
+        output_padding: Rows and columns that are added at the bottom and at the right; less than stride or dilation.
         groups: Divides C and K.
         dilation: One int or (vertical, horizontal).
         activation: One of `pykernels.ops.ACTIVATIONS`.

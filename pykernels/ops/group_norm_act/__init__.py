@@ -28,7 +28,7 @@ def group_norm_act(
 ) -> Tensor:
     """Group norm, residual add and activation in two passes over ``x``; instance norm with one group a channel.
 
-    The same as::
+    It computes the same as::
 
         y = act(F.group_norm(x, groups, weight, bias, eps) + residual)
 

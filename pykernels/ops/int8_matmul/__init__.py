@@ -156,7 +156,7 @@ def int8_linear(
 ) -> torch.Tensor:
     """``act(x @ (weight * weight_scale).T + bias)`` with the rows of ``x`` quantised to int8 on the way in.
 
-    The same as::
+    It computes the same as::
 
         q, scale, _ = quantize_int8(x, axis=0)
         int8_matmul(q, weight.t(), a_scale=scale, b_scale=weight_scale, bias=bias, activation=activation,

@@ -27,7 +27,7 @@ def layer_norm(
 ) -> Tensor:
     """Layer norm in one pass, over the last dimensions or over the channels of an image of either memory format.
 
-    The same as::
+    It computes the same as::
 
         y = F.layer_norm(x, normalized_shape, weight, bias, eps)
         y = F.layer_norm(x.movedim(1, -1), normalized_shape, weight, bias, eps).movedim(-1, 1)  # channels_first

@@ -1,4 +1,4 @@
-"""One LSTM step, and whole sequences: layers, both directions, packed data; forward and backward.
+"""LSTM: one step, and whole sequences with layers, both directions and packed data; forward and backward.
 
 i, f, g, o = x W_ih' + b_ih + h W_hh' + b_hh
 c' = sigmoid(f) c + sigmoid(i) tanh(g)
@@ -31,12 +31,16 @@ def lstm_cell(
     *,
     backend: str | None = None,
 ) -> States:
-    """One step of an LSTM.
+    """Runs one step of an LSTM.
+
+    It computes the same as::
+
+        torch.lstm_cell(x, (h, c), w_ih, w_hh, b_ih, b_hh)
 
     Args:
-        x: (B, I), or (I,) for one unbatched step. float32, bfloat16 or, on CUDA, float16 on the kernels; the reference
-            takes any float.
-        states: (h, c), each (B, H), or (H,) if x is unbatched.
+        x: (B, I), or (I,) for one unbatched step. The kernels take float32, bfloat16 and, on CUDA, float16; the
+            reference takes any floating dtype.
+        states: (h, c), each (B, H), or (H,) if ``x`` is unbatched.
         w_ih: (4H, I), gates i, f, g, o.
         w_hh: (4H, H).
         b_ih: (4H,) or None.
@@ -44,22 +48,19 @@ def lstm_cell(
         backend: "auto", "cpu", "cuda", "triton" or "reference"; None means that of the `pykernels.backend` block.
 
     Returns:
-        (h, c), each (B, H) or (H,), contiguous, of x's dtype (autocast's, inside autocast).
+        (h, c), each (B, H) or (H,), contiguous, of ``x``'s dtype (autocast's, inside autocast).
 
     Raises:
         TypeError: An argument is not a tensor, or its dtype does not fit; the message says which.
-        ValueError: A shape or device does not fit.
+        ValueError: A shape or a device does not fit.
         RuntimeError: The requested backend cannot run.
 
-    The same as::
-
-        torch.lstm_cell(x, (h, c), w_ih, w_hh, b_ih, b_hh)
-
-    Differentiable twice: the first backward is native, the second goes through the reference, as does everything inside
-    `torch.func`'s transforms and forward-mode differentiation, where an explicit other backend is refused. Accumulates
-    in float32 and gives the same bits for the same input and thread count.
-    Tolerance: `pykernels.ops.lstm.spec`. The equations are those of Hochreiter and Schmidhuber (1997) with the forget
-    gate of Gers, Schmidhuber and Cummins (2000).
+    The op is differentiable twice: the first backward pass is native, the second goes through the reference. So does
+    everything inside `torch.func`'s transforms and forward-mode differentiation, which refuse another explicit backend.
+    The kernels accumulate in float32, and the same input with the same number of threads gives the same bits.
+    `pykernels.ops.lstm.spec` has the tolerance.
+    The equations are those of Hochreiter and Schmidhuber (1997) with the forget gate of Gers, Schmidhuber and Cummins
+    (2000).
     """
     op = "lstm_cell"
     check_tensor(op, "x", x)
@@ -99,44 +100,47 @@ def lstm(
     batch_sizes: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, States]:
-    """An LSTM over whole sequences.
+    """Runs an LSTM over whole sequences.
 
-    Args:
-        x: (T, B, I); (B, T, I) if batch_first; (T, I) for one unbatched sequence; with batch_sizes the data of a
-            PackedSequence, (sum of batch_sizes, I). float32, bfloat16 or, on CUDA, float16 on the kernels; the
-            reference takes any float.
-        states: (h0, c0), each (num_layers * D, B, H), without B if x is unbatched; D = 2 if bidirectional, else 1.
-        weights: of every layer and direction in turn w_ih (4H, I or D * H), w_hh (4H, H) and, for an LSTM with biases,
-            b_ih (4H,), b_hh (4H,): nn.LSTM's flat order. Their number tells whether there are biases.
-        num_layers: stacked layers; each takes the output of the one before.
-        bidirectional: run each layer over the reversed sequence too, and concatenate.
-        batch_first: the batch is x's and output's first dimension (ignored for unbatched and packed x).
-        dropout: probability of a zero in every layer's output but the last, with torch's generator: the same seed gives
-            the masks that nn.LSTM draws.
-        training: without it there is no dropout.
-        batch_sizes: (T,) int64 on the CPU, not rising: PackedSequence.batch_sizes.
-        backend: "auto", "cpu", "cuda", "triton" or "reference"; None means that of the `pykernels.backend` block.
-
-    Returns:
-        output: x's shape with D * H in place of I.
-        (h_n, c_n): the states after each sequence's last step, shaped as states.
-
-    Raises:
-        TypeError: An argument is not a tensor, or its dtype does not fit; the message says which.
-        ValueError: a shape, a device, the number of weights or ``batch_sizes`` do not fit, or there is no time step.
-        RuntimeError: The requested backend cannot run.
-
-    The same as::
+    It computes the same as::
 
         torch.lstm(x, (h0, c0), weights, has_biases, num_layers, dropout, training, bidirectional, batch_first)
         torch.lstm(data, batch_sizes, (h0, c0), weights, has_biases, num_layers, dropout, training, bidirectional)
 
-    Differentiable twice: the first backward is native, the second goes through the reference, as does everything inside
-    `torch.func`'s transforms and forward-mode differentiation, where an explicit other backend is refused. Accumulates
-    in float32 and gives the same bits for the same input and thread count.
+    Args:
+        x: (T, B, I); (B, T, I) with ``batch_first``; (T, I) for one unbatched sequence; with ``batch_sizes`` the data
+            of a PackedSequence, (sum of batch_sizes, I). The kernels take float32, bfloat16 and, on CUDA, float16; the
+            reference takes any floating dtype.
+        states: (h0, c0), each (num_layers * D, B, H), without B if ``x`` is unbatched; D = 2 with ``bidirectional``,
+            else 1.
+        weights: For every layer and direction in turn w_ih (4H, I or D * H), w_hh (4H, H) and, in an LSTM with biases,
+            b_ih (4H,) and b_hh (4H,): nn.LSTM's flat order. Their number says whether there are biases.
+        num_layers: How many layers there are; each takes the output of the one before.
+        bidirectional: Whether each layer also runs over the reversed sequence; the two outputs are concatenated.
+        batch_first: Whether the batch is the first dimension of ``x`` and of the output; unbatched and packed input
+            ignores it.
+        dropout: The probability of a zero in the output of every layer except the last. torch's generator draws the
+            masks, so the same seed gives the masks of nn.LSTM.
+        training: Whether there is dropout.
+        batch_sizes: (T,) int64 on the CPU, not rising: PackedSequence.batch_sizes.
+        backend: "auto", "cpu", "cuda", "triton" or "reference"; None means that of the `pykernels.backend` block.
+
+    Returns:
+        The output, of ``x``'s shape with D * H in place of I; and (h_n, c_n), the states after each sequence's last
+        step, of the shape of ``states``.
+
+    Raises:
+        TypeError: An argument is not a tensor, or its dtype does not fit; the message says which.
+        ValueError: A shape, a device, the number of weights or ``batch_sizes`` do not fit, or there is no time step.
+        RuntimeError: The requested backend cannot run.
+
+    The op is differentiable twice: the first backward pass is native, the second goes through the reference. So does
+    everything inside `torch.func`'s transforms and forward-mode differentiation, which refuse another explicit backend.
+    The kernels accumulate in float32, and the same input with the same number of threads gives the same bits.
+    `pykernels.ops.lstm.spec` has the tolerance.
     On a CPU the op packs its weights at every call; `pykernels.nn.LSTM` packs them once.
-    Tolerance: `pykernels.ops.lstm.spec`. Method: one product for the inputs of all time steps, then the recurrence
-    (Appleyard, Kocisky, Blunsom, 2016), each thread with its own share of the units (Zhang et al., DeepCPU, ATC 2018).
+    The kernels compute one product for the inputs of all time steps, then the recurrence (Appleyard, Kocisky, Blunsom,
+    2016), with a share of the units for each thread (Zhang et al., DeepCPU, ATC 2018).
     """
     op = "lstm"
     check_tensor(op, "x", x)

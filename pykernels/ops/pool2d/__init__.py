@@ -32,7 +32,7 @@ def max_pool2d(
 ) -> Tensor:
     """The largest element of each window; a NaN, where there is one.
 
-    The same as::
+    It computes the same as::
 
         y = F.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
 
@@ -75,7 +75,7 @@ def avg_pool2d(
 ) -> Tensor:
     """The average of each window.
 
-    The same as::
+    It computes the same as::
 
         y = F.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
@@ -110,7 +110,7 @@ def avg_pool2d(
 def global_avg_pool2d(x: Tensor, keepdim: bool = True, *, backend: str | None = None) -> Tensor:
     """The mean of each channel's map.
 
-    The same as::
+    It computes the same as::
 
         y = F.adaptive_avg_pool2d(x, 1)  # without keepdim: x.mean((-2, -1))
 

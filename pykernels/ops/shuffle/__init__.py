@@ -15,7 +15,7 @@ from pykernels.ops.shuffle.reference import reference
 def channel_shuffle(x: Tensor, groups: int, *, backend: str | None = None) -> Tensor:
     """Interleaves groups of channels: channel g · C / groups + j becomes channel j · groups + g.
 
-    The same as ``F.channel_shuffle(x, groups)``.
+    It computes the same as ``F.channel_shuffle(x, groups)``.
 
     Args:
         x: (N, C, H, W), of any memory format.
@@ -39,7 +39,7 @@ def channel_shuffle(x: Tensor, groups: int, *, backend: str | None = None) -> Te
 def pixel_shuffle(x: Tensor, upscale_factor: int, *, backend: str | None = None) -> Tensor:
     """Makes a square of r x r pixels of every r² channels.
 
-    The same as ``F.pixel_shuffle(x, upscale_factor)``.
+    It computes the same as ``F.pixel_shuffle(x, upscale_factor)``.
 
     Args:
         x: (N, C · r², H, W), of any memory format.
@@ -63,7 +63,7 @@ def pixel_shuffle(x: Tensor, upscale_factor: int, *, backend: str | None = None)
 def pixel_unshuffle(x: Tensor, downscale_factor: int, *, backend: str | None = None) -> Tensor:
     """Makes r² channels of every square of r x r pixels; undoes `pixel_shuffle`.
 
-    The same as ``F.pixel_unshuffle(x, downscale_factor)``.
+    It computes the same as ``F.pixel_unshuffle(x, downscale_factor)``.
 
     Args:
         x: (N, C, H · r, W · r), of any memory format.

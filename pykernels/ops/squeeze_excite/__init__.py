@@ -26,7 +26,7 @@ def squeeze_excite(
 ) -> Tensor:
     """Squeeze-and-excitation (Hu et al. 2018): each channel times a gate that depends on the means of all.
 
-    The same as::
+    It computes the same as::
 
         hidden = activation(F.linear(x.mean((-2, -1)), reduce_weight, reduce_bias))
         y = x * gate(F.linear(hidden, expand_weight, expand_bias))[..., None, None]

@@ -25,7 +25,7 @@ def upsample2d(
 ) -> Tensor:
     """Resizes an image; it may have fewer pixels afterwards, without anti-aliasing.
 
-    The same as::
+    It computes the same as::
 
         y = F.interpolate(x, size, scale_factor, mode, align_corners)
 
