@@ -333,7 +333,7 @@ class Fuser:
         )
 
     def _is_alone(self, value: Value, chain: set[Any], until: int) -> bool:
-        """Whether nothing else has ``value``'s memory when step ``until`` writes there; later readers use the result."""
+        """Whether nothing else has ``value``'s memory when step ``until`` writes there; later ones read the result."""
         if value.storage == -1:
             return False
         return all(v in chain or self.made_at.get(v, -1) >= until for v in self.by_storage[value.storage])
