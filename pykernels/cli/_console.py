@@ -52,7 +52,7 @@ def progress(out: Console, steps: int) -> Iterator[Callable[[str], None]]:
     """Yields a function to call with the name of each step as it begins.
 
     On a terminal the progress bar shares the console with what else is printed. Where the output goes to a file, the
-    bar goes to stderr. Where stderr is no terminal either, a line appears every ten seconds.
+    bar goes to stderr. Where stderr is not a terminal either, a line appears every ten seconds.
     """
     if not out.is_terminal and not sys.stderr.isatty():
         yield _lines(steps)

@@ -46,7 +46,7 @@ def cases(ops: Sequence[str], backend: str | None, isa: str | None, dtype: str |
     """The cases that the options leave, in the order of the table; of every op where ``ops`` is empty.
 
     Raises:
-        ValueError: An option names nothing that there is.
+        ValueError: An option has an unknown value.
     """
     specs = all_specs()
     for op in ops:

@@ -132,7 +132,7 @@ def show(facts: Facts, out: Console) -> None:
         out.print()
         style = None if facts.machine["cuda device"] is None else "bold red"
         out.print(f"No CUDA kernels: {facts.cuda_error}.", style=style, markup=False, highlight=False)
-    for what, error in (("The kernels do not run", facts.native_error), ("No kernel can run", facts.isa_error)):
+    for what, error in (("The kernels do not run", facts.native_error), ("No CPU kernel can run", facts.isa_error)):
         if error is not None:
             out.print()
             out.print(f"{what}: {error}.", style="bold red", markup=False, highlight=False)

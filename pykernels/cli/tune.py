@@ -206,7 +206,7 @@ def shapes_of(op: str | None, given: list[str]) -> dict[str, list[Shape]]:
     """Op -> what to tune.
 
     Raises:
-        ValueError: An option names nothing that there is, or a shape is none of the op's.
+        ValueError: An option has an unknown value, or a shape does not fit the op.
     """
     check_choice("--op", op, TUNABLES)
     if not given:
@@ -296,7 +296,7 @@ def run(op: str | None, shapes: list[str], dtype: str, out: Path | None, repeats
     path = out or Path(named or "pykernels-tuned.json")
     check_writable("--out", path)
     if path.exists():
-        _tuned.read(path)  # a file that is no table is not to be found out after minutes
+        _tuned.read(path)  # to find out now, and not after minutes, that a file is not a table
     reason = no_gpu()
     if reason is not None:
         complain("tune", f"nothing can be tuned: {reason}")
@@ -330,5 +330,5 @@ def run(op: str | None, shapes: list[str], dtype: str, out: Path | None, repeats
     console.print(lines)
     wrote(console, path)
     if named is None or Path(named) != path:
-        console.print(f"Kernels read the table where PYKERNELS_TUNED={path} is set.", markup=False, highlight=False)
+        console.print(f"Set PYKERNELS_TUNED={path} to make the kernels use the table.", markup=False, highlight=False)
     return 1 if failed else 0

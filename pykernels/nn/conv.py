@@ -361,7 +361,7 @@ class _ConvPack(Pack):
     pads = False
     #: What tells more of the sources than their versions do, where pykernels.optimize makes the pack.
     moments: Any = None
-    #: The weight, where it is there in a packed form alone.
+    #: The weight, if it exists only in packed form.
     held: Any = None
 
     def __init__(

@@ -31,7 +31,7 @@ class Activation:
     from_input: Callable[[Tensor, Tensor, float], Tensor]
     #: (gy, y, slope) -> gz; None where y does not tell the slope at z.
     from_output: Callable[[Tensor, Tensor, float], Tensor] | None = None
-    #: Does the gradient depend on z's sign alone?
+    #: Whether the gradient depends only on z's sign.
     signed: bool = False
 
 

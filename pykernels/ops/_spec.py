@@ -62,7 +62,7 @@ class OpSpec:
         return self.bound(dtype, sample.reduction)
 
     def bound(self, dtype: torch.dtype, reduction: int) -> float:
-        """`tolerance` for a call that is no sample, of sums up to ``reduction`` long.
+        """`tolerance` for a call that is not a sample, of sums up to ``reduction`` long.
 
         A sum of n rounded products errs by about sqrt(n) u when errors are independent (Higham, Accuracy and Stability
         of Numerical Algorithms, 2.8); inputs narrower than float32 are accumulated in float32 and rounded once.

@@ -122,7 +122,7 @@ def triton_op(
 
     ``call``: what the function takes, flat, as ``*flat`` behind its tensors; torch infers the schema from a signature.
 
-    Interpreted kernels are none that a trace could hold: then it is an opaque ``torch.library.custom_op``.
+    A trace cannot hold interpreted kernels: for them it is an opaque ``torch.library.custom_op``.
     """
 
     def register(function: Any) -> Any:
@@ -163,7 +163,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     first = next(a for a in arguments if isinstance(a, torch.Tensor))
     if INTERPRETED:
         constants.pop("launch_cooperative_grid", None)  # an option that it doesn't know
-        if not (first.is_meta or is_fake(first)):  # those are asked for shapes alone
+        if not (first.is_meta or is_fake(first)):  # of those only the shapes are wanted
             with _interpreter:
                 kernel[grid](*arguments, **constants)
         return
@@ -208,7 +208,7 @@ def dot(a, b, sums, PRECISION: tl.constexpr):
 def arrive(counter, AMD: tl.constexpr):
     """One more at a counter in global memory: whoever has waited for it sees all that this program has stored.
 
-    AMD: compiled for AMD. There a barrier waits for shared memory alone, and a release for the stores of its own wave.
+    AMD: compiled for AMD. There a barrier waits for shared memory only, and a release for the stores of its own wave.
     """
     if AMD:
         tl.inline_asm_elementwise(

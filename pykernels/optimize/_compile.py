@@ -54,7 +54,7 @@ def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any]) -> Pr
 
 
 def _fold(graph: Graph) -> list[Step]:
-    """Takes out the steps that depend on sources alone."""
+    """Takes out the steps that depend only on sources."""
     written = {v.storage for s in graph.steps for v in s.writes}
     open_ended = {v for s in graph.steps if s.kind != "call" for v in s.reads()} | set(values_in(graph.result))
     constants: set[Value] = set()

@@ -228,7 +228,7 @@ class _Recording:
         self.steps.append(step)
 
     def _becomes_input(self, written: Value) -> None:
-        """A buffer that the graph writes to is no weight."""
+        """A buffer that the graph writes to is not a weight."""
         same = [v for v in self.values if v.storage == written.storage] if written.storage != -1 else []
         if not any(v.kind == "source" for v in same):
             return

@@ -34,7 +34,7 @@ class Value:
         self.stride = tensor.stride() if tensor.layout is torch.strided else None
         # Any two inputs may share memory at another call, so that all count as one.
         self.storage = -1 if kind == "input" else storage_of(tensor)
-        #: Kept for sources alone: the others live as long as the recording.
+        #: Kept for sources only: the others live as long as the recording.
         self.tensor = tensor if kind == "source" else None
 
     def like(self, index: int) -> Value:
@@ -226,7 +226,7 @@ def values_in(nest: Any) -> Iterator[Value]:
 
 
 def mapped(nest: Any, leaf: Callable[[Any], Any]) -> Any:
-    """``nest`` with ``leaf`` applied to whatever is no plain tuple, list, dict, slice or `Made`."""
+    """``nest`` with ``leaf`` applied to whatever is not a plain tuple, list, dict, slice or `Made`."""
     kind = type(nest)
     if is_sequence_of_names(kind):
         return Made(kind, {i: mapped(x, leaf) for i, x in enumerate(nest)}, {})

@@ -103,7 +103,7 @@ class PackedWeight(Tensor):
         if active != self.isa:
             raise RuntimeError(
                 f"pykernels.optimize: {self.path}: expected the ISA {self.isa}, got {active}; it is packed for that "
-                'alone (keep="packed"): optimise again'
+                'only (keep="packed"): optimise again'
             )
         blobs = self.blobs
         algorithm = wanted if wanted in blobs else next(iter(blobs))

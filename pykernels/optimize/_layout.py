@@ -209,7 +209,7 @@ def _wanted(step: Step) -> dict[Value, Any]:
 
 def _is_shared_and_written(graph: Graph) -> bool:
     owners: dict[int, set[Value]] = {}
-    # Images that `as_images` made: views for any strides, read by convolutions alone.
+    # Images that `as_images` made: views for any strides, which only convolutions read.
     images = {v for s in graph.steps if s.kind == "view" for v in (*s.reads(), *s.results()) if len(v.shape) == 4}
     for v in (*graph.inputs, *(v for s in graph.steps for v in (*s.reads(), *s.results()))):
         owners.setdefault(v.storage, set()).update({v} - images)

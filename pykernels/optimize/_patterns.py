@@ -197,7 +197,7 @@ class Fuser:
         self.by_storage: dict[int, set[Value]] = {}
         for v in (*graph.inputs, *(v for s in graph.steps for v in (*s.reads(), *s.results()))):
             self.by_storage.setdefault(v.storage, set()).add(v)
-        #: Steps that depend on constants alone, for `constant`.
+        #: Steps that depend only on constants, for `constant`.
         self.folded: list[Step] = []
         self._next = 1 + max([v.index for values in self.by_storage.values() for v in values], default=0)
 

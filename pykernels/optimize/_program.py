@@ -61,9 +61,9 @@ class Program:
     def __init__(self, graph: Graph, folded: list[Step], watch: Watch, store: dict[Hashable, Any]) -> None:
         self.graph, self.folded, self.watch, self.store = graph, folded, watch, store
         self.exact, self.unsure = graph.exact, graph.unsure
-        #: Does it hold in the gradient mode alone that it was recorded in?
+        #: Whether it holds only in the gradient mode that it was recorded in.
         self.asks_modes = True
-        #: Its parameters are still to be looked at for what may be kept packed alone.
+        #: Whether its parameters have yet to be searched for those that may exist only in packed form.
         self.is_new = True
         self.is_whole = not any(s.kind == "opaque" for s in graph.steps)
         self.writes_inputs = any(v.storage == -1 for s in graph.steps for v in s.writes)

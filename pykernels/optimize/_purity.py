@@ -144,7 +144,7 @@ def place_in_model(frame: types.FrameType | None = None) -> str:
     frame = sys._getframe(1) if frame is None else frame
     while frame is not None:
         file, name = frame.f_code.co_filename, frame.f_code.co_name
-        if name == "run" and file == _RECORDER:  # what called the model is none of it
+        if name == "run" and file == _RECORDER:  # what called the model is not part of it
             break
         if not _is_trusted(file) and not _is_standard(file):
             return f", {os.path.basename(file)}:{frame.f_lineno}"

@@ -60,7 +60,7 @@ def _check_containers(x: Any, watch: Watch, seen: set[int]) -> None:
 
 
 def leaves(nest: Any) -> list[Any]:
-    """What is in it that is no container."""
+    """What is in it that is not a container."""
     found: list[Any] = []
     mapped(nest, found.append)
     return found

@@ -92,7 +92,7 @@ def _of_torchs(step: Step) -> _Found | None:
 def _written_out(step: Step, users: dict[Value, list[Step | None]]) -> _Found | None:
     """A view of channels as (groups, channels of a group), these two exchanged, and a view of an image again.
 
-    Of a recording that holds for its sizes alone, for a view says nothing of others.
+    Only for a recording that holds for its own sizes, because a view says nothing about others.
     """
     x = step.args[0] if step.args else None
     if (

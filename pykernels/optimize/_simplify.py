@@ -107,7 +107,7 @@ def _frozen(x: Any) -> Hashable:
 
 
 def reuse_memory(graph: Graph) -> None:
-    """Lets sums and activations write into their first operand, where that is read for the last time and ours alone."""
+    """Lets sums and activations write into their first operand, where nobody reads that later and it is only ours."""
     by_storage: dict[int, set[Value]] = {}
     for v in (*graph.inputs, *(v for s in graph.steps for v in (*s.reads(), *s.results()))):
         by_storage.setdefault(v.storage, set()).add(v)

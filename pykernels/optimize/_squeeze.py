@@ -105,7 +105,7 @@ class _Finder:
         return chain, (x, *weights, ACTIVATIONS.index(act), ACTIVATIONS.index(gate)), (act, gate)
 
     def _made_by(self, value: Value | None, chain: list[Step]) -> Step | None:
-        """The step that makes what one step alone reads; it joins ``chain``."""
+        """The step that makes what only one step reads; it joins ``chain``."""
         made = self.producers.get(value) if value is not None and len(self.users.get(value, ())) == 1 else None
         if made is None or made.kind != "call" or made.outputs is not value:
             return None

@@ -87,7 +87,7 @@ class FusedTransposed(FusedConv):
     def torchs_because(self, shape: Sequence[int], layout: str) -> str:
         """Why torch runs it for an input of this shape and format; "" where our kernel does."""
         if not fit(self.rows, self.columns, shape[2:]):
-            return "its result is made of zeros around the image alone, in places"
+            return "some pixels of its result depend only on the zeros around the image"
         layout = "channels_last" if self.channels_last else layout
         o = self.options
         return _rules.transposed_torchs_because(shape, self.filter_shape(), o["stride"], o["groups"], layout)

@@ -75,6 +75,12 @@ def test_flops_of_a_network_are_those_of_its_module(row):
     assert row.flops == counter.get_total_flops()
 
 
+def test_a_missing_package_is_named_once(monkeypatch):
+    monkeypatch.setattr(contenders.importlib.util, "find_spec", lambda name: None)
+    assert contenders.why_missing(contenders.by_name("mnn")).startswith("MNN, onnx, onnxscript not installed (pip")
+    assert contenders.why_missing(contenders.by_name("executorch")).startswith("torch, executorch not installed (pip")
+
+
 def test_contenders_of_a_row():
     def takers(name):
         return {c.name for c in contenders.CONTENDERS if c.takes(rows.by_name(name))}

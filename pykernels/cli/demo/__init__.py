@@ -78,7 +78,7 @@ def run(quick: bool, out: Path, threads: int | None) -> int:
     console.print()
     console.print(_table([results for _, results in found]))
     if busy is not None:
-        console.print(f"{busy}: the times are not to be trusted", style="bold yellow", markup=False)
+        console.print(f"{busy}: do not trust the times", style="bold yellow", markup=False)
     wrote(console, path)
     wrong = [r for _, results in found for r in results if r.reason]
     for r in wrong:

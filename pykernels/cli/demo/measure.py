@@ -28,7 +28,7 @@ CONTENDERS = {
 def measure(task: Task, seconds: float, least: int, step: Callable[[str], None]) -> tuple[list[Result], Any]:
     """Every contender's worst error over the task's inputs, and its times on the first; the report of `optimize`.
 
-    Rounds go on for about ``seconds``, at least ``least`` of them. ``step`` is told what comes next.
+    Rounds go on for about ``seconds``, at least ``least`` of them. ``step`` is called with what comes next.
     """
     step(f"{task.name}: float64 reference")
     oracle = copy.deepcopy(task.model).double()

@@ -59,8 +59,13 @@ class Phase(NamedTuple):
     after: int
     more: int
 
+    def of_reversed(self, size: int) -> slice:
+        """Its taps, as a slice of a dimension of ``size`` taps in reverse order."""
+        first, last = size - 1 - self.taps[0], size - 1 - self.taps[-1]
+        return slice(first, last + 1, (last - first) // max(len(self.taps) - 1, 1) or 1)
+
     def reads(self, size: int) -> int:
-        """How many of x's ``size`` rows it reads; below 1, its rows are made of zeros alone."""
+        """How many of x's ``size`` rows it reads; below 1, its rows consist of zeros only."""
         return size + min(self.before, 0) + min(self.after, 0) if self.taps else 0
 
 
@@ -266,6 +271,7 @@ def _by_phases(
 ) -> Tensor:
     filters, (n, _, height, width) = as_filters(weight, call.groups), x.shape
     rows, columns = call.phases(weight.shape[2:])
+    backwards = filters.flip(2, 3)  # one copy, of which each phase takes a slice
     (down, across), k = call.stride, filters.shape[0]
 
     def run(row: Phase, column: Phase) -> Tensor:
@@ -279,7 +285,7 @@ def _by_phases(
         top, left, bottom, right = (max(-p, 0) for p in around)
         padding: Any = tuple(max(p, 0) for p in around)
         flat = ConvCall(Geometry((1, 1), padding, (row.dilation, column.dilation), call.groups), *rest).flat()
-        taps = filters[:, :, list(row.taps)][:, :, :, list(column.taps)]
+        taps = backwards[:, :, row.of_reversed(weight.shape[2]), column.of_reversed(weight.shape[3])]
         return ops.conv_bn_act(x[:, :, top : height - bottom, left : width - right], taps, scale, shift, part, *flat)
 
     if down == across == 1:

@@ -23,7 +23,7 @@ OP = "group_norm_act"
 class GroupNormCall(NamedTuple):
     """What the kernels take besides tensors; as float64 numbers it is what ``group_norm_act_out`` takes."""
 
-    #: 0, of the native op alone: one for each channel
+    #: 0, which only the native op takes: one for each channel
     groups: int
     eps: float
     #: `activation_code`'s

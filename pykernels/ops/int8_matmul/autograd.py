@@ -88,7 +88,7 @@ def matmul_backward(matmul: Callable[..., torch.Tensor]) -> Callable[..., tuple[
 
 
 def refuse_backward(op: str) -> Any:
-    """The backward of an op that quantises: it says that there is none."""
+    """The backward of an op that quantises: it raises, because there is no gradient."""
 
     def backward(ctx: Any, *gradients: Any) -> None:
         raise RuntimeError(

@@ -61,7 +61,7 @@ def check_scales(scale_factor: Any) -> tuple[float, float]:
 
 def scaled(shape: Sequence[int], scales: tuple[float, float]) -> tuple[int, int]:
     """The size of the result for an image of ``shape``, as torch rounds it."""
-    # Whole numbers apart, for in a trace a product with a float is no symbol but a number.
+    # Whole numbers apart, because in a trace a product with a float is a number and not a symbol.
     height, width = (
         n * int(scale) if scale == int(scale) else torch.sym_int(n * scale)
         for n, scale in zip(shape[-2:], scales, strict=True)

@@ -166,7 +166,7 @@ def by_name(name: str) -> Row:
     for row in ROWS:
         if row.name == name:
             return row
-    raise ValueError(f"row: there is none named {name!r}; `bench peers --list` shows them")
+    raise ValueError(f"row: expected one that `bench peers --list` shows, got {name!r}")
 
 
 def select(table: str, patterns: list[str]) -> list[Row]:
