@@ -65,7 +65,7 @@ def optimize(
         raise TypeError(f"pykernels.optimize: model: expected a torch.nn.Module, got {type(model).__name__}")
     if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(
-            f"pykernels.optimize: dtype: expected None, torch.float32, torch.bfloat16 or torch.float16, got {dtype}"
+            f"pykernels.optimize: dtype: expected None, torch.float32, torch.bfloat16 or torch.float16, got {dtype!r}"
         )
     if dtype == torch.float16 and not all(p.is_cuda for p in model.parameters()):
         raise ValueError(

@@ -146,8 +146,8 @@ void refusals() {
   refused([](GroupNormActArgs& a) { a.eps = -1; }, "eps");
   refused([](GroupNormActArgs& a) { a.n = -1; }, "x:");
   refused([](GroupNormActArgs& a) { a.activation = static_cast<Activation>(99); }, "activation");
-  refused([](GroupNormActArgs& a) { a.x.stride[3] = 2; }, "pixels one step apart");
-  refused([](GroupNormActArgs& a) { a.x.stride[2] = 5; }, "pixels one step apart");
+  refused([](GroupNormActArgs& a) { a.x.stride[3] = 2; }, "pixels at equal distances");
+  refused([](GroupNormActArgs& a) { a.x.stride[2] = 5; }, "pixels at equal distances");
   refused([](GroupNormActArgs& a) { a.n = a.c = a.h = a.w = int64_t{1} << 30; }, "too large");
 }
 

@@ -137,7 +137,7 @@ void refusals() {
   refused([](LayerNormArgs& a) { a.c = -1; }, "x:");
   refused([](LayerNormArgs& a) { a.eps = -1; }, "eps:");
   refused([](LayerNormArgs& a) { a.n = a.h = int64_t{1} << 40; }, "too large");
-  refused([](LayerNormArgs& a) { a.x_stride[2] = 13; }, "pixels one step apart");
+  refused([](LayerNormArgs& a) { a.x_stride[2] = 13; }, "pixels at equal distances");
   refused([](LayerNormArgs& a) { a.y_stride[1] = 6, a.y_stride[2] = 3, a.y_stride[3] = 1; }, "alike");
 }
 

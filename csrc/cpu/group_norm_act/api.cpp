@@ -155,7 +155,7 @@ Status make_plan(const GroupNormActArgs& args, GroupNormActPlan* plan) {
   const bool columns = pixels <= 1 || stride[args.w > 1 ? 3 : 2] == 1;
   plan->by_channels = args.c > 1 ? stride[1] == 1 : !columns;
   if ((args.h > 1 && args.w > 1 && stride[2] != args.w * stride[3]) || (!plan->by_channels && !columns)) {
-    return {"x: expected pixels one step apart, and that step or that of channels to be 1"};
+    return {"x: expected pixels at equal distances, and adjacent channels or adjacent pixels"};
   }
   if (args.w == 1) plan->args.x.stride[3] = stride[2];
   if (args.h == 1) plan->args.x.stride[2] = args.w * stride[3];

@@ -27,7 +27,7 @@ const void* vector_of(const char* op, const MaybeTensor& t, ScalarType dtype, co
   return t->const_data_ptr();
 }
 
-// Pixels one step apart, and that step or that of channels is 1.
+// Whether pixels lie at equal distances, and channels or pixels are adjacent.
 bool lies_well(const Tensor& x) {
   const bool rows_adjoin = x.size(2) <= 1 || x.size(3) <= 1 || x.stride(2) == x.size(3) * x.stride(3);
   return rows_adjoin && (x.stride(1) == 1 || x.stride(x.size(3) > 1 ? 3 : 2) == 1);
