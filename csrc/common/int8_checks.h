@@ -1,5 +1,5 @@
-// What every device asks of the int8 family's arguments, for the validation in api.cpp and api.cu. Which float dtypes
-// its kernels take, a device says itself.
+// What every device asks of the int8 family's arguments, for the validation in api.cpp and api.cu. A device says itself
+// which float dtypes its kernels take.
 #pragma once
 
 #include "common/sizes.h"

@@ -1,4 +1,4 @@
-// Bounds on sizes, for the validation in api.cpp: what passes here, no arithmetic behind it can overflow.
+// Bounds on sizes, for the validation in api.cpp. With a size within them no later arithmetic can overflow.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// The call of a program in one step: is everything as it was when a program last ran for such arguments? Then it runs.
+// Calls a program in one step: if everything is as it was when a program last ran for such arguments, it runs.
 #pragma once
 
 #include <Python.h>

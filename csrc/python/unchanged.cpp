@@ -7,7 +7,7 @@
 namespace pk::python {
 namespace {
 
-// A snapshot's value that stands for any, and that for a name which is not there.
+// The value in a snapshot that stands for any value, and the one for a name that is not there.
 PyObject* any_value() { return Py_NotImplemented; }
 PyObject* missing() { return Py_Ellipsis; }
 

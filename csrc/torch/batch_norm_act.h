@@ -1,4 +1,4 @@
-// The arguments of batch_norm_act's ops, stated once: as those of convolution are in conv_bn_act.h.
+// The arguments of batch_norm_act's ops, stated once, as conv_bn_act.h states those of convolution.
 #pragma once
 
 #include "pykernels/cuda/batch_norm_act.h"

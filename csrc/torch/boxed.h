@@ -1,4 +1,4 @@
-// Kernels that take what is no tensor as one struct, for torch's dispatcher: what TORCH_BOX does, and the schema's
+// Kernels that take what is not a tensor as one struct, for torch's dispatcher: what TORCH_BOX does, and the schema's
 // text.
 //
 //   struct Call {

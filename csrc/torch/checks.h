@@ -1,5 +1,5 @@
 // Argument checks of the binding: each names the op, the argument, what was expected and what came.
-// They throw std::runtime_error, which torch's dispatcher hands to Python as RuntimeError.
+// They throw std::runtime_error, which torch's dispatcher turns into Python's RuntimeError.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -1,5 +1,5 @@
-// The arguments of convolution's ops, on every device. What is no tensor is stated once, by ConvCall and Int8ConvCall:
-// their `each` gives schemas and kernels the fields (boxed.h), `fill` checks them and hands them on.
+// The arguments of convolution's ops, on every device. ConvCall and Int8ConvCall state once what is not a tensor: their
+// `each` gives the fields to schemas and kernels (boxed.h), and `fill` checks them and sets the kernels' arguments.
 #pragma once
 
 #include "pykernels/conv_bn_act.h"

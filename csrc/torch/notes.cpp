@@ -1,6 +1,6 @@
-// Notes of tensors: where and how they lay, and of short ones what was in them, to be compared at every call of a
-// program. A program may have hundreds of weights, and in Python to ask each for its address, sizes and strides takes
-// longer than a small kernel.
+// Notes of tensors: where and how they lay in memory, and the contents of short ones, for the comparison at every call
+// of a program. A program may have hundreds of weights, and to ask each for its address, sizes and strides in Python
+// takes longer than a small kernel.
 #include "torch/notes.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

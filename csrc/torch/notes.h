@@ -1,4 +1,4 @@
-// What `note_tensors` gave, for callers beside torch's dispatcher.
+// What `note_tensors` returned, for callers that go around torch's dispatcher.
 #pragma once
 
 #include <cstdint>

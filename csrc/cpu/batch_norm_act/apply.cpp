@@ -1,10 +1,10 @@
-// Two loops, one of them chosen a call:
+// Two loops; each call chooses one of them:
 //
 //   channels adjacent in all tensors (channels_last and slices of it): pixel by pixel, vectors of channels
 //   else:                                                              rows of pixels of one channel, vectors of pixels
 //
-// compiled for each activation. The first reads and writes whole lines in order; consecutive vectors depend on nothing
-// of each other, so that the polynomials of several are under way at a time.
+// compiled for each activation. The first reads and writes whole lines in order. Consecutive vectors do not depend on
+// each other, so the CPU computes the polynomials of several at a time.
 #include <utility>
 
 #include "cpu/activate.h"

@@ -1,6 +1,6 @@
-// The entry points. A run takes the moments, makes of them a scale and a shift for each channel of each image, and has
-// the kernel of batch_norm_act do the rest: group by group where columns are adjacent, so that the second pass finds
-// the group in a cache; else image by image, for pixels hold all groups.
+// The entry points. A run takes the moments and turns them into a scale and a shift for each channel of each image. The
+// kernel of batch_norm_act does the rest: group by group where columns are adjacent, so that the second pass finds the
+// group in a cache; else image by image, because each pixel holds all groups.
 #include <cmath>
 
 #include "common/sizes.h"

@@ -1,4 +1,5 @@
-// The entry points: a plan checks the call, sees how it lies and picks the ISA's table; a run cuts it into pixels.
+// The entry points. A plan checks the call, finds out how x lies in memory, and picks the ISA's table. A run cuts it
+// into pixels.
 #include "common/sizes.h"
 #include "cpu/layer_norm/kernels.h"
 #include "cpu/parallel_for.h"

@@ -1,6 +1,6 @@
-// The two loops. Of adjacent channels a pixel is a row: its sum, the sums of its deviations and of their squares, and
-// its result are three passes over what lies in the first-level cache, of four rows side by side: each has a chain of
-// additions of its own, and their lanes are summed in a third of the shuffles. Of adjacent pixels four vectors of them
+// The two loops. With adjacent channels a pixel is a row. Its sum, the sums of its deviations and of their squares, and
+// its result are three passes over data in the first-level cache, four rows side by side: each row has its own chain of
+// additions, and summing the lanes of all four takes a third of the shuffles. With adjacent pixels four vectors of them
 // go down the channels side by side.
 //
 // Every kBlock additions a sum goes into the total, so that the error doesn't grow with the row.

@@ -1,4 +1,4 @@
-// What the ISA sources of the family call in each other.
+// The functions that the ISA sources of the family call in each other.
 #pragma once
 
 #include "cpu/lstm/kernels.h"

@@ -1,5 +1,5 @@
-// The entry points: a plan checks the call, works out the size of y and takes the ISA's table; a run chooses the loop
-// by how x and y lie.
+// The entry points. A plan checks the call, works out the size of y and picks the ISA's table. A run chooses the loop
+// by the layout of x and y.
 #include "common/sizes.h"
 #include "cpu/pool2d/kernels.h"
 

@@ -1,6 +1,6 @@
-// Pools of images whose columns are adjacent, a plane at a time: first the rows of a window become one, kPoolSpan
-// columns at most, with the edges put on; then its columns do, in vectors where the stride is 1 or 2 (the even columns
-// of two vectors), else one by one.
+// Pools of images whose columns are adjacent, a plane at a time. First the rows of a window become one row of at most
+// kPoolSpan columns, with the edges added. Then its columns become one, in vectors where the stride is 1 or 2 (the even
+// columns of two vectors), else one by one.
 #include "cpu/parallel_for.h"
 #include "cpu/pool2d/isa.h"
 #include "cpu/pool2d/window.h"

@@ -1,4 +1,4 @@
-// Rows of a matrix times a vector, the matrix as it lies: kLanes rows at a time, each in a vector of sums of its own.
+// Rows of a matrix, which is not packed, times a vector: kLanes rows at a time, each with a vector of sums of its own.
 // After kRowBlock additions these go into the total, so that the error does not grow with the row.
 #pragma once
 

@@ -1,5 +1,5 @@
-// Two passes over x and, between them, two small products. The second pass goes backwards: what the first one read last
-// is in the cache still.
+// Two passes over x with two small products between them. The second pass goes backwards: what the first one read last
+// is still in the cache.
 #include "cpu/activate.h"
 #include "cpu/parallel_for.h"
 #include "cpu/pool2d/mean.h"

@@ -5,7 +5,7 @@
 //   up        y[c, h * k + i, w * k + j] = x[(c * k + i) * k + j, h, w]  pixel_shuffle
 //   down      y[(c * k + i) * k + j, h, w] = x[c, h * k + i, w * k + j]  pixel_unshuffle
 //
-// Nothing is computed: streams of adjacent elements are woven into one, or one is unravelled into them.
+// It computes nothing: it weaves streams of adjacent elements into one, or unravels one into them.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ namespace pk {
 enum class ShuffleKind : int32_t { channels, up, down };
 inline constexpr int kShuffleKinds = 3;
 
-// Streams that are woven at once: groups, or the square of a factor, are at most so many.
+// The most streams that are woven at once: groups, or the square of a factor.
 inline constexpr int64_t kMostStreams = 64;
 
 struct ShuffleArgs {

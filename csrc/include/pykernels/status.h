@@ -1,5 +1,5 @@
-// What every kernel entry returns. Kernels never throw: the binding turns a failed status into an exception.
-// The text is static, but for force_isa's: that one is valid until the thread's next call of it.
+// What every kernel entry returns. Kernels never throw: the binding turns a failed status into an exception. The text
+// is static, except force_isa's, which is valid until the thread's next call of it.
 #pragma once
 
 namespace pk {

@@ -1,4 +1,4 @@
-// Images of another size, on the CPU: by the nearest pixel, or bilinearly between the four around.
+// Resizes images on the CPU: takes the nearest pixel, or interpolates bilinearly between the four around.
 //
 //   y[n, c, i, j] = x[n, c, row(i), column(j)], or the sum over both rows u and both columns v around of
 //                   weight(i, u) * weight(j, v) * x[n, c, u, v]
