@@ -91,16 +91,16 @@ def peers_table(peers: Peers) -> list[str]:
 
 def provenance(peers: Peers) -> str:
     """Where the table's figures are from: files, machine, versions, day."""
-    machine, cores = peers.machine, {1: "one virtual core", 2: "two virtual cores"}
+    machine = peers.machine
     versions = {"torch": "torch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "ncnn": "ncnn", "MNN": "MNN"}
     versions["executorch"] = "ExecuTorch"
     known = [f"{says} {machine['versions'][name]}" for name, says in versions.items() if name in machine["versions"]]
     missing = [says for name, says in versions.items() if name not in machine["versions"]]
-    rounds = {1: "one round", 2: "two rounds", 3: "three rounds"}[peers.method["rounds"]]
     text = (
         f"`bench/results/peers-models-{peers.isa}.json` and `peers-networks-{peers.isa}.json` hold these figures: "
-        f"{machine['cpu']} ({CPUS[peers.isa]}, {cores[machine['cores']]} on a machine that others use too), "
-        f"{', '.join(known)}, {day_of(machine['date'])}, {rounds}. "
+        f"{machine['cpu']} ({CPUS[peers.isa]}, {counted(machine['cores'], 'virtual core')} on a machine that others "
+        f"use too), "
+        f"{', '.join(known)}, {day_of(machine['date'])}, {counted(peers.method['rounds'], 'round')}. "
         f"The largest relative L2 error of ours is {peers.worst:.1e}."
     )
     return f"{text} {listed(missing)} did not run." if missing else text
@@ -246,6 +246,12 @@ def wrapped(text: str) -> str:
         for line in text.splitlines()
     )
     return "\n".join(line for point in points for line in point)
+
+
+def counted(number: int, what: str) -> str:
+    """ "one round", "two rounds"."""
+    words = {1: "one", 2: "two", 3: "three"}
+    return f"{words.get(number, number)} {what}{'s' * (number != 1)}"
 
 
 def listed(names: list[str]) -> str:
