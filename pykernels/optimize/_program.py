@@ -361,12 +361,12 @@ class _Writer:
             copied = [(i, v) for i, v in enumerate(step.args[0]) if (step, i) in places]
             made = [f"{places[step, i]}.copy_({self._value(v)})" for i, v in copied]
             return "; ".join([f"{y} = {places[step, 'at once']}", *made])
-        function, given, out = _arena.write_call(step) or (step.function.write_op(), (*step.args,), "")
+        function, given = _arena.write_call(step) or (step.function.write_op(), (*step.args,))
         arguments = [self._expression(x) for x in given]
         if isinstance(step.function, FusedConv):
             arguments = [arguments[0], f"C[{len(self._constants) + i}]", arguments[1], y, "W"]
         else:
-            arguments.append(f"out=({y}, {places[step, out]})" if out else f"out={y}")
+            arguments.append(f"out={y}")
         return f"{y} = {places[step]}; {self._name(function)}({', '.join(arguments)})"
 
     def _value(self, v: Value) -> str:
