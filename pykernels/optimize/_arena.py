@@ -20,12 +20,11 @@ import types
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pykernels.nn._phases import BoundTransposed
@@ -43,7 +42,6 @@ _MOST_IDLE_BYTES = 256 << 20
 #: An arena that waits for longer than this, and at most for twice as long, goes back to the system.
 _PATIENCE = 30.0
 _ALIGN = 64
-_POOL = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _SLICES = frozenset(("chunk", "split", "narrow", "__getitem__"))
 _BUILTIN = (
     types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType,
@@ -117,35 +115,23 @@ class Survey:
         return self.owners.get(v, v)
 
 
-def write_call(step: Step) -> tuple[Any, tuple[Any, ...], str] | None:
-    """A function of torch and its arguments that, with ``out``, do what ``step`` does; None where there is none.
-
-    Last comes the name of what it gives besides: a pooling the "indices" of the largest elements.
-    """
+def write_call(step: Step) -> tuple[Any, tuple[Any, ...]] | None:
+    """A function and its arguments that, with ``out``, do what ``step`` does; None where there is none."""
     if step.kind != "call" or step.writes or not isinstance(step.outputs, Value):
         return None
     if isinstance(step.function, OurCall):
-        return step.function.into, (*step.args, step.function.numbers), ""
+        return step.function.into, (*step.args, step.function.numbers)
     values = all(isinstance(v, Value) and v.dtype is step.outputs.dtype for v in step.args)
     if is_torchs(step.function, "add", "__add__") and len(step.args) == 2 and values and not step.kwargs:
-        return torch.add, step.args, ""
+        return torch.add, step.args
     if is_norm(step):
-        return torch.ops.pykernels.batch_norm_act_bound_out.default, step.args, ""
+        return torch.ops.pykernels.batch_norm_act_bound_out.default, step.args
     if is_squeeze(step):
-        return torch.ops.pykernels.squeeze_excite_out.default, step.args, ""
+        return torch.ops.pykernels.squeeze_excite_out.default, step.args
     if is_join(step):
-        return torch.cat, (step.args[0], 1), ""
+        return torch.cat, (step.args[0], 1)
     norm = constant_norm(step)
-    if norm is not None:
-        return norm_into, norm, ""
-    if step.function in (F.max_pool2d, torch.max_pool2d):
-        given = {**dict(zip(_POOL, step.args, strict=False)), **step.kwargs}
-        stride = given.get("stride")
-        options = [given.get(k, default) for k, default in zip(_POOL[3:6], (0, 1, False), strict=True)]
-        if set(given) <= set(_POOL) and "kernel_size" in given and not given.get("return_indices", False):
-            x, size = given.get("input"), given["kernel_size"]
-            return torch._C._nn.max_pool2d_with_indices, (x, size, stride or size, *options), "indices"
-    return None
+    return None if norm is None else (norm_into, norm)
 
 
 def plan(survey: Survey) -> Plan | None:
@@ -159,7 +145,6 @@ def plan(survey: Survey) -> Plan | None:
             if _may_keep(step):
                 seen.add(survey.owner(v))
     hidden: dict[Value, _Item] = {}
-    items: list[_Item] = []
     for i, step in enumerate(steps):
         call = write_call(step)
         if not (survey.is_ours(step) or call) or step.outputs not in survey.forms:
@@ -172,14 +157,10 @@ def plan(survey: Survey) -> Plan | None:
         item.joins = {s for _, s in users if is_join(s)}
         of_channels = step.function.rank == 4 if call is None else call[0] is torch.add or _is_kernel(step)
         item.moves = of_channels and all(_takes_slices(s, survey, v) for _, s in users)
-        if call is not None and call[2]:
-            form = replace(form, dtype=torch.int64)
-            items.append(_Item(form, i, i, [((step, call[2]), form, 0)]))
     for step in steps:
         if is_join(step) and step.outputs in hidden:
             _write_at_once(step, survey, hidden)
-    items += hidden.values()
-    return Plan(items, survey.workspace) if items else None
+    return Plan(list(hidden.values()), survey.workspace) if hidden else None
 
 
 def _is_kernel(step: Step) -> bool:
@@ -291,8 +272,7 @@ class Plan:
     """The places of results, and the arenas made by it that wait in ``idle`` or, longer, in ``aged``.
 
     An arena is a tuple of tensors: the workspace, then one for each of ``keys``. A key is the step that gives it, or a
-    step and what for: the "indices" of a pooling, a cat that is written "at once", the position of an argument of such
-    a cat that is copied there.
+    step and what for: a cat that is written "at once", the position of an argument of such a cat that is copied there.
     """
 
     def __init__(self, items: list[_Item], workspace: int) -> None:

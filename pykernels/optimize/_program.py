@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pykernels.nn.conv import _ConvPack
+from pykernels.nn.conv import ConvPack
 from pykernels.optimize import _arena
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Made, Step, Value, layout_of, mapped, values_in
@@ -231,7 +231,7 @@ class Program:
         tensors += [t for pack in bound.convs for t in pack.tensors()]
         packs = [vars(m).get("_pack") for s in self.graph.steps if s.kind == "module" for m in s.function.modules()]
         for pack in packs:
-            if isinstance(pack, _ConvPack):
+            if isinstance(pack, ConvPack):
                 tensors += pack.tensors()
             elif pack is not None and type(pack.value) is tuple:
                 tensors += [t for t in pack.value if isinstance(t, Tensor)]
@@ -361,12 +361,12 @@ class _Writer:
             copied = [(i, v) for i, v in enumerate(step.args[0]) if (step, i) in places]
             made = [f"{places[step, i]}.copy_({self._value(v)})" for i, v in copied]
             return "; ".join([f"{y} = {places[step, 'at once']}", *made])
-        function, given, out = _arena.write_call(step) or (step.function.write_op(), (*step.args,), "")
+        function, given = _arena.write_call(step) or (step.function.write_op(), (*step.args,))
         arguments = [self._expression(x) for x in given]
         if isinstance(step.function, FusedConv):
             arguments = [arguments[0], f"C[{len(self._constants) + i}]", arguments[1], y, "W"]
         else:
-            arguments.append(f"out=({y}, {places[step, out]})" if out else f"out={y}")
+            arguments.append(f"out={y}")
         return f"{y} = {places[step]}; {self._name(function)}({', '.join(arguments)})"
 
     def _value(self, v: Value) -> str:

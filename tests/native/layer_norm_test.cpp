@@ -6,6 +6,7 @@
 
 #include "cpu/layer_norm/kernels.h"
 #include "elements.h"
+#include "images.h"
 #include "test.h"
 
 namespace pk::wide512 {
@@ -13,28 +14,14 @@ extern const LayerNormKernels layer_norm_kernels;
 }  // namespace pk::wide512
 
 using namespace pk;
+using test::by_channels, test::lay_out, test::Layout, test::place;
 
 namespace {
 
 // Runs on this table, or on that of the ISA in force.
 const LayerNormKernels* wide = nullptr;
 
-enum class Layout { last, planes, last_slice, planes_slice };
 constexpr Layout kLayouts[] = {Layout::last, Layout::planes, Layout::last_slice, Layout::planes_slice};
-
-bool by_channels(Layout layout) { return layout == Layout::last || layout == Layout::last_slice; }
-
-// Fills the strides; returns how many elements such a tensor takes. A slice has three channels fewer than the whole.
-size_t lay_out(Layout layout, int64_t n, int64_t c, int64_t h, int64_t w, int64_t (&stride)[4]) {
-  const int64_t wide_c = c + 3 * (layout == Layout::last_slice || layout == Layout::planes_slice);
-  if (by_channels(layout)) {
-    stride[1] = 1, stride[3] = wide_c, stride[2] = w * wide_c;
-  } else {
-    stride[3] = 1, stride[2] = w, stride[1] = h * w;
-  }
-  stride[0] = wide_c * h * w;
-  return static_cast<size_t>(n * stride[0] + 1);
-}
 
 struct Case {
   int64_t n, c, h, w;
@@ -65,9 +52,7 @@ std::vector<float> norm_case(const Case& k, DType dtype, DType of_weights, Layou
   for (int64_t n = 0; n < k.n; ++n) {
     for (int64_t h = 0; h < k.h; ++h) {
       for (int64_t w = 0; w < k.w; ++w) {
-        const auto at = [&](const int64_t* s, int64_t c) {
-          return static_cast<size_t>(n * s[0] + c * s[1] + h * s[2] + w * s[3]);
-        };
+        const auto at = [&](const int64_t (&stride)[4], int64_t c) { return place(stride, n, c, h, w); };
         double mean = 0, squares = 0;
         for (int64_t c = 0; c < k.c; ++c) mean += static_cast<double>(x[at(a.x_stride, c)]);
         mean /= static_cast<double>(k.c);
@@ -77,12 +62,12 @@ std::vector<float> norm_case(const Case& k, DType dtype, DType of_weights, Layou
           const double by = affine ? static_cast<double>(weight[static_cast<size_t>(c)]) : 1;
           const double shift = affine ? static_cast<double>(bias[static_cast<size_t>(c)]) : 0;
           const double normal = (static_cast<double>(x[at(a.x_stride, c)]) - mean) * inverse;
-          const size_t place = at(a.y_stride, c);
-          ours[place] = true;
+          const size_t i = at(a.y_stride, c);
+          ours[i] = true;
           // A few roundings of float32, of the deviations too, whose mean is 0; bfloat16's own of the result.
           const double result = normal * by + shift, size = std::fabs(normal * by) + std::fabs(by) + std::fabs(shift);
           const double bound = 0x1p-24 * 8 * size + (dtype == DType::bf16 ? 0x1p-8 * std::fabs(result) : 0) + 1e-30;
-          wrong += !(std::fabs(static_cast<double>(y[place]) - result) <= bound);
+          wrong += !(std::fabs(static_cast<double>(y[i]) - result) <= bound);
         }
       }
     }

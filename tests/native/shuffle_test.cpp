@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "cpu/shuffle/kernels.h"
+#include "images.h"
 #include "test.h"
 
 namespace pk::wide512 {
@@ -11,34 +12,19 @@ extern const ShuffleKernels shuffle_kernels;
 }  // namespace pk::wide512
 
 using namespace pk;
+using test::by_channels, test::lay_out, test::Layout, test::place;
 
 namespace {
 
 // Runs on this table, or on that of the ISA in force.
 const ShuffleKernels* wide = nullptr;
 
-enum class Layout { last, planes, last_slice, planes_slice };
-constexpr Layout kLayouts[] = {Layout::last, Layout::planes, Layout::last_slice, Layout::planes_slice};
-
-bool by_channels(Layout layout) { return layout == Layout::last || layout == Layout::last_slice; }
+constexpr Layout kLayouts[] = {Layout::last,         Layout::planes,       Layout::last_slice,
+                               Layout::planes_slice, Layout::last_columns, Layout::planes_columns};
 
 struct Sizes {
   int64_t n, c, h, w;
 };
-
-// Fills the strides; returns how many elements such a tensor takes. A slice has three channels and a column fewer than
-// the whole.
-size_t lay_out(Layout layout, const Sizes& k, int64_t (&stride)[4]) {
-  const bool slice = layout == Layout::last_slice || layout == Layout::planes_slice;
-  const int64_t c = k.c + 3 * slice, w = k.w + slice;
-  if (by_channels(layout)) {
-    stride[1] = 1, stride[3] = c, stride[2] = w * c;
-  } else {
-    stride[3] = 1, stride[2] = w, stride[1] = k.h * w;
-  }
-  stride[0] = c * k.h * w;
-  return static_cast<size_t>(k.n * stride[0] + 1);
-}
 
 // Of x that element (c, h, w) of y is.
 Sizes source_of(ShuffleKind kind, int64_t channels, int64_t k, const Sizes& y) {
@@ -64,12 +50,12 @@ void shuffle_case(ShuffleKind kind, const Sizes& x, int64_t k, int64_t pieces, L
   const int64_t each = x.c / pieces;
   std::vector<std::vector<T>> given(static_cast<size_t>(pieces));
   for (size_t p = 0; p < given.size(); ++p) {
-    given[p].resize(lay_out(in, {x.n, each, x.h, x.w}, a.x_stride[p]));
+    given[p].resize(lay_out(in, x.n, each, x.h, x.w, a.x_stride[p]));
     for (size_t i = 0; i < given[p].size(); ++i) given[p][i] = static_cast<T>(i * 31 + p * 7919 + 1);
     a.x[p] = given[p].data();
   }
   const T untouched = static_cast<T>(-1);
-  std::vector<T> y(lay_out(out, to, a.y_stride), untouched), expected = y;
+  std::vector<T> y(lay_out(out, to.n, to.c, to.h, to.w, a.y_stride), untouched), expected = y;
   a.y = y.data();
   ShufflePlan plan;
   EXPECT(make_plan(a, &plan), "plan");
@@ -81,10 +67,7 @@ void shuffle_case(ShuffleKind kind, const Sizes& x, int64_t k, int64_t pieces, L
         for (int64_t w = 0; w < to.w; ++w) {
           const Sizes s = source_of(kind, x.c, k, {n, c, h, w});
           const auto p = static_cast<size_t>(s.c / each);
-          const int64_t* const stride = a.x_stride[p];
-          const int64_t from = s.n * stride[0] + s.c % each * stride[1] + s.h * stride[2] + s.w * stride[3];
-          const int64_t at = n * a.y_stride[0] + c * a.y_stride[1] + h * a.y_stride[2] + w * a.y_stride[3];
-          expected[static_cast<size_t>(at)] = given[p][static_cast<size_t>(from)];
+          expected[place(a.y_stride, n, c, h, w)] = given[p][place(a.x_stride[p], s.n, s.c % each, s.h, s.w)];
         }
       }
     }
@@ -119,8 +102,8 @@ void refusals() {
   const auto refused = [](auto change, const char* word) {
     ShuffleArgs a;
     a.n = 1, a.c = 8, a.h = 4, a.w = 6, a.k = 2;
-    lay_out(Layout::last, {1, 8, 4, 6}, a.x_stride[0]);
-    lay_out(Layout::last, {1, 8, 4, 6}, a.y_stride);
+    lay_out(Layout::last, 1, 8, 4, 6, a.x_stride[0]);
+    lay_out(Layout::last, 1, 8, 4, 6, a.y_stride);
     change(a);
     ShufflePlan plan;
     const Status s = make_plan(a, &plan);

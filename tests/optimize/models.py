@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -63,8 +66,27 @@ def checked(model, *inputs, times=3):
     return fast
 
 
+@torch.no_grad()
+def near(fast, model, x, bound: float) -> None:
+    """Is every result of the call that near to the float64 model's, of eager's sizes and strides?"""
+    exact = copy.deepcopy(model).double()(x.double())
+    for got, expected, right in zip(*map(_tensors, (fast(x), model(x), exact)), strict=True):
+        assert (got.shape, got.stride(), got.dtype) == (expected.shape, expected.stride(), expected.dtype)
+        assert relative_l2(got, right) <= bound
+
+
+def _tensors(result) -> tuple[torch.Tensor, ...]:
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
+
+
 def kinds(fast) -> list[str]:
     return [r.what for r in fast.report().replaced]
+
+
+def functions(fast) -> Counter[str]:
+    """How often which function runs in the programs, by its name."""
+    steps = [step.function for program in programs(fast) for step in program.graph.steps]
+    return Counter(getattr(f, "__name__", None) or f.name for f in steps)
 
 
 def programs(fast):

@@ -19,7 +19,7 @@ bool rows_adjoin(const LayerNormArgs& a, const int64_t* stride) {
 int64_t step_of(const LayerNormArgs& a, const int64_t* stride) { return stride[a.w > 1 ? 3 : 2]; }
 
 bool columns_are_adjacent(const LayerNormArgs& a, const int64_t* stride) {
-  return rows_adjoin(a, stride) && (a.h * a.w <= 1 || step_of(a, stride) == 1);
+  return rows_adjoin(a, stride) && step_of(a, stride) == 1;
 }
 bool channels_are_adjacent(const LayerNormArgs& a, const int64_t* stride) {
   return rows_adjoin(a, stride) && (a.c <= 1 || stride[1] == 1);

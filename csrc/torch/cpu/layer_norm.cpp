@@ -27,12 +27,6 @@ const void* vector_of(const char* op, const MaybeTensor& t, ScalarType dtype, co
   return t->const_data_ptr();
 }
 
-// Whether pixels lie at equal distances, and channels or pixels are adjacent.
-bool lies_well(const Tensor& x) {
-  const bool rows_adjoin = x.size(2) <= 1 || x.size(3) <= 1 || x.stride(2) == x.size(3) * x.stride(3);
-  return rows_adjoin && (x.stride(1) == 1 || x.stride(x.size(3) > 1 ? 3 : 2) == 1);
-}
-
 void check_x(const char* op, const Tensor& x, const NormNumbers& call) {
   check_cpu(x, op, "x");
   to_float_dtype(x.scalar_type(), op, "x");
@@ -45,6 +39,7 @@ void check_x(const char* op, const Tensor& x, const NormNumbers& call) {
 }
 
 // Fails, and writes nothing, unless x and y lie alike: what is normalised over, or the pixels, are adjacent in both.
+// Rows are to be contiguous.
 Status run_into(const char* op, const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias,
                 const NormNumbers& call, const Tensor& y) {
   LayerNormArgs args;
@@ -87,9 +82,14 @@ Tensor like_rows(const Tensor& x) {
 Tensor result(const char* op, const Tensor& given, const MaybeTensor& weight, const MaybeTensor& bias,
               const NormNumbers& call) {
   check_x(op, given, call);
-  const bool good = call.dims == 0 ? lies_well(given) : given.is_contiguous();
-  const Tensor x = good ? given : torch::stable::contiguous(given);
-  const Tensor y = call.dims == 0 ? empty_image(x, x.size(2), x.size(3)) : like_rows(x);
+  const auto like = [&](const Tensor& x) {
+    return call.dims == 0 ? empty_image(x, x.size(2), x.size(3)) : like_rows(x);
+  };
+  if (call.dims == 0 || given.is_contiguous()) {
+    const Tensor y = like(given);
+    if (run_into(op, given, weight, bias, call, y)) return y;
+  }
+  const Tensor x = torch::stable::contiguous(given), y = like(x);
   check_status(run_into(op, x, weight, bias, call, y), op);
   return y;
 }

@@ -54,32 +54,23 @@ Sizes result_of(const char* op, const Sizes& x, const ShuffleNumbers& call) {
   return {x.n, x.c * square, x.h / k, x.w / k};
 }
 
-// Into y, whose channels or columns are adjacent; what lies otherwise is turned.
-void run_into(const char* op, const Tensors& x, const ShuffleNumbers& call, const Sizes& sizes, const Tensor& y,
-              bool by_channels) {
+// Fails, and writes nothing, unless all tensors lie alike: channels, or columns, are adjacent in each.
+Status run_into(const Tensors& x, const ShuffleNumbers& call, const Sizes& sizes, const Tensor& y) {
   ShuffleArgs args;
   args.kind = static_cast<ShuffleKind>(call.kind);
   args.n = sizes.n, args.c = sizes.c, args.h = sizes.h, args.w = sizes.w, args.k = call.k;
   args.element_bytes = element_bytes(y.scalar_type());
   args.pieces = static_cast<int64_t>(x.size());
-  Tensors turned;
-  turned.reserve(x.size());
   for (size_t i = 0; i < x.size(); ++i) {
-    const Tensor* piece = &x[i];
-    const int64_t dim = by_channels ? 1 : 3;
-    if (piece->size(dim) > 1 && piece->stride(dim) != 1) {
-      turned.push_back(
-          torch::stable::contiguous(*piece, by_channels ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous));
-      piece = &turned.back();
-    }
-    args.x[i] = piece->const_data_ptr();
-    for (int64_t d = 0; d < 4; ++d) args.x_stride[i][d] = piece->stride(d);
+    args.x[i] = x[i].const_data_ptr();
+    for (int64_t d = 0; d < 4; ++d) args.x_stride[i][d] = x[i].stride(d);
   }
   args.y = y.mutable_data_ptr();
   for (int64_t d = 0; d < 4; ++d) args.y_stride[d] = y.stride(d);
   ShufflePlan plan;
-  check_status(make_plan(args, &plan), op);
+  PK_TRY(make_plan(args, &plan));
   pk::run(plan, torch_executor());
+  return kOk;
 }
 
 Tensor result(const char* op, const Tensors& x, const ShuffleNumbers& call) {
@@ -90,7 +81,13 @@ Tensor result(const char* op, const Tensors& x, const ShuffleNumbers& call) {
   const int64_t c = least_1(to.c), h = least_1(to.h), w = least_1(to.w), shape[4] = {to.n, to.c, to.h, to.w};
   const int64_t channels[4] = {c * h * w, 1, w * c, c}, planes[4] = {c * h * w, h * w, w, 1};
   const Tensor y = empty_strided(shape, last ? channels : planes, 4, x[0].scalar_type());
-  run_into(op, x, call, sizes, y, last);
+  if (run_into(x, call, sizes, y)) return y;
+  Tensors turned;
+  turned.reserve(x.size());
+  for (const Tensor& t : x) {
+    turned.push_back(torch::stable::contiguous(t, last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous));
+  }
+  check_status(run_into(turned, call, sizes, y), op);
   return y;
 }
 
@@ -107,12 +104,8 @@ void shuffle_out_op(Tensors x, Tensor call, Tensor out) {
   const auto numbers = numbers_in<ShuffleNumbers, int64_t>(op, call);
   const Sizes sizes = sizes_of(op, x, numbers), to = result_of(op, sizes, numbers);
   check_out(out, x[0].scalar_type(), {to.n, to.c, to.h, to.w}, op);
-  const bool by_channels = out.size(1) <= 1 || out.stride(1) == 1;
-  if (!by_channels && out.size(3) > 1 && out.stride(3) != 1) {
-    torch::stable::copy_(out, result(op, x, numbers));
-    return;
-  }
-  run_into(op, x, numbers, sizes, out, by_channels);
+  if (run_into(x, numbers, sizes, out)) return;
+  torch::stable::copy_(out, result(op, x, numbers));
 }
 
 }  // namespace
