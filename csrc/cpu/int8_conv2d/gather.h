@@ -74,6 +74,7 @@ struct Taps {
   int64_t begin, end;
 };
 inline Taps taps_within(int64_t first, int64_t dilation, int64_t taps, int64_t size) {
+  if (first >= 0 && first + (taps - 1) * dilation < size) return {0, taps};  // without a division
   const int64_t begin = first < 0 ? smaller(taps, ceil_div(-first, dilation)) : 0;
   const int64_t end = first >= size ? 0 : smaller(taps, ceil_div(size - first, dilation));
   return {begin, larger(begin, end)};
