@@ -187,8 +187,12 @@ void run_case(const Case& t, const Executor& executor) {
     const Status status = make_plan(args, executor.threads, &plan);
     EXPECT(status, "%s", status.error);
   } else {  // a blob packed by `wide` is another ISA's
-    plan.args = args, plan.shape = s, plan.options = t.o, plan.kernels = table;
-    if (s.n > 0) plan.blocking = choose_conv(s, s.c > 1 && args.x.stride[1] != 1, table->tiling, executor.threads);
+    Int8ConvHeader header;
+    std::memcpy(&header, blob.data(), sizeof header);
+    plan.args = args, plan.shape = header.shape, plan.options = t.o, plan.kernels = table;
+    plan.shape.n = s.n, plan.shape.h = s.h, plan.shape.w = s.w;
+    if (s.n > 0)
+      plan.blocking = choose_conv(plan.shape, s.c > 1 && args.x.stride[1] != 1, table->tiling, executor.threads);
     plan.workspace_bytes = 64 + plan.blocking.turned_bytes + plan.blocking.slots * plan.blocking.slot_bytes;
   }
   std::vector<char> workspace(static_cast<size_t>(plan.workspace_bytes) + 1, 0x55);

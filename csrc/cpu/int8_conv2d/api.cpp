@@ -54,6 +54,19 @@ Status check_packed_shape(ConvShape s) {
   return check_conv_shape(s, kLargest, "weight: it is too large");
 }
 
+// How many groups are packed as one, with zeros where they do not meet: so many as fill a panel. That is as many
+// products, for a panel has kPackedColumns columns whatever a group has, but longer sums and whole vectors of outputs.
+int64_t merged_groups(const ConvShape& s) {
+  constexpr int64_t kMost = 1024;  // numbers of a filter, beyond which a sum is long enough
+  if (is_depthwise(s) || s.groups == 1) return 1;
+  const int64_t filters = s.k / s.groups, depth = s.c / s.groups * s.r * s.s;
+  int64_t merged = 1;
+  for (int64_t m = 2; m <= s.groups && m * filters <= kPackedColumns && m * depth <= kMost; ++m) {
+    if (s.groups % m == 0) merged = m;
+  }
+  return merged;
+}
+
 // The size of an image that any filter fits is not known here.
 Status check_sizes(const ConvShape& s) {
   for (const int64_t size : {s.k, s.c, s.r, s.s, s.dilation_h, s.dilation_w, s.groups}) {
@@ -71,7 +84,9 @@ Status make_packing_plan(const Int8ConvPacking& args, Int8ConvPackingPlan* plan)
   PK_TRY(check_packed_shape(args.shape));
   const bool plain = args.scale == nullptr && args.bias == nullptr;
   PK_TRY(check_options(args.shape, args.options, args.table != nullptr, plain));
-  plan->packed_bytes = Int8ConvLayout(args.shape).bytes();
+  ConvShape s = args.shape;
+  s.groups /= merged_groups(s);
+  plan->packed_bytes = Int8ConvLayout(s).bytes();
   return kOk;
 }
 
@@ -79,6 +94,7 @@ void pack(const Int8ConvPackingPlan& plan, void* packed, const Executor& executo
   const Int8ConvPacking& args = plan.args;
   ConvShape s = args.shape;
   s.n = s.h = s.w = 0;
+  s.groups /= merged_groups(s);
   const Int8ConvLayout layout(s);
   Int8ConvHeader header{};
   std::memcpy(header.magic, kInt8ConvMagic, sizeof header.magic);
@@ -99,17 +115,19 @@ void pack(const Int8ConvPackingPlan& plan, void* packed, const Executor& executo
     bias[at] = args.bias != nullptr ? args.bias[k] : -0.0f;  // x + -0 is x, also where x is -0
   }
   if (args.table != nullptr) std::memcpy(to + layout.table_at(), args.table, 256);
-  // The sums go over lines, columns and channels of a filter, in this order.
-  const int64_t channels = s.c / s.groups;
+  // The sums go over lines, columns and channels of a filter, in this order; of groups that are merged, over zeros in
+  // the channels of the others.
+  const int64_t channels = args.shape.c / args.shape.groups, filters = s.k / args.shape.groups, merged = s.c / s.groups;
   const int64_t* const stride = args.weight.stride;
   const auto* const weight = static_cast<const int8_t*>(args.weight.data);
-  std::vector<int8_t> dense(static_cast<size_t>(s.k * channels * s.r * s.s));
+  std::vector<int8_t> dense(static_cast<size_t>(s.k * merged * s.r * s.s));
   int8_t* next = dense.data();
   for (int64_t k = 0; k < s.k; ++k) {
+    const int64_t first = merged == 0 ? 0 : k / filters * channels % merged;
     for (int64_t r = 0; r < s.r; ++r) {
-      for (int64_t t = 0; t < s.s; ++t) {
+      for (int64_t t = 0; t < s.s; ++t, next += merged) {
         const int8_t* const from = weight + k * stride[0] + r * stride[2] + t * stride[3];
-        for (int64_t c = 0; c < channels; ++c) *next++ = from[c * stride[1]];
+        for (int64_t c = 0; c < channels; ++c) next[first + c] = from[c * stride[1]];
       }
     }
   }

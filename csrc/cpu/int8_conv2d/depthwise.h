@@ -1,8 +1,10 @@
 // Depthwise: a channel a lane. Bytes of x and of the weight are widened to 32 bits, of which the weight's upper 16 are
 // zero: then dot2 of the two is their product, and its sum the sum, in one or two instructions.
 //
-// A task is a row of the output: first the address of each tap of each pixel, with a pixel of x_zero_point beyond the
-// edges; then vector by vector of channels, so that the weight stays in registers (3x3) or in L1, and x in L1.
+// A task is a row of the output. Where 3x3 or 5x5 taps lie within x's width, four pixels share the bytes that they have
+// in common, each widened once; elsewhere, and for other filters, the address of each tap of each pixel is made first,
+// with a pixel of x_zero_point beyond the edges. Vector by vector of channels: the weight stays in registers or L1, x
+// in L1.
 #pragma once
 
 #include "cpu/int8_conv2d/epilogue.h"
@@ -12,40 +14,70 @@ namespace pk {
 namespace PK_ISA {
 namespace {
 
-// `taps`: as many as kTaps, where that is not 0.
-template <Kind kind, int kTaps>
-inline void depthwise_row(const Finish& f, const int8_t* const* pointers, const Pixel* pixels, int64_t q, int64_t taps,
-                          const char* body, int64_t columns, int64_t channels) {
-  const auto* const starts = reinterpret_cast<const int32_t*>(body);
-  const int32_t* const weights = starts + columns;
-  const int64_t count_of_taps = kTaps != 0 ? kTaps : taps;
-  for (int64_t c = 0; c < channels; c += kLanes) {
-    const int64_t count = smaller(kLanes, channels - c);
-    const Channels<kind> finish(f, c, c, count);
-    const I32 start = load<I32>(starts + c);
-    I32 w[kTaps + 1];
-    for (int t = 0; t < kTaps; ++t) w[t] = load<I32>(weights + t * columns + c);
-    for (int64_t i = 0; i < q; ++i) {
-      const int8_t* const* const from = pointers + i * count_of_taps;
-      I32 sum = start;
-      if (count == kLanes) {
-        if constexpr (kTaps != 0) {
-#pragma GCC unroll 9
-          for (int t = 0; t < kTaps; ++t) {
-            sum = dot2(sum, bit_cast<I16>(to_i32(load<I8Quarter>(from[t] + c))), bit_cast<I16>(w[t]));
+// Channels [channel, channel + count) of x and of the packed form.
+struct Lanes {
+  const int32_t *starts, *weights;
+  int64_t columns, channel, count;
+
+  I16 weight(int64_t tap) const { return load<I16>(weights + tap * columns + channel); }
+};
+
+// A line of x that a line of the filter reads, from the first pixel's first tap on; beyond the edges one pixel again
+// and again.
+struct Line {
+  const int8_t* x;
+  int64_t step;
+};
+
+inline constexpr int kTogether = 4;
+
+// Pixels [begin, end), a multiple of kTogether, of lines[kTaps], whose taps are all within.
+template <Kind kind, int kTaps, int kStride>
+inline void depthwise_inner(const Channels<kind>& finish, const Lanes& lanes, const Line* lines, const Pixel* pixels,
+                            int64_t begin, int64_t end) {
+  const I32 start = load<I32>(lanes.starts + lanes.channel);
+  // Said here: after each store of bytes the compiler would read them again. 25 would not fit the registers.
+  constexpr int kKept = kTaps == 3 ? 9 : 0;
+  I16 kept[kKept + 1];
+  for (int t = 0; t < kKept; ++t) kept[t] = lanes.weight(t);
+  for (int64_t i = begin; i < end; i += kTogether) {
+    I32 sum[kTogether];
+#pragma GCC unroll 4
+    for (int j = 0; j < kTogether; ++j) sum[j] = start;
+#pragma GCC unroll 5
+    for (int r = 0; r < kTaps; ++r) {
+      const int8_t* const x = lines[r].x + i * kStride * lines[r].step + lanes.channel;
+#pragma GCC unroll 16
+      for (int column = 0; column < kTaps + (kTogether - 1) * kStride; ++column) {
+        const I16 v = bit_cast<I16>(to_i32(load<I8Quarter>(x + column * lines[r].step)));
+#pragma GCC unroll 4
+        for (int j = 0; j < kTogether; ++j) {
+          const int tap = column - j * kStride;
+          if (tap < 0 || tap >= kTaps) continue;
+          if constexpr (kKept != 0) {
+            sum[j] = dot2(sum[j], v, kept[r * kTaps + tap]);
+          } else {
+            sum[j] = dot2(sum[j], v, lanes.weight(r * kTaps + tap));
           }
-        } else {
-          for (int64_t t = 0; t < taps; ++t) {
-            sum = dot2(sum, bit_cast<I16>(to_i32(load<I8Quarter>(from[t] + c))), load<I16>(weights + t * columns + c));
-          }
-        }
-      } else {
-        for (int64_t t = 0; t < count_of_taps; ++t) {
-          sum = dot2(sum, bit_cast<I16>(load_bytes(from[t] + c, count)), load<I16>(weights + t * columns + c));
         }
       }
-      finish.put(sum, pixels[i]);
     }
+#pragma GCC unroll 4
+    for (int j = 0; j < kTogether; ++j) finish.put(sum[j], pixels[i + j]);
+  }
+}
+
+// Any pixels [begin, end), each of `taps` pointers.
+template <Kind kind>
+inline void depthwise_edge(const Channels<kind>& finish, const Lanes& lanes, const int8_t* const* pointers,
+                           const Pixel* pixels, int64_t begin, int64_t end, int64_t taps) {
+  for (int64_t i = begin; i < end; ++i) {
+    const int8_t* const* const from = pointers + i * taps;
+    I32 sum = load<I32>(lanes.starts + lanes.channel);
+    for (int64_t t = 0; t < taps; ++t) {
+      sum = dot2(sum, bit_cast<I16>(load_bytes(from[t] + lanes.channel, lanes.count)), lanes.weight(t));
+    }
+    finish.put(sum, pixels[i]);
   }
 }
 
@@ -69,23 +101,71 @@ struct Depthwise {
     for (int64_t row = part_begin(cut.blocks, i, cut.slots); row < part_begin(cut.blocks, i + 1, cut.slots); ++row) {
       const int64_t n = row / shape.p(), p = row % shape.p();
       const int8_t* const image = x + n * stride[0];
-      for (int64_t j = 0; j < q; ++j) {
-        pixels[j] = pixel_at(plan, n, p, j);
-        const int8_t** to = pointers + j * taps;
-        for (int64_t r = 0; r < shape.r; ++r) {
-          const int64_t y = p * shape.stride_h - shape.pad_top + r * shape.dilation_h;
-          for (int64_t s = 0; s < shape.s; ++s) {
-            const int64_t at = j * shape.stride_w - shape.pad_left + s * shape.dilation_w;
-            const bool within = y >= 0 && y < shape.h && at >= 0 && at < shape.w;
-            *to++ = within ? image + y * stride[2] + at * stride[3] : blank;
-          }
+      for (int64_t j = 0; j < q; ++j) pixels[j] = pixel_at(plan, n, p, j);
+      const bool square = shape.r == shape.s && shape.dilation_h == 1 && shape.dilation_w == 1;
+      if (square && shape.s == 3 && shape.stride_w == 1) {
+        row_of<kind, 3, 1>(image, p, pointers, blank, pixels);
+      } else if (square && shape.s == 3 && shape.stride_w == 2) {
+        row_of<kind, 3, 2>(image, p, pointers, blank, pixels);
+      } else if (square && shape.s == 5 && shape.stride_w == 1) {
+        row_of<kind, 5, 1>(image, p, pointers, blank, pixels);
+      } else if (square && shape.s == 5 && shape.stride_w == 2) {
+        row_of<kind, 5, 2>(image, p, pointers, blank, pixels);
+      } else {
+        row_of<kind, 0, 1>(image, p, pointers, blank, pixels);
+      }
+    }
+  }
+
+ private:
+  // The taps of pixels [begin, end) of row p.
+  void point(const int8_t* image, int64_t p, int64_t begin, int64_t end, const int8_t* blank,
+             const int8_t** pointers) const {
+    for (int64_t j = begin; j < end; ++j) {
+      const int8_t** to = pointers + j * cut.depth;
+      for (int64_t r = 0; r < shape.r; ++r) {
+        const int64_t y = p * shape.stride_h - shape.pad_top + r * shape.dilation_h;
+        for (int64_t s = 0; s < shape.s; ++s) {
+          const int64_t at = j * shape.stride_w - shape.pad_left + s * shape.dilation_w;
+          const bool within = y >= 0 && y < shape.h && at >= 0 && at < shape.w;
+          *to++ = within ? image + y * stride[2] + at * stride[3] : blank;
         }
       }
-      if (taps == 9) {
-        depthwise_row<kind, 9>(epilogue, pointers, pixels, q, taps, body, layout.columns, shape.c);
-      } else {
-        depthwise_row<kind, 0>(epilogue, pointers, pixels, q, taps, body, layout.columns, shape.c);
+    }
+  }
+
+  // Row p of an image; kTaps 0: of any filter.
+  template <Kind kind, int kTaps, int kStride>
+  void row_of(const int8_t* image, int64_t p, const int8_t** pointers, const int8_t* blank, const Pixel* pixels) const {
+    const int64_t q = shape.q(), channels = shape.c;
+    const Int8ConvLayout layout(shape);
+    const auto* const starts = reinterpret_cast<const int32_t*>(body);
+    Line lines[kTaps + 1];
+    int64_t begin = 0, end = 0;  // of the pixels whose taps are within x's width, as many as go together
+    if constexpr (kTaps != 0) {
+      for (int r = 0; r < kTaps; ++r) {
+        const int64_t y = p * shape.stride_h - shape.pad_top + r;
+        lines[r] = y >= 0 && y < shape.h ? Line{image + y * stride[2] - shape.pad_left * stride[3], stride[3]}
+                                         : Line{blank, 0};
       }
+      begin = smaller(q, ceil_div(shape.pad_left, kStride));
+      const int64_t last = shape.w + shape.pad_left - kTaps;  // the first tap's column of the last such pixel
+      end = last < 0 ? begin : larger(begin, smaller(q, last / kStride + 1));
+      end = begin + (end - begin) / kTogether * kTogether;
+    }
+    if (channels < kLanes) end = begin;  // no whole vector, and so none but edges
+    point(image, p, 0, begin, blank, pointers);
+    point(image, p, end, q, blank, pointers);
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      // The last vector begins earlier and writes some channels twice.
+      const int64_t at = c + kLanes > channels && channels >= kLanes ? channels - kLanes : c;
+      const Lanes lanes{starts, starts + layout.columns, layout.columns, at, smaller(kLanes, channels - at)};
+      const Channels<kind> finish(epilogue, at, at, lanes.count);
+      if constexpr (kTaps != 0) {
+        depthwise_inner<kind, kTaps, kStride>(finish, lanes, lines, pixels, begin, end);
+      }
+      depthwise_edge<kind>(finish, lanes, pointers, pixels, 0, begin, cut.depth);
+      depthwise_edge<kind>(finish, lanes, pointers, pixels, end, q, cut.depth);
     }
   }
 };

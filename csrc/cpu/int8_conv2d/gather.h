@@ -47,7 +47,9 @@ inline void convert_some(const int8_t* from, int64_t n, AValue* to) {
 struct Gatherer {
   AValue* to;
   int64_t rows;
-  AValue padding;  // what x_zero_point is
+  AValue padding;     // what x_zero_point is
+  const int8_t* end;  // of x
+  bool whole;         // a row lies in one block of the depth
 
   AValue* at(int64_t row, int64_t k) const { return to + (k / kKc * rows + row) * kARow + k % kKc; }
 
@@ -88,6 +90,20 @@ inline void gather_pixel(const Gatherer& g, const ConvShape& s, const int8_t* im
   const int64_t h = p * s.stride_h - s.pad_top, w = q * s.stride_w - s.pad_left;
   const Taps taps = taps_within(w, s.dilation_w, s.s, s.w);
   const bool adjacent = s.dilation_w == 1 && stride[3] == channels;
+  const bool inside = h >= 0 && h + (s.r - 1) * s.dilation_h < s.h && taps.begin == 0 && taps.end == s.s;
+  if (g.whole && adjacent && inside) {
+    constexpr int kStep = kDot4 ? 32 : 16;
+    const int64_t step = s.dilation_h * stride[2];
+    const int8_t* from = image + h * stride[2] + w * channels;
+    if (from + (s.r - 1) * step + round_up(line, kStep) <= g.end) {
+      // What a line writes too much the next one writes again, and behind the last there is room.
+      AValue* to = g.at(row, 0);
+      for (int64_t r = 0; r < s.r; ++r, from += step, to += line) {
+        for (int64_t i = 0; i < line; i += kStep) convert<kStep>(from + i, to + i);
+      }
+      return;
+    }
+  }
   for (int64_t r = 0; r < s.r; ++r) {
     const int64_t y = h + r * s.dilation_h, k = r * line;
     if (y < 0 || y >= s.h) {

@@ -82,9 +82,14 @@ struct Product {
   int64_t pixels() const { return shape.n * shape.p() * shape.q(); }
   int64_t tile_begin(int64_t tile) const { return part_begin(pixels(), tile, cut.tiles); }
 
+  const int8_t* x_end() const {
+    return x + (shape.n - 1) * stride[0] + (shape.h - 1) * stride[2] + (shape.w - 1) * stride[3] + shape.c;
+  }
+
   void gather(int64_t group, int64_t first, int64_t rows, const ConvSlot& slot) const {
     const int64_t channels = shape.c / shape.groups, p = shape.p(), q = shape.q();
-    const Gatherer g{slot.a, rows, static_cast<AValue>(plan.options.x_zero_point + kAOffset)};
+    const Gatherer g{slot.a, rows, static_cast<AValue>(plan.options.x_zero_point + kAOffset), x_end(),
+                     cut.depth_blocks == 1};
     // The last groups of a row may lie beyond the depth: the weight has zeros there.
     if (cut.depth % kPackedRows != 0) {
       const int64_t from = cut.depth / kPackedRows * kPackedRows;

@@ -17,7 +17,7 @@ struct Int8ConvHeader {
   char magic[8];
   uint32_t version;
   uint32_t layout;  // Int8ConvKernels::layout
-  ConvShape shape;  // n, h and w are 0
+  ConvShape shape;  // n, h and w are 0; groups may have been merged
   Int8ConvOptions options;
   int32_t has_table;
   char reserved[76];

@@ -124,7 +124,7 @@ def test_kernels_without_zero_points_say_so():
 
 
 @native
-@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("groups", [1, 4, 8])
 def test_bound_is_the_whole_op(groups):
     x, weight = integers(2, 8, 6, 5).cpu(), integers(8, 8 // groups, 3, 3, seed=1).cpu()
     scale, shift, table = torch.rand(8) / 100, torch.randn(8), integers(256, seed=3).cpu()
