@@ -90,6 +90,8 @@ def int8_conv_call(
         check_shape(OP, "residual", residual, shape, "the output's shape")
         if residual.dtype != torch.int8 and zero_points[1] != 0:
             fail(TypeError, OP, "residual", "torch.int8, because residual_zero_point is given", residual.dtype)
+    x_zero, residual_zero, out_zero = zero_points
     return Int8ConvCall(
-        geometry=g, activation=code, out_dtype=out_dtype, **dict(zip(ZERO_POINTS, zero_points, strict=True)), **numbers
-    )
+        geometry=g, activation=code, out_dtype=out_dtype, x_zero_point=x_zero, residual_zero_point=residual_zero,
+        out_zero_point=out_zero, **numbers,
+    )  # fmt: skip

@@ -88,7 +88,8 @@ def test_the_native_op_on_a_cpu_is_the_reference():
 CALLS = {
     "sums": {"out_dtype": torch.int32, "x_zero_point": -128},
     "float": {"x_zero_point": 100},
-    "int8": {"out_dtype": torch.int8, "x_zero_point": -5, "out_zero_point": 40, "activation": "relu6", "out_scale": 9.3},
+    "int8": {"out_dtype": torch.int8, "x_zero_point": -5, "out_zero_point": 40, "activation": "relu6",
+             "out_scale": 9.3},
     "added": {"out_dtype": torch.int8, "x_zero_point": 127, "residual_zero_point": -90, "residual_scale": 0.3,
               "out_zero_point": -128, "activation": "relu"},
 }  # fmt: skip
@@ -236,7 +237,7 @@ X, W = torch.zeros(1, 4, 5, 5, dtype=torch.int8), torch.zeros(6, 4, 3, 3, dtype=
         ({"x_zero_point": -129}, ValueError, "x_zero_point: expected an int >= -128"),
         ({"x_zero_point": 0.5}, TypeError, "x_zero_point: expected an int"),
         ({"residual_zero_point": 3}, ValueError, "residual: expected a tensor, because residual_zero_point is given"),
-        ({"residual_zero_point": 3, "residual": torch.ones(1, 6, 3, 3)}, TypeError, "residual: expected torch.int8, bec"),
+        ({"residual_zero_point": 3, "residual": torch.ones(1, 6, 3, 3)}, TypeError, "residual: expected torch.int8, be"),
         ({"out_zero_point": 3}, ValueError, "out_dtype: expected torch.int8, because out_zero_point is given"),
         ({"weight": torch.zeros(1, 65794, 1, 1, dtype=torch.int8), "x": X[:, :1].expand(1, 65794, 5, 5),
           "x_zero_point": 1}, ValueError, "weight: expected at most 65793 numbers a filter with a zero point"),
