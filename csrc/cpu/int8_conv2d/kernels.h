@@ -29,6 +29,8 @@ inline constexpr uint32_t kInt8ConvVersion = 1;
 
 static constexpr bool is_depthwise(const ConvShape& s) { return s.groups == s.c && s.k == s.c && s.c > 1; }
 
+namespace {  // what it has is compiled for each ISA
+
 // Where the parts of a blob lie.
 struct Int8ConvLayout {
   bool depthwise;
@@ -49,6 +51,8 @@ struct Int8ConvLayout {
   }
   constexpr int64_t bytes() const { return body_at() + groups * group_bytes(); }
 };
+
+}  // namespace
 
 struct Int8ConvKernels {
   uint32_t layout;
