@@ -136,6 +136,20 @@ inline F32Half fma(F32Half a, F32Half b, F32Half c) {
 #endif
 }
 
+// a * b, rounded by itself: a sum that follows is another rounding on every ISA, where the compiler would contract the
+// two.
+inline F32 product(F32 a, F32 b) {
+  F32 v = a * b;
+#if defined(__AVX512F__) && PK_LANES == 16
+  asm("" : "+v"(v));
+#elif defined(__AVX2__) && PK_LANES == 8
+  asm("" : "+x"(v));
+#elif defined(__aarch64__) && PK_LANES == 4
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
 // A half, and zeros above it.
 template <int... lane>
 inline F32 extend(F32Half v, std::integer_sequence<int, lane...>) {
@@ -166,6 +180,19 @@ inline F32 round(F32 x) {
   return shifted - 12582912.0f;
 }
 
+// To nearest, ties to even, for |x| <= 2^22; of a NaN's the low byte is 0.
+inline I32 nearest(F32 x) {
+#if defined(__AVX512F__) && PK_LANES == 16
+  return (I32)_mm512_maskz_cvtps_epi32(0xffff, (__m512)x);
+#elif defined(__AVX2__) && PK_LANES == 8
+  return (I32)_mm256_cvtps_epi32((__m256)x);
+#elif defined(__SSE2__) && PK_LANES == 4
+  return (I32)_mm_cvtps_epi32((__m128)x);
+#else
+  return truncate(round(x == x ? x : F32{}));
+#endif
+}
+
 // bfloat16: kLanes values to and from float. Narrowing rounds to nearest even and keeps NaN (made quiet).
 inline F32 load_bf16(const uint16_t* p) {
   // The compiler would widen in halves.
@@ -185,14 +212,39 @@ inline U16Half to_bf16(F32 x) {
 }
 inline void store_bf16(uint16_t* p, F32 x) { store(p, to_bf16(x)); }
 
-// Bytes to 16-bit words, sign kept; and 32-bit lanes that are in range to 16-bit words and bytes.
+// Bytes to 16-bit words and to 32-bit lanes, sign kept; and 32-bit lanes that are in range to 16-bit words.
 inline I16 widen(I8Half v) { return __builtin_convertvector(v, I16); }
+inline I32 to_i32(I8Quarter v) {
+#if defined(__AVX512F__) && PK_LANES == 16
+  return (I32)_mm512_maskz_cvtepi8_epi32(0xffff, (__m128i)v);
+#elif defined(__AVX2__) && PK_LANES == 8
+  return (I32)_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(bit_cast<int64_t>(v)));
+#else
+  return __builtin_convertvector(v, I32);
+#endif
+}
 inline I16Half to_i16(I32 x) { return __builtin_convertvector(x, I16Half); }
-inline I8Quarter to_i8(I32 x) { return __builtin_convertvector(x, I8Quarter); }
+// The low bytes. By itself the compiler takes the lanes out one by one.
+inline I8Quarter to_i8(I32 x) {
+#if defined(__AVX512F__) && PK_LANES == 16
+  return (I8Quarter)_mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)x);
+#elif defined(__AVX2__) && PK_LANES == 8
+  const __m256i low = _mm256_shuffle_epi8((__m256i)x, _mm256_set1_epi32(0x0c080400));
+  const __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+  return bit_cast<I8Quarter>(_mm_cvtsi128_si64(both));
+#elif defined(__SSE2__) && PK_LANES == 4
+  const __m128i words = _mm_packs_epi32((__m128i)(x & 255), __m128i{});
+  return bit_cast<I8Quarter>(_mm_cvtsi128_si32(_mm_packus_epi16(words, __m128i{})));
+#else
+  return __builtin_convertvector(x, I8Quarter);
+#endif
+}
 
 // acc[i] + a[2i] * b[2i] + a[2i+1] * b[2i+1], exact unless the sum leaves int32.
 inline I32 dot2(I32 acc, I16 a, I16 b) {
-#if defined(__AVX512BW__) && PK_LANES == 16
+#if defined(__AVX512VNNI__) && PK_LANES == 16
+  return (I32)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512BW__) && PK_LANES == 16
   return acc + (I32)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__) && PK_LANES == 8
   return acc + (I32)_mm256_madd_epi16((__m256i)a, (__m256i)b);

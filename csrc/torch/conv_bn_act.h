@@ -3,6 +3,7 @@
 #pragma once
 
 #include "pykernels/conv_bn_act.h"
+#include "pykernels/int8_conv2d.h"
 #include "torch/boxed.h"
 
 namespace pk::binding {
@@ -87,6 +88,7 @@ struct Int8ConvCall {
   int64_t activation;
   double negative_slope, out_scale;
   ScalarType out_dtype;
+  int64_t x_zero_point, residual_zero_point, out_zero_point;
 
   void each(auto&& field) {
     field("residual_scale", residual_scale);
@@ -95,11 +97,32 @@ struct Int8ConvCall {
     field("negative_slope", negative_slope);
     field("out_scale", out_scale);
     field("out_dtype", out_dtype);
+    field("x_zero_point=0", x_zero_point);
+    field("residual_zero_point=0", residual_zero_point);
+    field("out_zero_point=0", out_zero_point);
+  }
+
+  void fill(const char* op, Int8ConvOptions* options) const {
+    const int64_t zeros[] = {x_zero_point, residual_zero_point, out_zero_point};
+    const char* const names[] = {"x_zero_point", "residual_zero_point", "out_zero_point"};
+    for (int i = 0; i < 3; ++i) {
+      check(zeros[i] >= -128 && zeros[i] <= 127, op, names[i], "expected a number in [-128, 127], got ", zeros[i]);
+    }
+    options->x_zero_point = static_cast<int32_t>(x_zero_point);
+    options->residual_zero_point = static_cast<int32_t>(residual_zero_point);
+    options->out_zero_point = static_cast<int32_t>(out_zero_point);
+    options->residual_scale = static_cast<float>(residual_scale);
+    options->out_scale = static_cast<float>(out_scale);
+    options->activation = to_activation(activation, op);
+    options->negative_slope = static_cast<float>(negative_slope);
+    options->out_dtype = to_dtype(out_dtype, op, "out_dtype");
   }
 
   // Args: cuda::Int8ConvArgs.
   template <class Args>
   void fill(const char* op, Args* args) const {
+    check(x_zero_point == 0 && residual_zero_point == 0 && out_zero_point == 0, op, "zero points",
+          "the CUDA kernels have none, got (", x_zero_point, ", ", residual_zero_point, ", ", out_zero_point, ")");
     args->residual_scale = static_cast<float>(residual_scale);
     args->activation = to_activation(activation, op);
     args->negative_slope = static_cast<float>(negative_slope);

@@ -1,6 +1,6 @@
-"""What PyTorch needs to know of int8_conv2d: its shape without data, that it has no gradient, plain PyTorch for a CPU.
+"""What PyTorch needs to know of the native ops: shapes without data, and that there is no gradient.
 
-The schema is in csrc/torch/cpu/int8_conv2d.cpp, the CUDA implementation in csrc/torch/cuda/int8_conv2d.cpp.
+The schemas are in csrc/torch/cpu/int8_conv2d.cpp, the CUDA implementation in csrc/torch/cuda/int8_conv2d.cpp.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from torch._prims_common import suggest_memory_format
 from pykernels import _native
 from pykernels.ops.conv_bn_act.arguments import output_size
 from pykernels.ops.int8_conv2d.arguments import Int8ConvCall
-from pykernels.ops.int8_conv2d.reference import reference
 from pykernels.ops.int8_matmul.autograd import refuse_backward
 
 
@@ -24,12 +23,31 @@ def _fake(x: torch.Tensor, weight: torch.Tensor, scale: Any, shift: Any, residua
     return y.to(memory_format=suggest_memory_format(x))
 
 
-def _on_cpu(x: torch.Tensor, weight: torch.Tensor, scale: Any, shift: Any, residual: Any, *flat: Any) -> torch.Tensor:
-    return reference(x, weight, scale, shift, residual, Int8ConvCall.of(*flat))
+def _fake_bind(weight: torch.Tensor, scale: Any, shift: Any, table: Any, *flat: Any) -> torch.Tensor:
+    # csrc/cpu/int8_conv2d/kernels.h, Int8ConvLayout: a header, scale, bias, table, and each group's starts and weights.
+    groups = Int8ConvCall.of(*flat).geometry.groups
+    k, channels, r, s = weight.shape
+    depth = channels * r * s
+    if channels == 1 and k == groups > 1:  # depthwise
+        groups, rows = 1, 4 * depth
+    else:  # api.cpp, merged_groups
+        fitting = (m for m in range(2, groups + 1) if groups % m == 0 and m * (k // groups) <= 32 and m * depth <= 1024)
+        merged = max(fitting, default=1)
+        groups, rows = groups // merged, -(-merged * depth // 4) * 4
+    columns = -(-(k // groups) // 32) * 32
+    return weight.new_empty((512 + groups * columns * (12 + rows),), dtype=torch.uint8)
+
+
+def _fake_bound(x: torch.Tensor, bound_conv: torch.Tensor, residual: Any, out_dtype: torch.dtype) -> torch.Tensor:
+    # The weight's shape is among the bytes, which a trace does not read.
+    n, k, p, q = x.shape[0], *(torch.library.get_ctx().new_dynamic_size() for _ in range(3))
+    strides = (k * p * q, 1, k * q, k) if suggest_memory_format(x) is torch.channels_last else (k * p * q, p * q, q, 1)
+    return x.new_empty_strided((n, k, p, q), strides, dtype=out_dtype)
 
 
 if _native.error is None:
     torch.library.register_fake("pykernels::int8_conv2d", _fake)
-    torch.library.register_autograd("pykernels::int8_conv2d", refuse_backward("int8_conv2d"))
-    _library = torch.library.Library("pykernels", "FRAGMENT")
-    _library.impl("int8_conv2d", _on_cpu, "CPU")
+    torch.library.register_fake("pykernels::int8_conv_bind", _fake_bind)
+    torch.library.register_fake("pykernels::int8_conv2d_bound", _fake_bound)
+    for _name in ("int8_conv2d", "int8_conv_bind", "int8_conv2d_bound"):
+        torch.library.register_autograd(f"pykernels::{_name}", refuse_backward("int8_conv2d"))

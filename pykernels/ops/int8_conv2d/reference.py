@@ -9,7 +9,6 @@ from torch._prims_common import suggest_memory_format
 from pykernels.ops._activation import ACTIVATIONS, apply_activation
 from pykernels.ops.conv_bn_act.arguments import padded
 from pykernels.ops.int8_conv2d.arguments import Int8ConvCall
-from pykernels.ops.int8_matmul.reference import to_int8
 
 
 def reference(
@@ -26,7 +25,7 @@ def reference(
     """
     g, out_dtype = call.geometry, call.out_dtype
     layout = suggest_memory_format(x) if x.dim() == 4 else torch.contiguous_format
-    x, padding = padded(x.double(), g)
+    x, padding = padded(x.double() - call.x_zero_point, g)
     y = F.conv2d(x, weight.double(), None, g.stride, padding, g.dilation, g.groups)
     if out_dtype != torch.int32:
         wide = torch.float32
@@ -38,7 +37,12 @@ def reference(
         if bias is not None:
             y = y + bias.to(wide)[:, None, None]
         if residual is not None:
-            y = y + call.residual_scale * residual.to(wide)
+            y = y + call.residual_scale * (residual.to(wide) - call.residual_zero_point)
         y = apply_activation(y, ACTIVATIONS[call.activation], call.negative_slope) * call.out_scale
-    y = to_int8(y, -128) if out_dtype == torch.int8 else y.to(out_dtype)
+    y = _quantized(y, call.out_zero_point) if out_dtype == torch.int8 else y.to(out_dtype)
     return y.contiguous(memory_format=layout)
+
+
+def _quantized(y: torch.Tensor, zero_point: int) -> torch.Tensor:
+    """To nearest even, then by the zero point, then saturated; NaN as 0."""
+    return (torch.where(y.isnan(), 0, y).round() + zero_point).clamp(-128, 127).to(torch.int8)

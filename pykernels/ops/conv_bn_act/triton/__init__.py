@@ -61,7 +61,10 @@ def int8_conv2d(
     x, weight: int8, no zero points. scale, shift: (k,) float32. residual: int8 or float, of y's shape. out_dtype: int32
     (the sums, the rest unused), int8 (nearest even, saturated, NaN gives 0), float16, bfloat16 or float32.
     """
-    return _convolve(x, weight, scale, shift, residual, Int8ConvCall.of(*flat))
+    call = Int8ConvCall.of(*flat)
+    if any(call.zero_points()):
+        raise ValueError(f"pykernels.int8_conv2d: zero points: Triton's kernels have none, got {call.zero_points()}")
+    return _convolve(x, weight, scale, shift, residual, call)
 
 
 def _convolve(

@@ -1,0 +1,62 @@
+// int8 convolution on one ISA: x to adjacent channels where they are not, then the product (gemm.h) or depthwise.
+#include "cpu/int8_conv2d/gemm.h"
+// gemm.h first: depthwise.h shares its division of work.
+#include "cpu/int8_conv2d/depthwise.h"
+
+namespace pk {
+namespace PK_ISA {
+namespace {
+
+template <class Algorithm>
+inline void run_on(const Algorithm& algorithm, const Int8ConvBlocking& cut, char* workspace, const Executor& executor) {
+  with_kind(algorithm.epilogue.kind, [&](auto kind) {
+    parallel_for(executor, 0, cut.slots, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        algorithm.template run_slot<decltype(kind)::value>(i, workspace + i * cut.slot_bytes);
+      }
+    });
+  });
+}
+
+void run(const Int8ConvPlan& plan, char* workspace, const Executor& executor) {
+  const ConvShape& s = plan.shape;
+  const Int8ConvBlocking& cut = plan.blocking;
+  workspace += (64 - reinterpret_cast<uintptr_t>(workspace) % 64) % 64;
+  const auto* x = static_cast<const int8_t*>(plan.args.x.data);
+  int64_t stride[4];
+  std::memcpy(stride, plan.args.x.stride, sizeof stride);
+  if (cut.turn) {
+    auto* const to = reinterpret_cast<int8_t*>(workspace);
+    parallel_for(executor, 0, s.n * s.h, larger(1, (1 << 16) / larger(1, s.w * s.c)),
+                 [&](int64_t begin, int64_t end) { turn_rows(s, x, stride, begin, end, to); });
+    x = to;
+    stride[0] = s.h * s.w * s.c, stride[1] = 1, stride[2] = s.w * s.c, stride[3] = s.c;
+    workspace += cut.turned_bytes;
+  }
+  const auto* const packed = static_cast<const char*>(plan.args.packed);
+  const char* const body = packed + Int8ConvLayout(s).body_at();
+  const Finish epilogue(plan, packed);
+  if (cut.depthwise) {
+    const Depthwise depthwise{plan, s, cut, x, {stride[0], stride[1], stride[2], stride[3]}, body, epilogue};
+    run_on(depthwise, cut, workspace, executor);
+  } else {
+    const Product product{plan, s, cut, x, {stride[0], stride[1], stride[2], stride[3]}, body, epilogue};
+    run_on(product, cut, workspace, executor);
+  }
+}
+
+void pack(const ConvShape& s, int32_t x_zero_point, const int8_t* weight, char* body, const Executor& executor) {
+  if (is_depthwise(s)) {
+    pack_depthwise(s, x_zero_point, weight, body);
+  } else {
+    pack_gemm(s, x_zero_point, weight, body, executor);
+  }
+}
+
+}  // namespace
+
+extern const Int8ConvKernels int8_conv_kernels;
+const Int8ConvKernels int8_conv_kernels = {kLayout, kTiling, run, pack};
+
+}  // namespace PK_ISA
+}  // namespace pk

@@ -1,0 +1,205 @@
+// From a vector of int32 sums, a channel a lane, to the output in its final dtype. Each product is rounded before it is
+// added to (vec.h: product), so that the bits are those of plain float32 arithmetic, whatever the ISA.
+#pragma once
+
+#include "cpu/activate.h"
+#include "cpu/elements.h"
+#include "cpu/int8_conv2d/kernels.h"
+
+namespace pk {
+namespace PK_ISA {
+namespace {
+
+// How much of the epilogue a call needs: int8 to int8 with adjacent channels and an activation that is a pair of
+// bounds, without and with an int8 residual; or anything.
+enum class Kind { plain, added, any };
+
+// Of a call.
+struct Finish {
+  const Int8ConvPlan* plan;
+  const float *scale, *bias;  // of a column
+  const int8_t* table;        // or null
+  float low, high;            // of t * out_scale, for int8
+  bool bounded, scaled;       // low and high are the activation too; out_scale is not 1
+  Kind kind;
+
+  Finish(const Int8ConvPlan& p, const char* packed) : plan(&p) {
+    const Int8ConvLayout l(p.shape);
+    const Int8ConvOptions& o = p.options;
+    Int8ConvHeader header;
+    std::memcpy(&header, packed, sizeof header);
+    scale = reinterpret_cast<const float*>(packed + l.scale_at());
+    bias = reinterpret_cast<const float*>(packed + l.bias_at());
+    table = header.has_table ? reinterpret_cast<const int8_t*>(packed + l.table_at()) : nullptr;
+    low = static_cast<float>(-128 - o.out_zero_point), high = static_cast<float>(127 - o.out_zero_point);
+    // Rounding keeps order: the bounds of an activation may come after the multiplication as well.
+    const bool relu = o.activation == Activation::relu, relu6 = o.activation == Activation::relu6;
+    bounded = o.out_dtype == DType::i8 && o.out_scale > 0 && (relu || relu6 || o.activation == Activation::none);
+    if (bounded && (relu || relu6)) low = 0.0f;
+    if (bounded && relu6 && 6.0f * o.out_scale < high) high = 6.0f * o.out_scale;
+    scaled = o.out_scale != 1.0f;
+    const ConvTensor& r = p.args.residual;
+    const bool adjacent = p.args.y_stride[1] == 1 && (r.data == nullptr || r.stride[1] == 1);
+    kind = !bounded || !adjacent || table != nullptr ? Kind::any
+           : r.data == nullptr                       ? Kind::plain
+           : p.args.residual_dtype == DType::i8      ? Kind::added
+                                                     : Kind::any;
+  }
+};
+
+// Where a pixel's first channel is in y and in the residual, in elements.
+struct Pixel {
+  int64_t y, residual;
+};
+
+inline Pixel pixel_at(const Int8ConvPlan& p, int64_t n, int64_t row, int64_t column) {
+  const int64_t *y = p.args.y_stride, *r = p.args.residual.stride;
+  return {n * y[0] + row * y[2] + column * y[3], n * r[0] + row * r[2] + column * r[3]};
+}
+
+template <class T>
+inline void gather_lanes(const T* from, int64_t stride, int64_t count, T (&lanes)[kLanes]) {
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i < count ? from[i * stride] : T{};
+}
+template <class T>
+inline void scatter_lanes(T* to, int64_t stride, int64_t count, const T (&lanes)[kLanes]) {
+  for (int i = 0; i < count; ++i) to[i * stride] = lanes[i];
+}
+template <class T, class V>
+inline void store_lanes(T* to, int64_t stride, int64_t count, V v) {
+  static_assert(sizeof v == kLanes * sizeof(T));
+  if (stride == 1 && count == kLanes) return store(to, v);
+  T lanes[kLanes];
+  store(lanes, v);
+  scatter_lanes(to, stride, count, lanes);
+}
+
+inline I32 load_bytes(const int8_t* from, int64_t count) {
+  if (count == kLanes) return to_i32(load<I8Quarter>(from));
+  int8_t lanes[kLanes] = {};
+  copy_partial(lanes, from, count);
+  return to_i32(load<I8Quarter>(lanes));
+}
+
+// `count` channels of the residual, as floats.
+inline F32 residual_of(const Int8ConvPlan& p, int64_t at, int64_t count) {
+  const ConvTensor& r = p.args.residual;
+  const int64_t stride = r.stride[1];
+  if (p.args.residual_dtype == DType::i8) {
+    int8_t lanes[kLanes];
+    gather_lanes(static_cast<const int8_t*>(r.data) + at, stride, count, lanes);
+    return to_f32(to_i32(load<I8Quarter>(lanes)) - p.options.residual_zero_point);
+  }
+  if (p.args.residual_dtype == DType::f32) {
+    float lanes[kLanes];
+    gather_lanes(static_cast<const float*>(r.data) + at, stride, count, lanes);
+    return load<F32>(lanes);
+  }
+  bf16_t lanes[kLanes];
+  gather_lanes(static_cast<const bf16_t*>(r.data) + at, stride, count, lanes);
+  return load_bf16(lanes);
+}
+
+// The epilogue of up to kLanes channels, from `channel` on, for any number of pixels. What it reads for each pixel are
+// members of its own: the stores of bytes might change whatever else is in memory.
+template <Kind kind>
+class Channels {
+ public:
+  // `column`: of the packed form, where scale and bias are padded.
+  Channels(const Finish& f, int64_t column, int64_t channel, int64_t count)
+      : f_(f),
+        scale_(load<F32>(f.scale + column)),
+        bias_(load<F32>(f.bias + column)),
+        low_(broadcast(f.low)),
+        high_(broadcast(f.high)),
+        out_scale_(broadcast(f.plan->options.out_scale)),
+        residual_scale_(broadcast(f.plan->options.residual_scale)),
+        residual_zero_(broadcast(f.plan->options.residual_zero_point)),
+        out_zero_(broadcast(f.plan->options.out_zero_point)),
+        scaled_(f.scaled),
+        full_(count == kLanes),
+        count_(count),
+        channel_(channel),
+        y_(static_cast<int8_t*>(f.plan->args.y) + (kind == Kind::any ? 0 : channel)),
+        residual_(kind == Kind::added ? static_cast<const int8_t*>(f.plan->args.residual.data) + channel : nullptr) {}
+
+  void put(I32 sum, const Pixel& pixel) const {
+    if constexpr (kind == Kind::any) {
+      put_any(sum, pixel);
+    } else {
+      F32 t = product(to_f32(sum), scale_) + bias_;
+      if constexpr (kind == Kind::added) {
+        const I32 r = load_bytes(residual_ + pixel.residual, full_ ? kLanes : count_);
+        t = t + product(residual_scale_, to_f32(r - residual_zero_));
+      }
+      if (scaled_) t = product(t, out_scale_);
+      const I8Quarter bytes = to_bytes(t);
+      if (full_) {
+        store(y_ + pixel.y, bytes);
+      } else {
+        copy_partial(y_ + pixel.y, reinterpret_cast<const int8_t*>(&bytes), count_);
+      }
+    }
+  }
+
+ private:
+  I8Quarter to_bytes(F32 t) const {
+    // Unsigned: what a NaN becomes may wrap.
+    return to_i8(bit_cast<I32>(bit_cast<U32>(nearest(min(high_, max(low_, t)))) + bit_cast<U32>(out_zero_)));
+  }
+
+  void put_any(I32 sum, const Pixel& pixel) const {
+    const Int8ConvPlan& p = *f_.plan;
+    const Int8ConvOptions& o = p.options;
+    const int64_t stride = p.args.y_stride[1], at = pixel.y + channel_ * stride;
+    if (o.out_dtype == DType::i32) return store_lanes(static_cast<int32_t*>(p.args.y) + at, stride, count_, sum);
+    F32 t = product(to_f32(sum), scale_) + bias_;
+    if (p.args.residual.data != nullptr) {
+      const F32 r = residual_of(p, pixel.residual + channel_ * p.args.residual.stride[1], count_);
+      t = t + product(residual_scale_, r);
+    }
+    if (!f_.bounded) t = activate(t, o.activation, o.negative_slope);
+    if (scaled_) t = product(t, out_scale_);
+    switch (o.out_dtype) {
+      case DType::i8: {
+        I8Quarter bytes = to_bytes(t);
+        if (f_.table != nullptr) {
+          for (int i = 0; i < kLanes; ++i) bytes[i] = f_.table[bytes[i] + 128];
+        }
+        return store_lanes(static_cast<int8_t*>(p.args.y) + at, stride, count_, bytes);
+      }
+      case DType::f32:
+        return store_lanes(static_cast<float*>(p.args.y) + at, stride, count_, t);
+      case DType::bf16:
+        return store_lanes(static_cast<bf16_t*>(p.args.y) + at, stride, count_, to_bf16(t));
+      case DType::i32:
+      case DType::f16:  // refused in api.cpp
+        return;
+    }
+  }
+
+  const Finish& f_;
+  F32 scale_, bias_, low_, high_, out_scale_, residual_scale_;
+  I32 residual_zero_, out_zero_;
+  bool scaled_, full_;
+  int64_t count_, channel_;
+  int8_t* y_;
+  const int8_t* residual_;
+};
+
+// body(Kind) with the kind as a constant.
+template <class Body>
+inline void with_kind(Kind kind, const Body& body) {
+  switch (kind) {
+    case Kind::plain:
+      return body(std::integral_constant<Kind, Kind::plain>{});
+    case Kind::added:
+      return body(std::integral_constant<Kind, Kind::added>{});
+    case Kind::any:
+      return body(std::integral_constant<Kind, Kind::any>{});
+  }
+}
+
+}  // namespace
+}  // namespace PK_ISA
+}  // namespace pk

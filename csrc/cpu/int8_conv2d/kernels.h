@@ -1,0 +1,68 @@
+// The table of int8 convolution, one per ISA, and the packed form.
+//
+// A blob is the header; scale and bias of each column, with 1 and -0 where there are none, for x + -0 is x; the table;
+// and what the algorithm packs: for each group what int8_matmul packs of the (c / groups * r * s, k / groups) matrix,
+// with what each sum starts from, -(offset + x_zero_point) * column sum, in the place of the column sums; or for
+// depthwise the starts and then the taps, a channel a 32-bit lane. The columns of a group are rounded up to
+// kPackedColumns.
+#pragma once
+
+#include "cpu/dispatch.h"
+#include "cpu/int8_matmul/kernels.h"
+#include "pykernels/int8_conv2d.h"
+
+namespace pk {
+
+struct Int8ConvHeader {
+  char magic[8];
+  uint32_t version;
+  uint32_t layout;  // Int8ConvKernels::layout
+  ConvShape shape;  // n, h and w are 0; groups may have been merged
+  Int8ConvOptions options;
+  int32_t has_table;
+  char reserved[76];
+};
+static_assert(sizeof(Int8ConvHeader) == 256);
+
+inline constexpr char kInt8ConvMagic[8] = {'P', 'K', 'I', '8', 'C', 'O', 'N', 'V'};
+inline constexpr uint32_t kInt8ConvVersion = 1;
+
+static constexpr bool is_depthwise(const ConvShape& s) { return s.groups == s.c && s.k == s.c && s.c > 1; }
+
+namespace {  // what it has is compiled for each ISA
+
+// Where the parts of a blob lie.
+struct Int8ConvLayout {
+  bool depthwise;
+  int64_t groups, depth, columns;  // columns of a group, rounded up
+
+  constexpr explicit Int8ConvLayout(const ConvShape& s)
+      : depthwise(is_depthwise(s)),
+        groups(depthwise ? 1 : s.groups),
+        depth(depthwise ? s.r * s.s : s.c / s.groups * s.r * s.s),
+        columns(round_up(depthwise ? s.c : s.k / s.groups, kPackedColumns)) {}
+
+  constexpr int64_t scale_at() const { return sizeof(Int8ConvHeader); }
+  constexpr int64_t bias_at() const { return scale_at() + 4 * groups * columns; }
+  constexpr int64_t table_at() const { return bias_at() + 4 * groups * columns; }
+  constexpr int64_t body_at() const { return table_at() + 256; }
+  constexpr int64_t group_bytes() const {
+    return depthwise ? 4 * columns * (1 + depth) : packed_body_bytes(depth, columns);
+  }
+  constexpr int64_t bytes() const { return body_at() + groups * group_bytes(); }
+};
+
+}  // namespace
+
+struct Int8ConvKernels {
+  uint32_t layout;
+  Int8Tiling tiling;
+  void (*run)(const Int8ConvPlan&, char* workspace, const Executor&);  // of an output that is not empty
+  // weight: (groups, columns, depth), dense, for depthwise (c, r * s); `body` is the blob from body_at on.
+  void (*pack)(const ConvShape&, int32_t x_zero_point, const int8_t* weight, char* body, const Executor&);
+};
+
+PK_DECLARE_TABLES(Int8ConvKernels, int8_conv_kernels)
+PK_DECLARE_VNNI_TABLE(Int8ConvKernels, int8_conv_kernels)
+
+}  // namespace pk
