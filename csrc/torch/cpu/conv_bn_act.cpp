@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "common/rounding.h"
+#include "torch/cpu/kept_weights.h"
 #include "torch/tensors.h"
 
 namespace pk::binding {
@@ -122,7 +123,8 @@ Tensor conv_bn_act_op(Tensor x, Tensor weight, MaybeTensor scale, MaybeTensor sh
   const Executor executor = torch_executor();
   ConvPlan plan;
   check_status(make_packing_plan(args, executor.threads, &plan), op);
-  const Tensor packed = pack(plan, weight, executor);
+  const PackedFor what = {'c', plan.layout, plan.lanes, args.shape.groups};
+  const Tensor packed = kept_or_packed(weight, what, executor, [&] { return pack(plan, weight, executor); });
   plan.args.packed = data_of(packed);
   return run(op, &plan, x, residual, executor);
 }

@@ -72,7 +72,8 @@ def conv_bn_act(
     The kernels take float32 and bfloat16, on CUDA float16 too, and accumulate in float32; other dtypes run as plain
     PyTorch. On a GPU the kernels multiply float32 in three products of TF32, which keep its precision, or, unless
     `torch.get_float32_matmul_precision` is "highest", in one.
-    On a CPU the op packs ``weight`` at every call; `pykernels.nn.ConvBNAct2d` packs it once.
+    On a CPU the op packs ``weight``, and keeps what it packed of weights that come again unchanged, 128 MB of them and
+    their copies at most. It compares the whole ``weight`` at each call; `pykernels.nn.ConvBNAct2d` packs it once.
     Every tensor argument is differentiable, twice. Under autocast ``x``, ``weight`` and ``residual`` are cast as
     ``F.conv2d`` would cast them. Under `torch.func` and forward-mode differentiation it runs as plain PyTorch, and
     refuses an explicit other backend.
