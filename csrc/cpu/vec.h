@@ -146,6 +146,9 @@ inline F32 extend(F32Half v) { return extend(v, std::make_integer_sequence<int, 
 // A NaN in the second argument comes back.
 inline F32 min(F32 a, F32 b) { return a < b ? a : b; }
 inline F32 max(F32 a, F32 b) { return a > b ? a : b; }
+// std::min's code could be shared with objects of other ISAs.
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 template <class To, class From>
 inline To bit_cast(From v) {

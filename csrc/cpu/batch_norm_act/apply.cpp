@@ -17,8 +17,6 @@ namespace {
 
 using Args = BatchNormActArgs;
 
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // The least that a thread is woken for, in elements.
 constexpr int64_t kGrain = 16384;
 

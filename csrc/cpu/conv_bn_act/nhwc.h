@@ -9,9 +9,6 @@ namespace pk {
 namespace PK_ISA {
 namespace {
 
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // A run of pixels: to[j * pitch + i] = from[j * stride_w + i * stride_c], j < w, i < c.
 template <class T>
 inline void copy_row(float* to, int64_t pitch, int64_t w, int64_t c, const T* from, int64_t stride_w,
