@@ -205,16 +205,8 @@ def _load(module: str) -> bool:
 _load._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def why_no_kernels(op: Op, device: torch.device) -> str | None:
-    """Why there are no kernels for ``op`` that run on ``device``, whatever the dtype; None where there are."""
-    reason = why_no_native(op, device)
-    if reason is not None and device.type == "cuda" and op.backends["triton"] is None:
-        return reason if triton_missing(device) is not None else None
-    return reason
-
-
 def why_no_native(op: Op, device: torch.device) -> str | None:
-    """The same for the kernels in C++ and CUDA C++ only: those that take packed weights."""
+    """Why no kernels that take packed weights, in C++ or CUDA C++, run ``op`` on ``device``; None where some do."""
     if device.type not in BACKENDS:
         return f"there are no kernels for device type {device.type!r}"
     return op.backends[device.type] or _native.why_not(device.type, device)

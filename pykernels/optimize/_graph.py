@@ -15,8 +15,6 @@ import torch.nn.functional as F
 #: which may run anywhere, raises a TimeoutError.
 OF_STEPS = RuntimeError, TypeError, ValueError, LookupError, ArithmeticError, AssertionError, AttributeError
 
-Constant = str | int | float | bool | None
-
 
 class Value:
     """A tensor of a recording: an input, a source (a parameter, buffer or other watched tensor) or a step's output.
