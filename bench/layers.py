@@ -22,7 +22,7 @@ import torch
 from pykernels import _native
 from pykernels._measure import relative_l2
 from pykernels.nn._packed import slots_of
-from pykernels.nn.conv import Epilogue, _ConvPack
+from pykernels.nn.conv import ConvPack, Epilogue
 from pykernels.ops.conv_bn_act.arguments import geometry
 from pykernels.optimize._activations import Act
 from pykernels.optimize._torchs import TorchConv
@@ -137,7 +137,7 @@ def row(layer: Layer, activation: str, channels_last: bool, rounds: int) -> dict
     padding = tuple(d * (r - 1) // 2 for r in layer.kernel)
     options = {"stride": layer.stride, "padding": padding, "dilation": d, "groups": layer.groups}
     epilogue = Epilogue(0.0, activation, 0.01)
-    pack = _ConvPack(slots_of([weight, bias]), x.dtype, geometry(layer.kernel, **options), epilogue)
+    pack = ConvPack(slots_of([weight, bias]), x.dtype, geometry(layer.kernel, **options), epilogue)
     bound, ours = pack.bound_for(x.shape), torch.ops.pykernels.conv_bn_act_bound.default
     theirs = TorchConv(pack.geometry, Act(activation).in_place({})).bind(
         weight, (bias, None, None, None, None), 0.0, channels_last

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from pykernels.nn._packed import slots_of
-from pykernels.nn.conv import Epilogue, _ConvPack
+from pykernels.nn.conv import ConvPack, Epilogue
 from pykernels.ops.conv_bn_act.arguments import Geometry
 from pykernels.ops.conv_bn_act.transposed import Phase, as_filters
 
 _EMPTY = torch.empty(0, dtype=torch.uint8)
 
-Packed = list[tuple[Phase, Phase, _ConvPack]]
+Packed = list[tuple[Phase, Phase, ConvPack]]
 
 
 def pack_phases(
@@ -41,7 +41,7 @@ def pack_phases(
             around = (row.before, column.before, row.after, column.after)
             padding: Any = tuple(max(p, 0) for p in around)
             geometry = Geometry((1, 1), padding, (row.dilation, column.dilation), groups)
-            pack = _ConvPack(slots_of([part, *vectors]), weight.dtype, geometry, epilogue)
+            pack = ConvPack(slots_of([part, *vectors]), weight.dtype, geometry, epilogue)
             packed.append((row, column, pack))
     return packed
 

@@ -171,7 +171,7 @@ class ConvBNAct(PacksWeights):
         )  # fmt: skip
         return y[0] if unbatched else y
 
-    def _run(self, pack: _ConvPack, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+    def _run(self, pack: ConvPack, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         if x.dtype is not pack.dtype:  # autocast
             x = x.to(pack.dtype)
         if residual is not None and residual.dtype is not pack.dtype:
@@ -180,7 +180,7 @@ class ConvBNAct(PacksWeights):
             x, _ = _pad(self.conv, x)
         return self._run_images(pack, x, residual)
 
-    def _run_images(self, pack: _ConvPack, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+    def _run_images(self, pack: ConvPack, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         unbatched = x.dim() == 3
         if unbatched:
             x, residual = x[None], None if residual is None else residual[None]
@@ -231,11 +231,11 @@ class ConvBNAct(PacksWeights):
         """How many channels the result has."""
         return weight.shape[0]
 
-    def _pack_of(self, slots: Sequence[Slot], dtype: torch.dtype, key: Any) -> _ConvPack:
+    def _pack_of(self, slots: Sequence[Slot], dtype: torch.dtype, key: Any) -> ConvPack:
         conv = self.conv
         x_is_padded = conv.padding_mode != "zeros"
         padding = 0 if x_is_padded else conv.padding
-        pack = _ConvPack(slots, dtype, self._geometry_of(conv, padding), Epilogue(*key[2:5]), key)
+        pack = ConvPack(slots, dtype, self._geometry_of(conv, padding), Epilogue(*key[2:5]), key)
         pack.pads = x_is_padded
         return pack
 
@@ -346,7 +346,7 @@ class Epilogue(NamedTuple):
     constants: tuple[float, ...] = ()
 
 
-class _ConvPack(Pack):
+class ConvPack(Pack):
     """All of a block except its inputs, as the kernels take it.
 
     ``slots`` name the weight, the bias, the batch norm's mean, variance, weight and bias, and the activation's slopes.

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from pykernels.nn.conv import ConvBNAct, _ConvPack
+from pykernels.nn.conv import ConvBNAct, ConvPack
 from pykernels.ops.conv_bn_act.arguments import Geometry, for_height_1, geometry
 
 
@@ -104,7 +104,7 @@ class ConvBNAct1d(ConvBNAct):
         """
         return super().forward(x, residual)
 
-    def _run_images(self, pack: _ConvPack, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+    def _run_images(self, pack: ConvPack, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         residual = None if residual is None else residual.unsqueeze(-2)
         return super()._run_images(pack, x.unsqueeze(-2), residual).squeeze(-2)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pykernels import _native
 from pykernels.nn._packed import slots_of
-from pykernels.nn.conv import Epilogue, _ConvPack
+from pykernels.nn.conv import ConvPack, Epilogue
 from pykernels.ops.conv_bn_act.arguments import Geometry, geometry
 from pykernels.optimize import _rules
 from pykernels.optimize._activations import Act
@@ -107,7 +107,7 @@ class FusedConv(Fusable):
         if same and found.is_current(found.dtype, found.index, found.key) and found.moments.are_current():
             return found
         given = slots_of([filters, *tensors[1:]]), self.weight.dtype, self.geometry(), epilogue
-        made = _ConvPack(*given) if held is None else HeldPack(held, *given)
+        made = ConvPack(*given) if held is None else HeldPack(held, *given)
         # By their elements: torch's batch norm writes to them without counting a version.
         made.moments = Sources([t for t in (*tensors, self.counter) if t is not None])
         if not any(v in values for v in self.parameters()):
@@ -134,7 +134,7 @@ class FusedConv(Fusable):
         """The bytes of that workspace."""
         return torch.ops.pykernels.conv_bn_act_bound_workspace(x, constant, y)
 
-    def constant(self, pack: _ConvPack, x: torch.Size) -> Any:
+    def constant(self, pack: ConvPack, x: torch.Size) -> Any:
         """What `run` takes beside an input of shape ``x``."""
         return pack.bound_for(x) if pack.index < 0 else pack
 
@@ -170,5 +170,5 @@ def _bound_op() -> Any:
     return torch.ops.pykernels.conv_bn_act_bound.default
 
 
-def _run_on_cuda(x: Tensor, pack: _ConvPack, residual: Tensor | None) -> Tensor:
+def _run_on_cuda(x: Tensor, pack: ConvPack, residual: Tensor | None) -> Tensor:
     return pack.on_cuda(x, residual)

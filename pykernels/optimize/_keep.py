@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pykernels import _native
-from pykernels.nn.conv import _ConvPack
+from pykernels.nn.conv import ConvPack
 from pykernels.ops._activation import activation_code
 from pykernels.ops.conv_bn_act.arguments import ConvCall, Geometry, geometry
 from pykernels.optimize._graph import is_torchs, suggests_channels_last, values_in
@@ -110,7 +110,7 @@ class PackedWeight(Tensor):
         return algorithm, blobs[algorithm]
 
 
-class HeldPack(_ConvPack):
+class HeldPack(ConvPack):
     """A pack of a weight that is packed already."""
 
     def __init__(self, held: PackedWeight, *rest: Any) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pykernels import _native
-from pykernels.nn.conv import _ConvPack
+from pykernels.nn.conv import ConvPack
 from pykernels.ops import _dispatch
 from pykernels.ops.conv_bn_act import fold_batch_norm
 from pykernels.ops.conv_bn_act.arguments import Geometry
@@ -58,7 +58,7 @@ class FusedLinear(FusedConv):
         """The bytes of that workspace."""
         return torch.ops.pykernels.linear_bound_workspace(x, constant, y)
 
-    def constant(self, pack: _ConvPack, x: torch.Size) -> Any:
+    def constant(self, pack: ConvPack, x: torch.Size) -> Any:
         """The same for all shapes."""
         return pack.bound_for(torch.Size())
 

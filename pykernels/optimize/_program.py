@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pykernels.nn.conv import _ConvPack
+from pykernels.nn.conv import ConvPack
 from pykernels.optimize import _arena
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Made, Step, Value, layout_of, mapped, values_in
@@ -231,7 +231,7 @@ class Program:
         tensors += [t for pack in bound.convs for t in pack.tensors()]
         packs = [vars(m).get("_pack") for s in self.graph.steps if s.kind == "module" for m in s.function.modules()]
         for pack in packs:
-            if isinstance(pack, _ConvPack):
+            if isinstance(pack, ConvPack):
                 tensors += pack.tensors()
             elif pack is not None and type(pack.value) is tuple:
                 tensors += [t for t in pack.value if isinstance(t, Tensor)]
