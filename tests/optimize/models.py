@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 
 import torch
@@ -93,6 +94,12 @@ def programs(fast):
     stubs = [vars(m).get("_compiled_call_impl") for m in fast.modules()]
     found = [p for s in stubs if s is not None for p in s.programs.values()]
     return list({id(p): p for p in found if isinstance(p, Program)}.values())
+
+
+def called(program: Program) -> set[str]:
+    """The names of the functions in the Python that ran last: its text has numbers for them."""
+    known = program._writer.names
+    return {getattr(known[k], "__name__", "") for k in re.findall(r"\bk\d+\b", program.text())}
 
 
 class Block(nn.Module):

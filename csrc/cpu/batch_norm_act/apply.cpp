@@ -17,7 +17,6 @@ namespace {
 
 using Args = BatchNormActArgs;
 
-
 // The least that a thread is woken for, in elements.
 constexpr int64_t kGrain = 16384;
 

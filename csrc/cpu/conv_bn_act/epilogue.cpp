@@ -11,7 +11,6 @@ namespace {
 // Rows of a square under way without a trip to memory; of sixteen the code would be too long.
 constexpr int kUnrolled = kLanes <= 8 ? kLanes : 1;
 
-
 // The activation of some channels: with its usual constants, leaky_relu's slope among them, or, if kOwn, with theirs.
 template <Activation kA, bool kOwn>
 struct Activate {

@@ -26,7 +26,6 @@ namespace {
 constexpr int64_t kRectangle = 64;          // pixels
 constexpr int64_t kThreadWork = 128 << 10;  // products that are worth waking a thread for
 
-
 struct Plan {
   int64_t group;          // channels of one
   int64_t repeat;         // output channels of a channel of x, where groups are of one

@@ -159,6 +159,50 @@ void share_step(const Layer<W>& l, int index, int64_t s, int64_t begin, int64_t 
   }
 }
 
+// Where direction d of a layer finds its weights, packed or as they were given.
+template <class W>
+void find_weights(const LstmForwardPlan& plan, void* workspace, const char* packed, int layer, int d,
+                  Direction<W>* to) {
+  const LstmShape& s = plan.args.shape;
+  if (packed) {
+    const PackedOffsets o = packed_offsets(s, kLanes, layer, d);
+    to->w_ih = reinterpret_cast<const W*>(packed + o.w_ih);
+    to->w_hh = reinterpret_cast<const W*>(packed + o.w_hh);
+    to->bias = reinterpret_cast<const float*>(packed + o.bias);
+    return;
+  }
+  const void* const* w = plan.args.weights + cell_of(s, layer, d) * (s.bias ? 4 : 2);
+  to->w_ih = static_cast<const W*>(w[0]);
+  to->w_hh = static_cast<const W*>(w[1]);
+  float* const bias = part<float>(workspace, plan.at.bias) + d * 4 * plan.padded;
+  pack_bias(static_cast<const W*>(s.bias ? w[2] : nullptr), static_cast<const W*>(s.bias ? w[3] : nullptr), s.hidden,
+            bias);
+  to->bias = bias;
+}
+
+// Its states, which begin with h0 and c0, and where what it gives goes.
+template <class W>
+void begin_states(const LstmForwardPlan& plan, void* workspace, int layer, int d, Direction<W>* to) {
+  const LstmForwardArgs& args = plan.args;
+  const LstmShape& s = args.shape;
+  const int index = cell_of(s, layer, d);
+  const int64_t padded = plan.padded, state = s.batch * s.hidden;
+  float* const states = part<float>(workspace, plan.at.state) + d * 3 * s.batch * padded;
+  to->h[0] = states, to->h[1] = states + s.batch * padded, to->c = states + 2 * s.batch * padded;
+  std::memset(states, 0, static_cast<size_t>(3 * s.batch * padded) * sizeof(float));
+  for (int64_t b = 0; b < s.batch; ++b) {
+    const int64_t from = index * state + b * s.hidden;
+    read_row(args.h0, s.dtype, from, s.hidden, to->h[0] + b * padded);
+    read_row(args.h0, s.dtype, from, s.hidden, to->h[1] + b * padded);
+    read_row(args.c0, s.dtype, from, s.hidden, to->c + b * padded);
+  }
+  const int64_t bytes = index * state * static_cast<int64_t>(size_of(s.dtype));
+  float* const reserve = args.save ? static_cast<float*>(args.reserve) : nullptr;
+  to->reserve = reserve ? reserve + index * plan.rows * reserve_row(s) : nullptr;
+  to->h_n = static_cast<char*>(args.h_n) + bytes;
+  to->c_n = static_cast<char*>(args.c_n) + bytes;
+}
+
 template <class W>
 void forward(const LstmForwardPlan& plan, void* workspace, const Executor& executor) {
   const LstmForwardArgs& args = plan.args;
@@ -170,16 +214,12 @@ void forward(const LstmForwardPlan& plan, void* workspace, const Executor& execu
   }
   const Rows order(s);
   const int64_t rows = plan.rows, padded = plan.padded, width = s.directions * s.hidden, span = span_of(s);
-  const int64_t element = static_cast<int64_t>(size_of(s.dtype)), state = s.batch * s.hidden;
   float* const reserve = args.save ? static_cast<float*>(args.reserve) : nullptr;
-  float* const all_gx = part<float>(workspace, plan.at.gx);
-  float* const all_states = part<float>(workspace, plan.at.state);
   const float* x = dense_rows(args.x, s, order, s.input, part<float>(workspace, plan.at.x), executor);
   for (int layer = 0; layer < s.layers; ++layer) {
-    const bool top = layer + 1 == s.layers;
     Layer<W> l{s,           order,   padded, lstm_input(s, layer), span, span * s.batch, packed != nullptr, x,
                args.output, s.dtype, {}};
-    if (!top) {
+    if (layer + 1 < s.layers) {
       float* const between = reserve ? reserve + s.layers * s.directions * rows * reserve_row(s) + layer * rows * width
                                      : part<float>(workspace, plan.at.between[layer & 1]);
       l.output = {between, s.batch * width, width};
@@ -187,36 +227,11 @@ void forward(const LstmForwardPlan& plan, void* workspace, const Executor& execu
       x = between;
     }
     for (int d = 0; d < s.directions; ++d) {
-      const int index = cell_of(s, layer, d);
       Direction<W>& to = l.direction[d];
-      if (packed) {
-        const PackedOffsets o = packed_offsets(s, kLanes, layer, d);
-        to.w_ih = reinterpret_cast<const W*>(packed + o.w_ih);
-        to.w_hh = reinterpret_cast<const W*>(packed + o.w_hh);
-        to.bias = reinterpret_cast<const float*>(packed + o.bias);
-      } else {
-        const void* const* w = args.weights + index * (s.bias ? 4 : 2);
-        to.w_ih = static_cast<const W*>(w[0]);
-        to.w_hh = static_cast<const W*>(w[1]);
-        float* const bias = part<float>(workspace, plan.at.bias) + d * 4 * padded;
-        pack_bias(static_cast<const W*>(s.bias ? w[2] : nullptr), static_cast<const W*>(s.bias ? w[3] : nullptr),
-                  s.hidden, bias);
-        to.bias = bias;
-      }
-      to.gx = all_gx + d * l.span_rows * 4 * padded;
-      float* const states = all_states + d * 3 * s.batch * padded;
-      to.h[0] = states, to.h[1] = states + s.batch * padded, to.c = states + 2 * s.batch * padded;
-      std::memset(states, 0, static_cast<size_t>(3 * s.batch * padded) * sizeof(float));
-      for (int64_t b = 0; b < s.batch; ++b) {
-        const int64_t from = index * state + b * s.hidden;
-        read_row(args.h0, s.dtype, from, s.hidden, to.h[0] + b * padded);
-        read_row(args.h0, s.dtype, from, s.hidden, to.h[1] + b * padded);
-        read_row(args.c0, s.dtype, from, s.hidden, to.c + b * padded);
-      }
-      to.reserve = reserve ? reserve + index * rows * reserve_row(s) : nullptr;
-      to.h_n = static_cast<char*>(args.h_n) + index * state * element;
-      to.c_n = static_cast<char*>(args.c_n) + index * state * element;
+      to.gx = part<float>(workspace, plan.at.gx) + d * l.span_rows * 4 * padded;
       to.reversed = d == 1;
+      find_weights(plan, workspace, packed, layer, d, &to);
+      begin_states(plan, workspace, layer, d, &to);
     }
     const int64_t blocks = padded / kLanes;
     walk_layer(part<Share>(workspace, plan.at.shares), plan.team, s.directions, s.steps, executor,
