@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
 
 _TABLE = (
-    # Groups that our loop for narrow ones does not take: of 3 channels, of 24, of other filters than channels.
+    # Groups that our loop for narrow ones does not take: of 3 channels, of 24, of more filters than channels.
     Row(
         "grouped",
         lambda x: x.contiguous and x.stride > 1 and x.pixels > 700,
@@ -87,7 +87,7 @@ def kind_of(weight: Sequence[int], stride: Sequence[int], dilation: Sequence[int
     if groups > 1:
         if max(dilation) > 1:
             return "dilated groups"
-        return "narrow" if c == 1 or (c in (2, 4, 8, 16) and k == c * groups) else "grouped"
+        return "narrow" if c == 1 or (c in (2, 4, 8, 16) and k in (c * groups, c * groups // 2)) else "grouped"
     if c <= 4:
         return "stem"
     if height == r == 1:

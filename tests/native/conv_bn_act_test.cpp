@@ -29,11 +29,12 @@ bool suits(const ConvShape& s) {
 
 ConvLayout layout_of(const ConvShape& s) {
   const int64_t c = s.c / s.groups, k = s.k / s.groups;
-  return algorithm == ConvAlgorithm::winograd4                                             ? ConvLayout::winograd4
-         : algorithm == ConvAlgorithm::winograd2                                           ? ConvLayout::winograd2
-         : s.groups > 1 && (c == 1 || (c == k && (c == 2 || c == 4 || c == 8 || c == 16))) ? ConvLayout::narrow
-         : s.groups == 1 && s.c > 0 && s.c <= 8 && s.s > 1                                 ? ConvLayout::merged
-                                                                                           : ConvLayout::direct;
+  const bool few = (c == 2 || c == 4 || c == 8 || c == 16) && (c == k || c == 2 * k);
+  return algorithm == ConvAlgorithm::winograd4             ? ConvLayout::winograd4
+         : algorithm == ConvAlgorithm::winograd2           ? ConvLayout::winograd2
+         : s.groups > 1 && (c == 1 || few)                 ? ConvLayout::narrow
+         : s.groups == 1 && s.c > 0 && s.c <= 8 && s.s > 1 ? ConvLayout::merged
+                                                           : ConvLayout::direct;
 }
 
 // Narrow groups: every filter's loop and any filter, read where x lies and through the ring, and tails of channels.
@@ -52,11 +53,16 @@ const Case kNarrowCases[] = {
     {{1, 16, 5, 3, 16, 3, 3, 1, 1, 5, 17, 6, 14, 1, 1, 16}, true, true, true},  // pixels and rows of padding alone
     {{1, 16, 40, 3, 16, 1, 1, 3, 3, 0, 0, 0, 0, 1, 1, 16}, true, true, false},  // rows that no filter meets
     {{1, 16, 12, 12, 16, 11, 9, 1, 1, 5, 4, 5, 4, 1, 1, 16}, true, true, true},
-    {{2, 36, 9, 11, 36, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 18}, true, true, true},  // groups of 2
-    {{2, 40, 7, 27, 40, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 10}, true, true, true},  // of 4
-    {{1, 72, 10, 9, 72, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 9}, true, true, false},  // of 8, strided
-    {{1, 80, 6, 29, 80, 5, 3, 1, 1, 2, 2, 2, 2, 1, 2, 5}, true, true, true},   // of 16, dilated
-    {{1, 64, 6, 40, 64, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 4}, true, true, true},   // of 16, 1 x 1
+    {{2, 36, 9, 11, 36, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 18}, true, true, true},   // groups of 2
+    {{2, 40, 7, 27, 40, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 10}, true, true, true},   // of 4
+    {{1, 72, 10, 9, 72, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 9}, true, true, false},   // of 8, strided
+    {{1, 80, 6, 29, 80, 5, 3, 1, 1, 2, 2, 2, 2, 1, 2, 5}, true, true, true},    // of 16, dilated
+    {{1, 64, 6, 40, 64, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 4}, true, true, true},    // of 16, 1 x 1
+    {{2, 36, 9, 11, 18, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 18}, true, true, true},   // of 2 to 1
+    {{1, 44, 7, 27, 22, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 11}, true, true, true},   // of 4 to 2, strided
+    {{2, 72, 10, 9, 36, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 9}, true, true, true},    // of 8 to 4
+    {{1, 144, 6, 29, 72, 5, 3, 1, 1, 2, 2, 2, 2, 1, 2, 9}, true, true, true},   // of 16 to 8, dilated
+    {{1, 176, 6, 20, 88, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 22}, true, true, true},  // of 8 to 4, 1 x 1, several blocks
 };
 
 // 1 x 1 with maps that outweigh the weight, which are worked on a tile after the other: whole panels alone, with less

@@ -6,10 +6,11 @@
 namespace pk {
 namespace {
 
-// Depthwise, or groups of a few channels, as many in as out: narrow_tile.h.
+// Depthwise, or groups of a few channels, as many in as out or twice as many: narrow_tile.h.
 bool is_narrow(const ConvShape& shape) {
   const int64_t c = shape.c / shape.groups, k = shape.k / shape.groups;
-  return shape.groups > 1 && (c == 1 || (c == k && (c == 2 || c == 4 || c == 8 || c == 16)));
+  const bool few = c == 2 || c == 4 || c == 8 || c == 16;
+  return shape.groups > 1 && (c == 1 || (few && (c == k || c == 2 * k)));
 }
 
 // Few channels in one group: merged.cpp.

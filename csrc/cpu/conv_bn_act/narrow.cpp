@@ -1,5 +1,5 @@
 // Convolution in narrow groups: depthwise, every channel its own filter(s), and groups of a few channels, as many in
-// as out. Channels in lanes; narrow_tile.h has the inner loop.
+// as out or twice as many. Channels in lanes; narrow_tile.h has the inner loop.
 //
 // x goes through a ring of rows in cache: a block of channels at a time, as float32 with adjacent channels and the
 // padding's zeros beside them. So the edges are like the rest, no stride of x's makes lines of cache collide, and all
@@ -27,12 +27,13 @@ constexpr int64_t kRectangle = 64;          // pixels
 constexpr int64_t kThreadWork = 128 << 10;  // products that are worth waking a thread for
 
 struct Plan {
-  int64_t group;          // channels of one
+  int64_t group, out;     // channels of one, in x and in the output
   int64_t repeat;         // output channels of a channel of x, where groups are of one
   int64_t vector_floats;  // of the weight: a vector of output channels
   int64_t blocks, chunks, strips, threads;
   int64_t rows, columns;  // of a rectangle
-  int64_t ring, width;    // rows and columns of the ring
+  int64_t ring, width;    // rows and columns of the ring,
+  int64_t ratio, pitch;   // its channels by those of the output, and by pixel
   int64_t ring_bytes, slot_bytes;
   const DepthwiseTable* depthwise;  // for x where it lies, channels adjacent, or null
   bool planes;                      // the same, if pixels turn out to be adjacent in all tensors
@@ -41,7 +42,10 @@ struct Plan {
     const ConvShape& shape = args.shape;
     const int64_t p = shape.p(), q = shape.q();
     group = shape.c / shape.groups;
-    repeat = group == 1 ? shape.k / shape.c : 1;
+    out = shape.k / shape.groups;
+    repeat = group == 1 ? out : 1;
+    ratio = max(1, group / out);
+    pitch = ratio * kBlock;
     vector_floats = shape.r * group * shape.s * kLanes;
     blocks = ceil_div(shape.k, kBlock);
     columns = min(q, kRectangle);
@@ -63,7 +67,7 @@ struct Plan {
     const bool single = group == 1 && args.dtype == DType::f32, adjacent = args.x.stride[1] == 1;
     depthwise = single && adjacent && repeat == 1 ? depthwise_of(shape) : nullptr;
     planes = single && !adjacent && suits_planes(shape);
-    ring_bytes = depthwise ? 0 : round_up(ring * width * kBlock * 4, kConvAlign);
+    ring_bytes = depthwise ? 0 : round_up(ring * width * pitch * 4, kConvAlign);
     slot_bytes = ring_bytes + round_up(shape.r * 8, kConvAlign);
   }
 };
@@ -135,10 +139,11 @@ struct Part {
   int64_t image = 0;
 
   int64_t channels(int64_t block) const { return min(kBlock, shape.k - block * kBlock); }
-  float* ring_row(int64_t h) const { return ring + h % plan.ring * plan.width * kBlock; }
+  float* ring_row(int64_t h) const { return ring + h % plan.ring * plan.width * plan.pitch; }
 
   void clear_padding() {
-    const int64_t left = shape.pad_left * kBlock, right = left + shape.w * kBlock, row = plan.width * kBlock;
+    const int64_t left = shape.pad_left * plan.pitch, right = left + shape.w * plan.pitch,
+                  row = plan.width * plan.pitch;
     for (int64_t h = 0; h < plan.ring; ++h) {
       std::memset(ring_row(h), 0, static_cast<size_t>(left) * 4);
       std::memset(ring_row(h) + right, 0, static_cast<size_t>(row - right) * 4);
@@ -148,14 +153,14 @@ struct Part {
   // Rows [h0, h1) of a block into the ring.
   template <class T>
   void fill(const T* x, int64_t h0, int64_t h1, int64_t block) {
-    const int64_t k0 = block * kBlock, count = channels(block), stride_c = args.x.stride[1];
+    const int64_t k0 = block * plan.pitch, count = channels(block) * plan.ratio, stride_c = args.x.stride[1];
     const int64_t stride_h = args.x.stride[2], stride_w = args.x.stride[3];
     x += image * args.x.stride[0];
     if (stride_c == 1 && plan.repeat == 1) {
       for (int64_t h = h0; h < h1; ++h) {
-        float* to = ring_row(h) + shape.pad_left * kBlock;
+        float* to = ring_row(h) + shape.pad_left * plan.pitch;
         const T* from = x + h * stride_h + k0;
-        for (int64_t w = 0; w < shape.w; ++w, to += kBlock, from += stride_w) {
+        for (int64_t w = 0; w < shape.w; ++w, to += plan.pitch, from += stride_w) {
           if (count == kBlock) {
 #pragma GCC unroll 4
             for (int64_t v = 0; v < kNarrowVectors; ++v) store(to + v * kLanes, load_widened(from + v * kLanes));
@@ -176,15 +181,15 @@ struct Part {
         const int64_t k = min(i, count - kLanes);
         for (int64_t h = h0; h < h1; h += joined) {
           int64_t at = h, w = 0;
-          float* to = ring_row(h) + shape.pad_left * kBlock + k;
+          float* to = ring_row(h) + shape.pad_left * plan.pitch + k;
           transpose_rows(x + (k0 + k) * stride_c + h * stride_h, stride_c, joined * shape.w, [&] {
             if (w == shape.w) {
               w = 0;
-              to = ring_row(++at) + shape.pad_left * kBlock + k;
+              to = ring_row(++at) + shape.pad_left * plan.pitch + k;
             }
             ++w;
             float* pixel = to;
-            to += kBlock;
+            to += plan.pitch;
             return pixel;
           });
         }
@@ -192,8 +197,8 @@ struct Part {
       return;
     }
     for (int64_t h = h0; h < h1; ++h) {
-      float* to = ring_row(h) + shape.pad_left * kBlock;
-      for (int64_t w = 0; w < shape.w; ++w, to += kBlock) {
+      float* to = ring_row(h) + shape.pad_left * plan.pitch;
+      for (int64_t w = 0; w < shape.w; ++w, to += plan.pitch) {
         const T* from = x + h * stride_h + w * stride_w + k0 / plan.repeat * stride_c;
         int64_t left = plan.repeat - k0 % plan.repeat;  // of the output channels that share *from
         for (i = 0; i < count; from += stride_c, left = plan.repeat) {
@@ -221,10 +226,11 @@ struct Part {
     const int64_t columns = y.q1 - y.q0, tiles = ceil_div(columns, kNarrowPixels);
     NarrowTile t;
     t.rows = rows;
-    t.step = shape.stride_w * kBlock;
-    t.tap = shape.dilation_w * kBlock;
+    t.step = shape.stride_w * plan.pitch;
+    t.tap = shape.dilation_w * plan.pitch;
     t.s = shape.s;
     t.group = plan.group;
+    t.out = plan.out;
     t.vector_floats = plan.vector_floats;
     t.vectors = ceil_div(count, kLanes);
     t.sums = scratch.sums;
@@ -377,7 +383,7 @@ void run(const void* blocking, const ConvArgs& args, const float* weight, char* 
   const ConvShape& shape = args.shape;
   const Plan& plan = *static_cast<const Plan*>(blocking);
   const Epilogue epilogue = make_epilogue(args);
-  const NarrowTable& table = narrow_of(plan.group, shape.s, shape.stride_w, shape.dilation_w);
+  const NarrowTable& table = narrow_of(plan.group, plan.out, shape.s, shape.stride_w, shape.dilation_w);
   const int64_t units = shape.n * plan.strips * plan.chunks, parts = min(plan.threads, units);
   parallel_for(executor, 0, parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
