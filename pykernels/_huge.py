@@ -1,11 +1,12 @@
 """Memory in huge pages, where the system has them: for what a network reads and writes at each call.
 
-A network's weights and intermediates are some thousands of pages of 4 KB. Processors keep the addresses of fewer, and to
-look one up takes long, in a virtual machine above all. Linux gives pages of 2 MB to those who ask (``madvise``).
+A network's weights and intermediates are some thousands of pages of 4 KB. Processors keep the addresses of fewer, and
+to look one up takes long, in a virtual machine above all. Linux gives pages of 2 MB to those who ask (``madvise``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
@@ -40,10 +41,8 @@ def memory(nbytes: int) -> Tensor:
     if not pages or _ADVICE is None:
         return whole
     start = -whole.data_ptr() % _PAGE
-    try:
+    with contextlib.suppress(OSError):  # of a kernel without
         mapping.madvise(_ADVICE, start, pages * _PAGE)
-    except OSError:  # a kernel without
-        pass
     return whole[start : start + nbytes]
 
 

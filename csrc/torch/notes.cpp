@@ -37,8 +37,8 @@ struct Geometry {
 // version.
 constexpr int64_t kMostCompared = 1 << 16;  // bytes of a tensor
 
-// A call before this one has had all caches to itself, so that each tensor is several lines of memory far away: those of
-// tensors further on are fetched while one is compared, and what they are compared with lies in a row.
+// A call before this one has had all caches to itself, so that each tensor is several lines of memory far away: those
+// of tensors further on are fetched while one is compared, and what they are compared with lies in a row.
 class Note {
  public:
   explicit Note(const std::vector<Tensor>& tensors) {
@@ -137,9 +137,7 @@ int64_t note_tensors_op(std::vector<Tensor> tensors) { return notes().add(Note(t
 
 }  // namespace
 
-bool are_as_noted(int64_t note) {
-  return notes().find(note, "are_as_noted")->is_as_noted();
-}
+bool are_as_noted(int64_t note) { return notes().find(note, "are_as_noted")->is_as_noted(); }
 
 void forget_note(int64_t note) { notes().forget(note); }
 

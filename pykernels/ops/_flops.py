@@ -43,7 +43,9 @@ def _conv_bound_out(x: Tensor, bound: Tensor, residual: Any, out: Tensor, *_: An
     return _conv_bound(x, bound, out_val=out)
 
 
-def _conv_chain_out(x: Tensor, bound: Sequence[Tensor], residual: Any, out: Sequence[Tensor], *_: Any, out_val: Any) -> int:
+def _conv_chain_out(
+    x: Tensor, bound: Sequence[Tensor], residual: Any, out: Sequence[Tensor], *_: Any, out_val: Any
+) -> int:
     return sum(_conv_bound(x, b, out_val=y) for b, y in zip(bound, out, strict=True))
 
 

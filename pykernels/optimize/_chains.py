@@ -8,6 +8,7 @@ all three by bands of rows (csrc/cpu/conv_bn_act/chain.cpp).
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -33,8 +34,8 @@ def chains(steps: Sequence[Step], placed: Container[Any]) -> Iterator[list[Step]
 
 def is_plain(step: Step) -> bool:
     """Is it a convolution of images, which `conv_bn_act_chain_out` takes?"""
-    conv = step.function
-    return isinstance(conv, FusedConv) and conv.rank == 4 and conv.write_op() is torch.ops.pykernels.conv_bn_act_bound_out.default
+    conv, op = step.function, torch.ops.pykernels.conv_bn_act_bound_out.default
+    return isinstance(conv, FusedConv) and conv.rank == 4 and conv.write_op() is op
 
 
 def kept(graph: Graph, chain: Sequence[Step]) -> list[int]:
@@ -47,7 +48,7 @@ def kept(graph: Graph, chain: Sequence[Step]) -> list[int]:
 
 def needed(steps: Sequence[Step]) -> Iterator[tuple[Value, int]]:
     """Values, and the step up to which the kernels may read or use their memory beyond their last reader's turn."""
-    for i, (first, second) in enumerate(zip(steps, steps[1:], strict=False)):
+    for i, (first, second) in enumerate(pairwise(steps)):
         if not (is_plain(first) and is_plain(second) and _follows(first, second) and _is_depthwise(second)):
             continue
         third = steps[i + 2] if i + 2 < len(steps) else None

@@ -25,10 +25,10 @@ struct Case {
 const Case kCases[] = {
     {1, 16, 52, 45, 96, 1, 1, 3, 2, 24, Activation::relu6, false, true},
     {1, 24, 56, 56, 144, 1, 1, 3, 1, 24, Activation::relu6, true, true},
-    {2, 20, 61, 37, 100, 1, 1, 5, 1, 30, Activation::silu, true, true},      // tails of vectors, an image each
+    {2, 20, 61, 37, 100, 1, 1, 5, 1, 30, Activation::silu, true, true},        // tails of vectors, an image each
     {3, 20, 61, 37, 100, 1, 1, 5, 2, 30, Activation::hardswish, false, true},  // three by two threads
-    {1, 3, 141, 130, 32, 3, 2, 3, 1, 16, Activation::relu6, false, true},    // what a network begins with
-    {1, 24, 60, 50, 76, 1, 1, 7, 2, 0, Activation::silu, false, true},       // two alone
+    {1, 3, 141, 130, 32, 3, 2, 3, 1, 16, Activation::relu6, false, true},      // what a network begins with
+    {1, 24, 60, 50, 76, 1, 1, 7, 2, 0, Activation::silu, false, true},         // two alone
     {1, 24, 60, 50, 76, 1, 1, 3, 1, 0, Activation::relu, false, true},
     {1, 32, 14, 14, 192, 1, 1, 3, 1, 32, Activation::relu6, true, false},  // in L2 anyway
     {1, 16, 52, 45, 96, 2, 1, 3, 1, 24, Activation::relu6, false, false},  // reads its neighbours
@@ -90,10 +90,11 @@ struct Chain {
 
   Chain(const Case& test, int threads, const ConvKernels* table) {
     const int64_t pad = test.widen / 2, reach = test.taps / 2;
-    const ConvShape first = {test.n, test.c, test.h, test.w, test.k, test.widen, test.widen, test.widen_stride,
-                             test.widen_stride, pad, pad, pad, pad, 1, 1, 1};
-    const ConvShape second = {test.n, test.k, first.p(), first.q(), test.k, test.taps, test.taps, test.stride,
-                              test.stride, reach, reach, reach, reach, 1, 1, test.k};
+    const ConvShape first = {
+        test.n, test.c, test.h, test.w, test.k, test.widen, test.widen, test.widen_stride, test.widen_stride,
+        pad,    pad,    pad,    pad,    1,      1,          1};
+    const ConvShape second = {test.n,      test.k, first.p(), first.q(), test.k, test.taps, test.taps, test.stride,
+                              test.stride, reach,  reach,     reach,     reach,  1,         1,         test.k};
     convs.push_back(std::make_unique<Conv>(first, test.activation, threads, table, 1));
     convs.push_back(std::make_unique<Conv>(second, test.activation, threads, table, 4));
     if (test.out) {

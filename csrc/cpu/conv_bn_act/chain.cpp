@@ -173,8 +173,8 @@ int64_t run_conv_chain(const ConvPlan* plans, int64_t count, const Executor& exe
     for (int64_t part = begin; part < end; ++part) {
       for (int64_t unit = part * chain.units / chain.parts; unit < (part + 1) * chain.units / chain.parts; ++unit) {
         const int64_t strip = unit % chain.strips;
-        chain.run_strip(unit / chain.strips, strip * chain.rows / chain.strips,
-                        (strip + 1) * chain.rows / chain.strips, slots + part * chain.slot_bytes);
+        chain.run_strip(unit / chain.strips, strip * chain.rows / chain.strips, (strip + 1) * chain.rows / chain.strips,
+                        slots + part * chain.slot_bytes);
       }
     }
   });

@@ -1,6 +1,7 @@
 // conv_bn_act, conv_pack, conv_bn_act_packed: see pykernels/ops/conv_bn_act for what they compute. conv_bind and
 // conv_bn_act_bound: the same for callers who know all but x and the residual beforehand; conv_bn_act_bound_out: for
-// those who have the memory too, conv_bn_act_chain_out for several of them in a row. linear_bound and linear_bound_out: the same for the rows of tensors of any rank.
+// those who have the memory too; conv_bn_act_chain_out: several of those in a row. linear_bound and linear_bound_out:
+// the same for the rows of tensors of any rank.
 #include "torch/conv_bn_act.h"
 
 #include <algorithm>
@@ -279,8 +280,8 @@ void conv_bn_act_chain_out_op(Tensor x, std::vector<Tensor> bound_convs, std::ve
   const char* op = "conv_bn_act_chain_out";
   const size_t count = bound_convs.size();
   check(count > 0, op, "bound_convs", "expected at least one, got none");
-  check(residual.size() == count && kept.size() == count, op, "residual", "expected ", count, " of them and of kept, got ",
-        residual.size(), " and ", kept.size());
+  check(residual.size() == count && kept.size() == count, op, "residual", "expected ", count,
+        " of them and of kept, got ", residual.size(), " and ", kept.size());
   check(out.size() == count, op, "out", "expected ", count, " tensors, got ", out.size());
   check_blob(op, "workspace", "bytes", workspace);
   const Executor executor = torch_executor();
