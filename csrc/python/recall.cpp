@@ -18,6 +18,8 @@ enum Field : Py_ssize_t { modes, args, kwargs, watched, sources, weights, run, c
 // The fields of its `sources`.
 enum Source : Py_ssize_t { is_stepped, tensors, versions, note, isa, source_fields };
 
+constexpr Py_ssize_t kAhead = 8;  // objects that are fetched while one is looked at
+
 PyObject* item(PyObject* tuple, Py_ssize_t i) { return PyTuple_GET_ITEM(tuple, i); }
 
 // The names of what a tensor is asked, made once.
@@ -164,19 +166,23 @@ bool is_of_isa(PyObject* name) {
 bool are_current(PyObject* made_of) {
   if (made_of == Py_None) return true;
   if (!Ref(PyObject_CallNoArgs(item(made_of, is_stepped))).is(Py_False) || !is_of_isa(item(made_of, isa))) return false;
-  PyObject *const all = item(made_of, tensors), *const then = item(made_of, versions);
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(all); ++i) {
-    if (!Ref(PyObject_GetAttr(item(all, i), names().version)).equals(item(then, i))) return false;
-  }
   try {
-    return binding::are_as_noted(PyLong_AsLongLong(item(made_of, note)));
+    if (!binding::are_as_noted(PyLong_AsLongLong(item(made_of, note)))) return false;
   } catch (const std::exception&) {
     return false;
   }
+  PyObject *const all = item(made_of, tensors), *const then = item(made_of, versions);
+  const Py_ssize_t count = PyTuple_GET_SIZE(all);
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    if (i + kAhead < count) __builtin_prefetch(item(all, i + kAhead));
+    if (!Ref(PyObject_GetAttr(item(all, i), names().version)).equals(item(then, i))) return false;
+  }
+  return true;
 }
 
 bool want_no_gradients(PyObject* parameters) {
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(parameters); ++i) {
+    if (i + kAhead < PyTuple_GET_SIZE(parameters)) __builtin_prefetch(item(parameters, i + kAhead));
     if (!attribute_is(item(parameters, i), names().requires_grad, Py_False)) return false;
   }
   return true;

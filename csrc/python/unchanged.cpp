@@ -18,6 +18,8 @@ bool is_skipped(PyObject* key) {
   return key == pack || key == call;
 }
 
+constexpr Py_ssize_t kAhead = 12;  // objects that are fetched while one is looked at
+
 bool same_dict(PyObject* dict, PyObject* snapshot) {
   const Py_ssize_t size = PyTuple_GET_SIZE(snapshot);
   Py_ssize_t position = 0, i = 0;
@@ -50,9 +52,14 @@ uint64_t number_of(PyObject*) { return 0; }  // which no dict has
 #endif
 
 int same_container(PyObject* container, PyObject* snapshot, uint64_t* number) {
-  if (PyDict_Check(container)) {
-    const uint64_t now = number_of(container);
-    if (now != 0 && now == *number) return 1;
+  const bool is_dict = PyDict_Check(container);
+  const uint64_t now = is_dict ? number_of(container) : 0;
+  if (now != 0 && now == *number) return 1;  // the snapshot, which lies elsewhere, is not even looked at
+  if (PySet_Check(container) ? !PyFrozenSet_Check(snapshot) : !PyTuple_Check(snapshot)) {
+    PyErr_SetString(PyExc_TypeError, "unchanged: snapshots: expected tuples, and frozensets of sets");
+    return -1;
+  }
+  if (is_dict) {
     if (!same_dict(container, snapshot)) return 0;
     *number = now;
     return 1;
@@ -109,13 +116,6 @@ bool are_as_agreed(PyObject* containers, PyObject* snapshots, PyObject* entries,
     PyErr_SetString(PyExc_ValueError, "unchanged: numbers: expected 8 bytes for each container and entry");
     return false;
   }
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    PyObject* const snapshot = PyTuple_GET_ITEM(snapshots, i);
-    if (!PySet_Check(PyTuple_GET_ITEM(containers, i)) ? !PyTuple_Check(snapshot) : !PyFrozenSet_Check(snapshot)) {
-      PyErr_SetString(PyExc_TypeError, "unchanged: snapshots: expected tuples, and frozensets of sets");
-      return false;
-    }
-  }
   return true;
 }
 
@@ -126,10 +126,12 @@ int unchanged(PyObject* containers, PyObject* snapshots, PyObject* entries, PyOb
   const Py_ssize_t count = PyTuple_GET_SIZE(containers), flat = PyTuple_GET_SIZE(entries);
   auto* number = reinterpret_cast<uint64_t*>(PyByteArray_AS_STRING(numbers));
   for (Py_ssize_t i = 0; i < count; ++i, ++number) {
+    if (i + kAhead < count) __builtin_prefetch(PyTuple_GET_ITEM(containers, i + kAhead));
     const int same = same_container(PyTuple_GET_ITEM(containers, i), PyTuple_GET_ITEM(snapshots, i), number);
     if (same != 1) return same;
   }
   for (Py_ssize_t i = 0; i + 2 < flat; i += 3, ++number) {
+    if (i + 3 * kAhead < flat) __builtin_prefetch(PyTuple_GET_ITEM(entries, i + 3 * kAhead));
     const int same = same_entry(PyTuple_GET_ITEM(entries, i), PyTuple_GET_ITEM(entries, i + 1),
                                 PyTuple_GET_ITEM(entries, i + 2), number);
     if (same != 1) return same;

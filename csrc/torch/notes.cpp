@@ -37,37 +37,65 @@ struct Geometry {
 // version.
 constexpr int64_t kMostCompared = 1 << 16;  // bytes of a tensor
 
-class Noted {
+// A call before this one has had all caches to itself, so that each tensor is several lines of memory far away: those
+// of tensors further on are fetched while one is compared, and what they are compared with lies in a row.
+class Note {
  public:
-  explicit Noted(const Tensor& t) : tensor_(t) {
-    const Geometry now(t);
-    const int64_t bytes = t.numel() * t.element_size();
-    if (now.dim == 1 && t.is_cpu() && t.is_contiguous() && bytes > 0 && bytes <= kMostCompared) {
+  explicit Note(const std::vector<Tensor>& tensors) {
+    for (const Tensor& t : tensors) {
+      const Geometry now(t);
+      const int64_t bytes = t.numel() * t.element_size();
+      const bool counts = now.dim == 1 && t.is_cpu() && t.is_contiguous() && bytes > 0 && bytes <= kMostCompared;
       const auto* first = static_cast<const char*>(now.data);
-      elements_.assign(first, first + bytes);
+      if (counts) elements_.insert(elements_.end(), first, first + bytes);
+      numbers_.insert(numbers_.end(), now.sizes, now.sizes + now.dim);
+      numbers_.insert(numbers_.end(), now.strides, now.strides + now.dim);
+      noted_.push_back({t, now.data, now.dim, counts ? static_cast<size_t>(bytes) : 0, now.dtype});
     }
-    data_ = now.data;
-    dtype_ = now.dtype;
-    sizes_.assign(now.sizes, now.sizes + now.dim);
-    strides_.assign(now.strides, now.strides + now.dim);
   }
   bool is_as_noted() const {
-    const Geometry now(tensor_);
-    return now.data == data_ && now.dtype == dtype_ && now.dim == static_cast<int64_t>(sizes_.size()) &&
-           std::equal(sizes_.begin(), sizes_.end(), now.sizes) &&
-           std::equal(strides_.begin(), strides_.end(), now.strides) &&
-           std::memcmp(elements_.data(), now.data, elements_.size()) == 0;
+    const int64_t* numbers = numbers_.data();
+    const char* elements = elements_.data();
+    for (size_t i = 0; i < noted_.size(); ++i) {
+      if (i + kAhead < noted_.size()) fetch(noted_[i + kAhead]);
+      const Noted& then = noted_[i];
+      const Geometry now(then.tensor);
+      if (now.data != then.data || now.dtype != then.dtype || now.dim != then.dim ||
+          !std::equal(now.sizes, now.sizes + now.dim, numbers) ||
+          !std::equal(now.strides, now.strides + now.dim, numbers + now.dim) ||
+          (then.bytes > 0 && std::memcmp(elements, now.data, then.bytes) != 0)) {
+        return false;
+      }
+      numbers += 2 * now.dim;
+      elements += then.bytes;
+    }
+    return true;
   }
 
  private:
-  Tensor tensor_;
-  void* data_;
-  int32_t dtype_;
-  std::vector<int64_t> sizes_, strides_;
+  struct Noted {
+    Tensor tensor;
+    void* data;
+    int64_t dim;
+    size_t bytes;  // of its elements, where these count
+    int32_t dtype;
+  };
+  static constexpr size_t kAhead = 8;
+
+  // A handle leads to a pointer to what torch knows of the tensor, some lines.
+  static void fetch(const Noted& noted) {
+    const void* known;
+    std::memcpy(&known, noted.tensor.get(), sizeof known);
+    for (int64_t byte = 0; byte < 256; byte += 64) __builtin_prefetch(static_cast<const char*>(known) + byte);
+    for (size_t byte = 0; byte < noted.bytes && byte < 512; byte += 64) {
+      __builtin_prefetch(static_cast<const char*>(noted.data) + byte);
+    }
+  }
+
+  std::vector<Noted> noted_;
+  std::vector<int64_t> numbers_;  // sizes and strides of each
   std::vector<char> elements_;
 };
-
-using Note = std::vector<Noted>;
 
 // By number, so that a number that was never given is an error and no address.
 class Notes {
@@ -105,14 +133,11 @@ Notes& notes() {
   return *all;
 }
 
-int64_t note_tensors_op(std::vector<Tensor> tensors) { return notes().add({tensors.begin(), tensors.end()}); }
+int64_t note_tensors_op(std::vector<Tensor> tensors) { return notes().add(Note(tensors)); }
 
 }  // namespace
 
-bool are_as_noted(int64_t note) {
-  const auto noted = notes().find(note, "are_as_noted");
-  return std::all_of(noted->begin(), noted->end(), [](const Noted& t) { return t.is_as_noted(); });
-}
+bool are_as_noted(int64_t note) { return notes().find(note, "are_as_noted")->is_as_noted(); }
 
 void forget_note(int64_t note) { notes().forget(note); }
 

@@ -21,7 +21,7 @@ MEND = "build it with `pip install -e . --no-build-isolation` in the source tree
 #: Every op that the library has to define, because the package registers shapes and gradients for it.
 OPS = (
     *("conv_bn_act", "conv_pack", "conv_bn_act_packed", "conv_bind", "conv_bn_act_bound"),
-    *("conv_bn_act_bound_out", "conv_bn_act_bound_workspace"),
+    *("conv_bn_act_bound_out", "conv_bn_act_bound_workspace", "conv_bn_act_chain_out"),
     *("linear_bound", "linear_bound_out", "linear_bound_workspace"),
     *("conv_statistics", "batch_norm_statistics", "batch_norm_act", "batch_norm_act_backward"),
     *("batch_norm_act_bind", "batch_norm_act_bound", "batch_norm_act_bound_out"),

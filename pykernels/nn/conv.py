@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pykernels import _native
+from pykernels._huge import moved
 from pykernels.nn._packed import Pack, PacksWeights, Slot
 from pykernels.nn._replaceable import check_replaceable, is_replaceable
 from pykernels.ops import _dispatch
@@ -433,7 +434,7 @@ class ConvPack(Pack):
                 raise RuntimeError("the weights were packed for another ISA")  # all of a pack is of one
             with torch.inference_mode(False), torch.no_grad():
                 packed = self._packed(algorithm)
-                bound = torch.ops.pykernels.conv_bind(packed, shape, *self.value, *self.calls[False], self.own)
+                bound = moved(torch.ops.pykernels.conv_bind(packed, shape, *self.value, *self.calls[False], self.own))
                 self.tails[algorithm] = bound[bound.numel() - packed.numel() :]
             self.by_algorithm[algorithm] = bound
         if len(self.by_shape) >= _MOST_SHAPES:

@@ -43,6 +43,12 @@ def _conv_bound_out(x: Tensor, bound: Tensor, residual: Any, out: Tensor, *_: An
     return _conv_bound(x, bound, out_val=out)
 
 
+def _conv_chain_out(
+    x: Tensor, bound: Sequence[Tensor], residual: Any, out: Sequence[Tensor], *_: Any, out_val: Any
+) -> int:
+    return sum(_conv_bound(x, b, out_val=y) for b, y in zip(bound, out, strict=True))
+
+
 def _matmul(a: Shape, b: Shape, *_: Any, out_shape: Any) -> int:
     return 2 * prod(out_shape) * a[-1]
 
@@ -93,6 +99,9 @@ def _none(*_: Any, out_shape: Any) -> int:
     return 0
 
 
+#: These read the bytes of what they are given.
+_RAW = (_conv_bound, _conv_bound_out, _conv_chain_out)
+
 #: By op; that of Triton's twin is the same.
 FORMULAS: dict[str, Callable[..., int]] = {
     "conv_bn_act": _conv,
@@ -100,6 +109,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "conv_bn_act_packed": _conv_packed,
     "conv_bn_act_bound": _conv_bound,
     "conv_bn_act_bound_out": _conv_bound_out,
+    "conv_bn_act_chain_out": _conv_chain_out,
     "linear_bound": _matmul,
     "linear_bound_out": _linear_out,
     "int8_conv2d": _conv,
@@ -154,4 +164,4 @@ def register(counter: Any) -> None:
         for op in (name, f"{name}_triton"):
             packet = getattr(torch.ops.pykernels, op, None)
             if packet is not None and packet not in counter.flop_registry:
-                counter.register_flop_formula(packet, get_raw=formula in (_conv_bound, _conv_bound_out))(formula)
+                counter.register_flop_formula(packet, get_raw=formula in _RAW)(formula)

@@ -12,7 +12,6 @@ for long go back to the system.
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 import time
@@ -27,8 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pykernels._huge import memory
 from pykernels.nn._phases import BoundTransposed
 from pykernels.optimize._calls import OurCall
+from pykernels.optimize._chains import needed
 from pykernels.optimize._graph import Graph, Step, Value, is_torchs, storage_of, values_in
 from pykernels.optimize._kinds import name_of
 from pykernels.optimize._norms import is_join, is_norm
@@ -157,6 +158,9 @@ def plan(survey: Survey) -> Plan | None:
         item.joins = {s for _, s in users if is_join(s)}
         of_channels = step.function.rank == 4 if call is None else call[0] is torch.add or _is_kernel(step)
         item.moves = of_channels and all(_takes_slices(s, survey, v) for _, s in users)
+    for v, last in needed(steps):
+        if (owner := survey.owner(v)) in hidden:
+            hidden[owner].last = max(hidden[owner].last, last)
     for step in steps:
         if is_join(step) and step.outputs in hidden:
             _write_at_once(step, survey, hidden)
@@ -299,12 +303,13 @@ class Plan:
             _make_room(self)
             _start_sweeping()
         with torch.inference_mode(False), torch.no_grad():  # the calls to come may be in any mode
-            memory = torch.frombuffer(
-                mmap.mmap(-1, self.nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8
-            )
-            storage = memory.untyped_storage()
-            results = [torch.empty(0, dtype=f.dtype).set_(storage, at, f.shape, f.stride) for f, at in self._places]
-            return memory[: self.workspace], *results
+            whole = memory(self.nbytes)
+            storage, first = whole.untyped_storage(), whole.storage_offset()
+            results = [
+                torch.empty(0, dtype=f.dtype).set_(storage, first // f.dtype.itemsize + at, f.shape, f.stride)
+                for f, at in self._places
+            ]
+            return whole[: self.workspace], *results
 
     def sweep(self) -> None:
         """Gives back what has waited since the last time."""

@@ -150,6 +150,8 @@ def _packed(conv: FusedConv, pack: Any, shape: torch.Size) -> Run:
     is_linear = isinstance(conv, FusedLinear)
     algorithm = pack._algorithm(torch.Size() if is_linear else shape)
     filters, packed, rest, call = pack.twins[0].shape, pack._packed(algorithm), pack.value, pack.calls[False]
+    if pack.held is not None:
+        packed = packed.clone()  # without what lies beside it, which would be saved too
     op = torch.ops.pykernels.conv_bn_act_packed.default
 
     def run(x: Tensor, residual: Tensor | None) -> Tensor:

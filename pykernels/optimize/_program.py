@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pykernels.nn.conv import ConvPack
 from pykernels.optimize import _arena
+from pykernels.optimize._chains import chains, kept
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Made, Step, Value, layout_of, mapped, values_in
 from pykernels.optimize._keep import PackedWeight
@@ -294,8 +295,13 @@ class _Writer:
         last = self._last_uses()
         places = {key: f"A[{i}]" for i, key in enumerate(planned, 1)}
         conv = 0
+        dead: list[Value] = []
+        chain_of = {step: chain for chain in chains(self.graph.steps, places) for step in chain}
         for i, step in enumerate(self.graph.steps):
-            if step in places or (step, "at once") in places:
+            if step in chain_of:
+                if step is chain_of[step][-1]:
+                    lines.append(f"    {self._chain(chain_of[step], conv, places)}")
+            elif step in places or (step, "at once") in places:
                 lines.append(f"    {self._into_place(step, conv, places)}")
             elif isinstance(step.function, FusedConv):
                 lines.append(f"    {self._fused(step, conv, None if name == 'choose' else ours[conv])}")
@@ -305,9 +311,10 @@ class _Writer:
             if name == "choose":
                 read, given = (", ".join(map(self._value, vs)) for vs in (step.reads(), step.results()))
                 lines.append(f"    see({i}, [{read}], [{given}])")
-            dead = last.get(i, ())
-            if dead:
+            dead += last.get(i, ())
+            if dead and (step not in chain_of or step is chain_of[step][-1]):
                 lines.append(f"    del {', '.join(map(repr, dead))}")
+                dead = []
         if planned:
             lines.append("    C[-2].append(A)")
         lines.append(f"    return {self._expression(self.graph.result)}")
@@ -368,6 +375,16 @@ class _Writer:
         else:
             arguments.append(f"out={y}")
         return f"{y} = {places[step]}; {self._name(function)}({', '.join(arguments)})"
+
+    def _chain(self, chain: list[Step], last: int, places: dict[Any, str]) -> str:
+        """The same for steps that follow each other, the ``last``-th fused one at the end."""
+        first = len(self._constants) + last - len(chain) + 1
+        made = "; ".join(f"{step.outputs!r} = {places[step]}" for step in chain)
+        bound = ", ".join(f"C[{first + i}]" for i in range(len(chain)))
+        added = ", ".join(self._expression(step.args[1]) for step in chain)
+        outputs = ", ".join(repr(step.outputs) for step in chain)
+        x, op = self._value(chain[0].args[0]), self._name(torch.ops.pykernels.conv_bn_act_chain_out.default)
+        return f"{made}; {op}({x}, [{bound}], [{added}], [{outputs}], {kept(self.graph, chain)}, W)"
 
     def _value(self, v: Value) -> str:
         if v in self._constants:

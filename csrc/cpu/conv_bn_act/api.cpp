@@ -192,4 +192,15 @@ void run(const ConvPlan& plan, void* workspace, const Executor& executor) {
   plan.method->run(plan.blocking, plan.args, weight, aligned, executor);
 }
 
+void run_chain(const ConvPlan* plans, const int64_t* kept, int64_t count, void* workspace, const Executor& executor) {
+  for (int64_t i = 0; i < count;) {
+    int64_t together = 1;  // those before the last of which are not kept
+    while (i + together < count && !kept[i + together - 1]) ++together;
+    const auto begin = plans[i].args.shape.n > 0 ? plans[i].method->run_chain : nullptr;
+    const int64_t done = begin ? begin(plans + i, together, executor) : 0;
+    if (done == 0) run(plans[i], workspace, executor);
+    i += done > 0 ? done : 1;
+  }
+}
+
 }  // namespace pk

@@ -21,6 +21,7 @@
 //
 // Weight: [group][panel][slice][tap][channel][output channel of the panel], the last panel of a group no wider than is
 // needed; then kConvAlign bytes that begin with 1 if all of it is finite.
+#include "cpu/conv_bn_act/chain.h"
 #include "cpu/conv_bn_act/direct_points.h"
 
 namespace pk {
@@ -346,7 +347,7 @@ void run(const void* blocking, const ConvArgs& args, const float* weight, char* 
 }  // namespace
 
 extern const ConvMethod conv_direct;
-const ConvMethod conv_direct = {packed_floats, pack, make_plan, run};
+const ConvMethod conv_direct = {packed_floats, pack, make_plan, run, run_conv_chain};
 
 }  // namespace PK_ISA
 }  // namespace pk

@@ -19,7 +19,7 @@ constexpr int64_t kGroupBytes = 128 << 10;  // weights of a group of panels, whe
 constexpr int64_t kSumBytes = 64 << 10;     // partial sums of a pixel block
 constexpr int64_t kCopyBytes = 4 << 20;     // copied images that are worked on at a time, if that is more than one
 constexpr int64_t kAheadBytes = 192 << 10;  // weights of at least this many bytes do not stay in L2
-constexpr int64_t kStreamAhead = 1024;      // floats from what is read to what is fetched
+constexpr int64_t kStreamAhead = 4096;      // floats from what is read to what is fetched
 constexpr int64_t kMinRun = 16;
 constexpr int64_t kPlaneBytes = 28 << 10;  // x of the pixels that planes.h works on, where L1 has room for it
 

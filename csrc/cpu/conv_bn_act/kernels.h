@@ -22,6 +22,8 @@ struct ConvMethod {
   // `weight` is what `pack` filled; the workspace begins on a boundary of kConvAlign bytes.
   void (*run)(const void* blocking, const ConvArgs& args, const float* weight, char* workspace,
               const Executor& executor);
+  // chain.h:run_conv_chain, or null where no chain begins with this method.
+  int64_t (*run_chain)(const ConvPlan* plans, int64_t count, const Executor& executor) = nullptr;
 };
 
 struct ConvKernels {

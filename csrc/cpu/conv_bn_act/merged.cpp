@@ -10,6 +10,7 @@
 // Weight: [panel][row][column][channel][output channel of the panel], the last panel one vector wide where that is
 // enough.
 #include "common/rounding.h"
+#include "cpu/conv_bn_act/chain.h"
 #include "cpu/conv_bn_act/kernels.h"
 #include "cpu/conv_bn_act/nhwc.h"
 #include "cpu/conv_bn_act/tile.h"
@@ -220,7 +221,7 @@ void run(const void* blocking, const ConvArgs& args, const float* weight, char* 
 }  // namespace
 
 extern const ConvMethod conv_merged;
-const ConvMethod conv_merged = {packed_floats, pack, make_plan, run};
+const ConvMethod conv_merged = {packed_floats, pack, make_plan, run, run_conv_chain};
 
 }  // namespace PK_ISA
 }  // namespace pk

@@ -11,6 +11,7 @@
 //
 // Weight: [vector of output channels][row][channel of the group][column], each of kLanes channels.
 #include "common/rounding.h"
+#include "cpu/conv_bn_act/chain.h"
 #include "cpu/conv_bn_act/depthwise.h"
 #include "cpu/conv_bn_act/depthwise_planes.h"
 #include "cpu/conv_bn_act/epilogue.h"
@@ -137,6 +138,8 @@ struct Part {
   const float** rows;  // [r]
   Scratch& scratch;
   int64_t image = 0;
+  int64_t x_rows = 0;   // of x, where row h lies at h % x_rows; or 0: all
+  int64_t y_first = 0;  // the row of y that args.y begins with
 
   int64_t channels(int64_t block) const { return min(kBlock, shape.k - block * kBlock); }
   float* ring_row(int64_t h) const { return ring + h % plan.ring * plan.width * plan.pitch; }
@@ -213,7 +216,7 @@ struct Part {
     int64_t i = 0;
     for (int64_t p = y.p0; p < y.p1; ++p) {
       for (int64_t q = y.q0; q < y.q1; ++q, ++i) {
-        scratch.y_at[i] = image * args.y_stride[0] + p * args.y_stride[2] + q * args.y_stride[3];
+        scratch.y_at[i] = image * args.y_stride[0] + (p - y_first) * args.y_stride[2] + q * args.y_stride[3];
         scratch.residual_at[i] =
             image * args.residual.stride[0] + p * args.residual.stride[2] + q * args.residual.stride[3];
       }
@@ -265,7 +268,12 @@ struct Part {
     t.residual_at = scratch.residual_at;
     for (int64_t p = begin; p < end; p += kDepthwiseRows) {
       const int64_t y_rows = min(kDepthwiseRows, end - p);
-      const int64_t h0 = p * shape.stride_h - shape.pad_top, x_rows = (y_rows - 1) * shape.stride_h + shape.r;
+      const int64_t h0 = p * shape.stride_h - shape.pad_top, count = (y_rows - 1) * shape.stride_h + shape.r;
+      const float* x_row[sizeof t.x / sizeof *t.x];
+      for (int64_t h = h0; h < h0 + count; ++h) {
+        const bool inside = h >= 0 && h < shape.h;
+        x_row[h - h0] = inside ? x + (x_rows ? h % x_rows : h) * args.x.stride[2] : nullptr;
+      }
       for (int64_t block = b0; block < b1; ++block) {
         t.k0 = block * kBlock;
         t.channels = channels(block);
@@ -274,14 +282,11 @@ struct Part {
         for (int64_t i = 0, q = 0; i < tiles; ++i) {
           const int64_t pixels = (i + 1) * q_size / tiles - q;
           const int64_t w0 = q * stride - shape.pad_left, columns = (pixels - 1) * stride + shape.s;
-          for (int64_t h = 0; h < x_rows; ++h) {
-            const bool inside = h0 + h >= 0 && h0 + h < shape.h;
-            t.x[h] = inside ? x + (h0 + h) * args.x.stride[2] + w0 * t.pixel + t.k0 : nullptr;
-          }
+          for (int64_t h = 0; h < count; ++h) t.x[h] = x_row[h] ? x_row[h] + w0 * t.pixel + t.k0 : nullptr;
           t.first = max(0, -w0);
           t.last = min(columns, shape.w - w0);
           point({p, p + y_rows, q, q + pixels});
-          const bool edge = t.first > 0 || t.last < columns || h0 < 0 || h0 + x_rows > shape.h;
+          const bool edge = t.first > 0 || t.last < columns || h0 < 0 || h0 + count > shape.h;
           t.v0 = 0;
           t.v1 = edge ? vectors : whole;
           depthwise.tiles[edge][y_rows - 1][pixels - 1](t, epilogue);
@@ -401,6 +406,30 @@ void run(const void* blocking, const ConvArgs& args, const float* weight, char* 
 }
 
 }  // namespace
+
+bool is_depthwise_in_place(const ConvPlan& plan) {
+  return plan.layout == static_cast<int32_t>(ConvLayout::narrow) &&
+         reinterpret_cast<const Plan*>(plan.blocking)->depthwise != nullptr;
+}
+
+void depthwise_rows(const ConvPlan& conv, const ConvArgs& args, int64_t begin, int64_t end, int64_t x_rows) {
+  const Plan& plan = *reinterpret_cast<const Plan*>(conv.blocking);
+  const ConvShape& shape = args.shape;
+  const Epilogue epilogue = make_epilogue(args);
+  Scratch scratch;
+  Part part = {args,
+               shape,
+               plan,
+               epilogue,
+               narrow_of(plan.group, shape.s, shape.stride_w, shape.dilation_w),
+               weight_of(conv),
+               nullptr,
+               nullptr,
+               scratch};
+  part.x_rows = x_rows;
+  part.y_first = begin;
+  part.run_in_place(*plan.depthwise, begin, end, 0, plan.blocks);
+}
 
 extern const ConvMethod conv_narrow;
 const ConvMethod conv_narrow = {packed_floats, pack, make_plan, run};

@@ -219,7 +219,8 @@ void run_panels(Tiles t, const Epilogue& e, int64_t count, int64_t next) {
     for (int64_t chunk = 0; chunk < run; chunk += kChunk) {
       for (int64_t line = 0; line < ahead_lines; ++line, ahead += 16) __builtin_prefetch(ahead, 0, 2);
       for (int64_t i = panel; i < MR; i += count) {
-        for (int64_t c = 0; c < kChunk; c += 16) __builtin_prefetch(t.rows[next + i] + chunk + c, 0, 2);
+        const float* row = t.rows[next + i] + chunk;
+        for (int64_t c = 0; c < kChunk && c < run - chunk; c += 16) __builtin_prefetch(row + c, 0, 2);
       }
       const int64_t end = chunk + kChunk < run ? chunk + kChunk : run;
       for (int64_t c = chunk; c < end; ++c, w += kPanel) {
@@ -252,6 +253,9 @@ void run_pair(const Tiles& t, const Tiles& u, const Epilogue& e) {
       for (int v = 0; v < 2; ++v) {
         acc[p][i][v] = t.first ? F32{} : load<F32>(tiles[p]->sums + i * kPanel + v * kLanes);
       }
+  // All that a core can ask for at a time is little: the lines of a chunk are asked for piece by piece.
+  constexpr int64_t kPiece = 8;
+  const int64_t lines = (t.ahead_lines * kPiece + kChunk - 1) / kChunk;
   const float *w = t.weight, *w_next = u.weight, *ahead = t.ahead, *ahead_next = u.ahead;
   const float* const* rows = t.rows;
   for (int64_t tap = 0; tap < t.taps; ++tap, rows += MR) {
@@ -263,13 +267,13 @@ void run_pair(const Tiles& t, const Tiles& u, const Epilogue& e) {
     const float* x[MR];
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) x[i] = rows[i] + t.c0;
-    for (int64_t chunk = 0; chunk < t.run; chunk += kChunk) {
-      for (int64_t line = 0; line < t.ahead_lines; ++line, ahead += 16, ahead_next += 16) {
+    for (int64_t piece = 0; piece < t.run; piece += kPiece) {
+      for (int64_t line = 0; line < lines; ++line, ahead += 16, ahead_next += 16) {
         __builtin_prefetch(ahead, 0, 2);
         __builtin_prefetch(ahead_next, 0, 2);
       }
-      const int64_t end = chunk + kChunk < t.run ? chunk + kChunk : t.run;
-      for (int64_t c = chunk; c < end; ++c, w += kPanel, w_next += kPanel) {
+      const int64_t end = piece + kPiece < t.run ? piece + kPiece : t.run;
+      for (int64_t c = piece; c < end; ++c, w += kPanel, w_next += kPanel) {
         const F32 weight[2][2] = {{load<F32>(w), load<F32>(w + kLanes)},
                                   {load<F32>(w_next), load<F32>(w_next + kLanes)}};
 #pragma GCC unroll 16

@@ -106,4 +106,11 @@ PK_API void pack(const ConvPlan& plan, const ConvTensor& weight, void* packed, c
 // workspace: [plan.workspace_bytes], of any alignment. Trusts the plan: nothing is checked again.
 PK_API void run(const ConvPlan& plan, void* workspace, const Executor& executor);
 
+// Runs plans of which each reads what the one before it wrote. Of their results the last is wanted, and those that are
+// `kept`, which may be read as residuals; what becomes of the others' memory is left open. So a convolution that
+// widens, a depthwise one and a 1x1 one may go together by bands of rows. The bits are those of `run`, one after the
+// other. kept: [count]; workspace: [the largest plan.workspace_bytes].
+PK_API void run_chain(const ConvPlan* plans, const int64_t* kept, int64_t count, void* workspace,
+                      const Executor& executor);
+
 }  // namespace pk

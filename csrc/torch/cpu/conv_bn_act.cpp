@@ -1,9 +1,12 @@
 // conv_bn_act, conv_pack, conv_bn_act_packed: see pykernels/ops/conv_bn_act for what they compute. conv_bind and
 // conv_bn_act_bound: the same for callers who know all but x and the residual beforehand; conv_bn_act_bound_out: for
-// those who have the memory too. linear_bound and linear_bound_out: the same for the rows of tensors of any rank.
+// those who have the memory too; conv_bn_act_chain_out: several of those in a row. linear_bound and linear_bound_out:
+// the same for the rows of tensors of any rank.
 #include "torch/conv_bn_act.h"
 
+#include <algorithm>
 #include <cstring>
+#include <memory>
 
 #include "common/rounding.h"
 #include "torch/cpu/kept_weights.h"
@@ -272,6 +275,39 @@ void conv_bn_act_bound_out_op(Tensor x, Tensor bound_conv, MaybeTensor residual,
   }
 }
 
+// Convolutions one after the other, each of what the one before it gave; of `out` those are wanted that are `kept`, and
+// the last.
+void conv_bn_act_chain_out_op(Tensor x, std::vector<Tensor> bound_convs, std::vector<MaybeTensor> residual,
+                              std::vector<Tensor> out, Ints kept, Tensor workspace) {
+  const char* op = "conv_bn_act_chain_out";
+  const size_t count = bound_convs.size();
+  check(count > 0, op, "bound_convs", "expected at least one, got none");
+  check(residual.size() == count && kept.size() == count, op, "residual", "expected ", count,
+        " of them and of kept, got ", residual.size(), " and ", kept.size());
+  check(out.size() == count, op, "out", "expected ", count, " tensors, got ", out.size());
+  check_blob(op, "workspace", "bytes", workspace);
+  const Executor executor = torch_executor();
+  const auto plans = std::make_unique<ConvPlan[]>(count);
+  int64_t bytes = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const Tensor& from = i ? out[i - 1] : x;
+    ConvPlan& plan = plans[i];
+    check_y(op, from, out[i]);
+    plan = open(op, from, bound_convs[i], &out[i], executor.threads);
+    set_residual(op, &plan, from, residual[i]);
+    const ConvShape& shape = plan.args.shape;
+    check_out(out[i], from.scalar_type(), {shape.n, shape.k, shape.p(), shape.q()}, op);
+    for (int64_t d = 0; d < 4; ++d) plan.args.y_stride[d] = out[i].stride(d);
+    plan.args.y = out[i].mutable_data_ptr();
+    bytes = std::max(bytes, plan.workspace_bytes);
+  }
+  if (workspace.numel() >= bytes) {
+    run_chain(plans.get(), kept.data(), static_cast<int64_t>(count), workspace.mutable_data_ptr(), executor);
+  } else {
+    run_chain(plans.get(), kept.data(), static_cast<int64_t>(count), Scratch(bytes).data(), executor);
+  }
+}
+
 // A fully connected layer is a 1x1 convolution of an image whose pixels are the rows of x. These rows, of any tensor
 // but a number, as images of one pixel: (rows, features, 1, 1), copied where no stride leads from each to the next.
 Tensor rows_of(const char* op, const char* argument, const Tensor& t) {
@@ -346,6 +382,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
   m.def(
       "conv_bn_act_bound_out(Tensor x, Tensor bound_conv, Tensor? residual, Tensor(a!) out, Tensor(b!) workspace) -> "
       "()");
+  m.def(
+      "conv_bn_act_chain_out(Tensor x, Tensor[] bound_convs, Tensor?[] residual, Tensor(a!)[] out, int[] kept, "
+      "Tensor(b!) workspace) -> ()");
   m.def("linear_bound(Tensor x, Tensor bound_conv, Tensor? residual) -> Tensor");
   m.def("linear_bound_workspace(Tensor x, Tensor bound_conv, Tensor out) -> int");
   m.def("linear_bound_out(Tensor x, Tensor bound_conv, Tensor? residual, Tensor(a!) out, Tensor(b!) workspace) -> ()");
@@ -359,6 +398,7 @@ STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, m) {
   m.impl("conv_bn_act_bound", TORCH_BOX(&conv_bn_act_bound_op));
   m.impl("conv_bn_act_bound_workspace", TORCH_BOX(&conv_bn_act_bound_workspace_op));
   m.impl("conv_bn_act_bound_out", TORCH_BOX(&conv_bn_act_bound_out_op));
+  m.impl("conv_bn_act_chain_out", TORCH_BOX(&conv_bn_act_chain_out_op));
   m.impl("linear_bound", TORCH_BOX(&linear_bound_op));
   m.impl("linear_bound_workspace", TORCH_BOX(&linear_bound_workspace_op));
   m.impl("linear_bound_out", TORCH_BOX(&linear_bound_out_op));

@@ -125,6 +125,12 @@ def _fake_bound_out(
     """Only writes."""
 
 
+def _fake_chain_out(
+    x: torch.Tensor, bound_convs: Any, residual: Any, out: Any, kept: Any, workspace: torch.Tensor
+) -> None:
+    """Only writes."""
+
+
 def _fake_linear(x: torch.Tensor, bound_conv: torch.Tensor, residual: Any) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], torch.library.get_ctx().new_dynamic_size()))
 
@@ -140,6 +146,7 @@ def _register() -> None:
     torch.library.register_fake("pykernels::conv_bind", _fake_bind)
     torch.library.register_fake("pykernels::conv_bn_act_bound", _fake_bound)
     torch.library.register_fake("pykernels::conv_bn_act_bound_out", _fake_bound_out)
+    torch.library.register_fake("pykernels::conv_bn_act_chain_out", _fake_chain_out)
     torch.library.register_fake("pykernels::linear_bound", _fake_linear)
     torch.library.register_fake("pykernels::linear_bound_out", _fake_bound_out)
     torch.library.register_autograd("pykernels::conv_bn_act", backward_with(_native_op), setup_context=setup_context)

@@ -1,0 +1,63 @@
+"""Memory in huge pages, where the system has them: for what a network reads and writes at each call.
+
+A network's weights and intermediates are some thousands of pages of 4 KB. Processors keep the addresses of fewer, and
+to look one up takes long, in a virtual machine above all. Linux gives pages of 2 MB to those who ask (``madvise``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import threading
+
+import torch
+from torch import Tensor
+
+_PAGE = 2 << 20
+_CHUNK = 8 << 20
+_ALIGN = 64
+_ADVICE = getattr(mmap, "MADV_HUGEPAGE", None)
+
+_lock = threading.Lock()
+_chunk: Tensor | None = None
+_used = 0
+
+
+def _after_fork() -> None:
+    """The thread that held the lock at the fork is not in the child, and would never let go."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def memory(nbytes: int) -> Tensor:
+    """That many bytes, zeros, of their own mapping: they go back to the system with the last tensor in them."""
+    pages = nbytes // _PAGE if _ADVICE is not None else 0
+    mapping = mmap.mmap(-1, nbytes + (_PAGE if pages else 0), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    whole = torch.frombuffer(mapping, dtype=torch.uint8)
+    if not pages or _ADVICE is None:
+        return whole
+    start = -whole.data_ptr() % _PAGE
+    with contextlib.suppress(OSError):  # of a kernel without
+        mapping.madvise(_ADVICE, start, pages * _PAGE)
+    return whole[start : start + nbytes]
+
+
+def moved(t: Tensor) -> Tensor:
+    """``t``, bytes in one dimension, copied to memory that others may share: many small tensors fill a page."""
+    global _chunk, _used
+    n = t.numel()
+    if _ADVICE is None or n == 0:
+        return t
+    with _lock:
+        if n >= _CHUNK:
+            place = memory(n)
+        else:
+            if _chunk is None or _used + n > _CHUNK:
+                _chunk, _used = memory(_CHUNK), 0
+            place = _chunk[_used : _used + n]
+            _used += -(-n // _ALIGN) * _ALIGN
+    return place.copy_(t)
