@@ -53,8 +53,14 @@ int same_container(PyObject* container, PyObject* snapshot, uint64_t* number) {
   if (PyDict_Check(container)) {
     const uint64_t now = number_of(container);
     if (now != 0 && now == *number) return 1;
+  }
+  if (!PySet_Check(container) ? !PyTuple_Check(snapshot) : !PyFrozenSet_Check(snapshot)) {
+    PyErr_SetString(PyExc_TypeError, "unchanged: snapshots: expected tuples, and frozensets of sets");
+    return -1;
+  }
+  if (PyDict_Check(container)) {
     if (!same_dict(container, snapshot)) return 0;
-    *number = now;
+    *number = number_of(container);
     return 1;
   }
   if (PyList_Check(container)) return same_list(container, snapshot) ? 1 : 0;
@@ -108,13 +114,6 @@ bool are_as_agreed(PyObject* containers, PyObject* snapshots, PyObject* entries,
   if (PyByteArray_GET_SIZE(numbers) != static_cast<Py_ssize_t>(sizeof(uint64_t)) * (count + flat / 3)) {
     PyErr_SetString(PyExc_ValueError, "unchanged: numbers: expected 8 bytes for each container and entry");
     return false;
-  }
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    PyObject* const snapshot = PyTuple_GET_ITEM(snapshots, i);
-    if (!PySet_Check(PyTuple_GET_ITEM(containers, i)) ? !PyTuple_Check(snapshot) : !PyFrozenSet_Check(snapshot)) {
-      PyErr_SetString(PyExc_TypeError, "unchanged: snapshots: expected tuples, and frozensets of sets");
-      return false;
-    }
   }
   return true;
 }

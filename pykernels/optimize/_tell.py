@@ -22,6 +22,7 @@ from pykernels.optimize._norms import is_norm
 from pykernels.optimize._report import ITSELF, OURS, TORCH, Entry, Left, Plain, Ran, Replaced, Report
 from pykernels.optimize._squeeze import is_squeeze
 from pykernels.optimize._timing import seconds_by_step
+from pykernels.optimize._watch import kind_of
 
 if TYPE_CHECKING:
     from pykernels.optimize._program import Program
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 #: How the report names recordings.
 RECORDED = "recording a call"
 _NO_KERNELS = "pykernels has no kernel for it"
+_BARE = "is a single layer of torch's, where a program would take longer than it could save"
 _NOT_FUSED = "the kernels do not have this activation, so it runs by itself"
 _IMAGE_KERNELS = FLOATS["cpu"]
 #: Functions of images, with what may still be wrong where the kernels take the image.
@@ -76,6 +78,8 @@ def report_of(family: Family, time: bool) -> Report:
     report = Report(left=[Left(*n) for n in family.notes])
     if family.outside is not family.inside:
         report.conversions[f"inputs from {_short(family.outside)} to {_short(family.inside)}, results back"] = 1
+    if family.is_bare:
+        report.left.append(Left("the model", kind_of(family.root).__name__, _BARE))
     stubs = family.stubs()
     packed: dict[int, int] = {}
     for stub in stubs:
