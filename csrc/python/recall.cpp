@@ -68,8 +68,8 @@ bool method_is(PyObject* x, PyObject* name, PyObject* expected) {
   return Ref(PyObject_CallMethodNoArgs(x, name)).is(expected);
 }
 
-// Compares arguments with what `signature` in pykernels/optimize/_signatures.py says of those that a program ran for, and
-// collects their tensors.
+// Compares arguments with what `signature` in pykernels/optimize/_signatures.py says of those that a program ran for,
+// and collects their tensors.
 class Arguments {
  public:
   Arguments() = default;

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pykernels import _native
-from pykernels.nn.conv import _ConvPack
+from pykernels.nn.conv import _ConvPack, _filters
 from pykernels.ops._activation import activation_code
 from pykernels.ops.conv_bn_act.arguments import ConvCall, Geometry, geometry
 from pykernels.optimize._graph import is_torchs, suggests_channels_last, values_in
@@ -122,6 +122,10 @@ class HeldPack(_ConvPack):
 
     def _packed(self, algorithm: int) -> Tensor:
         return self.held.blob(algorithm)[1]
+
+    def _bind(self, algorithm: int) -> Tensor:
+        packed, shape = self._packed(algorithm), tuple(_filters(self.twins[0]).shape)
+        return torch.ops.pykernels.conv_bind(packed, shape, *self.value, *self.calls[False], self.own)
 
     def bound_for(self, x: torch.Size) -> Tensor:
         """As of any pack; what it is packed in lies there from now on, and nowhere else."""
