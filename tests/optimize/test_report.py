@@ -372,3 +372,16 @@ def test_only_svg_is_written(mixed, tmp_path):
     with pytest.raises(ValueError, match=r"Report.svg: path: expected a name that ends in .svg.*got .png"):
         mixed.report().svg(tmp_path / "r.png")
     assert not list(tmp_path.iterdir())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["resnet", "lstm", "inside another"])
+def test_what_our_own_models_pack_counts(name):
+    model = pk.models.resnet18(stem="cifar") if name != "lstm" else pk.models.LSTMLanguageModel(50, 8, 16, 1)
+    x = torch.randn(1, 3, 32, 32) if name != "lstm" else torch.randint(50, (1, 4))
+    fast = pk.optimize(model if name != "inside another" else nn.Sequential(model, nn.ReLU()))
+    assert fast.report().packed_bytes == 0
+    for _ in range(2):
+        fast(x)
+    weights = sum(p.nbytes for p in model.parameters() if p.dim() > 1 and p.shape[0] != 50)
+    assert weights <= fast.report().packed_bytes <= 6 * weights
