@@ -131,9 +131,27 @@ def _restored(kind: type, outside: torch.dtype, inside: torch.dtype, keep: str |
 
 
 def _class_of(kind: type) -> type:
-    made = type(kind)(kind.__name__, (Optimized, kind), {"_pykernels_original": kind})
+    meta: Any = type(kind)
+    bases: tuple[type, ...] = (Optimized, kind)
+    if not _is_laid_out_as_module(kind):
+        meta, bases = type("Meta", (meta,), {"mro": _optimized_first}), (kind, Optimized)
+    made: type = meta(kind.__name__, bases, {"_pykernels_original": kind})
     made.__module__, made.__qualname__, made.__doc__ = kind.__module__, kind.__qualname__, kind.__doc__
     return made
+
+
+def _is_laid_out_as_module(kind: type) -> bool:
+    """Not where its first base is another class, such as ``Generic[T]``; an object keeps the layout of its first."""
+    base: type | None = kind
+    while base is not None and base is not nn.Module:
+        base = base.__base__
+    return base is not None
+
+
+def _optimized_first(cls: type) -> list[type]:
+    """The ``mro`` of a class whose first base is the original's, for the layout."""
+    made, *rest = type.mro(cls)
+    return [made, Optimized, *(kind for kind in rest if kind is not Optimized)]
 
 
 def _family_of(model: Any, outside: torch.dtype, inside: torch.dtype, keep: str | None) -> Family:
