@@ -208,7 +208,7 @@ class Graph:
 
 
 def may_move(graph: Graph, at: dict[Step, int], chain: Sequence[Step], to: Step, held: Iterable[Value]) -> bool:
-    """May what ``chain`` does be done where ``to`` stands? Is nothing written to before it that is ``held``, its inputs?
+    """May what ``chain`` does be done where ``to`` stands? Is none of its inputs, ``held``, written to before?
 
     ``at`` says where in ``graph`` each step is.
     """

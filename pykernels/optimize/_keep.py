@@ -217,7 +217,7 @@ def check_whole(parameters: Iterable[Any], what: str) -> None:
 def _refusal(nest: Any, what: str, expected: str = _WEIGHT) -> RuntimeError:
     path = next((t.path for t in tree_leaves(nest) if isinstance(t, PackedWeight)), "a weight")
     return RuntimeError(
-        f"pykernels.optimize: {path}: expected {expected}, got {what}; with keep=\"packed\" its elements exist in the "
+        f'pykernels.optimize: {path}: expected {expected}, got {what}; with keep="packed" its elements exist in the '
         "kernels' layout alone: use the original for that, or optimise without keep"
     )
 

@@ -344,7 +344,6 @@ class Fuser:
         return all(v in chain or self.made_at.get(v, -1) >= until for v in self.by_storage[value.storage])
 
 
-
 def _what(conv: Fusable, residual: Value | None) -> str:
     added = "" if residual is None else "add"
     act = "" if conv.act.name == "none" else conv.act.title()

@@ -59,7 +59,8 @@ def known_sources(sources: Sources) -> KnownSources | None:
     steps = _packed.steps  # before the question: a step says what it wrote to, and then counts
     if sources.uncounted or sources.is_stepped():
         return None
-    return KnownSources(vars(_packed), steps, tuple(sources.counted), tuple(sources.versions), sources.note, sources.isa)
+    counted, versions = tuple(sources.counted), tuple(sources.versions)
+    return KnownSources(vars(_packed), steps, counted, versions, sources.note, sources.isa)
 
 
 #: What torch's modes and the stub's state have to be, to the very object: functions and their results.

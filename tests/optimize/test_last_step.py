@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import pykernels as pk
-from pykernels.optimize import _last_step
 from pykernels.nn._last_step import LastStepLSTM
+from pykernels.optimize import _last_step
 from tests.harness import native, normal
 from tests.optimize.models import agree, programs
 
@@ -142,8 +142,8 @@ def test_other_states_are_taken(make):
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_in_a_graph_of_dynamos(layers, monkeypatch):
-    taken = []
-    monkeypatch.setattr(LastStepLSTM, "_run_packed", lambda *a, run=LastStepLSTM._run_packed: taken.append(1) or run(*a))
+    taken, run = [], LastStepLSTM._run_packed
+    monkeypatch.setattr(LastStepLSTM, "_run_packed", lambda *args: taken.append(1) or run(*args))
     model = Classifier(layers=layers).eval()
     compiled = torch.compile(model, backend="pykernels")
     for shape in ((2, 7, 6), (3, 4, 6), (2, 7, 6)):

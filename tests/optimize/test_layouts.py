@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import operator
-
 import copy
+import operator
 import pickle
 
 import pytest
