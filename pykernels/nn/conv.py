@@ -438,7 +438,7 @@ class _ConvPack(Pack):
                 raise RuntimeError("the weights were packed for another ISA")  # all of a pack is of one
             with torch.inference_mode(False), torch.no_grad():
                 bound = self._bind(algorithm)
-                self.tails[algorithm] = bound[packed_at(weight.shape[0], *self.value, self.own) :]
+                self.tails[algorithm] = bound[packed_at(weight.shape[0], self.value[0], self.value[1], self.own) :]
             self.by_algorithm[algorithm] = bound
         if len(self.by_shape) >= _MOST_SHAPES:
             self.by_shape.clear()

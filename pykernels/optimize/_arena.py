@@ -12,6 +12,7 @@ for long go back to the system.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
@@ -43,6 +44,8 @@ _MOST_IDLE_BYTES = 256 << 20
 #: An arena that waits for longer than this, and at most for twice as long, goes back to the system.
 _PATIENCE = 30.0
 _ALIGN = 64
+#: A huge page of x86, aligned to its size.
+_HUGE = 2 << 20
 _POOL = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _SLICES = frozenset(("chunk", "split", "narrow", "__getitem__"))
 _BUILTIN = (
@@ -287,6 +290,18 @@ def _aligned(n: int) -> int:
     return -(-n // _ALIGN) * _ALIGN
 
 
+def _new_memory(nbytes: int) -> Tensor:
+    """Zeros that the system gives, and gets back: on huge pages but for what would not fill one."""
+    room = nbytes + (_HUGE if nbytes >= _HUGE else 0)
+    memory = mmap.mmap(-1, room, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    start = -whole.data_ptr() % _HUGE if room > nbytes else 0
+    if room > nbytes and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE, start, nbytes // _HUGE * _HUGE)
+    return whole[start : start + nbytes]
+
+
 class Plan:
     """The places of results, and the arenas made by it that wait in ``idle`` or, longer, in ``aged``.
 
@@ -319,11 +334,12 @@ class Plan:
             _make_room(self)
             _start_sweeping()
         with torch.inference_mode(False), torch.no_grad():  # the calls to come may be in any mode
-            memory = torch.frombuffer(
-                mmap.mmap(-1, self.nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8
-            )
-            storage = memory.untyped_storage()
-            results = [torch.empty(0, dtype=f.dtype).set_(storage, at, f.shape, f.stride) for f, at in self._places]
+            memory = _new_memory(self.nbytes)
+            storage, start = memory.untyped_storage(), memory.storage_offset()
+            results = [
+                torch.empty(0, dtype=f.dtype).set_(storage, start // f.dtype.itemsize + at, f.shape, f.stride)
+                for f, at in self._places
+            ]
             return memory[: self.workspace], *results
 
     def sweep(self) -> None:

@@ -224,7 +224,7 @@ class Program:
         return bound
 
     def packed(self) -> dict[int, int]:
-        """The bytes of what was made from the sources, by address: programs share it."""
+        """The bytes of what was made from the sources, by the address of its memory: programs share it."""
         bound = self._bound
         if bound is None:
             return {}
@@ -234,7 +234,7 @@ class Program:
         copied = {id(run): self.fused[i].function for (i, _), run in bound.torchs.items()}
         copied = {at: f for at, f in copied.items() if f.rank == 4 or f.norm is not None}
         folded = {at: math.prod(f.weight.shape) * 4 for at, f in copied.items()}
-        return folded | {t.data_ptr(): t.nbytes for t in tensors}
+        return folded | {t.untyped_storage().data_ptr(): t.nbytes for t in tensors}
 
     def _fold(self, step: Step, values: dict[Value, Any]) -> None:
         def tensor(x: Any) -> Any:

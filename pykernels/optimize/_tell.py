@@ -82,7 +82,7 @@ def report_of(family: Family, time: bool) -> Report:
     if family.is_bare:
         report.left.append(Left("the model", kind_of(family.root).__name__, _BARE))
     stubs = family.stubs()
-    packed = {t.data_ptr(): t.nbytes for t in packed_by(family.root)}
+    packed = {t.untyped_storage().data_ptr(): t.nbytes for t in packed_by(family.root)}
     for stub in stubs:
         name = stub.path or "the model"
         why = {p for p in stub.programs.values() if isinstance(p, str) and p}
@@ -100,8 +100,8 @@ def report_of(family: Family, time: bool) -> Report:
             _tell_program(program, name, _inputs(program, key), counts, time, report)
             packed |= program.packed()
     held = [p for p in family.root.parameters() if isinstance(p, PackedWeight)]
-    memory = [blob.untyped_storage() for p in held for blob in p.blobs.values()]
-    report.packed_bytes = sum((packed | {m.data_ptr(): m.nbytes() for m in memory}).values())
+    blobs = {b.untyped_storage().data_ptr(): b.nbytes for p in held for b in p.blobs.values()}
+    report.packed_bytes = sum((blobs | packed).values())
     report.released_bytes = sum(p.nbytes for p in held)
     return report
 

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "common/rounding.h"
+#include "torch/huge_pages.h"
 #include "torch/tensors.h"
 
 namespace pk::binding {
@@ -193,7 +194,7 @@ Unfilled bind_unfilled(const char* op, Ints weight_shape, MaybeTensor scale, May
     check_shape(*parameters, {bound.parameters, bound.shape.k}, op, "parameters");
     parameters = torch::stable::contiguous(*parameters);
   }
-  const Tensor result = empty({bound.packed_at() + packed_bytes}, ScalarType::Byte);
+  const Tensor result = empty_on_huge_pages(bound.packed_at() + packed_bytes);
   auto* const to = static_cast<char*>(result.mutable_data_ptr());
   std::memset(to, 0, static_cast<size_t>(bound.packed_at()));
   std::memcpy(to, &bound, sizeof bound);
