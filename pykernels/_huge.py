@@ -46,18 +46,18 @@ def memory(nbytes: int) -> Tensor:
     return whole[start : start + nbytes]
 
 
-def moved(t: Tensor) -> Tensor:
-    """``t``, bytes in one dimension, copied to memory that others may share: many small tensors fill a page."""
+def gathered(t: Tensor) -> Tensor:
+    """``t``, bytes in one dimension, copied to where others of its kind lie: many small tensors fill a page.
+
+    What fills pages of its own is left where it is: the native library has asked for them (csrc/torch/huge_pages.h).
+    """
     global _chunk, _used
     n = t.numel()
-    if _ADVICE is None or n == 0:
+    if _ADVICE is None or not 0 < n < _PAGE:
         return t
     with _lock:
-        if n >= _CHUNK:
-            place = memory(n)
-        else:
-            if _chunk is None or _used + n > _CHUNK:
-                _chunk, _used = memory(_CHUNK), 0
-            place = _chunk[_used : _used + n]
-            _used += -(-n // _ALIGN) * _ALIGN
+        if _chunk is None or _used + n > _CHUNK:
+            _chunk, _used = memory(_CHUNK), 0
+        place = _chunk[_used : _used + n]
+        _used += -(-n // _ALIGN) * _ALIGN
     return place.copy_(t)

@@ -16,7 +16,7 @@ namespace {
 // An entry's fields.
 enum Field : Py_ssize_t { modes, args, kwargs, watched, sources, weights, run, constants, program, fields };
 // The fields of its `sources`.
-enum Source : Py_ssize_t { is_stepped, tensors, versions, note, isa, source_fields };
+enum Source : Py_ssize_t { counters, steps, tensors, versions, note, isa, source_fields };
 
 constexpr Py_ssize_t kAhead = 8;  // objects that are fetched while one is looked at
 
@@ -33,13 +33,23 @@ struct Names {
   PyObject* layout = of("layout");
   PyObject* is_neg = of("is_neg");
   PyObject* is_conj = of("is_conj");
-  PyObject* is_nested = of("is_nested");
+  PyObject* is_complex = of("is_complex");
+  PyObject* steps = of("steps");
   PyObject* version = of("_version");
 };
 
 const Names& names() {
   static const Names all;
   return all;
+}
+
+// The last dtype that was asked whether it is of complex numbers, which alone may be conjugated lazily.
+bool is_real(PyObject* dtype) {
+  static PyObject* last = nullptr;
+  if (dtype == last) return true;
+  if (!Ref(PyObject_GetAttr(dtype, names().is_complex)).is(Py_False)) return false;
+  last = dtype;  // dtypes live for ever
+  return true;
 }
 
 // torch.strided; null, with a Python error, where there is no torch.
@@ -60,8 +70,8 @@ bool method_is(PyObject* x, PyObject* name, PyObject* expected) {
   return Ref(PyObject_CallMethodNoArgs(x, name)).is(expected);
 }
 
-// Compares arguments with what `_signature` in pykernels/optimize/_stub.py says of those that a program ran for, and
-// collects their tensors.
+// Compares arguments with what `signature` in pykernels/optimize/_signatures.py says of those that a program ran for,
+// and collects their tensors.
 class Arguments {
  public:
   Arguments() = default;
@@ -98,13 +108,13 @@ class Arguments {
       if (t == x) return false;
     }
     const Names& n = names();
+    // A nested tensor has no shape, or another layout.
     if (!Ref(PyObject_GetAttr(x, n.shape)).equals(item(signature, 0)) ||
         !Ref(PyObject_CallMethodNoArgs(x, n.stride)).equals(item(signature, 1)) ||
         !attribute_is(x, n.dtype, item(signature, 3)) ||
         !Ref(PyObject_GetAttr(x, n.device)).equals(item(signature, 4)) ||
         !attribute_is(x, n.requires_grad, item(signature, 5)) || !attribute_is(x, n.layout, strided()) ||
-        !method_is(x, n.is_neg, Py_False) || !method_is(x, n.is_conj, Py_False) ||
-        !attribute_is(x, n.is_nested, Py_False)) {
+        !method_is(x, n.is_neg, Py_False) || (!is_real(item(signature, 3)) && !method_is(x, n.is_conj, Py_False))) {
       return false;
     }
     const Ref attributes(PyObject_GenericGetDict(x, nullptr));
@@ -165,7 +175,11 @@ bool is_of_isa(PyObject* name) {
 // What the constants were made of, as `Sources.are_current` in pykernels/optimize/_sources.py has it.
 bool are_current(PyObject* made_of) {
   if (made_of == Py_None) return true;
-  if (!Ref(PyObject_CallNoArgs(item(made_of, is_stepped))).is(Py_False) || !is_of_isa(item(made_of, isa))) return false;
+  // An optimizer's step may count no version: every step counts, then, for whoever's tensors it was.
+  if (!PyDict_Check(item(made_of, counters)) || !is_of_isa(item(made_of, isa)) ||
+      PyDict_GetItemWithError(item(made_of, counters), names().steps) != item(made_of, steps)) {
+    return false;
+  }
   try {
     if (!binding::are_as_noted(PyLong_AsLongLong(item(made_of, note)))) return false;
   } catch (const std::exception&) {

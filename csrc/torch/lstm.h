@@ -257,7 +257,7 @@ class LstmOps {
     PackingPlan plan;
     check_status(make_packing_plan(call.shape, &plan), call.op);
     const ScalarType dtype = Device::packed_dtype(call.dtype);
-    const Tensor packed = call.empty({plan.packed_bytes / element_bytes(dtype)}, dtype);
+    const Tensor packed = call.on.empty_packed(plan.packed_bytes / element_bytes(dtype), dtype);
     call.on.pack_by(plan, call.pointers.data(), packed.mutable_data_ptr());
     return packed;
   }

@@ -53,7 +53,9 @@ _jit_trace = torch._C._get_tracing_state
 _any_autocast = torch._C._is_any_autocast_enabled
 asked_backend = _dispatch.asked_backend
 
-#: Steps for which nobody knows whose memory they wrote.
+#: Steps of optimizers, counted once it is known what they wrote to. Whoever remembers a number need not ask further.
+steps = 0
+#: Those of which nobody can tell whose memory they wrote.
 _untold_steps = 0
 _live: weakref.WeakSet[Pack] = weakref.WeakSet()
 _live_lock = threading.Lock()
@@ -69,7 +71,15 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def _after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Marks the packs that lie in the memory of ``optimizer``'s parameters as stale."""
+    """Marks the packs that lie in the memory of ``optimizer``'s parameters as stale, and counts the step."""
+    global steps
+    try:
+        _mark(optimizer)
+    finally:
+        steps += 1
+
+
+def _mark(optimizer: torch.optim.Optimizer) -> None:
     global _untold_steps
     if _is_compiling():
         _untold_steps += 1

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pykernels import _native
-from pykernels._huge import moved
+from pykernels._huge import gathered
 from pykernels.nn._packed import Pack, PacksWeights, Slot
 from pykernels.nn._replaceable import check_replaceable, is_replaceable
 from pykernels.ops import _dispatch
@@ -21,6 +21,7 @@ from pykernels.ops.batch_norm_act import batch_norm_act
 from pykernels.ops.batch_norm_act.op import BATCH_NORM_ACT
 from pykernels.ops.conv_bn_act import conv_bn_act, fold_batch_norm
 from pykernels.ops.conv_bn_act.arguments import BatchNorm, ConvCall, Geometry, check_batch_norm, geometry, tf32_allowed
+from pykernels.ops.conv_bn_act.autograd import packed_at
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
 from pykernels.ops.conv_bn_act.statistics import conv_batch_norm_act
 
@@ -404,6 +405,10 @@ class ConvPack(Pack):
         weight = _filters(self.twins[0])
         return torch.ops.pykernels.conv_pack(weight.to(self.dtype), self.geometry.groups, algorithm)
 
+    def _bind(self, algorithm: int) -> torch.Tensor:
+        weight = _filters(self.twins[0]).to(self.dtype)
+        return torch.ops.pykernels.conv_pack_bound(weight, algorithm, *self.value, *self.calls[False], self.own)
+
     def tensors(self) -> list[torch.Tensor]:
         """All that is packed."""
         values = self.by_algorithm.values() if self.index < 0 else self.value
@@ -427,15 +432,14 @@ class ConvPack(Pack):
     def bound_for(self, x: torch.Size) -> torch.Tensor:
         """What ``conv_bn_act_bound`` is to run for an input of shape ``x`` on the CPU."""
         weight = _filters(self.twins[0])
-        algorithm, shape = self._algorithm(x), tuple(weight.shape)
+        algorithm = self._algorithm(x)
         bound = self.by_algorithm.get(algorithm)
         if bound is None:
             if not self.is_of_isa():
                 raise RuntimeError("the weights were packed for another ISA")  # all of a pack is of one
             with torch.inference_mode(False), torch.no_grad():
-                packed = self._packed(algorithm)
-                bound = moved(torch.ops.pykernels.conv_bind(packed, shape, *self.value, *self.calls[False], self.own))
-                self.tails[algorithm] = bound[bound.numel() - packed.numel() :]
+                bound = gathered(self._bind(algorithm))
+                self.tails[algorithm] = bound[packed_at(weight.shape[0], self.value[0], self.value[1], self.own) :]
             self.by_algorithm[algorithm] = bound
         if len(self.by_shape) >= _MOST_SHAPES:
             self.by_shape.clear()

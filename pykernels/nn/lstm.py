@@ -109,6 +109,11 @@ class LSTM(PacksWeights, RNNBase):
             ValueError: ``module`` has hooks, which would not run, or parametrized weights.
         """
         _check_source(cls, nn.LSTM, module)
+        return cls._sharing(module)
+
+    @classmethod
+    def _sharing(cls, module: Any) -> Any:
+        """One with all that ``module`` has, torch's or ours."""
         ours = cls(
             module.input_size,
             module.hidden_size,

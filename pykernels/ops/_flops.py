@@ -132,6 +132,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "quantize_int8": _none,
     "conv_pack": _none,
     "conv_bind": _none,
+    "conv_pack_bound": _none,
     "conv_bn_act_bound_workspace": _none,
     "linear_bound_workspace": _none,
     "lstm_pack": _none,

@@ -304,9 +304,9 @@ class Plan:
             _start_sweeping()
         with torch.inference_mode(False), torch.no_grad():  # the calls to come may be in any mode
             whole = memory(self.nbytes)
-            storage, first = whole.untyped_storage(), whole.storage_offset()
+            storage, start = whole.untyped_storage(), whole.storage_offset()
             results = [
-                torch.empty(0, dtype=f.dtype).set_(storage, first // f.dtype.itemsize + at, f.shape, f.stride)
+                torch.empty(0, dtype=f.dtype).set_(storage, start // f.dtype.itemsize + at, f.shape, f.stride)
                 for f, at in self._places
             ]
             return whole[: self.workspace], *results

@@ -17,7 +17,7 @@ from torch import Tensor
 from pykernels.ops.conv_bn_act import fold_batch_norm
 from pykernels.ops.conv_bn_act.arguments import Geometry
 from pykernels.optimize._fused import Fusable, FusedConv
-from pykernels.optimize._graph import Graph, Step, Value, is_torchs
+from pykernels.optimize._graph import Graph, Step, Value, is_torchs, may_move
 from pykernels.optimize._patterns import ADDS, conv_of, takes_norm
 
 
@@ -62,7 +62,7 @@ class _Merger:
                 continue
             merged = [b for g in groups for b in g]
             used = [s for b in merged for s in b.steps]
-            if not self._may_move([*used, *sums], step, [b.x for b in merged]):
+            if not may_move(self.graph, self.at, [*used, *sums], step, [b.x for b in merged]):
                 continue
             gone |= {*used, *sums}
             rest = [v for v, b in zip(leaves, branches, strict=True) if b not in merged]
@@ -159,15 +159,6 @@ class _Merger:
                         g.append(b)
                         break
         return [g for g in groups if len(g) > 1]
-
-    def _may_move(self, steps: list[Step], to: Step, held: list[Value]) -> bool:
-        storages = {v.storage for v in held}
-        for step in self.graph.steps[min(self.at[s] for s in steps) : self.at[to]]:
-            if step in steps:
-                continue
-            if step.kind == "opaque" or any(v.storage in storages for v in step.writes):
-                return False
-        return True
 
     def _written(self, groups: list[list[_Branch]], rest: list[Value], out: Value) -> list[Step]:
         steps: list[Step] = []

@@ -219,6 +219,8 @@ def _function(step: Step) -> Callable[..., Any]:
     with _for_real():
         module: Any = copy.copy(step.function)
         pack = module._new_pack(slots, weights[0].dtype, module._key())  # type: ignore[union-attr]
+        # A file would keep what lies around a view.
+        pack.value = pytree.tree_map_only(Tensor, Tensor.clone, pack.value)
     vars(module)["_current_pack"] = lambda *_: pack
     return module
 

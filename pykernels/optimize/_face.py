@@ -107,9 +107,10 @@ class Optimized(_Module[P, R]):
         return _restored, (type(self).__mro__[2], family.outside, family.inside, family.keep), kept
 
     def __setstate__(self, kept: Any) -> None:
-        family = _family(self)
+        made = _family(self)  # when there was nothing as yet
         super().__setstate__(kept)
-        vars(self)["_compiled_call_impl"] = Stub(self, "", family)
+        vars(self).pop("_compiled_call_impl", None)
+        family = _family_of(self, made.outside, made.inside, made.keep)
         family.own.update(self.modules())
         family.held.update({id(p): p for p in self.parameters() if isinstance(p, PackedWeight)})
         family.install()
@@ -118,20 +119,50 @@ class Optimized(_Module[P, R]):
 def _family(model: nn.Module) -> Family:
     """A part that was cut out of an optimised model, such as ``fast[1:]``, has one of its own."""
     stub = vars(model).get("_compiled_call_impl")
-    return stub.family if isinstance(stub, Stub) else Family(model, torch.float32, torch.float32)
+    found = stub.family if isinstance(stub, Stub) else vars(type(model)).get("_pykernels_family")
+    return found if found is not None and found.root is model else Family(model, torch.float32, torch.float32)
 
 
 def _restored(kind: type, outside: torch.dtype, inside: torch.dtype, keep: str | None = None) -> Any:
     made: Any = _class_of(kind)
     new = made.__new__(made)
-    vars(new)["_compiled_call_impl"] = Stub(new, "", Family(new, outside, inside, keep))
+    _family_of(new, outside, inside, keep)
     return new
 
 
 def _class_of(kind: type) -> type:
-    made = type(kind)(kind.__name__, (Optimized, kind), {"_pykernels_original": kind})
+    meta: Any = type(kind)
+    bases: tuple[type, ...] = (Optimized, kind)
+    if not _is_laid_out_as_module(kind):
+        meta, bases = type("Meta", (meta,), {"mro": _optimized_first}), (kind, Optimized)
+    made: type = meta(kind.__name__, bases, {"_pykernels_original": kind})
     made.__module__, made.__qualname__, made.__doc__ = kind.__module__, kind.__qualname__, kind.__doc__
     return made
+
+
+def _is_laid_out_as_module(kind: type) -> bool:
+    """Not where its first base is another class, such as ``Generic[T]``; an object keeps the layout of its first."""
+    base: type | None = kind
+    while base is not None and base is not nn.Module:
+        base = base.__base__
+    return base is not None
+
+
+def _optimized_first(cls: type) -> list[type]:
+    """The ``mro`` of a class whose first base is the original's, for the layout."""
+    made, *rest = type.mro(cls)
+    return [made, Optimized, *(kind for kind in rest if kind is not Optimized)]
+
+
+def _family_of(model: Any, outside: torch.dtype, inside: torch.dtype, keep: str | None) -> Family:
+    """A new one, with a stub on ``model`` or, where that is to have none, known to its class, which is its alone."""
+    family = Family(model, outside, inside, keep)
+    if family.is_bare:
+        kind = type(model)
+        kind._pykernels_family, kind._call_impl = family, kind._pykernels_original._call_impl
+    else:
+        vars(model)["_compiled_call_impl"] = Stub(model, "", family)
+    return family
 
 
 def face(model: nn.Module, outside: torch.dtype, inside: torch.dtype, keep: str | None = None) -> Any:
@@ -149,7 +180,7 @@ def face(model: nn.Module, outside: torch.dtype, inside: torch.dtype, keep: str 
         twin, copied = _shared_copy(model, outside, inside)
         written = _to_evaluation(twin)
     twin.__class__ = _class_of(type(twin))
-    family = Family(twin, outside, inside, keep)
+    family = _family_of(twin, outside, inside, keep)
     if copied:
         family.note("the model", f"{copied} tensors", "are made in inference mode: copied, not shared")
     if written:

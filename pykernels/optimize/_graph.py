@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
@@ -203,6 +203,16 @@ class Graph:
         for value in values_in(self.result):
             users.setdefault(value, []).append(None)
         return users
+
+
+def may_move(graph: Graph, at: dict[Step, int], chain: Sequence[Step], to: Step, held: Iterable[Value]) -> bool:
+    """May what ``chain`` does be done where ``to`` stands? Is none of its inputs, ``held``, written to before?
+
+    ``at`` says where in ``graph`` each step is.
+    """
+    storages, mine = {v.storage for v in held}, set(chain)
+    between = [s for s in graph.steps[min(at[s] for s in chain) : at[to]] if s not in mine]
+    return not any(s.kind == "opaque" or any(v.storage in storages for v in s.writes) for s in between)
 
 
 def values_in(nest: Any) -> Iterator[Value]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pykernels import _native
-from pykernels.nn.conv import ConvPack
+from pykernels.nn.conv import ConvPack, _filters
 from pykernels.ops._activation import activation_code
 from pykernels.ops.conv_bn_act.arguments import ConvCall, Geometry, geometry
 from pykernels.optimize._graph import is_torchs, suggests_channels_last, values_in
@@ -30,6 +30,9 @@ _DIRECT = 0
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 #: torch would run these on the wrapper, or refuse them in its own words: we refuse first.
 _REFUSED = (Tensor.data.__set__, Tensor.data.__get__, Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.set_)  # type: ignore[attr-defined]
+
+
+_READS = {"__get__": "a look at its data", "__set__": "other data"}
 
 
 class PackedWeight(Tensor):
@@ -63,12 +66,12 @@ class PackedWeight(Tensor):
         if is_torchs(func, "conv2d"):
             return _conv2d(**dict(zip(_CONV, args, strict=False)), **kwargs)
         if func in _REFUSED and (len(args) < 2 or args[0] is not args[1]):
-            raise _refusal(args, func.__name__.replace("__get__", "data").replace("__set__", "other data"))
+            raise _refusal(args, _READS.get(func.__name__, f"a call of {func.__name__}"))
         return super().__torch_function__(func, types, args, kwargs)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        raise _refusal((args, kwargs or {}), str(func))
+        raise _refusal((args, kwargs or {}), f"a call of {func.overloadpacket.__name__.lstrip('_')}")
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"PackedWeight({self.path}, shape={tuple(self.shape)}, dtype={self.dtype})"
@@ -122,6 +125,10 @@ class HeldPack(ConvPack):
 
     def _packed(self, algorithm: int) -> Tensor:
         return self.held.blob(algorithm)[1]
+
+    def _bind(self, algorithm: int) -> Tensor:
+        packed, shape = self._packed(algorithm), tuple(_filters(self.twins[0]).shape)
+        return torch.ops.pykernels.conv_bind(packed, shape, *self.value, *self.calls[False], self.own)
 
     def bound_for(self, x: torch.Size) -> Tensor:
         """As of any pack; what it is packed in lies there from now on, and nowhere else."""
@@ -197,6 +204,9 @@ def _places(modules: Mapping[str, nn.Module]) -> dict[int, list[tuple[dict[str, 
     return places
 
 
+_WEIGHT = "to be the weight of a convolution or linear layer"
+
+
 def check_whole(parameters: Iterable[Any], what: str) -> None:
     """Raises an error if some of these exist only in packed form."""
     for p in parameters:
@@ -204,28 +214,31 @@ def check_whole(parameters: Iterable[Any], what: str) -> None:
             raise _refusal(p, what)
 
 
-def _refusal(nest: Any, what: str) -> RuntimeError:
+def _refusal(nest: Any, what: str, expected: str = _WEIGHT) -> RuntimeError:
     path = next((t.path for t in tree_leaves(nest) if isinstance(t, PackedWeight)), "a weight")
     return RuntimeError(
-        f"pykernels.optimize: {path}: expected a convolution or linear layer to use it, got {what}; with "
-        'keep="packed" its elements exist only in the kernels\' layout: read them from the original, or optimise '
-        "without keep"
+        f'pykernels.optimize: {path}: expected {expected}, got {what}; with keep="packed" its elements exist in the '
+        "kernels' layout alone: use the original for that, or optimise without keep"
     )
 
 
 def _run(x: Tensor, weight: PackedWeight, shape: Any, bias: Tensor | None, g: Geometry) -> Tensor:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        raise _refusal(weight, "a call that records gradients")
+        raise _refusal(weight, "a call that records them", "no gradients to be wanted")
     if torch.is_autocast_enabled(x.device.type):
-        raise _refusal(weight, "a call under autocast")
+        raise _refusal(weight, "a call under autocast", f"an input of {_short(weight.dtype)}")
     if x.dtype is not weight.dtype:
-        raise _refusal(weight, f"an input of {x.dtype}")
+        raise _refusal(weight, f"one of {_short(x.dtype)}", f"an input of {_short(weight.dtype)}")
     if g.groups != weight.groups or (_DIRECT not in weight.blobs and (g.stride, g.dilation) != ((1, 1), (1, 1))):
-        raise _refusal(weight, "other groups, or another stride or dilation, than it was packed for")
+        raise _refusal(weight, "another", "the groups, stride and dilation that it was packed for")
     _, packed = weight.blob(_native.introspect().conv_algorithm(tuple(x.shape), shape, *g))
     call = ConvCall(g, activation_code("conv2d", "none"), 0.0)
     shift = None if bias is None else bias.detach().float()
     return torch.ops.pykernels.conv_bn_act_packed(x, packed, shape, None, shift, None, *call.flat())
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _conv2d(

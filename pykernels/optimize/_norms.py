@@ -100,4 +100,4 @@ def _joined(chain: Sequence[Step], x: Value, fuser: Fuser) -> list[Value]:
         and not v.dynamic
         for v in pieces
     )
-    return pieces if alike and fuser._may_move([cat, *chain], chain[-1], pieces) else []
+    return pieces if alike and fuser.may_move([cat, *chain], chain[-1], pieces) else []

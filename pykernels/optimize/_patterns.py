@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pykernels import _native
 from pykernels.nn import LSTM, LSTMCell
+from pykernels.nn._last_step import LastStepLSTM
 from pykernels.ops import _dispatch
 from pykernels.ops.conv_bn_act.arguments import geometry
 from pykernels.ops.conv_bn_act.op import CONV_BN_ACT
@@ -18,8 +19,8 @@ from pykernels.ops.lstm.op import LSTM as LSTM_OP
 from pykernels.ops.lstm.op import LSTM_CELL
 from pykernels.optimize._activations import Act, activation_of, written_out
 from pykernels.optimize._fused import Fusable, FusedConv, pixel_scale
-from pykernels.optimize._graph import Graph, Step, Value, bound, is_torchs, values_in
-from pykernels.optimize._last_step import LastStepLSTM, last_step_of
+from pykernels.optimize._graph import Graph, Step, Value, bound, is_torchs, may_move, values_in
+from pykernels.optimize._last_step import takes_last_step
 from pykernels.optimize._watch import kind_of, plain
 
 #: The arguments of torch's convolutions.
@@ -208,6 +209,10 @@ class Fuser:
         self.folded.append(Step(function, args, {}, made))
         return made
 
+    def may_move(self, chain: list[Step], to: Step, held: list[Value]) -> bool:
+        """May what ``chain`` does be done where ``to`` stands?"""
+        return may_move(self.graph, self.at, chain, to, held)
+
     def fuse(self) -> None:
         """Puts one step in the place of each chain."""
         gone: set[Step] = set()
@@ -255,7 +260,7 @@ class Fuser:
             cut is None
             or after is None
             or after.writes
-            or not self._may_move([step, cut], after, [x, *conv.parameters()])
+            or not self.may_move([step, cut], after, [x, *conv.parameters()])
         ):
             return []
         dropped, geometry = _dropped(cut), conv.geometry()
@@ -291,7 +296,7 @@ class Fuser:
             if user.writes and not self._is_alone(value, {s.outputs for s in chain}, self.at[user]):
                 return chain, residual
             other = None if residual is not None or gated else _added(user, value)
-            if not self._may_move(
+            if not self.may_move(
                 [*chain, *gated[0]] if gated else chain, user, [*held, *([] if other is None else [other])]
             ):
                 return chain, residual
@@ -338,16 +343,6 @@ class Fuser:
             return False
         return all(v in chain or self.made_at.get(v, -1) >= until for v in self.by_storage[value.storage])
 
-    def _may_move(self, chain: list[Step], to: Step, held: list[Value]) -> bool:
-        """Whether ``to`` may do what the chain does: nothing in between writes to what the chain reads."""
-        storages = {v.storage for v in held}
-        for step in self.graph.steps[self.at[chain[0]] + 1 : self.at[to]]:
-            if step.kind == "opaque":
-                return False
-            if step not in chain and any(v.storage in storages for v in step.writes):
-                return False
-        return True
-
 
 def _what(conv: Fusable, residual: Value | None) -> str:
     added = "" if residual is None else "add"
@@ -356,9 +351,16 @@ def _what(conv: Fusable, residual: Value | None) -> str:
 
 
 def use_our_lstms(graph: Graph, store: dict[Hashable, Any]) -> None:
-    """Puts our LSTM and LSTMCell in the place of torch's."""
-    for step in graph.steps:
-        if step.kind != "module" or kind_of(step.function) not in (nn.LSTM, nn.LSTMCell):
+    """Puts our LSTM and LSTMCell in the place of torch's, and what gives the last time step where that is enough."""
+    for step in list(graph.steps):
+        if step.kind != "module":
+            continue
+        kind = kind_of(step.function)
+        if kind is LSTM:
+            if not step.function.proj_size and takes_last_step(graph, step, step.function):
+                step.function = _shared(LastStepLSTM, step.function, store)
+            continue
+        if kind not in (nn.LSTM, nn.LSTMCell):
             continue
         module: Any = plain(step.function)
         op = LSTM_OP if type(module) is nn.LSTM else LSTM_CELL
@@ -369,15 +371,17 @@ def use_our_lstms(graph: Graph, store: dict[Hashable, Any]) -> None:
             continue
         if getattr(module, "proj_size", 0) or nn.utils.parametrize.is_parametrized(module):
             continue
-        taker = last_step_of(graph, step, module) if op is LSTM_OP else None
-        kind = LSTMCell if op is LSTM_CELL else LSTM if taker is None else LastStepLSTM
-        key = (kind, id(step.function))
-        if key not in store:
-            store[key] = kind.from_torch(module), module
-        step.function, step.note = store[key][0], type(module).__name__
-        if taker is not None:
-            step.args, step.kwargs, step.outputs = (x,), {}, taker.outputs
-            graph.steps = [s for s in graph.steps if s is not taker]
+        ours = LSTMCell if op is LSTM_CELL else LastStepLSTM if takes_last_step(graph, step, module) else LSTM
+        step.function, step.note = _shared(ours, step.function, store), type(module).__name__
+
+
+def _shared(kind: Any, module: Any, store: dict[Hashable, Any]) -> Any:
+    """``module`` as one of ``kind`` with the very same parameters: one for all programs."""
+    key = (kind, id(module))
+    if key not in store:
+        made = kind._sharing(module) if type(module) is LSTM else kind.from_torch(plain(module))
+        store[key] = made, module
+    return store[key][0]
 
 
 def can_fuse() -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pykernels.models._fused import Fused
 from pykernels.nn.conv import ConvPack
 from pykernels.optimize import _arena
 from pykernels.optimize._chains import chains, kept
@@ -224,18 +225,13 @@ class Program:
         return bound
 
     def packed(self) -> dict[int, int]:
-        """The bytes of what was made from the sources, by address: programs share it."""
+        """The bytes of what was made from the sources, by the address of its memory: programs share it."""
         bound = self._bound
         if bound is None:
             return {}
         tensors = [t for t in bound.values.values() if isinstance(t, Tensor)]
         tensors += [t for pack in bound.convs for t in pack.tensors()]
-        packs = [vars(m).get("_pack") for s in self.graph.steps if s.kind == "module" for m in s.function.modules()]
-        for pack in packs:
-            if isinstance(pack, ConvPack):
-                tensors += pack.tensors()
-            elif pack is not None and type(pack.value) is tuple:
-                tensors += [t for t in pack.value if isinstance(t, Tensor)]
+        tensors += [t for s in self.graph.steps if s.kind == "module" for t in packed_by(s.function)]
         copied = {id(run): self.fused[i].function for (i, _), run in bound.torchs.items()}
         copied = {at: f for at, f in copied.items() if f.rank == 4 or f.norm is not None}
         folded = {at: math.prod(f.weight.shape) * 4 for at, f in copied.items()}
@@ -248,6 +244,18 @@ class Program:
         result = step.function(*mapped(step.args, tensor), **mapped(step.kwargs, tensor))
         for value, got in zip(step.results(), _flat(result), strict=True):
             values[value] = got
+
+
+def packed_by(module: nn.Module) -> list[Tensor]:
+    """What modules of `pykernels.nn` in ``module``, or in one of `pykernels.models`, keep packed."""
+    tensors: list[Any] = []
+    modules = [n for m in module.modules() for n in (m, *(v.block for v in vars(m).values() if isinstance(v, Fused)))]
+    for pack in (vars(m).get("_pack") for m in modules):
+        if isinstance(pack, ConvPack):
+            tensors += pack.tensors()
+        elif pack is not None:
+            tensors += pack.value if type(pack.value) is tuple else [pack.value]
+    return [t for t in tensors if isinstance(t, Tensor)]
 
 
 def _counters(watch: Watch) -> dict[int, Tensor]:

@@ -28,7 +28,9 @@ MOST = 4
 class KnownSources(NamedTuple):
     """What a program's constants were made of; the fields are known to csrc/python/recall.cpp."""
 
-    is_stepped: Callable[[], bool]
+    #: The names of `pykernels.nn._packed`, and what ``steps`` was there.
+    counters: dict[str, Any]
+    steps: int
     tensors: tuple[Tensor, ...]
     versions: tuple[int, ...]
     note: int
@@ -53,10 +55,12 @@ class KnownCall(NamedTuple):
 
 
 def known_sources(sources: Sources) -> KnownSources | None:
-    """What the native comparison needs of ``sources``; None where some of them have to be compared whole."""
-    if sources.uncounted:
+    """What the native comparison needs of ``sources``; None where they are stale, or some have to be compared whole."""
+    steps = _packed.steps  # before the question: a step says what it wrote to, and then counts
+    if sources.uncounted or sources.is_stepped():
         return None
-    return KnownSources(sources.is_stepped, tuple(sources.counted), tuple(sources.versions), sources.note, sources.isa)
+    counted, versions = tuple(sources.counted), tuple(sources.versions)
+    return KnownSources(vars(_packed), steps, counted, versions, sources.note, sources.isa)
 
 
 #: What torch's modes and the stub's state have to be, to the very object: functions and their results.

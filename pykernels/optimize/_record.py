@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 from pykernels.optimize import _kinds
@@ -383,7 +384,9 @@ class Recorder:
             self.refuse(f"{path} ({type(module).__name__}) gets arguments that can't be followed: {problem}")
             return
         if any(isinstance(x, torch.Tensor) and self._found(x) is not None for x in leaves(result)):
-            self.refuse(f"{path} ({type(module).__name__}) returns its own argument")
+            packed = any(isinstance(x, PackedSequence) for x in (*args, *kwargs.values()))
+            why = "takes a PackedSequence, whose sizes depend on values" if packed else "returns its own argument"
+            self.refuse(f"{path or 'the model'} ({type(module).__name__}) {why}")
             return
         if not all(isinstance(x, torch.Tensor | None) for x in leaves(result)) or has_dicts(result):
             self.refuse(f"{path} ({type(module).__name__}) returns something other than tensors")

@@ -161,8 +161,7 @@ class Report:
         steps = self.counted()
         lines = ["no program has been made"]
         if self.programs:
-            torchs = f"torch runs {self.torch_steps} of {_count(len(steps), 'step')}"
-            lines = [f"{_count(self.programs, 'program')}{f' ({ways})' if ways else ''}; {torchs}"]
+            lines = [f"{_count(self.programs, 'program')}{f' ({ways})' if ways else ''}; {self._torchs(steps)}"]
         lines += self._shares(steps)
         lines += self._entries()
         lines += [f"  {_count(p.calls, 'call')} of {p.where} did not run a program: {p.why}" for p in self.plain]
@@ -189,10 +188,15 @@ class Report:
             )
         return "\n".join(lines)
 
+    def _torchs(self, steps: list[Ran]) -> str:
+        """How many steps torch runs, and how many of those have products, which all operations are of."""
+        runs = f"torch runs {self.torch_steps} of {_count(len(steps), 'step')}"
+        heavy = sum(s.who == TORCH and bool(s.flops) for s in steps)
+        return runs if not self.torch_steps else f"{runs}, {heavy or 'none'} of them with products"
+
     def _shares(self, steps: list[Ran]) -> list[str]:
-        shares = [
-            f"{part:.0%} of the {of}" for of in ("operations", "time") if (part := self.share(of, OURS)) is not None
-        ]
+        parts = [(of, self.share(of, OURS)) for of in ("operations", "time")]
+        shares = [f"{_percent(part)} of the {of}" for of, part in parts if part is not None]
         unknown = sum(s.flops is None for s in steps)
         but = f"; those of {_count(unknown, 'step')} are unknown" if unknown else ""
         return [f"pykernels runs {' and '.join(shares)}{but}"] if shares else []
@@ -231,6 +235,11 @@ class Report:
                 parts.append("not timed" if untimed else f"{time / seconds:6.1%} of the time ({time * 1e3:.2f} ms)")
             lines.append(f"  {kinds[kind]:3d} x {kind[0]} by {kind[1]}: {', '.join(parts)}")
         return lines
+
+
+def _percent(part: float) -> str:
+    """Not 100% of what is a little less."""
+    return "more than 99%" if 0.995 <= part < 1 else f"{part:.0%}"
 
 
 def _count(number: int, what: str) -> str:

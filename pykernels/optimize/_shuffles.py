@@ -16,7 +16,7 @@ from pykernels.ops import _dispatch
 from pykernels.ops.shuffle.arguments import CHANNELS, DOWN, UP, ShuffleCall
 from pykernels.ops.shuffle.op import CHANNEL_SHUFFLE
 from pykernels.optimize._calls import OurCall, takes_image
-from pykernels.optimize._graph import Graph, Step, Value, bound, is_torchs
+from pykernels.optimize._graph import Graph, Step, Value, bound, is_torchs, may_move
 from pykernels.optimize._norms import is_join
 
 _VIEWS = ("view", "reshape", "unflatten", "flatten")
@@ -58,13 +58,13 @@ def use_our_shuffles(graph: Graph) -> None:
         if found is None:
             continue
         call, x, chain = found
-        if not call.is_ours() or not _may_move([step, *chain], x, graph=graph, at=at):
+        last = chain[-1] if chain else step
+        if not call.is_ours() or not may_move(graph, at, [step, *chain], last, [x]):
             continue
         pieces = _pieces(call, x, producers, users)
         joined = [producers[x]] if len(pieces) > 1 else []
-        if joined and not _may_move([*joined, step, *chain], *pieces, graph=graph, at=at):
+        if joined and not may_move(graph, at, [*joined, step, *chain], last, pieces):
             pieces, joined = [x], []
-        last = chain[-1] if chain else step
         sources = dict.fromkeys(s.where for s in (*joined, step, *chain) if s.where)
         gone |= {*joined, step, *chain} - {last}
         last.function, last.args, last.kwargs = Shuffle(call), (pieces,), {}
@@ -165,11 +165,3 @@ def _pieces(
         isinstance(v, Value) and v.dtype is x.dtype and v.shape == given[0].shape and not v.dynamic for v in given
     )
     return given if fits and len(given[0].shape) == 4 else [x]
-
-
-def _may_move(chain: Sequence[Step], *held: Value, graph: Graph, at: dict[Step, int]) -> bool:
-    """Whether nothing that ``chain`` reads is written to before its last step."""
-    storages, mine = {v.storage for v in held}, set(chain)
-    between = graph.steps[at[chain[0]] : at[chain[-1]]]
-    written = {v.storage for s in between if s not in mine for v in s.writes}
-    return not written & storages and not any(s.kind == "opaque" for s in between)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pykernels import _native
+from pykernels.nn import _packed
 from pykernels.nn._packed import Pack
 from pykernels.optimize._keep import PackedWeight, check_whole
 
@@ -31,6 +32,7 @@ def _follow_swaps() -> None:
         for sources in live:
             if not sources.ids.isdisjoint((id(t1), id(t2))):
                 sources.stepped = True
+                _packed.steps += 1
                 _native.guard().forget_note(sources.note)
         swap(t1, t2)
 

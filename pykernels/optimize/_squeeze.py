@@ -17,7 +17,7 @@ from pykernels.ops.squeeze_excite.op import SQUEEZE_EXCITE
 from pykernels.optimize._activations import activation_of
 from pykernels.optimize._calls import takes_image
 from pykernels.optimize._fused import FusedConv
-from pykernels.optimize._graph import Graph, Step, Value, bound, is_torchs
+from pykernels.optimize._graph import Graph, Step, Value, bound, is_torchs, may_move
 from pykernels.optimize._keep import PackedWeight
 from pykernels.optimize._linear import FusedLinear, linear_of
 from pykernels.optimize._patterns import conv_of
@@ -96,7 +96,7 @@ class _Finder:
         mean = self._made_by(at, chain)
         found = None if mean is None else mean_of_map(mean)
         held = [x, *(v for layer in layers for v in layer.parameters())]
-        if found is None or found[1] is not x or not self._may_move(chain, step, held):
+        if found is None or found[1] is not x or not may_move(self.graph, self.at, chain, step, held):
             return None
         (gate, act), (expand, reduce) = acts, layers
         weights = reduce.weight, reduce.bias, expand.weight, expand.bias
@@ -165,10 +165,3 @@ class _Finder:
         if not fits or isinstance(layer.weight.tensor, PackedWeight):
             return None, None
         return layer, self._past_views(x, chain)
-
-    def _may_move(self, chain: list[Step], to: Step, held: list[Value]) -> bool:
-        """Whether nothing that the chain reads is written to before ``to``."""
-        storages, mine = {v.storage for v in held}, set(chain)
-        between = self.graph.steps[min(self.at[s] for s in chain) : self.at[to]]
-        written = {v.storage for s in between if s not in mine for v in s.writes}
-        return not written & storages and not any(s.kind == "opaque" for s in between)

@@ -51,6 +51,8 @@ class Family:
     def __init__(self, root: nn.Module, outside: torch.dtype, inside: torch.dtype, keep: str | None = None) -> None:
         self.root, self.keep = root, keep
         self.outside, self.inside = outside, inside
+        #: The root has no stub: it is a layer for which that would cost more than it could gain.
+        self.is_bare = _is_torchs_layer(root) and outside is inside
         self.store: dict[Hashable, Any] = {}
         self.notes: list[tuple[str, str, str]] = []
         #: The modules that belong to nobody else.
@@ -68,6 +70,8 @@ class Family:
         """Puts a stub on every module that has none and that may have something to gain."""
         for path, module in self.root.named_modules():
             if "_compiled_call_impl" in vars(module) or isinstance(module, torch.jit.ScriptModule):
+                continue
+            if self.is_bare and module is self.root:
                 continue
             if module is self.root or _is_of_interest(module):
                 vars(module)["_compiled_call_impl"] = Stub(module, path, self)
@@ -106,7 +110,7 @@ def _is_torchs_layer(module: nn.Module) -> bool:
     """Whether it is a layer of torch's that our kernels never run: a program would only cost more than its call."""
     kind = kind_of(module)
     has = vars(module)  # a copy has nothing as yet
-    if kind in (*_GAIN_ALONE, nn.Linear) or has.get("_modules", True) or "forward" in has:
+    if kind in (*_GAIN_ALONE, *_WHOLE, nn.Linear) or has.get("_modules", True) or "forward" in has:
         return False
     return kind.__module__.startswith("torch.nn.modules.")
 

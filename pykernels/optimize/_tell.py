@@ -19,9 +19,11 @@ from pykernels.optimize._graph import Step, Value, bound, mapped
 from pykernels.optimize._keep import PackedWeight
 from pykernels.optimize._kinds import runs_ours
 from pykernels.optimize._norms import is_norm
+from pykernels.optimize._program import packed_by
 from pykernels.optimize._report import ITSELF, OURS, TORCH, Entry, Left, Plain, Ran, Replaced, Report
 from pykernels.optimize._squeeze import is_squeeze
 from pykernels.optimize._timing import seconds_by_step
+from pykernels.optimize._watch import kind_of
 
 if TYPE_CHECKING:
     from pykernels.optimize._program import Program
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 #: How the report names recordings.
 RECORDED = "recording a call"
 _NO_KERNELS = "pykernels has no kernel for it"
+_BARE = "is a single layer of torch's, where a program would take longer than it could save"
 _NOT_FUSED = "the kernels do not have this activation, so it runs by itself"
 _IMAGE_KERNELS = FLOATS["cpu"]
 #: Functions of images, with what may still be wrong where the kernels take the image.
@@ -76,8 +79,10 @@ def report_of(family: Family, time: bool) -> Report:
     report = Report(left=[Left(*n) for n in family.notes])
     if family.outside is not family.inside:
         report.conversions[f"inputs from {_short(family.outside)} to {_short(family.inside)}, results back"] = 1
+    if family.is_bare:
+        report.left.append(Left("the model", kind_of(family.root).__name__, _BARE))
     stubs = family.stubs()
-    packed: dict[int, int] = {}
+    packed = {t.untyped_storage().data_ptr(): t.nbytes for t in packed_by(family.root)}
     for stub in stubs:
         name = stub.path or "the model"
         why = {p for p in stub.programs.values() if isinstance(p, str) and p}
@@ -95,8 +100,8 @@ def report_of(family: Family, time: bool) -> Report:
             _tell_program(program, name, _inputs(program, key), counts, time, report)
             packed |= program.packed()
     held = [p for p in family.root.parameters() if isinstance(p, PackedWeight)]
-    memory = [blob.untyped_storage() for p in held for blob in p.blobs.values()]
-    report.packed_bytes = sum((packed | {m.data_ptr(): m.nbytes() for m in memory}).values())
+    blobs = {b.untyped_storage().data_ptr(): b.nbytes for p in held for b in p.blobs.values()}
+    report.packed_bytes = sum((blobs | packed).values())
     report.released_bytes = sum(p.nbytes for p in held)
     return report
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import pykernels as pk
+from pykernels.nn._last_step import LastStepLSTM
 from pykernels.optimize import _last_step
-from pykernels.optimize._last_step import LastStepLSTM
 from tests.harness import native, normal
 from tests.optimize.models import agree, programs
 
@@ -75,6 +75,80 @@ def test_all_is_done_where_more_is_read(options):
     fast = pk.optimize(model)
     agree(fast, model, normal(2, 7, 6, seed=1))
     assert not takes_the_last(fast)
+
+
+class WithStates(Classifier):
+    """Gives its LSTM what ``make`` makes of the input."""
+
+    def __init__(self, make, **options):
+        super().__init__(**options)
+        self.make = make
+
+    def forward(self, x):
+        return self.linear(self.read(*self.lstm(x, self.make(x))))
+
+
+def zeros_of(x):
+    return torch.zeros(4, x.size(0), 5), x.new_zeros(4, x.size(0), 5)
+
+
+def one_for_both(x):
+    zeros = torch.zeros(4, 2, 5)
+    return zeros, zeros
+
+
+@pytest.mark.parametrize("make", [zeros_of, one_for_both])
+@pytest.mark.parametrize("ours", [False, True])
+def test_states_of_zeros_are_none(make, ours):
+    model = WithStates(make).eval()
+    if ours:
+        model.lstm = pk.nn.LSTM.from_torch(model.lstm)
+    fast = pk.optimize(model)
+    for shape in ((2, 7, 6), (2, 4, 6), (2, 7, 6)):
+        agree(fast, model, normal(*shape, seed=1))
+    assert takes_the_last(fast)
+
+
+def test_states_of_another_batch_raise():
+    model = WithStates(one_for_both).eval()
+    fast = pk.optimize(model)
+    agree(fast, model, normal(2, 7, 6, seed=1))
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        fast(normal(3, 7, 6, seed=1))
+
+
+def ones(x):
+    return torch.zeros(4, 2, 5), torch.ones(4, 2, 5)
+
+
+def written(x):
+    h, c = zeros_of(x)
+    h[0] = 1
+    return h, c
+
+
+def written_first(x):
+    h, c = zeros_of(x)
+    return h.add_(1), c
+
+
+@pytest.mark.parametrize("make", [ones, written, written_first])
+def test_other_states_are_taken(make):
+    model = WithStates(make).eval()
+    fast = pk.optimize(model)
+    agree(fast, model, normal(2, 7, 6, seed=1))
+    assert not takes_the_last(fast)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_in_a_graph_of_dynamos(layers, monkeypatch):
+    taken, run = [], LastStepLSTM._run_packed
+    monkeypatch.setattr(LastStepLSTM, "_run_packed", lambda *args: taken.append(1) or run(*args))
+    model = Classifier(layers=layers).eval()
+    compiled = torch.compile(model, backend="pykernels")
+    for shape in ((2, 7, 6), (3, 4, 6), (2, 7, 6)):
+        agree(compiled, model, normal(*shape, seed=1))
+    assert taken
 
 
 class Bare(Classifier):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import operator
+import pickle
 
 import pytest
 import torch
@@ -232,7 +234,30 @@ def test_attention_to_itself_gets_what_it_is_given():
 def test_a_layer_of_torchs_alone_has_no_program(layer):
     x = torch.tensor([[1, 2]]) if isinstance(layer, nn.Embedding) else torch.randn(1, 3, 8, 8)
     fast = pk.optimize(layer.eval())
-    for _ in range(3):
-        assert torch.equal(fast(x), layer(x))
-    report = fast.report()
-    assert (report.programs, [e.why for e in report.left]) == (0, ["pykernels has no kernel for it"])
+    for again in (fast, copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)), copy.copy(fast)):
+        for _ in range(3):
+            assert torch.equal(again(x), layer(x))
+        report = again.report()
+        assert (report.programs, [e.what for e in report.left]) == (0, [type(layer).__name__])
+        assert report.left[0].why.startswith("is a single layer")
+    assert torch.equal(torch.compile(fast, backend="eager")(x), layer(x))
+
+
+@torch.no_grad()
+def test_a_layer_of_torchs_alone_is_followed_without_a_stub():
+    fast, x = pk.optimize(nn.ReLU()), torch.randn(3, 8)
+    assert "_compiled_call_impl" not in vars(fast)
+    seen = []
+    handle = fast.register_forward_hook(lambda *_: seen.append(1))
+    fast(x)
+    handle.remove()
+    fast.forward = torch.sigmoid
+    assert torch.equal(fast(x), x.sigmoid())
+    assert seen == [1]
+
+
+@torch.no_grad()
+def test_a_layer_of_torchs_alone_casts():
+    fast, x = pk.optimize(nn.LayerNorm(8), dtype=torch.bfloat16), torch.randn(3, 8)
+    assert fast(x).dtype is torch.float32
+    assert fast.report().conversions

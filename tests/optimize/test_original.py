@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 import math
 import pickle
+from typing import Generic, TypeVar
 
 import pytest
 import torch
 from torch import nn
 
 import pykernels as pk
-from tests.harness import relative_l2
+from pykernels.optimize._face import Optimized
+from tests.harness import normal, relative_l2
 from tests.models.bounds import model_bound
 from tests.optimize.models import Block, Optional, agree, image, randomise, same
 
@@ -218,3 +221,53 @@ def test_what_a_parameter_says_of_itself_is_watched(name):
     for m in (fast, model):
         change(m.w)
     agree(fast, model, image())
+
+
+T = TypeVar("T")
+
+
+class Mixin:
+    def described(self):
+        return f"{type(self).__name__} of {len(list(self.parameters()))}"
+
+
+class Layers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(3, 8, 3), nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(self.conv(x))
+
+
+class GenericFirst(Generic[T], Layers):
+    pass
+
+
+class MixinFirst(Mixin, Layers):
+    pass
+
+
+class AbstractFirst(abc.ABC, Layers):
+    pass
+
+
+class GenericLast(Layers, Generic[T]):
+    pass
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [GenericFirst, GenericFirst[int], MixinFirst, AbstractFirst, GenericLast])
+def test_of_whatever_bases(kind):
+    model, x = kind().eval(), normal(1, 3, 8, 8)
+    fast = pk.optimize(model)
+    for made in (fast, copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        for _ in range(3):
+            torch.testing.assert_close(made(x), model(x))
+        assert isinstance(made, Optimized)
+        assert isinstance(made, type(model))
+        assert made.report().programs == 1
+        assert made.train() is made
+        assert not made.training
+    if isinstance(model, MixinFirst):
+        assert fast.described() == model.described()

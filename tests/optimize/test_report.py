@@ -372,3 +372,60 @@ def test_only_svg_is_written(mixed, tmp_path):
     with pytest.raises(ValueError, match=r"Report.svg: path: expected a name that ends in .svg.*got .png"):
         mixed.report().svg(tmp_path / "r.png")
     assert not list(tmp_path.iterdir())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["resnet", "lstm", "inside another"])
+def test_what_our_own_models_pack_counts(name):
+    model = pk.models.resnet18(stem="cifar") if name != "lstm" else pk.models.LSTMLanguageModel(50, 8, 16, 1)
+    x = torch.randn(1, 3, 32, 32) if name != "lstm" else torch.randint(50, (1, 4))
+    fast = pk.optimize(model if name != "inside another" else nn.Sequential(model, nn.ReLU()))
+    assert fast.report().packed_bytes == 0
+    for _ in range(2):
+        fast(x)
+    weights = sum(p.nbytes for p in model.parameters() if p.dim() > 1 and p.shape[0] != 50)
+    assert weights <= fast.report().packed_bytes <= 6 * weights
+
+
+class OfPacked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.LSTM(4, 8)
+
+    def forward(self, x):
+        return self.rnn(x)[1][0]
+
+
+@torch.no_grad()
+def test_a_packed_sequence_is_named():
+    fast = pk.optimize(OfPacked().eval())
+    for _ in range(2):  # the second call looks at the part
+        fast(nn.utils.rnn.pack_padded_sequence(torch.randn(5, 2, 4), torch.tensor([5, 3])))
+    why = {left.what: left.why for left in fast.report().left}
+    assert why["LSTM"] == "rnn (LSTM) takes a PackedSequence, whose sizes depend on values"
+    assert why["OfPacked"].startswith(why["LSTM"])
+
+
+class MostlyMoves(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x):
+        y = self.conv(x).relu()
+        for _ in range(3):
+            y = y.transpose(2, 3).sin()
+        return self.head(y.mean((2, 3)))
+
+
+@torch.no_grad()
+def test_the_first_lines_weigh_steps():
+    fast = pk.optimize(MostlyMoves().eval())
+    for _ in range(2):
+        fast(image())
+    report = fast.report()
+    first, second = str(report).splitlines()[:2]
+    heavy = sum(s.who == TORCH and bool(s.flops) for s in report.counted())
+    assert heavy == 1  # too little work
+    assert first.endswith(f"torch runs {report.torch_steps} of {len(report.counted())} steps, 1 of them with products")
+    assert second == "pykernels runs more than 99% of the operations"

@@ -10,6 +10,7 @@
 
 #include "common/rounding.h"
 #include "torch/cpu/kept_weights.h"
+#include "torch/huge_pages.h"
 #include "torch/tensors.h"
 
 namespace pk::binding {
@@ -104,15 +105,18 @@ Tensor run(const char* op, ConvPlan* plan, const Tensor& x, const MaybeTensor& r
   return y;
 }
 
-Tensor conv_pack_op(Tensor weight, int64_t groups, int64_t algorithm) {
-  const char* op = "conv_pack";
+ConvPlan packing_plan(const char* op, const Tensor& weight, int64_t groups, int64_t algorithm) {
   check_cpu(weight, op, "weight");
   check_dim(weight, 4, op, "weight");
   const DType dtype = to_dtype(weight.scalar_type(), op, "weight");
   const ConvShape shape = weight_shape_of(sizes_of(weight), groups, op, "weight");
   ConvPlan plan;
   check_status(make_packing_plan(shape, to_algorithm(algorithm, op), dtype, &plan), op);
-  return pack(plan, weight, torch_executor());
+  return plan;
+}
+
+Tensor conv_pack_op(Tensor weight, int64_t groups, int64_t algorithm) {
+  return pack(packing_plan("conv_pack", weight, groups, algorithm), weight, torch_executor());
 }
 
 Tensor conv_bn_act_op(Tensor x, Tensor weight, MaybeTensor scale, MaybeTensor shift, MaybeTensor residual,
@@ -166,11 +170,15 @@ struct BoundConv {
   int64_t packed_at() const { return parameters_at() + room(4 * shape.k * parameters); }
 };
 
+// A bound convolution with room for `packed_bytes` at the end, and where that begins.
+struct Unfilled {
+  Tensor result;
+  char* packed;
+};
+
 // parameters: (rows, k), what the activation has for each channel in the place of its usual constants.
-Tensor conv_bind_op(Tensor packed, Ints weight_shape, MaybeTensor scale, MaybeTensor shift, ConvCall call,
-                    MaybeTensor parameters) {
-  const char* op = "conv_bind";
-  check_blob(op, "packed", "conv_pack", packed);
+Unfilled bind_unfilled(const char* op, Ints weight_shape, MaybeTensor scale, MaybeTensor shift, const ConvCall& call,
+                       MaybeTensor parameters, int64_t packed_bytes) {
   BoundConv bound = {};  // no byte is left to chance
   bound.magic = BoundConv::kMagic;
   bound.version = BoundConv::kVersion;
@@ -191,7 +199,7 @@ Tensor conv_bind_op(Tensor packed, Ints weight_shape, MaybeTensor scale, MaybeTe
     check_shape(*parameters, {bound.parameters, bound.shape.k}, op, "parameters");
     parameters = torch::stable::contiguous(*parameters);
   }
-  const Tensor result = empty({bound.packed_at() + packed.numel()}, ScalarType::Byte);
+  const Tensor result = empty_on_huge_pages(bound.packed_at() + packed_bytes);
   auto* const to = static_cast<char*>(result.mutable_data_ptr());
   std::memset(to, 0, static_cast<size_t>(bound.packed_at()));
   std::memcpy(to, &bound, sizeof bound);
@@ -201,8 +209,27 @@ Tensor conv_bind_op(Tensor packed, Ints weight_shape, MaybeTensor scale, MaybeTe
   if (bound.parameters) {
     std::memcpy(to + bound.parameters_at(), data_of(*parameters), bytes * static_cast<size_t>(bound.parameters));
   }
-  if (packed.numel()) std::memcpy(to + bound.packed_at(), data_of(packed), static_cast<size_t>(packed.numel()));
-  return result;
+  return {result, to + bound.packed_at()};
+}
+
+Tensor conv_bind_op(Tensor packed, Ints weight_shape, MaybeTensor scale, MaybeTensor shift, ConvCall call,
+                    MaybeTensor parameters) {
+  const char* op = "conv_bind";
+  check_blob(op, "packed", "conv_pack", packed);
+  const auto bytes = packed.numel();
+  const Unfilled bound = bind_unfilled(op, weight_shape, scale, shift, call, parameters, bytes);
+  if (bytes) std::memcpy(bound.packed, data_of(packed), static_cast<size_t>(bytes));
+  return bound.result;
+}
+
+// The same of a plain weight, packed in its place: memory for a second copy would stay with the process.
+Tensor conv_pack_bound_op(Tensor weight, int64_t algorithm, MaybeTensor scale, MaybeTensor shift, ConvCall call,
+                          MaybeTensor parameters) {
+  const char* op = "conv_pack_bound";
+  const ConvPlan plan = packing_plan(op, weight, call.geometry.groups, algorithm);
+  const Unfilled bound = bind_unfilled(op, sizes_of(weight), scale, shift, call, parameters, plan.packed_bytes);
+  pk::pack(plan, to_conv_tensor(weight), bound.packed, torch_executor());
+  return bound.result;
 }
 
 // A call of what conv_bind made, but for the residual and y's data. Without `y` its memory format is x's.
@@ -377,6 +404,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
   define<ConvCall>(m,
                    "conv_bind(Tensor packed, int[] weight_shape, Tensor? scale, Tensor? shift, {}, "
                    "Tensor? parameters=None) -> Tensor");
+  define<ConvCall>(m,
+                   "conv_pack_bound(Tensor weight, int algorithm, Tensor? scale, Tensor? shift, {}, "
+                   "Tensor? parameters=None) -> Tensor");
   m.def("conv_bn_act_bound(Tensor x, Tensor bound_conv, Tensor? residual) -> Tensor");
   m.def("conv_bn_act_bound_workspace(Tensor x, Tensor bound_conv, Tensor out) -> int");
   m.def(
@@ -395,6 +425,7 @@ STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, m) {
   m.impl("conv_pack", TORCH_BOX(&conv_pack_op));
   m.impl("conv_bn_act_packed", &boxed<&conv_bn_act_packed_op>);
   m.impl("conv_bind", &boxed<&conv_bind_op>);
+  m.impl("conv_pack_bound", &boxed<&conv_pack_bound_op>);
   m.impl("conv_bn_act_bound", TORCH_BOX(&conv_bn_act_bound_op));
   m.impl("conv_bn_act_bound_workspace", TORCH_BOX(&conv_bn_act_bound_workspace_op));
   m.impl("conv_bn_act_bound_out", TORCH_BOX(&conv_bn_act_bound_out_op));

@@ -2,6 +2,7 @@
 // both asks of it. plan, pack_by and run_by call the kernel API's make_plan, pack and run for the plan's type.
 #pragma once
 
+#include "torch/huge_pages.h"
 #include "torch/tensors.h"
 
 namespace pk::binding {
@@ -17,6 +18,7 @@ class OnCpu {
     if (sizes.size() > 4) return torch::stable::empty(sizes, dtype);
     return binding::empty(sizes.data(), sizes.size(), dtype);
   }
+  static Tensor empty_packed(int64_t bytes, ScalarType) { return empty_on_huge_pages(bytes); }
   // The LSTM's packed weights are bytes behind a header, its reserve is float32.
   static ScalarType packed_dtype(ScalarType) { return ScalarType::Byte; }
   static ScalarType reserve_dtype(ScalarType) { return ScalarType::Float; }

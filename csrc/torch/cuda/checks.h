@@ -76,6 +76,8 @@ class OnDevice {
     return torch::stable::empty(sizes, dtype, std::nullopt, device(), std::nullopt, format);
   }
 
+  Tensor empty_packed(int64_t elements, ScalarType dtype) const { return empty({elements}, dtype); }
+
   // The LSTM's packed weights and reserve are of its own dtype.
   static ScalarType packed_dtype(ScalarType dtype) { return dtype; }
   static ScalarType reserve_dtype(ScalarType dtype) { return dtype; }

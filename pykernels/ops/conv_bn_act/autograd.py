@@ -104,12 +104,20 @@ def _fake_pack(weight: torch.Tensor, groups: int, algorithm: int) -> torch.Tenso
     return weight.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.uint8)
 
 
-def _fake_bind(packed: torch.Tensor, weight_shape: Any, scale: Any, shift: Any, *rest: Any) -> torch.Tensor:
+def packed_at(k: int, scale: torch.Tensor | None, shift: torch.Tensor | None, parameters: Any = None) -> int:
+    """Where the packed weight of ``k`` filters begins in what ``conv_bind`` makes."""
     # csrc/torch/cpu/conv_bn_act.cpp, BoundConv: a header, and the vectors and the constants' rows in whole lines.
-    rows = [1 for v in (scale, shift) if v is not None]
-    rows += [v.shape[0] for v in rest if isinstance(v, torch.Tensor)]
-    lines = sum(-(-4 * weight_shape[0] * n // 64) for n in rows)
-    return packed.new_empty((192 + 64 * lines + packed.shape[0],))
+    rows = [1 for v in (scale, shift) if v is not None] + ([] if parameters is None else [parameters.shape[0]])
+    return 192 + 64 * sum(-(-4 * k * n // 64) for n in rows)
+
+
+def _fake_bind(packed: torch.Tensor, weight_shape: Any, scale: Any, shift: Any, *rest: Any) -> torch.Tensor:
+    parameters = next((v for v in rest if isinstance(v, torch.Tensor)), None)
+    return packed.new_empty((packed_at(weight_shape[0], scale, shift, parameters) + packed.shape[0],))
+
+
+def _fake_pack_bound(weight: torch.Tensor, algorithm: int, *_: Any) -> torch.Tensor:
+    return _fake_pack(weight, 1, algorithm)
 
 
 def _fake_bound(x: torch.Tensor, bound_conv: torch.Tensor, residual: Any) -> torch.Tensor:
@@ -144,6 +152,7 @@ def _register() -> None:
     torch.library.register_fake("pykernels::conv_bn_act_packed", _fake_packed)
     torch.library.register_fake("pykernels::conv_pack", _fake_pack)
     torch.library.register_fake("pykernels::conv_bind", _fake_bind)
+    torch.library.register_fake("pykernels::conv_pack_bound", _fake_pack_bound)
     torch.library.register_fake("pykernels::conv_bn_act_bound", _fake_bound)
     torch.library.register_fake("pykernels::conv_bn_act_bound_out", _fake_bound_out)
     torch.library.register_fake("pykernels::conv_bn_act_chain_out", _fake_chain_out)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pykernels.ops._activation import ACTIVATIONS
+from pykernels.ops.conv_bn_act.autograd import packed_at
 from tests.harness import FORMATS, native, normal
 
 pytestmark = native
@@ -42,9 +44,26 @@ def test_equals_the_packed_op(vectors, memory_format, dtype):
         assert y.stride() == expected.stride()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vectors", ["scale and shift", "shift", "neither"])
+@pytest.mark.parametrize("algorithm", [0, 1])
+def test_packing_in_place_gives_the_same_bytes(algorithm, vectors, dtype):
+    call = ([1, 1], [1, 1, 1, 1], [1, 1], 1)
+    weight, *both = normal(16, 32, 3, 3, seed=1, dtype=dtype), normal(16, seed=2), normal(16, seed=3)
+    scale, shift = (v if name in vectors else None for v, name in zip(both, ("scale", "shift"), strict=True))
+    slopes = None if vectors == "shift" else normal(1, 16, seed=4)
+    activation = 0 if slopes is None else ACTIVATIONS.index("leaky_relu")
+    packed = OPS.conv_pack(weight, 1, algorithm)
+    expected = OPS.conv_bind(packed, weight.shape, scale, shift, *call, activation, 0.25, False, slopes)
+    bound = OPS.conv_pack_bound(weight, algorithm, scale, shift, *call, activation, 0.25, False, slopes)
+    assert torch.equal(bound, expected)
+    assert torch.equal(bound[packed_at(16, scale, shift, slopes) :], packed)
+
+
 def test_opcheck():
     x, weight, scale, shift = tensors()
     packed = OPS.conv_pack(weight, GEOMETRY[3], 0)
+    torch.library.opcheck(OPS.conv_pack_bound.default, (weight, 0, scale, shift, *GEOMETRY, 2, 0.25))
     torch.library.opcheck(OPS.conv_bind.default, (packed, weight.shape, scale, shift, *GEOMETRY, 2, 0.25))
     torch.library.opcheck(OPS.conv_bn_act_bound.default, (x, bind(weight, scale, shift), None))
 

@@ -1,0 +1,51 @@
+"""A bidirectional LSTM of which the last time step is wanted alone: ``lstm(x)[0][:, -1]``, without the other steps.
+
+There the top layer's backward direction has taken one step, its first. The others, a quarter of the work of two layers,
+are for nobody.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pykernels.nn._packed import Pack
+from pykernels.nn.lstm import LSTM, States
+
+
+class LastStepLSTM(LSTM):
+    """The same LSTM, (B, T, I) or (T, B, I) to the last step of its output, (B, 2 H)."""
+
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        """From states of zeros."""
+        return self._run(input, self._zero_states(input, None), None)  # type: ignore[return-value]
+
+    def _run_plain(self, x: Tensor, hx: States, batch_sizes: Tensor | None) -> Any:
+        return self._last(super()._run_plain(x, hx, batch_sizes)[0])
+
+    def _last(self, y: Tensor) -> Tensor:
+        return y[:, -1] if self.batch_first else y[-1]
+
+    def _make(self, tensors: list[Any], dtype: torch.dtype) -> Any:
+        """The lower layers, the top layer forward, and backward."""
+        has_bias, each = len(tensors) == 4 * self._rows(), len(tensors) // self._rows()
+        pack = torch.ops.pykernels.lstm_pack.default
+        tensors = [t.to(dtype) for t in tensors]
+        below = [pack(tensors[: -2 * each], self.num_layers - 1, True, has_bias)] if self.num_layers > 1 else [None]
+        return (*below, *(pack(t, 1, False, has_bias) for t in (tensors[-2 * each : -each], tensors[-each:])))
+
+    def _run_packed(self, x: Tensor, h0: Tensor, c0: Tensor, pack: Pack, batch_sizes: Tensor | None) -> Any:
+        if x.dtype is not pack.dtype or torch._C._is_any_autocast_enabled():
+            x, h0, c0 = x.to(pack.dtype), h0.to(pack.dtype), c0.to(pack.dtype)
+        run, hidden, first = torch.ops.pykernels.lstm_packed.default, self.hidden_size, self.batch_first
+        below, forward, backward = pack.value
+        inputs = self.input_size
+        if below is not None:
+            x = run(x, h0[:-2], c0[:-2], below, inputs, hidden, None, self.num_layers - 1, True, first)[0]
+            inputs = 2 * hidden
+        h, c = h0[:1], c0[:1]
+        there = run(x, h, c, forward, inputs, hidden, None, 1, False, first)[1]
+        back = torch.ops.pykernels.lstm_cell_packed.default(self._last(x), h[0], c[0], backward, inputs, hidden)[0]
+        return torch.cat((there[0], back), 1)
