@@ -136,20 +136,6 @@ inline F32Half fma(F32Half a, F32Half b, F32Half c) {
 #endif
 }
 
-// a * b, rounded by itself: a sum that follows is another rounding on every ISA, where the compiler would contract the
-// two.
-inline F32 product(F32 a, F32 b) {
-  F32 v = a * b;
-#if defined(__AVX512F__) && PK_LANES == 16
-  asm("" : "+v"(v));
-#elif defined(__AVX2__) && PK_LANES == 8
-  asm("" : "+x"(v));
-#elif defined(__aarch64__) && PK_LANES == 4
-  asm("" : "+w"(v));
-#endif
-  return v;
-}
-
 // A half, and zeros above it.
 template <int... lane>
 inline F32 extend(F32Half v, std::integer_sequence<int, lane...>) {

@@ -1,5 +1,6 @@
-// From a vector of int32 sums, a channel a lane, to the output in its final dtype. Each product is rounded before it is
-// added to (vec.h: product), so that the bits are those of plain float32 arithmetic, whatever the ISA.
+// From a vector of int32 sums, a channel a lane, to the output in its final dtype. The family is compiled with
+// -ffp-contract=off (cmake/isa.cmake): each operation is a rounding of its own, and so the bits are those of plain
+// float32 arithmetic, whatever the ISA.
 #pragma once
 
 #include "cpu/activate.h"
@@ -127,12 +128,12 @@ class Channels {
     if constexpr (kind == Kind::any) {
       put_any(sum, pixel);
     } else {
-      F32 t = product(to_f32(sum), scale_) + bias_;
+      F32 t = to_f32(sum) * scale_ + bias_;
       if constexpr (kind == Kind::added) {
         const I32 r = load_bytes(residual_ + pixel.residual, full_ ? kLanes : count_);
-        t = t + product(residual_scale_, to_f32(r - residual_zero_));
+        t = t + residual_scale_ * to_f32(r - residual_zero_);
       }
-      if (scaled_) t = product(t, out_scale_);
+      if (scaled_) t = t * out_scale_;
       const I8Quarter bytes = to_bytes(t);
       if (full_) {
         store(y_ + pixel.y, bytes);
@@ -153,13 +154,13 @@ class Channels {
     const Int8ConvOptions& o = p.options;
     const int64_t stride = p.args.y_stride[1], at = pixel.y + channel_ * stride;
     if (o.out_dtype == DType::i32) return store_lanes(static_cast<int32_t*>(p.args.y) + at, stride, count_, sum);
-    F32 t = product(to_f32(sum), scale_) + bias_;
+    F32 t = to_f32(sum) * scale_ + bias_;
     if (p.args.residual.data != nullptr) {
       const F32 r = residual_of(p, pixel.residual + channel_ * p.args.residual.stride[1], count_);
-      t = t + product(residual_scale_, r);
+      t = t + residual_scale_ * r;
     }
     if (!f_.bounded) t = activate(t, o.activation, o.negative_slope);
-    if (scaled_) t = product(t, out_scale_);
+    if (scaled_) t = t * out_scale_;
     switch (o.out_dtype) {
       case DType::i8: {
         I8Quarter bytes = to_bytes(t);
