@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import torch
@@ -235,7 +235,7 @@ class Program:
         copied = {id(run): self.fused[i].function for (i, _), run in bound.torchs.items()}
         copied = {at: f for at, f in copied.items() if f.rank == 4 or f.norm is not None}
         folded = {at: math.prod(f.weight.shape) * 4 for at, f in copied.items()}
-        return folded | {t.data_ptr(): t.nbytes for t in tensors}
+        return folded | sizes(tensors)
 
     def _fold(self, step: Step, values: dict[Value, Any]) -> None:
         def tensor(x: Any) -> Any:
@@ -244,6 +244,11 @@ class Program:
         result = step.function(*mapped(step.args, tensor), **mapped(step.kwargs, tensor))
         for value, got in zip(step.results(), _flat(result), strict=True):
             values[value] = got
+
+
+def sizes(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """The bytes of each, by the address of its end: there a part of it ends too that is kept beside it."""
+    return {t.data_ptr() + t.nbytes: t.nbytes for t in tensors}
 
 
 def packed_by(module: nn.Module) -> list[Tensor]:

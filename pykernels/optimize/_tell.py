@@ -19,7 +19,7 @@ from pykernels.optimize._graph import Step, Value, bound, mapped
 from pykernels.optimize._keep import PackedWeight
 from pykernels.optimize._kinds import runs_ours
 from pykernels.optimize._norms import is_norm
-from pykernels.optimize._program import packed_by
+from pykernels.optimize._program import packed_by, sizes
 from pykernels.optimize._report import ITSELF, OURS, TORCH, Entry, Left, Plain, Ran, Replaced, Report
 from pykernels.optimize._squeeze import is_squeeze
 from pykernels.optimize._timing import seconds_by_step
@@ -82,7 +82,7 @@ def report_of(family: Family, time: bool) -> Report:
     if family.is_bare:
         report.left.append(Left("the model", kind_of(family.root).__name__, _BARE))
     stubs = family.stubs()
-    packed = {t.untyped_storage().data_ptr(): t.nbytes for t in packed_by(family.root)}
+    packed = sizes(packed_by(family.root))
     for stub in stubs:
         name = stub.path or "the model"
         why = {p for p in stub.programs.values() if isinstance(p, str) and p}
@@ -100,7 +100,7 @@ def report_of(family: Family, time: bool) -> Report:
             _tell_program(program, name, _inputs(program, key), counts, time, report)
             packed |= program.packed()
     held = [p for p in family.root.parameters() if isinstance(p, PackedWeight)]
-    blobs = {b.untyped_storage().data_ptr(): b.nbytes for p in held for b in p.blobs.values()}
+    blobs = sizes(b for p in held for b in p.blobs.values())
     report.packed_bytes = sum((blobs | packed).values())
     report.released_bytes = sum(p.nbytes for p in held)
     return report

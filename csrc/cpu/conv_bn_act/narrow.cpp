@@ -421,7 +421,7 @@ void depthwise_rows(const ConvPlan& conv, const ConvArgs& args, int64_t begin, i
                shape,
                plan,
                epilogue,
-               narrow_of(plan.group, shape.s, shape.stride_w, shape.dilation_w),
+               narrow_of(plan.group, plan.out, shape.s, shape.stride_w, shape.dilation_w),
                weight_of(conv),
                nullptr,
                nullptr,
