@@ -20,7 +20,7 @@ MEND = "build it with `pip install -e . --no-build-isolation` in the source tree
 
 #: Every op that the library has to define, because the package registers shapes and gradients for it.
 OPS = (
-    *("conv_bn_act", "conv_pack", "conv_bn_act_packed", "conv_bind", "conv_bn_act_bound"),
+    *("conv_bn_act", "conv_pack", "conv_bn_act_packed", "conv_bind", "conv_pack_bound", "conv_bn_act_bound"),
     *("conv_bn_act_bound_out", "conv_bn_act_bound_workspace", "conv_bn_act_chain_out"),
     *("linear_bound", "linear_bound_out", "linear_bound_workspace"),
     *("conv_statistics", "batch_norm_statistics", "batch_norm_act", "batch_norm_act_backward"),
@@ -33,7 +33,8 @@ OPS = (
     *("squeeze_excite", "squeeze_excite_out"),
     *("lstm", "lstm_backward", "lstm_pack", "lstm_packed", "lstm_cell", "lstm_cell_backward", "lstm_cell_packed"),
     *("int8_matmul", "int8_pack", "int8_matmul_packed", "int8_linear", "int8_linear_packed", "quantize_int8"),
-    *("int8_conv2d", "int8_conv_bind", "int8_conv2d_bound", "note_tensors", "are_as_noted"),
+    *("int8_conv2d", "int8_conv_bind", "int8_conv2d_bound"),
+    *("note_tensors", "are_as_noted", "kept_weight_bytes", "forget_kept_weights"),
 )
 
 

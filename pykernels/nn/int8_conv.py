@@ -59,6 +59,25 @@ class Int8Conv2d(PacksWeights, nn.Module):
     Quantisation has no gradient. The weight is packed at the first call, and again when it or a grid has changed
     (`pykernels.nn._packed`).
 
+    Args:
+        in_channels: C, the channels of ``x``.
+        out_channels: K, the channels of the output.
+        kernel_size: (R, S), or one int for both.
+        stride: The step of the filter, an int or a pair.
+        padding: An int, a pair, 'same' or 'valid'. The padded pixels are zeros, of value ``x_zero_point`` on the grid.
+        dilation: The distance of the filter's taps, an int or a pair.
+        groups: C and K are divisible by it.
+        bias: Whether there is a bias.
+        device: Where the buffers lie.
+        x_scale: The scale of ``x``'s grid.
+        x_zero_point: Its zero point, in [-128, 127].
+        out_scale: The scale of the output's grid; None for a float32 output.
+        out_zero_point: Its zero point, in [-128, 127].
+        residual_scale: The scale of the residual's grid; None for a float residual, or for none.
+        residual_zero_point: Its zero point, in [-128, 127].
+        activation: One of `pykernels.ops.ACTIVATIONS`.
+        negative_slope: The slope of leaky_relu below 0.
+
     Raises:
         ValueError: A scale, a zero point or the shape of ``x`` is wrong; ``activation`` is unknown.
         TypeError: ``x`` or ``residual`` has another dtype than its grid asks for.
@@ -110,7 +129,19 @@ class Int8Conv2d(PacksWeights, nn.Module):
         activation: str = "none",
         negative_slope: float = 0.01,
     ) -> Int8Conv2d:
-        """The int8 form of ``conv``, ``bn`` by its running statistics and ``activation``; both stay as they are.
+        """Makes the int8 form of ``conv``, ``bn`` by its running statistics, and ``activation``; both stay as they are.
+
+        Args:
+            conv: A `torch.nn.Conv2d` that pads with zeros.
+            bn: The `torch.nn.BatchNorm2d` that follows it, or None.
+            x_scale: The scale of ``x``'s grid.
+            x_zero_point: Its zero point, in [-128, 127].
+            out_scale: The scale of the output's grid; None for a float32 output.
+            out_zero_point: Its zero point, in [-128, 127].
+            residual_scale: The scale of the residual's grid; None for a float residual, or for none.
+            residual_zero_point: Its zero point, in [-128, 127].
+            activation: One of `pykernels.ops.ACTIVATIONS`.
+            negative_slope: The slope of leaky_relu below 0.
 
         Raises:
             TypeError: ``conv`` or ``bn`` is not torch's, or overrides ``forward``.
@@ -154,7 +185,20 @@ class Int8Conv2d(PacksWeights, nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach().float().clone())
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """``x`` (N, C, H, W) or (C, H, W); ``residual`` and the output (N, K, P, Q) or (K, P, Q)."""
+        """Computes the convolution of int8 numbers, and what follows it.
+
+        Args:
+            x: (N, C, H, W), or (C, H, W) unbatched: int8 on its grid, or float, which is rounded to that grid first.
+            residual: Added before the activation; of the result's shape, int8 if there is a ``residual_scale``, else
+                float.
+
+        Returns:
+            (N, K, P, Q), or (K, P, Q) for unbatched input: int8 on the output's grid, or float32 without one.
+
+        Raises:
+            TypeError: ``x`` or ``residual`` is not a tensor, or has another dtype than its grid asks for.
+            ValueError: A shape or a device is wrong. The message names it.
+        """
         self._check_residual(residual)
         if isinstance(x, Tensor) and x.is_floating_point():
             x = self.x_grid.quantize(x)
@@ -253,7 +297,14 @@ class Int8Conv2d(PacksWeights, nn.Module):
         )
 
     def set_extra_state(self, state: Tensor) -> None:
-        """What `get_extra_state` gave."""
+        """Takes the grids of another module's state.
+
+        Args:
+            state: What `get_extra_state` gave.
+
+        Raises:
+            ValueError: There is no scale of ``x`` in it.
+        """
         x, residual, out = (None if math.isnan(s) else Grid(s, int(z)) for s, z in state.tolist())
         if x is None:
             fail(ValueError, "Int8Conv2d", "_extra_state", "a scale of x", None)

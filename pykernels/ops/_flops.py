@@ -49,6 +49,12 @@ def _conv_chain_out(
     return sum(_conv_bound(x, b, out_val=y) for b, y in zip(bound, out, strict=True))
 
 
+def _int8_conv_bound(x: Tensor, bound: Tensor, *_: Any, out_val: Any) -> int:
+    # csrc/cpu/int8_conv2d/kernels.h, Int8ConvHeader: the products of a pixel's sums come after 16 bytes.
+    products = int(bound[16:24].view(torch.int64))
+    return 2 * products * out_val.shape[0] * prod(out_val.shape[2:])
+
+
 def _matmul(a: Shape, b: Shape, *_: Any, out_shape: Any) -> int:
     return 2 * prod(out_shape) * a[-1]
 
@@ -100,7 +106,7 @@ def _none(*_: Any, out_shape: Any) -> int:
 
 
 #: These read the bytes of what they are given.
-_RAW = (_conv_bound, _conv_bound_out, _conv_chain_out)
+_RAW = (_conv_bound, _conv_bound_out, _conv_chain_out, _int8_conv_bound)
 
 #: By op; that of Triton's twin is the same.
 FORMULAS: dict[str, Callable[..., int]] = {
@@ -113,6 +119,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "linear_bound": _matmul,
     "linear_bound_out": _linear_out,
     "int8_conv2d": _conv,
+    "int8_conv2d_bound": _int8_conv_bound,
     "int8_matmul": _matmul,
     "int8_matmul_packed": _matmul,
     "int8_linear": _matmul,
@@ -137,6 +144,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "linear_bound_workspace": _none,
     "lstm_pack": _none,
     "int8_pack": _none,
+    "int8_conv_bind": _none,
     "max_pool2d": _none,
     "avg_pool2d": _none,
     "global_avg_pool2d": _none,

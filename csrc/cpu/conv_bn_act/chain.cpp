@@ -13,6 +13,7 @@
 
 #include "common/rounding.h"
 #include "cpu/parallel_for.h"
+#include "cpu/vec.h"
 
 namespace pk {
 namespace PK_ISA {
@@ -20,9 +21,6 @@ namespace {
 
 constexpr int64_t kLeast = 512 << 10;      // bytes of a strip of the first y that leave L2
 constexpr int64_t kBandBytes = 384 << 10;  // of ring and band
-
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // The addresses of a tensor of (n, c, h, w).
 struct Range {

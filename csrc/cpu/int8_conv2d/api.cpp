@@ -100,6 +100,7 @@ void pack(const Int8ConvPackingPlan& plan, void* packed, const Executor& executo
   std::memcpy(header.magic, kInt8ConvMagic, sizeof header.magic);
   header.version = kInt8ConvVersion;
   header.layout = plan.kernels->layout;
+  header.products = args.shape.k * (args.shape.c / args.shape.groups) * s.r * s.s;
   header.shape = s;
   header.options = args.options;
   header.has_table = args.table != nullptr;

@@ -16,11 +16,12 @@ namespace pk {
 struct Int8ConvHeader {
   char magic[8];
   uint32_t version;
-  uint32_t layout;  // Int8ConvKernels::layout
-  ConvShape shape;  // n, h and w are 0; groups may have been merged
+  uint32_t layout;   // Int8ConvKernels::layout
+  int64_t products;  // of a pixel's sums, as `pykernels/ops/_flops.py` reads it
+  ConvShape shape;   // n, h and w are 0; groups may have been merged
   Int8ConvOptions options;
   int32_t has_table;
-  char reserved[76];
+  char reserved[68];
 };
 static_assert(sizeof(Int8ConvHeader) == 256);
 

@@ -99,8 +99,13 @@ class KeptWeights {
     if (kept && is_same(data, static_cast<const char*>(kept->copy.const_data_ptr()), bytes, executor)) {
       return kept->packed;
     }
+    if (!has_room(2 * bytes)) return pack();
+    // Copied before and compared after: what another thread writes meanwhile must not be taken for what was packed.
+    const Tensor copy = empty({bytes}, ScalarType::Byte);
+    auto* const copied = static_cast<char*>(copy.mutable_data_ptr());
+    std::memcpy(copied, data, static_cast<size_t>(bytes));
     const Tensor packed = pack();
-    keep(key, packed, data, bytes);
+    if (is_same(data, copied, bytes, executor)) keep(key, Kept{copy, packed, bytes + packed.numel()});
     return packed;
   }
 
@@ -136,23 +141,19 @@ class KeptWeights {
     known->kept = nullptr;
   }
 
-  void keep(const Key& key, const Tensor& packed, const char* data, int64_t bytes) {
-    const int64_t needed = bytes + packed.numel();
-    if (needed > kMostKept) return;
-    {
-      const std::unique_lock lock(mutex_, std::try_to_lock);
-      if (!lock.owns_lock() || !make_room(needed)) return;
-    }
-    const Tensor copy = empty({bytes}, ScalarType::Byte);
-    std::memcpy(copy.mutable_data_ptr(), data, static_cast<size_t>(bytes));
-    auto kept = std::make_shared<const Kept>(Kept{copy, packed, needed});
+  void keep(const Key& key, const Kept& kept) {
     const std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock.owns_lock()) return;
+    if (!lock.owns_lock() || !make_room(kept.bytes)) return;
     const auto found = known_.find(key);
     if (found == known_.end()) return;
     drop(&found->second);
-    found->second.kept = std::move(kept);
-    bytes_ += needed;
+    found->second.kept = std::make_shared<const Kept>(kept);
+    bytes_ += kept.bytes;
+  }
+
+  bool has_room(int64_t needed) {
+    const std::unique_lock lock(mutex_, std::try_to_lock);
+    return lock.owns_lock() && make_room(needed);
   }
 
   // With the lock.

@@ -98,7 +98,7 @@ def test_what_is_refused():
         ((torch.tensor(1.0), bound, None), "linear_bound: x: expected at least 1 dimension"),
         ((x[..., :4], bound, None), "linear_bound: x: expected 19 channels"),
         ((x.double(), bound, None), "linear_bound: x: expected torch.float32 or torch.bfloat16"),
-        ((x, bound, y[0]), "linear_bound: residual: expected the shape of x but"),
+        ((x, bound, y[0]), "linear_bound: residual: expected the shape of x except for"),
         ((x, bound, y[..., :20]), "linear_bound: residual: expected shape"),
         ((x, bound[:100], None), "linear_bound: bound_conv: "),
     ):
@@ -106,7 +106,7 @@ def test_what_is_refused():
             OPS.linear_bound(*args)
     uneven = torch.empty(5, 2, 21).transpose(0, 1)
     for out, message in (
-        (y[0], "linear_bound_out: out: expected the shape of x but"),
+        (y[0], "linear_bound_out: out: expected the shape of x except for"),
         (uneven, "linear_bound_out: out: expected rows at equal distances"),
         (y[:1].expand_as(y), "out: expected"),
         (y[..., :20], "out: expected shape"),
