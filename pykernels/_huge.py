@@ -25,7 +25,7 @@ _used = 0
 
 
 def _after_fork() -> None:
-    """The thread that held the lock at the fork is not in the child, and would never let go."""
+    """Replaces the lock: the thread that held it at the fork does not exist in the child."""
     global _lock
     _lock = threading.Lock()
 

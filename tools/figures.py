@@ -57,7 +57,12 @@ class Peers:
 
     def __init__(self, isa: str) -> None:
         files = [json.loads((RESULTS / f"peers-{part}-{isa}.json").read_text()) for part in ("models", "networks")]
-        self.isa, self.machine, self.method = isa, files[0]["machine"], files[0]["method"]
+        self.isa, self.machine = isa, files[0]["machine"]
+        #: Of each file, the rounds and the commit of pykernels.
+        self.runs = [
+            f"{counted(file['method']['rounds'], 'round')} at commit {file['machine']['commit'].rstrip('+')}"
+            for file in files
+        ]
         found = [r for file in files for r in file["results"]]
         self.rows = list(dict.fromkeys(r["row"] for r in found))
         self.worst = max((r.get("error") or 0.0 for r in found if r["contender"] == "ours"), default=0.0)
@@ -99,8 +104,7 @@ def provenance(peers: Peers) -> str:
     text = (
         f"`bench/results/peers-models-{peers.isa}.json` and `peers-networks-{peers.isa}.json` hold these figures: "
         f"{machine['cpu']} ({CPUS[peers.isa]}, {counted(machine['cores'], 'virtual core')} on a machine that others "
-        f"use too), "
-        f"{', '.join(known)}, {day_of(machine['date'])}, {counted(peers.method['rounds'], 'round')}. "
+        f"use too), {', '.join(known)}, {day_of(machine['date'])}, {listed(peers.runs)}. "
         f"The largest relative L2 error of ours is {peers.worst:.1e}."
     )
     return f"{text} {listed(missing)} did not run." if missing else text

@@ -1,5 +1,5 @@
 // Memory for what many calls read from end to end, such as packed weights: on huge pages, where Linux gives them to who
-// asks. ResNet-50 was 5 to 7 % faster so: with small pages every 4 KB read are another entry of the TLB.
+// asks. With small pages every 4 KB that are read need another entry of the TLB (docs/kernels/conv_bn_act/cpu.md).
 #pragma once
 
 #include <cstdint>

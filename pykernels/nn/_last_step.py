@@ -1,7 +1,6 @@
-"""A bidirectional LSTM of which the last time step is wanted alone: ``lstm(x)[0][:, -1]``, without the other steps.
+"""A bidirectional LSTM that computes only the last time step of its output, ``lstm(x)[0][:, -1]``.
 
-There the top layer's backward direction has taken one step, its first. The others, a quarter of the work of two layers,
-are for nobody.
+The top layer's backward direction needs one step for that. Skipping the rest saves a quarter of the work of two layers.
 """
 
 from __future__ import annotations

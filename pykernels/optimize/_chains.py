@@ -47,7 +47,7 @@ def kept(graph: Graph, chain: Sequence[Step]) -> list[int]:
 
 
 def needed(steps: Sequence[Step]) -> Iterator[tuple[Value, int]]:
-    """Values, and the step up to which the kernels may read or use their memory beyond their last reader's turn."""
+    """Yields each value whose memory a band may still use, and the last step that may use it."""
     for i, (first, second) in enumerate(pairwise(steps)):
         if not (is_plain(first) and is_plain(second) and _follows(first, second) and _is_depthwise(second)):
             continue

@@ -14,9 +14,9 @@ _WORTH = 1 << 22
 
 
 def takes_last_step(graph: Graph, step: Step, lstm: Any) -> bool:
-    """Is nothing read of what ``step``, a call of ``lstm``, gives but the last time step? Then that is what it gives.
+    """Whether the last time step is all that is read of the result of ``step``, a call of ``lstm``.
 
-    ``lstm`` starts from zeros then, and ``step`` takes nothing but its input.
+    If so, ``step`` then returns only that, and its input is its only argument: its states are zeros.
     """
     given = bound(step, ("input", "hx"))
     x = given.get("input")

@@ -7,9 +7,12 @@ import torch
 from torch import nn
 
 import pykernels as pk
+from pykernels.optimize import _program
 from tests.harness import native
 
 pytestmark = native
+
+OP = torch.ops.pykernels.conv_bn_act_chain_out
 
 
 def conv(c, k, size, *, stride=1, groups=1, act=True):
@@ -84,9 +87,33 @@ class Read(nn.Module):
 
 def test_what_others_read_is_kept():
     torch.manual_seed(0)
-    model, x = Read().eval(), torch.randn(1, 16, 70, 70)
+    model, x = Read().eval(), torch.randn(1, 16, 120, 120).to(memory_format=torch.channels_last)
     fast = pk.optimize(model)
     with torch.inference_mode():
         expected = model(x)
         for _ in range(3):
             torch.testing.assert_close(fast(x), expected)
+
+
+def test_the_arena_leaves_the_kernels_room_for_bands(monkeypatch):
+    """By bands they never write all of what lies between; without room they would run the convolutions one by one."""
+    real, name, written = OP.default, _program._Writer._name, []
+
+    def spy(x, bound, residual, out, *rest):
+        for y in out:
+            y.fill_(7)
+        real(x, bound, residual, out, *rest)
+        written.append([not torch.any(y == 7) for y in out])
+
+    monkeypatch.setattr(_program._Writer, "_name", lambda self, f: name(self, spy if f is real else f))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the strips of many threads are too small
+    try:
+        fast = pk.optimize(network())
+        with torch.inference_mode():
+            for _ in range(3):
+                fast(torch.randn(1, 3, 192, 192))
+    finally:
+        torch.set_num_threads(before)
+    assert written[-1].count(False) >= 4
+    assert written[-1][-1]

@@ -38,7 +38,7 @@ Range x_range(const ConvArgs& a) { return {a.x.data, a.x.stride, a.shape.n, a.sh
 Range y_range(const ConvArgs& a) { return {a.y, a.y_stride, a.shape.n, a.shape.k, a.shape.p(), a.shape.q()}; }
 
 // Is y one run of memory, channels adjacent?
-bool is_packed(const ConvArgs& a) {
+bool is_dense(const ConvArgs& a) {
   const int64_t k = a.shape.k, row = a.shape.q() * k;
   return a.y_stride[1] == 1 && a.y_stride[3] == k && a.y_stride[2] == row && a.y_stride[0] == a.shape.p() * row;
 }
@@ -56,7 +56,7 @@ bool is_pointwise(const ConvPlan& plan) {
          is_plain(plan);
 }
 
-// As many rows of one image's y, from row `begin` on, by themselves.
+// The arguments that compute rows [begin, begin + count) of one image's y.
 ConvArgs rows_of(const ConvPlan& plan, int64_t image, int64_t begin, int64_t count) {
   ConvArgs args = plan.args;
   ConvShape& shape = args.shape;
@@ -98,13 +98,13 @@ struct Chain {
     const ConvShape& shape = b.shape;
     const bool begins = is_pointwise(*first) || (first->layout == static_cast<int32_t>(ConvLayout::merged) &&
                                                  a.shape.dilation_h == 1 && is_plain(*first));
-    if (!begins || !is_packed(a) || a.residual.data || b.x.data != a.y) return false;
+    if (!begins || !is_dense(a) || a.residual.data || b.x.data != a.y) return false;
     if (!is_depthwise_in_place(*second) || !is_plain(*second) || b.residual.data) return false;
     // What is written while x and the first y are in use has to lie elsewhere.
     const auto apart = [&](const ConvArgs& last) {
       return !y_range(last).meets(x_range(a)) && !y_range(last).meets(y_range(a));
     };
-    const bool three = count > 2 && is_packed(b) && is_pointwise(plans[2]) && plans[2].args.x.data == b.y;
+    const bool three = count > 2 && is_dense(b) && is_pointwise(plans[2]) && plans[2].args.x.data == b.y;
     third = three && apart(plans[2].args) ? plans + 2 : nullptr;
     if (!third && !apart(b)) return false;
 

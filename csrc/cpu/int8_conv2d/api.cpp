@@ -20,7 +20,7 @@ Status kernels_in_force(const Int8ConvKernels** kernels) {
 
 bool is_int8(int32_t z) { return z >= -128 && z <= 127; }
 
-// Of what is packed, but the data.
+// Validates all that goes into the blob except the weights.
 Status check_options(const ConvShape& s, const Int8ConvOptions& o, bool has_table, bool plain) {
   const int64_t channels = s.c / s.groups;
   if (!product_fits({channels + 1, s.r, s.s, 4}) || channels * s.r * s.s > kInt8MaxK) {

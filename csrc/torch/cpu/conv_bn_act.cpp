@@ -131,7 +131,8 @@ Tensor conv_bn_act_op(Tensor x, Tensor weight, MaybeTensor scale, MaybeTensor sh
   ConvPlan plan;
   check_status(make_packing_plan(args, executor.threads, &plan), op);
   const PackedFor what = {'c', plan.layout, plan.lanes, args.shape.groups};
-  const Tensor packed = kept_or_packed(weight, what, executor, [&] { return pack(plan, weight, executor); });
+  const auto now = [&] { return pack(plan, weight, executor); };
+  const Tensor packed = kept_or_packed(weight, what, plan.packed_bytes, executor, now);
   plan.args.packed = data_of(packed);
   return run(op, &plan, x, residual, executor);
 }

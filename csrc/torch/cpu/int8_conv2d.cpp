@@ -3,6 +3,7 @@
 // it.
 #include "torch/conv_bn_act.h"
 // conv_bn_act.h first: it names torch's headers.
+#include "torch/huge_pages.h"
 #include "torch/tensors.h"
 
 namespace pk::binding {
@@ -40,7 +41,7 @@ Tensor pack(const char* op, const Tensor& weight, const MaybeTensor& scale, cons
   }
   Int8ConvPackingPlan plan;
   check_status(make_packing_plan(args, &plan), op);
-  const Tensor packed = empty({plan.packed_bytes}, ScalarType::Byte);
+  const Tensor packed = empty_on_huge_pages(plan.packed_bytes);
   pk::pack(plan, packed.mutable_data_ptr(), executor);
   return packed;
 }

@@ -41,7 +41,7 @@ struct Known {
   int64_t last_call;
 };
 
-// Some of the values, for a weight that has changed to be told from one that has not, as a rule.
+// A hash of 32 values: a cheap test that notices most changed weights.
 uint64_t sample_of(const char* data, int64_t bytes) {
   constexpr int64_t kSamples = 32;
   uint64_t sample = 0;
@@ -71,7 +71,7 @@ bool is_dense(const Tensor& t) {
 
 class KeptWeights {
  public:
-  Tensor get(const Tensor& weight, const PackedFor& what, const Executor& executor,
+  Tensor get(const Tensor& weight, const PackedFor& what, int64_t packed_bytes, const Executor& executor,
              const std::function<Tensor()>& pack) {
     const int64_t bytes = weight.numel() * weight.element_size();
     if (!is_dense(weight) || bytes < 2) return pack();
@@ -99,7 +99,7 @@ class KeptWeights {
     if (kept && is_same(data, static_cast<const char*>(kept->copy.const_data_ptr()), bytes, executor)) {
       return kept->packed;
     }
-    if (!has_room(2 * bytes)) return pack();
+    if (!has_room(bytes + packed_bytes)) return pack();
     // Copied before and compared after: what another thread writes meanwhile must not be taken for what was packed.
     const Tensor copy = empty({bytes}, ScalarType::Byte);
     auto* const copied = static_cast<char*>(copy.mutable_data_ptr());
@@ -109,12 +109,14 @@ class KeptWeights {
     return packed;
   }
 
+  // Bytes that are kept; -1 where the lock is taken.
   int64_t bytes() {
-    const std::lock_guard lock(mutex_);
-    return bytes_;
+    const std::unique_lock lock(mutex_, std::try_to_lock);
+    return lock.owns_lock() ? bytes_ : -1;
   }
   void forget() {
-    const std::lock_guard lock(mutex_);
+    const std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock.owns_lock()) return;
     known_.clear();
     bytes_ = 0;
   }
@@ -180,9 +182,9 @@ void forget_kept_weights_op() { kept_weights().forget(); }
 
 }  // namespace
 
-Tensor kept_or_packed(const Tensor& weight, const PackedFor& what, const Executor& executor,
+Tensor kept_or_packed(const Tensor& weight, const PackedFor& what, int64_t packed_bytes, const Executor& executor,
                       const std::function<Tensor()>& pack) {
-  return kept_weights().get(weight, what, executor, pack);
+  return kept_weights().get(weight, what, packed_bytes, executor, pack);
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {

@@ -1,4 +1,4 @@
-// Packed weights that the ops keep which are given a plain weight at every call.
+// Packed weights, kept by ops that receive a plain weight at every call.
 #pragma once
 
 #include <array>
@@ -17,7 +17,7 @@ using PackedFor = std::array<int64_t, 4>;
 // its callers to tell. So a copy of a weight is kept beside what was packed, and the whole of it is compared at each
 // call: that takes a tenth of what packing takes. A weight is kept when it comes for the second time unchanged; one
 // that changes from call to call, as in training, costs a look at some of its values. kMostKept bounds the memory.
-Tensor kept_or_packed(const Tensor& weight, const PackedFor& what, const Executor& executor,
+Tensor kept_or_packed(const Tensor& weight, const PackedFor& what, int64_t packed_bytes, const Executor& executor,
                       const std::function<Tensor()>& pack);
 
 }  // namespace pk::binding
