@@ -78,7 +78,7 @@ def peers(figures, monkeypatch, tmp_path):
         for threads, ms in zip((1, 2), times, strict=True)
     ]
     machine = {
-        "cpu": "A CPU", "cores": 2, "date": "2026-01-02T03:04:05+00:00",
+        "cpu": "A CPU", "cores": 2, "commit": "0123456789ab+", "date": "2026-01-02T03:04:05+00:00",
         "versions": {"torch": "2.13.0", "MNN": "3", "onnxruntime": "1"},
     }  # fmt: skip
     for part, of_part in (("models", rows[:8]), ("networks", rows[8:])):
@@ -112,5 +112,6 @@ def test_engines_that_are_ahead_are_named_with_where(figures, peers):
 def test_what_did_not_run_is_said(figures, peers):
     said = figures.provenance(peers)
     assert "A CPU (Zen 3, AVX2, two virtual cores on a machine that others use too), torch 2.13.0" in said
-    assert "2 January 2026, two rounds. The largest relative L2 error of ours is 2.0e-07." in said
+    run = "two rounds at commit 0123456789ab"
+    assert f"2 January 2026, {run} and {run}. The largest relative L2 error of ours is 2.0e-07." in said
     assert said.endswith("OpenVINO, ncnn and ExecuTorch did not run.")

@@ -151,6 +151,9 @@ class Int8Conv2d(PacksWeights, nn.Module):
         check_replaceable(where, "conv", conv, nn.Conv2d)
         if bn is not None:
             check_replaceable(where, "bn", bn, nn.BatchNorm2d)
+            if bn.num_features != conv.out_channels:
+                expected = f"{conv.out_channels} features (conv's output channels)"
+                fail(ValueError, where, "bn", expected, bn.num_features)
             if bn.running_mean is None:
                 fail(ValueError, where, "bn", "running statistics", None)
         if conv.padding_mode != "zeros":

@@ -44,6 +44,8 @@ class OpSpec:
     exact: bool = False
     #: Factor on the rounding bound for what comes on top of one sum (a recurrence, an activation's slope).
     growth: float = 1.0
+    #: The same for the reference, run as a backend in the samples' own dtype.
+    reference_growth: float = 1.0
     #: Whether the samples have int8 tensors, floating ones, or both.
     has_int8: bool = False
     has_floats: bool = True

@@ -63,6 +63,11 @@ def optimize(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"pykernels.optimize: model: expected a torch.nn.Module, got {type(model).__name__}")
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(
+            f"pykernels.optimize: dtype: expected a torch.dtype or None, got {type(dtype).__name__}; "
+            "optimize takes no example input"
+        )
     if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(
             f"pykernels.optimize: dtype: expected None, torch.float32, torch.bfloat16 or torch.float16, got {dtype!r}"

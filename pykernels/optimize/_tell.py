@@ -313,7 +313,7 @@ def _counted_by_torch(step: Step, shape: Callable[[Value], Sequence[int]]) -> in
         if not isinstance(x, Value):
             return x
         t = torch.empty(tuple(shape(x)), dtype=x.dtype, device=x.device)
-        return t.requires_grad_(t.is_floating_point())
+        return t.requires_grad_(t.is_floating_point() and not _is_ours(step.function))
 
     try:
         counter = FlopCounterMode(display=False, custom_mapping=more)

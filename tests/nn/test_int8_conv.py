@@ -197,5 +197,7 @@ def test_refusals():
         pk.nn.Int8Conv2d.from_torch(nn.Linear(1, 1), x_scale=1.0)
     with pytest.raises(ValueError, match=r"conv: expected padding_mode 'zeros', got 'reflect'"):
         pk.nn.Int8Conv2d.from_torch(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), x_scale=1.0)
+    with pytest.raises(ValueError, match=r"bn: expected 4 features \(conv's output channels\), got 9"):
+        pk.nn.Int8Conv2d.from_torch(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(9), x_scale=1.0)
     with pytest.raises(ValueError, match=r"bn: expected running statistics"):
         pk.nn.Int8Conv2d.from_torch(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1, track_running_stats=False), x_scale=1.0)

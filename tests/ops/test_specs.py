@@ -32,3 +32,12 @@ def test_float64_gets_the_reference_in_auto_and_no_kernel(spec, sample):
         why = f"{spec.name}: backend='cpu' cannot run: (its kernels|it has kernels for GPUs only)"
         with torch.no_grad(), pytest.raises(RuntimeError, match=why):
             spec.function(*args, **kwargs, backend="cpu")
+
+
+@pytest.mark.parametrize(
+    ("spec", "sample"),
+    [pytest.param(s, x, id=f"{s.name}-{x.name}") for s in all_specs() for x in samples_of(s).values()],
+)
+def test_the_reference_is_as_exact_as_the_kernels(spec, sample):
+    """`pykernels check` holds it to the same tolerance."""
+    check_op(spec, sample, "reference", torch.float32)

@@ -107,6 +107,8 @@ def test_a_model_that_is_no_module():
 
 
 def test_a_dtype_that_is_none():
+    with pytest.raises(TypeError, match=r"dtype: expected a torch.dtype or None, got Tensor; .* no example"):
+        pk.optimize(nn.Linear(2, 2), torch.ones(2))
     with pytest.raises(ValueError, match=r"dtype: expected None, .* or torch.float16, got torch.int8"):
         pk.optimize(nn.Identity(), dtype=torch.int8)
     with pytest.raises(ValueError, match=r"got torch.float16, which only the GPU kernels take"):

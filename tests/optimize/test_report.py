@@ -284,6 +284,12 @@ def test_steps_are_named_after_the_layer_that_runs_them():
     assert "first: )" not in str(ran(nn.Conv2d(3, 8, 3), image()).report())
 
 
+def test_operations_of_int8_layers_are_known():
+    model = nn.Sequential(nn.Linear(8, 4), nn.Sigmoid(), pk.nn.Int8Linear(4, 6))
+    report = ran(model, torch.randn(3, 8)).report()
+    assert sum(s["flops"] for s in report.to_dict()["steps"]) == 2 * 3 * (8 * 4 + 4 * 6)
+
+
 def test_opaque_operations_are_unknown():
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(nn.Conv2d(3, 3, 1)))
     model[1].register_forward_hook(lambda *_: None)

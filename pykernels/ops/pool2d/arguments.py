@@ -52,7 +52,7 @@ def pool_call(
     call = PoolCall(average, size, steps_between, pads, steps, ceil_mode, count_include_pad, divisor_override or 0)
     spans = [(n - 1) * d + 1 for n, d in zip(size, steps, strict=True)]
     if any(2 * p > n for p, n in zip(pads, spans, strict=True)):
-        fail(ValueError, op, "padding", f"at most half the window {tuple(spans)}", pads)
+        fail(ValueError, op, "padding", f"at most half the window, {tuple(n // 2 for n in spans)}", pads)
     if min(output_size(x.shape, call)) < 1:
         fail(ValueError, op, "x", f"an image no smaller than the window {tuple(spans)}", f"shape {tuple(x.shape)}")
     return call

@@ -183,7 +183,7 @@ X = torch.zeros(1, 3, 6, 6)
         (max_pool2d, {"kernel_size": "3"}, TypeError, "kernel_size: expected an int or two ints"),
         (max_pool2d, {"kernel_size": 7}, ValueError, r"x: expected an image no smaller than the window \(7, 7\)"),
         (max_pool2d, {"stride": 0}, ValueError, "stride: expected an int or two ints >= 1"),
-        (max_pool2d, {"padding": 2}, ValueError, r"padding: expected at most half the window \(2, 2\)"),
+        (max_pool2d, {"padding": 2}, ValueError, r"padding: expected at most half the window, \(1, 1\), got \(2, 2\)"),
         (max_pool2d, {"dilation": 0}, ValueError, "dilation: expected an int or two ints >= 1"),
         (max_pool2d, {"x": X.int()}, TypeError, "x: expected a floating dtype"),
         (max_pool2d, {"x": X[0, 0]}, ValueError, r"x: expected \(N, C, H, W\) or \(C, H, W\)"),
