@@ -92,8 +92,10 @@ int same_entry(PyObject* owner, PyObject* name, PyObject* then, uint64_t* number
     if (value == nullptr && PyErr_Occurred()) return -1;
   } else if (PyCell_Check(owner)) {
     value = PyCell_GET(owner);
+  } else if (PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, "__class__") == 0) {
+    value = reinterpret_cast<PyObject*>(Py_TYPE(owner));
   } else {
-    PyErr_SetString(PyExc_TypeError, "unchanged: entries: expected dicts, classes and cells as owners");
+    PyErr_SetString(PyExc_TypeError, "unchanged: entries: expected dicts, classes and cells as owners, or __class__");
     return -1;
   }
   if ((value == nullptr ? missing() : value) != then) return 0;

@@ -342,6 +342,7 @@ def _grid(name: str, scale: Any, zero_point: Any) -> Grid | None:
             fail(ValueError, "Int8Conv2d", f"{name}_scale", f"a number, because {name}_zero_point is given", None)
         return None
     check_number("Int8Conv2d", f"{name}_scale", scale)
-    if not (scale > 0 and math.isfinite(scale)):
-        fail(ValueError, "Int8Conv2d", f"{name}_scale", "a finite number above 0", scale)
+    limits = torch.finfo(torch.float32)
+    if not limits.tiny <= scale <= limits.max:
+        fail(ValueError, "Int8Conv2d", f"{name}_scale", "a normal float32 number above 0", scale)
     return Grid(float(scale), int(zero_point))

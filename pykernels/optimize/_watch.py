@@ -88,7 +88,7 @@ def is_own(kind: type) -> bool:
 
 
 class Watch:
-    """Containers, their snapshots, and single entries (of globals, classes, cells)."""
+    """Containers, their snapshots, and single entries (of globals, classes, cells), or what class an object is of."""
 
     def __init__(self) -> None:
         self.containers: dict[int, Any] = {}
@@ -173,6 +173,7 @@ class Watch:
     def _module(self, module: nn.Module) -> Iterable[tuple[Any, nn.Module | None, str]]:
         self.modules[id(module)] = module
         self.classes[type(module)] = None
+        self.entry(module, "__class__", type(module))
         attributes = vars(module)
         self._container(attributes, module, "")
         for key, value in attributes.items():
@@ -213,6 +214,7 @@ class Watch:
             self._opaque(value, name)
             return
         self.classes[kind] = None
+        self.entry(value, "__class__", kind)
         self._container(attributes, owner, name)
         for key, held in attributes.items():
             yield held, owner, key
@@ -236,7 +238,7 @@ class Watch:
         return id(value) in self._seen
 
     def entry(self, owner: Any, name: str, value: Any) -> None:
-        """Watches one name of a dict or class; ``value`` is what it has now."""
+        """Watches one name of a dict or class, or the class of another object; ``value`` is what it is now."""
         self.entries.setdefault((id(owner), name), (owner, name, value))
         self._flat = None
 
@@ -324,12 +326,14 @@ def _changed_keys(now: tuple[Any, ...], then: tuple[Any, ...]) -> set[str]:
 
 
 def looked_up(owner: Any, name: str) -> Any:
-    """What a dict, class or cell has under ``name``; `MISSING` for nothing."""
+    """What a dict, class or cell has under ``name``; `MISSING` for nothing. Of another object, its class."""
     if isinstance(owner, types.CellType):
         try:
             return owner.cell_contents
         except ValueError:
             return MISSING
+    if not isinstance(owner, dict | type | types.MappingProxyType):
+        return type(owner)
     return (vars(owner) if isinstance(owner, type) else owner).get(name, MISSING)
 
 

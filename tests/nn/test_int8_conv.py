@@ -175,8 +175,9 @@ def test_refusals():
 
     x, y = torch.zeros(1, 4, 3, 3, dtype=torch.int8), torch.zeros(1, 4, 3, 3)
     for given, error, words in [
-        ({"x_scale": 0.0}, ValueError, "x_scale: expected a finite number above 0, got 0.0"),
-        ({"x_scale": float("nan")}, ValueError, "x_scale: expected a finite number above 0"),
+        ({"x_scale": 0.0}, ValueError, "x_scale: expected a normal float32 number above 0, got 0.0"),
+        ({"x_scale": 1e300}, ValueError, "x_scale: expected a normal float32 number above 0"),
+        ({"x_scale": float("nan")}, ValueError, "x_scale: expected a normal float32 number above 0"),
         ({"x_scale": None}, ValueError, "x_scale: expected a number"),
         ({"x_scale": "a"}, TypeError, "x_scale: expected"),
         ({"x_zero_point": 128}, ValueError, r"x_zero_point: expected an int in \[-128, 127\], got 128"),

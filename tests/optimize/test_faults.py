@@ -166,6 +166,23 @@ def test_what_is_done_to_the_optimised_model_counts(change):
     check(fast, want, X)
 
 
+def test_another_class_counts():
+    class Tripled(nn.Linear):
+        def forward(self, x):
+            return 3 * super().forward(x)
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 4)))
+    fast, x = pk.optimize(model), torch.randn(2, 4)
+    with torch.no_grad():
+        for module, kind in ((fast[1], nn.Sigmoid), (fast[2][0], Tripled), (fast[0], Tripled)):
+            for _ in range(3):
+                fast(x)
+            module.__class__ = kind
+            expected = fast[2][0](fast[1](fast[0](x)))
+            torch.testing.assert_close(fast(x), expected)
+            torch.testing.assert_close(fast(x), expected)
+
+
 def test_class_attributes_and_globals_count(monkeypatch):
     net = Switch().eval()
     fast = pk.optimize(net)
