@@ -222,8 +222,8 @@ def passages() -> dict[str, str]:
         "packed weights": packed_weights(),
         "memory": (
             f"- **Memory.** The optimised model keeps its weights twice: as they are, and packed. {packed_weights()} "
-            '`pk.optimize(model, keep="packed")` keeps only the packed form; the model can then no longer save, train '
-            "or convert those weights."
+            '`pk.optimize(model, keep="packed")` keeps only the packed form; then '
+            "`state_dict()`, training and conversions of those weights raise an error."
         ),
         "provenance of the older table": provenance(before),
     }

@@ -102,15 +102,14 @@ def _optimize(module: nn.Module, dtype: str) -> nn.Module:
 def extra_bytes(model: nn.Module, original: nn.Module) -> int:
     """Bytes of the tensors that ``model`` holds and ``original`` does not: its packed weights.
 
-    Whatever its modules hold counts, registered as a buffer or not.
+    Whatever its modules hold counts, registered as a buffer or not. What lies between tensors of one storage does not.
     """
     known = {t.untyped_storage().data_ptr() for t in (*original.parameters(), *original.buffers())}
-    extra = 0
-    for tensor in _held(model):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            known.add(storage.data_ptr())
-            extra += storage.nbytes()
+    extra = end = 0
+    new = [t for t in _held(model) if t.untyped_storage().data_ptr() not in known]
+    for first, last in sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in new):
+        extra += max(last - max(first, end), 0)
+        end = max(end, last)
     return extra
 
 
