@@ -24,8 +24,8 @@ from pykernels.optimize._squeeze import use_our_squeeze
 from pykernels.optimize._transposed import transposed_of
 
 
-def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any]) -> Program:
-    """The program of ``graph``."""
+def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any], plan: Any = None) -> Program:
+    """The program of ``graph``. ``plan`` is that of a quantised model."""
     graph.unsure = drop_dead(graph)
     drop_duplicates(graph)
     folded: list[Step] = []
@@ -42,10 +42,14 @@ def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any]) -> Pr
         fuser.fuse()
         folded += fuser.folded
         drop_dead(graph)
+        if plan is not None:
+            plan.rewrite(graph)
         use_our_shuffles(graph)
         use_our_lstms(graph, store)
         as_images(graph)
         settle(graph)
+        if plan is not None:
+            plan.settled(graph)
         reuse_memory(graph)
         use_our_pools(graph)
         use_our_resizes(graph)

@@ -118,6 +118,15 @@ class Program:
         run, constants = found
         return run(constants, *tensors)
 
+    def watched(self, tensors: list[Tensor], see: Callable[[int, Any, Any], None]) -> Any:
+        """The result for these inputs; ``see`` gets each step's number, and the tensors that it read and gave."""
+        bound = self.current()
+        if self._choosing is None:
+            with self._writing:
+                self._choosing = self._writer.function("choose")
+        folded = tuple(bound.values[v] for v in self._constants)
+        return self._choosing(folded, lambda i, x, residual: self.chosen(bound, i, x)[1](x, residual), see, *tensors)
+
     def entry(
         self, modes: tuple[Any, ...], args: Hashable, kwargs: Hashable, tensors: list[Tensor]
     ) -> KnownCall | None:

@@ -48,8 +48,12 @@ _function_modes = torch._C._len_torch_function_stack
 class Family:
     """What the stubs of one optimised model share."""
 
-    def __init__(self, root: nn.Module, outside: torch.dtype, inside: torch.dtype, keep: str | None = None) -> None:
+    def __init__(
+        self, root: nn.Module, outside: torch.dtype, inside: torch.dtype, keep: str | None = None, plan: Any = None
+    ) -> None:
         self.root, self.keep = root, keep
+        #: Of a quantised model: what puts int8 steps into its graphs, and what watches its programs run.
+        self.plan, self.watcher = plan, None
         self.outside, self.inside = outside, inside
         #: The root has no stub: it is a layer for which that would cost more than it could gain.
         self.is_bare = _is_torchs_layer(root) and outside is inside
@@ -75,6 +79,15 @@ class Family:
                 continue
             if module is self.root or _is_of_interest(module):
                 vars(module)["_compiled_call_impl"] = Stub(module, path, self)
+
+    def forget(self) -> None:
+        """Drops all programs; the next calls make new ones."""
+        for stub in self.stubs():
+            with stub.lock:
+                stub.programs, stub.general, stub.known = {}, {}, ()
+                stub.exact_only.clear()
+                stub.ran[0] = None
+        self.store.clear()
 
     def release(self, program: Program) -> None:
         """Keeps the weights that ``program`` has packed in that form alone, where nothing else reads them."""
@@ -276,6 +289,9 @@ class Stub:
 
     def _run(self, program: Program, key: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         self.changes, self.ran[0] = 0, program
+        watcher = self.family.watcher
+        if watcher is not None:
+            return watcher.run(program, tensors)
         try:
             result = program(tensors)
             if program.is_new and self.family.keep is not None:
@@ -309,6 +325,8 @@ class Stub:
         family = self.family
         if self.module is family.root and family.outside is not family.inside:
             return  # it casts first
+        if family.plan is not None and not family.plan.is_on:
+            return  # it may be watched next
         args, kwargs, *modes = key
         entry = program.entry(tuple(modes), args, kwargs or (dict, ()), tensors)
         if entry is None:
@@ -335,6 +353,8 @@ class Stub:
     def _capture(self, key: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         """Runs the module itself, once, and keeps what it did."""
         self.family.install()
+        if self.family.watcher is not None:
+            self.family.watcher.missed = True
         module = self.module
         if has_hooks(module) or globally_hooked():
             return self._plainly("there are hooks, its own or on every module", args, kwargs)
@@ -356,7 +376,7 @@ class Stub:
             if recorder.reason != "runs under a profiler":
                 self._keep(key, str(recorder.reason))
             return result
-        program = _compile.compiled(graph, recorder, self.family.store)
+        program = _compile.compiled(graph, recorder, self.family.store, self.family.plan)
         program.asks_modes = "is_grad_enabled" in names or "_is_grad_enabled" in names
         if any(s.function is module for s in program.graph.steps):  # it would come back here
             self._keep(key, "is of a kind that our kernels don't take")
