@@ -55,6 +55,10 @@ def _int8_conv_bound(x: Tensor, bound: Tensor, *_: Any, out_val: Any) -> int:
     return 2 * products * out_val.shape[0] * prod(out_val.shape[2:])
 
 
+def _int8_conv_bound_out(x: Tensor, bound: Tensor, residual: Any, out: Tensor, *_: Any, out_val: Any) -> int:
+    return _int8_conv_bound(x, bound, out_val=out)
+
+
 def _matmul(a: Shape, b: Shape, *_: Any, out_shape: Any) -> int:
     return 2 * prod(out_shape) * a[-1]
 
@@ -106,7 +110,7 @@ def _none(*_: Any, out_shape: Any) -> int:
 
 
 #: These read the bytes of what they are given.
-_RAW = (_conv_bound, _conv_bound_out, _conv_chain_out, _int8_conv_bound)
+_RAW = (_conv_bound, _conv_bound_out, _conv_chain_out, _int8_conv_bound, _int8_conv_bound_out)
 
 #: By op; that of Triton's twin is the same.
 FORMULAS: dict[str, Callable[..., int]] = {
@@ -120,6 +124,9 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "linear_bound_out": _linear_out,
     "int8_conv2d": _conv,
     "int8_conv2d_bound": _int8_conv_bound,
+    "int8_conv2d_bound_out": _int8_conv_bound_out,
+    "int8_linear_bound": _matmul,
+    "int8_linear_bound_out": _linear_out,
     "int8_matmul": _matmul,
     "int8_matmul_packed": _matmul,
     "int8_linear": _matmul,
@@ -145,6 +152,8 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "lstm_pack": _none,
     "int8_pack": _none,
     "int8_conv_bind": _none,
+    "int8_conv2d_bound_workspace": _none,
+    "int8_linear_bound_workspace": _none,
     "max_pool2d": _none,
     "avg_pool2d": _none,
     "global_avg_pool2d": _none,

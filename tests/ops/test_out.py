@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pykernels.ops.conv_bn_act.arguments import ConvCall, geometry
+from pykernels.ops.int8_conv2d.arguments import Int8ConvCall
 from pykernels.ops.pool2d.arguments import PoolCall
 from tests.harness import native, normal
 
@@ -21,6 +22,11 @@ def _bound(*kernel: int) -> Tensor:
     call = ConvCall(geometry(kernel, 1, 0, 1, 1), 0, 0.0).flat()
     weight = torch.eye(3)[:, :, None, None]
     return OPS.conv_bind(OPS.conv_pack(weight, 1, 0), weight.shape, None, None, *call)
+
+
+def _bound_int8() -> Tensor:
+    call = Int8ConvCall(1.0, geometry((1, 1), 1, 0, 1, 1), 0, 0.0, 1.0, torch.float32).flat()
+    return OPS.int8_conv_bind(torch.eye(3, dtype=torch.int8)[:, :, None, None], None, None, None, *call)
 
 
 def _squeeze(x: Tensor, out: Tensor) -> None:
@@ -43,6 +49,10 @@ CALLS: dict[str, Callable[[Tensor, Tensor], None]] = {
     ),
     "conv_bn_act": lambda x, out: OPS.conv_bn_act_bound_out(x, _bound(1, 1), None, out, NOTHING),
     "linear": lambda x, out: OPS.linear_bound_out(x.movedim(1, -1), _bound(1, 1), None, out.movedim(1, -1), NOTHING),
+    "int8_conv2d": lambda x, out: OPS.int8_conv2d_bound_out(x.char(), _bound_int8(), None, out, NOTHING),
+    "int8_linear": lambda x, out: OPS.int8_linear_bound_out(
+        x.char().movedim(1, -1), _bound_int8(), None, out.movedim(1, -1), NOTHING
+    ),
 }
 
 OVERLAPPING = {
@@ -70,7 +80,7 @@ def test_no_two_elements_lie_in_one_place(op, out):
 
 
 @native
-@pytest.mark.parametrize("op", [op for op in CALLS if op != "linear"])
+@pytest.mark.parametrize("op", [op for op in CALLS if "linear" not in op])
 @pytest.mark.parametrize("out", APART)
 def test_any_strides_that_keep_them_apart_will_do(op, out):
     x, expected = normal(*SHAPE), torch.empty(SHAPE)
@@ -80,7 +90,7 @@ def test_any_strides_that_keep_them_apart_will_do(op, out):
 
 
 @native
-@pytest.mark.parametrize("op", [op for op in CALLS if op != "linear"])
+@pytest.mark.parametrize("op", [op for op in CALLS if "linear" not in op])
 def test_the_stride_of_one_image_does_not_matter(op):
     out = torch.full((3, 4, 5), torch.nan).as_strided((1, 3, 4, 5), (0, 20, 5, 1))
     CALLS[op](normal(1, 3, 4, 5), out)

@@ -9,21 +9,13 @@
 #include <memory>
 
 #include "common/rounding.h"
+#include "torch/cpu/bound.h"
 #include "torch/cpu/kept_weights.h"
 #include "torch/huge_pages.h"
 #include "torch/tensors.h"
 
 namespace pk::binding {
 namespace {
-
-const float* per_channel(const MaybeTensor& t, int64_t k, const char* op, const char* argument, MaybeTensor* keep) {
-  if (!t.has_value()) return nullptr;
-  check_cpu(*t, op, argument);
-  check_dtype(*t, ScalarType::Float, op, argument);
-  check_shape(*t, {k}, op, argument);
-  *keep = torch::stable::contiguous(*t);
-  return static_cast<const float*>(data_of(**keep));
-}
 
 Ints sizes_of(const Tensor& t) { return {t.size(0), t.size(1), t.size(2), t.size(3)}; }
 
@@ -43,13 +35,6 @@ void set_x(const char* op, const Tensor& x, ConvArgs* args) {
 void check_x(const char* op, const Tensor& x) {
   check_cpu(x, op, "x");
   check_dim(x, 4, op, "x");
-}
-
-void check_blob(const char* op, const char* argument, const char* of, const Tensor& t) {
-  check_cpu(t, op, argument);
-  check(t.dim() == 1 && t.scalar_type() == ScalarType::Byte && t.is_contiguous(), op, argument,
-        "expected the contiguous 1-D torch.uint8 tensor of ", of, ", got ", dtype_name(t.scalar_type()), " of shape ",
-        shape_of(t));
 }
 
 // What a plan reads of `out`.
@@ -93,12 +78,8 @@ Tensor run(const char* op, ConvPlan* plan, const Tensor& x, const MaybeTensor& r
   set_residual(op, plan, x, residual);
   ConvArgs& args = plan->args;
   const ConvShape& shape = args.shape;
-  const int64_t p = shape.p(), q = shape.q(), sizes[4] = {shape.n, shape.k, p, q};
-  // torch's, of which no size counts as less than 1 either.
-  const auto at_least_1 = [](int64_t size) { return size > 1 ? size : int64_t{1}; };
-  const int64_t image = at_least_1(shape.k) * at_least_1(p) * at_least_1(q);
-  const int64_t strides[2][4] = {{image, p * q, q, 1}, {image, 1, q * shape.k, shape.k}};
-  std::memcpy(args.y_stride, strides[args.y_stride[1] == 1], sizeof args.y_stride);
+  const int64_t sizes[4] = {shape.n, shape.k, shape.p(), shape.q()};
+  image_strides(sizes, args.y_stride[1] == 1, args.y_stride);
   const Tensor y = empty_strided(sizes, args.y_stride, 4, x.scalar_type());
   args.y = y.mutable_data_ptr();
   pk::run(*plan, Scratch(plan->workspace_bytes).data(), executor);
@@ -284,7 +265,6 @@ int64_t conv_bn_act_bound_workspace_op(Tensor x, Tensor bound_conv, Tensor out) 
   return open(op, x, bound_conv, &out, torch_executor().threads).workspace_bytes;
 }
 
-// Where the workspace is too small, because there are more threads than there were, the call takes one of its own.
 void conv_bn_act_bound_out_op(Tensor x, Tensor bound_conv, MaybeTensor residual, Tensor out, Tensor workspace) {
   const char* op = "conv_bn_act_bound_out";
   check_y(op, x, out);
@@ -296,11 +276,7 @@ void conv_bn_act_bound_out_op(Tensor x, Tensor bound_conv, MaybeTensor residual,
   check_out(out, x.scalar_type(), {shape.n, shape.k, shape.p(), shape.q()}, op);
   for (int64_t i = 0; i < 4; ++i) plan.args.y_stride[i] = out.stride(i);
   plan.args.y = out.mutable_data_ptr();
-  if (workspace.numel() >= plan.workspace_bytes) {
-    pk::run(plan, workspace.mutable_data_ptr(), executor);
-  } else {
-    pk::run(plan, Scratch(plan.workspace_bytes).data(), executor);
-  }
+  run_in(plan, workspace, executor);
 }
 
 // Convolutions one after the other, each of what the one before it gave; of `out` those are wanted that are `kept`, and
@@ -336,36 +312,6 @@ void conv_bn_act_chain_out_op(Tensor x, std::vector<Tensor> bound_convs, std::ve
   }
 }
 
-// A fully connected layer is a 1x1 convolution of an image whose pixels are the rows of x. These rows, of any tensor
-// but a number, as images of one pixel: (rows, features, 1, 1), copied where no stride leads from each to the next.
-Tensor rows_of(const char* op, const char* argument, const Tensor& t) {
-  check(t.dim() >= 1, op, argument, "expected at least 1 dimension, got shape ", shape_of(t));
-  const int64_t last = t.dim() - 1, features = t.size(last);
-  int64_t rows = 1, step = features;
-  for (int64_t d = last; d-- > 0;) {
-    const int64_t size = t.size(d);
-    if (size != 1 && rows == 1) step = t.stride(d);
-    const bool even = size <= 1 || rows <= 1 || t.stride(d) == rows * step;
-    if (!even && t.numel() > 0) return rows_of(op, argument, torch::stable::contiguous(t));
-    rows *= size;
-  }
-  // The strides of the two dimensions of size 1 are those of an image in channels_last.
-  return view_of(t, {rows, features, 1, 1}, {step, t.stride(last), features, features});
-}
-
-void check_rows(const char* op, const char* argument, const Tensor& t, const Tensor& x) {
-  bool good = t.dim() == x.dim();
-  for (int64_t d = 0; good && d < x.dim() - 1; ++d) good = t.size(d) == x.size(d);
-  check(good, op, argument, "expected the shape of x except for the last dimension, got ", shape_of(t), " and ",
-        shape_of(x));
-}
-
-MaybeTensor residual_rows(const char* op, const Tensor& x, const MaybeTensor& residual) {
-  if (!residual.has_value()) return std::nullopt;
-  check_rows(op, "residual", *residual, x);
-  return rows_of(op, "residual", *residual);
-}
-
 Tensor linear_bound_op(Tensor x, Tensor bound_conv, MaybeTensor residual) {
   const char* op = "linear_bound";
   const MaybeTensor added = residual_rows(op, x, residual);
@@ -373,10 +319,7 @@ Tensor linear_bound_op(Tensor x, Tensor bound_conv, MaybeTensor residual) {
   const Tensor rows = rows_of(op, "x", x);
   ConvPlan plan = open(op, rows, bound_conv, nullptr, executor.threads);
   const Tensor y = run(op, &plan, rows, added, executor);
-  Ints sizes(x.sizes().begin(), x.sizes().end()), strides(sizes.size(), 1);
-  sizes.back() = y.size(1);
-  for (size_t d = sizes.size() - 1; d-- > 0;) strides[d] = strides[d + 1] * (sizes[d + 1] > 1 ? sizes[d + 1] : 1);
-  return view_of(y, sizes, strides);
+  return of_rows(y, x);
 }
 
 int64_t linear_bound_workspace_op(Tensor x, Tensor bound_conv, Tensor out) {
@@ -387,10 +330,8 @@ int64_t linear_bound_workspace_op(Tensor x, Tensor bound_conv, Tensor out) {
 
 void linear_bound_out_op(Tensor x, Tensor bound_conv, MaybeTensor residual, Tensor out, Tensor workspace) {
   const char* op = "linear_bound_out";
-  check_rows(op, "out", out, x);
-  const Tensor to = rows_of(op, "out", out);
-  check(data_of(to) == data_of(out), op, "out", "expected rows at equal distances, got shape ", shape_of(out));
-  conv_bn_act_bound_out_op(rows_of(op, "x", x), bound_conv, residual_rows(op, x, residual), to, workspace);
+  conv_bn_act_bound_out_op(rows_of(op, "x", x), bound_conv, residual_rows(op, x, residual), out_rows(op, x, out),
+                           workspace);
 }
 
 }  // namespace
