@@ -18,10 +18,11 @@ from torch.compiler import is_compiling
 
 from pykernels.nn._packed import asked_backend, undisturbed
 from pykernels.nn._replaceable import has_hooks
+from pykernels.nn._unfolded import unfolded
 from pykernels.optimize import _compile, _trace
 from pykernels.optimize._graph import OF_STEPS
 from pykernels.optimize._keep import PackedWeight, check_whole, release
-from pykernels.optimize._kinds import runs_ours
+from pykernels.optimize._kinds import runs_ours, unfolds
 from pykernels.optimize._layout import FED, fed
 from pykernels.optimize._program import Program
 from pykernels.optimize._recall import CONTEXT, MISS, MODES, MOST, KnownCall, recall
@@ -156,7 +157,8 @@ class Stub:
         self.known: tuple[KnownCall, ...] = ()
         self.ran: list[Program | None] = [None]
         self.plainly: dict[str, int] = {}
-        self.why: str | None = "runs the package's kernels by itself" if runs_ours(module) else None
+        itself = runs_ours(module) and not (family.plan is not None and unfolds(module))
+        self.why: str | None = "runs the package's kernels by itself" if itself else None
         kind = kind_of(module)
         if (kind in _WHOLE and kind not in _GAIN_ALONE) or (module is family.root and _is_torchs_layer(module)):
             self.why = "pykernels has no kernel for it"
@@ -364,7 +366,8 @@ class Stub:
             return module._call_impl(*args, **kwargs)
         recorder = Recorder(module, self.path)
         held = [(c, contents(c)) for c in mutable((args, kwargs))]
-        result = recorder.run(args, kwargs, tensors)
+        with unfolded(self.family.plan is not None):
+            result = recorder.run(args, kwargs, tensors)
         if any(not as_it_was(c, then) or holds(result, c) for c, then in held):
             recorder.refuse("changes or returns a list or dict that it is given")
         self.family.read |= recorder.read
