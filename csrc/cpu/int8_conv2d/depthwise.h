@@ -98,7 +98,7 @@ struct Depthwise {
     auto* const blank = reinterpret_cast<int8_t*>(memory + round_up(8 * q * taps, 64));
     auto* const pixels = reinterpret_cast<Pixel*>(memory + cut.a_bytes);
     std::memset(blank, plan.options.x_zero_point, static_cast<size_t>(layout.columns));
-    for (int64_t row = part_begin(cut.blocks, i, cut.slots); row < part_begin(cut.blocks, i + 1, cut.slots); ++row) {
+    for (int64_t row = share(cut.blocks, i, cut.slots); row < share(cut.blocks, i + 1, cut.slots); ++row) {
       const int64_t n = row / shape.p(), p = row % shape.p();
       const int8_t* const image = x + n * stride[0];
       for (int64_t j = 0; j < q; ++j) pixels[j] = pixel_at(plan, n, p, j);

@@ -32,17 +32,7 @@ inline void conv_tile(const AValue* a, const BValue* b, int64_t groups, const in
 #pragma GCC unroll 2
     for (int v = 0; v < kNrVectors; ++v) sum[r][v] = load<I32>(start + r * start_step + v * kLanes);
   }
-  for (int64_t g = 0; g < groups; ++g) {
-    const auto b0 = load_b(b, g, 0), b1 = load_b(b, g, 1);
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      int32_t group;
-      std::memcpy(&group, a + r * kARow + g * kGroup, sizeof group);
-      const I32 ar = broadcast(group);
-      sum[r][0] = dot(sum[r][0], ar, b0);
-      sum[r][1] = dot(sum[r][1], ar, b1);
-    }
-  }
+  add_products<kRows>(sum, [&](int r) { return a + r * kARow; }, b, groups);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
@@ -67,9 +57,6 @@ struct ConvSlot {
   Pixel* pixels;
 };
 
-// First of part i when n things are dealt to `parts`.
-inline int64_t part_begin(int64_t n, int64_t i, int64_t parts) { return n / parts * i + smaller(i, n % parts); }
-
 struct Product {
   const Int8ConvPlan& plan;
   const ConvShape& shape;
@@ -80,7 +67,7 @@ struct Product {
   Finish epilogue;
 
   int64_t pixels() const { return shape.n * shape.p() * shape.q(); }
-  int64_t tile_begin(int64_t tile) const { return part_begin(pixels(), tile, cut.tiles); }
+  int64_t tile_begin(int64_t tile) const { return share(pixels(), tile, cut.tiles); }
 
   const int8_t* x_end() const {
     return x + (shape.n - 1) * stride[0] + (shape.h - 1) * stride[2] + (shape.w - 1) * stride[3] + shape.c;
@@ -121,7 +108,7 @@ struct Product {
   template <Kind kind, class BValue>
   void tiles_of_panel(int64_t group, int64_t block, const ConvSlot& slot, int64_t kb, const BValue* b, int64_t depth,
                       int64_t panel, const int32_t* start, int32_t* sums) const {
-    const int64_t begin = part_begin(cut.tiles, block, cut.blocks), end = part_begin(cut.tiles, block + 1, cut.blocks);
+    const int64_t begin = share(cut.tiles, block, cut.blocks), end = share(cut.tiles, block + 1, cut.blocks);
     const int64_t first = tile_begin(begin), rows_of_block = tile_begin(end) - first;
     const AValue* const a = slot.a + kb * rows_of_block * kARow;
     const bool is_first = kb == 0, is_last = kb + 1 >= cut.depth_blocks;
@@ -141,11 +128,11 @@ struct Product {
     const char* const packed = body + group * layout.group_bytes();
     const auto* const starts = reinterpret_cast<const int32_t*>(packed);
     const auto* const panels = reinterpret_cast<const int8_t*>(packed + 4 * b.columns());
-    const int64_t begin = part_begin(cut.panels, chunk, cut.chunks),
-                  end = part_begin(cut.panels, chunk + 1, cut.chunks);
-    const int64_t tiles = part_begin(cut.tiles, block + 1, cut.blocks) - part_begin(cut.tiles, block, cut.blocks);
+    const int64_t begin = share(cut.panels, chunk, cut.chunks),
+                  end = share(cut.panels, chunk + 1, cut.chunks);
+    const int64_t tiles = share(cut.tiles, block + 1, cut.blocks) - share(cut.tiles, block, cut.blocks);
     const int64_t rows =
-        tile_begin(part_begin(cut.tiles, block + 1, cut.blocks)) - tile_begin(part_begin(cut.tiles, block, cut.blocks));
+        tile_begin(share(cut.tiles, block + 1, cut.blocks)) - tile_begin(share(cut.tiles, block, cut.blocks));
     for (int64_t kb = 0; kb < larger(1, cut.depth_blocks); ++kb) {
       const int64_t depth = cut.depth_blocks == 0 ? 0 : b.depth(kb);
       for (int64_t j = begin; j < end; ++j) {
@@ -170,11 +157,11 @@ struct Product {
     slot.pixels = reinterpret_cast<Pixel*>(memory += cut.wide_bytes);
     const int64_t tasks = shape.groups * cut.blocks * cut.chunks;
     int64_t gathered = -1;
-    for (int64_t t = part_begin(tasks, i, cut.slots); t < part_begin(tasks, i + 1, cut.slots); ++t) {
+    for (int64_t t = share(tasks, i, cut.slots); t < share(tasks, i + 1, cut.slots); ++t) {
       const int64_t block = t / cut.chunks % cut.blocks, group = t / cut.chunks / cut.blocks;
       if (gathered != t / cut.chunks) {
-        const int64_t first = tile_begin(part_begin(cut.tiles, block, cut.blocks));
-        gather(group, first, tile_begin(part_begin(cut.tiles, block + 1, cut.blocks)) - first, slot);
+        const int64_t first = tile_begin(share(cut.tiles, block, cut.blocks));
+        gather(group, first, tile_begin(share(cut.tiles, block + 1, cut.blocks)) - first, slot);
         gathered = t / cut.chunks;
       }
       run_task<kind>(group, block, t % cut.chunks, slot);

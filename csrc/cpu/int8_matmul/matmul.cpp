@@ -40,9 +40,6 @@ inline Slot slot_at(const Int8Blocking& cut, char* memory) {
   return s;
 }
 
-// First of part i when n things are dealt to `parts`.
-inline int64_t share(int64_t n, int64_t i, int64_t parts) { return n / parts * i + smaller(i, n % parts); }
-
 // Rows before tile t of all tiles, of even height.
 inline int64_t tile_row(const Int8MatmulArgs& p, const Int8Blocking& cut, int64_t t) {
   return share(p.m, t, cut.tiles);

@@ -23,6 +23,23 @@ inline auto load_b(const BValue* b, int64_t g, int v) {
 inline I32 dot(I32 sum, I32 a, I8 b) { return dot4_u8i8(sum, bit_cast<I8>(a), b); }
 inline I32 dot(I32 sum, I32 a, I16 b) { return dot2(sum, bit_cast<I16>(a), b); }
 
+// sum[r] += the products of `groups` groups of row(r) and b.
+template <int kRows, class BValue, class RowOf>
+[[gnu::always_inline]] inline void add_products(I32 (&sum)[kRows][kNrVectors], const RowOf& row, const BValue* b,
+                                                int64_t groups) {
+  for (int64_t g = 0; g < groups; ++g) {
+    const auto b0 = load_b(b, g, 0), b1 = load_b(b, g, 1);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      int32_t group;
+      std::memcpy(&group, row(r) + g * kGroup, sizeof group);
+      const I32 ar = broadcast(group);
+      sum[r][0] = dot(sum[r][0], ar, b0);
+      sum[r][1] = dot(sum[r][1], ar, b1);
+    }
+  }
+}
+
 template <int kRows, class BValue>
 inline void tile(const AValue* a, const BValue* b, int64_t groups, int32_t* c, int64_t c_stride, bool first) {
   I32 sum[kRows][kNrVectors];
@@ -31,17 +48,7 @@ inline void tile(const AValue* a, const BValue* b, int64_t groups, int32_t* c, i
 #pragma GCC unroll 2
     for (int v = 0; v < kNrVectors; ++v) sum[r][v] = first ? I32{} : load<I32>(c + r * c_stride + v * kLanes);
   }
-  for (int64_t g = 0; g < groups; ++g) {
-    const auto b0 = load_b(b, g, 0), b1 = load_b(b, g, 1);
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      int32_t group;
-      std::memcpy(&group, a + r * kARow + g * kGroup, sizeof group);
-      const I32 ar = broadcast(group);
-      sum[r][0] = dot(sum[r][0], ar, b0);
-      sum[r][1] = dot(sum[r][1], ar, b1);
-    }
-  }
+  add_products<kRows>(sum, [&](int r) { return a + r * kARow; }, b, groups);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
