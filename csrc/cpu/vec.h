@@ -226,6 +226,26 @@ inline I8Quarter to_i8(I32 x) {
 #endif
 }
 
+// The low bytes of four vectors, one after the other.
+inline I8 to_i8(I32 a, I32 b, I32 c, I32 d) {
+#if defined(__AVX512BW__) && PK_LANES == 16
+  const __m512i ab = _mm512_packus_epi32((__m512i)(a & 255), (__m512i)(b & 255));
+  const __m512i cd = _mm512_packus_epi32((__m512i)(c & 255), (__m512i)(d & 255));
+  const I32 order = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};  // packing takes turns at the quarters
+  return (I8)_mm512_permutexvar_epi32((__m512i)order, _mm512_packus_epi16(ab, cd));
+#elif defined(__AVX2__) && PK_LANES == 8
+  const __m256i ab = _mm256_packus_epi32((__m256i)(a & 255), (__m256i)(b & 255));
+  const __m256i cd = _mm256_packus_epi32((__m256i)(c & 255), (__m256i)(d & 255));
+  const I32 order = {0, 4, 1, 5, 2, 6, 3, 7};  // as above, the halves
+  return (I8)_mm256_permutevar8x32_epi32(_mm256_packus_epi16(ab, cd), (__m256i)order);
+#else
+  I8 whole;
+  const I8Quarter parts[4] = {to_i8(a), to_i8(b), to_i8(c), to_i8(d)};
+  std::memcpy(&whole, parts, sizeof whole);
+  return whole;
+#endif
+}
+
 // acc[i] + a[2i] * b[2i] + a[2i+1] * b[2i+1], exact unless the sum leaves int32.
 inline I32 dot2(I32 acc, I16 a, I16 b) {
 #if defined(__AVX512VNNI__) && PK_LANES == 16

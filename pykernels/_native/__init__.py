@@ -35,6 +35,7 @@ OPS = (
     *("int8_matmul", "int8_pack", "int8_matmul_packed", "int8_linear", "int8_linear_packed", "quantize_int8"),
     *("int8_conv2d", "int8_conv_bind", "int8_conv2d_bound", "int8_conv2d_bound_out", "int8_conv2d_bound_workspace"),
     *("int8_linear_bound", "int8_linear_bound_out", "int8_linear_bound_workspace"),
+    *("int8_quantize", "int8_quantize_out", "int8_dequantize", "int8_dequantize_out"),
     *("note_tensors", "are_as_noted", "kept_weight_bytes", "forget_kept_weights"),
 )
 

@@ -9,6 +9,7 @@ from pykernels.ops.conv_bn_act.transposed import conv_transpose_bn_act
 from pykernels.ops.group_norm_act import group_norm_act
 from pykernels.ops.int8_conv2d import int8_conv2d
 from pykernels.ops.int8_matmul import int8_matmul, quantize_int8
+from pykernels.ops.int8_pointwise import int8_dequantize, int8_quantize
 from pykernels.ops.layer_norm import layer_norm
 from pykernels.ops.lstm import lstm, lstm_cell
 from pykernels.ops.pool2d import avg_pool2d, global_avg_pool2d, max_pool2d
@@ -26,7 +27,9 @@ __all__ = [
     "global_avg_pool2d",
     "group_norm_act",
     "int8_conv2d",
+    "int8_dequantize",
     "int8_matmul",
+    "int8_quantize",
     "layer_norm",
     "lstm",
     "lstm_cell",

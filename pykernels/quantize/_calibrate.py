@@ -56,23 +56,18 @@ class RangeWatcher(Watcher):
         super().__init__()
         self.method = method
         self.observers: dict[str, list[Observer | None]] = {}
-        self._positions: dict[str, dict[Value, int]] = {}
         self.broken: set[str] = set()
 
     def see(self, program: Program, v: Value, t: Tensor) -> None:
         """Widens the range of ``v``."""
         plan = program.graph.plan
-        if plan.name not in self._positions or self.programs[plan.name] is not program:
-            self._positions[plan.name] = {v: i for i, v in enumerate(plan.values)}
-            self.observers.setdefault(plan.name, [None] * len(plan.values))
-        at = self._positions[plan.name].get(v)
-        if at is None:
-            at = {v: i for i, v in enumerate(plan.values)}.get(v)
+        at = plan.position(v)
         if at is None or not t.is_floating_point():
             return
-        found = self.observers[plan.name][at]
+        seen = self.observers.setdefault(plan.name, [None] * len(plan.values))
+        found = seen[at]
         if found is None:
-            found = self.observers[plan.name][at] = Observer(self.method)
+            found = seen[at] = Observer(self.method)
         if not found.see(t):
             self.broken.add(next((s.where for s in program.graph.steps if v in s.results()), "an input"))
 

@@ -61,6 +61,7 @@ class Plan:
     def rewrite(self, graph: Graph) -> None:
         """Puts int8 steps into ``graph``, if it is one of those that were calibrated."""
         graph.plan = Rewritten(name_of(graph), values_of(graph), layers_in(graph))
+        graph.plan.given = {s: s.results() for s in graph.steps}
         ranges = self.tables.get(graph.plan.name) if self.is_on else None
         if ranges is None:
             return
@@ -70,6 +71,9 @@ class Plan:
 
     def settled(self, graph: Graph) -> None:
         """Formats are decided: what is rounded for convolutions in channels_last alone is written so at once."""
+        for step, results in graph.plan.given.items():
+            moved = zip(step.results(), results, strict=True)  # of sequences only images are left, where nobody reads them
+            graph.plan.aliases.update((new, old) for new, old in moved if new is not old)
         users = graph.users()
         for step in graph.steps:
             if isinstance(step.function, Quantize):
@@ -108,7 +112,18 @@ class Rewritten:
     values: list[Value]
     layers: list[Step]
     int8: dict[Value, tuple[Value, Grid]] = field(default_factory=dict)
+    #: What the steps gave before formats were settled, and what stands for such a value since.
+    given: dict[Step, list[Value]] = field(default_factory=dict)
+    aliases: dict[Value, Value] = field(default_factory=dict)
     is_calibrated: bool = False
+
+    def __post_init__(self) -> None:
+        self._positions = {v: i for i, v in enumerate(self.values)}
+
+    def position(self, v: Value) -> int | None:
+        """Which of its values ``v`` is, in float or in int8."""
+        v = self.aliases.get(v, v)
+        return self._positions.get(self.int8[v][0] if v in self.int8 else v)
 
 
 def _around(where: str) -> Iterable[str]:
