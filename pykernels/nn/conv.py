@@ -12,8 +12,8 @@ from torch import nn
 from pykernels import _native
 from pykernels._huge import gathered
 from pykernels.nn._packed import Pack, PacksWeights, Slot
-from pykernels.nn._unfolded import is_unfolded
 from pykernels.nn._replaceable import check_replaceable, is_replaceable
+from pykernels.nn._unfolded import is_unfolded
 from pykernels.ops import _dispatch
 from pykernels.ops._activation import activation_code, apply_activation
 from pykernels.ops._arguments import check_number, fail

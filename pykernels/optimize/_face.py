@@ -159,9 +159,7 @@ def _twins_first(cls: type) -> list[type]:
     return sorted((made, *rest), key=lambda kind: 0 if kind is made else 1 if issubclass(kind, Optimized) else 2)
 
 
-def _family_of(
-    model: Any, outside: torch.dtype, inside: torch.dtype, keep: str | None, plan: Any = None
-) -> Family:
+def _family_of(model: Any, outside: torch.dtype, inside: torch.dtype, keep: str | None, plan: Any = None) -> Family:
     """A new one, with a stub on ``model`` or, where that is to have none, known to its class, which is its alone."""
     family = Family(model, outside, inside, keep, plan)
     if family.is_bare:
@@ -176,7 +174,7 @@ def face(
     model: nn.Module, outside: torch.dtype, inside: torch.dtype, keep: str | None = None, above: type = Optimized,
     plan: Any = None,
 ) -> Any:  # fmt: skip
-    """The twin of ``model``, with stubs on its modules. Its class has the methods of ``above``; ``plan``: `Family`'s."""
+    """The twin of ``model``, with stubs on its modules; its class has the methods of ``above``."""
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
             "pykernels.optimize: model: expected a torch.nn.Module with a forward in Python, got TorchScript; optimise "

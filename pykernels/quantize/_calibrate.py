@@ -30,7 +30,7 @@ class Watcher:
         #: Has a call of a module been recorded, and not watched?
         self.missed = False
 
-    def run(self, program: Program, tensors: Sequence[Tensor]) -> Any:
+    def run(self, program: Program, tensors: list[Tensor]) -> Any:
         """The result of ``program`` for ``tensors``."""
         plan = program.graph.plan
         self.programs[plan.name] = program
@@ -73,9 +73,7 @@ class RangeWatcher(Watcher):
 
     def tables(self) -> dict[str, Ranges]:
         """The ranges by graph."""
-        return {
-            name: [None if o is None else o.range() for o in found] for name, found in self.observers.items()
-        }
+        return {name: [None if o is None else o.range() for o in found] for name, found in self.observers.items()}
 
 
 def calls_of(model: nn.Module, batches: Any) -> Iterable[Call]:
@@ -95,7 +93,7 @@ def calls_of(model: nn.Module, batches: Any) -> Iterable[Call]:
         if isinstance(batch, Mapping):
             yield (), dict(batch)
         elif isinstance(batch, tuple | list):
-            drops = len(batch) > 1 and len(batch) == needed + 1 or len(batch) == most + 1
+            drops = (len(batch) > 1 and len(batch) == needed + 1) or len(batch) == most + 1
             yield tuple(batch[:-1] if drops else batch), {}
         else:
             yield (batch,), {}
@@ -123,8 +121,8 @@ def run_all(twin: nn.Module, calls: Iterable[Call], watcher: Watcher | None, eac
             try:
                 result = _watched(twin, family, watcher, args, kwargs)
             except Exception as problem:
-                problem.add_note(f"pykernels.quantize: batches: batch {count - 1} makes the model raise this")
-                raise
+                told = f"pykernels.{OP}: batches: batch {count - 1} makes the model raise {type(problem).__name__}"
+                raise RuntimeError(f"{told}: {problem}") from problem
             each(result)
     return count
 
@@ -164,6 +162,12 @@ def _check(twin: nn.Module, number: int, args: tuple[Any, ...], kwargs: dict[str
             fail(ValueError, OP, "batches", f"{name} of finite numbers", "NaN or infinity")
 
 
+def nothing_given(count: int) -> None:
+    """Refuses it, if ``count`` batches are none."""
+    if count == 0:
+        fail(ValueError, OP, "batches", "at least one", "none (an empty list, or an iterator that has been used up)")
+
+
 def calibrate(twin: nn.Module, plan: Plan, calls: Iterable[Call], method: str) -> None:
     """Sets the tables of ``plan``."""
     family = family_of(twin)
@@ -174,8 +178,7 @@ def calibrate(twin: nn.Module, plan: Plan, calls: Iterable[Call], method: str) -
     finally:
         plan.is_on = True
         family.forget()
-    if count == 0:
-        fail(ValueError, OP, "batches", "at least one batch", "none (an empty list, or an iterator that has been used up)")
+    nothing_given(count)
     if watcher.broken:
         where = ", ".join(sorted(watcher.broken))
         fail(ValueError, OP, "batches", "finite numbers in all of the model", f"NaN or infinity in {where}")

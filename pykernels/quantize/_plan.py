@@ -6,6 +6,7 @@ makes another graph runs in float, and the report says so. As a state the plan i
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
 import json
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Step, Value
+from pykernels.quantize._dynamic import quantize_rows
 from pykernels.quantize._rewrite import Rewriter, layers_in
 from pykernels.quantize._steps import Quantize
 
@@ -53,26 +55,41 @@ class Plan:
     #: Off while the float programs run that a calibration watches.
     is_on: bool = True
 
-    def takes(self, step: Step) -> bool:
-        """Is the layer to run in int8?"""
-        names = [name for where in (step.where, *step.sources) for name in _around(where)]
-        return not any(fnmatch.fnmatchcase(n, p) for n in names for p in (*self.skip, *self.kept))
+    #: The one layer that runs in int8, while a budget looks for those that cost most.
+    only: str | None = None
+    #: By graph and value: the signal-to-noise ratios of layers.
+    ratios: dict[str, dict[int, float]] = field(default_factory=dict)
+
+    def why_float(self, step: Step) -> str:
+        """Why the layer is to stay in float; "" where it is not."""
+        names = {name for where in (step.where, *step.sources) for name in _around(where)}
+        if any(fnmatch.fnmatchcase(n, p) for n in names for p in self.skip):
+            return "it is named in skip"
+        if step.where in self.kept:
+            return "it costs more than the budget allows"
+        return "" if self.only in (None, step.where) else "another one is measured alone"
 
     def rewrite(self, graph: Graph) -> None:
         """Puts int8 steps into ``graph``, if it is one of those that were calibrated."""
         graph.plan = Rewritten(name_of(graph), values_of(graph), layers_in(graph))
         graph.plan.given = {s: s.results() for s in graph.steps}
+        if self.dynamic and self.is_on:
+            graph.plan.made, graph.plan.is_calibrated = quantize_rows(graph, self.why_float, self.per_channel), True
+            return
         ranges = self.tables.get(graph.plan.name) if self.is_on else None
         if ranges is None:
             return
         known = {v: r for v, r in zip(graph.plan.values, ranges, strict=True) if r is not None}
-        graph.plan.int8 = Rewriter(graph, known, self.takes, self.per_channel).rewrite()
-        graph.plan.is_calibrated = True
+        rewriter = Rewriter(graph, known, self.why_float, self.per_channel)
+        graph.plan.int8, graph.plan.is_calibrated = rewriter.rewrite(), True
+        graph.plan.made, graph.plan.reasons = rewriter.made, rewriter.reasons
 
     def settled(self, graph: Graph) -> None:
         """Formats are decided: what is rounded for convolutions in channels_last alone is written so at once."""
         for step, results in graph.plan.given.items():
-            moved = zip(step.results(), results, strict=True)  # of sequences only images are left, where nobody reads them
+            moved = zip(
+                step.results(), results, strict=True
+            )  # of sequences only images are left, where nobody reads them
             graph.plan.aliases.update((new, old) for new, old in moved if new is not old)
         users = graph.users()
         for step in graph.steps:
@@ -85,7 +102,7 @@ class Plan:
         """All of it as a tensor of bytes."""
         told = {
             "version": 1, "per_channel": self.per_channel, "skip": self.skip, "kept": self.kept,
-            "dynamic": self.dynamic, "tables": self.tables,
+            "dynamic": self.dynamic, "tables": self.tables, "ratios": self.ratios,
         }  # fmt: skip
         return torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8)
 
@@ -93,14 +110,13 @@ class Plan:
         """Takes what `to_bytes` of another gave."""
         told: Any = None
         if isinstance(state, Tensor) and state.dtype is torch.uint8:
-            try:
+            with contextlib.suppress(ValueError):
                 told = json.loads(bytes(state.tolist()).decode())
-            except ValueError:
-                pass
         if not isinstance(told, dict) or told.get("version") != 1:
             raise ValueError("pykernels.quantize: state: expected the extra state of a quantised model, of version 1")
         self.per_channel, self.dynamic = bool(told["per_channel"]), bool(told["dynamic"])
         self.skip, self.kept = tuple(told["skip"]), tuple(told["kept"])
+        self.ratios = {name: {int(at): r for at, r in found.items()} for name, found in told["ratios"].items()}
         self.tables = {name: [None if r is None else tuple(r) for r in t] for name, t in told["tables"].items()}
 
 
@@ -116,9 +132,14 @@ class Rewritten:
     given: dict[Step, list[Value]] = field(default_factory=dict)
     aliases: dict[Value, Value] = field(default_factory=dict)
     is_calibrated: bool = False
+    #: The layers that run in int8, and why others don't.
+    made: dict[Step, Step] = field(default_factory=dict)
+    reasons: dict[Step, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._positions = {v: i for i, v in enumerate(self.values)}
+        self.of_layers_by_step = {s: self._positions[s.outputs] for s in self.layers}
+        self.of_layers = frozenset(self.of_layers_by_step.values())
 
     def position(self, v: Value) -> int | None:
         """Which of its values ``v`` is, in float or in int8."""

@@ -19,13 +19,14 @@ from pykernels.ops.upsample2d.op import UPSAMPLE2D
 from pykernels.optimize._conv1d import FusedConv1d
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Step, Value, is_torchs, mapped
+from pykernels.optimize._layer_norms import FusedPixels
 from pykernels.optimize._linear import FusedLinear
 from pykernels.optimize._norms import is_join
 from pykernels.optimize._pools import _maximum
 from pykernels.quantize._grid import grid_of
 from pykernels.quantize._steps import Dequantize, Int8Layer, Quantize
 
-_LAYERS = (FusedConv, FusedConv1d, FusedLinear)
+_LAYERS = (FusedConv, FusedConv1d, FusedLinear, FusedPixels)
 #: They give what they are given, in another order or shape.
 _MOVES = frozenset(
     ["flatten", "reshape", "view", "permute", "transpose", "contiguous", "squeeze", "unsqueeze", "movedim", "chunk",
@@ -35,34 +36,40 @@ _MOVES = frozenset(
 
 
 def layers_in(graph: Graph) -> list[Step]:
-    """The steps that could run on int8 numbers."""
-    return [s for s in graph.steps if _is_layer(s)]
+    """The convolutions and linear layers."""
+    return [s for s in graph.steps if isinstance(s.function, FusedConv)]
 
 
-def _is_layer(step: Step) -> bool:
-    """Is it a convolution or linear layer that the int8 kernels take?"""
-    layer = step.function
-    if type(layer) not in _LAYERS or not layer.on_cpu or layer.is_held or layer.weight.dtype is not torch.float32:
-        return False
+def _why_no_kernel(layer: FusedConv) -> str:
+    """Why the int8 kernels do not take a layer; "" where they do."""
+    if type(layer) not in _LAYERS:
+        return "there are no int8 kernels for transposed convolutions"
+    if not layer.on_cpu or layer.weight.dtype is not torch.float32:
+        return "whole networks run in int8 on a CPU, from float32"
+    if not 0 < layer.depth() <= MAX_K_WITH_ZERO_POINT:
+        return f"it sums more than {MAX_K_WITH_ZERO_POINT} products, which may not fit into int32"
     # A clamp is what a grid does by itself; of others the kernels have no constants.
-    plain = layer.act.slopes is None and (not layer.act.constants or layer.act.name == "relu6")
-    return plain and 0 < layer.depth() <= MAX_K_WITH_ZERO_POINT
+    if layer.act.slopes is not None or (layer.act.constants and layer.act.name != "relu6"):
+        return f"the int8 kernels have no {layer.act.title()} with constants of its own"
+    return ""
 
 
 class Rewriter:
-    """One graph. ``ranges`` are those of its values; ``takes`` says which layers are to run in int8."""
+    """One graph. ``ranges`` are those of its values; ``takes`` says why a layer is to stay in float, or ""."""
 
     def __init__(
-        self, graph: Graph, ranges: Mapping[Value, tuple[float, float]], takes: Callable[[Step], bool],
+        self, graph: Graph, ranges: Mapping[Value, tuple[float, float]], takes: Callable[[Step], str],
         per_channel: bool,
     ) -> None:  # fmt: skip
         self.graph, self.ranges, self.per_channel = graph, ranges, per_channel
         written = {v.storage for s in graph.steps for v in s.writes}
         #: Values that no write changes, with a range.
         self.fit = {v for v in ranges if v.storage not in written}
-        self.layers = {
-            s for s in graph.steps if _is_layer(s) and s.args[0] in self.fit and s.outputs in ranges and takes(s)
-        }
+        #: Why layers stay in float.
+        self.reasons: dict[Step, str] = {}
+        self.layers = {s for s in layers_in(graph) if not self._why_not(s, takes)}
+        #: What has become of those that do not.
+        self.made: dict[Step, Step] = {}
         self.moves = {s for s in graph.steps if self._moves(s)}
         self._parents: dict[Value, Value] = {}
         #: The int8 forms that there are.
@@ -91,6 +98,14 @@ class Rewriter:
         self.graph.result = mapped(self.graph.result, self._as_float)
         self.graph.steps = self.steps
         return {q: (v, self._grid(v)) for v, q in self.in8.items()}
+
+    def _why_not(self, step: Step, takes: Callable[[Step], str]) -> str:
+        why = _why_no_kernel(step.function) or takes(step)
+        if not why and step.args[0] not in self.fit:
+            why = "its input is written to later, or was not seen by the calibration"
+        if why:
+            self.reasons[step] = why
+        return why
 
     def _moves(self, step: Step) -> bool:
         """Does it give only numbers that it was given, and take int8 ones?"""
@@ -174,7 +189,7 @@ class Rewriter:
         x, residual = step.args
         added = self.in8.get(residual, residual)
         y, layer = step.outputs, step.function
-        grids = self._grid(x), None if added is residual else self._grid(residual), None
+        grids: Any = self._grid(x), None if added is residual else self._grid(residual), None
         given = self._as_int8(x, step.where)
         outputs, after = y, None
         if y in self.has:
@@ -185,7 +200,8 @@ class Rewriter:
             after = Step(torch.clamp, (outputs, *layer.act.constants), {}, y, (), "call", step.where)
         made = Int8Layer(layer, *grids, self.per_channel)
         note = f"int8 {step.note}"
-        self.steps.append(Step(made, (given, added), {}, outputs, (), "fused", step.where, note, step.sources))
+        self.made[step] = Step(made, (given, added), {}, outputs, (), "fused", step.where, note, step.sources)
+        self.steps.append(self.made[step])
         self.steps += [] if after is None else [after]
 
     def _write_move(self, step: Step) -> None:

@@ -32,7 +32,8 @@ class Int8Pack(Pack):
 
     def tensors(self) -> list[Tensor]:
         """All that is packed."""
-        return [self.value]
+        values = self.value if type(self.value) is tuple else [self.value]
+        return [t for t in values if isinstance(t, Tensor)]
 
 
 class Int8Layer(FusedConv):
@@ -116,19 +117,8 @@ class Int8Layer(FusedConv):
         parts = self.weight, self.bias, *(self.norm or (None,) * 4)
         return [None if v is None else values.get(v, v.tensor) for v in parts]
 
-    def folded(self, tensors: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The int8 weight, its scales (K,), and the bias, the batch norm in them; the filters stand for the weight."""
-        weight, bias, *norm = tensors
-        scale, shift = fold_batch_norm(bias, *norm, self.eps)
-        weight = weight.detach().float()
-        if scale is not None:
-            weight = weight * scale.reshape(-1, 1, 1, 1)
-        axis = 0 if self.per_channel else None
-        q, steps, _ = quantize_int8(weight, axis=axis, backend="reference")
-        return q, steps.float().expand(weight.shape[0]), shift
-
     def _bind(self, tensors: list[Any]) -> Tensor:
-        q, steps, shift = self.folded(tensors)
+        q, steps, shift = folded(tensors, self.eps, self.per_channel)
         factor, residual_scale, out_scale = self.numbers()
         scale = steps * (self.x.scale * factor)
         bias = None if shift is None else shift.float() * factor
@@ -149,6 +139,20 @@ class Int8Layer(FusedConv):
             return None
         low, high = (self.out.quantize(torch.tensor(c)) for c in self.act.constants)
         return torch.arange(-128, 128, dtype=torch.int8).clamp(low, high)
+
+
+def folded(tensors: Sequence[Any], eps: float, per_channel: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The int8 weight, its scales (K,), and the bias, with the batch norm in them.
+
+    ``tensors`` are the filters, the bias, and the batch norm's mean, variance, weight and bias.
+    """
+    weight, bias, mean, var, norm_weight, norm_bias = tensors
+    scale, shift = fold_batch_norm(bias, mean, var, norm_weight, norm_bias, eps)
+    weight = weight.detach().float()
+    if scale is not None:
+        weight = weight * scale.reshape(-1, 1, 1, 1)
+    q, steps, _ = quantize_int8(weight, axis=0 if per_channel else None, backend="reference")
+    return q, steps.float().expand(weight.shape[0]), shift
 
 
 class Quantize(OurCall):
@@ -194,4 +198,6 @@ class Dequantize(OurCall):
         """The numbers, in new memory."""
         return self._op(q, *self.grid, torch.float32)
 
-    in_trace = __call__
+    def in_trace(self, q: Tensor) -> Tensor:  # type: ignore[override]
+        """The same."""
+        return self(q)
