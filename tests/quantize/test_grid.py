@@ -50,7 +50,7 @@ def test_a_histogram_that_widens_counts_as_one_that_was_wide():
     assert (parts.counts.cumsum(0) - whole.counts.cumsum(0)).abs().max() <= 600
 
 
-@pytest.mark.parametrize("method", OBSERVERS[1:])
+@pytest.mark.parametrize("method", ["percentile", "entropy"])
 def test_outliers_are_cut_off(method):
     torch.manual_seed(0)
     x = torch.randn(200_000)

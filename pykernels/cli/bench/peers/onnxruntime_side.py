@@ -12,11 +12,11 @@ from .exported import arrays_of, exported
 from .rows import Row
 
 
-def load(row: Row, folder: Path, threads: int) -> Loaded:
+def load(row: Row, folder: Path, threads: int, *, file: str = "model.onnx") -> Loaded:
     """A session over the exported graph, all optimisations on."""
     import onnxruntime
 
-    path = exported(folder, "onnx", "model.onnx")
+    path = exported(folder, "onnx" if file == "model.onnx" else "onnx_int8", file)
     inputs = arrays_of(folder / "inputs.npz")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -12,11 +12,11 @@ from .exported import arrays_of, exported
 from .rows import Row
 
 
-def load(row: Row, folder: Path, threads: int, *, precision: str) -> Loaded:
+def load(row: Row, folder: Path, threads: int, *, precision: str, file: str = "model.onnx") -> Loaded:
     """One stream, latency first. Left alone it would use bfloat16 wherever the CPU has it: hence the hint."""
     import openvino
 
-    path = exported(folder, "onnx", "model.onnx")
+    path = exported(folder, "onnx" if file == "model.onnx" else "onnx_int8", file)
     inputs = arrays_of(folder / "inputs.npz")
     start = time.perf_counter()
     core = openvino.Core()
