@@ -44,13 +44,14 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {
   return empty(sizes.begin(), sizes.size(), dtype);
 }
 
-// An uninitialised image with the pixels of another size, in x's memory format, as torch gives it.
-inline Tensor empty_image(const Tensor& x, int64_t height, int64_t width) {
+// An uninitialised image with the pixels of another size, in x's memory format, as torch gives it; of x's dtype, or of
+// another one.
+inline Tensor empty_image(const Tensor& x, int64_t height, int64_t width, std::optional<ScalarType> dtype = {}) {
   const auto at_least_1 = [](int64_t size) { return size > 1 ? size : int64_t{1}; };
   const int64_t c = at_least_1(x.size(1)), image = c * height * width;
   const int64_t sizes[4] = {x.size(0), x.size(1), height, width}, last[4] = {image, 1, width * c, c},
                 planes[4] = {image, height * width, width, 1};
-  return empty_strided(sizes, is_channels_last(x) ? last : planes, 4, x.scalar_type());
+  return empty_strided(sizes, is_channels_last(x) ? last : planes, 4, dtype ? *dtype : x.scalar_type());
 }
 
 // The memory of `t` by other sizes and strides, from its first element on.
