@@ -209,6 +209,15 @@ inline I32 to_i32(I8Quarter v) {
   return __builtin_convertvector(v, I32);
 #endif
 }
+inline I32 to_i32(I16Half v) {
+#if defined(__AVX512F__) && PK_LANES == 16
+  return (I32)_mm512_maskz_cvtepi16_epi32(0xffff, (__m256i)v);
+#elif defined(__AVX2__) && PK_LANES == 8
+  return (I32)_mm256_cvtepi16_epi32((__m128i)v);
+#else
+  return __builtin_convertvector(v, I32);
+#endif
+}
 inline I16Half to_i16(I32 x) { return __builtin_convertvector(x, I16Half); }
 // The low bytes. By itself the compiler takes the lanes out one by one.
 inline I8Quarter to_i8(I32 x) {
@@ -232,7 +241,7 @@ inline I8 to_i8(I32 a, I32 b, I32 c, I32 d) {
   const __m512i ab = _mm512_packus_epi32((__m512i)(a & 255), (__m512i)(b & 255));
   const __m512i cd = _mm512_packus_epi32((__m512i)(c & 255), (__m512i)(d & 255));
   const I32 order = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};  // packing takes turns at the quarters
-  return (I8)_mm512_permutexvar_epi32((__m512i)order, _mm512_packus_epi16(ab, cd));
+  return (I8)_mm512_maskz_permutexvar_epi32(0xffff, (__m512i)order, _mm512_packus_epi16(ab, cd));
 #elif defined(__AVX2__) && PK_LANES == 8
   const __m256i ab = _mm256_packus_epi32((__m256i)(a & 255), (__m256i)(b & 255));
   const __m256i cd = _mm256_packus_epi32((__m256i)(c & 255), (__m256i)(d & 255));
@@ -243,6 +252,19 @@ inline I8 to_i8(I32 a, I32 b, I32 c, I32 d) {
   const I8Quarter parts[4] = {to_i8(a), to_i8(b), to_i8(c), to_i8(d)};
   std::memcpy(&whole, parts, sizeof whole);
   return whole;
+#endif
+}
+
+// Of each 16 bytes of `table` those that the same 16 bytes of `index`, in [0, 16), name.
+inline I8 pick(I8 table, I8 index) {
+#if defined(__AVX512BW__) && PK_LANES == 16
+  return (I8)_mm512_shuffle_epi8((__m512i)table, (__m512i)index);
+#elif defined(__AVX2__) && PK_LANES == 8
+  return (I8)_mm256_shuffle_epi8((__m256i)table, (__m256i)index);
+#else
+  I8 picked;
+  for (int i = 0; i < kVecBytes; ++i) picked[i] = table[i / 16 * 16 + index[i]];
+  return picked;
 #endif
 }
 

@@ -52,12 +52,13 @@ inline void image_strides(const int64_t (&sizes)[4], bool channels_last, int64_t
   std::memcpy(strides, channels_last ? last : planes, sizeof strides);
 }
 
-// An uninitialised image with the pixels of another size, in x's memory format, as torch gives it.
-inline Tensor empty_image(const Tensor& x, int64_t height, int64_t width) {
+// An uninitialised image with the pixels of another size, in x's memory format, as torch gives it; of x's dtype, or of
+// another one.
+inline Tensor empty_image(const Tensor& x, int64_t height, int64_t width, std::optional<ScalarType> dtype = {}) {
   const int64_t sizes[4] = {x.size(0), x.size(1), height, width};
   int64_t strides[4];
   image_strides(sizes, is_channels_last(x), strides);
-  return empty_strided(sizes, strides, 4, x.scalar_type());
+  return empty_strided(sizes, strides, 4, dtype ? *dtype : x.scalar_type());
 }
 
 // The memory of `t` by other sizes and strides, from its first element on.

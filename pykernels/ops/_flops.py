@@ -144,6 +144,14 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "batch_norm_act_bound_out": _none,
     "batch_norm_statistics": _none,
     "quantize_int8": _none,
+    "int8_quantize": _none,
+    "int8_quantize_out": _none,
+    "int8_dequantize": _none,
+    "int8_dequantize_out": _none,
+    "int8_add": _none,
+    "int8_add_out": _none,
+    "int8_lookup": _none,
+    "int8_lookup_out": _none,
     "conv_pack": _none,
     "conv_bind": _none,
     "conv_pack_bound": _none,
@@ -159,6 +167,8 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "global_avg_pool2d": _none,
     "pool2d_bound": _none,
     "pool2d_out": _none,
+    "int8_global_avg_pool2d": _none,
+    "int8_global_avg_pool2d_out": _none,
     "group_norm_act": _none,
     "group_norm_act_bound": _none,
     "group_norm_act_out": _none,
@@ -173,6 +183,8 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "upsample2d_out": _none,
     "squeeze_excite": _squeeze_excite,
     "squeeze_excite_out": _squeeze_excite,
+    "int8_squeeze_excite": _squeeze_excite,
+    "int8_squeeze_excite_out": _squeeze_excite,
 }
 
 

@@ -16,6 +16,9 @@ FLOATS: dict[str, tuple[torch.dtype, ...]] = {
     "triton": (torch.float32, torch.bfloat16, torch.float16),
 }
 
+#: The same, and int8 on a CPU: of ops that move elements, or compute on one grid.
+FLOATS_AND_INT8: dict[str, tuple[torch.dtype, ...]] = {**FLOATS, "cpu": (*FLOATS["cpu"], torch.int8)}
+
 #: The op families, in the order of every table. Each is a folder of `pykernels.ops`.
 FAMILIES = (
     "conv_bn_act",

@@ -46,6 +46,14 @@ CALLS = {
     "int8_conv2d": {
         "x": IMAGE, "weight": torch.ones(4, 4, 1, 1, dtype=torch.int8), "scale": V, "bias": V, "residual": X,
     },
+    "int8_quantize": {"x": X},
+    "int8_dequantize": {"q": IMAGE},
+    "int8_add": {"a": IMAGE, "b": IMAGE},
+    "int8_lookup": {"q": IMAGE, "table": torch.arange(-128, 128).to(torch.int8)},
+    "int8_squeeze_excite": {
+        "x": IMAGE, "reduce_weight": torch.randn(4, 4), "reduce_bias": V, "expand_weight": torch.randn(4, 4),
+        "expand_bias": V,
+    },
     "max_pool2d": {"x": X},
     "avg_pool2d": {"x": X},
     "global_avg_pool2d": {"x": X},
@@ -73,6 +81,11 @@ FACTORS = {
     "group_norm_act": "groups", "channel_shuffle": "groups", "pixel_shuffle": "upscale_factor",
     "pixel_unshuffle": "downscale_factor",
 }  # fmt: skip
+#: The grids that each of these needs.
+SCALES = {
+    "int8_quantize": ("scale",), "int8_dequantize": ("scale",), "int8_add": ("a_scale", "b_scale", "out_scale"),
+    "int8_squeeze_excite": ("x_scale", "out_scale"),
+}  # fmt: skip
 ACTIVATED = [op for op, given in PARAMETERS.items() if "activation" in given]
 
 
@@ -89,6 +102,8 @@ def call(op, given, **named):
         named.setdefault("kernel_size", 2)
     if op in FACTORS:
         named.setdefault(FACTORS[op], 2)
+    for scale in SCALES.get(op, ()):
+        named.setdefault(scale, 0.1)
     if op == "layer_norm":
         named.setdefault("normalized_shape", 4)
     if op == "upsample2d":

@@ -11,13 +11,15 @@ struct Int8Block {
   int64_t rows, count;
   const void* x;
   int64_t x_step;
+  const void* b;
+  int64_t b_step;
   void* y;
   int64_t y_step;
 };
 
 struct Int8PointwiseKernels {
-  void (*rows)(const Int8PointwiseArgs& args, const Int8Block& block);    // x's and y's rows are adjacent elements
-  void (*turned)(const Int8PointwiseArgs& args, const Int8Block& block);  // x's rows are; y's columns are
+  void (*rows)(const Int8PointwiseArgs& args, const Int8Block& block);    // all rows are adjacent elements
+  void (*turned)(const Int8PointwiseArgs& args, const Int8Block& block);  // x's rows are, and y's columns
 };
 
 PK_DECLARE_TABLES(Int8PointwiseKernels, int8_pointwise_kernels)

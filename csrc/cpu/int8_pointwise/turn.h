@@ -39,8 +39,7 @@ inline void turn_square(Bytes (&v)[kSide]) {
 }
 
 // to[j * to_step + i] = from[i * from_step + j], i < rows <= kSide, j < columns <= kSide
-inline void turn_some(const int8_t* from, int64_t from_step, int64_t rows, int64_t columns, int8_t* to,
-                      int64_t to_step) {
+inline void turn(const int8_t* from, int64_t from_step, int64_t rows, int64_t columns, int8_t* to, int64_t to_step) {
   Bytes v[kSide] = {};
   if (columns == kSide) {
     for (int64_t i = 0; i < rows; ++i) v[i] = load<Bytes>(from + i * from_step);

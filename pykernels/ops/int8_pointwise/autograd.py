@@ -24,16 +24,24 @@ def _fake_dequantize(q: Tensor, scale: float, zero_point: int, dtype: torch.dtyp
     return _empty(q, dtype)
 
 
+def _fake_first(first: Tensor, *_: Any) -> Tensor:
+    return _empty(first, torch.int8)
+
+
 def _fake_out(*_: Any) -> None:
     """Only writes."""
 
 
 def _register() -> None:
-    for name, fake in (("int8_quantize", _fake_quantize), ("int8_dequantize", _fake_dequantize)):
+    for name, fake in (
+        ("int8_quantize", _fake_quantize),
+        ("int8_dequantize", _fake_dequantize),
+        ("int8_add", _fake_first),
+        ("int8_lookup", _fake_first),
+    ):
         torch.library.register_fake(f"pykernels::{name}", fake)
         torch.library.register_autograd(f"pykernels::{name}", refuse_backward(name))
-    for name in ("int8_quantize_out", "int8_dequantize_out"):
-        torch.library.register_fake(f"pykernels::{name}", _fake_out)
+        torch.library.register_fake(f"pykernels::{name}_out", _fake_out)
 
 
 if _native.error is None:

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
+from pykernels.ops._activation import ACTIVATIONS, apply_activation
+from pykernels.ops.int8_pointwise.arguments import AddCall
+
 
 def in_format_of(y: Tensor, x: Tensor) -> Tensor:
     """``y`` in ``x``'s memory format, which only images have."""
@@ -28,3 +31,16 @@ def dequantize(q: Tensor, scale: float, zero_point: int, dtype: torch.dtype) -> 
     """`pykernels.ops.int8_dequantize` of arguments that have been checked."""
     wide = q.to(torch.promote_types(dtype, torch.float32))
     return in_format_of(((wide - zero_point) * scale).to(dtype), q)
+
+
+def add(a: Tensor, b: Tensor, call: AddCall) -> Tensor:
+    """`pykernels.ops.int8_add` of arguments that have been checked."""
+    t = dequantize(a, call.a_scale, call.a_zero_point, torch.float32)
+    t = t + dequantize(b, call.b_scale, call.b_zero_point, torch.float32)
+    t = apply_activation(t, ACTIVATIONS[call.activation], call.negative_slope)
+    return in_format_of(quantize(t, call.out_scale, call.out_zero_point), a)
+
+
+def lookup(q: Tensor, table: Tensor) -> Tensor:
+    """`pykernels.ops.int8_lookup` of arguments that have been checked."""
+    return in_format_of(table[q.long() + 128], q)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pykernels.ops._op import Op
 from pykernels.ops._spec import OpSpec, Sample, lay_out
-from pykernels.ops.int8_pointwise import int8_dequantize, int8_quantize
-from pykernels.ops.int8_pointwise.op import INT8_DEQUANTIZE, INT8_QUANTIZE
+from pykernels.ops.int8_pointwise import int8_add, int8_dequantize, int8_lookup, int8_quantize
+from pykernels.ops.int8_pointwise.op import INT8_ADD, INT8_DEQUANTIZE, INT8_LOOKUP, INT8_QUANTIZE
 
 _LAYOUTS = ("contiguous", "channels_last", "sliced", "transposed")
 
@@ -46,6 +46,31 @@ def _dequantize(
 
     name = f"{'x'.join(map(str, shape))}-{layout}-{zero_point}"
     return Sample(name, make, reduction=1, bytes=5 * math.prod(shape), bench=bench)
+
+
+def _add(
+    shape: tuple[int, ...],
+    layout: str = "contiguous",
+    b_layout: str = "",
+    zero_points: tuple[int, int, int] = (0, 0, 0),
+    activation: str = "none",
+    *,
+    scales: tuple[float, float, float] = (0.03, 0.05, 0.07),
+    bench: bool = False,
+) -> Sample:
+    def make(dtype: torch.dtype, generator: torch.Generator) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        a, b = _integers(shape, layout, generator), _integers(shape, b_layout or layout, generator)
+        return (a, b, *scales, *zero_points), {"activation": activation, "negative_slope": 0.25}
+
+    name = f"{'x'.join(map(str, shape))}-{layout}-{b_layout}-{zero_points}-{activation}-{scales[0]}"
+    return Sample(name, make, reduction=2, bytes=3 * math.prod(shape), bench=bench)
+
+
+def _lookup(shape: tuple[int, ...], layout: str = "contiguous", *, bench: bool = False) -> Sample:
+    def make(dtype: torch.dtype, generator: torch.Generator) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (_integers(shape, layout, generator), _integers((256,), "contiguous", generator)), {}
+
+    return Sample(f"{'x'.join(map(str, shape))}-{layout}", make, reduction=1, bytes=2 * math.prod(shape), bench=bench)
 
 
 def _spec(op: Op, function: Callable[..., Tensor], *samples: Sample, **facts: Any) -> OpSpec:
@@ -81,4 +106,33 @@ INT8_DEQUANTIZE_SPEC = _spec(
     has_int8=True,
 )
 
-SPECS: tuple[OpSpec, ...] = (INT8_QUANTIZE_SPEC, INT8_DEQUANTIZE_SPEC)
+#: Scales whose sums often lie between two numbers of the grid.
+_TIES = (0.5, 0.5, 1.0)
+INT8_ADD_SPEC = _spec(
+    INT8_ADD,
+    int8_add,
+    *(_add((2, 19, 5, 7), layout, "", (3, -4, 5), "relu") for layout in _LAYOUTS),
+    _add((2, 19, 5, 7), "channels_last", "contiguous"),
+    *(_add((2, 70, 5, 7), "channels_last", "", (0, 0, -128), a) for a in ("none", "relu", "relu6", "leaky_relu")),
+    *(_add((3, 77), scales=_TIES, zero_points=(0, 0, zero)) for zero in (0, 7)),
+    _add((3, 77), scales=(100.0, 0.001, 0.01)),
+    _add(()),
+    _add((0, 3, 2, 2), "channels_last"),
+    _add((1, 256, 56, 56), "channels_last", activation="relu", bench=True),
+    has_int8=True,
+    has_floats=False,
+)
+INT8_LOOKUP_SPEC = _spec(
+    INT8_LOOKUP,
+    int8_lookup,
+    *(_lookup((2, 19, 5, 7), layout) for layout in _LAYOUTS),
+    _lookup((2000,)),
+    _lookup((3, 77), "transposed"),
+    _lookup(()),
+    _lookup((0, 3, 2, 2), "channels_last"),
+    _lookup((1, 256, 56, 56), "channels_last", bench=True),
+    has_int8=True,
+    has_floats=False,
+)
+
+SPECS: tuple[OpSpec, ...] = (INT8_QUANTIZE_SPEC, INT8_DEQUANTIZE_SPEC, INT8_ADD_SPEC, INT8_LOOKUP_SPEC)
