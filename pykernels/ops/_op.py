@@ -23,6 +23,7 @@ FAMILIES = (
     "lstm",
     "int8_matmul",
     "int8_conv2d",
+    "int8_lstm",
     "pool2d",
     "squeeze_excite",
     "upsample2d",
