@@ -75,7 +75,7 @@ inline F32 scaled(const int32_t* sums, const float* table, int matrix, float sca
 inline void multiply_inputs(const Layer& l, const Direction& d, int64_t begin, int64_t end, int64_t first,
                             int64_t rows) {
   const int64_t stride = row_of(l.input), depth = round_up(l.input, kGroupRows);
-  int32_t sums[(kMr > 2 ? kMr : 2) * kGates];
+  int32_t sums[kMr * kGates];
   const auto finish = [&](int64_t u, int64_t r, int64_t n) {
     const float* const table = d.table + u * kTable;
     for (int64_t i = 0; i < n; ++i) {
@@ -151,7 +151,7 @@ void share_step(const Layer& l, int index, int64_t s, int64_t begin, int64_t end
   const int64_t goes_on = d.reversed ? (t == 0 ? 0 : active) : t + 1 < l.shape.steps ? l.rows.active(t + 1) : 0;
   const float* const gx = d.gx + (l.rows.first(t) - row0) * kGates;
   float* const h_next = d.h[(s & 1) ^ 1];
-  int32_t sums[(kMr > 2 ? kMr : 2) * kGates];
+  int32_t sums[kMr * kGates];
   // Blocks come to and fro: what the step before read last is still in the cache.
   const int64_t together = active == 1 ? kPanels / 2 : 1, tiles = ceil_div(active, kMr);
   for (int64_t n = 0; n < end - begin; n += together) {

@@ -14,27 +14,23 @@ namespace pk {
 namespace PK_ISA {
 namespace {
 
-inline constexpr int kPanels = 4;  // that one row takes together
+inline constexpr int kPanels = kRegisters >= 32 ? 8 : 4;  // that one row takes together
 
 template <int R, int P>
 inline void sums_tile(const AValue* a, int64_t a_row, const int8_t* b, int64_t b_panel, int64_t groups, int32_t* c,
                       int64_t c_row) {
   I32 sum[R][P][2] = {};
   for (int64_t g = 0; g < groups; ++g) {
-    I32 x[R];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      int32_t group;
-      std::memcpy(&group, a + r * a_row + g * kGroup, sizeof group);
-      x[r] = broadcast(group);
-    }
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 2
-      for (int v = 0; v < 2; ++v) {
-        const auto w = load_b(b + p * b_panel, g, v);
+      const auto w0 = load_b(b + p * b_panel, g, 0), w1 = load_b(b + p * b_panel, g, 1);
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) sum[r][p][v] = dot(sum[r][p][v], x[r], w);
+      for (int r = 0; r < R; ++r) {
+        int32_t group;
+        std::memcpy(&group, a + r * a_row + g * kGroup, sizeof group);
+        const I32 x = broadcast(group);
+        sum[r][p][0] = dot(sum[r][p][0], x, w0);
+        sum[r][p][1] = dot(sum[r][p][1], x, w1);
       }
     }
   }
