@@ -58,7 +58,9 @@ def check_int8_cell(
     """Raises for tensors that do not fit together in a call of `int8_lstm_cell`."""
     op = "int8_lstm_cell"
     weights = (("w_ih", w_ih), ("w_hh", w_hh))
-    vectors = [(name, t) for name, t in (("s_ih", s_ih), ("s_hh", s_hh), ("b_ih", b_ih), ("b_hh", b_hh)) if t is not None]
+    vectors = [
+        (name, t) for name, t in (("s_ih", s_ih), ("s_hh", s_hh), ("b_ih", b_ih), ("b_hh", b_hh)) if t is not None
+    ]
     _check_types(op, x, (("h", h), ("c", c)), weights, vectors)
     if x.dim() not in (1, 2):
         fail(ValueError, op, "x", "1 or 2 dimensions, (I,) or (B, I)", f"{x.dim()} dimensions")
