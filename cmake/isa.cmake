@@ -41,6 +41,6 @@ function(pk_add_isa isa)
   target_compile_options(pk_${isa} PRIVATE ${PK_FLAGS_${isa}} ${PK_KERNEL_FLAGS})
   # Their results are the same to the bit on every ISA, with a fused multiply-add and without.
   set(uncontracted ${ARGN})
-  list(FILTER uncontracted INCLUDE REGEX "/int8_(conv2d|pointwise)/|/int8\\.cpp$")
+  list(FILTER uncontracted INCLUDE REGEX "/int8_(conv2d|lstm|pointwise)/|/int8\\.cpp$")
   set_source_files_properties(${uncontracted} PROPERTIES COMPILE_OPTIONS -ffp-contract=off)
 endfunction()

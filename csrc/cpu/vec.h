@@ -199,7 +199,15 @@ inline U16Half to_bf16(F32 x) {
 inline void store_bf16(uint16_t* p, F32 x) { store(p, to_bf16(x)); }
 
 // Bytes to 16-bit words and to 32-bit lanes, sign kept; and 32-bit lanes that are in range to 16-bit words.
-inline I16 widen(I8Half v) { return __builtin_convertvector(v, I16); }
+inline I16 widen(I8Half v) {
+#if defined(__AVX512BW__) && PK_LANES == 16
+  return (I16)_mm512_maskz_cvtepi8_epi16(~__mmask32{0}, (__m256i)v);
+#elif defined(__AVX2__) && PK_LANES == 8
+  return (I16)_mm256_cvtepi8_epi16((__m128i)v);  // the compiler would widen in halves
+#else
+  return __builtin_convertvector(v, I16);
+#endif
+}
 inline I32 to_i32(I8Quarter v) {
 #if defined(__AVX512F__) && PK_LANES == 16
   return (I32)_mm512_maskz_cvtepi8_epi32(0xffff, (__m128i)v);

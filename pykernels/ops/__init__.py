@@ -8,6 +8,7 @@ from pykernels.ops.conv_bn_act import conv_bn_act
 from pykernels.ops.conv_bn_act.transposed import conv_transpose_bn_act
 from pykernels.ops.group_norm_act import group_norm_act
 from pykernels.ops.int8_conv2d import int8_conv2d
+from pykernels.ops.int8_lstm import int8_lstm, int8_lstm_cell
 from pykernels.ops.int8_matmul import int8_matmul, quantize_int8
 from pykernels.ops.int8_pointwise import int8_add, int8_dequantize, int8_lookup, int8_quantize
 from pykernels.ops.layer_norm import layer_norm
@@ -30,6 +31,8 @@ __all__ = [
     "int8_conv2d",
     "int8_dequantize",
     "int8_lookup",
+    "int8_lstm",
+    "int8_lstm_cell",
     "int8_matmul",
     "int8_quantize",
     "int8_squeeze_excite",

@@ -27,6 +27,7 @@ FAMILIES = (
     "int8_matmul",
     "int8_conv2d",
     "int8_pointwise",
+    "int8_lstm",
     "pool2d",
     "squeeze_excite",
     "upsample2d",

@@ -236,6 +236,11 @@ def test_a_contender_keeps_to_its_threads(monkeypatch, tmp_path):
         worker.run(row, ours, 1, 1.0, tmp_path)
 
 
+#: Torch has no LSTM that rounds x and h as these do. Rounding to steps of max / 127, as in tests/nn/test_int8.py, of x
+#: and of h, and twice that for the recurrence.
+ROUNDED = dict.fromkeys(("int8_lstm", "int8_lstm_cell"), 2 * 2**0.5 * 3.5 / 127 / 12**0.5)
+
+
 @pytest.mark.parametrize("spec", all_specs(), ids=lambda spec: spec.name)
 def test_the_eager_baseline_computes_the_op(spec):
     samples = [sample for owner, sample in bench_samples() if owner is spec]
@@ -248,7 +253,7 @@ def test_the_eager_baseline_computes_the_op(spec):
         expected = flat_tensors(spec.reference(*args, **kwargs))
     assert len(got) == len(expected)
     for g, e in zip(got, expected, strict=True):
-        assert relative_l2(g, e) <= 2 * spec.tolerance(torch.float32, sample)
+        assert relative_l2(g, e) <= ROUNDED.get(spec.name, 2 * spec.tolerance(torch.float32, sample))
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,22 @@ def _lstm(
     return output, tuple(ends)
 
 
+def _dequantized(weights: Any, scales: Any) -> list[torch.Tensor]:
+    scale = iter(scales)
+    return [w if w.is_floating_point() else w * next(scale).unsqueeze(1) for w in weights]
+
+
+def _int8_lstm(x: torch.Tensor, states: Any, weights: Any, scales: Any, **named: Any) -> Any:
+    return _lstm(x, states, _dequantized(weights, scales), **named)
+
+
+def _int8_lstm_cell(
+    x: torch.Tensor, states: Any, w_ih: torch.Tensor, w_hh: torch.Tensor, s_ih: torch.Tensor, s_hh: torch.Tensor,
+    *biases: Any,
+) -> Any:  # fmt: skip
+    return torch.lstm_cell(x, states, *_dequantized((w_ih, w_hh), (s_ih, s_hh)), *biases)
+
+
 def _int8_matmul(
     a: torch.Tensor, b: torch.Tensor, *, a_scale: Any = None, b_scale: Any = None, a_zero_point: Any = None,
     bias: Any = None, activation: str = "none", out_dtype: torch.dtype = torch.int32,
@@ -190,6 +206,8 @@ _EAGER: dict[str, Callable[..., Any]] = {
     "batch_norm_act": _batch_norm_act,
     "lstm_cell": torch.lstm_cell,
     "lstm": _lstm,
+    "int8_lstm_cell": _int8_lstm_cell,
+    "int8_lstm": _int8_lstm,
     "int8_matmul": _int8_matmul,
     "int8_matmul_scaled": _int8_matmul,
     "int8_conv2d": _int8_conv2d,
