@@ -396,7 +396,7 @@ void refusals() {
   refused(a, "too large");
   blob[8] = 9;
   refused(args, "another version");
-  blob[8] = 1, blob[12] = static_cast<char>(blob[12] ^ 1);
+  blob[8] = kInt8ConvVersion, blob[12] = static_cast<char>(blob[12] ^ 1);
   refused(args, "another instruction set");
   blob[0] = 'X';
   refused(args, "first bytes");

@@ -1,10 +1,11 @@
 // The table of int8 convolution, one per ISA, and the packed form.
 //
 // A blob is the header; scale and bias of each column, with 1 and -0 where there are none, for x + -0 is x; the table;
-// and what the algorithm packs: for each group what int8_matmul packs of the (c / groups * r * s, k / groups) matrix,
-// with what each sum starts from, -(offset + x_zero_point) * column sum, in the place of the column sums; or for
-// depthwise the starts and then the taps, a channel a 32-bit lane. The columns of a group are rounded up to
-// kPackedColumns.
+// and what the algorithm packs. For each group that is what each sum starts from, and the panels of int8_matmul, each
+// with the whole depth. The depth is cut into segments, which read adjacent values of x and are filled up to
+// kPackedRows: a line of the filter, or a tap where the taps are dilated. Starts are those of the filter's first i
+// lines, i from 0 to r: -(offset + x_zero_point) * the sum of their weights; so lines can be left out. For depthwise it
+// is the starts and then the taps, a channel a 32-bit lane. The columns of a group are rounded up to kPackedColumns.
 #pragma once
 
 #include "cpu/dispatch.h"
@@ -26,7 +27,7 @@ struct Int8ConvHeader {
 static_assert(sizeof(Int8ConvHeader) == 256);
 
 inline constexpr char kInt8ConvMagic[8] = {'P', 'K', 'I', '8', 'C', 'O', 'N', 'V'};
-inline constexpr uint32_t kInt8ConvVersion = 1;
+inline constexpr uint32_t kInt8ConvVersion = 2;
 
 static constexpr bool is_depthwise(const ConvShape& s) { return s.groups == s.c && s.k == s.c && s.c > 1; }
 
@@ -35,29 +36,41 @@ namespace {  // what it has is compiled for each ISA
 // Where the parts of a blob lie.
 struct Int8ConvLayout {
   bool depthwise;
-  int64_t groups, depth, columns;  // columns of a group, rounded up
+  int64_t groups, taps, lines, segments, segment, columns;  // segments of a line; columns of a group, rounded up
 
   constexpr explicit Int8ConvLayout(const ConvShape& s)
       : depthwise(is_depthwise(s)),
         groups(depthwise ? 1 : s.groups),
-        depth(depthwise ? s.r * s.s : s.c / s.groups * s.r * s.s),
+        taps(s.r * s.s),
+        lines(s.r),
+        segments(s.dilation_w == 1 ? 1 : s.s),
+        segment(round_up(s.c / s.groups * s.s / segments, kPackedRows)),
         columns(round_up(depthwise ? s.c : s.k / s.groups, kPackedColumns)) {}
 
   constexpr int64_t scale_at() const { return sizeof(Int8ConvHeader); }
   constexpr int64_t bias_at() const { return scale_at() + 4 * groups * columns; }
   constexpr int64_t table_at() const { return bias_at() + 4 * groups * columns; }
   constexpr int64_t body_at() const { return table_at() + 256; }
+  constexpr int64_t line_depth() const { return segments * segment; }
+  constexpr int64_t depth() const { return lines * line_depth(); }
+  constexpr int64_t starts_bytes() const { return 4 * columns * (lines + 1); }
   constexpr int64_t group_bytes() const {
-    return depthwise ? 4 * columns * (1 + depth) : packed_body_bytes(depth, columns);
+    return depthwise ? 4 * columns * (1 + taps) : starts_bytes() + columns * depth();
   }
   constexpr int64_t bytes() const { return body_at() + groups * group_bytes(); }
 };
 
 }  // namespace
 
+// What choose.h must know of an ISA.
+struct Int8ConvTiling {
+  int64_t mr, nr, group, value_bytes;  // of a value of x, as the product reads it
+  bool widens;                         // a panel to 16 bits before many tiles read it
+};
+
 struct Int8ConvKernels {
   uint32_t layout;
-  Int8Tiling tiling;
+  Int8ConvTiling tiling;
   void (*run)(const Int8ConvPlan&, char* workspace, const Executor&);  // of an output that is not empty
   // weight: (groups, columns, depth), dense, for depthwise (c, r * s); `body` is the blob from body_at on.
   void (*pack)(const ConvShape&, int32_t x_zero_point, const int8_t* weight, char* body, const Executor&);
