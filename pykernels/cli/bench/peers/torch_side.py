@@ -42,7 +42,9 @@ def load(
 
     start = time.perf_counter()
     model = module
-    if int8 == "pt2e":
+    if ours and dynamic_int8:
+        model = _int8_linear(module)
+    elif int8 == "pt2e":
         model = _pt2e(module, inputs)
     elif int8 == "ours":
         model = _quantize(row, module, inputs)
@@ -56,7 +58,7 @@ def load(
         model = fuse(model)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if dynamic_int8:
+    if dynamic_int8 and not ours:
         model = _dynamic_int8(model)
     forward: Callable[..., Any] = _compile(model, compiled) if compiled else model
     load_s = time.perf_counter() - start
@@ -118,6 +120,15 @@ def _quantize(row: Row, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> 
     if "conv" not in row.traits:
         return pk.quantize(module, dynamic=True)
     return pk.quantize(module, calibration(inputs))
+
+
+def _int8_linear(module: Any) -> nn.Module:
+    import pykernels as pk
+    from pykernels import _native
+
+    if _native.error is not None:
+        raise RuntimeError(_native.error)
+    return nn.Sequential(pk.nn.Int8Linear.from_torch(module[0]))
 
 
 def _optimize(module: nn.Module, dtype: str) -> nn.Module:
