@@ -10,7 +10,7 @@ import contextlib
 import fnmatch
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Step, Value
 from pykernels.quantize._dynamic import quantize_rows
+from pykernels.quantize._recurrent import use_int8_lstms
 from pykernels.quantize._rewrite import Rewriter, layers_in
 from pykernels.quantize._steps import Quantize
 
@@ -69,19 +70,21 @@ class Plan:
             return "it costs more than the budget allows"
         return "" if self.only in (None, step.where) else "another one is measured alone"
 
-    def rewrite(self, graph: Graph) -> None:
+    def rewrite(self, graph: Graph, store: dict[Hashable, Any]) -> None:
         """Puts int8 steps into ``graph``, if it is one of those that were calibrated."""
         graph.plan = Rewritten(name_of(graph), values_of(graph), layers_in(graph))
         graph.plan.given = {s: s.results() for s in graph.steps}
-        if self.dynamic and self.is_on:
-            graph.plan.made, graph.plan.is_calibrated = quantize_rows(graph, self.why_float, self.per_channel), True
+        ranges = self.tables.get(graph.plan.name)
+        if not self.is_on or (ranges is None and not self.dynamic):
             return
-        ranges = self.tables.get(graph.plan.name) if self.is_on else None
+        graph.plan.is_calibrated = True
+        graph.plan.recurrent = use_int8_lstms(graph, self.why_float, store)
         if ranges is None:
+            graph.plan.made = quantize_rows(graph, self.why_float, self.per_channel)
             return
         known = {v: r for v, r in zip(graph.plan.values, ranges, strict=True) if r is not None}
         rewriter = Rewriter(graph, known, self.why_float, self.per_channel)
-        graph.plan.int8, graph.plan.is_calibrated = rewriter.rewrite(), True
+        graph.plan.int8 = rewriter.rewrite()
         graph.plan.made, graph.plan.reasons = rewriter.made, rewriter.reasons
 
     def settled(self, graph: Graph) -> None:
@@ -135,6 +138,7 @@ class Rewritten:
     #: The layers that run in int8, and why others don't.
     made: dict[Step, Step] = field(default_factory=dict)
     reasons: dict[Step, str] = field(default_factory=dict)
+    recurrent: dict[Step, Step] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._positions = {v: i for i, v in enumerate(self.values)}

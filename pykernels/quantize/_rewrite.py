@@ -14,15 +14,15 @@ import torch
 
 from pykernels.nn.int8_conv import Grid
 from pykernels.ops.int8_matmul.arguments import MAX_K_WITH_ZERO_POINT
-from pykernels.ops.pool2d.op import MAX_POOL2D
-from pykernels.ops.upsample2d.op import UPSAMPLE2D
 from pykernels.optimize._conv1d import FusedConv1d
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Step, Value, is_torchs, mapped
 from pykernels.optimize._layer_norms import FusedPixels
 from pykernels.optimize._linear import FusedLinear
 from pykernels.optimize._norms import is_join
-from pykernels.optimize._pools import _maximum
+from pykernels.optimize._pools import WHOLE, pool_of
+from pykernels.optimize._resizes import resize_of
+from pykernels.quantize._glue import Lookup, Mean, Squeeze, Sum, lookup_of, mean_at, squeeze_at, takes_sum
 from pykernels.quantize._grid import grid_of
 from pykernels.quantize._steps import Dequantize, Int8Layer, Quantize
 
@@ -71,6 +71,8 @@ class Rewriter:
         #: What has become of those that do not.
         self.made: dict[Step, Step] = {}
         self.moves = {s for s in graph.steps if self._moves(s)}
+        #: Those that compute on int8 numbers, with a grid of their own for what they give.
+        self.computes = {s for s in graph.steps if s not in self.moves and self._computes(s)}
         self._parents: dict[Value, Value] = {}
         #: The int8 forms that there are.
         self.in8: dict[Value, Value] = {}
@@ -92,6 +94,10 @@ class Rewriter:
                 self._write_layer(step)
             elif step in self.moves and step.results()[0] in self.has:
                 self._write_move(step)
+            elif step in self.computes and step.outputs in self.has:
+                self._write_computing(step)
+            elif mean_at(step) is not None and next(step.reads()) in self.has:
+                self._write_mean(step)
             else:
                 step.args, step.kwargs = mapped(step.args, self._as_float), mapped(step.kwargs, self._as_float)
                 self.steps.append(step)
@@ -117,19 +123,32 @@ class Rewriter:
             return True
         if len(list(step.reads())) != 1:
             return False
-        if _maximum(step) is not None:
-            return torch.int8 in MAX_POOL2D.takes("cpu") and len(step.results()[0].shape) == 4
-        if is_torchs(step.function, "interpolate"):
-            return step.kwargs.get("mode", "nearest") == "nearest" and torch.int8 in UPSAMPLE2D.takes("cpu")
+        pool = pool_of(step)
+        if pool is not None:  # a mean of padding would need to know the zero point
+            call = pool[0].pool
+            return not (call.average and (call == WHOLE or any(call.padding)))
+        if resize_of(step) is not None:
+            return True
         name = getattr(step.function, "__name__", "")
         return name in _MOVES and is_torchs(step.function, name)
 
+    def _computes(self, step: Step) -> bool:
+        """Does it compute something that there is an int8 step for?"""
+        if not isinstance(step.outputs, Value) or step.outputs not in self.fit:
+            return False
+        if not all(v in self.fit for v in step.reads() if v.kind != "source"):
+            return False
+        return takes_sum(step) or lookup_of(step) is not None or squeeze_at(step)
+
     def _wanted(self) -> set[Value]:
-        """What a layer wants in int8, perhaps through moves."""
+        """What a layer wants in int8, perhaps through moves and what computes on int8 numbers."""
         wanted: set[Value] = set()
         for step in reversed(self.graph.steps):
-            if step in self.layers or (step in self.moves and any(v in wanted for v in step.results())):
+            between = step in self.moves or step in self.computes
+            if step in self.layers or (between and any(v in wanted for v in step.results())):
                 wanted |= {v for v in step.reads() if v.kind != "source"}
+            elif mean_at(step) is not None:
+                wanted |= set(step.reads())
         return wanted & self.fit
 
     def _had(self, wanted: set[Value]) -> set[Value]:
@@ -138,8 +157,8 @@ class Rewriter:
         for step in self.graph.steps:
             if step in self.layers:
                 has |= {step.outputs} & wanted
-            elif step in self.moves and all(v in wanted for v in step.results()):
-                read = list(step.reads())
+            elif (step in self.moves or step in self.computes) and all(v in wanted for v in step.results()):
+                read = [v for v in step.reads() if v.kind != "source"]
                 if sum(v in has for v in read) * 2 >= len(read):
                     has |= set(step.results())
         return has
@@ -189,20 +208,43 @@ class Rewriter:
         x, residual = step.args
         added = self.in8.get(residual, residual)
         y, layer = step.outputs, step.function
-        grids: Any = self._grid(x), None if added is residual else self._grid(residual), None
+        inner, out = None if added is residual else self._grid(residual), None
         given = self._as_int8(x, step.where)
         outputs, after = y, None
         if y in self.has:
-            grids, outputs = (*grids[:2], self._grid(y)), self._new(y)
+            out, outputs = self._grid(y), self._new(y)
         elif layer.act.constants:  # a clamp, which only a grid does by itself
             outputs = y.like(self.next)
             self.next += 1
             after = Step(torch.clamp, (outputs, *layer.act.constants), {}, y, (), "call", step.where)
-        made = Int8Layer(layer, *grids, self.per_channel)
+        made = Int8Layer(layer, self._grid(x), inner, out, self.per_channel)
         note = f"int8 {step.note}"
         self.made[step] = Step(made, (given, added), {}, outputs, (), "fused", step.where, note, step.sources)
         self.steps.append(self.made[step])
         self.steps += [] if after is None else [after]
+
+    def _write_computing(self, step: Step) -> None:
+        x, *others = (v for v in step.reads() if v.kind != "source")
+        read = [self._as_int8(v, step.where) for v in (x, *others)]
+        grid, out = self._grid(x), self._grid(step.outputs)
+        args: tuple[Any, ...] = tuple(read)
+        act = lookup_of(step)
+        function: Any
+        if others:
+            function = Sum(grid, self._grid(others[0]), out)
+        elif act is not None:
+            function = Lookup(act, grid, out)
+        else:
+            activation, gate = step.args[-2:]
+            function, args = Squeeze(grid, out, activation, gate), (*read, *step.args[1:-2])
+        made = Step(function, args, {}, self._new(step.outputs), (), "call", step.where)
+        made.sources, made.note = step.sources or (step.where,), f"int8 {step.note or function.__name__}"
+        self.steps.append(made)
+
+    def _write_mean(self, step: Step) -> None:
+        pool, x = mean_at(step), next(step.reads())
+        assert pool is not None
+        self.steps.append(Step(Mean(self._grid(x), pool), (self.in8[x],), {}, step.outputs, (), "call", step.where))
 
     def _write_move(self, step: Step) -> None:
         read = {v: self._as_int8(v, step.where) for v in step.reads()}

@@ -24,6 +24,7 @@ from pykernels.optimize._norms import bind_norm, is_norm
 from pykernels.optimize._program import Program
 from pykernels.optimize._squeeze import is_squeeze
 from pykernels.quantize._dynamic import DynamicLinear
+from pykernels.quantize._glue import Lookup, Mean, Squeeze, Sum
 from pykernels.quantize._steps import Dequantize, Int8Layer, Quantize
 
 
@@ -75,6 +76,13 @@ def _run(step: Step, args: Any, kwargs: Any, leaf: Callable[[Any], Any], live: C
         return rounded(args[0], function.grid)
     if isinstance(function, Dequantize):
         return args[0]
+    if isinstance(function, Squeeze):
+        x, w1, b1, w2, b2 = args
+        return rounded(_squeeze(x, w1, b1, w2, b2, *function.codes), function.out)
+    if isinstance(function, Mean):
+        return function.simulate(args[0])
+    if isinstance(function, Sum | Lookup):
+        return rounded(function.simulate(*args), function.out)
     if isinstance(function, OurCall):
         return function.in_trace(*args)
     if is_squeeze(step):

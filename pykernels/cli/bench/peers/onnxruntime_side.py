@@ -16,7 +16,7 @@ def load(row: Row, folder: Path, threads: int, *, int8: str | None = None) -> Lo
     """A session over the exported graph, or the one quantised as ``int8`` says, all optimisations on."""
     import onnxruntime
 
-    path = exported(folder, "onnx_int8" if int8 == "network" else "onnx", f"{int8 or 'model'}.onnx")
+    path = exported(folder, "onnxruntime" if int8 == "network" else "onnx", f"{int8 or 'model'}.onnx")
     inputs = arrays_of(folder / "inputs.npz")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

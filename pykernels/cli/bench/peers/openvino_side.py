@@ -22,7 +22,7 @@ def load(row: Row, folder: Path, threads: int, *, precision: str, int8: str | No
     """
     import openvino
 
-    path = exported(folder, "onnx_int8" if int8 == "network" else "onnx", _GRAPHS[int8])
+    path = exported(folder, "onnxruntime" if int8 == "network" else "onnx", _GRAPHS[int8])
     inputs = [a.astype(np.float32) if a.dtype == np.int8 else a for a in arrays_of(folder / "inputs.npz")]
     start = time.perf_counter()
     core = openvino.Core()

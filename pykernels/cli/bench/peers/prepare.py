@@ -1,6 +1,7 @@
 """Writes what a row's contenders share: inputs, the float64 answer, and the exported graphs.
 
-``python -m peers.prepare ROW FOLDER [onnx] [pnnx] [executorch] [MNN]``, with MNN after onnx, whose graph it converts.
+``python -m peers.prepare ROW FOLDER [onnx] [pnnx] [executorch] [MNN] [onnxruntime]``, with
+MNN and onnxruntime after onnx, whose graph they convert.
 An export that fails leaves its reason in ``NAME.error``, and the contender that wanted the export shows that reason.
 """
 
@@ -79,6 +80,8 @@ def calibration(inputs: tuple[torch.Tensor, ...]) -> list[tuple[torch.Tensor, ..
 
 def _onnx_int8(row: Row, module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path) -> None:
     """ONNX Runtime's own tool: static, with QDQ nodes and a scale for each channel; without convolutions dynamic."""
+    if {"gemm", "linear"} & row.traits:  # their graphs are there
+        return
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -146,7 +149,7 @@ def _mnn(row: Row, module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: 
         raise RuntimeError(f"MNN's converter, exit {done.returncode}: {(done.stderr or done.stdout).strip()[-160:]}")
 
 
-_EXPORTS = {"onnx": _onnx, "onnx_int8": _onnx_int8, "pnnx": _pnnx, "executorch": _executorch, "MNN": _mnn}
+_EXPORTS = {"onnx": _onnx, "onnxruntime": _onnx_int8, "pnnx": _pnnx, "executorch": _executorch, "MNN": _mnn}
 
 
 def main() -> None:
