@@ -161,6 +161,14 @@ class FusedConv(Fusable):
         return made.bind(self.filters(weight), norm, self.eps, layout == "channels_last")
 
 
+class Traceable:
+    """A fused step that says itself what a trace is to see of it."""
+
+    def in_trace(self, pack: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """What runs it, from x and the residual, by ops whose results have shapes that a trace can tell."""
+        raise NotImplementedError
+
+
 def pixel_scale(x: Tensor, scale: Tensor) -> Tensor:
     """A factor for each channel of an image."""
     return x * scale.reshape(-1, 1, 1)

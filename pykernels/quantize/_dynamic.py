@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -10,13 +10,14 @@ from torch import Tensor
 
 from pykernels.nn._packed import slots_of
 from pykernels.ops._activation import activation_code, apply_activation
+from pykernels.optimize._fused import Traceable
 from pykernels.optimize._graph import Graph, Step
 from pykernels.optimize._linear import FusedLinear
 from pykernels.optimize._sources import Sources
 from pykernels.quantize._steps import Int8Pack, folded
 
 
-class DynamicLinear(FusedLinear):
+class DynamicLinear(Traceable, FusedLinear):
     """A fused linear layer with an int8 weight: ``layer`` is what it was in float."""
 
     def __init__(self, layer: FusedLinear, per_channel: bool) -> None:
@@ -46,6 +47,19 @@ class DynamicLinear(FusedLinear):
         if not any(v in values for v in self.parameters()):
             store[key] = made
         return made
+
+    def in_trace(self, pack: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """What runs it, by `int8_linear` on the weight as it is."""
+        q, steps, shift = folded(pack.twins, self.eps, self.per_channel)
+        b, scale, code = q.flatten(1).t(), steps.contiguous(), activation_code("quantize", self.act.name)
+        op = torch.ops.pykernels.int8_linear.default
+
+        def run(x: Tensor, residual: Tensor | None) -> Tensor:
+            rows = x.reshape(-1, x.shape[-1])
+            y = op(rows, b, scale, shift, code if residual is None else 0).view(*x.shape[:-1], -1)
+            return y if residual is None else apply_activation(y + residual, self.act.name, self.act.slope)
+
+        return run
 
     def _packed(self, tensors: list[Any]) -> Any:
         q, steps, shift = folded(tensors, self.eps, self.per_channel)

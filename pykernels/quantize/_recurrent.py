@@ -72,7 +72,8 @@ class Followed(nn.Module):
                 sources = Sources(parameters)
                 found = self.make(plain(self.source)).eval(), sources
             vars(self)["made"] = found  # in one assignment: another thread may call
-        return found[0](*args, **kwargs)
+        int8: Any = found[0]
+        return int8(*args, **kwargs)
 
     def packed(self) -> list[Tensor]:
         """What the int8 form has packed."""

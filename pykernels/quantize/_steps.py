@@ -16,7 +16,7 @@ from pykernels.ops.conv_bn_act.arguments import Geometry
 from pykernels.ops.int8_conv2d.arguments import Int8ConvCall
 from pykernels.ops.int8_matmul import quantize_int8
 from pykernels.optimize._calls import OurCall
-from pykernels.optimize._fused import FusedConv
+from pykernels.optimize._fused import FusedConv, Traceable
 from pykernels.optimize._graph import Value
 from pykernels.optimize._linear import FusedLinear
 from pykernels.optimize._sources import Sources
@@ -36,7 +36,7 @@ class Int8Pack(Pack):
         return [t for t in values if isinstance(t, Tensor)]
 
 
-class Int8Layer(FusedConv):
+class Int8Layer(Traceable, FusedConv):
     """A fused convolution or linear layer on int8 numbers: ``layer`` is what it was in float.
 
     ``x``, ``residual`` and ``out`` are the grids; a residual without one is float, and so is such a result.
@@ -117,7 +117,28 @@ class Int8Layer(FusedConv):
         parts = self.weight, self.bias, *(self.norm or (None,) * 4)
         return [None if v is None else values.get(v, v.tensor) for v in parts]
 
+    def in_trace(self, pack: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """What runs it, by `int8_conv2d` on the weight as it is."""
+        q, *rest = self._parts(pack.twins)
+        table, op = self._table(), torch.ops.pykernels.int8_conv2d.default
+        scale, bias, call = rest
+
+        def run(x: Tensor, residual: Tensor | None) -> Tensor:
+            y = op(x, q, scale, bias, residual, *call.flat())
+            return y if table is None else torch.ops.pykernels.int8_lookup.default(y, table)
+
+        def run_rows(x: Tensor, residual: Tensor | None) -> Tensor:
+            y = run(_as_image(x), None if residual is None else _as_image(residual))
+            return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], q.shape[0])
+
+        return run_rows if self.is_linear else run
+
     def _bind(self, tensors: list[Any]) -> Tensor:
+        q, scale, bias, call = self._parts(tensors)
+        return torch.ops.pykernels.int8_conv_bind.default(q, scale, bias, self._table(), *call.flat())
+
+    def _parts(self, tensors: list[Any]) -> tuple[Tensor, Tensor, Tensor | None, Int8ConvCall]:
+        """The int8 weight, what its sums are multiplied by, what is added to them, and the rest."""
         q, steps, shift = folded(tensors, self.eps, self.per_channel)
         factor, residual_scale, out_scale = self.numbers()
         scale = steps * (self.x.scale * factor)
@@ -127,7 +148,7 @@ class Int8Layer(FusedConv):
             residual_scale, self.geometry(), activation_code("quantize", self._act()), self.act.slope, out_scale,
             torch.float32 if self.out is None else torch.int8, *(0 if g is None else g.zero_point for g in grids),
         )  # fmt: skip
-        return torch.ops.pykernels.int8_conv_bind.default(q, scale, bias, self._table(), *call.flat())
+        return q, scale, bias, call
 
     def _act(self) -> str:
         """The activation of the kernel: none for a clamp, which the grid does."""
@@ -153,6 +174,11 @@ def folded(tensors: Sequence[Any], eps: float, per_channel: bool) -> tuple[Tenso
         weight = weight * scale.reshape(-1, 1, 1, 1)
     q, steps, _ = quantize_int8(weight, axis=0 if per_channel else None, backend="reference")
     return q, steps.float().expand(weight.shape[0]), shift
+
+
+def _as_image(rows: Tensor) -> Tensor:
+    """Rows as the pixels of one image in channels_last."""
+    return rows.reshape(1, -1, 1, rows.shape[-1]).permute(0, 3, 1, 2)
 
 
 class Quantize(OurCall):

@@ -20,8 +20,8 @@ def test_it_computes_what_the_int8_model_does(act):
     with torch.no_grad():
         expected = aware(data[0])
     # Sums of float32 and a fused scale may round one number in some thousands to the neighbour on its grid.
-    assert error(run(aware.convert(), data[0]), expected) < 2e-3
-    assert error(expected, model(data[0])) > 4e-3
+    assert error(run(aware.convert(), data[0]), expected) < 5e-4
+    assert error(expected, model(data[0])) > 1e-3
 
 
 def test_it_trains():
@@ -32,7 +32,7 @@ def test_it_trains():
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.SGD([p for p in aware.parameters() if p.requires_grad], 0.05)
     losses = []
-    for _ in range(8):
+    for _ in range(20):
         optimizer.zero_grad()
         loss = sum(F.cross_entropy(aware(x), y) for x, y in zip(data, labels, strict=True))
         loss.backward()

@@ -91,3 +91,19 @@ def test_it_stays_in_evaluation_mode_and_wants_no_gradients(quantized):
     assert not any(p.requires_grad for p in quantized.parameters())
     x = batches(1)[0]
     assert not quantized(x).requires_grad
+
+
+def test_torch_export_holds_int8_steps(quantized):
+    x = batches(1)[0]
+    expected = run(quantized, x)
+    with torch.no_grad():
+        program = torch.export.export(quantized, (x,))
+    assert sum("int8_conv2d" in str(n.target) for n in program.graph.nodes) == 8
+    assert torch.equal(program.module()(x), expected)
+
+
+def test_torch_compile_runs_the_programs(quantized):
+    x = batches(1)[0]
+    expected = run(quantized, x)
+    with torch.inference_mode():
+        assert torch.equal(torch.compile(quantized, backend="eager")(x), expected)

@@ -93,7 +93,7 @@ def _onnx_int8(row: Row, module: nn.Module, inputs: tuple[torch.Tensor, ...], fo
         return
     quant_pre_process(str(model), str(ready), skip_symbolic_shape=True)
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             import onnx
 
