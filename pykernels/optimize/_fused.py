@@ -58,6 +58,8 @@ class FusedConv(Fusable):
     """The constants of a fused convolution, as values of the graph, and how it is called."""
 
     name = "conv"
+    #: Of `pykernels.ops`, for the report.
+    op = "conv_bn_act"
     #: Can it put zeros around what it is given?
     pads = True
     adds_any_format = True

@@ -355,8 +355,6 @@ class Stub:
     def _capture(self, key: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         """Runs the module itself, once, and keeps what it did."""
         self.family.install()
-        if self.family.watcher is not None:
-            self.family.watcher.missed = True
         module = self.module
         if has_hooks(module) or globally_hooked():
             return self._plainly("there are hooks, its own or on every module", args, kwargs)
@@ -391,6 +389,10 @@ class Stub:
                 if len(self.general) >= _MOST_PROGRAMS:
                     self.general.clear()
                 self.general[general] = program
+        if self.family.plan is not None and program.again:
+            return self._run(program, key, args, kwargs, tensors)  # the first result is to be in int8 too
+        if self.family.watcher is not None:
+            self.family.watcher.missed = True
         return result
 
 

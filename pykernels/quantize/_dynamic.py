@@ -20,6 +20,8 @@ from pykernels.quantize._steps import Int8Pack, folded
 class DynamicLinear(Traceable, FusedLinear):
     """A fused linear layer with an int8 weight: ``layer`` is what it was in float."""
 
+    op = "int8_matmul"
+
     def __init__(self, layer: FusedLinear, per_channel: bool) -> None:
         vars(self).update(vars(layer))
         self.per_channel = per_channel

@@ -17,7 +17,6 @@ _BINS = 4096
 _TAIL = 1e-4
 #: How much of the range the other observers try to keep.
 _SHARES = tuple(i / 64 for i in range(16, 65))
-_LEVELS = 128
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -104,21 +103,23 @@ class Observer:
         """
         half = _BINS // 2
         magnitudes = self.counts[half:] + self.counts[:half].flip(0)
+        magnitudes[0] = magnitudes[1]  # the zeros of a ReLU say nothing about its scale
+        levels = 128 if self.low < 0 < self.high else 255
         largest = max(-self.low, self.high)
-        bins = [max(_LEVELS, math.ceil(share * largest / self.limit * half)) for share in _SHARES]
-        best = min(zip(bins, _SHARES, strict=True), key=lambda pair: _divergence(magnitudes, min(pair[0], half)))[1]
+        bins = [min(max(levels, math.ceil(share * largest / self.limit * half)), half) for share in _SHARES]
+        best = min(zip(bins, _SHARES, strict=True), key=lambda pair: _divergence(magnitudes, pair[0], levels))[1]
         return self.low * best, self.high * best
 
 
-def _divergence(counts: Tensor, kept: int) -> float:
-    """Of the first ``kept`` bins, with what lies beyond in the last, from their form in `_LEVELS` levels."""
+def _divergence(counts: Tensor, kept: int, levels: int) -> float:
+    """Of the first ``kept`` bins, with what lies beyond in the last, from their form in so many levels."""
     inside = counts[:kept].clone()
     p = inside.clone()
     p[-1] += counts[kept:].sum()
-    level = torch.arange(kept) * _LEVELS // kept
+    level = torch.arange(kept) * levels // kept
     filled = (inside > 0).double()
-    sums = torch.zeros(_LEVELS, dtype=torch.float64).index_add_(0, level, inside)
-    full = torch.zeros(_LEVELS, dtype=torch.float64).index_add_(0, level, filled)
+    sums = torch.zeros(levels, dtype=torch.float64).index_add_(0, level, inside)
+    full = torch.zeros(levels, dtype=torch.float64).index_add_(0, level, filled)
     q = (sums / full.clamp(min=1))[level] * filled
     p, q = p / p.sum(), q / q.sum().clamp(min=_TINY)
     some = p > 0

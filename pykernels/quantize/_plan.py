@@ -27,6 +27,8 @@ from pykernels.quantize._steps import Quantize
 if TYPE_CHECKING:
     from pykernels.nn.int8_conv import Grid
 
+_NOT_DYNAMIC = "only linear layers and LSTMs are quantised as they come"
+
 #: The range of each value of a graph, in the order of `values_of`; None for what nobody saw.
 Ranges = list[tuple[float, float] | None]
 
@@ -81,6 +83,10 @@ class Plan:
         graph.plan.recurrent = use_int8_lstms(graph, self.why_float, store)
         if ranges is None:
             graph.plan.made = quantize_rows(graph, self.why_float, self.per_channel)
+            left = [s for s in graph.plan.layers if s not in graph.plan.made]
+            graph.plan.reasons = {
+                s: self.why_float(s) or "only linear layers and LSTMs are quantised as they come" for s in left
+            }
             return
         known = {v: r for v, r in zip(graph.plan.values, ranges, strict=True) if r is not None}
         rewriter = Rewriter(graph, known, self.why_float, self.per_channel)
@@ -90,10 +96,10 @@ class Plan:
     def settled(self, graph: Graph) -> None:
         """Formats are decided: what is rounded for convolutions in channels_last alone is written so at once."""
         for step, results in graph.plan.given.items():
-            moved = zip(
-                step.results(), results, strict=True
-            )  # of sequences only images are left, where nobody reads them
-            graph.plan.aliases.update((new, old) for new, old in moved if new is not old)
+            now = step.results()
+            if len(now) == len(results):  # of sequences only images are left, where nobody reads them
+                moved = zip(now, results, strict=True)
+                graph.plan.aliases.update((new, old) for new, old in moved if new is not old)
         users = graph.users()
         for step in graph.steps:
             if isinstance(step.function, Quantize):

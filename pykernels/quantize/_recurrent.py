@@ -57,30 +57,23 @@ class Followed(nn.Module):
     """What ``make`` makes of ``source``, and makes again when the parameters of ``source`` have changed."""
 
     source: Any
-    made: Any
+    int8: Any
 
     def __init__(self, source: nn.Module, make: Callable[[Any], nn.Module]) -> None:
         super().__init__()
-        vars(self).update(source=source, make=make, made=None)
+        vars(self).update(source=source, make=make)
+        self.int8 = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the int8 form's."""
-        found: Any = self.made
-        if found is None or not found[1].are_current():
+        found = self.int8
+        if found is None or not found.sources.are_current():
             with torch.inference_mode(False), torch.no_grad():
-                parameters = list(self.source.parameters())
-                sources = Sources(parameters)
-                found = self.make(plain(self.source)).eval(), sources
-            vars(self)["made"] = found  # in one assignment: another thread may call
-        int8: Any = found[0]
-        return int8(*args, **kwargs)
-
-    def packed(self) -> list[Tensor]:
-        """What the int8 form has packed."""
-        pack = None if self.made is None else self.made[0]._pack
-        if pack is None:
-            return []
-        return [t for t in (pack.value if type(pack.value) is tuple else [pack.value]) if isinstance(t, Tensor)]
+                sources = Sources(list(self.source.parameters()))
+                found = self.make(plain(self.source)).eval()
+                found.sources = sources
+            self.int8 = found  # in one assignment: another thread may call
+        return found(*args, **kwargs)
 
 
 def use_int8_lstms(graph: Graph, takes: Callable[[Step], str], store: dict[Hashable, Any]) -> dict[Step, Step]:
@@ -105,6 +98,6 @@ def use_int8_lstms(graph: Graph, takes: Callable[[Step], str], store: dict[Hasha
         key = "int8", getattr(make, "__self__", None), id(module)
         if key not in store:
             store[key] = Followed(module, make), module
-        step.function, step.note = store[key][0], f"int8 {kind.__name__}"
+        step.function, step.note = store[key][0], f"Int8{kind.__name__}"
         made[step] = step
     return made

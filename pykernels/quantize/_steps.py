@@ -42,6 +42,8 @@ class Int8Layer(Traceable, FusedConv):
     ``x``, ``residual`` and ``out`` are the grids; a residual without one is float, and so is such a result.
     """
 
+    op = "int8_conv2d"
+
     def __init__(self, layer: FusedConv, x: Grid, residual: Grid | None, out: Grid | None, per_channel: bool) -> None:
         vars(self).update(vars(layer))
         self.layer, self.name, self.rank = layer, layer.name, layer.rank

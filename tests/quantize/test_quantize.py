@@ -32,7 +32,7 @@ def test_all_layers_run_in_int8(act):
     assert all(not layer.why for layer in report.layers), report
     assert {s.what for s in report.steps if s.who == "torch"} <= {"cat", "unchanged memory format", "mean"}
     # The pool and the concatenation are of int8: nothing but the image and the means is rounded.
-    assert sum(s.what == "quantize" for s in report.steps) == 2
+    assert sum(s.what == "quantize" for s in report.counted()) == 2
 
 
 def test_the_package_itself_recorded_through():
@@ -52,6 +52,15 @@ def test_blocks_of_the_package_are_quantised():
     quantized = pk.quantize(model, [x])
     assert error(run(quantized, x), model(x)) < _ERROR
     assert len(_layers(quantized)) == 2
+
+
+def test_the_first_call_is_in_int8_too():
+    model, data = residual(), batches()
+    quantized = pk.quantize(model, data)
+    with torch.inference_mode():
+        found = [quantized(data[0]) for _ in range(3)]
+    assert all(torch.equal(y, found[0]) for y in found)
+    assert error(found[0], model(data[0])) > 1e-4
 
 
 def test_other_sizes_and_batches_run_on_the_same_grids():
@@ -226,6 +235,10 @@ def test_dynamic_quantises_rows():
     got = run(quantized, x)
     assert 0 < error(got, model(x)) < _ERROR
     assert all(not layer.why for layer in _layers(quantized))
+    conv = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
+    other = pk.quantize(conv, dynamic=True)
+    run(other, torch.randn(1, 3, 8, 8))
+    assert [bool(layer.why) for layer in _layers(other)] == [True, False]
     # Each row by itself: a larger one beside it changes nothing.
     y = x.clone()
     y[0, 0] *= 100
@@ -306,3 +319,51 @@ def test_constant_inputs_are_calibrated():
     quantized = pk.quantize(model, [torch.zeros(2, 3, 24, 24)])
     got = run(quantized, torch.zeros(2, 3, 24, 24))
     assert error(got, model(torch.zeros(2, 3, 24, 24))) < _ERROR
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_lstms_are_quantised_and_follow_their_weights(bidirectional, layers):
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(64, 96, layers, batch_first=True, bidirectional=bidirectional)
+            self.fc = nn.Linear(96 * (1 + bidirectional), 5)
+
+        def forward(self, x):
+            return self.fc(self.lstm(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    model, x = Reads().eval(), torch.randn(2, 40, 64)
+    quantized = pk.quantize(model, dynamic=True)
+    assert 0 < error(run(quantized, x), model(x)) < _ERROR
+    assert any(s.what == "Int8LSTM" for s in quantized.report().steps)
+    with torch.no_grad():
+        model.lstm.weight_hh_l0 *= 0.3
+    assert 0 < error(run(quantized, x), model(x)) < _ERROR
+    kept = pk.quantize(model, dynamic=True, skip="lstm")
+    run(kept, x)
+    assert not any(s.what == "Int8LSTM" for s in kept.report().steps)
+
+
+def test_sums_activations_and_gates_stay_in_int8():
+    class Between(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+            self.down, self.up = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+
+        def forward(self, x):
+            x = F.silu(self.a(x))
+            x = x + F.silu(self.b(x))
+            x = torch.tanh(F.interpolate(x, scale_factor=2, mode="bilinear"))
+            x = x * torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))))
+            return self.c(F.avg_pool2d(x, 2)).mean((2, 3))
+
+    torch.manual_seed(0)
+    model, x = Between().eval(), batches(1)[0]
+    quantized = pk.quantize(model, [x])
+    assert error(run(quantized, x), model(x)) < _ERROR
+    steps = quantized.report().counted()
+    assert sum(s.what == "quantize" for s in steps) == 1
+    assert not any(s.what == "dequantize" for s in steps)  # the mean gives float
