@@ -113,14 +113,11 @@ def check_at_least(op: str, argument: str, value: Any, least: float) -> None:
         fail(ValueError, op, argument, f"a number >= {least}", value)
 
 
-#: Scales beyond which a float32 scale, or its inverse, would be subnormal or infinite.
-_LEAST, _LARGEST = 2.0**-126, 2.0**126
-
-
 def check_scale(op: str, argument: str, scale: Any) -> float:
     """``scale``, if it is a number that float32 holds, and its inverse too."""
     check_number(op, argument, scale)
-    if not _LEAST <= scale <= _LARGEST:
+    # Numbers of a trace: a global one would be a symbol.
+    if not 2.0**-126 <= scale <= 2.0**126:
         fail(ValueError, op, argument, "a number of 2^-126 to 2^126", scale)
     return float(scale)
 

@@ -36,7 +36,6 @@ def _squeeze(x: Tensor, out: Tensor) -> None:
 #: Of x and out, both of `SHAPE`; linear layers have the features last.
 CALLS: dict[str, Callable[[Tensor, Tensor], None]] = {
     "pool2d": lambda x, out: OPS.pool2d_out(x, torch.tensor(PoolCall(False, (1, 1), (1, 1)).numbers()), out),
-    "int8_quantize": lambda x, out: OPS.int8_quantize_out(x, 0.1, 0, out),
     "int8_dequantize": lambda x, out: OPS.int8_dequantize_out((x * 9).to(torch.int8), 0.1, 0, out),
     "upsample2d": lambda x, out: OPS.upsample2d_out(x, torch.zeros(3).double(), out),
     "squeeze_excite": _squeeze,

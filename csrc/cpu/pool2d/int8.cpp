@@ -23,23 +23,32 @@ using Bytes = int8_t __attribute__((vector_size(16)));
 struct Taps : Elements {
   int32_t zero;  // the sum of their zero points
   float divisor;
+  float inverse;  // or 0: see inverse_of
 };
 
+// 1 / d where a product with it rounds to the same int8 as the quotient does, else 0. No quotient by an odd number lies
+// in the middle between two ints; one by a power of two is exact. And for numbers as small as these, none lies so near
+// to the middle that the product's error, 2^-15 at most, would matter.
+float inverse_of(int64_t d) {
+  const int64_t size = d < 0 ? -d : d;
+  const bool fits = size > 0 && size < 1 << 14 && (size % 2 == 1 || (size & (size - 1)) == 0);
+  return fits ? 1.0f / static_cast<float>(d) : 0.0f;
+}
+
 Taps taps_of(const Pool2dArgs& a, const int8_t* image, const Window& rows, const Window& columns) {
-  Taps t = {image,
-            rows.end - rows.begin,
-            columns.end - columns.begin,
-            a.dilation_h * a.x_stride[2],
-            a.dilation_w * a.x_stride[3],
+  const int64_t divisor = a.divisor ? a.divisor : rows.counted * columns.counted;
+  Taps t = {{image, rows.end - rows.begin, columns.end - columns.begin, a.dilation_h * a.x_stride[2],
+             a.dilation_w * a.x_stride[3]},
             0,
-            static_cast<float>(a.divisor ? a.divisor : rows.counted * columns.counted)};
+            static_cast<float>(divisor),
+            inverse_of(divisor)};
   if (t.rows && t.columns) {
     t.x += (rows.start + rows.begin * a.dilation_h) * a.x_stride[2] +
            (columns.start + columns.begin * a.dilation_w) * a.x_stride[3];
     t.zero = a.zero_point * static_cast<int32_t>(t.rows * t.columns);
   } else {
     t.rows = 0;
-    t.divisor = 1;  // torch's average of nothing is 0
+    t.divisor = t.inverse = 1;  // torch's average of nothing is 0
   }
   return t;
 }
@@ -67,6 +76,7 @@ class Finish {
   bool floats() const { return floats_; }
   // Low bytes.
   I32 bytes(I32 sum, F32 divisor) const { return rounding_(to_f32(sum) / divisor); }
+  I32 bytes_by(I32 sum, F32 inverse) const { return rounding_(to_f32(sum) * inverse); }
   F32 real(I32 sum, F32 divisor) const { return to_f32(sum) / divisor * scale_; }
 
   void put(int32_t sum, float divisor, void* y, int64_t at) const {
@@ -83,22 +93,36 @@ class Finish {
   bool floats_;
 };
 
-// Averages of channels [c, c + count), count at most kWords, to y at `at`.
-template <bool kWhole>
+// Averages of channels [c, c + count), kCount words of them or a part of one, to y at `at`.
+template <bool kWhole, int kCount>
 inline void average(const Finish& finish, const Taps& t, int64_t c, int64_t count, void* y, int64_t at) {
-  I32 total[2] = {};
-  add_up<kWhole>(t, c, count, total);
-  for (int64_t k = 0; k < 2 && k * kLanes < count; ++k) {
-    const I32 sum = total[k] - broadcast(t.zero);
-    const int64_t here = min(kLanes, count - k * kLanes);
-    if (finish.floats()) {
-      float* const to = static_cast<float*>(y) + at + k * kLanes;
-      const F32 v = finish.real(sum, broadcast(t.divisor));
-      here == kLanes ? store(to, v) : store_partial(to, v, here);
-    } else {
-      int8_t* const to = static_cast<int8_t*>(y) + at + k * kLanes;
-      const I32 v = finish.bytes(sum, broadcast(t.divisor));
-      here == kLanes ? store_bytes(to, v) : store_bytes(to, v, here);
+  Elements e = t;
+  e.x += c;
+  I32 total[2 * kCount];
+  add_up<kWhole, kCount>(e, count, total);
+  const F32 divisor = broadcast(t.divisor);
+  for (I32& sum : total) sum -= broadcast(t.zero);
+  if (finish.floats()) {
+    float* const to = static_cast<float*>(y) + at + c;
+    for (int k = 0; k < 2 * kCount && k * kLanes < count; ++k) {
+      const F32 v = finish.real(total[k], divisor);
+      const int64_t here = min(kLanes, count - k * kLanes);
+      here == kLanes ? store(to + k * kLanes, v) : store_partial(to + k * kLanes, v, here);
+    }
+    return;
+  }
+  int8_t* const to = static_cast<int8_t*>(y) + at + c;
+  const bool multiplies = t.inverse != 0.0f;
+  const F32 inverse = broadcast(t.inverse);
+  for (I32& sum : total) sum = multiplies ? finish.bytes_by(sum, inverse) : finish.bytes(sum, divisor);
+  if constexpr (kCount % 2 == 0) {
+    for (int k = 0; k < 2 * kCount; k += 4) {
+      store(to + k * kLanes, to_i8(total[k], total[k + 1], total[k + 2], total[k + 3]));
+    }
+  } else {
+    for (int k = 0; k < 2 * kCount && k * kLanes < count; ++k) {
+      const int64_t here = min(kLanes, count - k * kLanes);
+      here == kLanes ? store_bytes(to + k * kLanes, total[k]) : store_bytes(to + k * kLanes, total[k], here);
     }
   }
 }
@@ -146,8 +170,9 @@ void channels(const Pool2dPlan& plan, const Executor& executor) {
           continue;
         }
         int64_t c = first;
-        for (; c + kWords <= last; c += kWords) average<true>(finish, t, c, kWords, a.y, at + c);
-        if (c < last) average<false>(finish, t, c, last - c, a.y, at + c);
+        for (; c + 4 * kWords <= last; c += 4 * kWords) average<true, 4>(finish, t, c, 4 * kWords, a.y, at);
+        for (; c + kWords <= last; c += kWords) average<true, 1>(finish, t, c, kWords, a.y, at);
+        if (c < last) average<false, 1>(finish, t, c, last - c, a.y, at);
       }
     }
   });
@@ -172,37 +197,87 @@ void whole_planes(const Pool2dPlan& plan, const Executor& executor) {
   });
 }
 
-inline int8_t together(int8_t a, int8_t b) { return b > a ? b : a; }
-inline int32_t together(int32_t a, int32_t b) { return a + b; }
+// What a plane is pooled in: bytes for a maximum, 32-bit sums of x - zero for an average.
+struct Largest {
+  using Number = int8_t;
+  using Vector = Bytes;
+  static constexpr int64_t kCount = 16;
+  static constexpr int8_t kNothing = -128;
 
-// row[0, span) of the rows of `window` from column `first` on; what lies outside of the image is `nothing`. Of T:
-// int8_t for a maximum, int32_t for a sum of x - zero.
-template <class T>
-inline void merge_rows(const Pool2dArgs& a, const int8_t* plane, const Window& window, int64_t first, int64_t span,
-                       T nothing, T* row) {
+  Vector load_from(const int8_t* x) const { return load<Bytes>(x); }
+  Vector load_from(const int8_t* x, int64_t count) const {
+    int8_t some[kCount] = {};
+    std::memcpy(some, x, static_cast<size_t>(count));
+    return load<Bytes>(some);
+  }
+  static Vector together(Vector a, Vector b) { return a > b ? a : b; }
+  static int8_t together(int8_t a, int8_t b) { return a > b ? a : b; }
+  static Vector evens(Vector a, Vector b) {
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  }
+};
+struct Sum {
+  using Number = int32_t;
+  using Vector = I32;
+  static constexpr int64_t kCount = kLanes;
+  static constexpr int32_t kNothing = 0;
+  I32 zero;
+
+  Vector load_from(const int8_t* x) const { return load_bytes(x) - zero; }
+  Vector load_from(const int8_t* x, int64_t count) const { return load_bytes(x, count) - zero; }
+  static Vector together(Vector a, Vector b) { return a + b; }
+  static int32_t together(int32_t a, int32_t b) { return a + b; }
+  static Vector evens(Vector a, Vector b) {
+    I32 order;
+    for (int i = 0; i < kLanes; ++i) order[i] = 2 * i;
+    return __builtin_shuffle(a, b, order);
+  }
+};
+
+// row[0, span) of the rows of `window` from column `first` on; what lies outside of the image is nothing.
+template <class Way>
+inline void merge_rows(const Way& way, const Pool2dArgs& a, const int8_t* plane, const Window& window, int64_t first,
+                       int64_t span, typename Way::Number* row) {
   const int64_t begin = least(most(-first, 0), span), end = most(begin, least(a.w - first, span));
   const int64_t rows = window.end - window.begin, step = a.dilation_h * a.x_stride[2];
   const int8_t* x = plane + (window.start + window.begin * a.dilation_h) * a.x_stride[2] + first;
-  const T start = sizeof(T) == 1 ? nothing : static_cast<T>(-a.zero_point * static_cast<int32_t>(rows));
-  for (int64_t i = 0; i < begin; ++i) row[i] = nothing;
-  for (int64_t i = begin; i < end; ++i) row[i] = start;
-  for (int64_t i = end; i < span; ++i) row[i] = nothing;
-  for (int64_t u = 0; u < rows; ++u) {
-    for (int64_t i = begin; i < end; ++i) row[i] = together(row[i], static_cast<T>(x[u * step + i]));
+  for (int64_t i = 0; i < begin; ++i) row[i] = Way::kNothing;
+  for (int64_t i = begin; i < end; i += Way::kCount) {
+    if (i + Way::kCount > end && end - begin >= Way::kCount) i = end - Way::kCount;  // some once more
+    const bool whole = i + Way::kCount <= end;
+    typename Way::Vector v = typename Way::Vector{} + Way::kNothing;
+    for (int64_t u = 0; u < rows; ++u) {
+      const int8_t* at = x + u * step + i;
+      v = Way::together(v, whole ? way.load_from(at) : way.load_from(at, end - i));
+    }
+    store(row + i, v);
   }
+  for (int64_t i = end; i < span; ++i) row[i] = Way::kNothing;
 }
 
-// to[j] = what the window's columns make of row, j < count.
-template <class T>
-inline void merge_columns(const Pool2dArgs& a, const T* row, int64_t count, T* to) {
-  for (int64_t j = 0; j < count; ++j) to[j] = row[j * a.stride_w];
-  for (int64_t t = 1; t < a.s; ++t) {
-    const T* at = row + t * a.dilation_w;
-    if (a.stride_w == 1) {
-      for (int64_t j = 0; j < count; ++j) to[j] = together(to[j], at[j]);
-    } else {
-      for (int64_t j = 0; j < count; ++j) to[j] = together(to[j], at[j * a.stride_w]);
+// to[j] = what the window's columns make of row, j < count. There are vectors behind both.
+template <class Way>
+inline void merge_columns(const Pool2dArgs& a, const typename Way::Number* row, int64_t count,
+                          typename Way::Number* to) {
+  if (a.stride_w > 2) {
+    for (int64_t j = 0; j < count; ++j) {
+      const auto* at = row + j * a.stride_w;
+      auto v = at[0];
+      for (int64_t t = 1; t < a.s; ++t) v = Way::together(v, at[t * a.dilation_w]);
+      to[j] = v;
     }
+    return;
+  }
+  using Vector = typename Way::Vector;
+  for (int64_t j = 0; j < count; j += Way::kCount) {
+    Vector v = {};
+    for (int64_t t = 0; t < a.s; ++t) {
+      const auto* at = row + j * a.stride_w + t * a.dilation_w;
+      const Vector next =
+          a.stride_w == 1 ? load<Vector>(at) : Way::evens(load<Vector>(at), load<Vector>(at + Way::kCount));
+      v = t == 0 ? next : Way::together(v, next);
+    }
+    store(to + j, v);
   }
 }
 
@@ -228,12 +303,16 @@ void planes(const Pool2dPlan& plan, const Executor& executor) {
   const int64_t taps = (a.s - 1) * a.dilation_w + 1, chunk = most(1, (kPoolSpan - taps) / a.stride_w + 1);
   const int64_t work = plan.p * plan.q * a.r * a.s;
   parallel_for(executor, 0, a.n * a.c, most(1, kGrain / most(work, 1)), [&](int64_t begin, int64_t end) {
-    int8_t bytes[kPoolSpan];
-    int32_t numbers[kPoolSpan], sums[kPoolSpan + kLanes] = {};
-    float divisors[kPoolSpan + kLanes];
+    constexpr int64_t kBehind = 64;  // what vectors of the last columns read and write behind them
+    int8_t bytes[kPoolSpan + kBehind] = {}, largest[kPoolSpan + kBehind];
+    int32_t numbers[kPoolSpan + kBehind] = {}, sums[kPoolSpan + kBehind] = {};
+    float divisors[kPoolSpan + kBehind];
+    const Sum sum = {broadcast(a.zero_point)};
     for (float& d : divisors) d = 1;
     for (int64_t q = 0; q < plan.q; q += chunk) {
       const int64_t count = least(chunk, plan.q - q), span = (count - 1) * a.stride_w + taps;
+      int32_t widths[kPoolSpan];
+      for (int64_t j = 0; j < count; ++j) widths[j] = static_cast<int32_t>(column_window(a, q + j).counted);
       for (int64_t plane = begin; plane < end; ++plane) {
         const int64_t n = plane / a.c, c = plane % a.c;
         const int8_t* x = static_cast<const int8_t*>(a.x) + n * a.x_stride[0] + c * a.x_stride[1];
@@ -242,16 +321,17 @@ void planes(const Pool2dPlan& plan, const Executor& executor) {
           const Window rows = row_window(a, p);
           const int64_t first = q * a.stride_w - a.pad_w;
           if (a.kind == PoolKind::max) {
-            merge_rows<int8_t>(a, x, rows, first, span, -128, bytes);
-            merge_columns(a, bytes, count, static_cast<int8_t*>(a.y) + at);
+            merge_rows(Largest{}, a, x, rows, first, span, bytes);
+            merge_columns<Largest>(a, bytes, count, largest);
+            std::memcpy(static_cast<int8_t*>(a.y) + at, largest, static_cast<size_t>(count));
             continue;
           }
           for (int64_t j = 0; j < count; ++j) {
-            const int64_t counted = a.divisor ? a.divisor : rows.counted * column_window(a, q + j).counted;
+            const int64_t counted = a.divisor ? a.divisor : rows.counted * widths[j];
             divisors[j] = static_cast<float>(counted ? counted : 1);  // torch's average of nothing is 0
           }
-          merge_rows<int32_t>(a, x, rows, first, span, 0, numbers);
-          merge_columns(a, numbers, count, sums);
+          merge_rows(sum, a, x, rows, first, span, numbers);
+          merge_columns<Sum>(a, numbers, count, sums);
           put_averages(finish, sums, divisors, count, a.y, at);
         }
       }

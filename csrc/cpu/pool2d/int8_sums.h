@@ -24,30 +24,53 @@ inline I8Half load_some(const int8_t* x, int64_t count) {
   return load<I8Half>(some);
 }
 
-// total: of kWords channels from `c` on, of which `count` are there.
-template <bool kWhole>
-inline void add_up(const Elements& t, int64_t c, int64_t count, I32 (&total)[2]) {
-  I16 part = {};
-  int64_t left = kBlock;
-  const auto flush = [&] {
-    I16Half halves[2];
-    std::memcpy(halves, &part, sizeof part);
-    for (int k = 0; k < 2; ++k) total[k] += to_i32(halves[k]);
-    part = I16{};
-    left = kBlock;
-  };
-  const int8_t* row = t.x + c;
-  for (int64_t i = 0; i < t.rows; ++i, row += t.row_step) {
+// part[k] = the sum over all elements, at most kBlock, of words k of channels; with one word `count` channels are
+// there.
+template <bool kWhole, int kCount>
+inline void add_words(const Elements& e, int64_t count, I16 (&part)[kCount]) {
+  for (int k = 0; k < kCount; ++k) part[k] = I16{};
+  const int8_t* row = e.x;
+  for (int64_t i = 0; i < e.rows; ++i, row += e.row_step) {
     const int8_t* at = row;
-    for (int64_t j = 0; j < t.columns;) {
-      const int64_t end = min(t.columns, j + left);
-      left -= end - j;
-      for (; j < end; ++j, at += t.column_step) part += widen(kWhole ? load<I8Half>(at) : load_some(at, count));
-      if (left == 0) flush();
+    for (int64_t j = 0; j < e.columns; ++j, at += e.column_step) {
+#pragma GCC unroll 4
+      for (int k = 0; k < kCount; ++k) part[k] += widen(kWhole ? load<I8Half>(at + k * kWords) : load_some(at, count));
     }
   }
-  flush();
 }
+
+// total: of kCount * kWords channels from e.x on, or with one word of `count`, fewer.
+template <bool kWhole, int kCount>
+inline void add_up(Elements e, int64_t count, I32 (&total)[2 * kCount]) {
+  for (I32& t : total) t = I32{};
+  I16 part[kCount];
+  const auto flush = [&](const Elements& some) {
+    add_words<kWhole>(some, count, part);
+    for (int k = 0; k < kCount; ++k) {
+      I16Half halves[2];
+      std::memcpy(halves, &part[k], sizeof halves);
+      total[2 * k] += to_i32(halves[0]);
+      total[2 * k + 1] += to_i32(halves[1]);
+    }
+  };
+  if (e.rows * e.columns <= kBlock) return flush(e);
+  const int64_t rows = e.columns < kBlock ? kBlock / e.columns : 1, columns = min(e.columns, kBlock);
+  for (int64_t i = 0; i < e.rows; i += rows) {
+    for (int64_t j = 0; j < e.columns; j += columns) {
+      flush({e.x + i * e.row_step + j * e.column_step, min(rows, e.rows - i), min(columns, e.columns - j), e.row_step,
+             e.column_step});
+    }
+  }
+}
+
+// kWords zeros and then as many ones.
+struct LastOnes {
+  int16_t words[2 * kWords] = {};
+  constexpr LastOnes() {
+    for (int64_t k = kWords; k < 2 * kWords; ++k) words[k] = 1;
+  }
+};
+constexpr LastOnes kLastOnes;
 
 // Of adjacent elements.
 inline int32_t sum_of_bytes(const int8_t* x, int64_t count) {
@@ -55,10 +78,18 @@ inline int32_t sum_of_bytes(const int8_t* x, int64_t count) {
   I32 total = {};
   int64_t i = 0;
   for (; i + kWords <= count; i += kWords) total = dot2(total, widen(load<I8Half>(x + i)), ones);
-  int32_t sum = 0;
-  for (; i < count; ++i) sum += x[i];
-  for (int k = 0; k < kLanes; ++k) sum += total[k];
-  return sum;
+  int32_t rest = 0;
+  if (i < count && count >= kWords) {  // the last vector, and of it what has not been added yet
+    total = dot2(total, widen(load<I8Half>(x + count - kWords)), load<I16>(kLastOnes.words + count - i));
+  } else {
+    for (; i < count; ++i) rest += x[i];
+  }
+  int32_t lanes[kLanes];
+  store(lanes, total);
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int k = 0; k < half; ++k) lanes[k] += lanes[k + half];
+  }
+  return rest + lanes[0];
 }
 
 }  // namespace

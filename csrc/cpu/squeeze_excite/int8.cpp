@@ -27,11 +27,17 @@ int32_t sum_of_plane(const int8_t* x, const Args& a) {
 
 // Channels [0, a.c) of `rows` rows at x.
 void sum_of_channels(const int8_t* x, int64_t rows, const Args& a, int32_t* to) {
-  const Elements elements = {x, rows, a.w, a.x_stride[2], a.x_stride[3]};
-  for (int64_t c = 0; c < a.c; c += kWords) {
+  Elements e = {x, rows, a.w, a.x_stride[2], a.x_stride[3]};
+  int64_t c = 0;
+  for (; c + 4 * kWords <= a.c; c += 4 * kWords, e.x += 4 * kWords) {
+    I32 total[8];
+    add_up<true, 4>(e, 4 * kWords, total);
+    for (int k = 0; k < 8; ++k) store(to + c + k * kLanes, total[k]);
+  }
+  for (; c < a.c; c += kWords, e.x += kWords) {
     const int64_t count = min(kWords, a.c - c);
-    I32 total[2] = {};
-    count == kWords ? add_up<true>(elements, c, count, total) : add_up<false>(elements, c, count, total);
+    I32 total[2];
+    count == kWords ? add_up<true, 1>(e, count, total) : add_up<false, 1>(e, count, total);
     int32_t sums[kWords];
     for (int k = 0; k < 2; ++k) store(sums + k * kLanes, total[k]);
     std::memcpy(to + c, sums, static_cast<size_t>(count) * sizeof *to);
