@@ -31,20 +31,16 @@ using Floats = std::vector<float>;
 
 // A number that is rounded by itself, whatever the compiler would contract.
 struct Rounded {
-  volatile float value;
-  Rounded(float x) : value(x) {}
-  Rounded(const Rounded& x) : value(x.value) {}
-  Rounded& operator=(const Rounded& x) {
-    const float copy = x.value;
-    value = copy;
-    return *this;
+  float value;
+  Rounded(float x) {
+    volatile float kept = x;
+    value = kept;
   }
-  operator float() const { return value; }
 };
-Rounded operator+(const Rounded& a, const Rounded& b) { return float{a} + float{b}; }
-Rounded operator-(const Rounded& a, const Rounded& b) { return float{a} - float{b}; }
-Rounded operator*(const Rounded& a, const Rounded& b) { return float{a} * float{b}; }
-Rounded operator/(const Rounded& a, const Rounded& b) { return float{a} / float{b}; }
+Rounded operator+(Rounded a, Rounded b) { return a.value + b.value; }
+Rounded operator-(Rounded a, Rounded b) { return a.value - b.value; }
+Rounded operator*(Rounded a, Rounded b) { return a.value * b.value; }
+Rounded operator/(Rounded a, Rounded b) { return a.value / b.value; }
 
 // gates.h, number by number.
 Rounded exp_scaled(float x, int i) {
@@ -52,7 +48,8 @@ Rounded exp_scaled(float x, int i) {
   const Rounded r = (Rounded(x) - n * 0.693359375f) + n * 2.12194440e-4f;
   Rounded p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   for (const float c : {8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) p = p * r + c;
-  const uint32_t exponent = static_cast<uint32_t>(std::isnan(x) ? 0 : static_cast<int>(float{n})) + 127u + i;
+  const uint32_t exponent =
+      static_cast<uint32_t>(std::isnan(x) ? 0 : static_cast<int>(n.value)) + 127u + static_cast<uint32_t>(i);
   return ((p * r) * r + (r + 1.0f)) * std::bit_cast<float>(exponent << 23);
 }
 float clamped(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
@@ -151,12 +148,12 @@ Results oracle(const Int8Problem& p) {
             for (int64_t k = 0; k < H; ++k) of_h += w.w_hh[j * H + k] * before.q[static_cast<size_t>(k)];
             Rounded z = Rounded(static_cast<float>(of_x)) * (Rounded(w.s_ih[j]) * x.scale);
             z = z + (s.bias ? Rounded(w.b_ih[j]) + w.b_hh[j] : Rounded(0.0f));
-            return z + Rounded(static_cast<float>(of_h)) * (Rounded(w.s_hh[j]) * before.scale);
+            return (z + Rounded(static_cast<float>(of_h)) * (Rounded(w.s_hh[j]) * before.scale)).value;
           };
           for (int64_t u = 0; u < H; ++u) {
             float& cu = c[static_cast<size_t>(u)];
-            cu = exact_sigmoid(gate(H + u)) * cu + exact_sigmoid(gate(u)) * exact_tanh(gate(2 * H + u));
-            h[static_cast<size_t>(u)] = exact_sigmoid(gate(3 * H + u)) * exact_tanh(cu);
+            cu = (exact_sigmoid(gate(H + u)) * cu + exact_sigmoid(gate(u)) * exact_tanh(gate(2 * H + u))).value;
+            h[static_cast<size_t>(u)] = (exact_sigmoid(gate(3 * H + u)) * exact_tanh(cu)).value;
           }
           std::copy(h.begin(), h.end(), out.begin() + row * width + d * H);
         }
