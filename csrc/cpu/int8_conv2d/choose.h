@@ -9,24 +9,60 @@ namespace {
 
 // Bytes that the x of a block takes at the most (in L2), its pixels, and columns that a chunk has about.
 constexpr int64_t kConvXBytes = 256 << 10, kConvPixels = 1024, kConvNc = 256;
-// So much of the weight stays in L1: a tile goes through these panels one after the other, and y is written line by line.
+// So much of the weight stays in L1: a tile goes through these panels one after the other, and y is written line by
+// line.
 constexpr int64_t kConvL1Bytes = 16 << 10;
 // A panel that takes more is widened as it is read.
 constexpr int64_t kConvWideBytes = 256 << 10;
 // Cycles after which a thread was worth waking, 5 us.
 constexpr int64_t kConvWorth = 15000;
 
+// Of the kernels' own structures, for they are in the workspace: a pointer to a tap, Pixel, Spot, TapSpot.
+constexpr int64_t kTapBytes = 8, kPixelBytes = 16, kSpotBytes = 24, kTapSpotBytes = 16;
+
 constexpr int64_t conv_lines(int64_t bytes) { return round_up(bytes, 64); }
 
-// Lines and pixels of a line that `rows` and `columns` of an output read.
+// Lines and pixels of a line that `rows` and `columns` of an output read; of 1x1 filters those between are left out.
 inline int64_t block_lines(const ConvShape& s, int64_t rows) {
   return s.r == 1 ? rows : (rows - 1) * s.stride_h + (s.r - 1) * s.dilation_h + 1;
 }
+inline int64_t columns_read(const ConvShape& s, int64_t columns) {
+  return (columns - 1) * s.stride_w + (s.s - 1) * s.dilation_w + 1;
+}
 inline int64_t line_pixels(const ConvShape& s, int64_t columns) {
-  return s.s == 1 ? columns : (columns - 1) * s.stride_w + (s.s - 1) * s.dilation_w + 1;
+  return s.s == 1 ? columns : columns_read(s, columns);
+}
+
+// Of the pairs of an output and a tap, the part along one axis that is within x.
+inline double within(int64_t outputs, int64_t stride, int64_t pad, int64_t taps, int64_t dilation, int64_t size) {
+  int64_t good = 0;
+  for (int64_t i = 0; i < outputs * taps; ++i) {
+    const int64_t at = i / taps * stride - pad + i % taps * dilation;
+    good += at >= 0 && at < size;
+  }
+  return static_cast<double>(good) / static_cast<double>(outputs * taps);
+}
+
+// Going tap by tap costs a twentieth, for the sums are loaded and stored once a tap, and saves what is beyond x.
+inline bool pays_by_taps(const ConvShape& s) {
+  if (!has_taps(s) || s.r * s.s == 1 || s.p() > 16 || s.q() > 16 || s.r > 16 || s.s > 16) return false;
+  const double lines = within(s.p(), s.stride_h, s.pad_top, s.r, s.dilation_h, s.h);
+  return lines * within(s.q(), s.stride_w, s.pad_left, s.s, s.dilation_w, s.w) < 0.88;
 }
 
 inline int64_t most_threads(int64_t cycles, int threads) { return smaller(larger(1, cycles / kConvWorth), threads); }
+
+// Pixels of the output that depthwise_quads.h has at once.
+constexpr int64_t kQuadColumns = 128;
+
+inline void choose_quads(const ConvShape& s, int threads, Int8ConvBlocking* c) {
+  const QuadShape quads(s);
+  c->row_blocks = s.n * ceil_div(s.p(), quads.rows);
+  const int64_t cycles = c->row_blocks * s.q() * ceil_div(s.c, 16) * quads.rows * (quads.quads * s.s + 8);
+  c->slots = smaller(most_threads(cycles, threads), c->row_blocks);
+  c->x_bytes = quads.quads * columns_read(s, smaller(s.q(), kQuadColumns)) * 64;
+  c->slot_bytes = c->x_bytes + conv_lines(kPixelBytes * quads.rows * kQuadColumns);
+}
 
 inline void choose_depthwise(const ConvShape& s, int threads, Int8ConvBlocking* c) {
   const Int8ConvLayout l(s);
@@ -34,8 +70,9 @@ inline void choose_depthwise(const ConvShape& s, int threads, Int8ConvBlocking* 
   // An output a lane: about a cycle a tap.
   const int64_t cycles = c->row_blocks * s.q() * l.columns * l.taps / 16;
   c->slots = smaller(most_threads(cycles, threads), c->row_blocks);
-  c->x_bytes = conv_lines(8 * s.q() * l.taps) + conv_lines(l.columns);  // pointers to taps; a pixel of padding
-  c->slot_bytes = c->x_bytes + conv_lines(16 * s.q());
+  c->spots_bytes = conv_lines(kTapBytes * s.q() * l.taps);
+  c->x_bytes = conv_lines(l.columns);  // a pixel of padding
+  c->slot_bytes = c->spots_bytes + c->x_bytes + conv_lines(kPixelBytes * s.q());
 }
 
 // `turn`: the channels of x are not adjacent.
@@ -46,7 +83,7 @@ inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, const Int8Con
   c.turn = turn;
   c.turned_bytes = turn ? conv_lines(s.n * s.h * s.w * s.c) : 0;
   if (l.depthwise) {
-    choose_depthwise(s, threads, &c);
+    takes_quads(s, t.group) ? choose_quads(s, threads, &c) : choose_depthwise(s, threads, &c);
     return c;
   }
   const int64_t p = s.n * s.p(), q = s.q(), channels = s.c / s.groups, line = 64 / t.value_bytes;
@@ -68,6 +105,8 @@ inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, const Int8Con
   c.row_blocks = ceil_div(p, c.rows);
   c.rows = ceil_div(p, c.row_blocks);
   c.in_rows = s.pad_top + s.pad_bottom > 0 && c.columns / ceil_div(c.columns, t.mr) >= 6;
+  c.by_taps = c.column_blocks == 1 && pays_by_taps(s);
+  if (c.by_taps) c.in_rows = true;  // nobody reads lines of padding
   c.panels = ceil_div(s.k / s.groups, t.nr);
   const int64_t products = smaller(s.groups * c.panels * larger(1, l.depth()), int64_t{1} << 40);
   const int64_t cycles = smaller(products / t.group * larger(2, smaller(p * q, 1 << 20)), int64_t{1} << 60);
@@ -82,14 +121,20 @@ inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, const Int8Con
   const int64_t images = c.rows > 1 ? (c.rows - 2) / s.p() + 2 : 1;
   const int64_t apart = larger(0, block_lines(s, 1) - s.stride_h);  // lines more from an image to the next
   c.x_bytes = conv_lines((block_lines(s, c.rows) + (images - 1) * apart) * c.line * t.value_bytes + 64);
-  c.sums_bytes = conv_lines(4 * t.mr * t.nr);
+  const int64_t pixels = c.rows * c.columns;
+  c.sums_bytes = conv_lines(4 * (c.by_taps ? pixels : t.mr) * t.nr);
+  c.spots_bytes = conv_lines(kSpotBytes * pixels);
   const int64_t panel_bytes = larger(1, l.depth() * t.nr * t.value_bytes);
   c.together = larger(1, kConvL1Bytes / panel_bytes);
   const int64_t wide = conv_lines(smaller(c.together, c.panels) * panel_bytes);
   c.wide_bytes = t.widens && wide <= kConvWideBytes ? wide : 0;
-  c.slot_bytes = c.x_bytes + c.sums_bytes + c.wide_bytes + conv_lines(24 * c.rows * c.columns);
+  c.slot_bytes = c.x_bytes + c.sums_bytes + c.wide_bytes + c.spots_bytes;
+  if (c.by_taps) c.slot_bytes += conv_lines(8 * l.taps) + conv_lines(kTapSpotBytes * l.taps * pixels);
   return c;
 }
+
+// Of a call, which aligns it to a line itself.
+inline int64_t workspace_of(const Int8ConvBlocking& c) { return 64 + c.turned_bytes + c.slots * c.slot_bytes; }
 
 }  // namespace
 }  // namespace pk

@@ -2,6 +2,7 @@
 #include "cpu/int8_conv2d/direct.h"
 // direct.h first: depthwise.h shares its division of work.
 #include "cpu/int8_conv2d/depthwise.h"
+#include "cpu/int8_conv2d/depthwise_quads.h"
 
 namespace pk {
 namespace PK_ISA {
@@ -36,7 +37,9 @@ void run(const Int8ConvPlan& plan, char* workspace, const Executor& executor) {
   const auto* const packed = static_cast<const char*>(plan.args.packed);
   const char* const body = packed + Int8ConvLayout(s).body_at();
   const Int8Conv call{plan, s, cut, x, {stride[0], stride[1], stride[2], stride[3]}, body, Finish(plan, packed)};
-  if (cut.depthwise) {
+  if (kDot4 && takes_quads(s, kGroup)) {
+    if constexpr (kDot4) run_on(DepthwiseQuads{call}, cut, workspace, executor);
+  } else if (cut.depthwise) {
     run_on(Depthwise{call}, cut, workspace, executor);
   } else {
     run_on(Direct{call}, cut, workspace, executor);
@@ -44,7 +47,9 @@ void run(const Int8ConvPlan& plan, char* workspace, const Executor& executor) {
 }
 
 void pack(const ConvShape& s, int32_t x_zero_point, const int8_t* weight, char* body, const Executor& executor) {
-  if (is_depthwise(s)) {
+  if (takes_quads(s, kGroup)) {
+    pack_quads(s, x_zero_point, weight, body);
+  } else if (is_depthwise(s)) {
     pack_depthwise(s, x_zero_point, weight, body);
   } else {
     pack_direct(s, x_zero_point, weight, body, executor);

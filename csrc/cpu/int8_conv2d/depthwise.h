@@ -7,6 +7,7 @@
 // in L1.
 #pragma once
 
+#include "cpu/int8_conv2d/choose.h"
 #include "cpu/int8_conv2d/epilogue.h"
 #include "cpu/vec.h"
 
@@ -30,6 +31,8 @@ struct Line {
 };
 
 inline constexpr int kTogether = 4;
+
+static_assert(sizeof(const int8_t*) == kTapBytes && sizeof(Pixel) == kPixelBytes);
 
 // Pixels [begin, end), a multiple of kTogether, of lines[kTaps], whose taps are all within.
 template <Kind kind, int kTaps, int kStride>
@@ -84,11 +87,11 @@ inline void depthwise_edge(const Channels<kind>& finish, const Lanes& lanes, con
 struct Depthwise : Int8Conv {
   template <Kind kind>
   void run_slot(int64_t i, char* memory) const {
-    const int64_t q = shape.q(), taps = Int8ConvLayout(shape).taps;
+    const int64_t q = shape.q();
     const Int8ConvLayout layout(shape);
     auto* const pointers = reinterpret_cast<const int8_t**>(memory);
-    auto* const blank = reinterpret_cast<int8_t*>(memory + round_up(8 * q * taps, 64));
-    auto* const pixels = reinterpret_cast<Pixel*>(memory + cut.x_bytes);
+    auto* const blank = reinterpret_cast<int8_t*>(memory + cut.spots_bytes);
+    auto* const pixels = reinterpret_cast<Pixel*>(memory + cut.spots_bytes + cut.x_bytes);
     std::memset(blank, plan.options.x_zero_point, static_cast<size_t>(layout.columns));
     for (int64_t row = share(cut.row_blocks, i, cut.slots); row < share(cut.row_blocks, i + 1, cut.slots); ++row) {
       const int64_t n = row / shape.p(), p = row % shape.p();
@@ -114,7 +117,7 @@ struct Depthwise : Int8Conv {
   void point(const int8_t* image, int64_t p, int64_t begin, int64_t end, const int8_t* blank,
              const int8_t** pointers) const {
     for (int64_t j = begin; j < end; ++j) {
-      const int8_t** to = pointers + j * Int8ConvLayout(shape).taps;
+      const int8_t** to = pointers + j * shape.r * shape.s;
       for (int64_t r = 0; r < shape.r; ++r) {
         const int64_t y = p * shape.stride_h - shape.pad_top + r * shape.dilation_h;
         for (int64_t s = 0; s < shape.s; ++s) {
@@ -156,8 +159,8 @@ struct Depthwise : Int8Conv {
       if constexpr (kTaps != 0) {
         depthwise_inner<kind, kTaps, kStride>(finish, lanes, lines, pixels, begin, end);
       }
-      depthwise_edge<kind>(finish, lanes, pointers, pixels, 0, begin, Int8ConvLayout(shape).taps);
-      depthwise_edge<kind>(finish, lanes, pointers, pixels, end, q, Int8ConvLayout(shape).taps);
+      depthwise_edge<kind>(finish, lanes, pointers, pixels, 0, begin, layout.taps);
+      depthwise_edge<kind>(finish, lanes, pointers, pixels, end, q, layout.taps);
     }
   }
 };

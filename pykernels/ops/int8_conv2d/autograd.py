@@ -25,18 +25,8 @@ def _fake(x: torch.Tensor, weight: torch.Tensor, scale: Any, shift: Any, residua
 
 
 def _fake_bind(weight: torch.Tensor, scale: Any, shift: Any, table: Any, *flat: Any) -> torch.Tensor:
-    # csrc/cpu/int8_conv2d/kernels.h, Int8ConvLayout: a header, scale, bias, table, and each group's starts and weights.
-    groups = Int8ConvCall.of(*flat).geometry.groups
-    k, channels, r, s = weight.shape
-    depth = channels * r * s
-    if channels == 1 and k == groups > 1:  # depthwise
-        groups, rows = 1, 4 * depth
-    else:  # api.cpp, merged_groups
-        fitting = (m for m in range(2, groups + 1) if groups % m == 0 and m * (k // groups) <= 32 and m * depth <= 1024)
-        merged = max(fitting, default=1)
-        groups, rows = groups // merged, -(-merged * depth // 4) * 4
-    columns = -(-(k // groups) // 32) * 32
-    return weight.new_empty((512 + groups * columns * (12 + rows),), dtype=torch.uint8)
+    # The size is the layout's business.
+    return weight.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.uint8)
 
 
 #: What the fakes give, by op.
