@@ -8,17 +8,14 @@
 // that is about to use it, so that b is read from memory once. A panel that many tiles read is widened to 16 bits once,
 // into L1; a few tiles widen it as they load it. Everything is integer up to the epilogue: the order of summing, and so
 // the number of threads, does not change a bit of the result.
-#include "cpu/int8_matmul/epilogue.h"
-#include "cpu/int8_matmul/microkernel.h"
+#include "cpu/int8_matmul/choose.h"
 #include "cpu/int8_matmul/pack_a.h"
 #include "cpu/int8_matmul/pack_b.h"
+#include "cpu/int8_matmul/tile.h"
 
 namespace pk {
 namespace PK_ISA {
 namespace {
-
-// From this many tiles a block on, widening a panel beforehand wins over widening at each load.
-constexpr int64_t kTilesToWiden = 4;
 
 struct Slot {
   AValue* a;
@@ -45,58 +42,112 @@ inline int64_t tile_row(const Int8MatmulArgs& p, const Int8Blocking& cut, int64_
   return share(p.m, t, cut.tiles);
 }
 
-// All tiles of a block against one panel and one block of k.
-template <class BValue>
-inline void tiles_of_panel(const Int8MatmulArgs& p, const Int8Blocking& cut, int64_t block, const AValue* a,
-                           const BValue* panel, int64_t depth, int32_t* sums, bool first, bool last,
-                           const Epilogue& epilogue, int64_t index, const int32_t* column_sums) {
-  const int64_t begin = share(cut.tiles, block, cut.blocks), end = share(cut.tiles, block + 1, cut.blocks);
-  const int64_t first_row = tile_row(p, cut, begin);
-  for (int64_t t = begin; t < end; ++t) {
-    const int64_t row = tile_row(p, cut, t), rows = tile_row(p, cut, t + 1) - row, local = row - first_row;
-    // A single block of k needs no sums kept: each tile is finished while it is in L1.
-    int32_t* c = sums + (first && last ? 0 : local * kNr);
-    run_tile(rows, a + local * kARow, panel, depth / kGroup, c, kNr, first);
-    if (last) finish_tile(epilogue, c, kNr, row, rows, index, column_sums);
+// A task's share of the operands.
+struct Task {
+  const Int8MatmulArgs& p;
+  const Int8Blocking& cut;
+  const Slot& s;
+  const char* body;  // of the packed b, or null: then the task packs
+  int64_t first_tile, tiles, first_row, rows, begin, end;  // of the block of a; panels [begin, end) of the chunk
+  PackedB b;
+  Epilogue epilogue;
+
+  Task(const Int8MatmulArgs& args, const Int8Blocking& blocking, const Slot& slot, const char* packed, int64_t block,
+       int64_t chunk)
+      : p(args),
+        cut(blocking),
+        s(slot),
+        body(packed),
+        first_tile(share(cut.tiles, block, cut.blocks)),
+        tiles(share(cut.tiles, block + 1, cut.blocks) - first_tile),
+        first_row(tile_row(p, cut, first_tile)),
+        rows(tile_row(p, cut, first_tile + tiles) - first_row),
+        b{p.k, p.n},
+        epilogue{&p, p.a_dtype == DType::i8 ? nullptr : s.scales, first_row} {
+    begin = share(b.panels(), chunk, cut.chunks), end = share(b.panels(), chunk + 1, cut.chunks);
   }
-}
 
-inline void run_task(const Int8MatmulArgs& p, const Int8Blocking& cut, const Slot& s, const char* body, int64_t block,
-                     int64_t chunk) {
-  const PackedB b{p.k, p.n};
-  const SourceB source{p.b, p.b_stride_k, p.b_stride_n, p.k, p.n};
-  const int64_t first_tile = share(cut.tiles, block, cut.blocks);
-  const int64_t first_row = tile_row(p, cut, first_tile);
-  const int64_t tiles = share(cut.tiles, block + 1, cut.blocks) - first_tile;
-  const int64_t rows = tile_row(p, cut, first_tile + tiles) - first_row;
-  const int64_t begin = share(b.panels(), chunk, cut.chunks), end = share(b.panels(), chunk + 1, cut.chunks);
-  const Epilogue epilogue{&p, p.a_dtype == DType::i8 ? nullptr : s.scales, first_row};
+  int64_t blocks() const { return larger(1, b.blocks()); }
 
-  if (body == nullptr || b.blocks() == 0) std::memset(s.columns, 0, static_cast<size_t>(4 * (end - begin) * kNr));
-  const int64_t blocks = larger(1, b.blocks());
-  for (int64_t kb = 0; kb < blocks; ++kb) {
-    const int64_t depth = b.depth(kb);
-    const AValue* a = s.a + kb * rows * kARow;
-    if (body == nullptr && depth > 0)
-      pack_panels(source, kb, begin, end - begin, depth, s.panels, panel_stride(depth, kNr), s.columns);
-    for (int64_t j = begin; j < end; ++j) {
-      const int8_t* panel = s.panels + (j - begin) * panel_stride(depth, kNr);
-      const int32_t* columns = s.columns + (j - begin) * kNr;
-      if (body != nullptr) {
-        panel = reinterpret_cast<const int8_t*>(body + 4 * b.columns() + b.offset(kb, j));
-        if (b.blocks() > 0) columns = reinterpret_cast<const int32_t*>(body) + j * kNr;
-      }
-      int32_t* sums = s.sums + (b.blocks() > 1 ? (j - begin) * rows * kNr : 0);
-      const bool first = kb == 0, last = kb + 1 == blocks;
-      if (!kDot4 && tiles >= kTilesToWiden) {
-        widen_panel(panel, depth, s.wide);
-        tiles_of_panel(p, cut, block, a, s.wide, depth, sums, first, last, epilogue, j, columns);
+  const int8_t* panel(int64_t kb, int64_t j) const {
+    return body != nullptr ? reinterpret_cast<const int8_t*>(body + 4 * b.columns() + b.offset(kb, j))
+                           : s.panels + (j - begin) * panel_stride(b.depth(kb), kNr);
+  }
+  const int32_t* column_sums(int64_t j) const {
+    return body != nullptr && b.blocks() > 0 ? reinterpret_cast<const int32_t*>(body) + j * kNr
+                                             : s.columns + (j - begin) * kNr;
+  }
+
+  // Pass [kb, kb + count) of panel j, for all tiles; block `after_kb` of panel `after_j` is the next that is read.
+  template <class BValue>
+  void run_pass(int64_t kb, int64_t count, int64_t j, const BValue* widened, int64_t after_kb, int64_t after_j) const {
+    Pass<BValue> pass;
+    pass.blocks = static_cast<int>(count);
+    for (int64_t i = 0; i < count; ++i) {
+      pass.groups[i] = b.depth(kb + i) / kGroup;
+      if constexpr (sizeof(BValue) == 1) {
+        pass.b[i] = panel(kb + i, j);
+        pass.next[i] = after_kb + i < blocks() ? panel(after_kb + i, after_j) : pass.b[i];
       } else {
-        tiles_of_panel(p, cut, block, a, panel, depth, sums, first, last, epilogue, j, columns);
+        pass.b[i] = widened;
+      }
+    }
+    pass.a = s.a + kb * rows * kARow;
+    pass.a_step = rows * kARow;
+    pass.is_first = kb == 0;
+    if (kb + count < blocks()) {
+      run_tiles(pass, j, nullptr);
+    } else {
+      const Columns columns(epilogue, j, column_sums(j));
+      run_tiles(pass, j, &columns);
+    }
+  }
+
+  template <class BValue>
+  void run_tiles(const Pass<BValue>& pass, int64_t j, const Columns* columns) const {
+    int32_t* const sums = s.sums + (cut.by_depth && blocks() > 1 ? (j - begin) * rows * kNr : 0);
+    for (int64_t t = first_tile; t < first_tile + tiles; ++t) {
+      const int64_t row = tile_row(p, cut, t), local = row - first_row;
+      // A single pass needs no sums kept: each tile is finished while it is in L1.
+      int32_t* const c = sums + (pass.is_first && columns != nullptr ? 0 : local * kNr);
+      run_tile(tile_row(p, cut, t + 1) - row, pass, local, t == first_tile, c, columns, row);
+    }
+  }
+
+  void run_pass(int64_t kb, int64_t count, int64_t j, int64_t after_kb, int64_t after_j) const {
+    if (!kDot4 && tiles >= kTilesToWiden) {
+      widen_panel(panel(kb, j), b.depth(kb), s.wide);
+      run_pass<int16_t>(kb, count, j, s.wide, after_kb, after_j);
+    } else {
+      run_pass<int8_t>(kb, count, j, nullptr, after_kb, after_j);
+    }
+  }
+
+  void run() const {
+    if (body == nullptr || b.blocks() == 0) std::memset(s.columns, 0, static_cast<size_t>(4 * (end - begin) * kNr));
+    if (!cut.by_depth) {
+      for (int64_t j = begin; j < end; ++j) {
+        for (int64_t kb = 0; kb < blocks(); kb += cut.pass) {
+          const int64_t count = smaller(cut.pass, blocks() - kb);
+          const bool turns = kb + count == blocks();
+          run_pass(kb, count, j, turns ? 0 : kb + count, turns && j + 1 < end ? j + 1 : j);
+        }
+      }
+      return;
+    }
+    const SourceB source{p.b, p.b_stride_k, p.b_stride_n, p.k, p.n};
+    for (int64_t kb = 0; kb < blocks(); ++kb) {
+      const int64_t depth = b.depth(kb);
+      if (body == nullptr && depth > 0) {
+        pack_panels(source, kb, begin, end - begin, depth, s.panels, panel_stride(depth, kNr), s.columns);
+      }
+      for (int64_t j = begin; j < end; ++j) {
+        const bool turns = j + 1 == end;
+        run_pass(kb, 1, j, turns && body != nullptr && kb + 1 < blocks() ? kb + 1 : kb, turns ? begin : j + 1);
       }
     }
   }
-}
+};
 
 void matmul(const Int8MatmulPlan& plan, char* workspace, const Executor& executor) {
   const Int8MatmulArgs& args = plan.args;
@@ -121,7 +172,7 @@ void matmul(const Int8MatmulPlan& plan, char* workspace, const Executor& executo
           pack_rows(args, row, next - row, slot.a, slot.scales);
           packed_block = block;
         }
-        run_task(args, cut, slot, body, block, t % cut.chunks);
+        Task(args, cut, slot, body, block, t % cut.chunks).run();
       }
     }
   });
