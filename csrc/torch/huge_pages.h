@@ -12,6 +12,18 @@
 
 namespace pk::binding {
 
+// Asks for huge pages for what fills them of these bytes. Advice, which may not be taken.
+inline void ask_for_huge_pages(void* memory, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kPage = uintptr_t{2} << 20;
+  const auto begin = reinterpret_cast<uintptr_t>(memory), end = begin + static_cast<uintptr_t>(bytes);
+  const uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = end / kPage * kPage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)memory, (void)bytes;
+#endif
+}
+
 // Bytes, not filled. Huge pages hold no more than these, so that none is wasted: what is left over, and all of less
 // than one page, lies on small ones. The tensor is a view of a slightly larger one, whose other pages nobody touches.
 inline Tensor empty_on_huge_pages(int64_t bytes) {
@@ -21,8 +33,7 @@ inline Tensor empty_on_huge_pages(int64_t bytes) {
     const Tensor memory = empty({bytes + kPage}, ScalarType::Byte);
     const auto address = reinterpret_cast<uintptr_t>(memory.mutable_data_ptr());
     const int64_t before = static_cast<int64_t>(-address % static_cast<uintptr_t>(kPage)), stride = 1;
-    madvise(reinterpret_cast<void*>(address + static_cast<uintptr_t>(before)),
-            static_cast<size_t>(bytes / kPage * kPage), MADV_HUGEPAGE);  // advice, which may not be taken
+    ask_for_huge_pages(reinterpret_cast<void*>(address + static_cast<uintptr_t>(before)), bytes);
     AtenTensorHandle handle;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(memory.get(), 1, &bytes, &stride, before, &handle));
     return Tensor(handle);

@@ -20,10 +20,17 @@ constexpr int64_t kTilesToSplit = 4;
 // Rows up to which b is packed block by block by the thread that is about to use it, not as a whole beforehand.
 constexpr int64_t kMostOnTheWay = 96;
 
+// Rows up to which a b that is not packed is read as it lies (gemv.h).
+constexpr int kMostStreamed = 4;
+
 constexpr int64_t lines(int64_t bytes) { return round_up(bytes, 64); }
 
-// The blocking of an (m, k) x (k, n) product with m, n > 0. `packed`: b comes packed.
-constexpr Int8Blocking choose(int64_t m, int64_t n, int64_t k, bool packed, const Int8Tiling& t, int threads) {
+// How b comes: packed; in rows or columns that are contiguous, for sums without zero points; or in any other way.
+enum class FormOfB { packed, contiguous, any };
+
+// The blocking of an (m, k) x (k, n) product with m, n > 0.
+constexpr Int8Blocking choose(int64_t m, int64_t n, int64_t k, FormOfB form, const Int8Tiling& t, int threads) {
+  const bool packed = form == FormOfB::packed;
   const int64_t b_rows = round_up(k, kPackedRows), b_blocks = ceil_div(b_rows, t.kc), b_panels = ceil_div(n, t.nr);
   Int8Blocking c{};
   c.tiles = ceil_div(m, t.mr);
@@ -33,6 +40,19 @@ constexpr Int8Blocking choose(int64_t m, int64_t n, int64_t k, bool packed, cons
   c.slots = smaller(larger(1, cycles / 15000), threads);
 
   const int64_t row_bytes = larger(1, b_blocks) * t.a_row_bytes;
+  c.streams = form == FormOfB::contiguous && m <= kMostStreamed;
+  if (c.streams) {
+    // Wide runs of b, so that rows of it are read from end to end.
+    c.blocks = 1, c.pass = 1;
+    c.chunks = c.slots = smaller(c.slots, ceil_div(b_panels, 2));
+    const int64_t columns = 2 * ceil_div(ceil_div(b_panels, 2), c.chunks) * t.nr;
+    c.a_bytes = lines(m * row_bytes);
+    c.sums_bytes = lines(4 * m * columns);
+    c.panels_bytes = lines(m * round_up(k, 64) * (4 / t.group));
+    c.scale_bytes = lines(4 * m);
+    c.slot_bytes = c.a_bytes + c.sums_bytes + c.panels_bytes + c.scale_bytes;
+    return c;
+  }
   const int64_t most_tiles = larger(1, smaller(kMc, kABytes / row_bytes) / t.mr);
   c.blocks = ceil_div(c.tiles, most_tiles);
   // Whole row blocks to each thread, where there are rows enough: a row that two threads need is packed twice.
@@ -65,13 +85,19 @@ constexpr Int8Blocking choose(int64_t m, int64_t n, int64_t k, bool packed, cons
   return c;
 }
 
+constexpr FormOfB form_of_b(const Int8MatmulArgs& p) {
+  if (p.packed != nullptr) return FormOfB::packed;
+  const bool is_contiguous = p.b_stride_k == 1 || p.b_stride_n == 1;
+  return is_contiguous && p.a_zero_point == nullptr ? FormOfB::contiguous : FormOfB::any;
+}
+
 // The plan of a problem that has been checked, on these kernels.
 inline void fill_plan(const Int8MatmulArgs& p, const Int8Kernels& kernels, int threads, Int8MatmulPlan* plan) {
   plan->args = p;
   plan->kernels = &kernels;
   plan->workspace_bytes = 0;
   if (p.m == 0 || p.n == 0) return;
-  const Int8Blocking& cut = plan->blocking = choose(p.m, p.n, p.k, p.packed != nullptr, kernels.tiling, threads);
+  const Int8Blocking& cut = plan->blocking = choose(p.m, p.n, p.k, form_of_b(p), kernels.tiling, threads);
   plan->workspace_bytes = 64 + cut.packed_bytes + cut.slots * cut.slot_bytes;
 }
 

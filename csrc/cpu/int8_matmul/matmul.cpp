@@ -9,6 +9,7 @@
 // into L1; a few tiles widen it as they load it. Everything is integer up to the epilogue: the order of summing, and so
 // the number of threads, does not change a bit of the result.
 #include "cpu/int8_matmul/choose.h"
+#include "cpu/int8_matmul/gemv.h"
 #include "cpu/int8_matmul/pack_a.h"
 #include "cpu/int8_matmul/pack_b.h"
 #include "cpu/int8_matmul/tile.h"
@@ -149,6 +150,18 @@ struct Task {
   }
 };
 
+// A thread's columns of a product with few rows and a b that is not packed.
+void stream(const Int8MatmulArgs& p, const Int8Blocking& cut, const Slot& s, int64_t slot) {
+  const int64_t panels = ceil_div(p.n, kNr), pairs = ceil_div(panels, 2), stride = round_up(p.k, 64);
+  const int64_t begin = 2 * share(pairs, slot, cut.slots), end = smaller(panels, 2 * share(pairs, slot + 1, cut.slots));
+  pack_rows(p, 0, p.m, s.a, s.scales);
+  auto* const a = reinterpret_cast<Signed*>(s.panels);
+  uint32_t lower[kMostStreamed];
+  flatten(s.a, p.m, p.k, stride, a, lower);
+  const Epilogue epilogue{&p, p.a_dtype == DType::i8 ? nullptr : s.scales, 0};
+  run_gemv(p.m, {p.b, p.b_stride_k, p.b_stride_n, p.k, p.n}, epilogue, begin, end, a, stride, lower, s.sums);
+}
+
 void matmul(const Int8MatmulPlan& plan, char* workspace, const Executor& executor) {
   const Int8MatmulArgs& args = plan.args;
   const Int8Blocking& cut = plan.blocking;
@@ -162,6 +175,10 @@ void matmul(const Int8MatmulPlan& plan, char* workspace, const Executor& executo
   parallel_for(executor, 0, cut.slots, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Slot slot = slot_at(cut, workspace + i * cut.slot_bytes);
+      if (cut.streams) {
+        stream(args, cut, slot, i);
+        continue;
+      }
       const int64_t tasks = cut.blocks * cut.chunks;
       int64_t packed_block = -1;
       for (int64_t t = share(tasks, i, cut.slots); t < share(tasks, i + 1, cut.slots); ++t) {

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from . import int8_graphs
 from .exported import exported
 from .rows import Row, by_name
 from .subjects import build
@@ -54,26 +55,14 @@ def write(row: Row, folder: Path, exports: list[str]) -> None:
 
 def _onnx(row: Row, module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path) -> None:
     if row.kind == "gemm":
-        _onnx_product(module, inputs, folder)
+        int8_graphs.product(module, inputs[0], folder)
+        return
+    if row.kind == "linear":
+        int8_graphs.linear(module, inputs[0], folder)
         return
     program = torch.onnx.export(module, inputs, dynamo=True, verbose=False)
     assert program is not None
     program.save(str(folder / "model.onnx"))
-
-
-def _onnx_product(module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path) -> None:
-    from onnx import TensorProto, helper, numpy_helper, save
-
-    weight: Any = module.weight
-    (m, _), (k, n) = inputs[0].shape, weight.shape
-    graph = helper.make_graph(
-        [helper.make_node("MatMulInteger", ["a", "b"], ["c"])],
-        "product",
-        [helper.make_tensor_value_info("a", TensorProto.INT8, [m, k])],
-        [helper.make_tensor_value_info("c", TensorProto.INT32, [m, n])],
-        [numpy_helper.from_array(weight.numpy(), "b")],
-    )
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "model.onnx")
 
 
 def _pnnx(row: Row, module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path) -> None:

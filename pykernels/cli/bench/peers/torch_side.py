@@ -41,7 +41,9 @@ def load(
 
     start = time.perf_counter()
     model = module
-    if ours:
+    if ours and dynamic_int8:
+        model = _int8_linear(module)
+    elif ours:
         model = _optimize(module, dtype)
     elif dtype != "float32":
         model = model.to(getattr(torch, dtype))
@@ -51,7 +53,7 @@ def load(
         model = fuse(model)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if dynamic_int8:
+    if dynamic_int8 and not ours:
         model = _dynamic_int8(model)
     forward: Callable[..., Any] = _compile(model, compiled) if compiled else model
     load_s = time.perf_counter() - start
@@ -88,6 +90,15 @@ def _dynamic_int8(model: nn.Module) -> nn.Module:
         from torch.ao.quantization import quantize_dynamic
 
         return quantize_dynamic(model, {nn.LSTM, nn.LSTMCell, nn.Linear}, dtype=torch.qint8)
+
+
+def _int8_linear(module: Any) -> nn.Module:
+    import pykernels as pk
+    from pykernels import _native
+
+    if _native.error is not None:
+        raise RuntimeError(_native.error)
+    return nn.Sequential(pk.nn.Int8Linear.from_torch(module[0]))
 
 
 def _optimize(module: nn.Module, dtype: str) -> nn.Module:
