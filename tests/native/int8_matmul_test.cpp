@@ -115,13 +115,13 @@ void epilogue_case(DType out_dtype) {
 
 // Rows of b further apart than they are long, few rows of a: nothing between them is read into a sum.
 void strided_case(int64_t m, bool transposed) {
-  const int64_t n = 150, k = 75, run = (transposed ? k : n) + 9, runs = transposed ? n : k;
+  const int64_t n = 150, k = 75, step = (transposed ? k : n) + 9, steps = transposed ? n : k;
   const auto a = test::random_bytes(static_cast<size_t>(m * k), 8, false),
-             b = test::random_bytes(static_cast<size_t>(run * runs), 9, true);
+             b = test::random_bytes(static_cast<size_t>(step * steps), 9, true);
   std::vector<int32_t> out(static_cast<size_t>(m * n));
   Int8MatmulArgs p;
   p.m = m, p.n = n, p.k = k, p.a = a.data(), p.a_stride_m = k, p.a_stride_k = 1, p.b = b.data(), p.out = out.data();
-  p.b_stride_k = transposed ? 1 : run, p.b_stride_n = transposed ? run : 1;
+  p.b_stride_k = transposed ? 1 : step, p.b_stride_n = transposed ? step : 1;
   run(p, test::thread_executor(2));
   const int64_t wrong = test::wrong_sums(p, b.data());
   EXPECT(wrong == 0, "%ld wrong: m %ld transposed %d", wrong, m, transposed);

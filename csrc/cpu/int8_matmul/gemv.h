@@ -20,7 +20,7 @@ namespace {
 constexpr int64_t kDepth = 8, kWide = kVecBytes;
 static_assert(kWide == 2 * kNr);
 
-// a as the products want it: signed bytes, or words.
+// a as the products want it: the bits of signed bytes, or words.
 using Signed = AValue;
 
 // A vector of b with the sign bits flipped where a is to be signed.
@@ -108,8 +108,8 @@ inline I8 interleave_bytes(I8 x, I8 y) {
 }
 template <int high>
 inline I8 interleave_words(I8 x, I8 y) {
-  return bit_cast<I8>(interleave_lanes<high>(bit_cast<I16>(x), bit_cast<I16>(y),
-                                             std::make_integer_sequence<int, kVecBytes / 2>()));
+  return bit_cast<I8>(
+      interleave_lanes<high>(bit_cast<I16>(x), bit_cast<I16>(y), std::make_integer_sequence<int, kVecBytes / 2>()));
 }
 
 // kWide columns of kGroup rows, as four vectors of kLanes columns for `dot`. Which columns: column_of.

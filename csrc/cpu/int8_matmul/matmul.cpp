@@ -1,13 +1,14 @@
 // The blocked int8 product.
 //
-//   rows of a in blocks of ~kMc, columns of b in chunks of ~kNc; a task is one block x one chunk. Each thread takes a
-//   run of tasks, row block by row block, so that it packs (and quantises) the rows of a block once.
-//   in a task: for each block of k, for each panel of b, for each tile of rows: kMr x kNr sums in registers.
+//   rows of a in blocks, columns of b in chunks of ~kNc; a task is one block x one chunk. Each thread takes a run of
+//   tasks, row block by row block, so that it packs (and quantises) the rows of a block once.
+//   in a task: for each panel of b, for each pass over some blocks of k, for each tile of rows: kMr x kNr sums in
+//   registers. With a single tile, or where b is packed on the way, blocks of k are outermost.
 //
-// b comes packed; or is packed first, by all threads; or, where there is one row block, block by block by the thread
-// that is about to use it, so that b is read from memory once. A panel that many tiles read is widened to 16 bits once,
-// into L1; a few tiles widen it as they load it. Everything is integer up to the epilogue: the order of summing, and so
-// the number of threads, does not change a bit of the result.
+// b comes packed; or is packed first, by all threads; or block by block by the thread that is about to use it, so that
+// b is read from memory once; or, for a few rows, is read as it lies (gemv.h). A panel that many tiles read is widened
+// to 16 bits once, into L1; a few tiles widen it as they load it. Everything is integer up to the epilogue: the order
+// of summing, and so the number of threads, does not change a bit of the result.
 #include "cpu/int8_matmul/choose.h"
 #include "cpu/int8_matmul/gemv.h"
 #include "cpu/int8_matmul/pack_a.h"
@@ -21,7 +22,7 @@ namespace {
 struct Slot {
   AValue* a;
   int32_t* sums;
-  int8_t* panels;  // a block of k of the chunk, where b is packed on the way
+  int8_t* panels;  // a block of k of the chunk, where b is packed on the way; rows of a, where it is read as it lies
   int16_t* wide;
   float* scales;
   int32_t* columns;
@@ -48,7 +49,7 @@ struct Task {
   const Int8MatmulArgs& p;
   const Int8Blocking& cut;
   const Slot& s;
-  const char* body;  // of the packed b, or null: then the task packs
+  const char* body;                                        // of the packed b, or null: then the task packs
   int64_t first_tile, tiles, first_row, rows, begin, end;  // of the block of a; panels [begin, end) of the chunk
   PackedB b;
   Epilogue epilogue;

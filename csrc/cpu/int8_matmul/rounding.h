@@ -57,8 +57,8 @@ inline float symmetric_scale(int32_t largest) {
 inline I32 quantized(F32 x, F32 scale) { return round_saturated(x / scale, -127.0f, 127.0f); }
 
 // put(i, q) for lanes [i, i + kLanes) of x, n of them, which ends at a whole vector: what `quantized` gives, without a
-// division for nearly all of them. x times the reciprocal is within 127 * 3 * 2^-24 < 3e-5 of the rounded quotient: both
-// round to the same unless that lies so close to the middle between two integers.
+// division for nearly all of them. x times the reciprocal is within 127 * 3 * 2^-24 < 3e-5 of the rounded quotient:
+// both round to the same unless that lies so close to the middle between two integers.
 template <class T, class Put>
 inline void quantize_vectors(const T* x, int64_t n, float scale, const Put& put) {
   constexpr int64_t kRun = 16 * kLanes;

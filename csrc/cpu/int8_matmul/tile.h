@@ -41,12 +41,15 @@ inline void tile(const Pass<BValue>& pass, int64_t local, bool fetches, int32_t*
   const AValue* a = pass.a + local * kARow;
   for (int i = 0; i < pass.blocks; ++i, a += pass.a_step) {
     const auto* const ahead = fetches ? pass.next[i] : reinterpret_cast<const int8_t*>(pass.b[i]);
-    add_products<kRows>(sum, [&](int r) { return a + r * kARow; }, pass.b[i], pass.groups[i], [&](int64_t g) {
-      if constexpr (Pass<BValue>::kFetches && kRows > 2) {
+    add_products<kRows>(
+        sum, [&](int r) { return a + r * kARow; }, pass.b[i], pass.groups[i],
+        [&](int64_t g) {
+          // One or two rows are done with a line sooner than it takes to ask for the next.
+          if constexpr (Pass<BValue>::kFetches && kRows > 2) {
 #pragma GCC unroll 2
-        for (int64_t at = 0; at < kGroupBytes; at += kLine) __builtin_prefetch(ahead + g * kGroupBytes + at, 0, 2);
-      }
-    });
+            for (int64_t at = 0; at < kGroupBytes; at += kLine) __builtin_prefetch(ahead + g * kGroupBytes + at, 0, 2);
+          }
+        });
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {

@@ -113,7 +113,7 @@ CONTENDERS: tuple[Contender, ...] = (
     _product("int8_ours", "pk.ops.int8_matmul, W (K, N)", OURS),
     _product("int8_ours_t", "pk.ops.int8_matmul, W (N, K).t()", OURS),
     _product("int8_packed", "pk.ops.int8_matmul, W packed", OURS),
-    _int8_engine("ov_int8", "OpenVINO, float in and out", "openvino", GEMM, "float32", precision="f32", int8="static"),
+    _int8_engine("ov_int8", "OpenVINO, float32 ends", "openvino", GEMM, "float32", precision="f32", int8="static"),
     _torch("dyn8_torch", "torch.ao dynamic int8", LINEAR, ANY, exact_as="int8", dynamic_int8=True),
     _int8_engine("dyn8_ort", "ONNX Runtime, dynamic int8", "onnxruntime", LINEAR, int8="dynamic"),
     _int8_engine("dyn8_ov", "OpenVINO, dynamic int8", "openvino", LINEAR, precision="f32", int8="dynamic"),
