@@ -61,3 +61,12 @@ def gathered(t: Tensor) -> Tensor:
         place = _chunk[_used : _used + n]
         _used += -(-n // _ALIGN) * _ALIGN
     return place.copy_(t)
+
+
+def on_huge_pages(t: Tensor) -> Tensor:
+    """A contiguous copy of ``t`` there, or ``t`` itself where the system has none."""
+    flat = t.detach().contiguous().view(-1).view(torch.uint8)
+    if _ADVICE is None or not flat.numel():
+        return t
+    placed = gathered(flat) if flat.numel() < _PAGE else memory(flat.numel()).copy_(flat)
+    return placed.view(t.dtype).view(t.shape)

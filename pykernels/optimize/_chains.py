@@ -1,7 +1,7 @@
 """Convolutions that follow each other directly, as one call.
 
 A call costs as much as a small convolution, so they are handed to the kernels together, as many as there are in a row.
-Where one that widens, a depthwise and a 1x1 one read each other's results, and nobody else does, the kernels go through
+Where one that widens, a depthwise or grouped and a 1x1 one read each other's results, and nobody else does, the kernels go through
 all three by bands of rows (csrc/cpu/conv_bn_act/chain.cpp).
 """
 
@@ -49,7 +49,7 @@ def kept(graph: Graph, chain: Sequence[Step]) -> list[int]:
 def needed(steps: Sequence[Step]) -> Iterator[tuple[Value, int]]:
     """Yields each value whose memory a band may still use, and the last step that may use it."""
     for i, (first, second) in enumerate(pairwise(steps)):
-        if not (is_plain(first) and is_plain(second) and _follows(first, second) and _is_depthwise(second)):
+        if not (is_plain(first) and is_plain(second) and _follows(first, second) and _is_grouped(second)):
             continue
         third = steps[i + 2] if i + 2 < len(steps) else None
         joins = third is not None and is_plain(third) and _follows(second, third)
@@ -61,5 +61,6 @@ def _follows(first: Step, second: Step) -> bool:
     return bool(second.args) and second.args[0] is first.outputs
 
 
-def _is_depthwise(step: Step) -> bool:
-    return step.function.filter_shape()[1] == 1 and step.function.geometry().groups > 1
+def _is_grouped(step: Step) -> bool:
+    groups: int = step.function.geometry().groups
+    return groups > 1
