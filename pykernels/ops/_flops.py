@@ -44,9 +44,18 @@ def _conv_bound_out(x: Tensor, bound: Tensor, residual: Any, out: Tensor, *_: An
 
 
 def _conv_chain_out(
-    x: Tensor, bound: Sequence[Tensor], residual: Any, out: Sequence[Tensor], *_: Any, out_val: Any
+    x: Any,
+    bound: Sequence[Tensor | None],
+    residual: Any,
+    out: Sequence[Tensor],
+    kept: Any,
+    squeezes: Any,
+    *_: Any,
+    out_val: Any,
 ) -> int:
-    return sum(_conv_bound(x, b, out_val=y) for b, y in zip(bound, out, strict=True))
+    convs = sum(_conv_bound(x, b, out_val=y) for b, y in zip(bound, out, strict=True) if b is not None)
+    images = [y.shape[0] for b, y in zip(bound, out, strict=True) if b is None]
+    return convs + sum(4 * n * prod(w.shape) for n, w in zip(images, squeezes[::4], strict=True))
 
 
 def _int8_conv_bound(x: Tensor, bound: Tensor, *_: Any, out_val: Any) -> int:

@@ -42,6 +42,10 @@ def one_by_one(x, bound, residuals):
     return made
 
 
+def run(x, bound, residuals, out, kept, workspace=NO_ROOM):
+    OPS.conv_bn_act_chain_out([x, *out[:-1]], bound, residuals, out, kept, [], [], workspace)
+
+
 @pytest.fixture
 def one_thread():
     """The strips of many threads are too small for bands."""
@@ -58,7 +62,7 @@ def test_equals_one_by_one(kept, memory_format, dtype):
     x, bound, residuals = inverted_residual(dtype, memory_format)
     expected = one_by_one(x, bound, residuals)
     out = [torch.full_like(y, 7) for y in expected]
-    OPS.conv_bn_act_chain_out(x, bound, residuals, out, kept, NO_ROOM)
+    run(x, bound, residuals, out, kept)
     assert torch.equal(out[2], expected[2])
     assert all(torch.equal(y, e) for y, e, wanted in zip(out, expected, kept, strict=True) if wanted)
 
@@ -67,7 +71,7 @@ def test_goes_by_bands_of_rows(one_thread):
     x, bound, residuals = inverted_residual()
     expected = one_by_one(x, bound, residuals)
     out = [torch.full_like(y, 7) for y in expected]
-    OPS.conv_bn_act_chain_out(x, bound, residuals, out, [0, 0, 0], torch.empty(1 << 20, dtype=torch.uint8))
+    run(x, bound, residuals, out, [0, 0, 0], torch.empty(1 << 20, dtype=torch.uint8))
     assert torch.equal(out[2], expected[2])
     assert torch.all(out[1] == 7)  # the depthwise one's results are never all there
 
@@ -77,14 +81,16 @@ def test_longer_chains():
     bound, residuals = bound * 3, residuals * 3
     expected = one_by_one(x, bound, residuals)
     out = [torch.empty_like(y) for y in expected]
-    OPS.conv_bn_act_chain_out(x, bound, residuals, out, [0, 0, 1] * 3, NO_ROOM)
+    run(x, bound, residuals, out, [0, 0, 1] * 3)
     assert all(torch.equal(out[i], expected[i]) for i in (2, 5, 8))
 
 
 def test_opcheck():
     x, bound, residuals = inverted_residual()
     out = one_by_one(x, bound, residuals)
-    torch.library.opcheck(OPS.conv_bn_act_chain_out.default, (x, bound, residuals, out, [1, 1, 1], NO_ROOM))
+    torch.library.opcheck(
+        OPS.conv_bn_act_chain_out.default, ([x, *out[:2]], bound, residuals, out, [1, 1, 1], [], [], NO_ROOM)
+    )
 
 
 def test_arguments_are_checked():
@@ -102,4 +108,4 @@ def test_arguments_are_checked():
         ((x, bound, residuals, out, none, NO_ROOM.float()), "workspace: expected the contiguous 1-D torch.uint8"),
     ):
         with pytest.raises(RuntimeError, match=message):
-            OPS.conv_bn_act_chain_out(*arguments)
+            run(*arguments)
