@@ -1,9 +1,9 @@
 """Convolutions and squeeze-and-excitations that stand in a row, as one call.
 
 A call costs as much as a small convolution: the code of Python and torch has left the cache since the last one. So they
-are handed to the kernels together, as many as there are in a row.
-Where one that widens, a depthwise or grouped and a 1x1 one read each other's results, and nobody else does, the kernels go through
-all three by bands of rows (csrc/cpu/conv_bn_act/chain.cpp).
+are handed to the kernels together, as many as there are in a row. Where one that widens, a depthwise or grouped and a
+1x1 one read each other's results, and nobody else does, the kernels go through all three by bands of rows
+(csrc/cpu/conv_bn_act/chain.cpp).
 """
 
 from __future__ import annotations
