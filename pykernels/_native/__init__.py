@@ -34,7 +34,7 @@ OPS = (
     *("lstm", "lstm_backward", "lstm_pack", "lstm_packed", "lstm_cell", "lstm_cell_backward", "lstm_cell_packed"),
     *("int8_matmul", "int8_pack", "int8_matmul_packed", "int8_linear", "int8_linear_packed", "quantize_int8"),
     *("int8_conv2d", "int8_conv_bind", "int8_conv2d_bound"),
-    *("note_tensors", "are_as_noted", "kept_weight_bytes", "forget_kept_weights"),
+    *("note_tensors", "are_as_noted", "kept_weight_bytes", "forget_kept_weights", "on_huge_pages"),
 )
 
 
