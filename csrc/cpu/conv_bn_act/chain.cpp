@@ -63,8 +63,8 @@ bool is_pointwise(const ConvPlan& plan) {
 bool is_grouped(const ConvPlan& plan) {
   const auto layout = static_cast<ConvLayout>(plan.layout);
   const ConvShape& s = plan.args.shape;
-  return (layout == ConvLayout::direct || layout == ConvLayout::narrow) && s.groups > 1 && s.dilation_h == 1 &&
-         plan.args.x.stride[1] == 1;
+  return (layout == ConvLayout::direct || layout == ConvLayout::narrow) && s.groups > 1 && s.groups < s.c &&
+         s.dilation_h == 1 && plan.args.x.stride[1] == 1;
 }
 
 // The arguments that compute rows [begin, begin + count) of one image's y.
@@ -134,15 +134,19 @@ struct Chain {
     ring = band * shape.stride_h + halo;
     ring_bytes = round_up(ring * in_bytes, kConvAlign);
     band_bytes = round_up(band * out_bytes, kConvAlign);
-    if (moves && a.packed_bytes + b.packed_bytes + (third ? third->args.packed_bytes : 0) > kWeightBytes) return false;
-    const auto workspace_of = [](const ConvPlan& plan, int64_t from, int64_t most) {
+    if (moves && first->packed_bytes + second->packed_bytes + (third ? third->packed_bytes : 0) > kWeightBytes)
+      return false;
+    const auto workspace_of = [](const ConvPlan& plan, int64_t most) {
+      ConvArgs args = rows_of(plan, 0, 0, most);
+      // That of a band in the middle, for which no row is padding.
+      args.shape.h = (most - 1) * args.shape.stride_h + args.shape.r;
+      args.shape.pad_top = args.shape.pad_bottom = 0;
       alignas(8) unsigned char blocking[kConvBlockingBytes];
-      return plan.method->plan(rows_of(plan, 0, from, most), 1, blocking);
+      return plan.method->plan(args, 1, blocking);
     };
-    int64_t workspace = workspace_of(*first, 0, ring);
-    // The rows above and below a band in the middle are all inside.
-    if (moves) workspace = max(workspace, max(workspace_of(*second, 0, band), workspace_of(*second, band, band)));
-    if (third) workspace = max(workspace, workspace_of(*third, 0, band));
+    int64_t workspace = workspace_of(*first, ring);
+    if (moves) workspace = max(workspace, workspace_of(*second, band));
+    if (third) workspace = max(workspace, workspace_of(*third, band));
     slot_bytes = ring_bytes + band_bytes + round_up(workspace, kConvAlign);
     return parts * slot_bytes + kConvAlign <= shape.n * shape.h * in_bytes;
   }
