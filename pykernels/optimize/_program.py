@@ -392,7 +392,9 @@ class _Writer:
 
     def _chain(self, chain: list[Step], places: dict[Any, str]) -> str:
         """The same for steps that are one call."""
-        made, bound, added, weights, codes = [], [], [], [], []
+        made, bound, added = [], [], []
+        weights: list[str] = []
+        codes: list[str] = []
         for step in chain:
             x, *rest = step.args
             made.append(f"{step.outputs!r} = {places[step] if step in places else self._value(x)}")
