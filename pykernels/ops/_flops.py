@@ -44,9 +44,22 @@ def _conv_bound_out(x: Tensor, bound: Tensor, residual: Any, out: Tensor, *_: An
 
 
 def _conv_chain_out(
-    x: Tensor, bound: Sequence[Tensor], residual: Any, out: Sequence[Tensor], *_: Any, out_val: Any
+    x: Sequence[Tensor],
+    bound: Sequence[Tensor | None],
+    residual: Any,
+    out: Sequence[Tensor],
+    kept: Any,
+    squeezes: Sequence[Tensor | None],
+    *_: Any,
+    out_val: Any,
 ) -> int:
-    return sum(_conv_bound(x, b, out_val=y) for b, y in zip(bound, out, strict=True))
+    total, weights = 0, iter(squeezes[::4])
+    for image, conv, y in zip(x, bound, out, strict=True):
+        if conv is None:
+            total += _squeeze_excite(image.shape, next(weights).shape, out_shape=None)  # type: ignore[union-attr]
+        else:
+            total += _conv_bound(image, conv, out_val=y)
+    return total
 
 
 def _int8_conv_bound(x: Tensor, bound: Tensor, *_: Any, out_val: Any) -> int:

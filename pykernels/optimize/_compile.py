@@ -34,7 +34,7 @@ def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any], plan:
         constants = {v for s in graph.steps for v in s.reads() if v.kind == "source"}
         constants |= {v for s in folded for v in s.results()}
         folded += merge_branches(graph, constants)
-        use_our_squeeze(graph, constants)
+        folded += use_our_squeeze(graph, constants)
         rows_as_images(graph, constants)
         fuser = Fuser(
             graph, constants, (conv_of, pixels_of, conv1d_of, transposed_of, linear_of, norm_of, group_norm_of)

@@ -84,9 +84,7 @@ class Plan:
         if ranges is None:
             graph.plan.made = quantize_rows(graph, self.why_float, self.per_channel)
             left = [s for s in graph.plan.layers if s not in graph.plan.made]
-            graph.plan.reasons = {
-                s: self.why_float(s) or "only linear layers and LSTMs are quantised as they come" for s in left
-            }
+            graph.plan.reasons = {s: self.why_float(s) or _NOT_DYNAMIC for s in left}
             return
         known = {v: r for v, r in zip(graph.plan.values, ranges, strict=True) if r is not None}
         rewriter = Rewriter(graph, known, self.why_float, self.per_channel)

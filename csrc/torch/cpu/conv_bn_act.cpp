@@ -1,7 +1,7 @@
 // conv_bn_act, conv_pack, conv_bn_act_packed: see pykernels/ops/conv_bn_act for what they compute. conv_bind and
 // conv_bn_act_bound: the same for callers who know all but x and the residual beforehand; conv_bn_act_bound_out: for
-// those who have the memory too; conv_bn_act_chain_out: several of those in a row. linear_bound and linear_bound_out:
-// the same for the rows of tensors of any rank.
+// those who have the memory too; conv_bn_act_chain_out: several of those in a row, squeezes between. linear_bound and
+// linear_bound_out: the same for the rows of tensors of any rank.
 #include "torch/conv_bn_act.h"
 
 #include <algorithm>
@@ -11,6 +11,7 @@
 #include "common/rounding.h"
 #include "torch/cpu/bound.h"
 #include "torch/cpu/kept_weights.h"
+#include "torch/cpu/squeeze_call.h"
 #include "torch/huge_pages.h"
 #include "torch/tensors.h"
 
@@ -279,36 +280,64 @@ void conv_bn_act_bound_out_op(Tensor x, Tensor bound_conv, MaybeTensor residual,
   run_in(plan, workspace, executor);
 }
 
-// Convolutions one after the other, each of what the one before it gave; of `out` those are wanted that are `kept`, and
-// the last.
-void conv_bn_act_chain_out_op(Tensor x, std::vector<Tensor> bound_convs, std::vector<MaybeTensor> residual,
-                              std::vector<Tensor> out, Ints kept, Tensor workspace) {
+// Convolutions and squeeze-and-excitations one after the other. Where there is no bound_conv, the next four of
+// `squeezes` are the weights, and the next two of `activations` their codes; `out` may be x then. Of what convolutions
+// write those are wanted that are `kept`, and what the one before a squeeze or the end writes.
+void conv_bn_act_chain_out_op(std::vector<Tensor> x, std::vector<MaybeTensor> bound_convs,
+                              std::vector<MaybeTensor> residual, std::vector<Tensor> out, Ints kept,
+                              std::vector<MaybeTensor> squeezes, Ints activations, Tensor workspace) {
   const char* op = "conv_bn_act_chain_out";
   const size_t count = bound_convs.size();
   check(count > 0, op, "bound_convs", "expected at least one, got none");
   check(residual.size() == count && kept.size() == count, op, "residual", "expected ", count,
         " of them and of kept, got ", residual.size(), " and ", kept.size());
   check(out.size() == count, op, "out", "expected ", count, " tensors, got ", out.size());
+  check(x.size() == count, op, "x", "expected ", count, " tensors, got ", x.size());
+  const auto gates = static_cast<size_t>(std::count(bound_convs.begin(), bound_convs.end(), std::nullopt));
+  check(squeezes.size() == 4 * gates && activations.size() == 2 * gates, op, "squeezes",
+        "expected 4 and 2 for each of ", gates, " without a bound_conv, got ", squeezes.size(), " and ",
+        activations.size());
   check_blob(op, "workspace", "bytes", workspace);
   const Executor executor = torch_executor();
-  const auto plans = std::make_unique<ConvPlan[]>(count);
+  const auto plans = std::make_unique<ConvPlan[]>(count);  // of the convolutions
+  std::vector<SqueezeCall> calls;
+  calls.reserve(gates);
   int64_t bytes = 0;
   for (size_t i = 0; i < count; ++i) {
-    const Tensor& from = i ? out[i - 1] : x;
+    check_y(op, x[i], out[i]);
+    if (!bound_convs[i].has_value()) {
+      const MaybeTensor* const w = &squeezes[4 * calls.size()];
+      const int64_t* const codes = &activations[2 * calls.size()];
+      check(w[0].has_value() && w[2].has_value(), op, "squeezes", "expected weights, got None");
+      calls.emplace_back(op, false, x[i], *w[0], w[1], *w[2], w[3], codes[0], codes[1]);
+      SqueezeCall& call = calls.back();
+      check_out(out[i], x[i].scalar_type(), {call.args.n, call.args.c, call.args.h, call.args.w}, op);
+      call.set_y(out[i]);
+      bytes = std::max(bytes, call.plan.workspace_bytes);
+      continue;
+    }
     ConvPlan& plan = plans[i];
-    check_y(op, from, out[i]);
-    plan = open(op, from, bound_convs[i], &out[i], executor.threads);
-    set_residual(op, &plan, from, residual[i]);
+    plan = open(op, x[i], *bound_convs[i], &out[i], executor.threads);
+    set_residual(op, &plan, x[i], residual[i]);
     const ConvShape& shape = plan.args.shape;
-    check_out(out[i], from.scalar_type(), {shape.n, shape.k, shape.p(), shape.q()}, op);
+    check_out(out[i], x[i].scalar_type(), {shape.n, shape.k, shape.p(), shape.q()}, op);
     for (int64_t d = 0; d < 4; ++d) plan.args.y_stride[d] = out[i].stride(d);
     plan.args.y = out[i].mutable_data_ptr();
     bytes = std::max(bytes, plan.workspace_bytes);
   }
-  if (workspace.numel() >= bytes) {
-    run_chain(plans.get(), kept.data(), static_cast<int64_t>(count), workspace.mutable_data_ptr(), executor);
-  } else {
-    run_chain(plans.get(), kept.data(), static_cast<int64_t>(count), Scratch(bytes).data(), executor);
+  Scratch scratch(workspace.numel() >= bytes ? 0 : bytes);
+  void* const room = workspace.numel() >= bytes ? workspace.mutable_data_ptr() : scratch.data();
+  size_t gate = 0;
+  for (size_t i = 0; i < count;) {
+    if (!bound_convs[i].has_value()) {
+      calls[gate++].run(room);
+      ++i;
+      continue;
+    }
+    size_t end = i + 1;
+    while (end < count && bound_convs[end].has_value()) ++end;
+    run_chain(plans.get() + i, kept.data() + i, static_cast<int64_t>(end - i), room, executor);
+    i = end;
   }
 }
 
@@ -355,8 +384,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
       "conv_bn_act_bound_out(Tensor x, Tensor bound_conv, Tensor? residual, Tensor(a!) out, Tensor(b!) workspace) -> "
       "()");
   m.def(
-      "conv_bn_act_chain_out(Tensor x, Tensor[] bound_convs, Tensor?[] residual, Tensor(a!)[] out, int[] kept, "
-      "Tensor(b!) workspace) -> ()");
+      "conv_bn_act_chain_out(Tensor[] x, Tensor?[] bound_convs, Tensor?[] residual, Tensor(a!)[] out, int[] kept, "
+      "Tensor?[] squeezes, int[] activations, Tensor(b!) workspace) -> ()");
   m.def("linear_bound(Tensor x, Tensor bound_conv, Tensor? residual) -> Tensor");
   m.def("linear_bound_workspace(Tensor x, Tensor bound_conv, Tensor out) -> int");
   m.def("linear_bound_out(Tensor x, Tensor bound_conv, Tensor? residual, Tensor(a!) out, Tensor(b!) workspace) -> ()");
