@@ -143,9 +143,25 @@ inline F32 extend(F32Half v, std::integer_sequence<int, lane...>) {
 }
 inline F32 extend(F32Half v) { return extend(v, std::make_integer_sequence<int, kLanes>()); }
 
-// A NaN in the second argument comes back.
-inline F32 min(F32 a, F32 b) { return a < b ? a : b; }
-inline F32 max(F32 a, F32 b) { return a > b ? a : b; }
+// A NaN in the second argument comes back. Of a constant first argument the compiler makes a comparison and a blend.
+inline F32 min(F32 a, F32 b) {
+#if defined(__AVX512F__) && PK_LANES == 16
+  return (F32)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
+#elif defined(__AVX2__) && PK_LANES == 8
+  return (F32)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+inline F32 max(F32 a, F32 b) {
+#if defined(__AVX512F__) && PK_LANES == 16
+  return (F32)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+#elif defined(__AVX2__) && PK_LANES == 8
+  return (F32)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
 // std::min's code could be shared with objects of other ISAs.
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -16,8 +16,10 @@ struct FloatMath {
   static PK_DEVICE float exp(float x) { return expf(x); }
   static PK_DEVICE float expm1(float x) { return expm1f(x); }
   static PK_DEVICE float sigmoid(float x) { return cuda::sigmoid(x); }
+  static PK_DEVICE float times_sigmoid(float x, float z) { return x * cuda::sigmoid(z); }
   static PK_DEVICE float tanh(float x) { return tanhf(x); }
   static PK_DEVICE float normal_cdf(float x) { return normcdff(x); }
+  static PK_DEVICE float log1p_exp(float x) { return log1pf(expf(x)); }
 };
 
 // `negative_slope` is leaky_relu's. The switch is uniform over the grid.
