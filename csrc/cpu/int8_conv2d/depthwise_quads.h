@@ -60,12 +60,10 @@ struct DepthwiseQuads : Int8Conv {
       const Channels<kind> finish(epilogue, channel, channel, kLanes);
       const QuadWeights w{starts + channel, weights + block * quads.bytes()};
       for (int64_t j = 0; j < columns; j += 4) {
-        // The last four begin earlier and write some pixels twice.
-        const int64_t at = columns < 4 ? 0 : smaller(j, columns - 4);
         if (columns < 4) {
           for (; j < columns; ++j) put<kind, kRows, 1>(finish, w, quads.quads, lines, width, j, pixels);
-        } else {
-          put<kind, kRows, 4>(finish, w, quads.quads, lines, width, at, pixels);
+        } else {  // the last four begin earlier and write some pixels twice
+          put<kind, kRows, 4>(finish, w, quads.quads, lines, width, smaller(j, columns - 4), pixels);
         }
       }
     }
@@ -122,7 +120,10 @@ struct DepthwiseQuads : Int8Conv {
 #pragma GCC unroll 2
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-      for (int i = 0; i < kPixels; ++i) finish.put(sum[r][i], pixels[r * kQuadColumns + j + i]);
+      for (int i = 0; i < kPixels; ++i) {
+        const Pixel& pixel = pixels[r * kQuadColumns + j + i];
+        kind == Kind::any ? finish.put(sum[r][i], pixel) : finish.put_whole(sum[r][i], pixel);
+      }
     }
   }
 };
