@@ -158,6 +158,30 @@ void large_mean() {
   }
 }
 
+// Sums of int8 that 16 bits don't hold.
+void extreme_sums() {
+  const int64_t c = 70, h = 23, w = 41;
+  for (const int8_t value : {int8_t{-128}, int8_t{127}}) {
+    const std::vector<int8_t> x(static_cast<size_t>(c * h * w), value);
+    for (const Layout layout : {Layout::last, Layout::planes}) {
+      for (const int64_t margin : {0, 1}) {  // one window, or four
+        Pool2dArgs a;
+        a.kind = PoolKind::average, a.dtype = DType::i8, a.n = 1, a.c = c, a.h = h, a.w = w, a.x = x.data();
+        a.r = h - margin, a.s = w - margin;
+        lay_out(layout, 1, c, h, w, a.x_stride);
+        Pool2dPlan plan;
+        const Status status = make_plan(a, &plan);
+        EXPECT(status, "%s", status.error);
+        if (wide) plan.kernels = wide;
+        std::vector<int8_t> y(lay_out(layout, 1, c, plan.p, plan.q, plan.args.y_stride) - 1);
+        plan.args.y = y.data();
+        run(plan, serial_executor());
+        EXPECT(y == std::vector<int8_t>(y.size(), value), "value %d layout %d", value, static_cast<int>(layout));
+      }
+    }
+  }
+}
+
 void refusals() {
   const auto refused = [](auto change, const char* word) {
     Pool2dArgs a;
@@ -196,11 +220,13 @@ int main() {
     EXPECT(force_isa(isa_name(isa)), "force");
     cases();
     large_mean();
+    extreme_sums();
   }
   EXPECT(force_isa(nullptr), "back");
   refusals();
   wide = &wide512::pool2d_kernels;
   cases();
   large_mean();
+  extreme_sums();
   return test::finish();
 }

@@ -104,6 +104,7 @@ INT8_DEQUANTIZE_SPEC = _spec(
     *(_dequantize(*call) for call in _CALLS),
     _dequantize((1, 64, 56, 56), "channels_last", bench=True),
     has_int8=True,
+    has_floats=False,
 )
 
 #: Scales whose sums often lie between two numbers of the grid.
