@@ -109,24 +109,48 @@ inline void multiply_inputs(const Layer& l, const Direction& d, int64_t begin, i
   }
 }
 
-// The cell of unit block u, sequence b at time t. gx: (4, kLanes).
-inline void cell(const Layer& l, const Direction& d, int index, int64_t u, int64_t t, int64_t b, float* h_next,
-                 const float* gx, const int32_t* sums, float scale, bool last) {
-  const float* const table = d.table + u * kTable;
-  F32 z[4];
-  for (int g = 0; g < 4; ++g) z[g] = load<F32>(gx + g * kLanes) + scaled(sums, table, 1, scale, g);
-  const int64_t unit = u * kLanes, hidden = l.shape.hidden;
-  float* const cp = d.c + b * l.padded + unit;
-  const F32 c = exact_sigmoid(z[1]) * load<F32>(cp) + exact_sigmoid(z[0]) * exact_tanh(z[2]);
-  const F32 h = exact_sigmoid(z[3]) * exact_tanh(c);
-  store(cp, c);
-  store(h_next + b * l.padded + unit, h);
-  const int64_t valid = smaller(kLanes, hidden - unit);
-  if (l.output.data)
-    write_units(l.output.data, l.output_dtype, offset_of(l.output, l.rows, t, b) + index * hidden + unit, h, valid);
-  if (last) {
-    write_units(d.h_n, l.shape.dtype, b * hidden + unit, h, valid);
-    write_units(d.c_n, l.shape.dtype, b * hidden + unit, c, valid);
+// The cell of unit block u, sequence b: its gates before their curves are gx (4, kLanes) and what `sums` come to.
+struct Cell {
+  int64_t u, b;
+  const float* gx;
+  const int32_t* sums;
+  float scale;
+  bool last;  // of its sequence: then its state goes to h_n and c_n
+};
+
+// How many cells are computed side by side: one alone waits long for each of its curves.
+inline constexpr int kCells = 4;
+static_assert(kPanels / 2 <= kCells);
+
+// `count` cells at time t, up to kCells.
+inline void run_cells(const Layer& l, const Direction& d, int index, int64_t t, float* h_next, const Cell* cells,
+                      int64_t count) {
+  const int64_t hidden = l.shape.hidden;
+  F32 gates[kCells][4], c[kCells], h[kCells];
+  for (int64_t n = 0; n < count; ++n) {
+    const float* const table = d.table + cells[n].u * kTable;
+    for (int g = 0; g < 4; ++g) {
+      const F32 z = load<F32>(cells[n].gx + g * kLanes) + scaled(cells[n].sums, table, 1, cells[n].scale, g);
+      gates[n][g] = g == 2 ? exact_tanh(z) : exact_sigmoid(z);
+    }
+  }
+  for (int64_t n = 0; n < count; ++n) {
+    float* const cp = d.c + cells[n].b * l.padded + cells[n].u * kLanes;
+    c[n] = gates[n][1] * load<F32>(cp) + gates[n][0] * gates[n][2];
+    h[n] = gates[n][3] * exact_tanh(c[n]);
+    store(cp, c[n]);
+  }
+  for (int64_t n = 0; n < count; ++n) {
+    const int64_t b = cells[n].b, unit = cells[n].u * kLanes, valid = smaller(kLanes, hidden - unit);
+    store(h_next + b * l.padded + unit, h[n]);
+    if (l.output.data) {
+      const int64_t to = offset_of(l.output, l.rows, t, b) + index * hidden + unit;
+      write_units(l.output.data, l.output_dtype, to, h[n], valid);
+    }
+    if (cells[n].last) {
+      write_units(d.h_n, l.shape.dtype, b * hidden + unit, h[n], valid);
+      write_units(d.c_n, l.shape.dtype, b * hidden + unit, c[n], valid);
+    }
   }
 }
 
@@ -157,20 +181,23 @@ void share_step(const Layer& l, int index, int64_t s, int64_t begin, int64_t end
   for (int64_t n = 0; n < end - begin; n += together) {
     const int64_t count = smaller(together, end - begin - n), u = s & 1 ? end - n - count : begin + n;
     const int8_t* const w = d.w_hh + u * depth * kGates;
+    Cell cells[kCells];
     if (active == 1) {
       row_sums(count, q, w, depth * 2 * kLanes, depth / kGroup, sums);
       for (int64_t i = 0; i < count; ++i)
-        cell(l, d, index, u + i, t, 0, h_next, gx + (u + i) * l.span_rows * kGates, sums + i * kGates, scales[0],
-             goes_on == 0);
+        cells[i] = {u + i, 0, gx + (u + i) * l.span_rows * kGates, sums + i * kGates, scales[0], goes_on == 0};
+      run_cells(l, d, index, t, h_next, cells, count);
       continue;
     }
     for (int64_t tile = 0, r = 0; tile < tiles; ++tile) {
-      const int64_t height = ceil_div(active - r, tiles - tile);
-      block_sums(height, q + r * stride, stride, w, depth * 2 * kLanes, depth / kGroup, sums);
-      for (int64_t b = r; b < r + height; ++b)
-        cell(l, d, index, u, t, b, h_next, gx + (u * l.span_rows + b) * kGates, sums + (b - r) * kGates, scales[b],
-             b >= goes_on);
-      r += height;
+      const int64_t end_of_tile = r + ceil_div(active - r, tiles - tile), first = r;
+      block_sums(end_of_tile - r, q + r * stride, stride, w, depth * 2 * kLanes, depth / kGroup, sums);
+      while (r < end_of_tile) {
+        int64_t n = 0;
+        for (; n < kCells && r < end_of_tile; ++n, ++r)
+          cells[n] = {u, r, gx + (u * l.span_rows + r) * kGates, sums + (r - first) * kGates, scales[r], r >= goes_on};
+        run_cells(l, d, index, t, h_next, cells, n);
+      }
     }
   }
 }
