@@ -115,7 +115,7 @@ void epilogue_case(DType out_dtype) {
 
 // Rows of b further apart than they are long, few rows of a: nothing between them is read into a sum.
 void strided_case(int64_t m, bool transposed) {
-  const int64_t n = 150, k = 75, step = (transposed ? k : n) + 9, steps = transposed ? n : k;
+  const int64_t n = 150, k = 315, step = (transposed ? k : n) + 9, steps = transposed ? n : k;
   const auto a = test::random_bytes(static_cast<size_t>(m * k), 8, false),
              b = test::random_bytes(static_cast<size_t>(step * steps), 9, true);
   std::vector<int32_t> out(static_cast<size_t>(m * n));

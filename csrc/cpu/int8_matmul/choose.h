@@ -20,12 +20,14 @@ constexpr int64_t kTilesToSplit = 4;
 // Rows up to which b is packed block by block by the thread that is about to use it, not as a whole beforehand.
 constexpr int64_t kMostOnTheWay = 96;
 
-// Rows up to which a b that is not packed is read as it lies (gemv.h).
+// Rows up to which a b that is not packed is read as it lies (gemv.h), and the shortest sums for which that pays: where
+// its rows are contiguous, and where its columns are.
 constexpr int kMostStreamed = 4;
+constexpr int64_t kLeastOfRows = 128, kLeastOfColumns = 256;
 
 constexpr int64_t lines(int64_t bytes) { return round_up(bytes, 64); }
 
-// How b comes: packed; in rows or columns that are contiguous, for sums without zero points; or in any other way.
+// How b comes: packed; in long contiguous rows or columns, for sums without zero points; or in any other way.
 enum class FormOfB { packed, contiguous, any };
 
 // The blocking of an (m, k) x (k, n) product with m, n > 0.
@@ -87,7 +89,8 @@ constexpr Int8Blocking choose(int64_t m, int64_t n, int64_t k, FormOfB form, con
 
 constexpr FormOfB form_of_b(const Int8MatmulArgs& p) {
   if (p.packed != nullptr) return FormOfB::packed;
-  const bool is_contiguous = p.b_stride_k == 1 || p.b_stride_n == 1;
+  const bool is_contiguous =
+      (p.b_stride_k == 1 && p.k >= kLeastOfColumns) || (p.b_stride_n == 1 && p.k >= kLeastOfRows);
   return is_contiguous && p.a_zero_point == nullptr ? FormOfB::contiguous : FormOfB::any;
 }
 

@@ -84,9 +84,13 @@ inline void gemv_column(const Signed* a, int64_t stride, const int8_t* b, int64_
     }
   }
   for (; i < k; i += kStep) {
-    int8_t rest[kStep] = {};
-    std::memcpy(rest, b + i, static_cast<size_t>(smaller(kStep, k - i)));
-    for (int r = 0; r < kRows; ++r) sum[r][0] = dot_along(sum[r][0], a + r * stride + i, rest);
+    int8_t padded[kStep] = {};
+    const int8_t* at = b + i;
+    if (i + kStep > k) {
+      std::memcpy(padded, at, static_cast<size_t>(k - i));
+      at = padded;
+    }
+    for (int r = 0; r < kRows; ++r) sum[r][0] = dot_along(sum[r][0], a + r * stride + i, at);
   }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
