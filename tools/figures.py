@@ -218,10 +218,10 @@ def networks_table() -> list[str]:
 
 def int8_table() -> list[str]:
     """A line for each network in int8, by the best calls."""
-    found = results_of(f"peers-int8-{LATEST}.json")
+    found = results_of(f"peers-quantized-{LATEST}.json")
     best = {(r["row"], r["contender"], r["threads"]): r for r in found if r["status"] == "ok"}
     lines = [
-        "| network | our float32 / int8, 1 thread | best int8 engine / ours, 1 thread | 2 threads | error of ours, of it |",
+        "| network | our float32 / int8, 1 thread | best engine / ours, 1 thread | 2 threads | error: ours, theirs |",
         "|---|---|---|---|---|",
     ]
     for row in dict.fromkeys(r["row"] for r in found):

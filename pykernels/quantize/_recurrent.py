@@ -66,11 +66,12 @@ class Followed(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the int8 form's."""
-        found = self.int8
+        found: Any = self.int8
         if found is None or not found.sources.are_current():
             with torch.inference_mode(False), torch.no_grad():
                 sources = Sources(list(self.source.parameters()))
-                found = self.make(plain(self.source)).eval()
+                made: Any = self.make
+                found = made(plain(self.source)).eval()
                 found.sources = sources
             self.int8 = found  # in one assignment: another thread may call
         return found(*args, **kwargs)

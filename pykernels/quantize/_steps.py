@@ -121,9 +121,8 @@ class Int8Layer(Traceable, FusedConv):
 
     def in_trace(self, pack: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
         """What runs it, by `int8_conv2d` on the weight as it is."""
-        q, *rest = self._parts(pack.twins)
+        q, scale, bias, call = self._parts(pack.twins)
         table, op = self._table(), torch.ops.pykernels.int8_conv2d.default
-        scale, bias, call = rest
 
         def run(x: Tensor, residual: Tensor | None) -> Tensor:
             y = op(x, q, scale, bias, residual, *call.flat())
