@@ -39,8 +39,8 @@ function(pk_add_isa isa)
                                                PK_REGISTERS=${PK_REGISTERS_${isa}} $<$<BOOL:${PK_X86_ISAS}>:PK_X86_ISAS>
                                                $<$<BOOL:${PK_DOT4_${isa}}>:PK_DOT4>)
   target_compile_options(pk_${isa} PRIVATE ${PK_FLAGS_${isa}} ${PK_KERNEL_FLAGS})
-  # Its results are the same to the bit on every ISA, with a fused multiply-add and without.
+  # Their results are the same to the bit on every ISA, with a fused multiply-add and without.
   set(uncontracted ${ARGN})
-  list(FILTER uncontracted INCLUDE REGEX "/int8_conv2d/")
+  list(FILTER uncontracted INCLUDE REGEX "/int8_(conv2d|lstm|pointwise)/|/int8\\.cpp$")
   set_source_files_properties(${uncontracted} PROPERTIES COMPILE_OPTIONS -ffp-contract=off)
 endfunction()

@@ -15,6 +15,9 @@ if getattr(sys, "argv", [])[:1] == ["-m"]:  # `python -m pykernels --help` doesn
 from pykernels import models, nn, ops
 from pykernels.ops._dispatch import backend
 from pykernels.optimize import Optimized, Report, optimize
+from pykernels.quantize import Quantized, quantize
 
 __version__ = "0.1.0"
-__all__ = ["Optimized", "Report", "__version__", "backend", "models", "nn", "ops", "optimize"]
+__all__ = [
+    "Optimized", "Quantized", "Report", "__version__", "backend", "models", "nn", "ops", "optimize", "quantize",
+]  # fmt: skip

@@ -1,12 +1,12 @@
 """Memory in huge pages, where the system has them: for what a network reads and writes at each call.
 
 A network's weights and intermediates are some thousands of pages of 4 KB. Processors keep the addresses of fewer, and
-to look one up takes long, in a virtual machine above all. Linux gives pages of 2 MB to those who ask (``madvise``).
+to look one up takes long, in a virtual machine above all. Linux gives pages of 2 MB to those who ask, as
+``on_huge_pages`` does (csrc/torch/huge_pages.h).
 """
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import threading
@@ -17,7 +17,6 @@ from torch import Tensor
 _PAGE = 2 << 20
 _CHUNK = 8 << 20
 _ALIGN = 64
-_ADVICE = getattr(mmap, "MADV_HUGEPAGE", None)
 
 _lock = threading.Lock()
 _chunk: Tensor | None = None
@@ -35,15 +34,9 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def memory(nbytes: int) -> Tensor:
     """That many bytes, zeros, of their own mapping: they go back to the system with the last tensor in them."""
-    pages = nbytes // _PAGE if _ADVICE is not None else 0
-    mapping = mmap.mmap(-1, nbytes + (_PAGE if pages else 0), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    mapping = mmap.mmap(-1, nbytes + (_PAGE if nbytes >= _PAGE else 0), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     whole = torch.frombuffer(mapping, dtype=torch.uint8)
-    if not pages or _ADVICE is None:
-        return whole
-    start = -whole.data_ptr() % _PAGE
-    with contextlib.suppress(OSError):  # of a kernel without
-        mapping.madvise(_ADVICE, start, pages * _PAGE)
-    return whole[start : start + nbytes]
+    return whole if nbytes < _PAGE else torch.ops.pykernels.on_huge_pages(whole)
 
 
 def gathered(t: Tensor) -> Tensor:
@@ -53,7 +46,7 @@ def gathered(t: Tensor) -> Tensor:
     """
     global _chunk, _used
     n = t.numel()
-    if _ADVICE is None or not 0 < n < _PAGE:
+    if not 0 < n < _PAGE:
         return t
     with _lock:
         if _chunk is None or _used + n > _CHUNK:
@@ -61,3 +54,10 @@ def gathered(t: Tensor) -> Tensor:
         place = _chunk[_used : _used + n]
         _used += -(-n // _ALIGN) * _ALIGN
     return place.copy_(t)
+
+
+def on_huge_pages(t: Tensor) -> Tensor:
+    """A contiguous copy of ``t``, which is not empty, there."""
+    flat = t.detach().contiguous().view(-1).view(torch.uint8)
+    placed = gathered(flat) if flat.numel() < _PAGE else memory(flat.numel()).copy_(flat)
+    return placed.view(t.dtype).view(t.shape)

@@ -177,7 +177,7 @@ def check_op(spec: OpSpec, sample: Sample, backend: str, dtype: torch.dtype) -> 
 
 def strided(x):
     """``x`` in all sorts of places."""
-    wide = torch.zeros(*x.shape[:-1], 2 * x.shape[-1] + 3)
+    wide = x.new_zeros((*x.shape[:-1], 2 * x.shape[-1] + 3))
     wide[..., 3 : 3 + x.shape[-1]] = x
     yield wide[..., 3 : 3 + x.shape[-1]]
     yield torch.repeat_interleave(x, 2, -1)[..., ::2]

@@ -19,6 +19,7 @@ PARTS = {
     "pykernels.nn": "pykernels.nn.md",
     "pykernels.models": "pykernels.models.md",
     "pykernels.optimize": "reports.md",  # the function of that name has a page of the package's
+    "pykernels.quantize": "quantized.md",  # so has that one
 }
 BESIDE = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 BACKENDS = {"cpu": "CPU", "cuda": "CUDA", "triton": "Triton"}

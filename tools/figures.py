@@ -46,6 +46,12 @@ ATTENTION = (
     "gmlp*",
 )
 RECURRENT = ("lstmlm", "cnnlstm")
+INT8_ENGINES = {
+    "q8_ort": "ONNX Runtime",
+    "q8_ov": "OpenVINO",
+    "q8_pt2e": "PT2E",
+    "dyn_int8": "torch.ao",
+}
 ENGINES = {"ort": "ONNX Runtime", "ov": "OpenVINO", "ncnn": "ncnn", "mnn": "MNN", "executorch": "ExecuTorch"}
 
 BLUE, ORANGE, GREY, INK = "#1f6feb", "#e8710a", "#9aa0a6", "#30343a"
@@ -210,6 +216,30 @@ def networks_table() -> list[str]:
     return ["| network | eager / ours |", "|---|---|", *lines]
 
 
+def int8_table() -> list[str]:
+    """A line for each network in int8, by the best calls."""
+    found = results_of(f"peers-quantized-{LATEST}.json")
+    best = {(r["row"], r["contender"], r["threads"]): r for r in found if r["status"] == "ok"}
+    lines = [
+        "| network | our float32 / int8, 1 thread | best engine / ours, 1 thread | 2 threads | error: ours, theirs |",
+        "|---|---|---|---|---|",
+    ]
+    for row in dict.fromkeys(r["row"] for r in found):
+        ours = {t: best[row, "q8_ours", t] for t in (1, 2)}
+        cells = [name_of(row), f"{best[row, 'ours', 1]['best_ms'] / ours[1]['best_ms']:.2f}"]
+        for threads in (1, 2):
+            times = {e: best[row, e, threads] for e in INT8_ENGINES if (row, e, threads) in best}
+            if not times:
+                cells.append("none ran")
+                continue
+            fastest = min(times, key=lambda e: times[e]["best_ms"])
+            cells.append(f"{times[fastest]['best_ms'] / ours[threads]['best_ms']:.2f} ({INT8_ENGINES[fastest]})")
+        errors = [best[row, e, 1]["error"] for e in ("q8_ours", *INT8_ENGINES) if (row, e, 1) in best]
+        cells.append(f"{errors[0]:.1%}, {min(errors[1:]):.1%}" if len(errors) > 1 else f"{errors[0]:.1%}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def passages() -> dict[str, str]:
     """Name -> the Markdown that README and docs have between its marks."""
     latest, before = Peers(LATEST), Peers(BEFORE)
@@ -231,6 +261,7 @@ def passages() -> dict[str, str]:
         "peers": peers_table(latest),
         "the older table": peers_table(before),
         "networks": networks_table(),
+        "int8": int8_table(),
     }
     return {name: wrapped(text) for name, text in prose.items()} | {name: "\n".join(t) for name, t in tables.items()}
 

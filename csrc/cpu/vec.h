@@ -143,9 +143,25 @@ inline F32 extend(F32Half v, std::integer_sequence<int, lane...>) {
 }
 inline F32 extend(F32Half v) { return extend(v, std::make_integer_sequence<int, kLanes>()); }
 
-// A NaN in the second argument comes back.
-inline F32 min(F32 a, F32 b) { return a < b ? a : b; }
-inline F32 max(F32 a, F32 b) { return a > b ? a : b; }
+// A NaN in the second argument comes back. Of a constant first argument the compiler makes a comparison and a blend.
+inline F32 min(F32 a, F32 b) {
+#if defined(__AVX512F__) && PK_LANES == 16
+  return (F32)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
+#elif defined(__AVX2__) && PK_LANES == 8
+  return (F32)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+inline F32 max(F32 a, F32 b) {
+#if defined(__AVX512F__) && PK_LANES == 16
+  return (F32)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+#elif defined(__AVX2__) && PK_LANES == 8
+  return (F32)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
 // std::min's code could be shared with objects of other ISAs.
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -199,12 +215,29 @@ inline U16Half to_bf16(F32 x) {
 inline void store_bf16(uint16_t* p, F32 x) { store(p, to_bf16(x)); }
 
 // Bytes to 16-bit words and to 32-bit lanes, sign kept; and 32-bit lanes that are in range to 16-bit words.
-inline I16 widen(I8Half v) { return __builtin_convertvector(v, I16); }
+inline I16 widen(I8Half v) {
+#if defined(__AVX512BW__) && PK_LANES == 16
+  return (I16)_mm512_maskz_cvtepi8_epi16(~__mmask32{0}, (__m256i)v);
+#elif defined(__AVX2__) && PK_LANES == 8
+  return (I16)_mm256_cvtepi8_epi16((__m128i)v);  // the compiler would widen in halves
+#else
+  return __builtin_convertvector(v, I16);
+#endif
+}
 inline I32 to_i32(I8Quarter v) {
 #if defined(__AVX512F__) && PK_LANES == 16
   return (I32)_mm512_maskz_cvtepi8_epi32(0xffff, (__m128i)v);
 #elif defined(__AVX2__) && PK_LANES == 8
   return (I32)_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(bit_cast<int64_t>(v)));
+#else
+  return __builtin_convertvector(v, I32);
+#endif
+}
+inline I32 to_i32(I16Half v) {
+#if defined(__AVX512F__) && PK_LANES == 16
+  return (I32)_mm512_maskz_cvtepi16_epi32(0xffff, (__m256i)v);
+#elif defined(__AVX2__) && PK_LANES == 8
+  return (I32)_mm256_cvtepi16_epi32((__m128i)v);
 #else
   return __builtin_convertvector(v, I32);
 #endif
@@ -223,6 +256,39 @@ inline I8Quarter to_i8(I32 x) {
   return bit_cast<I8Quarter>(_mm_cvtsi128_si32(_mm_packus_epi16(words, __m128i{})));
 #else
   return __builtin_convertvector(x, I8Quarter);
+#endif
+}
+
+// The low bytes of four vectors, one after the other.
+inline I8 to_i8(I32 a, I32 b, I32 c, I32 d) {
+#if defined(__AVX512BW__) && PK_LANES == 16
+  const __m512i ab = _mm512_packus_epi32((__m512i)(a & 255), (__m512i)(b & 255));
+  const __m512i cd = _mm512_packus_epi32((__m512i)(c & 255), (__m512i)(d & 255));
+  const I32 order = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};  // packing takes turns at the quarters
+  return (I8)_mm512_maskz_permutexvar_epi32(0xffff, (__m512i)order, _mm512_packus_epi16(ab, cd));
+#elif defined(__AVX2__) && PK_LANES == 8
+  const __m256i ab = _mm256_packus_epi32((__m256i)(a & 255), (__m256i)(b & 255));
+  const __m256i cd = _mm256_packus_epi32((__m256i)(c & 255), (__m256i)(d & 255));
+  const I32 order = {0, 4, 1, 5, 2, 6, 3, 7};  // as above, the halves
+  return (I8)_mm256_permutevar8x32_epi32(_mm256_packus_epi16(ab, cd), (__m256i)order);
+#else
+  I8 whole;
+  const I8Quarter parts[4] = {to_i8(a), to_i8(b), to_i8(c), to_i8(d)};
+  std::memcpy(&whole, parts, sizeof whole);
+  return whole;
+#endif
+}
+
+// Of each 16 bytes of `table` those that the same 16 bytes of `index`, in [0, 16), name.
+inline I8 pick(I8 table, I8 index) {
+#if defined(__AVX512BW__) && PK_LANES == 16
+  return (I8)_mm512_shuffle_epi8((__m512i)table, (__m512i)index);
+#elif defined(__AVX2__) && PK_LANES == 8
+  return (I8)_mm256_shuffle_epi8((__m256i)table, (__m256i)index);
+#else
+  I8 picked;
+  for (int i = 0; i < kVecBytes; ++i) picked[i] = table[i / 16 * 16 + index[i]];
+  return picked;
 #endif
 }
 

@@ -84,8 +84,10 @@ inline const char* dtype_name(ScalarType t) {
   }
 }
 
-// Of a float or a byte.
-inline int64_t element_bytes(ScalarType t) { return t == ScalarType::Byte ? 1 : t == ScalarType::Float ? 4 : 2; }
+// Of a float, an int8 or a byte.
+inline int64_t element_bytes(ScalarType t) {
+  return t == ScalarType::Byte || t == ScalarType::Char ? 1 : t == ScalarType::Float ? 4 : 2;
+}
 
 inline void check_cpu(const Tensor& t, const char* op, const char* argument) {
   check(t.is_cpu(), op, argument, "expected a CPU tensor, got one on another device");

@@ -12,23 +12,36 @@
 
 namespace pk::binding {
 
-// Bytes, not filled. Huge pages hold no more than these, so that none is wasted: what is left over, and all of less
-// than one page, lies on small ones. The tensor is a view of a slightly larger one, whose other pages nobody touches.
-inline Tensor empty_on_huge_pages(int64_t bytes) {
+inline constexpr int64_t kHugePage = int64_t{2} << 20;
+
+// Asks for huge pages for what fills them of these bytes. Advice, which may not be taken.
+inline void ask_for_huge_pages(void* memory, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
-  constexpr int64_t kPage = int64_t{2} << 20;
-  if (bytes >= kPage) {
-    const Tensor memory = empty({bytes + kPage}, ScalarType::Byte);
-    const auto address = reinterpret_cast<uintptr_t>(memory.mutable_data_ptr());
-    const int64_t before = static_cast<int64_t>(-address % static_cast<uintptr_t>(kPage)), stride = 1;
-    madvise(reinterpret_cast<void*>(address + static_cast<uintptr_t>(before)),
-            static_cast<size_t>(bytes / kPage * kPage), MADV_HUGEPAGE);  // advice, which may not be taken
-    AtenTensorHandle handle;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(memory.get(), 1, &bytes, &stride, before, &handle));
-    return Tensor(handle);
-  }
+  constexpr auto kPage = static_cast<uintptr_t>(kHugePage);
+  const auto begin = reinterpret_cast<uintptr_t>(memory), end = begin + static_cast<uintptr_t>(bytes);
+  const uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = end / kPage * kPage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)memory, (void)bytes;
 #endif
-  return empty({bytes}, ScalarType::Byte);
+}
+
+// All but a page of `memory`, bytes in one dimension, on huge pages: they hold no more than what is wanted, so that
+// none is wasted. What is left over lies on small ones; the pages before and behind nobody touches.
+inline Tensor on_huge_pages(const Tensor& memory) {
+  const int64_t bytes = memory.numel() - kHugePage, stride = 1;
+  auto* const begin = static_cast<char*>(memory.mutable_data_ptr());
+  const auto before = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(begin) % static_cast<uintptr_t>(kHugePage));
+  ask_for_huge_pages(begin + before, bytes);
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(memory.get(), 1, &bytes, &stride, before, &handle));
+  return Tensor(handle);
+}
+
+// Bytes, not filled. Less than one page lies on small ones.
+inline Tensor empty_on_huge_pages(int64_t bytes) {
+  if (bytes < kHugePage) return empty({bytes}, ScalarType::Byte);
+  return on_huge_pages(empty({bytes + kHugePage}, ScalarType::Byte));
 }
 
 }  // namespace pk::binding

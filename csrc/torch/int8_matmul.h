@@ -56,7 +56,7 @@ class Int8Ops {
     check_matrix(b, op, "b");
     PackingPlan plan;
     check_status(make_packing_plan(b.size(0), b.size(1), &plan), op);
-    const Tensor packed = on.empty({plan.packed_bytes}, ScalarType::Byte);
+    const Tensor packed = on.empty_packed(plan.packed_bytes, ScalarType::Byte);
     on.pack_by(plan, static_cast<const int8_t*>(b.const_data_ptr()), plan.k > 1 ? b.stride(0) : 1, b.stride(1),
                packed.mutable_data_ptr());
     return packed;

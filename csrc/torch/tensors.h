@@ -44,13 +44,21 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {
   return empty(sizes.begin(), sizes.size(), dtype);
 }
 
-// An uninitialised image with the pixels of another size, in x's memory format, as torch gives it.
-inline Tensor empty_image(const Tensor& x, int64_t height, int64_t width) {
+// Of an image of these sizes, (n, c, h, w), in a memory format, as torch has them: no size counts as less than 1.
+inline void image_strides(const int64_t (&sizes)[4], bool channels_last, int64_t (&strides)[4]) {
   const auto at_least_1 = [](int64_t size) { return size > 1 ? size : int64_t{1}; };
-  const int64_t c = at_least_1(x.size(1)), image = c * height * width;
-  const int64_t sizes[4] = {x.size(0), x.size(1), height, width}, last[4] = {image, 1, width * c, c},
-                planes[4] = {image, height * width, width, 1};
-  return empty_strided(sizes, is_channels_last(x) ? last : planes, 4, x.scalar_type());
+  const int64_t c = at_least_1(sizes[1]), h = at_least_1(sizes[2]), w = at_least_1(sizes[3]);
+  const int64_t planes[4] = {c * h * w, h * w, w, 1}, last[4] = {c * h * w, 1, w * c, c};
+  std::memcpy(strides, channels_last ? last : planes, sizeof strides);
+}
+
+// An uninitialised image with the pixels of another size, in x's memory format, as torch gives it; of x's dtype, or of
+// another one.
+inline Tensor empty_image(const Tensor& x, int64_t height, int64_t width, std::optional<ScalarType> dtype = {}) {
+  const int64_t sizes[4] = {x.size(0), x.size(1), height, width};
+  int64_t strides[4];
+  image_strides(sizes, is_channels_last(x), strides);
+  return empty_strided(sizes, strides, 4, dtype ? *dtype : x.scalar_type());
 }
 
 // The memory of `t` by other sizes and strides, from its first element on.

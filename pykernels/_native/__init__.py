@@ -26,15 +26,20 @@ OPS = (
     *("conv_statistics", "batch_norm_statistics", "batch_norm_act", "batch_norm_act_backward"),
     *("batch_norm_act_bind", "batch_norm_act_bound", "batch_norm_act_bound_out"),
     *("max_pool2d", "avg_pool2d", "global_avg_pool2d", "pool2d_bound", "pool2d_out"),
+    *("int8_global_avg_pool2d", "int8_global_avg_pool2d_out"),
     *("upsample2d", "upsample2d_bound", "upsample2d_out"),
     *("group_norm_act", "group_norm_act_bound", "group_norm_act_out"),
     *("layer_norm", "layer_norm_bound", "layer_norm_out"),
     *("shuffle", "shuffle_bound", "shuffle_out"),
-    *("squeeze_excite", "squeeze_excite_out"),
+    *("squeeze_excite", "squeeze_excite_out", "int8_squeeze_excite", "int8_squeeze_excite_out"),
     *("lstm", "lstm_backward", "lstm_pack", "lstm_packed", "lstm_cell", "lstm_cell_backward", "lstm_cell_packed"),
     *("int8_matmul", "int8_pack", "int8_matmul_packed", "int8_linear", "int8_linear_packed", "quantize_int8"),
-    *("int8_conv2d", "int8_conv_bind", "int8_conv2d_bound"),
-    *("note_tensors", "are_as_noted", "kept_weight_bytes", "forget_kept_weights"),
+    *("int8_conv2d", "int8_conv_bind", "int8_conv2d_bound", "int8_conv2d_bound_out", "int8_conv2d_bound_workspace"),
+    *("int8_linear_bound", "int8_linear_bound_out", "int8_linear_bound_workspace"),
+    *("int8_quantize", "int8_quantize_out", "int8_dequantize", "int8_dequantize_out"),
+    *("int8_add", "int8_add_out", "int8_lookup", "int8_lookup_out"),
+    *("int8_lstm", "int8_lstm_pack", "int8_lstm_packed", "int8_lstm_cell", "int8_lstm_cell_packed"),
+    *("note_tensors", "are_as_noted", "kept_weight_bytes", "forget_kept_weights", "on_huge_pages"),
 )
 
 

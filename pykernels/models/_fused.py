@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pykernels.nn import ConvBNAct2d
 from pykernels.nn._replaceable import is_replaceable
+from pykernels.nn._unfolded import is_unfolded
 from pykernels.ops._activation import apply_activation
 
 
@@ -33,7 +34,7 @@ class Fused:
         self, x: Tensor, conv: nn.Module, bn: nn.Module | None = None, residual: Tensor | None = None
     ) -> Tensor:
         """``x``: (N, C, H, W); ``residual``: the shape of the result."""
-        if isinstance(x, torch.fx.Proxy) or not _fusible(conv, bn):
+        if isinstance(x, torch.fx.Proxy) or is_unfolded() or not _fusible(conv, bn):
             y = conv(x) if bn is None else bn(conv(x))
             return apply_activation(y if residual is None else y + residual, self.activation, 0.01)
         if self.block.conv is not conv or self.block.bn is not bn:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pykernels.nn._packed import Pack
-from pykernels.nn.lstm import LSTM, States
+from pykernels.nn.lstm import LSTM, States, zero_states
 
 
 class LastStepLSTM(LSTM):
@@ -19,7 +19,7 @@ class LastStepLSTM(LSTM):
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
         """From states of zeros."""
-        return self._run(input, self._zero_states(input, None), None)  # type: ignore[return-value]
+        return self._run(input, zero_states(self, input, None), None)  # type: ignore[return-value]
 
     def _run_plain(self, x: Tensor, hx: States, batch_sizes: Tensor | None) -> Any:
         return self._last(super()._run_plain(x, hx, batch_sizes)[0])

@@ -13,6 +13,7 @@ from pykernels import _native
 from pykernels._huge import gathered
 from pykernels.nn._packed import Pack, PacksWeights, Slot
 from pykernels.nn._replaceable import check_replaceable, is_replaceable
+from pykernels.nn._unfolded import is_unfolded
 from pykernels.ops import _dispatch
 from pykernels.ops._activation import activation_code, apply_activation
 from pykernels.ops._arguments import check_number, fail
@@ -98,6 +99,8 @@ class ConvBNAct(PacksWeights):
             TypeError: ``x`` or ``residual`` is not a tensor, or its dtype does not go with the parameters'.
             ValueError: A shape or a device is wrong. The message names it.
         """
+        if is_unfolded():
+            return self._unfolded(x, residual)
         # A compiled graph holds the plain op: it is never stale, and it runs on any machine.
         bn: Any = self._modules["bn"]
         # In training the statistics are the batch's.
@@ -116,6 +119,11 @@ class ConvBNAct(PacksWeights):
         """The activation; the children print the rest."""
         slope = f", negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else ""
         return f"activation={self.activation!r}{slope}"
+
+    def _unfolded(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        """By torch's modules."""
+        y = self.conv(x) if self.bn is None else self.bn(self.conv(x))
+        return apply_activation(y if residual is None else y + residual, self.activation, self.negative_slope)
 
     def _forward(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         """Differentiable, from the parameters as they are."""

@@ -40,6 +40,32 @@ class Grid(NamedTuple):
         return self.scale * (q.float() - self.zero_point)
 
 
+class Grids(NamedTuple):
+    """Those of a convolution's tensors; None for one that is float, or that there is not."""
+
+    x: Grid | None
+    residual: Grid | None
+    out: Grid | None
+
+    @classmethod
+    def of(cls, x: tuple[Any, Any], residual: tuple[Any, Any], out: tuple[Any, Any]) -> Grids:
+        """From scales and zero points that a user gave; raises where one is wrong."""
+        return cls(_grid("x", *x), _grid("residual", *residual), _grid("out", *out))
+
+    def zero_points(self) -> tuple[int, int, int]:
+        """Theirs; 0 where there is no grid."""
+        x, residual, out = (0 if grid is None else grid.zero_point for grid in self)
+        return x, residual, out
+
+
+class _Factors(NamedTuple):
+    """What int8_conv2d multiplies by: sums and bias, the residual, and the activation's result."""
+
+    sums: float
+    residual: float
+    out: float
+
+
 class Int8Conv2d(PacksWeights, nn.Module):
     """``activation(conv(x) + residual)`` on int8 numbers, for inference.
 
@@ -111,7 +137,7 @@ class Int8Conv2d(PacksWeights, nn.Module):
     ) -> None:
         super().__init__()
         conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device=device)
-        grids = (x_scale, x_zero_point), (residual_scale, residual_zero_point), (out_scale, out_zero_point)
+        grids = Grids.of((x_scale, x_zero_point), (residual_scale, residual_zero_point), (out_scale, out_zero_point))
         self._assemble(conv, None, grids, activation, negative_slope)
 
     @classmethod
@@ -160,24 +186,23 @@ class Int8Conv2d(PacksWeights, nn.Module):
             fail(ValueError, where, "conv", "padding_mode 'zeros'", repr(conv.padding_mode))
         self = cls.__new__(cls)
         nn.Module.__init__(self)
-        grids = (x_scale, x_zero_point), (residual_scale, residual_zero_point), (out_scale, out_zero_point)
+        grids = Grids.of((x_scale, x_zero_point), (residual_scale, residual_zero_point), (out_scale, out_zero_point))
         self._assemble(conv, bn, grids, activation, negative_slope)
         return self.train(conv.training)
 
     def _assemble(
-        self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, grids: Any, activation: str, negative_slope: float
+        self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, grids: Grids, activation: str, negative_slope: float
     ) -> None:
         activation_code("Int8Conv2d", activation)
         check_number("Int8Conv2d", "negative_slope", negative_slope)
         self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, conv.groups
         self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
         self.padding, self.activation, self.negative_slope = conv.padding, activation, negative_slope
-        x, residual, out = (_grid(name, *grid) for name, grid in zip(("x", "residual", "out"), grids, strict=True))
-        if x is None:
+        if grids.x is None:
             fail(ValueError, "Int8Conv2d", "x_scale", "a number", None)
-        self.x_grid: Grid = x
-        self.residual_grid: Grid | None = residual
-        self.out_grid: Grid | None = out
+        self.x_grid: Grid = grids.x
+        self.residual_grid: Grid | None = grids.residual
+        self.out_grid: Grid | None = grids.out
         weight, bias = conv.weight.detach(), conv.bias
         if bn is not None:
             scale, bias = fold_batch_norm(bias, bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps)
@@ -231,33 +256,29 @@ class Int8Conv2d(PacksWeights, nn.Module):
     def _out_dtype(self) -> torch.dtype:
         return torch.float32 if self.out_grid is None else torch.int8
 
-    def _numbers(self) -> tuple[float, float, float]:
-        """What sums and bias are multiplied by, the residual's scale, and the output's factor."""
+    def _grids(self) -> Grids:
+        return Grids(self.x_grid, self.residual_grid, self.out_grid)
+
+    def _factors(self) -> _Factors:
         residual = 1.0 if self.residual_grid is None else self.residual_grid.scale
         if self.out_grid is None:
-            return 1.0, residual, 1.0
+            return _Factors(1.0, residual, 1.0)
         if self.activation in _HOMOGENEOUS:
-            return 1 / self.out_grid.scale, residual / self.out_grid.scale, 1.0
-        return 1.0, residual, 1 / self.out_grid.scale
+            return _Factors(1 / self.out_grid.scale, residual / self.out_grid.scale, 1.0)
+        return _Factors(1.0, residual, 1 / self.out_grid.scale)
 
     def _vectors(self, weight_scale: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What int8_conv2d takes as scale and bias."""
-        factor = self._numbers()[0]
+        factor = self._factors().sums
         return weight_scale.float() * (self.x_grid.scale * factor), None if bias is None else bias.float() * factor
-
-    def _zero_points(self) -> tuple[int, int, int]:
-        grids = self.x_grid, self.residual_grid, self.out_grid
-        x, residual, out = (0 if grid is None else grid.zero_point for grid in grids)
-        return x, residual, out
 
     def _run_plain(self, x: Tensor, residual: Tensor | None) -> Tensor:
         scale, bias = self._vectors(self.weight_scale, self.bias)
-        _, residual_scale, out_scale = self._numbers()
-        x_zero, residual_zero, out_zero = self._zero_points()
+        factors, (x_zero, residual_zero, out_zero) = self._factors(), self._grids().zero_points()
         return int8_conv2d(
-            x, self.weight, scale, bias, residual=residual, residual_scale=residual_scale, stride=self.stride,
+            x, self.weight, scale, bias, residual=residual, residual_scale=factors.residual, stride=self.stride,
             padding=self.padding, dilation=self.dilation, groups=self.groups, activation=self.activation,
-            negative_slope=self.negative_slope, out_scale=out_scale, out_dtype=self._out_dtype(), x_zero_point=x_zero,
+            negative_slope=self.negative_slope, out_scale=factors.out, out_dtype=self._out_dtype(), x_zero_point=x_zero,
             residual_zero_point=0 if residual is None else residual_zero, out_zero_point=out_zero,
         )  # fmt: skip
 
@@ -270,16 +291,22 @@ class Int8Conv2d(PacksWeights, nn.Module):
 
     def _key(self) -> Hashable:
         call = self.stride, self.padding, self.dilation, self.groups, self.activation, self.negative_slope
-        return call, self.x_grid, self.residual_grid, self.out_grid
+        return call, self._grids()
 
     def _make(self, tensors: list[Any], dtype: torch.dtype) -> Any:
         weight, weight_scale, bias = tensors
         scale, bias = self._vectors(weight_scale, bias)
-        _, residual_scale, out_scale = self._numbers()
+        factors = self._factors()
         g = geometry(weight.shape[2:], self.stride, self.padding, self.dilation, self.groups)
         code = activation_code("Int8Conv2d", self.activation)
         call = Int8ConvCall(
-            residual_scale, g, code, self.negative_slope, out_scale, self._out_dtype(), *self._zero_points()
+            factors.residual,
+            g,
+            code,
+            self.negative_slope,
+            factors.out,
+            self._out_dtype(),
+            *self._grids().zero_points(),
         )
         return torch.ops.pykernels.int8_conv_bind.default(weight, scale, bias, None, *call.flat())
 
@@ -294,10 +321,8 @@ class Int8Conv2d(PacksWeights, nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """The grids of x, the residual and the output: (3, 2) float64, of scale and zero point; NaN for none."""
-        grids = self.x_grid, self.residual_grid, self.out_grid
-        return torch.tensor(
-            [(math.nan, 0.0) if g is None else tuple(map(float, g)) for g in grids], dtype=torch.float64
-        )
+        rows = [(math.nan, 0.0) if grid is None else tuple(map(float, grid)) for grid in self._grids()]
+        return torch.tensor(rows, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Takes the grids of another module's state.
@@ -325,7 +350,7 @@ class Int8Conv2d(PacksWeights, nn.Module):
         if self.bias is None:
             parts.append("bias=False")
         parts.append(f"activation={self.activation!r}")
-        for name, grid in (("x", self.x_grid), ("residual", self.residual_grid), ("out", self.out_grid)):
+        for name, grid in self._grids()._asdict().items():
             if grid is not None:
                 parts.append(f"{name}_scale={grid.scale:.4g}")
                 if grid.zero_point:

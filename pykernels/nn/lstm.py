@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -31,9 +31,39 @@ def _pack(weights: list[Tensor], num_layers: int, bidirectional: bool, has_bias:
     return packed, weights[0].shape[1], weights[1].shape[1]
 
 
-def _are_two(hx: Any) -> bool:
+def are_two(hx: Any) -> bool:
     """Whether ``hx`` is a pair. The op reports what is not one."""
     return (isinstance(hx, tuple | list) and len(hx) == 2) or isinstance(hx, torch.fx.Proxy)
+
+
+def over_sequences(
+    run: Callable[[Tensor, Any, Tensor | None], tuple[Tensor, States]], input: Any, hx: Any
+) -> tuple[Any, States]:
+    """``run(x, hx, batch_sizes)`` on ``input``, a tensor or a `PackedSequence`, whose states it sorts and unsorts."""
+    if not isinstance(input, PackedSequence):
+        return run(input, hx, None)
+    data, batch_sizes, sorted_indices, unsorted_indices = input
+    if hx is not None and sorted_indices is not None and are_two(hx):
+        hx = hx[0].index_select(1, sorted_indices), hx[1].index_select(1, sorted_indices)
+    output, (h_n, c_n) = run(data, hx, batch_sizes)
+    if unsorted_indices is not None:
+        h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
+    return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
+
+
+def zero_states(module: Any, x: Any, batch_sizes: Tensor | None) -> States:
+    """The states that an LSTM ``module`` begins with if it gets none; x itself where that is not a tensor."""
+    if not hasattr(x, "new_zeros"):
+        return x, x  # the op says that x is not a tensor
+    rows = module.num_layers * (2 if module.bidirectional else 1)
+    if batch_sizes is not None:
+        shape: tuple[Any, ...] = (rows, batch_sizes[0], module.hidden_size)
+    elif x.dim() == 3:
+        shape = (rows, x.shape[0 if module.batch_first else 1], module.hidden_size)
+    else:
+        shape = (rows, module.hidden_size)
+    zeros = x.new_zeros(shape)
+    return zeros, zeros
 
 
 def _check_source(ours: type, theirs: type, module: nn.Module) -> None:
@@ -158,23 +188,15 @@ class LSTM(PacksWeights, RNNBase):
         """
         if self.proj_size or _dispatch.is_for_onnx():  # where one operator is better than the steps of a recurrence
             return nn.LSTM.forward(self, input, hx)  # type: ignore[call-overload]
-        if not isinstance(input, PackedSequence):
-            return self._run(input, hx, None)
-        data, batch_sizes, sorted_indices, unsorted_indices = input
-        if hx is not None and sorted_indices is not None and _are_two(hx):
-            hx = hx[0].index_select(1, sorted_indices), hx[1].index_select(1, sorted_indices)
-        output, (h_n, c_n) = self._run(data, hx, batch_sizes)
-        if unsorted_indices is not None:
-            h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
-        return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
+        return over_sequences(self._run, input, hx)
 
     if TYPE_CHECKING:
         __call__ = forward
 
     def _run(self, x: Tensor, hx: States | None, batch_sizes: Tensor | None) -> tuple[Tensor, States]:
         if hx is None:
-            hx = self._zero_states(x, batch_sizes)
-        elif not _are_two(hx):
+            hx = zero_states(self, x, batch_sizes)
+        elif not are_two(hx):
             return self._run_plain(x, hx, batch_sizes)
         h0, c0 = hx
         if self.training and self.dropout > 0 and self.num_layers > 1:
@@ -199,19 +221,6 @@ class LSTM(PacksWeights, RNNBase):
             training=self.training,
             batch_sizes=batch_sizes,
         )
-
-    def _zero_states(self, x: Tensor, batch_sizes: Tensor | None) -> States:
-        if not hasattr(x, "new_zeros"):
-            return x, x  # the op says that x is not a tensor
-        rows = self._rows()
-        if batch_sizes is not None:
-            shape: tuple[Any, ...] = (rows, batch_sizes[0], self.hidden_size)
-        elif x.dim() == 3:
-            shape = (rows, x.shape[0 if self.batch_first else 1], self.hidden_size)
-        else:
-            shape = (rows, self.hidden_size)
-        zeros = x.new_zeros(shape)
-        return zeros, zeros
 
     def _slots(self) -> Sequence[Slot]:
         return [(self._parameters, name) for name in self._flat_weights_names]
@@ -326,7 +335,7 @@ class LSTMCell(PacksWeights, nn.LSTMCell):
             if hasattr(input, "new_zeros"):
                 zeros = input.new_zeros((*input.shape[:-1], self.hidden_size))
             hx = zeros, zeros
-        elif not _are_two(hx):
+        elif not are_two(hx):
             return self._run_plain(input, hx)
         h, c = hx
         pack = self._current_pack(CELL_SPEC, (input, h, c))

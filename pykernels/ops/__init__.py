@@ -8,12 +8,14 @@ from pykernels.ops.conv_bn_act import conv_bn_act
 from pykernels.ops.conv_bn_act.transposed import conv_transpose_bn_act
 from pykernels.ops.group_norm_act import group_norm_act
 from pykernels.ops.int8_conv2d import int8_conv2d
+from pykernels.ops.int8_lstm import int8_lstm, int8_lstm_cell
 from pykernels.ops.int8_matmul import int8_matmul, quantize_int8
+from pykernels.ops.int8_pointwise import int8_add, int8_dequantize, int8_lookup, int8_quantize
 from pykernels.ops.layer_norm import layer_norm
 from pykernels.ops.lstm import lstm, lstm_cell
 from pykernels.ops.pool2d import avg_pool2d, global_avg_pool2d, max_pool2d
 from pykernels.ops.shuffle import channel_shuffle, pixel_shuffle, pixel_unshuffle
-from pykernels.ops.squeeze_excite import squeeze_excite
+from pykernels.ops.squeeze_excite import int8_squeeze_excite, squeeze_excite
 from pykernels.ops.upsample2d import upsample2d
 
 __all__ = [
@@ -25,8 +27,15 @@ __all__ = [
     "conv_transpose_bn_act",
     "global_avg_pool2d",
     "group_norm_act",
+    "int8_add",
     "int8_conv2d",
+    "int8_dequantize",
+    "int8_lookup",
+    "int8_lstm",
+    "int8_lstm_cell",
     "int8_matmul",
+    "int8_quantize",
+    "int8_squeeze_excite",
     "layer_norm",
     "lstm",
     "lstm_cell",

@@ -48,14 +48,19 @@ def check_device(op: str, argument: str, value: Tensor, device: torch.device, wh
         fail(ValueError, op, argument, f"{whose} device {device}", value.device)
 
 
-def check_like(op: str, argument: str, value: object, x: Tensor, *, any_float: bool = False) -> Tensor:
-    """``value``, if it is a dense tensor of ``x``'s device and dtype; any floating dtype will do if ``any_float``."""
+def check_like(
+    op: str, argument: str, value: object, x: Tensor, *, any_float: bool = False, whose: str = "x's"
+) -> Tensor:
+    """``value``, if it is a dense tensor of the device and dtype of ``x``, which ``whose`` names.
+
+    Any floating dtype will do if ``any_float``.
+    """
     tensor = check_tensor(op, argument, value)
-    check_device(op, argument, tensor, x.device)
+    check_device(op, argument, tensor, x.device, whose)
     if any_float:
         check_floating(op, argument, tensor)
     else:
-        check_dtype(op, argument, tensor, x.dtype, "x's dtype ")
+        check_dtype(op, argument, tensor, x.dtype, f"{whose} dtype ")
     return tensor
 
 
@@ -108,6 +113,23 @@ def check_at_least(op: str, argument: str, value: Any, least: float) -> None:
         fail(ValueError, op, argument, f"a number >= {least}", value)
 
 
+def check_scale(op: str, argument: str, scale: Any) -> float:
+    """``scale``, if it is a number that float32 holds, and its inverse too."""
+    check_number(op, argument, scale)
+    # Numbers of a trace: a global one would be a symbol.
+    if not 2.0**-126 <= scale <= 2.0**126:
+        fail(ValueError, op, argument, "a number of 2^-126 to 2^126", scale)
+    return float(scale)
+
+
+def check_zero_point(op: str, argument: str, zero_point: Any) -> int:
+    """``zero_point``, if it is an int8."""
+    check_int(op, argument, zero_point, -128)
+    if zero_point > 127:
+        fail(ValueError, op, argument, "an int in [-128, 127]", zero_point)
+    return int(zero_point)
+
+
 def check_bool(op: str, argument: str, value: object) -> None:
     """TypeError unless ``value`` is a bool. A true value of another type is often a mistake."""
     if type(value) is not bool:
@@ -120,10 +142,16 @@ def check_choice(op: str, argument: str, value: object, choices: Sequence[object
         raise ValueError(f"pykernels.{op}: {argument}: expected one of {', '.join(map(str, choices))}; got {value!r}")
 
 
-def check_image(op: str, x: Any) -> Tensor:
-    """``x``, (N, C, H, W) or (C, H, W) of a floating dtype, with H and W of 1 at least."""
+def check_floating_or_int8(op: str, argument: str, value: Tensor) -> None:
+    """TypeError unless ``value`` is of a floating dtype or int8."""
+    if not value.is_floating_point() and value.dtype != torch.int8:
+        fail(TypeError, op, argument, "a floating dtype or torch.int8", value.dtype)
+
+
+def check_image(op: str, x: Any, *, int8: bool = False) -> Tensor:
+    """``x``, (N, C, H, W) or (C, H, W) of a floating dtype, or int8 where that will do, with H and W of 1 at least."""
     x = check_tensor(op, "x", x)
-    check_floating(op, "x", x)
+    (check_floating_or_int8 if int8 else check_floating)(op, "x", x)
     if x.dim() not in (3, 4):
         fail(ValueError, op, "x", "(N, C, H, W) or (C, H, W)", f"shape {tuple(x.shape)}")
     if x.shape[-1] < 1 or x.shape[-2] < 1:

@@ -44,15 +44,32 @@ def _conv_bound_out(x: Tensor, bound: Tensor, residual: Any, out: Tensor, *_: An
 
 
 def _conv_chain_out(
-    x: Tensor, bound: Sequence[Tensor], residual: Any, out: Sequence[Tensor], *_: Any, out_val: Any
+    x: Sequence[Tensor],
+    bound: Sequence[Tensor | None],
+    residual: Any,
+    out: Sequence[Tensor],
+    kept: Any,
+    squeezes: Sequence[Tensor | None],
+    *_: Any,
+    out_val: Any,
 ) -> int:
-    return sum(_conv_bound(x, b, out_val=y) for b, y in zip(bound, out, strict=True))
+    total, weights = 0, iter(squeezes[::4])
+    for image, conv, y in zip(x, bound, out, strict=True):
+        if conv is None:
+            total += _squeeze_excite(image.shape, next(weights).shape, out_shape=None)  # type: ignore[union-attr]
+        else:
+            total += _conv_bound(image, conv, out_val=y)
+    return total
 
 
 def _int8_conv_bound(x: Tensor, bound: Tensor, *_: Any, out_val: Any) -> int:
     # csrc/cpu/int8_conv2d/kernels.h, Int8ConvHeader: the products of a pixel's sums come after 16 bytes.
     products = int(bound[16:24].view(torch.int64))
     return 2 * products * out_val.shape[0] * prod(out_val.shape[2:])
+
+
+def _int8_conv_bound_out(x: Tensor, bound: Tensor, residual: Any, out: Tensor, *_: Any, out_val: Any) -> int:
+    return _int8_conv_bound(x, bound, out_val=out)
 
 
 def _matmul(a: Shape, b: Shape, *_: Any, out_shape: Any) -> int:
@@ -106,7 +123,7 @@ def _none(*_: Any, out_shape: Any) -> int:
 
 
 #: These read the bytes of what they are given.
-_RAW = (_conv_bound, _conv_bound_out, _conv_chain_out, _int8_conv_bound)
+_RAW = (_conv_bound, _conv_bound_out, _conv_chain_out, _int8_conv_bound, _int8_conv_bound_out)
 
 #: By op; that of Triton's twin is the same.
 FORMULAS: dict[str, Callable[..., int]] = {
@@ -120,6 +137,9 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "linear_bound_out": _linear_out,
     "int8_conv2d": _conv,
     "int8_conv2d_bound": _int8_conv_bound,
+    "int8_conv2d_bound_out": _int8_conv_bound_out,
+    "int8_linear_bound": _matmul,
+    "int8_linear_bound_out": _linear_out,
     "int8_matmul": _matmul,
     "int8_matmul_packed": _matmul,
     "int8_linear": _matmul,
@@ -130,6 +150,10 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "lstm_cell": _cell,
     "lstm_cell_backward": _cell_backward,
     "lstm_cell_packed": _cell_packed,
+    "int8_lstm": _lstm,
+    "int8_lstm_packed": _lstm_packed,
+    "int8_lstm_cell": _cell,
+    "int8_lstm_cell_packed": _cell_packed,
     "batch_norm_act": _none,
     "batch_norm_act_backward": _none,
     "batch_norm_act_bind": _none,
@@ -137,19 +161,32 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "batch_norm_act_bound_out": _none,
     "batch_norm_statistics": _none,
     "quantize_int8": _none,
+    "int8_quantize": _none,
+    "int8_quantize_out": _none,
+    "int8_dequantize": _none,
+    "int8_dequantize_out": _none,
+    "int8_add": _none,
+    "int8_add_out": _none,
+    "int8_lookup": _none,
+    "int8_lookup_out": _none,
     "conv_pack": _none,
     "conv_bind": _none,
     "conv_pack_bound": _none,
     "conv_bn_act_bound_workspace": _none,
     "linear_bound_workspace": _none,
     "lstm_pack": _none,
+    "int8_lstm_pack": _none,
     "int8_pack": _none,
     "int8_conv_bind": _none,
+    "int8_conv2d_bound_workspace": _none,
+    "int8_linear_bound_workspace": _none,
     "max_pool2d": _none,
     "avg_pool2d": _none,
     "global_avg_pool2d": _none,
     "pool2d_bound": _none,
     "pool2d_out": _none,
+    "int8_global_avg_pool2d": _none,
+    "int8_global_avg_pool2d_out": _none,
     "group_norm_act": _none,
     "group_norm_act_bound": _none,
     "group_norm_act_out": _none,
@@ -164,6 +201,8 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "upsample2d_out": _none,
     "squeeze_excite": _squeeze_excite,
     "squeeze_excite_out": _squeeze_excite,
+    "int8_squeeze_excite": _squeeze_excite,
+    "int8_squeeze_excite_out": _squeeze_excite,
 }
 
 

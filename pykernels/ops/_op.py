@@ -16,6 +16,9 @@ FLOATS: dict[str, tuple[torch.dtype, ...]] = {
     "triton": (torch.float32, torch.bfloat16, torch.float16),
 }
 
+#: The same, and int8 on a CPU: of ops that move elements, or compute on one grid.
+FLOATS_AND_INT8: dict[str, tuple[torch.dtype, ...]] = {**FLOATS, "cpu": (*FLOATS["cpu"], torch.int8)}
+
 #: The op families, in the order of every table. Each is a folder of `pykernels.ops`.
 FAMILIES = (
     "conv_bn_act",
@@ -23,6 +26,8 @@ FAMILIES = (
     "lstm",
     "int8_matmul",
     "int8_conv2d",
+    "int8_pointwise",
+    "int8_lstm",
     "pool2d",
     "squeeze_excite",
     "upsample2d",

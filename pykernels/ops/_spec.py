@@ -42,6 +42,8 @@ class OpSpec:
     samples: tuple[Sample, ...]
     #: Whether results are equal to the bit, without tolerance.
     exact: bool = False
+    #: The share of an integer result's elements that may be off by one, where a float decides how they are rounded.
+    off_by_one: float = 0.0
     #: Factor on the rounding bound for what comes on top of one sum (a recurrence, an activation's slope).
     growth: float = 1.0
     #: The same for the reference, run as a backend in the samples' own dtype.
@@ -69,7 +71,7 @@ class OpSpec:
         A sum of n rounded products errs by about sqrt(n) u when errors are independent (Higham, Accuracy and Stability
         of Numerical Algorithms, 2.8); inputs narrower than float32 are accumulated in float32 and rounded once.
         """
-        if self.exact:
+        if self.exact or not dtype.is_floating_point:
             return 0.0
         accumulate = torch.float64 if dtype == torch.float64 else torch.float32
         summed = self.growth * max(reduction, 4) ** 0.5 * ROUNDOFF[accumulate]
@@ -77,15 +79,20 @@ class OpSpec:
         return summed + stored
 
 
+def in_dtype(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``x``, numbers of about 1, in ``dtype``: int8 is of a grid on which 1 is 50."""
+    return x.to(dtype) if dtype.is_floating_point else (x * 50).round().clamp(-128, 127).to(dtype)
+
+
 def lay_out(x: torch.Tensor, layout: str) -> torch.Tensor:
     """``x`` (..., C, H, W), or for some layouts a matrix, laid out otherwise; NaN (99 for integers) fills gaps."""
     if layout == "channels_last":
         return x.to(memory_format=torch.channels_last)
+    gap = torch.nan if x.is_floating_point() else 99
     if layout == "sliced":  # every second column of a wider tensor
-        between = torch.full_like(x, torch.nan if x.is_floating_point() else 99)
-        return torch.stack((x, between), -1).flatten(-2)[..., ::2]
+        return torch.stack((x, torch.full_like(x, gap)), -1).flatten(-2)[..., ::2]
     if layout == "sliced_channels_last":  # the first channels of more
-        wide = torch.cat((x, torch.full_like(x, torch.nan)), -3)
+        wide = torch.cat((x, torch.full_like(x, gap)), -3)
         return wide.to(memory_format=torch.channels_last)[:, : x.shape[1]]
     if layout == "transposed":
         return x.transpose(-1, -2).contiguous().transpose(-1, -2)

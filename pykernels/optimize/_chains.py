@@ -1,8 +1,9 @@
-"""Convolutions that follow each other directly, as one call.
+"""Convolutions and squeeze-and-excitations that stand in a row, as one call.
 
-A call costs as much as a small convolution, so they are handed to the kernels together, as many as there are in a row.
-Where one that widens, a depthwise and a 1x1 one read each other's results, and nobody else does, the kernels go through
-all three by bands of rows (csrc/cpu/conv_bn_act/chain.cpp).
+A call costs as much as a small convolution: the code of Python and torch has left the cache since the last one. So they
+are handed to the kernels together, as many as there are in a row. Where one that widens, a depthwise or grouped and a
+1x1 one read each other's results, and nobody else does, the kernels go through all three by bands of rows
+(csrc/cpu/conv_bn_act/chain.cpp).
 """
 
 from __future__ import annotations
@@ -15,21 +16,28 @@ import torch
 
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Step, Value, values_in
+from pykernels.optimize._squeeze import is_squeeze
 
 
 def chains(steps: Sequence[Step], placed: Container[Any]) -> Iterator[list[Step]]:
-    """The longest runs, of at least two, of convolutions in ``placed`` that each read what the one before gives."""
+    """The longest runs, of at least two, of steps that go into one call and of which some are convolutions.
+
+    The results of these are ``placed``; a squeeze-and-excitation's may lie in x's own memory.
+    """
     run: list[Step] = []
-    for step in steps:
-        takes = step in placed and is_plain(step)
-        if run and not (takes and _follows(run[-1], step)):
-            if len(run) > 1:
-                yield run
-            run = []
-        if takes:
+    for step in [*steps, None]:
+        if step is not None and _joins(step, placed):
             run.append(step)
-    if len(run) > 1:
-        yield run
+            continue
+        if len(run) > 1 and any(map(is_plain, run)):
+            yield run
+        run = []
+
+
+def _joins(step: Step, placed: Container[Any]) -> bool:
+    if is_squeeze(step):
+        return step in placed or bool(step.writes)
+    return step in placed and is_plain(step)
 
 
 def is_plain(step: Step) -> bool:
@@ -39,17 +47,18 @@ def is_plain(step: Step) -> bool:
 
 
 def kept(graph: Graph, chain: Sequence[Step]) -> list[int]:
-    """For each of its steps, 1 if anybody but the next one reads what it gives, or the next one twice; else 0."""
+    """For each of its steps, 0 if nobody but the next one reads what it gives, and that once; else 1."""
     counts: dict[Value, int] = {}
     for v in [v for step in graph.steps for v in step.reads()] + list(values_in(graph.result)):
         counts[v] = counts.get(v, 0) + 1
-    return [int(counts.get(step.outputs, 0) != 1) for step in chain]
+    following = [*(_follows(a, b) for a, b in pairwise(chain)), False]
+    return [int(counts.get(step.outputs, 0) != 1 or not f) for step, f in zip(chain, following, strict=True)]
 
 
 def needed(steps: Sequence[Step]) -> Iterator[tuple[Value, int]]:
     """Yields each value whose memory a band may still use, and the last step that may use it."""
     for i, (first, second) in enumerate(pairwise(steps)):
-        if not (is_plain(first) and is_plain(second) and _follows(first, second) and _is_depthwise(second)):
+        if not (is_plain(first) and is_plain(second) and _follows(first, second) and _is_grouped(second)):
             continue
         third = steps[i + 2] if i + 2 < len(steps) else None
         joins = third is not None and is_plain(third) and _follows(second, third)
@@ -61,5 +70,6 @@ def _follows(first: Step, second: Step) -> bool:
     return bool(second.args) and second.args[0] is first.outputs
 
 
-def _is_depthwise(step: Step) -> bool:
-    return step.function.filter_shape()[1] == 1 and step.function.geometry().groups > 1
+def _is_grouped(step: Step) -> bool:
+    groups: int = step.function.geometry().groups
+    return groups > 1

@@ -24,8 +24,8 @@ from pykernels.optimize._squeeze import use_our_squeeze
 from pykernels.optimize._transposed import transposed_of
 
 
-def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any]) -> Program:
-    """The program of ``graph``."""
+def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any], plan: Any = None) -> Program:
+    """The program of ``graph``. ``plan`` is that of a quantised model."""
     graph.unsure = drop_dead(graph)
     drop_duplicates(graph)
     folded: list[Step] = []
@@ -34,7 +34,7 @@ def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any]) -> Pr
         constants = {v for s in graph.steps for v in s.reads() if v.kind == "source"}
         constants |= {v for s in folded for v in s.results()}
         folded += merge_branches(graph, constants)
-        use_our_squeeze(graph, constants)
+        folded += use_our_squeeze(graph, constants)
         rows_as_images(graph, constants)
         fuser = Fuser(
             graph, constants, (conv_of, pixels_of, conv1d_of, transposed_of, linear_of, norm_of, group_norm_of)
@@ -42,10 +42,14 @@ def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any]) -> Pr
         fuser.fuse()
         folded += fuser.folded
         drop_dead(graph)
+        if plan is not None:
+            plan.rewrite(graph, store)
         use_our_shuffles(graph)
         use_our_lstms(graph, store)
         as_images(graph)
         settle(graph)
+        if plan is not None:
+            plan.settled(graph)
         reuse_memory(graph)
         use_our_pools(graph)
         use_our_resizes(graph)

@@ -24,7 +24,7 @@ from pykernels.nn._packed import PacksWeights
 from pykernels.ops._dispatch import asked_backend, is_for_onnx
 from pykernels.optimize._calls import OurCall
 from pykernels.optimize._conv1d import FusedConv1d
-from pykernels.optimize._fused import FusedConv
+from pykernels.optimize._fused import FusedConv, Traceable
 from pykernels.optimize._graph import Made, Step, Value, mapped
 from pykernels.optimize._layout import FIXES, as_channels_last, as_contiguous, as_time_major
 from pykernels.optimize._linear import FusedLinear
@@ -137,6 +137,9 @@ def _chosen(program: Program) -> list[Run]:
     bound, runs = program.current(), []
     for i, step in enumerate(program.fused):
         conv, x, pack = step.function, step.args[0], bound.convs[i]
+        if isinstance(conv, Traceable):
+            runs.append(conv.in_trace(pack))
+            continue
         ours = type(conv) in (FusedConv, FusedConv1d, FusedLinear) and pack.own is None
         if ours and not program.reasons[i]:
             runs.append(_packed(conv, pack, torch.Size(program.shapes.get(x, x.shape))))

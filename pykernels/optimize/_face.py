@@ -104,13 +104,15 @@ class Optimized(_Module[P, R]):
         above = getattr(super(), "__getstate__", None)
         kept = dict(above() if callable(above) else vars(self))
         kept.pop("_compiled_call_impl", None)
-        return _restored, (type(self).__mro__[2], family.outside, family.inside, family.keep), kept
+        kind: Any = type(self)
+        made = kind._pykernels_face, kind._pykernels_original
+        return _restored, (*made, family.outside, family.inside, family.keep, family.plan), kept
 
     def __setstate__(self, kept: Any) -> None:
         made = _family(self)  # when there was nothing as yet
         super().__setstate__(kept)
         vars(self).pop("_compiled_call_impl", None)
-        family = _family_of(self, made.outside, made.inside, made.keep)
+        family = _family_of(self, made.outside, made.inside, made.keep, made.plan)
         family.own.update(self.modules())
         family.held.update({id(p): p for p in self.parameters() if isinstance(p, PackedWeight)})
         family.install()
@@ -123,19 +125,22 @@ def _family(model: nn.Module) -> Family:
     return found if found is not None and found.root is model else Family(model, torch.float32, torch.float32)
 
 
-def _restored(kind: type, outside: torch.dtype, inside: torch.dtype, keep: str | None = None) -> Any:
-    made: Any = _class_of(kind)
+def _restored(
+    above: type, kind: type, outside: torch.dtype, inside: torch.dtype, keep: str | None = None, plan: Any = None
+) -> Any:
+    made: Any = _class_of(kind, above)
     new = made.__new__(made)
-    _family_of(new, outside, inside, keep)
+    _family_of(new, outside, inside, keep, plan)
     return new
 
 
-def _class_of(kind: type) -> type:
+def _class_of(kind: type, above: type = Optimized) -> type:
+    """The class of a twin: that of the original, with the methods of ``above``."""
     meta: Any = type(kind)
-    bases: tuple[type, ...] = (Optimized, kind)
+    bases: tuple[type, ...] = (above, kind)
     if not _is_laid_out_as_module(kind):
-        meta, bases = type("Meta", (meta,), {"mro": _optimized_first}), (kind, Optimized)
-    made: type = meta(kind.__name__, bases, {"_pykernels_original": kind})
+        meta, bases = type("Meta", (meta,), {"mro": _twins_first}), (kind, above)
+    made: type = meta(kind.__name__, bases, {"_pykernels_original": kind, "_pykernels_face": above})
     made.__module__, made.__qualname__, made.__doc__ = kind.__module__, kind.__qualname__, kind.__doc__
     return made
 
@@ -148,15 +153,15 @@ def _is_laid_out_as_module(kind: type) -> bool:
     return base is not None
 
 
-def _optimized_first(cls: type) -> list[type]:
+def _twins_first(cls: type) -> list[type]:
     """The ``mro`` of a class whose first base is the original's, for the layout."""
     made, *rest = type.mro(cls)
-    return [made, Optimized, *(kind for kind in rest if kind is not Optimized)]
+    return sorted((made, *rest), key=lambda kind: 0 if kind is made else 1 if issubclass(kind, Optimized) else 2)
 
 
-def _family_of(model: Any, outside: torch.dtype, inside: torch.dtype, keep: str | None) -> Family:
+def _family_of(model: Any, outside: torch.dtype, inside: torch.dtype, keep: str | None, plan: Any = None) -> Family:
     """A new one, with a stub on ``model`` or, where that is to have none, known to its class, which is its alone."""
-    family = Family(model, outside, inside, keep)
+    family = Family(model, outside, inside, keep, plan)
     if family.is_bare:
         kind = type(model)
         kind._pykernels_family, kind._call_impl = family, kind._pykernels_original._call_impl
@@ -165,8 +170,11 @@ def _family_of(model: Any, outside: torch.dtype, inside: torch.dtype, keep: str 
     return family
 
 
-def face(model: nn.Module, outside: torch.dtype, inside: torch.dtype, keep: str | None = None) -> Any:
-    """The twin of ``model``, with stubs on its modules."""
+def face(
+    model: nn.Module, outside: torch.dtype, inside: torch.dtype, keep: str | None = None, above: type = Optimized,
+    plan: Any = None,
+) -> Any:  # fmt: skip
+    """The twin of ``model``, with stubs on its modules; its class has the methods of ``above``."""
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
             "pykernels.optimize: model: expected a torch.nn.Module with a forward in Python, got TorchScript; optimise "
@@ -179,8 +187,8 @@ def face(model: nn.Module, outside: torch.dtype, inside: torch.dtype, keep: str 
     with torch.inference_mode(False), torch.no_grad():
         twin, copied = _shared_copy(model, outside, inside)
         written = _to_evaluation(twin)
-    twin.__class__ = _class_of(type(twin))
-    family = _family_of(twin, outside, inside, keep)
+    twin.__class__ = _class_of(type(twin), above)
+    family = _family_of(twin, outside, inside, keep, plan)
     if copied:
         family.note("the model", f"{copied} tensors", "are made in inference mode: copied, not shared")
     if written:

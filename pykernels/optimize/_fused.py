@@ -58,6 +58,8 @@ class FusedConv(Fusable):
     """The constants of a fused convolution, as values of the graph, and how it is called."""
 
     name = "conv"
+    #: Of `pykernels.ops`, for the report.
+    op = "conv_bn_act"
     #: Can it put zeros around what it is given?
     pads = True
     adds_any_format = True
@@ -159,6 +161,14 @@ class FusedConv(Fusable):
         weight, *norm = (None if v is None else values.get(v, v.tensor) for v in parts)
         made = TorchConv(self.geometry(), self.act.in_place(values))
         return made.bind(self.filters(weight), norm, self.eps, layout == "channels_last")
+
+
+class Traceable:
+    """A fused step that says itself what a trace is to see of it."""
+
+    def in_trace(self, pack: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """What runs it, from x and the residual, by ops whose results have shapes that a trace can tell."""
+        raise NotImplementedError
 
 
 def pixel_scale(x: Tensor, scale: Tensor) -> Tensor:

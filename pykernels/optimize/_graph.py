@@ -188,6 +188,8 @@ class Graph:
     opaque: list[tuple[str, str, str]] = field(default_factory=list)
     #: Steps are left out that nothing reads, but that might raise for other sizes.
     unsure: bool = False
+    #: What `pykernels.quantize` made of it, if anything.
+    plan: Any = None
 
     def next_index(self) -> int:
         """One that no value has yet."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pykernels.nn.conv import ConvBNAct
 from pykernels.optimize._graph import Step, Value, values_in
 
 #: Of what they say nothing depends but dtype, device and rank, which a program is for.
@@ -171,3 +172,8 @@ def runs_ours(module: nn.Module) -> bool:
     """Whether it is a module of this package, which runs the kernels by itself."""
     home = type(module).__module__
     return home.startswith(("pykernels.nn", "pykernels.models")) and not home.endswith("models.reference")
+
+
+def unfolds(module: nn.Module) -> bool:
+    """Whether it is one of those that can run as the torch modules that it stands for."""
+    return type(module).__module__.startswith("pykernels.models") or isinstance(module, ConvBNAct)

@@ -15,13 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pykernels.optimize._calls import OurCall
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Step, Value, bound, mapped, strides_in, values_in
-from pykernels.optimize._group_norms import GroupNorm
 from pykernels.optimize._kinds import name_of
-from pykernels.optimize._layer_norms import LayerNorm
 from pykernels.optimize._norms import is_norm
-from pykernels.optimize._shuffles import Shuffle
 from pykernels.optimize._squeeze import is_squeeze
 
 #: Their values don't depend on strides, they succeed whatever these are, and they are no slower in channels_last.
@@ -146,7 +144,7 @@ def _is_conv(step: Step) -> bool:
 
 
 def _is_free(step: Step) -> bool:
-    if _is_ours(step) or isinstance(step.function, FusedConv | GroupNorm | LayerNorm | Shuffle) or step.kind == "view":
+    if _is_ours(step) or isinstance(step.function, FusedConv | OurCall) or step.kind == "view":
         return True
     if is_norm(step) or is_squeeze(step):
         return True

@@ -22,14 +22,14 @@ from pykernels.optimize._graph import Graph, Step, Value, bound, is_torchs
 
 _MAX = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _AVG = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-_WHOLE = PoolCall(True, (0, 0))
+WHOLE = PoolCall(True, (0, 0))
 
 
 class Pool(OurCall):
     """What a step calls: a pool of an image, with eager's strides. ``keeps``: does a mean keep the map's dimensions?"""
 
     def __init__(self, name: str, call: PoolCall, keeps: bool = True) -> None:
-        op = "global_avg_pool2d" if call == _WHOLE else name
+        op = "global_avg_pool2d" if call == WHOLE else name
         super().__init__(name, op, "pool2d", torch.tensor(call.numbers()))
         self.pool, self.keeps = call, keeps
         # Not the op of that name, whose gradients are in Python: they cost more than a small pool even where none are
@@ -48,7 +48,7 @@ class Pool(OurCall):
     def in_trace(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """The same by the op that it is named after."""
         call, op = self.pool, getattr(torch.ops.pykernels, self.op)
-        if call == _WHOLE:
+        if call == WHOLE:
             y: Tensor = op(x, not self._is_mean)
             return y.view(*y.shape, 1, 1) if self._is_mean and self.keeps else y
         return op(x, *call[1:4], *call[5:]) if call.average else op(x, *call[1:6])
@@ -59,13 +59,14 @@ def use_our_pools(graph: Graph) -> None:
     if not _dispatch.has_native(MAX_POOL2D, torch.device("cpu")):
         return
     for step in graph.steps:
-        found = _pool_of(step)
+        found = pool_of(step)
         if found is not None:
             pool, x = found
             step.function, step.args, step.kwargs = pool, (x,), {}
 
 
-def _pool_of(step: Step) -> tuple[Pool, Value] | None:
+def pool_of(step: Step) -> tuple[Pool, Value] | None:
+    """The pool of an image that our kernels take, and the image."""
     if step.kind != "call" or step.writes:
         return None
     found = _maximum(step) or _average(step) or mean_of_map(step)
@@ -107,7 +108,7 @@ def mean_of_map(step: Step) -> tuple[Pool, Any] | None:
         given = bound(step, ("input", "output_size"))
         size = given.get("output_size")
         one = size == 1 if type(size) is int else isinstance(size, tuple | list) and list(size) in ([1], [1, 1])
-        return (Pool("adaptive_avg_pool2d", _WHOLE), given.get("input")) if one else None
+        return (Pool("adaptive_avg_pool2d", WHOLE), given.get("input")) if one else None
     if not is_torchs(step.function, "mean"):
         return None
     given = bound(step, ("input", "dim", "keepdim"))
@@ -116,4 +117,4 @@ def mean_of_map(step: Step) -> tuple[Pool, Any] | None:
         return None
     if not set(given) <= {"input", "dim", "keepdim"} or sorted(d % 4 for d in dims) != [2, 3]:
         return None
-    return Pool("mean", _WHOLE, keeps), given.get("input")
+    return Pool("mean", WHOLE, keeps), given.get("input")

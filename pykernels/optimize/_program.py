@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pykernels.models._fused import Fused
 from pykernels.nn.conv import ConvPack
 from pykernels.optimize import _arena
-from pykernels.optimize._chains import chains, kept
+from pykernels.optimize._chains import chains, is_plain, kept
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Made, Step, Value, layout_of, mapped, values_in
 from pykernels.optimize._keep import PackedWeight
@@ -117,6 +117,15 @@ class Program:
             return self._choose(bound, shapes, tensors)
         run, constants = found
         return run(constants, *tensors)
+
+    def watched(self, tensors: list[Tensor], see: Callable[[int, Any, Any], None]) -> Any:
+        """The result for these inputs; ``see`` gets each step's number, and the tensors that it read and gave."""
+        bound = self.current()
+        if self._choosing is None:
+            with self._writing:
+                self._choosing = self._writer.function("choose")
+        folded = tuple(bound.values[v] for v in self._constants)
+        return self._choosing(folded, lambda i, x, residual: self.chosen(bound, i, x)[1](x, residual), see, *tensors)
 
     def entry(
         self, modes: tuple[Any, ...], args: Hashable, kwargs: Hashable, tensors: list[Tensor]
@@ -288,6 +297,7 @@ class _Writer:
         self.names: dict[str, Any] = {"channels_last": as_channels_last}
         self.last = ""
         self._known: dict[int, str] = {}
+        self._number = {step: i for i, step in enumerate(program.fused)}
         self._constants = {v: i for i, v in enumerate(v for s in program.folded for v in s.results())}
 
     def function(self, name: str, ours: tuple[bool, ...] = (), planned: tuple[Any, ...] = ()) -> Callable[..., Any]:
@@ -313,7 +323,7 @@ class _Writer:
         for i, step in enumerate(self.graph.steps):
             if step in chain_of:
                 if step is chain_of[step][-1]:
-                    lines.append(f"    {self._chain(chain_of[step], conv, places)}")
+                    lines.append(f"    {self._chain(chain_of[step], places)}")
             elif step in places or (step, "at once") in places:
                 lines.append(f"    {self._into_place(step, conv, places)}")
             elif isinstance(step.function, FusedConv):
@@ -389,15 +399,28 @@ class _Writer:
             arguments.append(f"out={y}")
         return f"{y} = {places[step]}; {self._name(function)}({', '.join(arguments)})"
 
-    def _chain(self, chain: list[Step], last: int, places: dict[Any, str]) -> str:
-        """The same for steps that follow each other, the ``last``-th fused one at the end."""
-        first = len(self._constants) + last - len(chain) + 1
-        made = "; ".join(f"{step.outputs!r} = {places[step]}" for step in chain)
-        bound = ", ".join(f"C[{first + i}]" for i in range(len(chain)))
-        added = ", ".join(self._expression(step.args[1]) for step in chain)
+    def _chain(self, chain: list[Step], places: dict[Any, str]) -> str:
+        """The same for steps that are one call."""
+        made, bound, added = [], [], []
+        weights: list[str] = []
+        codes: list[str] = []
+        for step in chain:
+            x, *rest = step.args
+            made.append(f"{step.outputs!r} = {places[step] if step in places else self._value(x)}")
+            if is_plain(step):
+                bound.append(f"C[{len(self._constants) + self._number[step]}]")
+                added.append(self._expression(rest[0]))
+            else:
+                bound.append("None")
+                added.append("None")
+                weights += map(self._expression, rest[:4])
+                codes += map(repr, rest[4:])
+        read = ", ".join(self._value(step.args[0]) for step in chain)
         outputs = ", ".join(repr(step.outputs) for step in chain)
-        x, op = self._value(chain[0].args[0]), self._name(torch.ops.pykernels.conv_bn_act_chain_out.default)
-        return f"{made}; {op}({x}, [{bound}], [{added}], [{outputs}], {kept(self.graph, chain)}, W)"
+        lists = f"[{', '.join(bound)}], [{', '.join(added)}], [{outputs}], {kept(self.graph, chain)}"
+        lists += f", [{', '.join(weights)}], [{', '.join(codes)}]"
+        op = self._name(torch.ops.pykernels.conv_bn_act_chain_out.default)
+        return f"{'; '.join(made)}; {op}([{read}], {lists}, W)"
 
     def _value(self, v: Value) -> str:
         if v in self._constants:

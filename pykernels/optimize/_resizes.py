@@ -45,12 +45,13 @@ def use_our_resizes(graph: Graph) -> None:
     if not _dispatch.has_native(UPSAMPLE2D, torch.device("cpu")):
         return
     for step in graph.steps:
-        found = _resize_of(step)
+        found = resize_of(step)
         if found is not None:
             step.function, step.args, step.kwargs = found[0], (found[1],), {}
 
 
-def _resize_of(step: Step) -> tuple[Resize, Value] | None:
+def resize_of(step: Step) -> tuple[Resize, Value] | None:
+    """The resize of an image that our kernels take, and the image."""
     if step.kind != "call" or step.writes or step.function is not F.interpolate:
         return None
     given = {"mode": "nearest", **bound(step, _NAMES)}

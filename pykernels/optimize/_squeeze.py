@@ -1,15 +1,18 @@
 """Squeeze-and-excitation on the CPU as one step: mean, product, activation, product, gate, multiplication.
 
-It reads the weights as they are, so that nothing has to be packed.
+It reads the weights as they are, so that nothing has to be packed; large ones are copied to huge pages. Each call
+reads them from end to end from L3 or memory, where small pages halve the speed (docs/kernels/squeeze_excite/cpu.md).
 """
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pykernels._huge import on_huge_pages
 from pykernels.ops import _dispatch
 from pykernels.ops._activation import ACTIVATIONS
 from pykernels.ops.squeeze_excite.arguments import NEGATIVE_SLOPE
@@ -25,6 +28,8 @@ from pykernels.optimize._pools import mean_of_map
 
 _MULTIPLY = ("mul", "__mul__", "__rmul__", "multiply")
 _POINT = ((1, 1), (0, 0, 0, 0), (1, 1), 1)
+#: Smaller weights are few pages.
+_LARGE_BYTES = 64 << 10
 
 
 def squeeze_excite_(x: Tensor, *rest: Any) -> Tensor:
@@ -39,10 +44,13 @@ def is_squeeze(step: Step) -> bool:
     return step.kind == "call" and name in ("squeeze_excite.default", "squeeze_excite_")
 
 
-def use_our_squeeze(graph: Graph, constants: set[Value]) -> None:
-    """Puts our op in the place of torch's steps."""
-    if _dispatch.has_native(SQUEEZE_EXCITE, torch.device("cpu")):
-        _Finder(graph, constants).rewrite()
+def use_our_squeeze(graph: Graph, constants: set[Value]) -> list[Step]:
+    """Puts our op in the place of torch's steps. Returns those that copy weights."""
+    if not _dispatch.has_native(SQUEEZE_EXCITE, torch.device("cpu")):
+        return []
+    finder = _Finder(graph, constants)
+    finder.rewrite()
+    return list(finder.copies.values())
 
 
 class _Finder:
@@ -51,6 +59,10 @@ class _Finder:
         self.users = graph.users()
         self.at = {s: i for i, s in enumerate(graph.steps)}
         self.producers = {v: s for s in graph.steps for v in s.results()}
+        values = [*graph.inputs, *(v for s in graph.steps for v in (*s.reads(), *s.results()))]
+        self.next = 1 + max((v.index for v in values), default=-1)
+        #: By what they copy.
+        self.copies: dict[Value, Step] = {}
 
     def rewrite(self) -> None:
         gone: set[Step] = set()
@@ -60,10 +72,24 @@ class _Finder:
                 continue
             chain, args, names = found
             gone |= set(chain)
+            args = tuple(self._copied(a) if i in (1, 3) else a for i, a in enumerate(args))
             step.function, step.args, step.kwargs = torch.ops.pykernels.squeeze_excite.default, args, {}
             step.note = "+".join(("squeeze_excite", *names))
             step.sources = tuple(dict.fromkeys(s.where for s in (*chain[::-1], step) if s.where)) or (step.where,)
         self.graph.steps = [s for s in self.graph.steps if s not in gone]
+
+    def _copied(self, weight: Value) -> Value:
+        """``weight``, or what it is copied to."""
+        if prod(weight.shape) * weight.dtype.itemsize < _LARGE_BYTES:
+            return weight
+        if weight not in self.copies:
+            new = weight.like(self.next)
+            new.kind, new.tensor, new.storage = "step", None, -2 - self.next  # nobody else's
+            self.next += 1
+            self.copies[weight] = Step(on_huge_pages, (weight,), {}, new)
+            self.constants.add(new)
+        made: Value = self.copies[weight].outputs
+        return made
 
     def _found(self, step: Step) -> tuple[list[Step], tuple[Any, ...], tuple[str, str]] | None:
         """All steps before the multiplication ``step``, our arguments and the activations' names."""

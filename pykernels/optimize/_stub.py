@@ -18,10 +18,11 @@ from torch.compiler import is_compiling
 
 from pykernels.nn._packed import asked_backend, undisturbed
 from pykernels.nn._replaceable import has_hooks
+from pykernels.nn._unfolded import unfolded
 from pykernels.optimize import _compile, _trace
 from pykernels.optimize._graph import OF_STEPS
 from pykernels.optimize._keep import PackedWeight, check_whole, release
-from pykernels.optimize._kinds import runs_ours
+from pykernels.optimize._kinds import runs_ours, unfolds
 from pykernels.optimize._layout import FED, fed
 from pykernels.optimize._program import Program
 from pykernels.optimize._recall import CONTEXT, MISS, MODES, MOST, KnownCall, recall
@@ -48,8 +49,12 @@ _function_modes = torch._C._len_torch_function_stack
 class Family:
     """What the stubs of one optimised model share."""
 
-    def __init__(self, root: nn.Module, outside: torch.dtype, inside: torch.dtype, keep: str | None = None) -> None:
+    def __init__(
+        self, root: nn.Module, outside: torch.dtype, inside: torch.dtype, keep: str | None = None, plan: Any = None
+    ) -> None:
         self.root, self.keep = root, keep
+        #: Of a quantised model: what puts int8 steps into its graphs, and what watches its programs run.
+        self.plan, self.watcher = plan, None
         self.outside, self.inside = outside, inside
         #: The root has no stub: it is a layer for which that would cost more than it could gain.
         self.is_bare = _is_torchs_layer(root) and outside is inside
@@ -75,6 +80,15 @@ class Family:
                 continue
             if module is self.root or _is_of_interest(module):
                 vars(module)["_compiled_call_impl"] = Stub(module, path, self)
+
+    def forget(self) -> None:
+        """Drops all programs; the next calls make new ones."""
+        for stub in self.stubs():
+            with stub.lock:
+                stub.programs, stub.general, stub.known = {}, {}, ()
+                stub.exact_only.clear()
+                stub.ran[0] = None
+        self.store.clear()
 
     def release(self, program: Program) -> None:
         """Keeps the weights that ``program`` has packed in that form alone, where nothing else reads them."""
@@ -143,7 +157,8 @@ class Stub:
         self.known: tuple[KnownCall, ...] = ()
         self.ran: list[Program | None] = [None]
         self.plainly: dict[str, int] = {}
-        self.why: str | None = "runs the package's kernels by itself" if runs_ours(module) else None
+        itself = runs_ours(module) and not (family.plan is not None and unfolds(module))
+        self.why: str | None = "runs the package's kernels by itself" if itself else None
         kind = kind_of(module)
         if (kind in _WHOLE and kind not in _GAIN_ALONE) or (module is family.root and _is_torchs_layer(module)):
             self.why = "pykernels has no kernel for it"
@@ -276,6 +291,9 @@ class Stub:
 
     def _run(self, program: Program, key: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         self.changes, self.ran[0] = 0, program
+        watcher = self.family.watcher
+        if watcher is not None:
+            return watcher.run(program, tensors)
         try:
             result = program(tensors)
             if program.is_new and self.family.keep is not None:
@@ -309,6 +327,8 @@ class Stub:
         family = self.family
         if self.module is family.root and family.outside is not family.inside:
             return  # it casts first
+        if family.plan is not None and not family.plan.is_on:
+            return  # it may be watched next
         args, kwargs, *modes = key
         entry = program.entry(tuple(modes), args, kwargs or (dict, ()), tensors)
         if entry is None:
@@ -344,7 +364,8 @@ class Stub:
             return module._call_impl(*args, **kwargs)
         recorder = Recorder(module, self.path)
         held = [(c, contents(c)) for c in mutable((args, kwargs))]
-        result = recorder.run(args, kwargs, tensors)
+        with unfolded(self.family.plan is not None):
+            result = recorder.run(args, kwargs, tensors)
         if any(not as_it_was(c, then) or holds(result, c) for c, then in held):
             recorder.refuse("changes or returns a list or dict that it is given")
         self.family.read |= recorder.read
@@ -356,7 +377,7 @@ class Stub:
             if recorder.reason != "runs under a profiler":
                 self._keep(key, str(recorder.reason))
             return result
-        program = _compile.compiled(graph, recorder, self.family.store)
+        program = _compile.compiled(graph, recorder, self.family.store, self.family.plan)
         program.asks_modes = "is_grad_enabled" in names or "_is_grad_enabled" in names
         if any(s.function is module for s in program.graph.steps):  # it would come back here
             self._keep(key, "is of a kind that our kernels don't take")
@@ -368,6 +389,10 @@ class Stub:
                 if len(self.general) >= _MOST_PROGRAMS:
                     self.general.clear()
                 self.general[general] = program
+        if self.family.plan is not None and program.again:
+            return self._run(program, key, args, kwargs, tensors)  # the first result is to be in int8 too
+        if self.family.watcher is not None:
+            self.family.watcher.missed = True
         return result
 
 

@@ -183,7 +183,7 @@ def _tell_step(step: Step, why: str, replaced: list[Replaced], left: list[Left])
         if why:
             left.append(Left(where, step.note, why))
             return TORCH
-        by = "pk.ops.conv_bn_act" if step.function.name != "conv_transpose" else "pk.ops.conv_transpose_bn_act"
+        by = f"pk.ops.{step.function.op}"
         replaced.append(Replaced(tuple(s or "the model" for s in step.sources), step.note, by))
         return OURS
     if isinstance(step.function, OurCall):
@@ -264,7 +264,7 @@ def flops(step: Step, shapes: Mapping[Value, Sequence[int]]) -> int | None:
         x, weight = step.args[:2]
         return 4 * shape(x)[0] * prod(shape(weight))
     name = step.name()
-    if isinstance(step.function, _RECURRENT):
+    if isinstance(getattr(step.function, "source", step.function), _RECURRENT):
         return _of_recurrent(step, shape)
     if isinstance(step.function, nn.Module) or name in _COUNTED_BY_TORCH:
         return _counted_by_torch(step, shape)
@@ -295,7 +295,8 @@ def _first_two(step: Step) -> tuple[Value | None, Value | None]:
 def _of_recurrent(step: Step, shape: Callable[[Value], Sequence[int]]) -> int:
     """Each position of the input is multiplied with each matrix."""
     x = next(step.reads(), None)
-    matrices = sum(p.numel() for p in step.function.parameters() if p.dim() == 2)
+    module = getattr(step.function, "source", step.function)
+    matrices = sum(p.numel() for p in module.parameters() if p.dim() == 2)
     return 0 if x is None else 2 * prod(shape(x)[:-1]) * matrices
 
 

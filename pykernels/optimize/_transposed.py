@@ -32,6 +32,7 @@ class FusedTransposed(FusedConv):
     """The constants of a fused transposed convolution; its weight is (C, K / groups, R, S), of sequences without R."""
 
     name = "conv_transpose"
+    op = "conv_transpose_bn_act"
     pads = False
 
     def __init__(self, weight: Value, bias: Value | None, options: dict[str, Any]) -> None:

@@ -17,8 +17,10 @@ struct DoubleMath {
   static double exp(double x) { return std::exp(x); }
   static double expm1(double x) { return std::expm1(x); }
   static double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+  static double times_sigmoid(double x, double z) { return x * sigmoid(z); }
   static double tanh(double x) { return std::tanh(x); }
   static double normal_cdf(double x) { return 0.5 * std::erfc(-x * std::sqrt(0.5)); }
+  static double log1p_exp(double x) { return std::log1p(std::exp(x)); }
 };
 
 inline double activated(double x, Activation activation, double negative_slope) {

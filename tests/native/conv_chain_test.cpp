@@ -15,11 +15,13 @@ using namespace pk;
 
 namespace {
 
-// A convolution of `widen` x widen taps from c to k channels, a depthwise one, and, unless `out` is 0, a 1x1 one.
+// A convolution of `widen` x widen taps from c to k channels, a depthwise one, or one of `groups`, and, unless `out` is
+// 0, a 1x1 one.
 struct Case {
   int64_t n, c, h, w, k, widen, widen_stride, taps, stride, out;
   Activation activation;
   bool residual, by_bands;
+  int64_t groups = 0;
 };
 
 const Case kCases[] = {
@@ -30,8 +32,15 @@ const Case kCases[] = {
     {1, 3, 141, 130, 32, 3, 2, 3, 1, 16, Activation::relu6, false, true},      // what a network begins with
     {1, 24, 60, 50, 76, 1, 1, 7, 2, 0, Activation::silu, false, true},         // two alone
     {1, 24, 60, 50, 76, 1, 1, 3, 1, 0, Activation::relu, false, true},
-    {1, 32, 14, 14, 192, 1, 1, 3, 1, 32, Activation::relu6, true, false},  // in L2 anyway
-    {1, 16, 52, 45, 96, 2, 1, 3, 1, 24, Activation::relu6, false, false},  // reads its neighbours
+    {1, 24, 60, 50, 96, 1, 1, 3, 2, 24, Activation::relu, true, true, 6},   // narrow.cpp
+    {2, 24, 61, 53, 96, 1, 1, 3, 1, 24, Activation::relu, false, true, 3},  // direct.cpp
+    {3, 20, 61, 37, 100, 1, 1, 3, 2, 0, Activation::silu, false, true, 5},
+    {1, 3, 141, 130, 32, 3, 2, 3, 2, 16, Activation::relu6, false, true, 2},
+    {1, 16, 60, 60, 96, 1, 1, 11, 1, 24, Activation::relu, false, true, 24},  // whose padding is more than a band
+    {1, 16, 40, 40, 256, 1, 1, 3, 2, 16, Activation::relu, false, true, 8},   // which copies its rows
+    {1, 64, 40, 40, 512, 1, 1, 3, 1, 0, Activation::relu, false, false, 16},  // of a weight too large for each band
+    {1, 32, 14, 14, 192, 1, 1, 3, 1, 32, Activation::relu6, true, false},     // in L2 anyway
+    {1, 16, 52, 45, 96, 2, 1, 3, 1, 24, Activation::relu6, false, false},     // reads its neighbours
     {1, 16, 60, 60, 96, 1, 1, 11, 1, 24, Activation::relu6, false, false},
 };
 
@@ -93,8 +102,9 @@ struct Chain {
     const ConvShape first = {
         test.n, test.c, test.h, test.w, test.k, test.widen, test.widen, test.widen_stride, test.widen_stride,
         pad,    pad,    pad,    pad,    1,      1,          1};
-    const ConvShape second = {test.n,      test.k, first.p(), first.q(), test.k, test.taps, test.taps, test.stride,
-                              test.stride, reach,  reach,     reach,     reach,  1,         1,         test.k};
+    const ConvShape second = {
+        test.n,      test.k, first.p(), first.q(), test.k, test.taps, test.taps, test.stride,
+        test.stride, reach,  reach,     reach,     reach,  1,         1,         test.groups ? test.groups : test.k};
     convs.push_back(std::make_unique<Conv>(first, test.activation, threads, table, 1));
     convs.push_back(std::make_unique<Conv>(second, test.activation, threads, table, 4));
     if (test.out) {

@@ -191,9 +191,10 @@ void run_case(const Case& t, const Executor& executor) {
     std::memcpy(&header, blob.data(), sizeof header);
     plan.args = args, plan.shape = header.shape, plan.options = t.o, plan.kernels = table;
     plan.shape.n = s.n, plan.shape.h = s.h, plan.shape.w = s.w;
-    if (s.n > 0)
+    if (s.n > 0) {
       plan.blocking = choose_conv(plan.shape, s.c > 1 && args.x.stride[1] != 1, table->tiling, executor.threads);
-    plan.workspace_bytes = 64 + plan.blocking.turned_bytes + plan.blocking.slots * plan.blocking.slot_bytes;
+      plan.workspace_bytes = workspace_of(plan.blocking);
+    }
   }
   std::vector<char> workspace(static_cast<size_t>(plan.workspace_bytes) + 1, 0x55);
   pk::run(plan, workspace.data() + 1, executor);
@@ -243,6 +244,21 @@ const ConvShape kShapes[] = {
     shape(1, 513, 3, 3, 130, 1, 1, 2),
     shape(1, 32, 20, 20, 300, 1, 1),
     shape(1, 16, 4, 4, 16, 3, 3, 1, 4, 3),
+    // Tap by tap, also with dilated taps, in groups and over images.
+    shape(1, 128, 7, 7, 40, 3, 3, 1, 1),
+    shape(3, 132, 4, 5, 33, 3, 3, 2, 1),
+    shape(1, 128, 6, 6, 32, 3, 3, 1, 2, 2),
+    shape(1, 256, 5, 5, 64, 3, 3, 1, 1, 1, 2),
+    // Several blocks of rows, and of columns; filters of one line.
+    shape(1, 512, 14, 40, 3, 3, 3, 1, 1),
+    shape(1, 260, 1, 1100, 3, 1, 3, 1, 1),
+    shape(1, 512, 9, 9, 33, 1, 1, 2),
+    // Depthwise in quads: one and two quads of lines, one and two rows of the output, few and many columns.
+    shape(1, 24, 5, 150, 24, 3, 3, 1, 1, 1, 24),
+    shape(2, 16, 8, 3, 16, 5, 5, 1, 2, 1, 16),
+    shape(1, 17, 13, 13, 17, 7, 7, 1, 3, 1, 17),
+    shape(1, 24, 12, 12, 24, 3, 3, 2, 1, 2, 24),
+    shape(1, 32, 12, 12, 32, 9, 3, 1, 4, 1, 32),
 };
 
 void every_shape(const Executor& executor) {
@@ -396,7 +412,7 @@ void refusals() {
   refused(a, "too large");
   blob[8] = 9;
   refused(args, "another version");
-  blob[8] = 1, blob[12] = static_cast<char>(blob[12] ^ 1);
+  blob[8] = kInt8ConvVersion, blob[12] = static_cast<char>(blob[12] ^ 1);
   refused(args, "another instruction set");
   blob[0] = 'X';
   refused(args, "first bytes");

@@ -113,9 +113,38 @@ void epilogue_case(DType out_dtype) {
   }
 }
 
+// Rows of b further apart than they are long, few rows of a: nothing between them is read into a sum.
+void strided_case(int64_t m, bool transposed) {
+  const int64_t n = 150, k = 315, step = (transposed ? k : n) + 9, steps = transposed ? n : k;
+  const auto a = test::random_bytes(static_cast<size_t>(m * k), 8, false),
+             b = test::random_bytes(static_cast<size_t>(step * steps), 9, true);
+  std::vector<int32_t> out(static_cast<size_t>(m * n));
+  Int8MatmulArgs p;
+  p.m = m, p.n = n, p.k = k, p.a = a.data(), p.a_stride_m = k, p.a_stride_k = 1, p.b = b.data(), p.out = out.data();
+  p.b_stride_k = transposed ? 1 : step, p.b_stride_n = transposed ? step : 1;
+  run(p, test::thread_executor(2));
+  const int64_t wrong = test::wrong_sums(p, b.data());
+  EXPECT(wrong == 0, "%ld wrong: m %ld transposed %d", wrong, m, transposed);
+}
+
+// Numbers in the middle between two steps and next to it, where x / scale and x * (1 / scale) may round differently.
+std::vector<float> between_steps(int64_t m, int64_t k) {
+  auto x = test::normal(static_cast<size_t>(m * k), 5);
+  for (int64_t i = 0; i < m; ++i) {
+    float* const row = x.data() + i * k;
+    const float scale = 127 * std::fabs(row[0]) / 127;
+    for (int64_t j = 1; j < k; ++j) {
+      const float middle = (static_cast<float>(j % 253 - 126) - 0.5f) * scale;
+      row[j] = j % 3 == 0 ? middle : std::nextafter(middle, j % 3 == 1 ? 1e9f : -1e9f);
+    }
+    row[0] = 127 * std::fabs(row[0]);
+  }
+  return x;
+}
+
 // A float a: the same as quantising its rows before.
-void dynamic_case(int64_t m, int64_t n, int64_t k) {
-  const auto x = test::normal(static_cast<size_t>(m * k), 5);
+void dynamic_case(int64_t m, int64_t n, int64_t k, bool close = false) {
+  const auto x = close ? between_steps(m, k) : test::normal(static_cast<size_t>(m * k), 5);
   const auto b = test::random_bytes(static_cast<size_t>(n * k), 6, false);
   const std::vector<float> bs(static_cast<size_t>(n), 0.01f);
   std::vector<int8_t> q(x.size());
@@ -165,6 +194,10 @@ void everything() {
   dynamic_case(1, 40, 700);
   dynamic_case(9, 33, 21);
   dynamic_case(120, 600, 530);
+  dynamic_case(50, 40, 700, true);
+  for (int64_t m = 1; m <= 5; ++m) {
+    for (const bool transposed : {false, true}) strided_case(m, transposed);
+  }
   for (const bool symmetric : {true, false}) {
     for (const auto& s : test::kQuantizeSizes) quantize_case(s[0], s[1], s[2], symmetric);
   }

@@ -40,12 +40,19 @@ double expected(const Pool2dArgs& a, const test::Elements<std::vector<char>>& x,
       ++inside;
       const double e = x[place(a.x_stride, n, c, i, j)];
       if (std::isnan(e) || e > most) most = std::isnan(most) ? most : e;
-      sum += e;
+      sum += e - a.zero_point;
     }
   }
   if (a.kind == PoolKind::max) return most;
   if (inside == 0) return 0;
   return sum / static_cast<double>(a.divisor ? a.divisor : a.count_include_pad ? counted : inside);
+}
+
+// Of int8, to the bit.
+double expected_int8(const Pool2dArgs& a, double average) {
+  if (a.kind == PoolKind::max) return std::fmax(average, -128.0);  // of nothing
+  if (a.scale != 0.0f) return static_cast<float>(average) * a.scale;
+  return std::fmin(std::fmax(std::nearbyint(static_cast<float>(average)) + a.zero_point, -128.0), 127.0);
 }
 
 void pool_case(const Case& k, PoolKind kind, DType dtype, Layout in, Layout out, bool include_pad, int64_t divisor,
@@ -55,7 +62,10 @@ void pool_case(const Case& k, PoolKind kind, DType dtype, Layout in, Layout out,
   a.stride_h = k.stride_h, a.stride_w = k.stride_w, a.pad_h = k.pad_h, a.pad_w = k.pad_w;
   if (kind == PoolKind::max) a.dilation_h = k.dilation_h, a.dilation_w = k.dilation_w;
   a.ceil_mode = k.ceil_mode, a.count_include_pad = include_pad, a.divisor = divisor;
-  test::Elements<std::vector<char>> x(dtype, test::normal(lay_out(in, k.n, k.c, k.h, k.w, a.x_stride), 1));
+  const bool int8 = dtype == DType::i8, floats = int8 && kind == PoolKind::average && !include_pad;
+  if (int8 && kind == PoolKind::average) a.zero_point = 19, a.scale = floats ? 0.37f : 0.0f;
+  const float deviation = int8 ? 60.0f : 1.0f;
+  test::Elements<std::vector<char>> x(dtype, test::normal(lay_out(in, k.n, k.c, k.h, k.w, a.x_stride), 1, deviation));
   if (nans) {
     for (size_t i = 3; i < x.size(); i += 17) x.set(i, i % 2 ? NAN : -INFINITY);
   }
@@ -66,7 +76,7 @@ void pool_case(const Case& k, PoolKind kind, DType dtype, Layout in, Layout out,
   EXPECT(status, "%s", status.error);
   if (!status) return;
   const size_t size = lay_out(out, k.n, k.c, plan.p, plan.q, plan.args.y_stride);
-  test::Elements<std::vector<char>> y(dtype, std::vector<float>(size, 77.0f));
+  test::Elements<std::vector<char>> y(floats ? DType::f32 : dtype, std::vector<float>(size, 77.0f));
   plan.args.y = y.data();
   if (wide) plan.kernels = wide;
   run(plan, executor);
@@ -80,8 +90,8 @@ void pool_case(const Case& k, PoolKind kind, DType dtype, Layout in, Layout out,
         for (int64_t q = 0; q < plan.q; ++q) {
           const size_t at = place(plan.args.y_stride, n, c, p, q);
           written[at] = true;
-          const double e = expected(a, x, n, c, p, q), got = y[at];
-          const double slack = kind == PoolKind::max ? 0 : dtype == DType::f32 ? 2e-6 : 1.0 / 128;
+          const double real = expected(a, x, n, c, p, q), e = int8 ? expected_int8(a, real) : real, got = y[at];
+          const double slack = kind == PoolKind::max || int8 ? 0 : dtype == DType::f32 ? 2e-6 : 1.0 / 128;
           if (std::isnan(e) ? !std::isnan(got)
                             : !(got == e || std::fabs(got - e) <= slack * (std::fabs(e) + size_of_error)))
             ++wrong;
@@ -111,8 +121,14 @@ void cases() {
           pool_case(k, kind, dtype, in, in, true, 0, false, serial_executor());
           pool_case(k, kind, dtype, in, in, false, 0, true, test::thread_executor(3));
         }
+        pool_case(k, kind, DType::i8, in, in, true, 0, false, test::thread_executor(3));
+        pool_case(k, kind, DType::i8, in, in, false, 0, false, test::thread_executor(2));
+        pool_case(k, kind, DType::i8, in, in, true, -3, false, serial_executor());
         pool_case(k, kind, DType::f32, in, in, false, -3, false, serial_executor());
-        for (const Layout out : kLayouts) pool_case(k, kind, DType::f32, in, out, true, 0, false, serial_executor());
+        for (const Layout out : kLayouts) {
+          pool_case(k, kind, DType::f32, in, out, true, 0, false, serial_executor());
+          pool_case(k, kind, DType::i8, in, out, true, 0, false, serial_executor());
+        }
       }
     }
   }
@@ -142,6 +158,30 @@ void large_mean() {
   }
 }
 
+// Sums of int8 that 16 bits don't hold.
+void extreme_sums() {
+  const int64_t c = 70, h = 23, w = 41;
+  for (const int8_t value : {int8_t{-128}, int8_t{127}}) {
+    const std::vector<int8_t> x(static_cast<size_t>(c * h * w), value);
+    for (const Layout layout : {Layout::last, Layout::planes}) {
+      for (const int64_t margin : {0, 1}) {  // one window, or four
+        Pool2dArgs a;
+        a.kind = PoolKind::average, a.dtype = DType::i8, a.n = 1, a.c = c, a.h = h, a.w = w, a.x = x.data();
+        a.r = h - margin, a.s = w - margin;
+        lay_out(layout, 1, c, h, w, a.x_stride);
+        Pool2dPlan plan;
+        const Status status = make_plan(a, &plan);
+        EXPECT(status, "%s", status.error);
+        if (wide) plan.kernels = wide;
+        std::vector<int8_t> y(lay_out(layout, 1, c, plan.p, plan.q, plan.args.y_stride) - 1);
+        plan.args.y = y.data();
+        run(plan, serial_executor());
+        EXPECT(y == std::vector<int8_t>(y.size(), value), "value %d layout %d", value, static_cast<int>(layout));
+      }
+    }
+  }
+}
+
 void refusals() {
   const auto refused = [](auto change, const char* word) {
     Pool2dArgs a;
@@ -152,7 +192,13 @@ void refusals() {
     EXPECT(!s && std::strstr(s.error, word), "expected '%s', got '%s'", word, s ? "success" : s.error);
   };
   refused([](Pool2dArgs& a) { a.kind = static_cast<PoolKind>(2); }, "kind");
-  refused([](Pool2dArgs& a) { a.dtype = DType::i8; }, "x:");
+  refused([](Pool2dArgs& a) { a.dtype = DType::i32; }, "x:");
+  refused([](Pool2dArgs& a) { a.zero_point = 3; }, "zero_point");
+  refused([](Pool2dArgs& a) { a.dtype = DType::i8, a.kind = PoolKind::average, a.zero_point = 128; }, "zero_point");
+  refused([](Pool2dArgs& a) { a.dtype = DType::i8, a.scale = 1; }, "scale");
+  refused([](Pool2dArgs& a) { a.kind = PoolKind::average, a.scale = 1; }, "scale");
+  refused([](Pool2dArgs& a) { a.dtype = DType::i8, a.kind = PoolKind::average, a.r = a.s = 4096, a.h = a.w = 8192; },
+          "2^23");
   refused([](Pool2dArgs& a) { a.h = 0; }, "H and W");
   refused([](Pool2dArgs& a) { a.n = -1; }, "n and c");
   refused([](Pool2dArgs& a) { a.r = 0; }, "kernel_size");
@@ -174,11 +220,13 @@ int main() {
     EXPECT(force_isa(isa_name(isa)), "force");
     cases();
     large_mean();
+    extreme_sums();
   }
   EXPECT(force_isa(nullptr), "back");
   refusals();
   wide = &wide512::pool2d_kernels;
   cases();
   large_mean();
+  extreme_sums();
   return test::finish();
 }

@@ -131,11 +131,13 @@ int main() {
     EXPECT(force_isa(isa_name(isa)), "force");
     cases<uint32_t>();
     cases<uint16_t>();
+    cases<uint8_t>();
   }
   EXPECT(force_isa(nullptr), "back");
   refusals();
   wide = &wide512::shuffle_kernels;
   cases<uint32_t>();
   cases<uint16_t>();
+  cases<uint8_t>();
   return test::finish();
 }

@@ -1,6 +1,7 @@
 // Squeeze-and-excitation against plain loops in double: every ISA of the host, and wide512 as plain code.
 #include "pykernels/squeeze_excite.h"
 
+#include <cmath>
 #include <cstring>
 
 #include "activated.h"
@@ -34,13 +35,19 @@ void squeeze_case(const Case& k, DType dtype, Layout in, Layout out, Activation 
   SqueezeExciteArgs a;
   a.dtype = dtype, a.n = k.n, a.c = k.c, a.h = k.h, a.w = k.w, a.m = k.m, a.activation = activation, a.gate = gate;
   const auto size = [](int64_t count) { return static_cast<size_t>(count); };
+  const bool int8 = dtype == DType::i8;
+  if (int8) a.x_scale = 0.03f, a.x_zero = 5, a.y_inverse = 40.0f, a.y_zero = -7;
   const auto random = [&](size_t count, unsigned seed, float scale) {
-    return Elements(dtype, test::normal(count, seed, scale));
+    return Elements(int8 ? DType::f32 : dtype, test::normal(count, seed, scale));
   };
-  Elements x = random(lay_out(in, k.n, k.c, k.h, k.w, a.x_stride), 1, 1), copy = x;
+  const auto maps = [&](size_t count, unsigned seed) {
+    return Elements(dtype, test::normal(count, seed, int8 ? 40.0f : 1.0f));
+  };
+  const auto real = [&](double x) { return int8 ? (x - a.x_zero) * double(a.x_scale) : x; };
+  Elements x = maps(lay_out(in, k.n, k.c, k.h, k.w, a.x_stride), 1), copy = x;
   Elements reduce = random(size(k.m * k.c), 2, 0.5f), expand = random(size(k.c * k.m), 3, 0.5f);
   Elements b1 = random(size(k.m), 4, 1), b2 = random(size(k.c), 5, 1);
-  Elements made = random(lay_out(out, k.n, k.c, k.h, k.w, a.y_stride), 6, 1);
+  Elements made = maps(lay_out(out, k.n, k.c, k.h, k.w, a.y_stride), 6);
   if (in_place) std::memcpy(a.y_stride, a.x_stride, sizeof a.y_stride);
   Elements& y = in_place ? x : made;
   a.x = x.data(), a.y = y.data(), a.reduce = reduce.data(), a.expand = expand.data();
@@ -58,7 +65,7 @@ void squeeze_case(const Case& k, DType dtype, Layout in, Layout out, Activation 
   for (int64_t n = 0; n < k.n; ++n) {
     test::Doubles means(size(k.c)), hidden(size(k.m));
     for (int64_t c = 0; c < k.c; ++c) {
-      for (int64_t i = 0; i < k.h * k.w; ++i) means[size(c)] += copy[place(a.x_stride, n, c, i / k.w, i % k.w)];
+      for (int64_t i = 0; i < k.h * k.w; ++i) means[size(c)] += real(copy[place(a.x_stride, n, c, i / k.w, i % k.w)]);
       means[size(c)] /= static_cast<double>(k.h * k.w);
     }
     for (int64_t m = 0; m < k.m; ++m) {
@@ -71,12 +78,22 @@ void squeeze_case(const Case& k, DType dtype, Layout in, Layout out, Activation 
       for (int64_t m = 0; m < k.m; ++m) sum += double(expand[size(c * k.m + m)]) * hidden[size(m)];
       const double factor = test::activated(sum, gate, 0.01);
       for (int64_t i = 0; i < k.h * k.w; ++i) {
-        expected.push_back(factor * copy[place(a.x_stride, n, c, i / k.w, i % k.w)]);
+        expected.push_back(factor * real(copy[place(a.x_stride, n, c, i / k.w, i % k.w)]));
         const size_t to = place(a.y_stride, n, c, i / k.w, i % k.w);
         got.push_back(y[to]);
         written[to] = 1;
       }
     }
+  }
+  if (int8) {  // each as near to its real value as rounding and the gate's error let it be
+    double most = 0;
+    for (size_t i = 0; i < got.size(); ++i) {
+      const double on_grid = std::fmin(std::fmax(expected[i] * double(a.y_inverse) + a.y_zero, -128.0), 127.0);
+      most = std::fmax(most, std::fabs(got[i] - on_grid));
+      expected[i] = got[i];
+    }
+    EXPECT(most < 0.501, "%g off: %ld channels, %ld x %ld", most, static_cast<long>(k.c), static_cast<long>(k.h),
+           static_cast<long>(k.w));
   }
   const double error = test::relative_l2(got, expected), bound = dtype == DType::f32 ? 2e-6 : 8e-3;
   EXPECT(error < bound, "%g: %ld images, %ld channels, %ld between, %ld x %ld", error, static_cast<long>(k.n),
@@ -93,7 +110,7 @@ void cases() {
   constexpr Activation kBetween[] = {Activation::relu, Activation::silu, Activation::hardswish};
   int turn = 0;
   for (const Case& k : kCases) {
-    for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const DType dtype : {DType::f32, DType::bf16, DType::i8}) {
       for (const Layout in : kLayouts) {
         const Activation between = kBetween[turn % 3], gate = kGates[turn % 2];
         for (const Layout out : kLayouts) {
@@ -116,7 +133,9 @@ void refusals() {
     const Status s = make_plan(a, &plan);
     EXPECT(!s && std::strstr(s.error, word), "expected '%s', got '%s'", word, s ? "success" : s.error);
   };
-  refused([](SqueezeExciteArgs& a) { a.dtype = DType::i8; }, "x:");
+  refused([](SqueezeExciteArgs& a) { a.dtype = DType::i32; }, "x:");
+  refused([](SqueezeExciteArgs& a) { a.dtype = DType::i8, a.y_zero = 128; }, "zero_point");
+  refused([](SqueezeExciteArgs& a) { a.dtype = DType::i8, a.h = a.w = 4096; }, "2^23");
   refused([](SqueezeExciteArgs& a) { a.activation = static_cast<Activation>(-1); }, "activation");
   refused([](SqueezeExciteArgs& a) { a.gate = static_cast<Activation>(kActivations); }, "activation");
   refused([](SqueezeExciteArgs& a) { a.h = 0; }, "H and W");

@@ -47,7 +47,8 @@ void upsample_case(const Case& k, UpsampleMode mode, DType dtype, Layout in, Lay
   Upsample2dArgs a;
   a.mode = mode, a.dtype = dtype, a.n = k.n, a.c = k.c, a.h = k.h, a.w = k.w, a.p = k.p, a.q = k.q;
   a.scale_h = k.scale_h, a.scale_w = k.scale_w;
-  test::Elements<std::vector<char>> x(dtype, test::normal(lay_out(in, k.n, k.c, k.h, k.w, a.x_stride), 1));
+  test::Elements<std::vector<char>> x(
+      dtype, test::normal(lay_out(in, k.n, k.c, k.h, k.w, a.x_stride), 1, dtype == DType::i8 ? 60.0f : 1.0f));
   const size_t size = lay_out(out, k.n, k.c, k.p, k.q, a.y_stride);
   test::Elements<std::vector<char>> y(dtype, std::vector<float>(size, 77.0f));
   a.x = x.data(), a.y = y.data();
@@ -78,7 +79,8 @@ void upsample_case(const Case& k, UpsampleMode mode, DType dtype, Layout in, Lay
           const size_t at = place(a.y_stride, n, c, p, q);
           written[at] = true;
           // Two roundings of weights, one of their product, and at most four of the sum; and of what is stored.
-          const double slack = size_of_parts * 8 * 0x1p-24 + (dtype == DType::f32 ? 0 : std::fabs(sum) * 0x1p-8);
+          const double stored = dtype == DType::f32 ? 0 : dtype == DType::i8 ? 0.5 : std::fabs(sum) * 0x1p-8;
+          const double slack = size_of_parts * 8 * 0x1p-24 + stored;
           wrong += !(std::fabs(y[at] - sum) <= (nearest ? 0 : slack));
         }
       }
@@ -98,7 +100,7 @@ void cases() {
                          {1, 6, 9, 7, 27, 15, 3, 2.2}};
   for (const Case& k : shapes) {
     for (int32_t mode = 0; mode < kUpsampleModes; ++mode) {
-      for (const DType dtype : {DType::f32, DType::bf16}) {
+      for (const DType dtype : {DType::f32, DType::bf16, DType::i8}) {
         for (const Layout in : kLayouts) {
           for (const Layout out : kLayouts) {
             upsample_case(k, static_cast<UpsampleMode>(mode), dtype, in, out, serial_executor());
@@ -120,7 +122,7 @@ void refusals() {
     EXPECT(!s && std::strstr(s.error, word), "expected '%s', got '%s'", word, s ? "success" : s.error);
   };
   refused([](Upsample2dArgs& a) { a.mode = static_cast<UpsampleMode>(4); }, "mode");
-  refused([](Upsample2dArgs& a) { a.dtype = DType::i8; }, "x:");
+  refused([](Upsample2dArgs& a) { a.dtype = DType::i32; }, "x:");
   refused([](Upsample2dArgs& a) { a.h = 0; }, "H and W");
   refused([](Upsample2dArgs& a) { a.n = -1; }, "x:");
   refused([](Upsample2dArgs& a) { a.q = 0; }, "size");

@@ -47,13 +47,18 @@ int main() {
   EXPECT(s < 4, "sigmoid: %g ulp", s);
   EXPECT(t < 3, "tanh: %g ulp", t);
   const double c = worst_ulp(normal_cdf, [](double x) { return 0.5 * std::erfc(-x * std::sqrt(0.5)); }, -5, 8);
-  EXPECT(c < 40, "normal_cdf: %g ulp", c);
+  EXPECT(c < 16, "normal_cdf: %g ulp", c);
+  const double l = worst_ulp(log1p_exp, [](double x) { return std::log1p(std::exp(x)); }, -87, 0);
+  EXPECT(l < 5, "log1p_exp: %g ulp", l);
 
   const float inf = INFINITY, nan = NAN;
   EXPECT(at(exp, inf) == inf && at(exp, -inf) == 0 && std::isnan(at(exp, nan)), "exp");
   EXPECT(at(sigmoid, inf) == 1 && at(sigmoid, -inf) == 0 && std::isnan(at(sigmoid, nan)), "sigmoid");
   EXPECT(at(tanh, inf) == 1 && at(tanh, -inf) == -1 && std::isnan(at(tanh, nan)), "tanh");
   EXPECT(std::signbit(at(tanh, -0.0f)), "tanh(-0)");
+  EXPECT(at(normal_cdf, inf) == 1 && at(normal_cdf, -inf) == 0 && std::isnan(at(normal_cdf, nan)), "normal_cdf");
+  EXPECT(at(log1p_exp, -inf) == 0 && std::isnan(at(log1p_exp, nan)), "log1p_exp");
+  EXPECT(std::fabs(at(log1p_exp, -95) - std::exp(-95.0)) < 3e-45, "log1p_exp below the normal floats");
 
   // bfloat16: nearest even, NaN stays NaN, infinity stays.
   const float values[] = {1.0f, 1.00390625f, 1.01171875f, -3.3e38f, nan, inf, 1e-40f, -0.0f};

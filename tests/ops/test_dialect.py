@@ -16,6 +16,7 @@ V, POSITIVE = torch.randn(4), torch.rand(4) + 1
 X, IMAGE = torch.randn(2, 4, 8, 8), torch.randint(-9, 9, (2, 4, 8, 8), dtype=torch.int8)
 A = torch.ones(4, 4, dtype=torch.int8)
 STATE, CELL_STATE, GATES = torch.zeros(1, 2, 4), torch.zeros(2, 4), torch.randn(16, 4)
+INT8_GATES = torch.randint(-127, 128, (16, 4), dtype=torch.int8)
 
 #: Op -> the arguments of a call that is right. A name with a number is an element of a sequence.
 CALLS = {
@@ -39,12 +40,29 @@ CALLS = {
         "x": torch.randn(3, 4), "h0": STATE, "c0": STATE, "weights[0]": GATES, "weights[1]": GATES,
         "weights[2]": torch.randn(16), "weights[3]": torch.randn(16), "batch_sizes": torch.tensor([2, 1]),
     },
+    "int8_lstm_cell": {
+        "x": torch.randn(2, 4), "h": CELL_STATE, "c": CELL_STATE, "w_ih": INT8_GATES, "w_hh": INT8_GATES,
+        "s_ih": torch.rand(16), "s_hh": torch.rand(16), "b_ih": torch.randn(16), "b_hh": torch.randn(16),
+    },
+    "int8_lstm": {
+        "x": torch.randn(3, 4), "h0": STATE, "c0": STATE, "weights[0]": INT8_GATES, "weights[1]": INT8_GATES,
+        "weights[2]": torch.randn(16), "weights[3]": torch.randn(16), "scales[0]": torch.rand(16),
+        "scales[1]": torch.rand(16), "batch_sizes": torch.tensor([2, 1]),
+    },
     "int8_matmul": {
         "a": A, "b": A, "a_scale": V, "b_scale": V, "a_zero_point": torch.zeros(4, dtype=torch.int32), "bias": V,
     },
     "int8_linear": {"x": torch.randn(4, 4), "weight": A, "weight_scale": V, "bias": V},
     "int8_conv2d": {
         "x": IMAGE, "weight": torch.ones(4, 4, 1, 1, dtype=torch.int8), "scale": V, "bias": V, "residual": X,
+    },
+    "int8_quantize": {"x": X},
+    "int8_dequantize": {"q": IMAGE},
+    "int8_add": {"a": IMAGE, "b": IMAGE},
+    "int8_lookup": {"q": IMAGE, "table": torch.arange(-128, 128).to(torch.int8)},
+    "int8_squeeze_excite": {
+        "x": IMAGE, "reduce_weight": torch.randn(4, 4), "reduce_bias": V, "expand_weight": torch.randn(4, 4),
+        "expand_bias": V,
     },
     "max_pool2d": {"x": X},
     "avg_pool2d": {"x": X},
@@ -73,22 +91,30 @@ FACTORS = {
     "group_norm_act": "groups", "channel_shuffle": "groups", "pixel_shuffle": "upscale_factor",
     "pixel_unshuffle": "downscale_factor",
 }  # fmt: skip
+#: The grids that each of these needs.
+SCALES = {
+    "int8_quantize": ("scale",), "int8_dequantize": ("scale",), "int8_add": ("a_scale", "b_scale", "out_scale"),
+    "int8_squeeze_excite": ("x_scale", "out_scale"),
+}  # fmt: skip
 ACTIVATED = [op for op, given in PARAMETERS.items() if "activation" in given]
 
 
 def call(op, given, **named):
     """The public function with tensors by name; those of the LSTMs in its pairs and lists."""
     given = dict(given)
-    if op.startswith("lstm"):
+    if op.startswith(("lstm", "int8_lstm")):
         named["states"] = tuple(given.pop(name) for name in ("h", "c", "h0", "c0") if name in given)
-        weights = [given.pop(name) for name in list(given) if name.startswith("weights[")]
-        named |= {"weights": weights} if weights else {}
+        for several in ("weights", "scales"):
+            elements = [given.pop(name) for name in list(given) if name.startswith(f"{several}[")]
+            named |= {several: elements} if elements else {}
     if op == "int8_matmul":
         named.setdefault("out_dtype", torch.float32)
     if op in ("max_pool2d", "avg_pool2d"):
         named.setdefault("kernel_size", 2)
     if op in FACTORS:
         named.setdefault(FACTORS[op], 2)
+    for scale in SCALES.get(op, ()):
+        named.setdefault(scale, 0.1)
     if op == "layer_norm":
         named.setdefault("normalized_shape", 4)
     if op == "upsample2d":

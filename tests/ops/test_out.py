@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pykernels.ops.conv_bn_act.arguments import ConvCall, geometry
+from pykernels.ops.int8_conv2d.arguments import Int8ConvCall
 from pykernels.ops.pool2d.arguments import PoolCall
 from tests.harness import native, normal
 
@@ -23,6 +24,11 @@ def _bound(*kernel: int) -> Tensor:
     return OPS.conv_bind(OPS.conv_pack(weight, 1, 0), weight.shape, None, None, *call)
 
 
+def _bound_int8() -> Tensor:
+    call = Int8ConvCall(1.0, geometry((1, 1), 1, 0, 1, 1), 0, 0.0, 1.0, torch.float32).flat()
+    return OPS.int8_conv_bind(torch.eye(3, dtype=torch.int8)[:, :, None, None], None, None, None, *call)
+
+
 def _squeeze(x: Tensor, out: Tensor) -> None:
     OPS.squeeze_excite_out(x, torch.ones(2, 3), None, torch.ones(3, 2), None, 0, 0, out)
 
@@ -30,6 +36,7 @@ def _squeeze(x: Tensor, out: Tensor) -> None:
 #: Of x and out, both of `SHAPE`; linear layers have the features last.
 CALLS: dict[str, Callable[[Tensor, Tensor], None]] = {
     "pool2d": lambda x, out: OPS.pool2d_out(x, torch.tensor(PoolCall(False, (1, 1), (1, 1)).numbers()), out),
+    "int8_dequantize": lambda x, out: OPS.int8_dequantize_out((x * 9).to(torch.int8), 0.1, 0, out),
     "upsample2d": lambda x, out: OPS.upsample2d_out(x, torch.zeros(3).double(), out),
     "squeeze_excite": _squeeze,
     "group_norm_act": lambda x, out: OPS.group_norm_act_out(
@@ -43,6 +50,10 @@ CALLS: dict[str, Callable[[Tensor, Tensor], None]] = {
     ),
     "conv_bn_act": lambda x, out: OPS.conv_bn_act_bound_out(x, _bound(1, 1), None, out, NOTHING),
     "linear": lambda x, out: OPS.linear_bound_out(x.movedim(1, -1), _bound(1, 1), None, out.movedim(1, -1), NOTHING),
+    "int8_conv2d": lambda x, out: OPS.int8_conv2d_bound_out(x.char(), _bound_int8(), None, out, NOTHING),
+    "int8_linear": lambda x, out: OPS.int8_linear_bound_out(
+        x.char().movedim(1, -1), _bound_int8(), None, out.movedim(1, -1), NOTHING
+    ),
 }
 
 OVERLAPPING = {
@@ -70,7 +81,7 @@ def test_no_two_elements_lie_in_one_place(op, out):
 
 
 @native
-@pytest.mark.parametrize("op", [op for op in CALLS if op != "linear"])
+@pytest.mark.parametrize("op", [op for op in CALLS if "linear" not in op])
 @pytest.mark.parametrize("out", APART)
 def test_any_strides_that_keep_them_apart_will_do(op, out):
     x, expected = normal(*SHAPE), torch.empty(SHAPE)
@@ -80,7 +91,7 @@ def test_any_strides_that_keep_them_apart_will_do(op, out):
 
 
 @native
-@pytest.mark.parametrize("op", [op for op in CALLS if op != "linear"])
+@pytest.mark.parametrize("op", [op for op in CALLS if "linear" not in op])
 def test_the_stride_of_one_image_does_not_matter(op):
     out = torch.full((3, 4, 5), torch.nan).as_strided((1, 3, 4, 5), (0, 20, 5, 1))
     CALLS[op](normal(1, 3, 4, 5), out)

@@ -56,10 +56,10 @@ def test_result_and_the_memory_in_between(batch, threads):
         torch.set_num_threads(before)
 
 
-def calls(fast):
+def calls(fast, x=None):
     """How often each op is called once a program runs."""
     with torch.inference_mode(), torch.profiler.profile() as profile:
-        fast(torch.randn(1, 3, 192, 192))
+        fast(torch.randn(1, 3, 192, 192) if x is None else x)
     return {e.key: e.count for e in profile.key_averages()}
 
 
@@ -71,6 +71,32 @@ def test_is_one_call():
     found = calls(fast)
     assert found["pykernels::conv_bn_act_chain_out"] == 1
     assert "pykernels::conv_bn_act_bound_out" not in found
+
+
+class Gated(nn.Module):
+    """A block with squeeze-and-excitation."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.a, self.b, self.d = conv(c, 4 * c, 1), conv(4 * c, 4 * c, 3, groups=4 * c), conv(4 * c, c, 1, act=False)
+        self.reduce, self.expand = nn.Conv2d(4 * c, c, 1), nn.Conv2d(c, 4 * c, 1)
+
+    def forward(self, x):
+        y = self.b(self.a(x))
+        return x + self.d(y * torch.sigmoid(self.expand(torch.relu(self.reduce(y.mean((2, 3), keepdim=True))))))
+
+
+def test_gates_are_part_of_the_call():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(conv(3, 16, 3), Gated(16), Gated(16), nn.AvgPool2d(2)).eval(), torch.randn(2, 3, 64, 64)
+    fast = pk.optimize(model)
+    with torch.inference_mode():
+        expected = model(x)
+        for _ in range(3):
+            torch.testing.assert_close(fast(x), expected)
+    found = calls(fast, x)
+    assert found["pykernels::conv_bn_act_chain_out"] == 1
+    assert "pykernels::squeeze_excite_out" not in found
 
 
 class Read(nn.Module):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pykernels as pk
+from pykernels.optimize._squeeze import is_squeeze
 from tests.harness import FORMATS, native, normal, relative_l2
 from tests.optimize.models import kinds, programs
 
@@ -158,10 +159,28 @@ def test_others_stay_as_they_are(name):
 
 
 def test_writes_into_the_image_where_nothing_reads_it_again():
-    fast = checked(Between(Timm()), normal(1, 3, 8, 8))
-    assert "out=" not in programs(fast)[0].text()
+    def writes(fast):
+        return [bool(s.writes) for s in programs(fast)[0].graph.steps if is_squeeze(s)]
+
+    assert writes(checked(Between(Timm()), normal(1, 3, 8, 8))) == [True]
     kept = Between(Written(lambda s, x: x * s.b(s.a(x.mean((2, 3), True)).relu()).sigmoid() + x))
-    assert "out=" in programs(checked(kept, normal(1, 3, 8, 8)))[0].text()
+    assert writes(checked(kept, normal(1, 3, 8, 8))) == [False]
+
+
+def test_large_weights_are_copied_and_followed():
+    torch.manual_seed(0)
+    inner = Timm()
+    inner.conv_reduce, inner.conv_expand = nn.Conv2d(512, 64, 1), nn.Conv2d(64, 512, 1)
+    model = nn.Sequential(nn.Conv2d(3, 512, 1), nn.ReLU(), inner, nn.Conv2d(512, 8, 1))
+    fast, x = checked(model, normal(1, 3, 8, 8)), normal(1, 3, 8, 8)
+    (program,) = programs(fast)
+    (step,) = [s for s in program.graph.steps if is_squeeze(s)]
+    assert [v.kind for v in step.args[1:5]] == ["step", "source", "step", "source"]
+    with torch.no_grad():
+        inner.conv_expand.weight.neg_()
+        assert relative_l2(fast(x), model(x)) < 1e-6
+        fast[2].conv_reduce.weight = model[2].conv_reduce.weight = nn.Parameter(inner.conv_reduce.weight * 2)
+        assert relative_l2(fast(x), model(x)) < 1e-6
 
 
 def test_an_input_is_not_written_to():

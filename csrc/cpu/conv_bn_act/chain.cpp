@@ -1,15 +1,18 @@
 // Convolutions that read each other's results, by bands of rows: one that widens (1x1, or the first of a network), a
-// depthwise one, and a 1x1 one.
+// depthwise or grouped one, and a 1x1 one.
 //
-//   threads: images x strips of rows of the depthwise convolution's y
+//   threads: images x strips of rows of the second convolution's y
 //   band of rows      rows of the first y that this band is the first to read   -> a ring of rows
 //                     the band of the second y                                  -> memory for a band
 //                     the band of the third y, if there is one
 //
-// So what lies between them, several times as large as what goes in and comes out, stays in L2. Ring and band lie in
-// the memory of the first y. Neighbouring strips both compute the rows that both read. The products and their order
-// are those of the convolutions one after the other, and so are the bits.
+// A depthwise convolution reads the ring where its rows lie. For a grouped one they begin with the ring, so the rows
+// that two bands read are moved there first. So what lies between them, several times as large as what goes in and
+// comes out, stays in L2. Ring and band lie in the memory of the first y. Neighbouring strips both compute the rows
+// that both read. The products and their order are those of the convolutions one after the other, and so are the bits.
 #include "cpu/conv_bn_act/chain.h"
+
+#include <cstring>
 
 #include "common/rounding.h"
 #include "cpu/parallel_for.h"
@@ -19,8 +22,9 @@ namespace pk {
 namespace PK_ISA {
 namespace {
 
-constexpr int64_t kLeast = 512 << 10;      // bytes of a strip of the first y that leave L2
-constexpr int64_t kBandBytes = 384 << 10;  // of ring and band
+constexpr int64_t kLeast = 512 << 10;        // bytes of a strip of the first y that leave L2
+constexpr int64_t kBandBytes = 384 << 10;    // of ring and band
+constexpr int64_t kWeightBytes = 400 << 10;  // that every band of a grouped convolution's chain reads
 
 // The addresses of a tensor of (n, c, h, w).
 struct Range {
@@ -56,6 +60,13 @@ bool is_pointwise(const ConvPlan& plan) {
          is_plain(plan);
 }
 
+bool is_grouped(const ConvPlan& plan) {
+  const auto layout = static_cast<ConvLayout>(plan.layout);
+  const ConvShape& s = plan.args.shape;
+  return (layout == ConvLayout::direct || layout == ConvLayout::narrow) && s.groups > 1 && s.groups < s.c &&
+         s.dilation_h == 1 && plan.args.x.stride[1] == 1;
+}
+
 // The arguments that compute rows [begin, begin + count) of one image's y.
 ConvArgs rows_of(const ConvPlan& plan, int64_t image, int64_t begin, int64_t count) {
   ConvArgs args = plan.args;
@@ -88,6 +99,7 @@ struct Chain {
   int64_t band, ring;                      // rows
   int64_t strips, units, parts;
   int64_t ring_bytes, band_bytes, slot_bytes;
+  bool moves;  // rows that the next band reads too to the beginning of the ring
 
   // Do the first two or three of `count` plans make a chain that pays?
   bool fits(const ConvPlan* plans, int64_t count, int threads) {
@@ -99,7 +111,8 @@ struct Chain {
     const bool begins = is_pointwise(*first) || (first->layout == static_cast<int32_t>(ConvLayout::merged) &&
                                                  a.shape.dilation_h == 1 && is_plain(*first));
     if (!begins || !is_dense(a) || a.residual.data || b.x.data != a.y) return false;
-    if (!is_depthwise_in_place(*second) || !is_plain(*second) || b.residual.data) return false;
+    moves = !is_depthwise_in_place(*second);
+    if ((moves && !is_grouped(*second)) || !is_plain(*second) || b.residual.data) return false;
     // What is written while x and the first y are in use has to lie elsewhere.
     const auto apart = [&](const ConvArgs& last) {
       return !y_range(last).meets(x_range(a)) && !y_range(last).meets(y_range(a));
@@ -121,11 +134,19 @@ struct Chain {
     ring = band * shape.stride_h + halo;
     ring_bytes = round_up(ring * in_bytes, kConvAlign);
     band_bytes = round_up(band * out_bytes, kConvAlign);
+    if (moves && first->packed_bytes + second->packed_bytes + (third ? third->packed_bytes : 0) > kWeightBytes)
+      return false;
     const auto workspace_of = [](const ConvPlan& plan, int64_t most) {
+      ConvArgs args = rows_of(plan, 0, 0, most);
+      // That of a band in the middle, for which no row is padding.
+      args.shape.h = (most - 1) * args.shape.stride_h + args.shape.r;
+      args.shape.pad_top = args.shape.pad_bottom = 0;
       alignas(8) unsigned char blocking[kConvBlockingBytes];
-      return plan.method->plan(rows_of(plan, 0, 0, most), 1, blocking);
+      return plan.method->plan(args, 1, blocking);
     };
-    const int64_t workspace = max(workspace_of(*first, ring), third ? workspace_of(*third, band) : 0);
+    int64_t workspace = workspace_of(*first, ring);
+    if (moves) workspace = max(workspace, workspace_of(*second, band));
+    if (third) workspace = max(workspace, workspace_of(*third, band));
     slot_bytes = ring_bytes + band_bytes + round_up(workspace, kConvAlign);
     return parts * slot_bytes + kConvAlign <= shape.n * shape.h * in_bytes;
   }
@@ -136,22 +157,34 @@ struct Chain {
     auto* const ring_rows = reinterpret_cast<float*>(slot);
     auto* const band_rows = reinterpret_cast<float*>(slot + ring_bytes);
     char* const workspace = slot + ring_bytes + band_bytes;
-    int64_t made = max(begin * shape.stride_h - shape.pad_top, 0);
+    int64_t made = max(begin * shape.stride_h - shape.pad_top, 0), origin = made;  // origin: the ring's first row
     for (int64_t p = begin, size; p < end; p += size) {
       size = min(band, end - p);
       const int64_t stop = min((p + size - 1) * shape.stride_h - shape.pad_top + shape.r, shape.h);
+      if (moves) {
+        const int64_t row = first->args.y_stride[2], from = max(p * shape.stride_h - shape.pad_top, 0);
+        if (from < made) {
+          std::memmove(ring_rows, ring_rows + (from - origin) * row, static_cast<size_t>((made - from) * row) * 4);
+        }
+        origin = from;
+        made = max(made, from);
+      }
       while (made < stop) {
-        const int64_t at = made % ring, count = min(stop - made, ring - at);
+        const int64_t at = moves ? made - origin : made % ring, count = min(stop - made, ring - at);
         ConvArgs args = rows_of(*first, image, made, count);
         args.y = ring_rows + at * args.y_stride[2];
         run_rows(*first, args, workspace);
         made += count;
       }
-      ConvArgs args = second->args;
+      ConvArgs args = moves ? rows_of(*second, image, p, size) : second->args;
       args.x.data = ring_rows;
       args.y = band_rows;
       if (!third) args.y = static_cast<float*>(second->args.y) + image * args.y_stride[0] + p * args.y_stride[2];
-      depthwise_rows(*second, args, p, p + size, ring);
+      if (moves) {
+        run_rows(*second, args, workspace);
+      } else {
+        depthwise_rows(*second, args, p, p + size, ring);
+      }
       if (!third) continue;
       args = rows_of(*third, image, p, size);
       args.x.data = band_rows;

@@ -2,7 +2,8 @@
 //
 // Rows of x go through a ring in L1, as float32 with adjacent channels and the padding's zeros beside them, whatever
 // the layout of x. There a filter row is one tap of s * c channels (s taps of c where it is dilated), and the pixels of
-// a tile lie a constant step apart.
+// a tile lie a constant step apart. Rows of x that lie so themselves are read in place by tiles that meet no padding at
+// their sides; then the ring gets only what the other tiles of a row read.
 //
 //   threads: images x strips of rows of y
 //   row of y, in pieces of kChunk pixels     panel: kPanel output channels; tile: kTilePixels pixels in registers
@@ -33,7 +34,9 @@ struct MergedTile {
   int64_t k0, count;
 };
 
-template <int MR, int NV>
+// kStep: of an image of three channels, whose columns are then adjacent to each other; 0: any. The compiler works out a
+// number of addresses ahead where it does not know it.
+template <int MR, int NV, int kStep>
 void run_merged(const MergedTile& t, const Epilogue& e) {
   constexpr int64_t kRow = NV * kLanes;
   F32 acc[MR][NV];
@@ -42,18 +45,23 @@ void run_merged(const MergedTile& t, const Epilogue& e) {
 #pragma GCC unroll 16
     for (int v = 0; v < NV; ++v) acc[i][v] = F32{};
   const float* w = t.weight;
-  const int64_t step = t.step, run = t.run;
+  const int64_t step = kStep > 0 ? kStep : t.step, run = t.run;
+  constexpr int kUnrolled = kStep > 0 && kRegisters > 16 ? 3 : 1;
   for (int64_t tap = 0; tap < t.taps; ++tap) {
     const float* x = t.rows[tap] + t.at;
-    for (int64_t c = 0; c < run; ++c, ++x, w += kRow) {
-      F32 weight[NV];
+    for (int64_t c = 0; c < run; c += kUnrolled, x += kUnrolled, w += kUnrolled * kRow) {
+      asm("" : "+r"(x));  // or the compiler keeps what the next columns read again, and spills
+#pragma GCC unroll 4
+      for (int u = 0; u < kUnrolled; ++u) {
+        F32 weight[NV];
 #pragma GCC unroll 16
-      for (int v = 0; v < NV; ++v) weight[v] = load<F32>(w + v * kLanes);
+        for (int v = 0; v < NV; ++v) weight[v] = load<F32>(w + u * kRow + v * kLanes);
 #pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i) {
-        const F32 value = broadcast(x[i * step]);
+        for (int i = 0; i < MR; ++i) {
+          const F32 value = broadcast(x[u + i * step]);
 #pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v) acc[i][v] = fma(value, weight[v], acc[i][v]);
+          for (int v = 0; v < NV; ++v) acc[i][v] = fma(value, weight[v], acc[i][v]);
+        }
       }
     }
   }
@@ -69,12 +77,19 @@ using MergedFunction = void (*)(const MergedTile&, const Epilogue&);
 struct MergedTiles {
   MergedFunction of[kTilePixels];  // [pixels - 1]
 };
-template <int NV, int... i>
+template <int NV, int kStep, int... i>
 constexpr MergedTiles merged_tiles(std::integer_sequence<int, i...>) {
-  return {{run_merged<i + 1, NV>...}};
+  return {{run_merged<i + 1, NV, kStep>...}};
 }
-constexpr MergedTiles kMerged[2] = {merged_tiles<1>(std::make_integer_sequence<int, kTilePixels>()),
-                                    merged_tiles<2>(std::make_integer_sequence<int, kTilePixels>())};
+template <int NV, int kStep>
+constexpr MergedTiles kMerged = merged_tiles<NV, kStep>(std::make_integer_sequence<int, kTilePixels>());
+
+// Of a panel of so many vectors.
+const MergedTiles& merged_of(int64_t vectors, int64_t c, int64_t step) {
+  if (c == 3 && step == 3) return vectors == 1 ? kMerged<1, 3> : kMerged<2, 3>;
+  if (c == 3 && step == 6) return vectors == 1 ? kMerged<1, 6> : kMerged<2, 6>;
+  return vectors == 1 ? kMerged<1, 0> : kMerged<2, 0>;
+}
 
 struct Plan {
   int64_t panels, width, ring;  // columns and rows of the ring
@@ -96,7 +111,7 @@ struct Plan {
     strips = shape.n % threads == 0 ? 1 : min(p, threads);
     row_bytes = round_up(width * shape.c * 4, kConvAlign);
     ring_bytes = ring * row_bytes;
-    slot_bytes = ring_bytes + row_bytes + round_up(taps * 8, kConvAlign);
+    slot_bytes = ring_bytes + row_bytes + round_up(2 * taps * 8, kConvAlign);
   }
 };
 static_assert(sizeof(Plan) <= kConvBlockingBytes);
@@ -134,6 +149,13 @@ void pack(const ConvShape& shape, DType dtype, const ConvTensor& weight, float* 
   }
 }
 
+// Where pixels [q, q + pixels) of row p begin.
+inline void step_along(const int64_t (&stride)[4], int64_t image, int64_t p, int64_t q, int64_t pixels, int64_t* at) {
+  const int64_t step = stride[3];
+  int64_t next = image * stride[0] + p * stride[2] + q * step;
+  for (int64_t i = 0; i < pixels; ++i, next += step) at[i] = next;
+}
+
 // Rows [begin, end) of one image's y.
 struct Strip {
   const ConvArgs& args;
@@ -141,58 +163,99 @@ struct Strip {
   const Plan& plan;
   const Epilogue& epilogue;
   const float* weight;
-  char* slot;  // the ring, a row of zeros, the taps' pointers
+  char* slot;  // the ring, a row of zeros, the taps' pointers into the ring and into x
 
   float* ring_row(int64_t h) const {
     return reinterpret_cast<float*>(slot + (h >= 0 && h < shape.h ? h % plan.ring * plan.row_bytes : plan.ring_bytes));
   }
 
-  void fill(int64_t image, int64_t h) {
+  // Columns [begin, end).
+  void fill(int64_t image, int64_t h, int64_t begin, int64_t end) {
     const ConvTensor& x = args.x;
-    float* row = ring_row(h);
-    const int64_t from = image * x.stride[0] + h * x.stride[2], before = shape.pad_left * shape.c;
+    float* row = ring_row(h) + (shape.pad_left + begin) * shape.c;
+    const int64_t from = image * x.stride[0] + h * x.stride[2] + begin * x.stride[3], columns = end - begin;
     if (args.dtype == DType::f32) {
-      copy_row(row + before, shape.c, shape.w, shape.c, static_cast<const float*>(x.data) + from, x.stride[3],
-               x.stride[1]);
+      copy_row(row, shape.c, columns, shape.c, static_cast<const float*>(x.data) + from, x.stride[3], x.stride[1]);
     } else {
-      copy_row(row + before, shape.c, shape.w, shape.c, static_cast<const bf16_t*>(x.data) + from, x.stride[3],
-               x.stride[1]);
+      copy_row(row, shape.c, columns, shape.c, static_cast<const bf16_t*>(x.data) + from, x.stride[3], x.stride[1]);
+    }
+  }
+
+  // Of the tiles of a row: the one that begins with pixel `first`.
+  bool is_inside(int64_t first, int64_t size) const {
+    const int64_t begin = first * shape.stride_w - shape.pad_left;
+    return begin >= 0 && begin + (size - 1) * shape.stride_w + (shape.s - 1) * shape.dilation_w < shape.w;
+  }
+
+  // The columns that tiles read through the ring: [0, left) and [right, w).
+  void outside(int64_t* left, int64_t* right) const {
+    *left = 0, *right = shape.w;
+    for (int64_t q0 = 0; q0 < shape.q(); q0 += kPixels) {
+      each_tile(min(kPixels, shape.q() - q0), [&](int64_t first, int64_t size) {
+        if (is_inside(q0 + first, size)) return;
+        const int64_t begin = (q0 + first) * shape.stride_w - shape.pad_left;
+        const int64_t end = begin + (size - 1) * shape.stride_w + (shape.s - 1) * shape.dilation_w + 1;
+        if (begin < 0) *left = max(*left, min(end, shape.w));
+        if (end > shape.w) *right = min(*right, max(begin, 0));
+      });
+    }
+    if (*left > *right) *left = *right = shape.w;
+  }
+
+  // body(first pixel, pixels) for the tiles of pixels [0, pixels), the larger ones first.
+  template <class Body>
+  static void each_tile(int64_t pixels, const Body& body) {
+    const int64_t tiles = ceil_div(pixels, kTilePixels), small = pixels / tiles, larger = pixels % tiles;
+    for (int64_t tile = 0, first = 0; tile < tiles; ++tile) {
+      const int64_t size = small + (tile < larger);
+      body(first, size);
+      first += size;
     }
   }
 
   void run(int64_t image, int64_t begin, int64_t end) {
     const int64_t q_size = shape.q(), step = shape.stride_w * shape.c;
     auto* rows = reinterpret_cast<const float**>(slot + plan.ring_bytes + plan.row_bytes);
+    const float** const rows_inside = rows + plan.taps;
+    const bool lies_well = args.dtype == DType::f32 && args.x.stride[1] == 1 && args.x.stride[3] == shape.c;
+    int64_t left = shape.w, right = shape.w;
+    if (lies_well) outside(&left, &right);
     alignas(64) float sums[kPixels * kPanel];
     int64_t y_at[kPixels], residual_at[kPixels];
     int64_t filled = 0;
     for (int64_t p = begin; p < end; ++p) {
       const int64_t h0 = p * shape.stride_h - shape.pad_top;
       const int64_t h1 = min(h0 + (shape.r - 1) * shape.dilation_h + 1, shape.h);
-      for (filled = max(filled, h0); filled < h1; ++filled) fill(image, filled);
+      for (filled = max(filled, h0); filled < h1; ++filled) {
+        fill(image, filled, 0, left);
+        fill(image, filled, right, shape.w);
+      }
       for (int64_t tap = 0; tap < plan.taps; ++tap) {
         const int64_t r = tap * shape.r / plan.taps, s = tap % (plan.taps / shape.r);
-        rows[tap] = ring_row(h0 + r * shape.dilation_h) + s * shape.dilation_w * shape.c;
+        const int64_t h = h0 + r * shape.dilation_h, column = s * shape.dilation_w;
+        rows[tap] = ring_row(h) + column * shape.c;
+        // From the ring where it holds zeros alone.
+        const bool in_place = lies_well && h >= 0 && h < shape.h;
+        const auto* x = static_cast<const float*>(args.x.data) + image * args.x.stride[0] + h * args.x.stride[2];
+        rows_inside[tap] = in_place ? x + (column - shape.pad_left) * shape.c : rows[tap];
       }
       for (int64_t q0 = 0; q0 < q_size; q0 += kPixels) {
-        const int64_t pixels = min(kPixels, q_size - q0), tiles = ceil_div(pixels, kTilePixels);
-        for (int64_t i = 0; i < pixels; ++i) {
-          y_at[i] = image * args.y_stride[0] + p * args.y_stride[2] + (q0 + i) * args.y_stride[3];
-          residual_at[i] =
-              image * args.residual.stride[0] + p * args.residual.stride[2] + (q0 + i) * args.residual.stride[3];
-        }
+        const int64_t pixels = min(kPixels, q_size - q0);
+        step_along(args.y_stride, image, p, q0, pixels, y_at);
+        if (epilogue.residual) step_along(args.residual.stride, image, p, q0, pixels, residual_at);
         for (int64_t k0 = 0; k0 < shape.k; k0 += kPanel) {
           const int64_t row = min(kPanel, round_up(shape.k - k0, kLanes)), count = min(row, shape.k - k0);
+          const MergedTiles& table = merged_of(row / kLanes, shape.c, step);
           const float* w = weight + k0 * shape.r * shape.s * shape.c;
           MergedTile t = {rows, plan.taps, plan.run, 0, step, w, sums, y_at, residual_at, k0, count};
-          for (int64_t tile = 0; tile < tiles; ++tile) {
-            const int64_t first = tile * pixels / tiles, size = (tile + 1) * pixels / tiles - first;
+          each_tile(pixels, [&](int64_t first, int64_t size) {
             t.at = (q0 + first) * step;
+            t.rows = lies_well && is_inside(q0 + first, size) ? rows_inside : rows;
             t.sums = sums + first * row;
             t.y_at = y_at + first;
             t.residual_at = residual_at + first;
-            kMerged[row / kLanes - 1].of[size - 1](t, epilogue);
-          }
+            table.of[size - 1](t, epilogue);
+          });
           if (epilogue.in_registers && count == row) continue;
           finish(epilogue, {sums, row, pixels, y_at, residual_at, k0, count});
         }

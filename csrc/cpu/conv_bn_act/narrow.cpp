@@ -26,6 +26,7 @@ namespace {
 
 constexpr int64_t kRectangle = 64;          // pixels
 constexpr int64_t kThreadWork = 128 << 10;  // products that are worth waking a thread for
+constexpr int64_t kAheadBytes = 64 << 10;   // a weight of at least this many bytes is fetched a block ahead
 
 struct Plan {
   int64_t group, out;     // channels of one, in x and in the output
@@ -138,8 +139,10 @@ struct Part {
   const float** rows;  // [r]
   Scratch& scratch;
   int64_t image = 0;
-  int64_t x_rows = 0;   // of x, where row h lies at h % x_rows; or 0: all
-  int64_t y_first = 0;  // the row of y that args.y begins with
+  int64_t x_rows = 0;                                  // of x, where row h lies at h % x_rows; or 0: all
+  int64_t y_first = 0;                                 // the row of y that args.y begins with
+  const float *ahead = nullptr, *ahead_end = nullptr;  // the weight of the next block, and
+  int64_t ahead_floats = 0;                            // how much of it each tile fetches
 
   int64_t channels(int64_t block) const { return min(kBlock, shape.k - block * kBlock); }
   float* ring_row(int64_t h) const { return ring + h % plan.ring * plan.width * plan.pitch; }
@@ -247,6 +250,8 @@ struct Part {
       for (int64_t i = 0, q = y.q0; i < tiles; ++i) {
         const int64_t pixels = y.q0 + (i + 1) * columns / tiles - q;
         t.at = q * t.step;
+        const float* const stop = ahead + min(ahead_floats, ahead_end - ahead);
+        for (; ahead < stop; ahead += 16) __builtin_prefetch(ahead, 0, 2);
         table.tiles[pixels - 1](t);
         t.sums += pixels * kBlock;
         q += pixels;
@@ -361,8 +366,15 @@ struct Part {
     if (has_planes()) return run_planes(begin, end, b0 * kBlock, min(b1 * kBlock, shape.k));
     const bool one = end - begin <= plan.rows && q_size <= plan.columns;  // rectangle
     if (one) point({begin, end, 0, q_size});
+    const bool fetches = plan.vector_floats * ceil_div(shape.k, kLanes) * 4 >= kAheadBytes;
     for (int64_t block = b0; block < b1; ++block) {
       int64_t filled = 0;
+      if (fetches && block + 1 < b1) {
+        const int64_t vectors = ceil_div(channels(block + 1), kLanes);
+        ahead = weight + (block + 1) * kNarrowVectors * plan.vector_floats;
+        ahead_end = ahead + vectors * plan.vector_floats;
+        ahead_floats = round_up(ceil_div(ahead_end - ahead, (end - begin) * ceil_div(q_size, kNarrowPixels)), 16);
+      }
       for (int64_t p = begin; p < end; p += plan.rows) {
         const int64_t p1 = min(p + plan.rows, end);
         const int64_t h0 = max(p * shape.stride_h - shape.pad_top, filled);

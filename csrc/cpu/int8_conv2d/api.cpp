@@ -172,8 +172,7 @@ Status make_plan(const Int8ConvArgs& args, int threads, Int8ConvPlan* plan) {
   }
   if (s.n == 0) return kOk;
   plan->blocking = choose_conv(s, s.c > 1 && args.x.stride[1] != 1, plan->kernels->tiling, threads);
-  const Int8ConvBlocking& cut = plan->blocking;
-  plan->workspace_bytes = 64 + cut.turned_bytes + cut.slots * cut.slot_bytes;
+  plan->workspace_bytes = workspace_of(plan->blocking);
   return kOk;
 }
 

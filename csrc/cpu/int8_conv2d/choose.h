@@ -7,49 +7,134 @@
 namespace pk {
 namespace {
 
-// Pixels that a block has at the most, bytes that their gathered x takes at the most (in L2), and columns that a chunk
-// has about.
-constexpr int64_t kConvMc = 96, kConvABytes = 384 << 10, kConvNc = 256;
+// Bytes that the x of a block takes at the most (in L2), its pixels, and columns that a chunk has about.
+constexpr int64_t kConvXBytes = 256 << 10, kConvPixels = 1024, kConvNc = 256;
+// So much of the weight stays in L1: a tile goes through these panels one after the other, and y is written line by
+// line.
+constexpr int64_t kConvL1Bytes = 16 << 10;
+// A panel that takes more is widened as it is read.
+constexpr int64_t kConvWideBytes = 256 << 10;
+// Cycles after which a thread was worth waking, 5 us.
+constexpr int64_t kConvWorth = 15000;
+
+// Of the kernels' own structures, for they are in the workspace: a pointer to a tap, Pixel, Spot, TapSpot.
+constexpr int64_t kTapBytes = 8, kPixelBytes = 16, kSpotBytes = 24, kTapSpotBytes = 16;
 
 constexpr int64_t conv_lines(int64_t bytes) { return round_up(bytes, 64); }
 
+// Lines and pixels of a line that `rows` and `columns` of an output read; of 1x1 filters those between are left out.
+inline int64_t block_lines(const ConvShape& s, int64_t rows) {
+  return s.r == 1 ? rows : (rows - 1) * s.stride_h + (s.r - 1) * s.dilation_h + 1;
+}
+inline int64_t columns_read(const ConvShape& s, int64_t columns) {
+  return (columns - 1) * s.stride_w + (s.s - 1) * s.dilation_w + 1;
+}
+inline int64_t line_pixels(const ConvShape& s, int64_t columns) {
+  return s.s == 1 ? columns : columns_read(s, columns);
+}
+
+// Of the pairs of an output and a tap, the part along one axis that is within x.
+inline double within(int64_t outputs, int64_t stride, int64_t pad, int64_t taps, int64_t dilation, int64_t size) {
+  int64_t good = 0;
+  for (int64_t i = 0; i < outputs * taps; ++i) {
+    const int64_t at = i / taps * stride - pad + i % taps * dilation;
+    good += at >= 0 && at < size;
+  }
+  return static_cast<double>(good) / static_cast<double>(outputs * taps);
+}
+
+// Going tap by tap costs a twentieth, for the sums are loaded and stored once a tap, and saves what is beyond x.
+inline bool pays_by_taps(const ConvShape& s) {
+  if (!has_taps(s) || s.r * s.s == 1 || s.p() > 16 || s.q() > 16 || s.r > 16 || s.s > 16) return false;
+  const double lines = within(s.p(), s.stride_h, s.pad_top, s.r, s.dilation_h, s.h);
+  return lines * within(s.q(), s.stride_w, s.pad_left, s.s, s.dilation_w, s.w) < 0.88;
+}
+
+inline int64_t most_threads(int64_t cycles, int threads) { return smaller(larger(1, cycles / kConvWorth), threads); }
+
+// Pixels of the output that depthwise_quads.h has at once.
+constexpr int64_t kQuadColumns = 128;
+
+inline void choose_quads(const ConvShape& s, int threads, Int8ConvBlocking* c) {
+  const QuadShape quads(s);
+  c->row_blocks = s.n * ceil_div(s.p(), quads.rows);
+  const int64_t cycles = c->row_blocks * s.q() * ceil_div(s.c, 16) * quads.rows * (quads.quads * s.s + 8);
+  c->slots = smaller(most_threads(cycles, threads), c->row_blocks);
+  c->x_bytes = quads.quads * columns_read(s, smaller(s.q(), kQuadColumns)) * 64;
+  c->slot_bytes = c->x_bytes + conv_lines(kPixelBytes * quads.rows * kQuadColumns);
+}
+
+inline void choose_depthwise(const ConvShape& s, int threads, Int8ConvBlocking* c) {
+  const Int8ConvLayout l(s);
+  c->row_blocks = s.n * s.p();
+  // An output a lane: about a cycle a tap.
+  const int64_t cycles = c->row_blocks * s.q() * l.columns * l.taps / 16;
+  c->slots = smaller(most_threads(cycles, threads), c->row_blocks);
+  c->spots_bytes = conv_lines(kTapBytes * s.q() * l.taps);
+  c->x_bytes = conv_lines(l.columns);  // a pixel of padding
+  c->slot_bytes = c->spots_bytes + c->x_bytes + conv_lines(kPixelBytes * s.q());
+}
+
 // `turn`: the channels of x are not adjacent.
-inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, const Int8Tiling& t, int threads) {
+inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, const Int8ConvTiling& t, int threads) {
   Int8ConvBlocking c{};
   const Int8ConvLayout l(s);
-  const int64_t pixels = s.n * s.p() * s.q();
   c.depthwise = l.depthwise;
   c.turn = turn;
   c.turned_bytes = turn ? conv_lines(s.n * s.h * s.w * s.c) : 0;
-  c.depth = l.depth;
   if (l.depthwise) {
-    c.blocks = s.n * s.p();
-    // An output a lane: about a cycle a tap. A thread is worth waking for 5 us.
-    c.slots = smaller(smaller(larger(1, pixels * l.columns * l.depth / (15000 * 16)), threads), c.blocks);
-    c.a_bytes = conv_lines(8 * s.q() * l.depth) + conv_lines(l.columns);  // pointers to taps; a pixel of padding
-    c.slot_bytes = c.a_bytes + conv_lines(16 * s.q());
+    takes_quads(s, t.group) ? choose_quads(s, threads, &c) : choose_depthwise(s, threads, &c);
     return c;
   }
-  const int64_t rows = round_up(l.depth, kPackedRows);
-  c.depth_blocks = ceil_div(rows, t.kc);
+  const int64_t p = s.n * s.p(), q = s.q(), channels = s.c / s.groups, line = 64 / t.value_bytes;
+  // Pixels at a power of two apart would meet in one set of the cache.
+  c.pixel = s.s == 1 && channels * t.value_bytes % 512 == 0 ? channels + line : channels;
+  const int64_t pixel_bytes = larger(1, c.pixel * t.value_bytes);
+  const int64_t most = larger(1, kConvXBytes / pixel_bytes);
+  const int64_t read = larger(1, most / block_lines(s, 1));  // of each of the lines of a row
+  c.column_blocks = larger(ceil_div(line_pixels(s, q), read), ceil_div(q, kConvPixels));
+  c.columns = ceil_div(q, c.column_blocks);
+  c.column_blocks = ceil_div(q, c.columns);
+  c.rows = 1;
+  const int64_t width = line_pixels(s, c.columns);
+  if (c.column_blocks == 1) {
+    const int64_t lines = larger(1, most / width);
+    const int64_t fit = s.r == 1 ? lines : (lines - block_lines(s, 1)) / s.stride_h + 1;
+    c.rows = larger(1, smaller(smaller(p, fit), kConvPixels / q));
+  }
+  c.row_blocks = ceil_div(p, c.rows);
+  c.rows = ceil_div(p, c.row_blocks);
+  c.in_rows = s.pad_top + s.pad_bottom > 0 && c.columns / ceil_div(c.columns, t.mr) >= 6;
+  c.by_taps = c.column_blocks == 1 && pays_by_taps(s);
+  if (c.by_taps) c.in_rows = true;  // nobody reads lines of padding
   c.panels = ceil_div(s.k / s.groups, t.nr);
-  c.tiles = ceil_div(pixels, t.mr);
-  const int64_t row_bytes = larger(1, c.depth_blocks) * t.a_row_bytes;
-  const int64_t most_tiles = larger(1, smaller(kConvMc, kConvABytes / row_bytes) / t.mr);
-  c.blocks = ceil_div(c.tiles, most_tiles);
-  const int64_t cycles = s.groups * c.panels * larger(1, rows) / t.group * larger(2, c.tiles * t.mr);
-  c.slots = smaller(larger(1, cycles / 15000), threads);
+  const int64_t products = smaller(s.groups * c.panels * larger(1, l.depth()), int64_t{1} << 40);
+  const int64_t cycles = smaller(products / t.group * larger(2, smaller(p * q, 1 << 20)), int64_t{1} << 60);
+  c.slots = most_threads(cycles, threads);
   c.chunks = ceil_div(c.panels * t.nr, kConvNc);
-  while (s.groups * c.blocks * c.chunks % c.slots != 0 && c.chunks < c.panels) ++c.chunks;
-  c.slots = smaller(c.slots, s.groups * c.blocks * c.chunks);
-  const int64_t block_rows = smaller(pixels, ceil_div(c.tiles, c.blocks) * t.mr),
-                chunk_panels = ceil_div(c.panels, c.chunks);
-  c.a_bytes = conv_lines(block_rows * row_bytes);
-  c.sums_bytes = conv_lines(4 * (c.depth_blocks > 1 ? block_rows * chunk_panels : t.mr) * t.nr);
-  c.wide_bytes = t.wide_bytes;
-  c.slot_bytes = c.a_bytes + c.sums_bytes + c.wide_bytes + conv_lines(16 * block_rows);
+  const int64_t blocks = s.groups * c.row_blocks * c.column_blocks;
+  while (blocks * c.chunks % c.slots != 0 && c.chunks < c.panels) ++c.chunks;
+  c.slots = smaller(c.slots, blocks * c.chunks);
+  c.line = round_up(width * c.pixel, line);
+  if (c.line * t.value_bytes % 2048 == 0) c.line += line;
+  // The last segment is filled up, with what follows.
+  const int64_t images = c.rows > 1 ? (c.rows - 2) / s.p() + 2 : 1;
+  const int64_t apart = larger(0, block_lines(s, 1) - s.stride_h);  // lines more from an image to the next
+  c.x_bytes = conv_lines((block_lines(s, c.rows) + (images - 1) * apart) * c.line * t.value_bytes + 64);
+  const int64_t pixels = c.rows * c.columns;
+  c.sums_bytes = conv_lines(4 * (c.by_taps ? pixels : t.mr) * t.nr);
+  c.spots_bytes = conv_lines(kSpotBytes * pixels);
+  const int64_t panel_bytes = larger(1, l.depth() * t.nr * t.value_bytes);
+  c.together = larger(1, kConvL1Bytes / panel_bytes);
+  const int64_t wide = conv_lines(smaller(c.together, c.panels) * panel_bytes);
+  c.wide_bytes = t.widens && wide <= kConvWideBytes ? wide : 0;
+  c.slot_bytes = c.x_bytes + c.sums_bytes + c.wide_bytes + c.spots_bytes;
+  if (c.by_taps) c.slot_bytes += conv_lines(8 * l.taps) + conv_lines(kTapSpotBytes * l.taps * pixels);
   return c;
 }
+
+// Of a call, which aligns it to a line itself.
+inline int64_t workspace_of(const Int8ConvBlocking& c) { return 64 + c.turned_bytes + c.slots * c.slot_bytes; }
 
 }  // namespace
 }  // namespace pk

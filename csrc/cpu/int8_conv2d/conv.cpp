@@ -1,7 +1,8 @@
-// int8 convolution on one ISA: x to adjacent channels where they are not, then the product (gemm.h) or depthwise.
-#include "cpu/int8_conv2d/gemm.h"
-// gemm.h first: depthwise.h shares its division of work.
+// int8 convolution on one ISA: x to adjacent channels where they are not, then the product (direct.h) or depthwise.
+#include "cpu/int8_conv2d/direct.h"
+// direct.h first: depthwise.h shares its division of work.
 #include "cpu/int8_conv2d/depthwise.h"
+#include "cpu/int8_conv2d/depthwise_quads.h"
 
 namespace pk {
 namespace PK_ISA {
@@ -35,28 +36,30 @@ void run(const Int8ConvPlan& plan, char* workspace, const Executor& executor) {
   }
   const auto* const packed = static_cast<const char*>(plan.args.packed);
   const char* const body = packed + Int8ConvLayout(s).body_at();
-  const Finish epilogue(plan, packed);
-  if (cut.depthwise) {
-    const Depthwise depthwise{plan, s, cut, x, {stride[0], stride[1], stride[2], stride[3]}, body, epilogue};
-    run_on(depthwise, cut, workspace, executor);
+  const Int8Conv call{plan, s, cut, x, {stride[0], stride[1], stride[2], stride[3]}, body, Finish(plan, packed)};
+  if (kDot4 && takes_quads(s, kGroup)) {
+    if constexpr (kDot4) run_on(DepthwiseQuads{call}, cut, workspace, executor);
+  } else if (cut.depthwise) {
+    run_on(Depthwise{call}, cut, workspace, executor);
   } else {
-    const Product product{plan, s, cut, x, {stride[0], stride[1], stride[2], stride[3]}, body, epilogue};
-    run_on(product, cut, workspace, executor);
+    run_on(Direct{call}, cut, workspace, executor);
   }
 }
 
 void pack(const ConvShape& s, int32_t x_zero_point, const int8_t* weight, char* body, const Executor& executor) {
-  if (is_depthwise(s)) {
+  if (takes_quads(s, kGroup)) {
+    pack_quads(s, x_zero_point, weight, body);
+  } else if (is_depthwise(s)) {
     pack_depthwise(s, x_zero_point, weight, body);
   } else {
-    pack_gemm(s, x_zero_point, weight, body, executor);
+    pack_direct(s, x_zero_point, weight, body, executor);
   }
 }
 
 }  // namespace
 
 extern const Int8ConvKernels int8_conv_kernels;
-const Int8ConvKernels int8_conv_kernels = {kLayout, kTiling, run, pack};
+const Int8ConvKernels int8_conv_kernels = {kLayout, kConvTiling, run, pack};
 
 }  // namespace PK_ISA
 }  // namespace pk

@@ -7,6 +7,7 @@
 // in L1.
 #pragma once
 
+#include "cpu/int8_conv2d/choose.h"
 #include "cpu/int8_conv2d/epilogue.h"
 #include "cpu/vec.h"
 
@@ -30,6 +31,8 @@ struct Line {
 };
 
 inline constexpr int kTogether = 4;
+
+static_assert(sizeof(const int8_t*) == kTapBytes && sizeof(Pixel) == kPixelBytes);
 
 // Pixels [begin, end), a multiple of kTogether, of lines[kTaps], whose taps are all within.
 template <Kind kind, int kTaps, int kStride>
@@ -81,24 +84,16 @@ inline void depthwise_edge(const Channels<kind>& finish, const Lanes& lanes, con
   }
 }
 
-struct Depthwise {
-  const Int8ConvPlan& plan;
-  const ConvShape& shape;
-  const Int8ConvBlocking& cut;
-  const int8_t* x;
-  int64_t stride[4];  // of x, with adjacent channels
-  const char* body;
-  Finish epilogue;
-
+struct Depthwise : Int8Conv {
   template <Kind kind>
   void run_slot(int64_t i, char* memory) const {
-    const int64_t q = shape.q(), taps = cut.depth;
+    const int64_t q = shape.q();
     const Int8ConvLayout layout(shape);
     auto* const pointers = reinterpret_cast<const int8_t**>(memory);
-    auto* const blank = reinterpret_cast<int8_t*>(memory + round_up(8 * q * taps, 64));
-    auto* const pixels = reinterpret_cast<Pixel*>(memory + cut.a_bytes);
+    auto* const blank = reinterpret_cast<int8_t*>(memory + cut.spots_bytes);
+    auto* const pixels = reinterpret_cast<Pixel*>(memory + cut.spots_bytes + cut.x_bytes);
     std::memset(blank, plan.options.x_zero_point, static_cast<size_t>(layout.columns));
-    for (int64_t row = part_begin(cut.blocks, i, cut.slots); row < part_begin(cut.blocks, i + 1, cut.slots); ++row) {
+    for (int64_t row = share(cut.row_blocks, i, cut.slots); row < share(cut.row_blocks, i + 1, cut.slots); ++row) {
       const int64_t n = row / shape.p(), p = row % shape.p();
       const int8_t* const image = x + n * stride[0];
       for (int64_t j = 0; j < q; ++j) pixels[j] = pixel_at(plan, n, p, j);
@@ -122,7 +117,7 @@ struct Depthwise {
   void point(const int8_t* image, int64_t p, int64_t begin, int64_t end, const int8_t* blank,
              const int8_t** pointers) const {
     for (int64_t j = begin; j < end; ++j) {
-      const int8_t** to = pointers + j * cut.depth;
+      const int8_t** to = pointers + j * shape.r * shape.s;
       for (int64_t r = 0; r < shape.r; ++r) {
         const int64_t y = p * shape.stride_h - shape.pad_top + r * shape.dilation_h;
         for (int64_t s = 0; s < shape.s; ++s) {
@@ -164,8 +159,8 @@ struct Depthwise {
       if constexpr (kTaps != 0) {
         depthwise_inner<kind, kTaps, kStride>(finish, lanes, lines, pixels, begin, end);
       }
-      depthwise_edge<kind>(finish, lanes, pointers, pixels, 0, begin, cut.depth);
-      depthwise_edge<kind>(finish, lanes, pointers, pixels, end, q, cut.depth);
+      depthwise_edge<kind>(finish, lanes, pointers, pixels, 0, begin, layout.taps);
+      depthwise_edge<kind>(finish, lanes, pointers, pixels, end, q, layout.taps);
     }
   }
 };
@@ -176,8 +171,8 @@ inline void pack_depthwise(const ConvShape& s, int32_t x_zero_point, const int8_
   std::memset(body, 0, static_cast<size_t>(layout.group_bytes()));
   for (int64_t c = 0; c < s.c; ++c) {
     int32_t sum = 0;
-    for (int64_t t = 0; t < layout.depth; ++t) {
-      const int32_t w = weight[c * layout.depth + t];
+    for (int64_t t = 0; t < layout.taps; ++t) {
+      const int32_t w = weight[c * layout.taps + t];
       sum += w;
       starts[(1 + t) * layout.columns + c] = w & 0xffff;
     }

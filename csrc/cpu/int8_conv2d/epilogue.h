@@ -48,6 +48,17 @@ struct Finish {
   }
 };
 
+// What the algorithms know of a call.
+struct Int8Conv {
+  const Int8ConvPlan& plan;
+  const ConvShape& shape;
+  const Int8ConvBlocking& cut;
+  const int8_t* x;
+  int64_t stride[4];  // of x, with adjacent channels
+  const char* body;   // of the packed weight
+  Finish epilogue;
+};
+
 // Where a pixel's first channel is in y and in the residual, in elements.
 struct Pixel {
   int64_t y, residual;
@@ -127,23 +138,27 @@ class Channels {
   void put(I32 sum, const Pixel& pixel) const {
     if constexpr (kind == Kind::any) {
       put_any(sum, pixel);
+    } else if (full_) {
+      put_whole(sum, pixel);
     } else {
-      F32 t = to_f32(sum) * scale_ + bias_;
-      if constexpr (kind == Kind::added) {
-        const I32 r = load_bytes(residual_ + pixel.residual, full_ ? kLanes : count_);
-        t = t + residual_scale_ * to_f32(r - residual_zero_);
-      }
-      if (scaled_) t = t * out_scale_;
-      const I8Quarter bytes = to_bytes(t);
-      if (full_) {
-        store(y_ + pixel.y, bytes);
-      } else {
-        copy_partial(y_ + pixel.y, reinterpret_cast<const int8_t*>(&bytes), count_);
-      }
+      const I8Quarter bytes = bytes_of(sum, pixel, count_);
+      copy_partial(y_ + pixel.y, reinterpret_cast<const int8_t*>(&bytes), count_);
     }
   }
 
+  // Of kLanes channels, and not for Kind::any.
+  void put_whole(I32 sum, const Pixel& pixel) const { store(y_ + pixel.y, bytes_of(sum, pixel, kLanes)); }
+
  private:
+  I8Quarter bytes_of(I32 sum, const Pixel& pixel, int64_t count) const {
+    F32 t = to_f32(sum) * scale_ + bias_;
+    if constexpr (kind == Kind::added) {
+      t = t + residual_scale_ * to_f32(load_bytes(residual_ + pixel.residual, count) - residual_zero_);
+    }
+    if (scaled_) t = t * out_scale_;
+    return to_bytes(t);
+  }
+
   I8Quarter to_bytes(F32 t) const {
     // Unsigned: what a NaN becomes may wrap.
     return to_i8(bit_cast<I32>(bit_cast<U32>(nearest(min(high_, max(low_, t)))) + bit_cast<U32>(out_zero_)));

@@ -1,10 +1,12 @@
 // The table of int8 convolution, one per ISA, and the packed form.
 //
 // A blob is the header; scale and bias of each column, with 1 and -0 where there are none, for x + -0 is x; the table;
-// and what the algorithm packs: for each group what int8_matmul packs of the (c / groups * r * s, k / groups) matrix,
-// with what each sum starts from, -(offset + x_zero_point) * column sum, in the place of the column sums; or for
-// depthwise the starts and then the taps, a channel a 32-bit lane. The columns of a group are rounded up to
-// kPackedColumns.
+// and what the algorithm packs. For each group that is what each sum starts from, and the panels of int8_matmul, each
+// with the whole depth. The depth is cut into pieces, filled up to kPackedRows: the lines of the filter, or its taps
+// where those are dilated, or where there are so many channels that taps beyond x may be left out one by one. Starts
+// are those of the filter's first i pieces: -(offset + x_zero_point) * the sum of their weights; so some can be left
+// out. For depthwise it is the starts and then the taps, a channel a 32-bit lane, or quads of them. The columns of a
+// group are rounded up to kPackedColumns.
 #pragma once
 
 #include "cpu/dispatch.h"
@@ -26,8 +28,13 @@ struct Int8ConvHeader {
 static_assert(sizeof(Int8ConvHeader) == 256);
 
 inline constexpr char kInt8ConvMagic[8] = {'P', 'K', 'I', '8', 'C', 'O', 'N', 'V'};
-inline constexpr uint32_t kInt8ConvVersion = 1;
+inline constexpr uint32_t kInt8ConvVersion = 2;
 
+// May an algorithm go through the filter tap by tap?
+static constexpr bool has_taps(const ConvShape& s) {
+  const int64_t channels = s.c / s.groups;
+  return channels >= 128 && channels % kPackedRows == 0;
+}
 static constexpr bool is_depthwise(const ConvShape& s) { return s.groups == s.c && s.k == s.c && s.c > 1; }
 
 namespace {  // what it has is compiled for each ISA
@@ -35,29 +42,54 @@ namespace {  // what it has is compiled for each ISA
 // Where the parts of a blob lie.
 struct Int8ConvLayout {
   bool depthwise;
-  int64_t groups, depth, columns;  // columns of a group, rounded up
+  int64_t groups, taps, lines, pieces, piece, columns;  // pieces of a line, a piece's depth; of a group, rounded up
 
   constexpr explicit Int8ConvLayout(const ConvShape& s)
       : depthwise(is_depthwise(s)),
         groups(depthwise ? 1 : s.groups),
-        depth(depthwise ? s.r * s.s : s.c / s.groups * s.r * s.s),
+        taps(s.r * s.s),
+        lines(s.r),
+        pieces(s.dilation_w != 1 || has_taps(s) ? s.s : 1),
+        piece(round_up(s.c / s.groups * s.s / pieces, kPackedRows)),
         columns(round_up(depthwise ? s.c : s.k / s.groups, kPackedColumns)) {}
 
   constexpr int64_t scale_at() const { return sizeof(Int8ConvHeader); }
   constexpr int64_t bias_at() const { return scale_at() + 4 * groups * columns; }
   constexpr int64_t table_at() const { return bias_at() + 4 * groups * columns; }
   constexpr int64_t body_at() const { return table_at() + 256; }
+  constexpr int64_t line_depth() const { return pieces * piece; }
+  constexpr int64_t depth() const { return lines * line_depth(); }
+  constexpr int64_t starts_bytes() const { return 4 * columns * (lines * pieces + 1); }
   constexpr int64_t group_bytes() const {
-    return depthwise ? 4 * columns * (1 + depth) : packed_body_bytes(depth, columns);
+    return depthwise ? 4 * columns * (1 + taps) : starts_bytes() + columns * depth();
   }
   constexpr int64_t bytes() const { return body_at() + groups * group_bytes(); }
 };
 
+// How depthwise_quads.h cuts a depthwise filter: into quads of lines, for some rows of the output that share them.
+struct QuadShape {
+  int64_t quads, rows, s;
+
+  constexpr explicit QuadShape(const ConvShape& shape) : quads(ceil_div(shape.r, 4)), rows(1), s(shape.s) {
+    if (shape.dilation_h == 1 && 4 * quads - shape.r >= shape.stride_h) rows = 2;
+  }
+  constexpr int64_t bytes() const { return rows * quads * s * 64; }  // of 16 channels; fits 4 * r * s * 16
+};
+static constexpr bool takes_quads(const ConvShape& s, int64_t group) {
+  return group == 4 && is_depthwise(s) && s.r >= 3 && s.c >= 16;
+}
+
 }  // namespace
+
+// What choose.h must know of an ISA.
+struct Int8ConvTiling {
+  int64_t mr, nr, group, value_bytes;  // of a value of x, as the product reads it
+  bool widens;                         // a panel to 16 bits before many tiles read it
+};
 
 struct Int8ConvKernels {
   uint32_t layout;
-  Int8Tiling tiling;
+  Int8ConvTiling tiling;
   void (*run)(const Int8ConvPlan&, char* workspace, const Executor&);  // of an output that is not empty
   // weight: (groups, columns, depth), dense, for depthwise (c, r * s); `body` is the blob from body_at on.
   void (*pack)(const ConvShape&, int32_t x_zero_point, const int8_t* weight, char* body, const Executor&);

@@ -26,6 +26,9 @@ inline constexpr int64_t kPackedColumns = 32, kPackedRows = 4;
 static constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// First of part i when n things are dealt to `parts`.
+static constexpr int64_t share(int64_t n, int64_t i, int64_t parts) { return n / parts * i + smaller(i, n % parts); }
+
 // What is behind the header: column sums and panels.
 static constexpr int64_t packed_body_bytes(int64_t k, int64_t n) {
   return (4 + round_up(k, kPackedRows)) * round_up(n, kPackedColumns);

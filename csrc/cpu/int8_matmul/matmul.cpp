@@ -1,29 +1,28 @@
 // The blocked int8 product.
 //
-//   rows of a in blocks of ~kMc, columns of b in chunks of ~kNc; a task is one block x one chunk. Each thread takes a
-//   run of tasks, row block by row block, so that it packs (and quantises) the rows of a block once.
-//   in a task: for each block of k, for each panel of b, for each tile of rows: kMr x kNr sums in registers.
+//   rows of a in blocks, columns of b in chunks of ~kNc; a task is one block x one chunk. Each thread takes a run of
+//   tasks, row block by row block, so that it packs (and quantises) the rows of a block once.
+//   in a task: for each panel of b, for each pass over some blocks of k, for each tile of rows: kMr x kNr sums in
+//   registers. With a single tile, or where b is packed on the way, blocks of k are outermost.
 //
-// b comes packed; or is packed first, by all threads; or, where there is one row block, block by block by the thread
-// that is about to use it, so that b is read from memory once. A panel that many tiles read is widened to 16 bits once,
-// into L1; a few tiles widen it as they load it. Everything is integer up to the epilogue: the order of summing, and so
-// the number of threads, does not change a bit of the result.
-#include "cpu/int8_matmul/epilogue.h"
-#include "cpu/int8_matmul/microkernel.h"
+// b comes packed; or is packed first, by all threads; or block by block by the thread that is about to use it, so that
+// b is read from memory once; or, for a few rows, is read as it lies (gemv.h). A panel that many tiles read is widened
+// to 16 bits once, into L1; a few tiles widen it as they load it. Everything is integer up to the epilogue: the order
+// of summing, and so the number of threads, does not change a bit of the result.
+#include "cpu/int8_matmul/choose.h"
+#include "cpu/int8_matmul/gemv.h"
 #include "cpu/int8_matmul/pack_a.h"
 #include "cpu/int8_matmul/pack_b.h"
+#include "cpu/int8_matmul/tile.h"
 
 namespace pk {
 namespace PK_ISA {
 namespace {
 
-// From this many tiles a block on, widening a panel beforehand wins over widening at each load.
-constexpr int64_t kTilesToWiden = 4;
-
 struct Slot {
   AValue* a;
   int32_t* sums;
-  int8_t* panels;  // a block of k of the chunk, where b is packed on the way
+  int8_t* panels;  // a block of k of the chunk, where b is packed on the way; rows of a, where it is read as it lies
   int16_t* wide;
   float* scales;
   int32_t* columns;
@@ -40,65 +39,128 @@ inline Slot slot_at(const Int8Blocking& cut, char* memory) {
   return s;
 }
 
-// First of part i when n things are dealt to `parts`.
-inline int64_t share(int64_t n, int64_t i, int64_t parts) { return n / parts * i + smaller(i, n % parts); }
-
 // Rows before tile t of all tiles, of even height.
 inline int64_t tile_row(const Int8MatmulArgs& p, const Int8Blocking& cut, int64_t t) {
   return share(p.m, t, cut.tiles);
 }
 
-// All tiles of a block against one panel and one block of k.
-template <class BValue>
-inline void tiles_of_panel(const Int8MatmulArgs& p, const Int8Blocking& cut, int64_t block, const AValue* a,
-                           const BValue* panel, int64_t depth, int32_t* sums, bool first, bool last,
-                           const Epilogue& epilogue, int64_t index, const int32_t* column_sums) {
-  const int64_t begin = share(cut.tiles, block, cut.blocks), end = share(cut.tiles, block + 1, cut.blocks);
-  const int64_t first_row = tile_row(p, cut, begin);
-  for (int64_t t = begin; t < end; ++t) {
-    const int64_t row = tile_row(p, cut, t), rows = tile_row(p, cut, t + 1) - row, local = row - first_row;
-    // A single block of k needs no sums kept: each tile is finished while it is in L1.
-    int32_t* c = sums + (first && last ? 0 : local * kNr);
-    run_tile(rows, a + local * kARow, panel, depth / kGroup, c, kNr, first);
-    if (last) finish_tile(epilogue, c, kNr, row, rows, index, column_sums);
+// A task's share of the operands.
+struct Task {
+  const Int8MatmulArgs& p;
+  const Int8Blocking& cut;
+  const Slot& s;
+  const char* body;                                        // of the packed b, or null: then the task packs
+  int64_t first_tile, tiles, first_row, rows, begin, end;  // of the block of a; panels [begin, end) of the chunk
+  PackedB b;
+  Epilogue epilogue;
+
+  Task(const Int8MatmulArgs& args, const Int8Blocking& blocking, const Slot& slot, const char* packed, int64_t block,
+       int64_t chunk)
+      : p(args),
+        cut(blocking),
+        s(slot),
+        body(packed),
+        first_tile(share(cut.tiles, block, cut.blocks)),
+        tiles(share(cut.tiles, block + 1, cut.blocks) - first_tile),
+        first_row(tile_row(p, cut, first_tile)),
+        rows(tile_row(p, cut, first_tile + tiles) - first_row),
+        b{p.k, p.n},
+        epilogue{&p, p.a_dtype == DType::i8 ? nullptr : s.scales, first_row} {
+    begin = share(b.panels(), chunk, cut.chunks), end = share(b.panels(), chunk + 1, cut.chunks);
   }
-}
 
-inline void run_task(const Int8MatmulArgs& p, const Int8Blocking& cut, const Slot& s, const char* body, int64_t block,
-                     int64_t chunk) {
-  const PackedB b{p.k, p.n};
-  const SourceB source{p.b, p.b_stride_k, p.b_stride_n, p.k, p.n};
-  const int64_t first_tile = share(cut.tiles, block, cut.blocks);
-  const int64_t first_row = tile_row(p, cut, first_tile);
-  const int64_t tiles = share(cut.tiles, block + 1, cut.blocks) - first_tile;
-  const int64_t rows = tile_row(p, cut, first_tile + tiles) - first_row;
-  const int64_t begin = share(b.panels(), chunk, cut.chunks), end = share(b.panels(), chunk + 1, cut.chunks);
-  const Epilogue epilogue{&p, p.a_dtype == DType::i8 ? nullptr : s.scales, first_row};
+  int64_t blocks() const { return larger(1, b.blocks()); }
 
-  if (body == nullptr || b.blocks() == 0) std::memset(s.columns, 0, static_cast<size_t>(4 * (end - begin) * kNr));
-  const int64_t blocks = larger(1, b.blocks());
-  for (int64_t kb = 0; kb < blocks; ++kb) {
-    const int64_t depth = b.depth(kb);
-    const AValue* a = s.a + kb * rows * kARow;
-    if (body == nullptr && depth > 0)
-      pack_panels(source, kb, begin, end - begin, depth, s.panels, panel_stride(depth, kNr), s.columns);
-    for (int64_t j = begin; j < end; ++j) {
-      const int8_t* panel = s.panels + (j - begin) * panel_stride(depth, kNr);
-      const int32_t* columns = s.columns + (j - begin) * kNr;
-      if (body != nullptr) {
-        panel = reinterpret_cast<const int8_t*>(body + 4 * b.columns() + b.offset(kb, j));
-        if (b.blocks() > 0) columns = reinterpret_cast<const int32_t*>(body) + j * kNr;
-      }
-      int32_t* sums = s.sums + (b.blocks() > 1 ? (j - begin) * rows * kNr : 0);
-      const bool first = kb == 0, last = kb + 1 == blocks;
-      if (!kDot4 && tiles >= kTilesToWiden) {
-        widen_panel(panel, depth, s.wide);
-        tiles_of_panel(p, cut, block, a, s.wide, depth, sums, first, last, epilogue, j, columns);
+  const int8_t* panel(int64_t kb, int64_t j) const {
+    return body != nullptr ? reinterpret_cast<const int8_t*>(body + 4 * b.columns() + b.offset(kb, j))
+                           : s.panels + (j - begin) * panel_stride(b.depth(kb), kNr);
+  }
+  const int32_t* column_sums(int64_t j) const {
+    return body != nullptr && b.blocks() > 0 ? reinterpret_cast<const int32_t*>(body) + j * kNr
+                                             : s.columns + (j - begin) * kNr;
+  }
+
+  // Pass [kb, kb + count) of panel j, for all tiles; block `after_kb` of panel `after_j` is the next that is read.
+  template <class BValue>
+  void run_pass(int64_t kb, int64_t count, int64_t j, const BValue* widened, int64_t after_kb, int64_t after_j) const {
+    Pass<BValue> pass;
+    pass.blocks = static_cast<int>(count);
+    for (int64_t i = 0; i < count; ++i) {
+      pass.groups[i] = b.depth(kb + i) / kGroup;
+      if constexpr (sizeof(BValue) == 1) {
+        pass.b[i] = panel(kb + i, j);
+        pass.next[i] = after_kb + i < blocks() ? panel(after_kb + i, after_j) : pass.b[i];
       } else {
-        tiles_of_panel(p, cut, block, a, panel, depth, sums, first, last, epilogue, j, columns);
+        pass.b[i] = widened;
+      }
+    }
+    pass.a = s.a + kb * rows * kARow;
+    pass.a_step = rows * kARow;
+    pass.is_first = kb == 0;
+    if (kb + count < blocks()) {
+      run_tiles(pass, j, nullptr);
+    } else {
+      const Columns columns(epilogue, j, column_sums(j));
+      run_tiles(pass, j, &columns);
+    }
+  }
+
+  template <class BValue>
+  void run_tiles(const Pass<BValue>& pass, int64_t j, const Columns* columns) const {
+    int32_t* const sums = s.sums + (cut.by_depth && blocks() > 1 ? (j - begin) * rows * kNr : 0);
+    for (int64_t t = first_tile; t < first_tile + tiles; ++t) {
+      const int64_t row = tile_row(p, cut, t), local = row - first_row;
+      // A single pass needs no sums kept: each tile is finished while it is in L1.
+      int32_t* const c = sums + (pass.is_first && columns != nullptr ? 0 : local * kNr);
+      run_tile(tile_row(p, cut, t + 1) - row, pass, local, t == first_tile, c, columns, row);
+    }
+  }
+
+  void run_pass(int64_t kb, int64_t count, int64_t j, int64_t after_kb, int64_t after_j) const {
+    if (!kDot4 && tiles >= kTilesToWiden) {
+      widen_panel(panel(kb, j), b.depth(kb), s.wide);
+      run_pass<int16_t>(kb, count, j, s.wide, after_kb, after_j);
+    } else {
+      run_pass<int8_t>(kb, count, j, nullptr, after_kb, after_j);
+    }
+  }
+
+  void run() const {
+    if (body == nullptr || b.blocks() == 0) std::memset(s.columns, 0, static_cast<size_t>(4 * (end - begin) * kNr));
+    if (!cut.by_depth) {
+      for (int64_t j = begin; j < end; ++j) {
+        for (int64_t kb = 0; kb < blocks(); kb += cut.pass) {
+          const int64_t count = smaller(cut.pass, blocks() - kb);
+          const bool turns = kb + count == blocks();
+          run_pass(kb, count, j, turns ? 0 : kb + count, turns && j + 1 < end ? j + 1 : j);
+        }
+      }
+      return;
+    }
+    const SourceB source{p.b, p.b_stride_k, p.b_stride_n, p.k, p.n};
+    for (int64_t kb = 0; kb < blocks(); ++kb) {
+      const int64_t depth = b.depth(kb);
+      if (body == nullptr && depth > 0) {
+        pack_panels(source, kb, begin, end - begin, depth, s.panels, panel_stride(depth, kNr), s.columns);
+      }
+      for (int64_t j = begin; j < end; ++j) {
+        const bool turns = j + 1 == end;
+        run_pass(kb, 1, j, turns && body != nullptr && kb + 1 < blocks() ? kb + 1 : kb, turns ? begin : j + 1);
       }
     }
   }
+};
+
+// A thread's columns of a product with few rows and a b that is not packed.
+void stream(const Int8MatmulArgs& p, const Int8Blocking& cut, const Slot& s, int64_t slot) {
+  const int64_t panels = ceil_div(p.n, kNr), pairs = ceil_div(panels, 2), stride = round_up(p.k, 64);
+  const int64_t begin = 2 * share(pairs, slot, cut.slots), end = smaller(panels, 2 * share(pairs, slot + 1, cut.slots));
+  pack_rows(p, 0, p.m, s.a, s.scales);
+  auto* const a = reinterpret_cast<Signed*>(s.panels);
+  uint32_t lower[kMostStreamed];
+  flatten(s.a, p.m, p.k, stride, a, lower);
+  const Epilogue epilogue{&p, p.a_dtype == DType::i8 ? nullptr : s.scales, 0};
+  run_gemv(p.m, {p.b, p.b_stride_k, p.b_stride_n, p.k, p.n}, epilogue, begin, end, a, stride, lower, s.sums);
 }
 
 void matmul(const Int8MatmulPlan& plan, char* workspace, const Executor& executor) {
@@ -114,6 +176,10 @@ void matmul(const Int8MatmulPlan& plan, char* workspace, const Executor& executo
   parallel_for(executor, 0, cut.slots, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Slot slot = slot_at(cut, workspace + i * cut.slot_bytes);
+      if (cut.streams) {
+        stream(args, cut, slot, i);
+        continue;
+      }
       const int64_t tasks = cut.blocks * cut.chunks;
       int64_t packed_block = -1;
       for (int64_t t = share(tasks, i, cut.slots); t < share(tasks, i + 1, cut.slots); ++t) {
@@ -124,7 +190,7 @@ void matmul(const Int8MatmulPlan& plan, char* workspace, const Executor& executo
           pack_rows(args, row, next - row, slot.a, slot.scales);
           packed_block = block;
         }
-        run_task(args, cut, slot, body, block, t % cut.chunks);
+        Task(args, cut, slot, body, block, t % cut.chunks).run();
       }
     }
   });

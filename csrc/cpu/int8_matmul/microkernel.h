@@ -1,4 +1,4 @@
-// c[r][0..kNr) (+)= sum over groups of a[r] . b: rows x kNr accumulators in registers over one block of k.
+// sum[r][0..kNr) += sum over groups of a[r] . b: rows x kNr accumulators in registers over one block of k.
 #pragma once
 
 #include "cpu/int8_matmul/tiling.h"
@@ -23,44 +23,31 @@ inline auto load_b(const BValue* b, int64_t g, int v) {
 inline I32 dot(I32 sum, I32 a, I8 b) { return dot4_u8i8(sum, bit_cast<I8>(a), b); }
 inline I32 dot(I32 sum, I32 a, I16 b) { return dot2(sum, bit_cast<I16>(a), b); }
 
-template <int kRows, class BValue>
-inline void tile(const AValue* a, const BValue* b, int64_t groups, int32_t* c, int64_t c_stride, bool first) {
-  I32 sum[kRows][kNrVectors];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kNrVectors; ++v) sum[r][v] = first ? I32{} : load<I32>(c + r * c_stride + v * kLanes);
-  }
+// sum[r] += the products of `groups` groups of row(r) and b; ahead(g) fetches what is read later.
+template <int kRows, class BValue, class RowOf, class Ahead>
+[[gnu::always_inline]] inline void add_products(I32 (&sum)[kRows][kNrVectors], const RowOf& row, const BValue* b,
+                                                int64_t groups, const Ahead& ahead) {
   for (int64_t g = 0; g < groups; ++g) {
+    ahead(g);
     const auto b0 = load_b(b, g, 0), b1 = load_b(b, g, 1);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       int32_t group;
-      std::memcpy(&group, a + r * kARow + g * kGroup, sizeof group);
+      std::memcpy(&group, row(r) + g * kGroup, sizeof group);
       const I32 ar = broadcast(group);
       sum[r][0] = dot(sum[r][0], ar, b0);
       sum[r][1] = dot(sum[r][1], ar, b1);
     }
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kNrVectors; ++v) store(c + r * c_stride + v * kLanes, sum[r][v]);
-  }
 }
+template <int kRows, class BValue, class RowOf>
+[[gnu::always_inline]] inline void add_products(I32 (&sum)[kRows][kNrVectors], const RowOf& row, const BValue* b,
+                                                int64_t groups) {
+  add_products<kRows>(sum, row, b, groups, [](int64_t) {});
+}
+
 static_assert(kNrVectors == 2);
 static_assert(kGroup * sizeof(AValue) == 4);
-
-// rows in [1, kMr].
-template <class BValue, int kRows = kMr>
-inline void run_tile(int64_t rows, const AValue* a, const BValue* b, int64_t groups, int32_t* c, int64_t c_stride,
-                     bool first) {
-  if (rows == kRows) {
-    tile<kRows>(a, b, groups, c, c_stride, first);
-  } else if constexpr (kRows > 1) {
-    run_tile<BValue, kRows - 1>(rows, a, b, groups, c, c_stride, first);
-  }
-}
 
 // A packed panel to 16 bits, for tiles that read it many times.
 inline void widen_panel(const int8_t* b, int64_t depth, int16_t* to) {

@@ -24,27 +24,28 @@ inline void pack_row(const int8_t* a, int64_t n, AValue* to) {
 // n contiguous floats, quantised.
 template <class T>
 inline void pack_row(const T* a, int64_t n, float scale, AValue* to) {
-  const F32 divisor = broadcast(scale);
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const I32 q = quantized(load_as_f32(a + i), divisor);
+  const int64_t whole = n / kLanes * kLanes;
+  quantize_vectors(a, whole, scale, [&](int64_t i, I32 q) {
     if constexpr (kDot4) {
       store(to + i, to_i8(q) ^ static_cast<int8_t>(-128));
     } else {
       store(to + i, to_i16(q));
     }
-  }
-  if (i < n) {
-    const I32 q = quantized(load_some_as_f32(a + i, n - i), divisor);
-    for (int j = 0; i + j < n; ++j) to[i + j] = packed_value(q[j]);
+  });
+  if (whole < n) {
+    const I32 q = quantized(load_some_as_f32(a + whole, n - whole), broadcast(scale));
+    for (int j = 0; whole + j < n; ++j) to[whole + j] = packed_value(q[j]);
   }
 }
 
+// Row by row: the second reading of a row finds it in a cache.
 template <class T>
 inline void quantize_rows(const T* a, int64_t stride_m, int64_t rows, int64_t k, AValue* to, float* scales) {
-  for (int64_t r = 0; r < rows; ++r) scales[r] = symmetric_scale(largest_magnitude(a + r * stride_m, k));
-  for (int64_t i = 0; i < k; i += kKc, to += rows * kARow) {
-    for (int64_t r = 0; r < rows; ++r) pack_row(a + r * stride_m + i, smaller(kKc, k - i), scales[r], to + r * kARow);
+  for (int64_t r = 0; r < rows; ++r, a += stride_m) {
+    scales[r] = symmetric_scale(largest_magnitude(a, k));
+    for (int64_t i = 0; i < k; i += kKc) {
+      pack_row(a + i, smaller(kKc, k - i), scales[r], to + (i / kKc * rows + r) * kARow);
+    }
   }
 }
 

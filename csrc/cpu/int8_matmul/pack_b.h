@@ -19,6 +19,20 @@ struct SourceB {
   int64_t k, n;
 };
 
+// Four rows of 16 bytes to 16 groups of four.
+inline void interleave_quads(Bytes16 r0, Bytes16 r1, Bytes16 r2, Bytes16 r3, int8_t* to) {
+  const auto low = (Words8)__builtin_shufflevector(r0, r1, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const auto high =
+      (Words8)__builtin_shufflevector(r0, r1, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  const auto low2 = (Words8)__builtin_shufflevector(r2, r3, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const auto high2 =
+      (Words8)__builtin_shufflevector(r2, r3, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  store(to, __builtin_shufflevector(low, low2, 0, 8, 1, 9, 2, 10, 3, 11));
+  store(to + 16, __builtin_shufflevector(low, low2, 4, 12, 5, 13, 6, 14, 7, 15));
+  store(to + 32, __builtin_shufflevector(high, high2, 0, 8, 1, 9, 2, 10, 3, 11));
+  store(to + 48, __builtin_shufflevector(high, high2, 4, 12, 5, 13, 6, 14, 7, 15));
+}
+
 // Rows of b that are contiguous along n: bytes of kGroup rows interleave, 16 columns at a time.
 inline void interleave(const int8_t* source, int64_t stride_k, int8_t* to) {
   if constexpr (kGroup == 2) {
@@ -26,18 +40,8 @@ inline void interleave(const int8_t* source, int64_t stride_k, int8_t* to) {
     store(to, __builtin_shufflevector(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
     store(to + 16, __builtin_shufflevector(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
   } else {
-    const auto r0 = load<Bytes16>(source), r1 = load<Bytes16>(source + stride_k);
-    const auto r2 = load<Bytes16>(source + 2 * stride_k), r3 = load<Bytes16>(source + 3 * stride_k);
-    const auto low = (Words8)__builtin_shufflevector(r0, r1, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    const auto high =
-        (Words8)__builtin_shufflevector(r0, r1, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    const auto low2 = (Words8)__builtin_shufflevector(r2, r3, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    const auto high2 =
-        (Words8)__builtin_shufflevector(r2, r3, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    store(to, __builtin_shufflevector(low, low2, 0, 8, 1, 9, 2, 10, 3, 11));
-    store(to + 16, __builtin_shufflevector(low, low2, 4, 12, 5, 13, 6, 14, 7, 15));
-    store(to + 32, __builtin_shufflevector(high, high2, 0, 8, 1, 9, 2, 10, 3, 11));
-    store(to + 48, __builtin_shufflevector(high, high2, 4, 12, 5, 13, 6, 14, 7, 15));
+    interleave_quads(load<Bytes16>(source), load<Bytes16>(source + stride_k), load<Bytes16>(source + 2 * stride_k),
+                     load<Bytes16>(source + 3 * stride_k), to);
   }
 }
 

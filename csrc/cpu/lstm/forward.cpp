@@ -63,25 +63,6 @@ inline int64_t time_of(const Layer<W>& l, const Direction<W>& d, int64_t s) {
   return d.reversed ? l.shape.steps - 1 - s : s;
 }
 
-inline void write_units(void* data, DType dtype, int64_t offset, F32 v, int64_t valid) {
-  if (dtype == DType::f32) {
-    float* const p = static_cast<float*>(data) + offset;
-    if (valid == kLanes)
-      store(p, v);
-    else
-      store_partial(p, v, valid);
-  } else {
-    bf16_t* const p = static_cast<bf16_t*>(data) + offset;
-    if (valid == kLanes) {
-      store_bf16(p, v);
-    } else {
-      bf16_t tail[kLanes];
-      store_bf16(tail, v);
-      std::memcpy(p, tail, static_cast<size_t>(valid) * sizeof(bf16_t));
-    }
-  }
-}
-
 // The cell of unit block u, sequence b at time t; gates: (4, kLanes).
 template <class W>
 inline void cell(const Layer<W>& l, const Direction<W>& d, int index, int64_t u, int64_t t, int64_t b, float* h_next,

@@ -39,6 +39,26 @@ inline void write_row(void* data, DType dtype, int64_t offset, int64_t n, const 
   }
 }
 
+// The first `valid` lanes of v.
+inline void write_units(void* data, DType dtype, int64_t offset, F32 v, int64_t valid) {
+  if (dtype == DType::f32) {
+    float* const p = static_cast<float*>(data) + offset;
+    if (valid == kLanes)
+      store(p, v);
+    else
+      store_partial(p, v, valid);
+  } else {
+    bf16_t* const p = static_cast<bf16_t*>(data) + offset;
+    if (valid == kLanes) {
+      store_bf16(p, v);
+    } else {
+      bf16_t tail[kLanes];
+      store_bf16(tail, v);
+      std::memcpy(p, tail, static_cast<size_t>(valid) * sizeof(bf16_t));
+    }
+  }
+}
+
 // Is it anything but dense float32 rows?
 inline bool needs_copy(const LstmSequence& q, const LstmShape& s, int64_t features) {
   return s.dtype != DType::f32 || !is_dense(q, s, features);

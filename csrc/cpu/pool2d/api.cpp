@@ -21,7 +21,13 @@ int64_t outputs(int64_t size, int64_t taps, int64_t stride, int64_t pad, int64_t
 Status make_plan(const Pool2dArgs& args, Pool2dPlan* plan) {
   const auto kind = static_cast<int32_t>(args.kind);
   if (kind < 0 || kind >= kPoolKinds) return {"kind: expected a PoolKind"};
-  if (args.dtype != DType::f32 && args.dtype != DType::bf16) return {"x: expected float32 or bfloat16"};
+  if (args.dtype != DType::f32 && args.dtype != DType::bf16 && args.dtype != DType::i8) {
+    return {"x: expected float32, bfloat16 or int8"};
+  }
+  if (args.zero_point < -128 || args.zero_point > 127) return {"zero_point: expected a number in [-128, 127]"};
+  const bool int8 = args.dtype == DType::i8, average = args.kind == PoolKind::average;
+  if (!(int8 && average) && args.zero_point != 0) return {"zero_point: expected 0, but for averages of int8"};
+  if (args.scale != 0.0f && !(int8 && average)) return {"scale: expected none, but for averages of int8"};
   for (const int64_t size : {args.n, args.c}) {
     if (size < 0 || size > kLargest) return {"x: expected n and c of 0 to 2^31"};
   }
@@ -45,6 +51,9 @@ Status make_plan(const Pool2dArgs& args, Pool2dPlan* plan) {
       !product_fits({args.s, args.dilation_w})) {
     return {"the sizes are too large"};
   }
+  if (int8 && average && (!product_fits({args.r, args.s}) || args.r * args.s > kInt8PoolWindow)) {
+    return {"kernel_size: expected at most 2^23 elements of int8, beyond which int32 sums may wrap"};
+  }
   const int64_t high = (args.r - 1) * args.dilation_h + 1, wide = (args.s - 1) * args.dilation_w + 1;
   if (args.pad_h < 0 || args.pad_w < 0 || args.pad_h > high / 2 || args.pad_w > wide / 2) {
     return {"padding: expected at least 0 and at most half the window"};
@@ -66,6 +75,7 @@ Status make_plan(const Pool2dArgs& args, Pool2dPlan* plan) {
 void run(const Pool2dPlan& plan, const Executor& executor) {
   const Pool2dArgs& a = plan.args;
   if (a.n == 0 || a.c == 0) return;
+  if (a.dtype == DType::i8) return plan.kernels->int8(plan, executor);
   const bool channels = a.c == 1 || a.x_stride[1] == 1;
   const bool columns = (a.w == 1 || a.x_stride[3] == 1) && (plan.q == 1 || a.y_stride[3] == 1);
   // `planes` merges the rows of a window into one buffer of kPoolSpan columns.

@@ -10,6 +10,7 @@ void pool2d_channels(const Pool2dPlan& plan, const Executor& executor);
 void pool2d_planes(const Pool2dPlan& plan, const Executor& executor);
 void pool2d_mean_channels(const Pool2dPlan& plan, const Executor& executor);
 void pool2d_mean_planes(const Pool2dPlan& plan, const Executor& executor);
+void pool2d_int8(const Pool2dPlan& plan, const Executor& executor);
 
 }  // namespace PK_ISA
 }  // namespace pk

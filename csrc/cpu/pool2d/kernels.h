@@ -12,6 +12,7 @@ struct Pool2dKernels {
   void (*planes)(const Pool2dPlan& plan, const Executor& executor);    // vectors of adjacent columns
   void (*mean_channels)(const Pool2dPlan& plan, const Executor& executor);
   void (*mean_planes)(const Pool2dPlan& plan, const Executor& executor);
+  void (*int8)(const Pool2dPlan& plan, const Executor& executor);  // of any layout
 };
 
 // `planes` holds this many columns at a time; its window and its stride are less than half of it.

@@ -105,7 +105,9 @@ void plane(const ShufflePlan& plan, int64_t n, int64_t c) {
 Status make_plan(const ShuffleArgs& a, ShufflePlan* plan) {
   const auto kind = static_cast<int32_t>(a.kind);
   if (kind < 0 || kind >= kShuffleKinds) return {"kind: expected a ShuffleKind"};
-  if (a.element_bytes != 2 && a.element_bytes != 4) return {"x: expected elements of 2 or 4 bytes"};
+  if (a.element_bytes != 1 && a.element_bytes != 2 && a.element_bytes != 4) {
+    return {"x: expected elements of 1, 2 or 4 bytes"};
+  }
   if (a.n < 0 || a.c < 0 || a.h < 0 || a.w < 0) return {"x: expected sizes that are not negative"};
   if (!product_fits({a.n + 1, a.c + 1, a.h + 1, a.w + 1, 4})) return {"x: the sizes are too large"};
   const bool channels = a.kind == ShuffleKind::channels;

@@ -11,9 +11,6 @@ namespace PK_ISA {
 namespace {
 
 template <class T>
-inline constexpr int kPer = kVecBytes / static_cast<int>(sizeof(T));  // elements of a vector
-
-template <class T>
 struct VectorOf;
 template <>
 struct VectorOf<uint32_t> {
@@ -23,8 +20,15 @@ template <>
 struct VectorOf<uint16_t> {
   using Type = uint16_t __attribute__((vector_size(kVecBytes)));
 };
+// Bytes: of a size that two instructions shuffle on any ISA.
+template <>
+struct VectorOf<uint8_t> {
+  using Type = uint8_t __attribute__((vector_size(16)));
+};
 template <class T>
 using Vector = typename VectorOf<T>::Type;
+template <class T>
+inline constexpr int kPer = static_cast<int>(sizeof(Vector<T>) / sizeof(T));  // elements of a vector
 
 // The elements of a and b in turn: those of their first halves, and of their second.
 template <class V, int... lane>
@@ -117,11 +121,13 @@ void run_elements(const Weave& call) {
 
 void weave(const Weave& call) {
   if (call.bytes == 4) return run_elements<uint32_t, true>(call);
+  if (call.bytes == 1) return run_elements<uint8_t, true>(call);
   run_elements<uint16_t, true>(call);
 }
 
 void unravel(const Weave& call) {
   if (call.bytes == 4) return run_elements<uint32_t, false>(call);
+  if (call.bytes == 1) return run_elements<uint8_t, false>(call);
   run_elements<uint16_t, false>(call);
 }
 

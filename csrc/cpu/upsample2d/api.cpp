@@ -9,7 +9,9 @@ namespace pk {
 Status make_plan(const Upsample2dArgs& args, Upsample2dPlan* plan) {
   const auto mode = static_cast<int32_t>(args.mode);
   if (mode < 0 || mode >= kUpsampleModes) return {"mode: expected an UpsampleMode"};
-  if (args.dtype != DType::f32 && args.dtype != DType::bf16) return {"x: expected float32 or bfloat16"};
+  if (args.dtype != DType::f32 && args.dtype != DType::bf16 && args.dtype != DType::i8) {
+    return {"x: expected float32, bfloat16 or int8"};
+  }
   if (args.n < 0 || args.c < 0) return {"x: expected sizes that are not negative"};
   constexpr int64_t kLargest = int64_t{1} << 31;
   for (const int64_t size : {args.h, args.w}) {

@@ -57,10 +57,14 @@ struct Int8ConvArgs {
 
 // How it is cut, by csrc/cpu/int8_conv2d/choose.h: the business of the kernels alone.
 struct Int8ConvBlocking {
-  bool depthwise, turn;                  // a channel a group; x is copied to adjacent channels first
-  int64_t depth, depth_blocks, panels;   // of a group: terms of a sum, blocks of them, panels of columns
-  int64_t tiles, blocks, chunks, slots;  // of pixels, of tiles, of a group's panels; threads that have workspace
-  int64_t turned_bytes, slot_bytes, a_bytes, sums_bytes, wide_bytes;  // of workspace
+  bool depthwise, turn;               // a channel a group; x is copied to adjacent channels first
+  bool in_rows, by_taps;              // a tile has pixels of one row; a filter is done tap by tap
+  int64_t rows, columns;              // of a block of pixels, at the most
+  int64_t row_blocks, column_blocks;  // of all images together
+  int64_t panels, together;           // of a group's columns; panels that a tile goes through at once
+  int64_t chunks, slots;              // of panels; threads that have workspace
+  int64_t pixel, line;                // values of a block's x from one to the next
+  int64_t turned_bytes, slot_bytes, x_bytes, sums_bytes, wide_bytes, spots_bytes;  // of workspace
 };
 
 struct Int8ConvPlan {

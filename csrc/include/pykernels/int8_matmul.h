@@ -54,6 +54,9 @@ struct Int8MatmulArgs {
 struct Int8Blocking {
   int64_t tiles, blocks, chunks, slots;  // of a's rows, of tiles, of b's columns; threads that have a part of workspace
   bool pack_first;                       // b is not packed yet, and worth packing as a whole
+  bool streams;                          // b is read as it lies; the sums of all columns are kept
+  bool by_depth;                         // panels inside blocks of k, not blocks of k inside panels
+  int64_t pass;                          // blocks of k whose sums stay in registers
   int64_t packed_bytes;                  // of workspace: that packed b, then for each slot slot_bytes, which are
   int64_t slot_bytes, a_bytes, sums_bytes, panels_bytes, wide_bytes, scale_bytes;
 };

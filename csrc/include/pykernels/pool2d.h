@@ -7,6 +7,12 @@
 // x: (n, c, h, w), y: (n, c, p, q), any strides; float32, or bfloat16 with float32 arithmetic. Fast where the channels
 // of both are adjacent (channels_last) or the columns of both are (contiguous).
 //
+// Or int8, where the average's sum of x - zero_point is exact, the division is float32's, and
+//
+//   y = saturate(nearest_even(sum / divisor) + zero_point), or, in float32, (sum / divisor) * scale
+//
+// the same to the bit on every ISA and in every memory format.
+//
 //   Pool2dArgs args;                          // everything but y
 //   Pool2dPlan plan;
 //   Status status = make_plan(args, &plan);   // checks, sizes, layout
@@ -26,9 +32,12 @@ namespace pk {
 enum class PoolKind : int32_t { max, average };
 inline constexpr int32_t kPoolKinds = 2;
 
+// The most elements of int8 that are averaged: their sum fits in an int32.
+inline constexpr int64_t kInt8PoolWindow = int64_t{1} << 23;
+
 struct Pool2dArgs {
   PoolKind kind = PoolKind::max;
-  DType dtype = DType::f32;                // f32 or bf16
+  DType dtype = DType::f32;                // f32, bf16 or i8
   int64_t n = 0, c = 0, h = 0, w = 0;      // x
   int64_t r = 1, s = 1;                    // the window
   int64_t stride_h = 1, stride_w = 1;      // >= 1
@@ -37,6 +46,8 @@ struct Pool2dArgs {
   bool ceil_mode = false;                  // windows that leave the image at its end count, if they begin in it
   bool count_include_pad = true;           // an average divides by what lies in the padding too
   int64_t divisor = 0;                     // instead of the number of elements, where it is not 0
+  int32_t zero_point = 0;                  // of int8, in [-128, 127]
+  float scale = 0.0f;                      // of an average of int8: where it is not 0, y is float32
   const void* x = nullptr;
   int64_t x_stride[4] = {};  // in elements: n, c, h, w
   void* y = nullptr;

@@ -26,7 +26,7 @@ struct ShuffleArgs {
   ShuffleKind kind = ShuffleKind::channels;
   int64_t n = 0, c = 0, h = 0, w = 0;  // of x, all together
   int64_t k = 1;
-  int64_t element_bytes = 4;  // 2 or 4
+  int64_t element_bytes = 4;  // 1, 2 or 4
   int64_t pieces = 1;         // of x: 1, or k for channels
   const void* x[kMostStreams] = {};
   int64_t x_stride[kMostStreams][4] = {};  // (n, c, h, w) of each; channels of all adjacent, and of y, or columns

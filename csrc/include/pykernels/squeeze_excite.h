@@ -7,6 +7,10 @@
 // where the channels of both are adjacent (channels_last) or the columns of both are (contiguous). The weights are read
 // as they lie.
 //
+// Or x and y are int8, the rest float32; their real values are x_scale * (x - x_zero):
+//
+//   y = saturate(nearest_even((x - x_zero) * (gate * x_scale * y_inverse)) + y_zero), NaN as 0; y_inverse is 1 / scale
+//
 //   SqueezeExciteArgs args;                       // everything
 //   SqueezeExcitePlan plan;
 //   Status status = make_plan(args, &plan);       // checks, sizes, layout
@@ -24,10 +28,12 @@
 namespace pk {
 
 struct SqueezeExciteArgs {
-  DType dtype = DType::f32;            // of all tensors: f32 or bf16
+  DType dtype = DType::f32;            // of all tensors: f32 or bf16; i8: x and y
   int64_t n = 0, c = 0, h = 0, w = 0;  // x and y
   int64_t m = 0;                       // the channels between the two products
   Activation activation = Activation::relu, gate = Activation::sigmoid;
+  float x_scale = 1.0f, y_inverse = 1.0f;  // of int8
+  int32_t x_zero = 0, y_zero = 0;          // of int8, in [-128, 127]
   const void* x = nullptr;
   int64_t x_stride[4] = {};           // in elements: n, c, h, w
   const void* reduce = nullptr;       // (m, c), contiguous

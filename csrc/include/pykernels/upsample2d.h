@@ -7,6 +7,9 @@
 // rounded once. x: (n, c, h, w), y: (n, c, p, q), any strides; float32, or bfloat16 with float32 arithmetic. Fast where
 // the channels of both are adjacent (channels_last) or the columns of both are (contiguous).
 //
+// Or int8, on any grid: what is bilinear is computed in float32, along the columns first, then rounded to nearest even;
+// to the bit the same on every ISA and in every memory format.
+//
 //   Upsample2dArgs args;
 //   Upsample2dPlan plan;
 //   Status status = make_plan(args, &plan);
@@ -28,7 +31,7 @@ inline constexpr int32_t kUpsampleModes = 4;
 
 struct Upsample2dArgs {
   UpsampleMode mode = UpsampleMode::nearest;
-  DType dtype = DType::f32;            // f32 or bf16
+  DType dtype = DType::f32;            // f32, bf16 or i8
   int64_t n = 0, c = 0, h = 0, w = 0;  // x
   int64_t p = 0, q = 0;                // y
   double scale_h = 0, scale_w = 0;     // p / h and q / w where they are 0; bilinear_corners needs none

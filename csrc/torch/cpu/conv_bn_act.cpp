@@ -1,7 +1,7 @@
 // conv_bn_act, conv_pack, conv_bn_act_packed: see pykernels/ops/conv_bn_act for what they compute. conv_bind and
 // conv_bn_act_bound: the same for callers who know all but x and the residual beforehand; conv_bn_act_bound_out: for
-// those who have the memory too; conv_bn_act_chain_out: several of those in a row. linear_bound and linear_bound_out:
-// the same for the rows of tensors of any rank.
+// those who have the memory too; conv_bn_act_chain_out: several of those in a row, squeezes between. linear_bound and
+// linear_bound_out: the same for the rows of tensors of any rank.
 #include "torch/conv_bn_act.h"
 
 #include <algorithm>
@@ -9,21 +9,14 @@
 #include <memory>
 
 #include "common/rounding.h"
+#include "torch/cpu/bound.h"
 #include "torch/cpu/kept_weights.h"
+#include "torch/cpu/squeeze_call.h"
 #include "torch/huge_pages.h"
 #include "torch/tensors.h"
 
 namespace pk::binding {
 namespace {
-
-const float* per_channel(const MaybeTensor& t, int64_t k, const char* op, const char* argument, MaybeTensor* keep) {
-  if (!t.has_value()) return nullptr;
-  check_cpu(*t, op, argument);
-  check_dtype(*t, ScalarType::Float, op, argument);
-  check_shape(*t, {k}, op, argument);
-  *keep = torch::stable::contiguous(*t);
-  return static_cast<const float*>(data_of(**keep));
-}
 
 Ints sizes_of(const Tensor& t) { return {t.size(0), t.size(1), t.size(2), t.size(3)}; }
 
@@ -43,13 +36,6 @@ void set_x(const char* op, const Tensor& x, ConvArgs* args) {
 void check_x(const char* op, const Tensor& x) {
   check_cpu(x, op, "x");
   check_dim(x, 4, op, "x");
-}
-
-void check_blob(const char* op, const char* argument, const char* of, const Tensor& t) {
-  check_cpu(t, op, argument);
-  check(t.dim() == 1 && t.scalar_type() == ScalarType::Byte && t.is_contiguous(), op, argument,
-        "expected the contiguous 1-D torch.uint8 tensor of ", of, ", got ", dtype_name(t.scalar_type()), " of shape ",
-        shape_of(t));
 }
 
 // What a plan reads of `out`.
@@ -93,12 +79,8 @@ Tensor run(const char* op, ConvPlan* plan, const Tensor& x, const MaybeTensor& r
   set_residual(op, plan, x, residual);
   ConvArgs& args = plan->args;
   const ConvShape& shape = args.shape;
-  const int64_t p = shape.p(), q = shape.q(), sizes[4] = {shape.n, shape.k, p, q};
-  // torch's, of which no size counts as less than 1 either.
-  const auto at_least_1 = [](int64_t size) { return size > 1 ? size : int64_t{1}; };
-  const int64_t image = at_least_1(shape.k) * at_least_1(p) * at_least_1(q);
-  const int64_t strides[2][4] = {{image, p * q, q, 1}, {image, 1, q * shape.k, shape.k}};
-  std::memcpy(args.y_stride, strides[args.y_stride[1] == 1], sizeof args.y_stride);
+  const int64_t sizes[4] = {shape.n, shape.k, shape.p(), shape.q()};
+  image_strides(sizes, args.y_stride[1] == 1, args.y_stride);
   const Tensor y = empty_strided(sizes, args.y_stride, 4, x.scalar_type());
   args.y = y.mutable_data_ptr();
   pk::run(*plan, Scratch(plan->workspace_bytes).data(), executor);
@@ -284,7 +266,6 @@ int64_t conv_bn_act_bound_workspace_op(Tensor x, Tensor bound_conv, Tensor out) 
   return open(op, x, bound_conv, &out, torch_executor().threads).workspace_bytes;
 }
 
-// Where the workspace is too small, because there are more threads than there were, the call takes one of its own.
 void conv_bn_act_bound_out_op(Tensor x, Tensor bound_conv, MaybeTensor residual, Tensor out, Tensor workspace) {
   const char* op = "conv_bn_act_bound_out";
   check_y(op, x, out);
@@ -296,74 +277,68 @@ void conv_bn_act_bound_out_op(Tensor x, Tensor bound_conv, MaybeTensor residual,
   check_out(out, x.scalar_type(), {shape.n, shape.k, shape.p(), shape.q()}, op);
   for (int64_t i = 0; i < 4; ++i) plan.args.y_stride[i] = out.stride(i);
   plan.args.y = out.mutable_data_ptr();
-  if (workspace.numel() >= plan.workspace_bytes) {
-    pk::run(plan, workspace.mutable_data_ptr(), executor);
-  } else {
-    pk::run(plan, Scratch(plan.workspace_bytes).data(), executor);
-  }
+  run_in(plan, workspace, executor);
 }
 
-// Convolutions one after the other, each of what the one before it gave; of `out` those are wanted that are `kept`, and
-// the last.
-void conv_bn_act_chain_out_op(Tensor x, std::vector<Tensor> bound_convs, std::vector<MaybeTensor> residual,
-                              std::vector<Tensor> out, Ints kept, Tensor workspace) {
+// Convolutions and squeeze-and-excitations one after the other. Where there is no bound_conv, the next four of
+// `squeezes` are the weights, and the next two of `activations` their codes; `out` may be x then. Of what convolutions
+// write those are wanted that are `kept`, and what the one before a squeeze or the end writes.
+void conv_bn_act_chain_out_op(std::vector<Tensor> x, std::vector<MaybeTensor> bound_convs,
+                              std::vector<MaybeTensor> residual, std::vector<Tensor> out, Ints kept,
+                              std::vector<MaybeTensor> squeezes, Ints activations, Tensor workspace) {
   const char* op = "conv_bn_act_chain_out";
   const size_t count = bound_convs.size();
   check(count > 0, op, "bound_convs", "expected at least one, got none");
   check(residual.size() == count && kept.size() == count, op, "residual", "expected ", count,
         " of them and of kept, got ", residual.size(), " and ", kept.size());
   check(out.size() == count, op, "out", "expected ", count, " tensors, got ", out.size());
+  check(x.size() == count, op, "x", "expected ", count, " tensors, got ", x.size());
+  const auto gates = static_cast<size_t>(std::count(bound_convs.begin(), bound_convs.end(), std::nullopt));
+  check(squeezes.size() == 4 * gates && activations.size() == 2 * gates, op, "squeezes",
+        "expected 4 and 2 for each of ", gates, " without a bound_conv, got ", squeezes.size(), " and ",
+        activations.size());
   check_blob(op, "workspace", "bytes", workspace);
   const Executor executor = torch_executor();
-  const auto plans = std::make_unique<ConvPlan[]>(count);
+  const auto plans = std::make_unique<ConvPlan[]>(count);  // of the convolutions
+  std::vector<SqueezeCall> calls;
+  calls.reserve(gates);
   int64_t bytes = 0;
   for (size_t i = 0; i < count; ++i) {
-    const Tensor& from = i ? out[i - 1] : x;
+    check_y(op, x[i], out[i]);
+    if (!bound_convs[i].has_value()) {
+      const MaybeTensor* const w = &squeezes[4 * calls.size()];
+      const int64_t* const codes = &activations[2 * calls.size()];
+      check(w[0].has_value() && w[2].has_value(), op, "squeezes", "expected weights, got None");
+      calls.emplace_back(op, false, x[i], *w[0], w[1], *w[2], w[3], codes[0], codes[1]);
+      SqueezeCall& call = calls.back();
+      check_out(out[i], x[i].scalar_type(), {call.args.n, call.args.c, call.args.h, call.args.w}, op);
+      call.set_y(out[i]);
+      bytes = std::max(bytes, call.plan.workspace_bytes);
+      continue;
+    }
     ConvPlan& plan = plans[i];
-    check_y(op, from, out[i]);
-    plan = open(op, from, bound_convs[i], &out[i], executor.threads);
-    set_residual(op, &plan, from, residual[i]);
+    plan = open(op, x[i], *bound_convs[i], &out[i], executor.threads);
+    set_residual(op, &plan, x[i], residual[i]);
     const ConvShape& shape = plan.args.shape;
-    check_out(out[i], from.scalar_type(), {shape.n, shape.k, shape.p(), shape.q()}, op);
+    check_out(out[i], x[i].scalar_type(), {shape.n, shape.k, shape.p(), shape.q()}, op);
     for (int64_t d = 0; d < 4; ++d) plan.args.y_stride[d] = out[i].stride(d);
     plan.args.y = out[i].mutable_data_ptr();
     bytes = std::max(bytes, plan.workspace_bytes);
   }
-  if (workspace.numel() >= bytes) {
-    run_chain(plans.get(), kept.data(), static_cast<int64_t>(count), workspace.mutable_data_ptr(), executor);
-  } else {
-    run_chain(plans.get(), kept.data(), static_cast<int64_t>(count), Scratch(bytes).data(), executor);
+  Scratch scratch(workspace.numel() >= bytes ? 0 : bytes);
+  void* const room = workspace.numel() >= bytes ? workspace.mutable_data_ptr() : scratch.data();
+  size_t gate = 0;
+  for (size_t i = 0; i < count;) {
+    if (!bound_convs[i].has_value()) {
+      calls[gate++].run(room);
+      ++i;
+      continue;
+    }
+    size_t end = i + 1;
+    while (end < count && bound_convs[end].has_value()) ++end;
+    run_chain(plans.get() + i, kept.data() + i, static_cast<int64_t>(end - i), room, executor);
+    i = end;
   }
-}
-
-// A fully connected layer is a 1x1 convolution of an image whose pixels are the rows of x. These rows, of any tensor
-// but a number, as images of one pixel: (rows, features, 1, 1), copied where no stride leads from each to the next.
-Tensor rows_of(const char* op, const char* argument, const Tensor& t) {
-  check(t.dim() >= 1, op, argument, "expected at least 1 dimension, got shape ", shape_of(t));
-  const int64_t last = t.dim() - 1, features = t.size(last);
-  int64_t rows = 1, step = features;
-  for (int64_t d = last; d-- > 0;) {
-    const int64_t size = t.size(d);
-    if (size != 1 && rows == 1) step = t.stride(d);
-    const bool even = size <= 1 || rows <= 1 || t.stride(d) == rows * step;
-    if (!even && t.numel() > 0) return rows_of(op, argument, torch::stable::contiguous(t));
-    rows *= size;
-  }
-  // The strides of the two dimensions of size 1 are those of an image in channels_last.
-  return view_of(t, {rows, features, 1, 1}, {step, t.stride(last), features, features});
-}
-
-void check_rows(const char* op, const char* argument, const Tensor& t, const Tensor& x) {
-  bool good = t.dim() == x.dim();
-  for (int64_t d = 0; good && d < x.dim() - 1; ++d) good = t.size(d) == x.size(d);
-  check(good, op, argument, "expected the shape of x except for the last dimension, got ", shape_of(t), " and ",
-        shape_of(x));
-}
-
-MaybeTensor residual_rows(const char* op, const Tensor& x, const MaybeTensor& residual) {
-  if (!residual.has_value()) return std::nullopt;
-  check_rows(op, "residual", *residual, x);
-  return rows_of(op, "residual", *residual);
 }
 
 Tensor linear_bound_op(Tensor x, Tensor bound_conv, MaybeTensor residual) {
@@ -373,10 +348,7 @@ Tensor linear_bound_op(Tensor x, Tensor bound_conv, MaybeTensor residual) {
   const Tensor rows = rows_of(op, "x", x);
   ConvPlan plan = open(op, rows, bound_conv, nullptr, executor.threads);
   const Tensor y = run(op, &plan, rows, added, executor);
-  Ints sizes(x.sizes().begin(), x.sizes().end()), strides(sizes.size(), 1);
-  sizes.back() = y.size(1);
-  for (size_t d = sizes.size() - 1; d-- > 0;) strides[d] = strides[d + 1] * (sizes[d + 1] > 1 ? sizes[d + 1] : 1);
-  return view_of(y, sizes, strides);
+  return of_rows(y, x);
 }
 
 int64_t linear_bound_workspace_op(Tensor x, Tensor bound_conv, Tensor out) {
@@ -387,10 +359,8 @@ int64_t linear_bound_workspace_op(Tensor x, Tensor bound_conv, Tensor out) {
 
 void linear_bound_out_op(Tensor x, Tensor bound_conv, MaybeTensor residual, Tensor out, Tensor workspace) {
   const char* op = "linear_bound_out";
-  check_rows(op, "out", out, x);
-  const Tensor to = rows_of(op, "out", out);
-  check(data_of(to) == data_of(out), op, "out", "expected rows at equal distances, got shape ", shape_of(out));
-  conv_bn_act_bound_out_op(rows_of(op, "x", x), bound_conv, residual_rows(op, x, residual), to, workspace);
+  conv_bn_act_bound_out_op(rows_of(op, "x", x), bound_conv, residual_rows(op, x, residual), out_rows(op, x, out),
+                           workspace);
 }
 
 }  // namespace
@@ -414,8 +384,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
       "conv_bn_act_bound_out(Tensor x, Tensor bound_conv, Tensor? residual, Tensor(a!) out, Tensor(b!) workspace) -> "
       "()");
   m.def(
-      "conv_bn_act_chain_out(Tensor x, Tensor[] bound_convs, Tensor?[] residual, Tensor(a!)[] out, int[] kept, "
-      "Tensor(b!) workspace) -> ()");
+      "conv_bn_act_chain_out(Tensor[] x, Tensor?[] bound_convs, Tensor?[] residual, Tensor(a!)[] out, int[] kept, "
+      "Tensor?[] squeezes, int[] activations, Tensor(b!) workspace) -> ()");
   m.def("linear_bound(Tensor x, Tensor bound_conv, Tensor? residual) -> Tensor");
   m.def("linear_bound_workspace(Tensor x, Tensor bound_conv, Tensor out) -> int");
   m.def("linear_bound_out(Tensor x, Tensor bound_conv, Tensor? residual, Tensor(a!) out, Tensor(b!) workspace) -> ()");

@@ -1,22 +1,13 @@
 // int8_conv2d: pykernels/ops/int8_conv2d says what it computes; csrc/torch/cuda has the CUDA implementation.
 // int8_conv_bind: all of a convolution but x and the residual in one tensor, the weight packed; int8_conv2d_bound runs
-// it.
-#include "torch/conv_bn_act.h"
-// conv_bn_act.h first: it names torch's headers.
+// it, and int8_conv2d_bound_out for callers who have the memory too. int8_linear_bound and int8_linear_bound_out: the
+// same for the rows of tensors of any rank.
+#include "torch/cpu/bound.h"
+// bound.h first: it names torch's headers.
 #include "torch/huge_pages.h"
-#include "torch/tensors.h"
 
 namespace pk::binding {
 namespace {
-
-const float* per_channel(const MaybeTensor& t, int64_t k, const char* op, const char* argument, MaybeTensor* keep) {
-  if (!t.has_value()) return nullptr;
-  check_cpu(*t, op, argument);
-  check_dtype(*t, ScalarType::Float, op, argument);
-  check_shape(*t, {k}, op, argument);
-  *keep = dense(*t);
-  return static_cast<const float*>(data_of(**keep));
-}
 
 Tensor pack(const char* op, const Tensor& weight, const MaybeTensor& scale, const MaybeTensor& shift,
             const MaybeTensor& table, const Int8ConvCall& call, const Executor& executor) {
@@ -46,8 +37,8 @@ Tensor pack(const char* op, const Tensor& weight, const MaybeTensor& scale, cons
   return packed;
 }
 
-Tensor run(const char* op, const Tensor& x, const Tensor& packed, const MaybeTensor& residual, ScalarType out_dtype,
-           const Executor& executor) {
+// A call of what int8_conv_bind made, but for y.
+Int8ConvPlan open(const char* op, const Tensor& x, const Tensor& packed, const MaybeTensor& residual, int threads) {
   check_cpu(x, op, "x");
   check_dtype(x, ScalarType::Char, op, "x");
   check_dim(x, 4, op, "x");
@@ -62,20 +53,29 @@ Tensor run(const char* op, const Tensor& x, const Tensor& packed, const MaybeTen
     args.residual = to_conv_tensor(*residual);
     args.residual_dtype = to_dtype(residual->scalar_type(), op, "residual");
     // Of an empty one: there is a residual all the same.
-    if (args.residual.data == nullptr) args.residual.data = &args;
+    if (args.residual.data == nullptr) args.residual.data = packed_data(*residual);
   }
   Int8ConvPlan plan;
-  check_status(make_plan(args, executor.threads, &plan), op);
+  check_status(make_plan(args, threads, &plan), op);
   const ConvShape& s = plan.shape;
   check(x.size(1) == s.c, op, "x", "expected ", s.c, " channels, got shape ", shape_of(x));
-  check(plan.options.out_dtype == to_dtype(out_dtype, op, "out_dtype"), op, "out_dtype",
-        "expected the one that was bound, got ", dtype_name(out_dtype));
   if (residual.has_value()) check_shape(*residual, {s.n, s.k, s.p(), s.q()}, op, "residual");
-  // In x's memory format, as torch's conv2d gives; torch counts no size as less than 1.
-  const auto at_least_1 = [](int64_t size) { return size > 1 ? size : int64_t{1}; };
-  const int64_t p = s.p(), q = s.q(), image = at_least_1(s.k) * at_least_1(p) * at_least_1(q);
-  const int64_t sizes[4] = {s.n, s.k, p, q}, planes[4] = {image, p * q, q, 1}, last[4] = {image, 1, q * s.k, s.k};
-  std::memcpy(plan.args.y_stride, is_channels_last(x) ? last : planes, sizeof plan.args.y_stride);
+  return plan;
+}
+
+void check_bound_dtype(const char* op, const char* argument, const Int8ConvPlan& plan, ScalarType dtype) {
+  check(plan.options.out_dtype == to_dtype(dtype, op, argument), op, argument,
+        "expected the dtype that was bound, got ", dtype_name(dtype));
+}
+
+Tensor run(const char* op, const Tensor& x, const Tensor& packed, const MaybeTensor& residual, ScalarType out_dtype) {
+  const Executor executor = torch_executor();
+  Int8ConvPlan plan = open(op, x, packed, residual, executor.threads);
+  check_bound_dtype(op, "out_dtype", plan, out_dtype);
+  const ConvShape& s = plan.shape;
+  const int64_t sizes[4] = {s.n, s.k, s.p(), s.q()};
+  // In x's memory format, as torch's conv2d gives.
+  image_strides(sizes, is_channels_last(x), plan.args.y_stride);
   const Tensor y = empty_strided(sizes, plan.args.y_stride, 4, out_dtype);
   plan.args.y = y.mutable_data_ptr();
   pk::run(plan, Scratch(plan.workspace_bytes).data(), executor);
@@ -85,22 +85,70 @@ Tensor run(const char* op, const Tensor& x, const Tensor& packed, const MaybeTen
 Tensor int8_conv2d_op(Tensor x, Tensor weight, MaybeTensor scale, MaybeTensor shift, MaybeTensor residual,
                       Int8ConvCall call) {
   const char* op = "int8_conv2d";
-  const Executor executor = torch_executor();
-  const Tensor packed = pack(op, weight, scale, shift, std::nullopt, call, executor);
-  return run(op, x, packed, residual, call.out_dtype, executor);
+  const Tensor packed = pack(op, weight, scale, shift, std::nullopt, call, torch_executor());
+  return run(op, x, packed, residual, call.out_dtype);
 }
 
 Tensor int8_conv_bind_op(Tensor weight, MaybeTensor scale, MaybeTensor shift, MaybeTensor table, Int8ConvCall call) {
   return pack("int8_conv_bind", weight, scale, shift, table, call, torch_executor());
 }
 
+void check_bound(const char* op, const Tensor& bound_conv) {
+  check_blob(op, "bound_conv", "int8_conv_bind", bound_conv);
+}
+
 Tensor int8_conv2d_bound_op(Tensor x, Tensor bound_conv, MaybeTensor residual, ScalarType out_dtype) {
   const char* op = "int8_conv2d_bound";
-  check_cpu(bound_conv, op, "bound_conv");
-  check(bound_conv.dim() == 1 && bound_conv.scalar_type() == ScalarType::Byte && bound_conv.is_contiguous(), op,
-        "bound_conv", "expected the contiguous 1-D torch.uint8 tensor of int8_conv_bind, got ",
-        dtype_name(bound_conv.scalar_type()), " of shape ", shape_of(bound_conv));
-  return run(op, x, bound_conv, residual, out_dtype, torch_executor());
+  check_bound(op, bound_conv);
+  return run(op, x, bound_conv, residual, out_dtype);
+}
+
+// Bytes of workspace of that call, with y in any memory format.
+int64_t bound_workspace(const char* op, const Tensor& x, const Tensor& bound_conv, const Tensor& out) {
+  check_bound(op, bound_conv);
+  const Int8ConvPlan plan = open(op, x, bound_conv, std::nullopt, torch_executor().threads);
+  check_bound_dtype(op, "out", plan, out.scalar_type());
+  return plan.workspace_bytes;
+}
+
+void bound_out(const char* op, const Tensor& x, const Tensor& bound_conv, const MaybeTensor& residual,
+               const Tensor& out, const Tensor& workspace) {
+  check_bound(op, bound_conv);
+  check_blob(op, "workspace", "bytes", workspace);
+  const Executor executor = torch_executor();
+  Int8ConvPlan plan = open(op, x, bound_conv, residual, executor.threads);
+  check_bound_dtype(op, "out", plan, out.scalar_type());
+  const ConvShape& s = plan.shape;
+  check_out(out, out.scalar_type(), {s.n, s.k, s.p(), s.q()}, op);
+  for (int64_t d = 0; d < 4; ++d) plan.args.y_stride[d] = out.stride(d);
+  plan.args.y = out.mutable_data_ptr();
+  run_in(plan, workspace, executor);
+}
+
+int64_t int8_conv2d_bound_workspace_op(Tensor x, Tensor bound_conv, Tensor out) {
+  return bound_workspace("int8_conv2d_bound_workspace", x, bound_conv, out);
+}
+
+void int8_conv2d_bound_out_op(Tensor x, Tensor bound_conv, MaybeTensor residual, Tensor out, Tensor workspace) {
+  bound_out("int8_conv2d_bound_out", x, bound_conv, residual, out, workspace);
+}
+
+Tensor int8_linear_bound_op(Tensor x, Tensor bound_conv, MaybeTensor residual, ScalarType out_dtype) {
+  const char* op = "int8_linear_bound";
+  check_bound(op, bound_conv);
+  const MaybeTensor added = residual_rows(op, x, residual);
+  return of_rows(run(op, rows_of(op, "x", x), bound_conv, added, out_dtype), x);
+}
+
+int64_t int8_linear_bound_workspace_op(Tensor x, Tensor bound_conv, Tensor out) {
+  const char* op = "int8_linear_bound_workspace";
+  return bound_workspace(op, rows_of(op, "x", x), bound_conv, out_rows(op, x, out));
+}
+
+void int8_linear_bound_out_op(Tensor x, Tensor bound_conv, MaybeTensor residual, Tensor out, Tensor workspace) {
+  const char* op = "int8_linear_bound_out";
+  const Tensor rows = out_rows(op, x, out);
+  bound_out(op, rows_of(op, "x", x), bound_conv, residual_rows(op, x, residual), rows, workspace);
 }
 
 }  // namespace
@@ -110,12 +158,26 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
       m, "int8_conv2d(Tensor x, Tensor weight, Tensor? scale, Tensor? shift, Tensor? residual, {}) -> Tensor");
   define<Int8ConvCall>(m, "int8_conv_bind(Tensor weight, Tensor? scale, Tensor? shift, Tensor? table, {}) -> Tensor");
   m.def("int8_conv2d_bound(Tensor x, Tensor bound_conv, Tensor? residual, ScalarType out_dtype) -> Tensor");
+  m.def("int8_conv2d_bound_workspace(Tensor x, Tensor bound_conv, Tensor out) -> int");
+  m.def(
+      "int8_conv2d_bound_out(Tensor x, Tensor bound_conv, Tensor? residual, Tensor(a!) out, Tensor(b!) workspace) -> "
+      "()");
+  m.def("int8_linear_bound(Tensor x, Tensor bound_conv, Tensor? residual, ScalarType out_dtype) -> Tensor");
+  m.def("int8_linear_bound_workspace(Tensor x, Tensor bound_conv, Tensor out) -> int");
+  m.def(
+      "int8_linear_bound_out(Tensor x, Tensor bound_conv, Tensor? residual, Tensor(a!) out, Tensor(b!) workspace) -> "
+      "()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, m) {
   m.impl("int8_conv2d", &boxed<&int8_conv2d_op>);
   m.impl("int8_conv_bind", &boxed<&int8_conv_bind_op>);
   m.impl("int8_conv2d_bound", TORCH_BOX(&int8_conv2d_bound_op));
+  m.impl("int8_conv2d_bound_workspace", TORCH_BOX(&int8_conv2d_bound_workspace_op));
+  m.impl("int8_conv2d_bound_out", TORCH_BOX(&int8_conv2d_bound_out_op));
+  m.impl("int8_linear_bound", TORCH_BOX(&int8_linear_bound_op));
+  m.impl("int8_linear_bound_workspace", TORCH_BOX(&int8_linear_bound_workspace_op));
+  m.impl("int8_linear_bound_out", TORCH_BOX(&int8_linear_bound_out_op));
 }
 
 }  // namespace pk::binding

@@ -15,8 +15,14 @@ class OnCpu {
   DType dtype(ScalarType t, const char* argument) const { return to_dtype(t, op_, argument); }
   DType float_dtype(ScalarType t, const char* argument) const { return to_float_dtype(t, op_, argument); }
   Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) const {
-    if (sizes.size() > 4) return torch::stable::empty(sizes, dtype);
-    return binding::empty(sizes.data(), sizes.size(), dtype);
+    const Tensor t =
+        sizes.size() > 4 ? torch::stable::empty(sizes, dtype) : binding::empty(sizes.data(), sizes.size(), dtype);
+    // glibc maps so much memory anew for every tensor: with small pages, the first writes to each would take longer
+    // than to compute many of them.
+    constexpr int64_t kAlwaysNew = int64_t{32} << 20;
+    const int64_t bytes = t.numel() * static_cast<int64_t>(t.element_size());
+    if (bytes >= kAlwaysNew) ask_for_huge_pages(t.mutable_data_ptr(), bytes);
+    return t;
   }
   static Tensor empty_packed(int64_t bytes, ScalarType) { return empty_on_huge_pages(bytes); }
   // The LSTM's packed weights are bytes behind a header, its reserve is float32.

@@ -30,7 +30,7 @@ Sizes sizes_of(const char* op, const Tensors& x, const ShuffleNumbers& call) {
   for (const Tensor& t : x) {
     check_cpu(t, op, "x");
     check(t.dim() == 4, op, "x", "expected 4 dimensions, got shape ", shape_of(t));
-    to_float_dtype(t.scalar_type(), op, "x");
+    if (t.scalar_type() != ScalarType::Char) to_float_dtype(t.scalar_type(), op, "x");
     check_dtype(t, x[0].scalar_type(), op, "x");
     check_shape(t, {x[0].size(0), x[0].size(1), x[0].size(2), x[0].size(3)}, op, "x");
   }

@@ -17,10 +17,14 @@ void strides_of(const Tensor& t, int64_t (&strides)[4]) {
   for (int64_t i = 0; i < 4; ++i) strides[i] = t.stride(i);
 }
 
+DType dtype_of(const char* op, const Tensor& x) {
+  return x.scalar_type() == ScalarType::Char ? DType::i8 : to_float_dtype(x.scalar_type(), op, "x");
+}
+
 void run_into(const char* op, const Tensor& x, const Scaling& call, const Tensor& y) {
   Upsample2dArgs args;
   args.mode = static_cast<UpsampleMode>(call.mode);
-  args.dtype = to_float_dtype(x.scalar_type(), op, "x");
+  args.dtype = dtype_of(op, x);
   args.n = x.size(0), args.c = x.size(1), args.h = x.size(2), args.w = x.size(3);
   args.p = y.size(2), args.q = y.size(3);
   args.scale_h = call.scale_h, args.scale_w = call.scale_w;
@@ -53,7 +57,7 @@ Tensor run_new(const char* op, const Tensor& x, Ints size, const Scaling& call) 
   }
   check_length(size, 2, op, "size");
   check(size[0] >= 1 && size[1] >= 1, op, "size", "expected ints >= 1, got (", size[0], ", ", size[1], ")");
-  to_float_dtype(x.scalar_type(), op, "x");
+  dtype_of(op, x);
   const Tensor y = empty_image(x, size[0], size[1]);
   run_into(op, x, call, y);
   return y;

@@ -95,7 +95,7 @@ def _prepare(row: Row, contenders: list[Contender], folder: Path) -> str | None:
         return None
     target.mkdir(parents=True, exist_ok=True)
     wanted = {package for c in contenders for package in c.prepares}
-    exports = [name for name in ("onnx", "pnnx", "executorch", "MNN") if name in wanted]
+    exports = [name for name in ("onnx", "pnnx", "executorch", "MNN", "onnxruntime") if name in wanted]
     found = _python("peers.prepare", [row.name, str(target), *exports], os.cpu_count() or 1, folder)
     return None if (target / "expected.npz").exists() else f"preparing {row.name}: {found.get('reason')}"
 

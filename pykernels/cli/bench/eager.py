@@ -83,6 +83,22 @@ def _lstm(
     return output, tuple(ends)
 
 
+def _dequantized(weights: Any, scales: Any) -> list[torch.Tensor]:
+    scale = iter(scales)
+    return [w if w.is_floating_point() else w * next(scale).unsqueeze(1) for w in weights]
+
+
+def _int8_lstm(x: torch.Tensor, states: Any, weights: Any, scales: Any, **named: Any) -> Any:
+    return _lstm(x, states, _dequantized(weights, scales), **named)
+
+
+def _int8_lstm_cell(
+    x: torch.Tensor, states: Any, w_ih: torch.Tensor, w_hh: torch.Tensor, s_ih: torch.Tensor, s_hh: torch.Tensor,
+    *biases: Any,
+) -> Any:  # fmt: skip
+    return torch.lstm_cell(x, states, *_dequantized((w_ih, w_hh), (s_ih, s_hh)), *biases)
+
+
 def _int8_matmul(
     a: torch.Tensor, b: torch.Tensor, *, a_scale: Any = None, b_scale: Any = None, a_zero_point: Any = None,
     bias: Any = None, activation: str = "none", out_dtype: torch.dtype = torch.int32,
@@ -128,6 +144,37 @@ def _quantize_int8(x: torch.Tensor, *, axis: int | None = None, symmetric: bool 
     return q, scale.reshape(slices), zero_point.reshape(slices).int()
 
 
+def _int8_quantize(x: torch.Tensor, scale: float, zero_point: int = 0) -> torch.Tensor:
+    return (x * (1 / scale)).round_().add_(zero_point).clamp_(-128, 127).to(torch.int8)
+
+
+def _int8_dequantize(
+    q: torch.Tensor, scale: float, zero_point: int = 0, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    return q.to(dtype).sub_(zero_point).mul_(scale)
+
+
+def _int8_add(
+    a: torch.Tensor, b: torch.Tensor, a_scale: float, b_scale: float, out_scale: float, a_zero: int, b_zero: int,
+    out_zero: int, activation: str = "none", negative_slope: float = 0.01,
+) -> torch.Tensor:  # fmt: skip
+    t = _int8_dequantize(a, a_scale, a_zero).add_(_int8_dequantize(b, b_scale, b_zero))
+    return _int8_quantize(apply_activation(t, activation, negative_slope), out_scale, out_zero)
+
+
+def _int8_lookup(q: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    return table[q.int() + 128]
+
+
+def _int8_squeeze_excite(
+    x: torch.Tensor, reduce: torch.Tensor, reduce_bias: Any, expand: torch.Tensor, expand_bias: Any, x_scale: float,
+    out_scale: float, x_zero: int, out_zero: int, activation: str, gate: str,
+) -> torch.Tensor:  # fmt: skip
+    real = _int8_dequantize(x, x_scale, x_zero, reduce.dtype)
+    y = _squeeze_excite(real, reduce, reduce_bias, expand, expand_bias, activation, gate)
+    return _int8_quantize(y, out_scale, out_zero)
+
+
 def _group_norm_act(
     x: torch.Tensor, groups: int, weight: Any = None, bias: Any = None, *, eps: float = 1e-5, residual: Any = None,
     activation: str = "relu", negative_slope: float = 0.01,
@@ -159,10 +206,17 @@ _EAGER: dict[str, Callable[..., Any]] = {
     "batch_norm_act": _batch_norm_act,
     "lstm_cell": torch.lstm_cell,
     "lstm": _lstm,
+    "int8_lstm_cell": _int8_lstm_cell,
+    "int8_lstm": _int8_lstm,
     "int8_matmul": _int8_matmul,
     "int8_matmul_scaled": _int8_matmul,
     "int8_conv2d": _int8_conv2d,
     "quantize_int8": _quantize_int8,
+    "int8_quantize": _int8_quantize,
+    "int8_dequantize": _int8_dequantize,
+    "int8_add": _int8_add,
+    "int8_lookup": _int8_lookup,
+    "int8_squeeze_excite": _int8_squeeze_excite,
     "max_pool2d": F.max_pool2d,
     "avg_pool2d": F.avg_pool2d,
     "global_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, 1),

@@ -120,27 +120,29 @@ def _fake_pack_bound(weight: torch.Tensor, algorithm: int, *_: Any) -> torch.Ten
     return _fake_pack(weight, 1, algorithm)
 
 
-def _fake_bound(x: torch.Tensor, bound_conv: torch.Tensor, residual: Any) -> torch.Tensor:
+def fake_bound(
+    x: torch.Tensor, bound_conv: torch.Tensor, residual: Any, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """What a bound convolution gives."""
     # The weight's shape is among the bytes, which a trace does not read.
     n, k, p, q = x.shape[0], *(torch.library.get_ctx().new_dynamic_size() for _ in range(3))
     strides = (k * p * q, 1, k * q, k) if suggest_memory_format(x) is torch.channels_last else (k * p * q, p * q, q, 1)
-    return x.new_empty_strided((n, k, p, q), strides)
+    return x.new_empty_strided((n, k, p, q), strides, dtype=dtype or x.dtype)
 
 
-def _fake_bound_out(
-    x: torch.Tensor, bound_conv: torch.Tensor, residual: Any, out: torch.Tensor, workspace: Any
-) -> None:
+def fake_bound_out(x: torch.Tensor, bound_conv: torch.Tensor, residual: Any, out: torch.Tensor, workspace: Any) -> None:
     """Only writes."""
 
 
-def _fake_chain_out(
-    x: torch.Tensor, bound_convs: Any, residual: Any, out: Any, kept: Any, workspace: torch.Tensor
-) -> None:
+def _fake_chain_out(*_: Any) -> None:
     """Only writes."""
 
 
-def _fake_linear(x: torch.Tensor, bound_conv: torch.Tensor, residual: Any) -> torch.Tensor:
-    return x.new_empty((*x.shape[:-1], torch.library.get_ctx().new_dynamic_size()))
+def fake_linear(
+    x: torch.Tensor, bound_conv: torch.Tensor, residual: Any, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """What a bound linear layer gives."""
+    return x.new_empty((*x.shape[:-1], torch.library.get_ctx().new_dynamic_size()), dtype=dtype or x.dtype)
 
 
 def _native_op(*arguments: Any) -> torch.Tensor:
@@ -153,11 +155,11 @@ def _register() -> None:
     torch.library.register_fake("pykernels::conv_pack", _fake_pack)
     torch.library.register_fake("pykernels::conv_bind", _fake_bind)
     torch.library.register_fake("pykernels::conv_pack_bound", _fake_pack_bound)
-    torch.library.register_fake("pykernels::conv_bn_act_bound", _fake_bound)
-    torch.library.register_fake("pykernels::conv_bn_act_bound_out", _fake_bound_out)
+    torch.library.register_fake("pykernels::conv_bn_act_bound", fake_bound)
+    torch.library.register_fake("pykernels::conv_bn_act_bound_out", fake_bound_out)
     torch.library.register_fake("pykernels::conv_bn_act_chain_out", _fake_chain_out)
-    torch.library.register_fake("pykernels::linear_bound", _fake_linear)
-    torch.library.register_fake("pykernels::linear_bound_out", _fake_bound_out)
+    torch.library.register_fake("pykernels::linear_bound", fake_linear)
+    torch.library.register_fake("pykernels::linear_bound_out", fake_bound_out)
     torch.library.register_autograd("pykernels::conv_bn_act", backward_with(_native_op), setup_context=setup_context)
     register_autocast(_library, "conv_bn_act", casts=(0, 1, 4))
 

@@ -12,6 +12,7 @@ from torch._prims_common import suggest_memory_format
 
 from pykernels import _native
 from pykernels.ops.conv_bn_act.arguments import output_size
+from pykernels.ops.conv_bn_act.autograd import fake_bound, fake_bound_out, fake_linear
 from pykernels.ops.int8_conv2d.arguments import Int8ConvCall
 from pykernels.ops.int8_matmul.autograd import refuse_backward
 
@@ -24,30 +25,22 @@ def _fake(x: torch.Tensor, weight: torch.Tensor, scale: Any, shift: Any, residua
 
 
 def _fake_bind(weight: torch.Tensor, scale: Any, shift: Any, table: Any, *flat: Any) -> torch.Tensor:
-    # csrc/cpu/int8_conv2d/kernels.h, Int8ConvLayout: a header, scale, bias, table, and each group's starts and weights.
-    groups = Int8ConvCall.of(*flat).geometry.groups
-    k, channels, r, s = weight.shape
-    depth = channels * r * s
-    if channels == 1 and k == groups > 1:  # depthwise
-        groups, rows = 1, 4 * depth
-    else:  # api.cpp, merged_groups
-        fitting = (m for m in range(2, groups + 1) if groups % m == 0 and m * (k // groups) <= 32 and m * depth <= 1024)
-        merged = max(fitting, default=1)
-        groups, rows = groups // merged, -(-merged * depth // 4) * 4
-    columns = -(-(k // groups) // 32) * 32
-    return weight.new_empty((512 + groups * columns * (12 + rows),), dtype=torch.uint8)
+    # The size is the layout's business.
+    return weight.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.uint8)
 
 
-def _fake_bound(x: torch.Tensor, bound_conv: torch.Tensor, residual: Any, out_dtype: torch.dtype) -> torch.Tensor:
-    # The weight's shape is among the bytes, which a trace does not read.
-    n, k, p, q = x.shape[0], *(torch.library.get_ctx().new_dynamic_size() for _ in range(3))
-    strides = (k * p * q, 1, k * q, k) if suggest_memory_format(x) is torch.channels_last else (k * p * q, p * q, q, 1)
-    return x.new_empty_strided((n, k, p, q), strides, dtype=out_dtype)
-
+#: What the fakes give, by op.
+_FAKES: dict[str, Any] = {
+    "int8_conv2d": _fake,
+    "int8_conv_bind": _fake_bind,
+    "int8_conv2d_bound": fake_bound,
+    "int8_conv2d_bound_out": fake_bound_out,
+    "int8_linear_bound": fake_linear,
+    "int8_linear_bound_out": fake_bound_out,
+}
 
 if _native.error is None:
-    torch.library.register_fake("pykernels::int8_conv2d", _fake)
-    torch.library.register_fake("pykernels::int8_conv_bind", _fake_bind)
-    torch.library.register_fake("pykernels::int8_conv2d_bound", _fake_bound)
-    for _name in ("int8_conv2d", "int8_conv_bind", "int8_conv2d_bound"):
-        torch.library.register_autograd(f"pykernels::{_name}", refuse_backward("int8_conv2d"))
+    for _name, _of in _FAKES.items():
+        torch.library.register_fake(f"pykernels::{_name}", _of)
+        if not _name.endswith("_out"):  # those return nothing
+            torch.library.register_autograd(f"pykernels::{_name}", refuse_backward(_name))

@@ -67,7 +67,8 @@ def int8_matmul(
     float epilogue is computed in float32 (in float64 by the reference if a scale or the bias is float64): a few
     roundings, and that of the sum to float32 from 2^24 on. The same input gives the same bits.
 
-    On a CPU the op packs ``b`` at every call; `pykernels.nn.Int8Linear` packs its weight once.
+    On a CPU the op packs ``b`` at every call, except for up to four rows, for which it reads ``b`` as it lies;
+    `pykernels.nn.Int8Linear` packs its weight once.
     Scales and bias are differentiable, for float outputs. The kernel form, b interleaved so that one instruction sums
     two (``pmaddwd``) or four (``vpdpbusd``) products exactly, is the blocked product of Goto and van de Geijn, Anatomy
     of High-Performance Matrix Multiplication.

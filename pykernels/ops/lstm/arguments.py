@@ -60,8 +60,8 @@ def _check_alike(
         check_device(op, name, t, device)
 
 
-def _hidden(op: str, name: str, w_hh: Tensor) -> int:
-    """H of ``w_hh`` (4H, H)."""
+def hidden_of(op: str, name: str, w_hh: Tensor) -> int:
+    """H of ``w_hh`` (4H, H), called ``name``."""
     shape = w_hh.shape
     if len(shape) != 2 or shape[1] == 0 or shape[0] != 4 * shape[1]:
         fail(ValueError, op, name, "shape (4 * H, H) with H > 0", tuple(shape))
@@ -77,7 +77,7 @@ def check_cell(
     _check_alike(op, x, (("h", h), ("c", c)), (("w_ih", w_ih), ("w_hh", w_hh), *biases))
     if x.dim() not in (1, 2):
         fail(ValueError, op, "x", "1 or 2 dimensions, (I,) or (B, I)", f"{x.dim()} dimensions")
-    hidden = _hidden(op, "w_hh", w_hh)
+    hidden = hidden_of(op, "w_hh", w_hh)
     *batch, features = x.shape
     check_shape(op, "w_ih", w_ih, (4 * hidden, features))
     check_shape(op, "h", h, (*batch, hidden))
@@ -97,40 +97,36 @@ def _check_batch_sizes(op: str, batch_sizes: Any, x: Tensor, h0: Tensor) -> None
     if x.dim() != 2:
         fail(ValueError, op, "x", "2 dimensions (packed data)", f"{x.dim()} dimensions")
     if h0.dim() == 3 and type(batch_sizes) is Tensor and not torch.compiler.is_compiling():  # not a trace's
-        check_sizes(batch_sizes.tolist(), x.shape[0], h0.shape[1])
+        check_sizes(batch_sizes.tolist(), x.shape[0], h0.shape[1], op)
 
 
-def check_sizes(sizes: Sequence[int], rows: int, batch: int) -> None:
+def check_sizes(sizes: Sequence[int], rows: int, batch: int, op: str = "lstm") -> None:
     """Raises for batch_sizes that no packed data have: for ``rows`` of x, and a ``batch`` of states."""
     falling = all(a >= b for a, b in pairwise(sizes))
     if sizes and not (falling and sizes[-1] > 0 and sizes[0] == batch and sum(sizes) == rows):
         expected = f"sizes >= 1 that do not rise, from the batch of h0 ({batch}) on, with the sum {rows} of x's rows"
-        fail(ValueError, "lstm", "batch_sizes", expected, list(sizes))
+        fail(ValueError, op, "batch_sizes", expected, list(sizes))
 
 
-def check_lstm(
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    call: LSTMCall,
-    dropout: float,
-) -> LSTMCall:
-    """``call``, without biases where ``weights`` have none; raises for tensors and numbers that do not fit."""
-    op, num_layers, directions = "lstm", call.num_layers, call.directions
-    check_int(op, "num_layers", num_layers, 1)
-    check_number(op, "dropout", dropout)
-    if not 0 <= dropout <= 1:
-        fail(ValueError, op, "dropout", "a probability in [0, 1]", dropout)
+def weights_each(op: str, weights: Sequence[Tensor], call: LSTMCall) -> int:
+    """The tensors of ``weights`` for each layer and direction: 4, or 2 without biases."""
+    num_layers, directions = call.num_layers, call.directions
     each, rest = divmod(len(weights), num_layers * directions)
     if rest or each not in (2, 4):
         without = 2 * num_layers * directions
         expected = f"{2 * without} tensors, or {without} without biases (projections are not supported)"
         fail(ValueError, op, "weights", expected, len(weights))
-    named = [(f"weights[{i}]", w) for i, w in enumerate(weights)]
-    _check_alike(op, x, (("h0", h0), ("c0", c0)), named)
-    hidden = _hidden(op, *named[1])
+    return each
+
+
+def check_shapes(
+    op: str, x: Tensor, h0: Tensor, c0: Tensor, named: Sequence[tuple[str, Tensor]], batch_sizes: Tensor | None,
+    call: LSTMCall,
+) -> int:  # fmt: skip
+    """H; raises for shapes and batch_sizes that do not fit together. ``named`` are the weights, with their names."""
+    num_layers, directions = call.num_layers, call.directions
+    each = len(named) // (num_layers * directions)
+    hidden = hidden_of(op, *named[1])
 
     if batch_sizes is not None:
         _check_batch_sizes(op, batch_sizes, x, h0)
@@ -153,4 +149,26 @@ def check_lstm(
     states = (num_layers * directions, *batch, hidden)
     check_shape(op, "h0", h0, states)
     check_shape(op, "c0", c0, states)
+    return hidden
+
+
+def check_lstm(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    call: LSTMCall,
+    dropout: float,
+) -> LSTMCall:
+    """``call``, without biases where ``weights`` have none; raises for tensors and numbers that do not fit."""
+    op = "lstm"
+    check_int(op, "num_layers", call.num_layers, 1)
+    check_number(op, "dropout", dropout)
+    if not 0 <= dropout <= 1:
+        fail(ValueError, op, "dropout", "a probability in [0, 1]", dropout)
+    each = weights_each(op, weights, call)
+    named = [(f"weights[{i}]", w) for i, w in enumerate(weights)]
+    _check_alike(op, x, (("h0", h0), ("c0", c0)), named)
+    check_shapes(op, x, h0, c0, named, batch_sizes, call)
     return call if each == 4 else call._replace(has_bias=False)

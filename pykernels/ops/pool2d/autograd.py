@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from pykernels import _native
+from pykernels.ops.int8_matmul.autograd import refuse_backward
 from pykernels.ops.pool2d.arguments import PoolCall, output_size
 
 aten = torch.ops.aten
@@ -31,13 +32,19 @@ def _fake_max(x: Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: 
 
 
 def _fake_avg(
-    x: Tensor, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool, count_include_pad: bool, divisor: int
-) -> Tensor:
+    x: Tensor, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool, count_include_pad: bool, divisor: int,
+    zero_point: int = 0,
+) -> Tensor:  # fmt: skip
     return _empty(x, PoolCall(True, kernel_size, stride, padding, ceil_mode=ceil_mode))
 
 
-def _fake_global(x: Tensor, keepdim: bool) -> Tensor:
+def _fake_global(x: Tensor, keepdim: bool, zero_point: int = 0) -> Tensor:
     return _empty(x, PoolCall(True, (0, 0))) if keepdim else x.new_empty(x.shape[:2])
+
+
+def _fake_int8_global(x: Tensor, scale: float, zero_point: int, keepdim: bool) -> Tensor:
+    made = _fake_global(x, keepdim)
+    return made.new_empty_strided(made.shape, made.stride(), dtype=torch.float32)
 
 
 def _fake_bound(x: Tensor, call: Tensor) -> Tensor:
@@ -48,7 +55,7 @@ def _fake_bound(x: Tensor, call: Tensor) -> Tensor:
     return x.new_empty_strided((n, c, p, q), strides)
 
 
-def _fake_out(x: Tensor, call: Tensor, out: Tensor) -> None:
+def _fake_out(*_: Any) -> None:
     """Only writes."""
 
 
@@ -65,14 +72,14 @@ def _backward_max(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
 
 def _backward_avg(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
     (x,) = ctx.saved_tensors
-    *rest, divisor = ctx.rest
+    *rest, divisor, _ = ctx.rest
     return aten.avg_pool2d_backward(grad_y, x, *rest, divisor or None), *[None] * len(ctx.rest)
 
 
 def _backward_global(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
     (x,) = ctx.saved_tensors
     grad_y = grad_y if grad_y.dim() == 4 else grad_y[:, :, None, None]
-    return (grad_y / (x.shape[2] * x.shape[3])).expand_as(x), None
+    return (grad_y / (x.shape[2] * x.shape[3])).expand_as(x), *[None] * len(ctx.rest)
 
 
 def _register() -> None:
@@ -85,6 +92,9 @@ def _register() -> None:
         torch.library.register_autograd(f"pykernels::{name}", backward, setup_context=_keep)
     torch.library.register_fake("pykernels::pool2d_bound", _fake_bound)
     torch.library.register_fake("pykernels::pool2d_out", _fake_out)
+    torch.library.register_fake("pykernels::int8_global_avg_pool2d", _fake_int8_global)
+    torch.library.register_autograd("pykernels::int8_global_avg_pool2d", refuse_backward("global_avg_pool2d"))
+    torch.library.register_fake("pykernels::int8_global_avg_pool2d_out", _fake_out)
 
 
 if _native.error is None:

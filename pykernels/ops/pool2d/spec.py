@@ -10,19 +10,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pykernels.ops._spec import OpSpec, Sample, lay_out
+from pykernels.ops._spec import OpSpec, Sample, in_dtype, lay_out
 from pykernels.ops.pool2d import avg_pool2d, global_avg_pool2d, max_pool2d
 from pykernels.ops.pool2d.op import AVG_POOL2D, GLOBAL_AVG_POOL2D, MAX_POOL2D
 
 
 def _pool(
-    name: str, shape: tuple[int, ...], *args: Any, layout: str = "channels_last", bench: bool = False, **options: Any
+    name: str,
+    shape: tuple[int, ...],
+    *args: Any,
+    layout: str = "channels_last",
+    bench: bool = False,
+    zero_point: int = 0,
+    dequantized: bool = False,
+    **options: Any,
 ) -> Sample:
-    """A sample of any of them: what follows the image, in order and by name."""
+    """A sample of any of them: what follows the image, in order and by name.
+
+    ``zero_point`` is int8's; ``dequantized``: a mean of int8 is in float32.
+    """
 
     def make(dtype: torch.dtype, generator: torch.Generator) -> tuple[tuple[Any, ...], dict[str, Any]]:
         x = torch.randn(shape, generator=generator, dtype=torch.float64) + 0.5
-        return (lay_out(x.to(dtype), layout), *args), options
+        of_int8: dict[str, Any] = {}
+        if not dtype.is_floating_point and zero_point:
+            of_int8["zero_point"] = zero_point
+        if not dtype.is_floating_point and dequantized:
+            of_int8["scale"] = 0.03
+        return (lay_out(in_dtype(x, dtype), layout), *args), options | of_int8
 
     size = args[0] if args else shape[-2:]
     window = math.prod(size) if isinstance(size, tuple) else size * size
@@ -79,6 +94,12 @@ AVG_POOL2D_SPEC = _spec(
         _pool("divisor", (2, 19, 9, 11), 3, 2, 1, divisor_override=-4),
         _pool("divisor-contiguous", (2, 5, 9, 11), 3, 1, 1, divisor_override=5, layout="contiguous"),
         _pool("whole", (2, 70, 7, 7), 7),
+        *(
+            _pool(f"zero-point-{layout}", (2, 70, 9, 11), 3, 2, 1, layout=layout, zero_point=-9)
+            for layout in ("channels_last", "contiguous", "transposed")
+        ),
+        _pool("zero-point-divisor", (2, 70, 9, 11), 3, 2, 1, divisor_override=2, zero_point=100),
+        _pool("large-window", (1, 70, 19, 31), (18, 30), zero_point=-20),
         _pool("whole-contiguous", (2, 70, 7, 7), 7, layout="contiguous"),
     ),
 )
@@ -87,6 +108,12 @@ GLOBAL_AVG_POOL2D_SPEC = _spec(
     global_avg_pool2d,
     (
         _pool("7x7", (2, 70, 7, 7)),
+        *(
+            _pool(f"{kind}-{layout}", (2, 70, 7, 9), layout=layout, zero_point=-9, dequantized=kind == "dequantized")
+            for kind in ("zero-point", "dequantized")
+            for layout in ("channels_last", "contiguous", "sliced", "transposed")
+        ),
+        _pool("large-map", (1, 37, 40, 30), zero_point=100, dequantized=True),
         _pool("7x7-contiguous", (2, 70, 7, 7), layout="contiguous"),
         _pool("odd", (3, 5, 13, 11)),
         _pool("sliced", (2, 8, 6, 6), layout="sliced"),

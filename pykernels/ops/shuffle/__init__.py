@@ -25,11 +25,11 @@ def channel_shuffle(x: Tensor, groups: int, *, backend: str | None = None) -> Te
     Returns:
         A tensor of ``x``'s shape, dtype and memory format.
 
-    Exact, and differentiable any number of times. The CPU kernels take float32 and bfloat16, and up to 64 groups;
-    elsewhere plain PyTorch runs.
+    Exact, and differentiable any number of times. The CPU kernels take float32, bfloat16 and int8, and up to 64
+    groups; elsewhere plain PyTorch runs.
 
     Raises:
-        TypeError: ``x`` is not a tensor of a floating dtype, or ``groups`` is not an int.
+        TypeError: ``x`` is not a tensor of a floating dtype or int8, or ``groups`` is not an int.
         ValueError: A shape, ``groups`` or ``backend`` is wrong; the message names it.
         RuntimeError: The requested backend cannot run.
     """
@@ -49,11 +49,11 @@ def pixel_shuffle(x: Tensor, upscale_factor: int, *, backend: str | None = None)
     Returns:
         (N, C, H · r, W · r), of ``x``'s dtype and memory format.
 
-    Exact, and differentiable any number of times. The CPU kernels take float32 and bfloat16, and r up to 8; elsewhere
-    plain PyTorch runs.
+    Exact, and differentiable any number of times. The CPU kernels take float32, bfloat16 and int8, and r up to 8;
+    elsewhere plain PyTorch runs.
 
     Raises:
-        TypeError: ``x`` is not a tensor of a floating dtype, or ``upscale_factor`` is not an int.
+        TypeError: ``x`` is not a tensor of a floating dtype or int8, or ``upscale_factor`` is not an int.
         ValueError: A shape, ``upscale_factor`` or ``backend`` is wrong; the message names it.
         RuntimeError: The requested backend cannot run.
     """
@@ -73,11 +73,11 @@ def pixel_unshuffle(x: Tensor, downscale_factor: int, *, backend: str | None = N
     Returns:
         (N, C · r², H, W), of ``x``'s dtype and memory format.
 
-    Exact, and differentiable any number of times. The CPU kernels take float32 and bfloat16, and r up to 8; elsewhere
-    plain PyTorch runs.
+    Exact, and differentiable any number of times. The CPU kernels take float32, bfloat16 and int8, and r up to 8;
+    elsewhere plain PyTorch runs.
 
     Raises:
-        TypeError: ``x`` is not a tensor of a floating dtype, or ``downscale_factor`` is not an int.
+        TypeError: ``x`` is not a tensor of a floating dtype or int8, or ``downscale_factor`` is not an int.
         ValueError: A shape, ``downscale_factor`` or ``backend`` is wrong; the message names it.
         RuntimeError: The requested backend cannot run.
     """

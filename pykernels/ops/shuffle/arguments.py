@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pykernels.ops._arguments import check_floating, check_int, check_tensor, fail
+from pykernels.ops._arguments import check_floating_or_int8, check_int, check_tensor, fail
 
 #: The names of the ops, at the places of their codes: ShuffleKind of csrc/include/pykernels/shuffle.h.
 KINDS = ("channel_shuffle", "pixel_shuffle", "pixel_unshuffle")
@@ -40,7 +40,7 @@ def check_call(x: Tensor, call: ShuffleCall, argument: str) -> None:
     op, k = KINDS[call.kind], call.k
     check_tensor(op, "x", x)
     check_int(op, argument, k, 1)
-    check_floating(op, "x", x)
+    check_floating_or_int8(op, "x", x)
     if x.dim() != 4:
         fail(ValueError, op, "x", "(N, C, H, W)", f"shape {tuple(x.shape)}")
     divisor = 1 if call.kind == DOWN else k if call.kind == CHANNELS else k * k

@@ -11,7 +11,7 @@ import torch
 
 from pykernels.ops import shuffle
 from pykernels.ops._op import Op
-from pykernels.ops._spec import OpSpec, Sample, lay_out
+from pykernels.ops._spec import OpSpec, Sample, in_dtype, lay_out
 from pykernels.ops.shuffle.op import CHANNEL_SHUFFLE, PIXEL_SHUFFLE, PIXEL_UNSHUFFLE
 
 _LAYOUTS = ("contiguous", "channels_last", "sliced", "sliced_channels_last", "transposed")
@@ -19,8 +19,8 @@ _LAYOUTS = ("contiguous", "channels_last", "sliced", "sliced_channels_last", "tr
 
 def _sample(shape: tuple[int, ...], k: int, layout: str = "channels_last", *, bench: bool = False) -> Sample:
     def make(dtype: torch.dtype, generator: torch.Generator) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        x = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-        return (lay_out(x, layout), k), {}
+        x = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return (lay_out(in_dtype(x, dtype), layout), k), {}
 
     name = f"{'x'.join(map(str, shape))}-{k}-{layout}"
     return Sample(name, make, reduction=1, bytes=8 * math.prod(shape), bench=bench)

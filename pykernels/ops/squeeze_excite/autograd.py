@@ -15,6 +15,7 @@ from torch._prims_common import suggest_memory_format
 from pykernels import _native
 from pykernels.ops._activation import ACTIVATIONS, activation_backward, apply_activation
 from pykernels.ops._autocast import cast
+from pykernels.ops.int8_matmul.autograd import refuse_backward
 from pykernels.ops.squeeze_excite.arguments import NEGATIVE_SLOPE, SqueezeCall
 
 
@@ -72,3 +73,6 @@ if _native.error is None:
     torch.library.register_fake("pykernels::squeeze_excite", _fake)
     torch.library.register_autograd("pykernels::squeeze_excite", _backward, setup_context=_keep)
     torch.library.register_fake("pykernels::squeeze_excite_out", _fake_out)
+    torch.library.register_fake("pykernels::int8_squeeze_excite", _fake)
+    torch.library.register_autograd("pykernels::int8_squeeze_excite", refuse_backward("int8_squeeze_excite"))
+    torch.library.register_fake("pykernels::int8_squeeze_excite_out", _fake_out)

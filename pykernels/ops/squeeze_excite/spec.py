@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pykernels.ops._spec import OpSpec, Sample, lay_out
-from pykernels.ops.squeeze_excite import squeeze_excite
-from pykernels.ops.squeeze_excite.op import SQUEEZE_EXCITE
+from pykernels.ops._spec import OpSpec, Sample, in_dtype, lay_out
+from pykernels.ops.squeeze_excite import int8_squeeze_excite, squeeze_excite
+from pykernels.ops.squeeze_excite.op import INT8_SQUEEZE_EXCITE, SQUEEZE_EXCITE
 
 
 def _sample(
     name: str, shape: tuple[int, ...], between: int, activation: str = "relu", gate: str = "sigmoid", *,
     layout: str = "channels_last", bias: bool = True, filters: bool = True, bench: bool = False,
+    grids: tuple[float, float, int, int] | None = None,
 ) -> Sample:  # fmt: skip
+    """With ``grids``, of int8 maps."""
     channels = shape[-3]
 
     def make(dtype: torch.dtype, generator: torch.Generator) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -28,17 +30,23 @@ def _sample(
             weight = (normal(rows, columns) / math.sqrt(max(columns, 1))).to(dtype)
             return weight[:, :, None, None] if filters else weight
 
-        x = lay_out((normal(*shape) + normal(channels)[:, None, None]).to(dtype), layout)
+        x = normal(*shape) + normal(channels)[:, None, None]
+        x = lay_out(in_dtype(x / 2, torch.int8) if grids else x.to(dtype), layout)
         biases = [normal(n).to(dtype) if bias else None for n in (between, channels)]
         weights = matrix(between, channels), matrix(channels, between)
-        return (x, weights[0], biases[0], weights[1], biases[1]), {"activation": activation, "gate": gate}
+        tensors = (x, weights[0], biases[0], weights[1], biases[1])
+        return (*tensors, *(grids or ())), {"activation": activation, "gate": gate}
 
     elements = math.prod(shape)
     images = shape[0] if len(shape) == 4 else 1
     return Sample(
-        name, make, reduction=max(channels, between, math.prod(shape[-2:])),
-        flops=2 * elements + 4 * images * channels * between, bytes=8 * elements + 8 * channels * between, bench=bench,
-    )  # fmt: skip
+        name,
+        make,
+        reduction=max(channels, between, math.prod(shape[-2:])),
+        flops=2 * elements + 4 * images * channels * between,
+        bytes=(2 if grids else 8) * elements + 8 * channels * between,
+        bench=bench,
+    )
 
 
 SPEC = OpSpec(
@@ -67,4 +75,30 @@ SPEC = OpSpec(
     growth=2.0,
 )
 
-SPECS: tuple[OpSpec, ...] = (SPEC,)
+_GRID = (0.04, 0.03, 5, -9)
+INT8_SPEC = OpSpec(
+    op=INT8_SQUEEZE_EXCITE,
+    function=int8_squeeze_excite,
+    reference=partial(int8_squeeze_excite, backend="reference"),
+    samples=(
+        _sample("efficientnet", (2, 96, 9, 7), 4, "silu", grids=_GRID),
+        _sample("mobilenet", (1, 120, 5, 5), 32, "relu", "hardsigmoid", grids=(0.05, 0.04, 0, 0)),
+        _sample("contiguous", (2, 70, 7, 9), 19, layout="contiguous", grids=_GRID),
+        _sample("odd", (3, 21, 3, 5), 9, "hardswish", "hardsigmoid", grids=_GRID),
+        _sample("odd-contiguous", (3, 21, 3, 5), 9, "gelu", "tanh", layout="contiguous", grids=_GRID),
+        _sample("linear-without-bias", (2, 24, 6, 6), 6, bias=False, filters=False, grids=_GRID),
+        _sample("one-channel", (2, 1, 6, 6), 1, grids=_GRID),
+        _sample("strips", (1, 120, 40, 9), 8, grids=_GRID),
+        _sample("sliced", (2, 8, 6, 6), 4, layout="sliced", grids=_GRID),
+        _sample("sliced-channels", (2, 8, 6, 6), 4, layout="sliced_channels_last", grids=_GRID),
+        _sample("transposed", (2, 8, 6, 5), 4, layout="transposed", grids=_GRID),
+        _sample("one-image", (8, 6, 5), 4, layout="contiguous", grids=_GRID),
+        _sample("batch-0", (0, 8, 6, 5), 4, grids=_GRID),
+        _sample("efficientnet-96-56", (1, 96, 56, 56), 4, "silu", grids=_GRID, bench=True),
+        _sample("mobilenet-672-14", (1, 672, 14, 14), 168, "relu", "hardsigmoid", grids=_GRID, bench=True),
+    ),
+    off_by_one=0.005,
+    has_int8=True,
+)
+
+SPECS: tuple[OpSpec, ...] = (SPEC, INT8_SPEC)

@@ -40,17 +40,18 @@ def upsample2d(
     Returns:
         (N, C, P, Q) or (C, P, Q), of ``x``'s dtype and memory format.
 
-    Differentiable any number of times, by torch's own backward op. The CPU kernels take float32 and bfloat16; elsewhere
-    torch's own op runs, on a GPU too. Nearest pixels are torch's to the bit. Bilinear weights are computed in float64
-    and rounded once, so that a result is exact but for a few roundings of its four parts, however large the image;
-    torch's float32 weights lose as many bits as the coordinates have.
+    Differentiable any number of times, by torch's own backward op. The CPU kernels take float32, bfloat16 and int8;
+    elsewhere torch's own op runs, on a GPU too. Nearest pixels are torch's to the bit. Bilinear weights are computed in
+    float64 and rounded once, so that a result is exact but for a few roundings of its four parts, however large the
+    image; torch's float32 weights lose as many bits as the coordinates have. An int8 image keeps its grid, whichever
+    that is: the result is rounded to nearest even, and its bits are the same everywhere.
 
     Raises:
-        TypeError: An argument has the wrong type, or ``x`` does not have a floating dtype.
+        TypeError: An argument has the wrong type, or ``x`` is neither of a floating dtype nor int8.
         ValueError: A shape or another value is wrong; the message names it.
         RuntimeError: The requested backend cannot run.
     """
-    x = check_image(OP, x)
+    x = check_image(OP, x, int8=True)
     call = upsample_call(x, size, scale_factor, mode, align_corners)
     where = choose(UPSAMPLE2D, x.device, x.dtype, backend)
     images = x if x.dim() == 4 else x[None]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pykernels.ops._spec import OpSpec, Sample, lay_out
+from pykernels.ops._spec import OpSpec, Sample, in_dtype, lay_out
 from pykernels.ops.upsample2d import upsample2d
 from pykernels.ops.upsample2d.op import UPSAMPLE2D
 
@@ -20,7 +20,7 @@ def _up(
 
     def make(dtype: torch.dtype, generator: torch.Generator) -> tuple[tuple[Any, ...], dict[str, Any]]:
         x = torch.randn(shape, generator=generator, dtype=torch.float64) + 0.5
-        return (lay_out(x.to(dtype), layout),), call
+        return (lay_out(in_dtype(x, dtype), layout),), call
 
     elements = math.prod(shape)
     scale = call.get("scale_factor") or 2

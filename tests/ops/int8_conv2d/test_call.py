@@ -156,7 +156,7 @@ def test_what_is_wrong_with_a_bound_call_is_said():
         ((x, bound[:9], None, torch.int8), "packed: too short"),
         ((x, bound.clone().zero_(), None, torch.int8), "packed: no packed weight"),
         ((x, bound.float(), None, torch.int8), "bound_conv: expected the contiguous 1-D torch.uint8"),
-        ((x, bound, None, torch.float32), "out_dtype: expected the one that was bound"),
+        ((x, bound, None, torch.float32), "out_dtype: expected the dtype that was bound"),
         ((x, bound, x, torch.int8), r"residual: expected shape \(1, 8, 5, 5\)"),
         ((x, bound, x.long(), torch.int8), "residual: the CPU kernels take"),
     ]:

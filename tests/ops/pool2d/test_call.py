@@ -84,7 +84,7 @@ def test_pool2d_out_writes_where_it_is_told(layout):
 def test_pool2d_out_refuses_what_does_not_fit():
     x, call = normal(1, 3, 6, 6), torch.tensor(PoolCall(False, (2, 2), (2, 2)).numbers())
     for bad, words in (
-        ((x, call[:5], torch.empty(1, 3, 3, 3)), "call: expected 12 int64 numbers"),
+        ((x, call[:5], torch.empty(1, 3, 3, 3)), "call: expected 13 int64 numbers"),
         ((x, call, torch.empty(1, 3, 3, 2)), r"out: expected shape \(1, 3, 3, 3\)"),
         ((x, call, torch.empty(1, 3, 3, 1).expand(1, 3, 3, 3)), "out: expected elements that do not overlap"),
         ((x, call, torch.empty(1, 3, 3, 3).double()), "out: expected torch.float32"),
@@ -94,8 +94,56 @@ def test_pool2d_out_refuses_what_does_not_fit():
     ):
         with pytest.raises(RuntimeError, match=f"pykernels.pool2d_out: {words}"):
             OPS.pool2d_out(*bad)
-    with pytest.raises(RuntimeError, match=r"pykernels.pool2d_bound: call: expected 12 int64 numbers"):
+    with pytest.raises(RuntimeError, match=r"pykernels.pool2d_bound: call: expected 13 int64 numbers"):
         OPS.pool2d_bound(x, call[:5])
+
+
+def int8_image(*shape, layout=torch.contiguous_format):
+    return (normal(*shape) * 60).round().clamp(-128, 127).to(torch.int8).contiguous(memory_format=layout)
+
+
+@native
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+def test_int8_keeps_its_grid(layout):
+    x = int8_image(2, 37, 9, 11, layout=layout)
+    real = x.double() - 7
+    mean = F.avg_pool2d(real, 3, 2, 1, count_include_pad=False)
+    for y, expected in (
+        (max_pool2d(x, 3, 2, 1), F.max_pool2d(real, 3, 2, 1) + 7),
+        (avg_pool2d(x, 3, 2, 1, count_include_pad=False, zero_point=7), mean.float().round() + 7),
+        (avg_pool2d(x, 3, 2, 1, zero_point=7), F.avg_pool2d(real, 3, 2, 1).float().round() + 7),
+        (global_avg_pool2d(x, zero_point=7), real.mean((2, 3), keepdim=True).float().round() + 7),
+    ):
+        assert y.dtype == torch.int8
+        assert torch.equal(y.double(), expected.double())
+        assert y.is_contiguous(memory_format=layout)
+    # An average is saturated where a divisor makes it large.
+    y = avg_pool2d(x, 3, 2, 1, divisor_override=-1)
+    assert torch.equal(y.double(), F.avg_pool2d(x.double(), 3, 2, 1, divisor_override=-1).clamp(-128, 127))
+
+
+@native
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+def test_means_of_int8_are_floats_where_a_scale_is_given(layout):
+    x = int8_image(2, 37, 9, 11, layout=layout)
+    y = global_avg_pool2d(x, scale=0.1, zero_point=7)
+    torch.testing.assert_close(y, 0.1 * (x.float() - 7).mean((2, 3), keepdim=True))
+    assert y.is_contiguous(memory_format=layout)
+    assert global_avg_pool2d(x[0], False, scale=0.1).shape == (37,)
+    for out in (torch.empty(2, 37), torch.empty(2, 37, 1, 1)):
+        OPS.int8_global_avg_pool2d_out(x, 0.1, 7, out)
+        assert torch.equal(out.flatten(), y.flatten())
+    with pytest.raises(RuntimeError, match=r"int8_global_avg_pool2d_out: out: expected torch.float32"):
+        OPS.int8_global_avg_pool2d_out(x, 0.1, 7, torch.empty(2, 37).double())
+    call = torch.tensor(PoolCall(True, (3, 3), (2, 2), (1, 1), zero_point=7).numbers())
+    made = torch.empty(2, 37, 5, 6, dtype=torch.int8)
+    OPS.pool2d_out(x, call, made)
+    assert torch.equal(made, avg_pool2d(x, 3, 2, 1, zero_point=7))
+    opcheck(OPS.int8_global_avg_pool2d.default, (x, 0.1, 7, True))
+    opcheck(OPS.int8_global_avg_pool2d.default, (x, 0.1, 7, False))
+    opcheck(OPS.int8_global_avg_pool2d_out.default, (x, 0.1, 7, torch.empty(2, 37)))
+    opcheck(OPS.avg_pool2d.default, (x, [3, 2], [2, 1], [1, 0], False, False, 3, 7))
+    opcheck(OPS.global_avg_pool2d.default, (x, True, 7))
 
 
 @native
@@ -188,6 +236,8 @@ X = torch.zeros(1, 3, 6, 6)
         (max_pool2d, {"x": X.int()}, TypeError, "x: expected a floating dtype"),
         (max_pool2d, {"x": X[0, 0]}, ValueError, r"x: expected \(N, C, H, W\) or \(C, H, W\)"),
         (avg_pool2d, {"x": X[..., :0]}, ValueError, "x: expected H and W of at least 1"),
+        (avg_pool2d, {"zero_point": 3}, ValueError, "zero_point: expected 0, because x is torch.float32, got 3"),
+        (avg_pool2d, {"zero_point": 128}, ValueError, "zero_point: expected an int in"),
         (avg_pool2d, {"divisor_override": 0}, ValueError, "divisor_override: expected an int other than 0"),
         (avg_pool2d, {"divisor_override": 1.5}, TypeError, "divisor_override: expected an int"),
         (avg_pool2d, {"padding": (0, 2)}, ValueError, r"padding: expected at most half the window"),

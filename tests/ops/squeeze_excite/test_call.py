@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
-from pykernels.ops import ACTIVATIONS, squeeze_excite
+from pykernels.ops import ACTIVATIONS, int8_squeeze_excite, squeeze_excite
 from tests.harness import (
     FORMATS,
     assert_one_graph,
@@ -261,3 +261,81 @@ def test_bad_arguments_are_named(change, error, words):
     }  # fmt: skip
     with pytest.raises(error, match=f"pykernels.squeeze_excite: {words}"):
         squeeze_excite(**named)
+
+
+INT8 = (normal(2, 21, 5, 6) * 60).round().clamp(-128, 127).to(torch.int8)
+GRIDS = (0.04, 0.03, 5, -9)
+
+
+@native
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_int8_maps_are_near_the_real_values(name, layout):
+    x, rest = INT8.contiguous(memory_format=layout), weights(21, 13)
+    x_scale, out_scale, x_zero, out_zero = GRIDS
+    for names in ({"activation": name}, {"gate": name}):
+        y = int8_squeeze_excite(x, *rest, *GRIDS, **names)
+        real = squeeze_excite((x.double() - x_zero) * x_scale, *(t.double() for t in rest), **names)
+        on_grid = (real / out_scale + out_zero).clamp(-128, 127)
+        assert (y.double() - on_grid).abs().max() < 0.502
+        assert y.is_contiguous(memory_format=layout)
+
+
+@native
+def test_int8_squeeze_excite_out_writes_where_it_is_told_and_may_be_x():
+    for layout in FORMATS:
+        x, rest = INT8.contiguous(memory_format=layout), weights(21, 13)
+        expected = int8_squeeze_excite(x, *rest, *GRIDS)
+        for target in FORMATS:
+            wide = torch.full((2, 25, 5, 6), 77, dtype=torch.int8).contiguous(memory_format=target)
+            OPS.int8_squeeze_excite_out(x, *rest, *GRIDS, RELU, SIGMOID, wide[:, 1:22])
+            assert torch.equal(wide[:, 1:22], expected)
+            assert (wide[:, :1] == 77).all()
+            assert (wide[:, 22:] == 77).all()
+        OPS.int8_squeeze_excite_out(x, *rest, *GRIDS, RELU, SIGMOID, x)
+        assert torch.equal(x, expected)
+
+
+@native
+def test_int8_threads_change_nothing():
+    x, rest = INT8.repeat(2, 3, 5, 7).contiguous(memory_format=torch.channels_last), weights(63, 13)
+    assert_threads_change_nothing(lambda: int8_squeeze_excite(x, *rest, *GRIDS), (1, 2, 3))
+
+
+@native
+def test_int8_opcheck_and_one_graph():
+    rest = weights(21, 13)
+    opcheck(OPS.int8_squeeze_excite.default, (INT8, *rest, *GRIDS, RELU, SIGMOID))
+    opcheck(OPS.int8_squeeze_excite_out.default, (INT8, *rest, *GRIDS, RELU, SIGMOID, torch.empty_like(INT8)))
+
+    def calls():
+        for n, h in ((2, 5), (3, 4), (5, 3)):
+            x = INT8[:, :, :h].repeat(n, 1, 1, 1)
+            torch._dynamo.maybe_mark_dynamic(x, (0, 2))
+            yield (x,)
+
+    assert_one_graph(lambda x: int8_squeeze_excite(x, *rest, *GRIDS), calls(), dynamic=None)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"x": INT8.float()}, TypeError, "x: expected torch.int8, got torch.float32"),
+        ({"x_scale": 0.0}, ValueError, "x_scale: expected a number of"),
+        ({"out_zero_point": 128}, ValueError, "out_zero_point: expected an int in"),
+        ({"expand_weight": torch.ones(21, 13).double()}, TypeError, "expand_weight: expected reduce_weight's dtype"),
+        ({"reduce_bias": torch.ones(12)}, ValueError, "reduce_bias: expected shape"),
+        ({"gate": "a"}, ValueError, "gate: expected one of"),
+    ],
+)
+def test_int8_bad_arguments(change, error, words):
+    names = ("x", "reduce_weight", "reduce_bias", "expand_weight", "expand_bias", "x_scale", "out_scale")
+    given = dict(zip(names, (INT8, *weights(21, 13), 0.04, 0.03), strict=True))
+    with pytest.raises(error, match=f"^pykernels.int8_squeeze_excite: {words}"):
+        int8_squeeze_excite(**(given | change))
+
+
+def test_int8_has_no_gradient():
+    rest = [t.requires_grad_() for t in weights(21, 13)]
+    with pytest.raises(RuntimeError, match=r"int8_squeeze_excite: reduce_weight: expected a tensor that requires no"):
+        int8_squeeze_excite(INT8, *rest, *GRIDS)

@@ -204,3 +204,22 @@ X = torch.zeros(1, 3, 6, 6)
 def test_bad_arguments_are_named(arguments, error, words):
     with pytest.raises(error, match=f"pykernels.upsample2d: {words}"):
         upsample2d(**{"x": X, **arguments})
+
+
+@native
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear"])
+def test_int8_is_rounded_once_on_any_grid(mode):
+    x = (normal(2, 37, 9, 11) * 60).round().clamp(-128, 127).to(torch.int8)
+    for size in ((18, 22), (7, 30), (9, 11)):
+        real = upsample2d(x.double(), size, mode=mode)
+        results = [upsample2d(x.contiguous(memory_format=layout), size, mode=mode) for layout in FORMATS]
+        assert (results[0].double() - real).abs().max() < 0.5 + 1e-4
+        assert torch.equal(*results)
+        assert torch.equal(results[0], upsample2d(x, size, mode=mode, backend="reference"))
+        for layout, y in zip(FORMATS, results, strict=True):
+            assert y.is_contiguous(memory_format=layout)
+            wide = torch.full((2, 40, *size), 77, dtype=torch.int8).contiguous(memory_format=layout)
+            code = ["nearest", "nearest-exact", "bilinear"].index(mode)
+            OPS.upsample2d_out(x, torch.tensor([code, 0, 0]).double(), wide[:, 1:38])
+            assert torch.equal(wide[:, 1:38], y)
+            assert (wide[:, 38:] == 77).all()

@@ -11,13 +11,19 @@ from .contenders import Loaded
 from .exported import arrays_of, exported
 from .rows import Row
 
+_GRAPHS = {None: "model.onnx", "static": "static.onnx", "dynamic": "weights.onnx", "network": "network.onnx"}
 
-def load(row: Row, folder: Path, threads: int, *, precision: str) -> Loaded:
-    """One stream, latency first. Left alone it would use bfloat16 wherever the CPU has it: hence the hint."""
+
+def load(row: Row, folder: Path, threads: int, *, precision: str, int8: str | None = None) -> Loaded:
+    """One stream, latency first. Left alone it would use bfloat16 wherever the CPU has it: hence the hint.
+
+    ``int8``: None; "static", the graph with the input's scale in it; or "dynamic", the one with int8 weights, whose
+    input OpenVINO quantises row by row; or "network", ONNX Runtime's static form of a whole network.
+    """
     import openvino
 
-    path = exported(folder, "onnx", "model.onnx")
-    inputs = arrays_of(folder / "inputs.npz")
+    path = exported(folder, "onnxruntime" if int8 == "network" else "onnx", _GRAPHS[int8])
+    inputs = [a.astype(np.float32) if a.dtype == np.int8 else a for a in arrays_of(folder / "inputs.npz")]
     start = time.perf_counter()
     core = openvino.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -30,6 +36,7 @@ def load(row: Row, folder: Path, threads: int, *, precision: str) -> Loaded:
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
+            **({"DYNAMIC_QUANTIZATION_GROUP_SIZE": inputs[0].shape[-1]} if int8 == "dynamic" else {}),
         },
     )
     load_s = time.perf_counter() - start

@@ -1,6 +1,7 @@
 """Writes what a row's contenders share: inputs, the float64 answer, and the exported graphs.
 
-``python -m peers.prepare ROW FOLDER [onnx] [pnnx] [executorch] [MNN]``, with MNN after onnx, whose graph it converts.
+``python -m peers.prepare ROW FOLDER [onnx] [pnnx] [executorch] [MNN] [onnxruntime]``, with
+MNN and onnxruntime after onnx, whose graph they convert.
 An export that fails leaves its reason in ``NAME.error``, and the contender that wanted the export shows that reason.
 """
 
@@ -16,9 +17,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from . import int8_graphs
 from .exported import exported
 from .rows import Row, by_name
-from .subjects import build
+from .subjects import SEED, build
+
+#: Batches that int8 contenders see before.
+CALIBRATED = 8
 
 
 def flat_tensors(value: Any) -> list[torch.Tensor]:
@@ -54,26 +59,53 @@ def write(row: Row, folder: Path, exports: list[str]) -> None:
 
 def _onnx(row: Row, module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path) -> None:
     if row.kind == "gemm":
-        _onnx_product(module, inputs, folder)
+        int8_graphs.product(module, inputs[0], folder)
+        return
+    if row.kind == "linear":
+        int8_graphs.linear(module, inputs[0], folder)
         return
     program = torch.onnx.export(module, inputs, dynamo=True, verbose=False)
     assert program is not None
     program.save(str(folder / "model.onnx"))
 
 
-def _onnx_product(module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path) -> None:
-    from onnx import TensorProto, helper, numpy_helper, save
+def calibration(inputs: tuple[torch.Tensor, ...]) -> list[tuple[torch.Tensor, ...]]:
+    """Batches like ``inputs``, the same for every contender."""
+    generator = torch.Generator().manual_seed(SEED + 1)
+    return [
+        tuple(torch.randn(t.shape, generator=generator) if t.is_floating_point() else t.roll(i, -1) for t in inputs)
+        for i in range(CALIBRATED)
+    ]
 
-    weight: Any = module.weight
-    (m, _), (k, n) = inputs[0].shape, weight.shape
-    graph = helper.make_graph(
-        [helper.make_node("MatMulInteger", ["a", "b"], ["c"])],
-        "product",
-        [helper.make_tensor_value_info("a", TensorProto.INT8, [m, k])],
-        [helper.make_tensor_value_info("c", TensorProto.INT32, [m, n])],
-        [numpy_helper.from_array(weight.numpy(), "b")],
-    )
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "model.onnx")
+
+def _onnx_int8(row: Row, module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path) -> None:
+    """ONNX Runtime's own tool: static, with QDQ nodes and a scale for each channel; without convolutions dynamic."""
+    if {"gemm", "linear"} & row.traits:  # their graphs are there
+        return
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    model, ready, made = (folder / name for name in ("model.onnx", "ready.onnx", "network.onnx"))
+    if not model.exists():
+        _onnx(row, module, inputs, folder)
+    if "conv" not in row.traits:
+        quantize_dynamic(str(model), str(made), weight_type=QuantType.QInt8, per_channel=True)
+        return
+    quant_pre_process(str(model), str(ready), skip_symbolic_shape=True)
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            import onnx
+
+            names = [given.name for given in onnx.load(str(ready), load_external_data=False).graph.input]
+            self.feeds = iter(
+                [dict(zip(names, [t.numpy() for t in batch], strict=True)) for batch in calibration(inputs)]
+            )
+
+        def get_next(self) -> Any:
+            return next(self.feeds, None)
+
+    quantize_static(str(ready), str(made), Reader(), per_channel=True, weight_type=QuantType.QInt8)
 
 
 def _pnnx(row: Row, module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path) -> None:
@@ -117,7 +149,7 @@ def _mnn(row: Row, module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: 
         raise RuntimeError(f"MNN's converter, exit {done.returncode}: {(done.stderr or done.stdout).strip()[-160:]}")
 
 
-_EXPORTS = {"onnx": _onnx, "pnnx": _pnnx, "executorch": _executorch, "MNN": _mnn}
+_EXPORTS = {"onnx": _onnx, "onnxruntime": _onnx_int8, "pnnx": _pnnx, "executorch": _executorch, "MNN": _mnn}
 
 
 def main() -> None:

@@ -21,7 +21,8 @@ class Row:
     batch: int
     #: Useful work of one call: two per multiply-add, counted on the direct algorithm.
     flops: int
-    #: What the contenders look at: "conv" (channels_last makes sense), "bn" (can be folded), "rnn", "gemm".
+    #: What the contenders look at: "conv" (channels_last makes sense), "bn" (can be folded), "rnn", "gemm" (int8 in,
+    #: int32 out), "linear" (a lone layer, to be quantised).
     traits: frozenset[str] = field(default_factory=frozenset)
 
     @property
@@ -157,6 +158,7 @@ ROWS: tuple[Row, ...] = (
         for b in (1, 16, 64)
     ),
     *(_row(f"int8_{m}x{n}x{k}", "int8", "gemm", m, m * n * k, "gemm", m=m, n=n, k=k) for m, n, k in _GEMMS),
+    *(_row(f"linear_{m}x{n}x{k}", "int8", "linear", m, m * n * k, "linear", m=m, n=n, k=k) for m, n, k in _GEMMS),
     SMOKE,
 )
 

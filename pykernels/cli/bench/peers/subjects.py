@@ -123,6 +123,10 @@ def _product(batch: int, m: int, n: int, k: int) -> Subject:
     return Product(n, k), (torch.randint(-128, 128, (m, k), dtype=torch.int8),)
 
 
+def _linear(batch: int, m: int, n: int, k: int) -> Subject:
+    return nn.Sequential(nn.Linear(k, n)), (torch.randn(m, k),)
+
+
 _BUILDERS: dict[str, Callable[..., Any]] = {
     "resnet": _resnet,
     "network": _network,
@@ -132,4 +136,5 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "lstm": _sequence,
     "cell": _cell,
     "gemm": _product,
+    "linear": _linear,
 }

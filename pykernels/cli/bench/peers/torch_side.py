@@ -14,7 +14,7 @@ from torch import nn
 from .contenders import Loaded
 from .exported import arrays_of
 from .measure import forget_peak
-from .prepare import flat_tensors
+from .prepare import calibration, flat_tensors
 from .rows import Row
 from .subjects import build
 
@@ -29,6 +29,7 @@ def load(
     compiled: str | None = None,
     dynamic_int8: bool = False,
     ours: bool = False,
+    int8: str | None = None,
     dtype: str = "float32",
 ) -> Loaded:
     """The plain module of the row, changed as the options say; the change is what load_s times."""
@@ -41,7 +42,13 @@ def load(
 
     start = time.perf_counter()
     model = module
-    if ours:
+    if ours and dynamic_int8:
+        model = _int8_linear(module)
+    elif int8 == "pt2e":
+        model = _pt2e(module, inputs)
+    elif int8 == "ours":
+        model = _quantize(row, module, inputs)
+    elif ours:
         model = _optimize(module, dtype)
     elif dtype != "float32":
         model = model.to(getattr(torch, dtype))
@@ -51,7 +58,7 @@ def load(
         model = fuse(model)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if dynamic_int8:
+    if dynamic_int8 and not ours:
         model = _dynamic_int8(model)
     forward: Callable[..., Any] = _compile(model, compiled) if compiled else model
     load_s = time.perf_counter() - start
@@ -88,6 +95,40 @@ def _dynamic_int8(model: nn.Module) -> nn.Module:
         from torch.ao.quantization import quantize_dynamic
 
         return quantize_dynamic(model, {nn.LSTM, nn.LSTMCell, nn.Linear}, dtype=torch.qint8)
+
+
+def _pt2e(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
+    """torchao's export flow for the CPU, and Inductor with frozen weights."""
+    from torch._inductor import config
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    config.freezing = True
+    exported = torch.export.export(module, inputs).module()
+    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+    prepared = prepare_pt2e(exported, quantizer)
+    with torch.no_grad():
+        for batch in calibration(inputs):
+            prepared(*batch)
+        return torch.compile(convert_pt2e(prepared))
+
+
+def _quantize(row: Row, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> nn.Module:
+    """Rows without convolutions have their linear layers and LSTMs quantised as they come."""
+    import pykernels as pk
+
+    if "conv" not in row.traits:
+        return pk.quantize(module, dynamic=True)
+    return pk.quantize(module, calibration(inputs))
+
+
+def _int8_linear(module: Any) -> nn.Module:
+    import pykernels as pk
+    from pykernels import _native
+
+    if _native.error is not None:
+        raise RuntimeError(_native.error)
+    return nn.Sequential(pk.nn.Int8Linear.from_torch(module[0]))
 
 
 def _optimize(module: nn.Module, dtype: str) -> nn.Module:

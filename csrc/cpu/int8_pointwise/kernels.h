@@ -1,0 +1,28 @@
+// The family's table of kernels.
+#pragma once
+
+#include "cpu/dispatch.h"
+#include "pykernels/int8_pointwise.h"
+
+namespace pk {
+
+// Elements of two dimensions: `rows` of `count`, and the steps from row to row, in elements.
+struct Int8Block {
+  int64_t rows, count;
+  const void* x;
+  int64_t x_step;
+  const void* b;
+  int64_t b_step;
+  void* y;
+  int64_t y_step;
+};
+
+struct Int8PointwiseKernels {
+  void (*rows)(const Int8PointwiseArgs& args, const Int8Block& block);    // all rows are adjacent elements
+  void (*turned)(const Int8PointwiseArgs& args, const Int8Block& block);  // x's rows are, and y's columns
+};
+
+PK_DECLARE_TABLES(Int8PointwiseKernels, int8_pointwise_kernels)
+PK_DECLARE_VNNI_TABLE(Int8PointwiseKernels, int8_pointwise_kernels)
+
+}  // namespace pk

@@ -1,0 +1,157 @@
+"""The int8 LSTM as plain PyTorch, on any device: the oracle, and the last fallback.
+
+    q(r) = round(r / s), s = max|r| / 127                   a row of x_t, of h_{t-1}, or of the layer below
+    z = q(x_t) W_ih' s_x s_ih + (b_ih + b_hh) + q(h_{t-1}) W_hh' s_h s_hh
+    c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g),   h_t = sigmoid(o) tanh(c_t)
+
+The sums are exact. All that is not int8 is float32, whatever the dtype of x, and each operation below rounds once: so
+the kernels (csrc/cpu/int8_lstm/gates.h) have the same bits. A state that differed in its last bit could round to
+another int8 at the next step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pykernels.ops.int8_matmul.reference import quantize_int8_reference
+from pykernels.ops.lstm.arguments import LSTMCall, States, check_sizes
+
+
+def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
+    value = x * coefficients[0] + coefficients[1]
+    for coefficient in coefficients[2:]:
+        value = value * x + coefficient
+    return value
+
+
+def _exp(x: Tensor, i: int = 0) -> Tensor:
+    """exp(x) * 2^i for -88 <= x <= 89, by Cody and Waite's reduction, as csrc/cpu/vec_math.h has it."""
+    n = (x * 1.44269504 + 12582912.0) - 12582912.0
+    r = (x - n * 0.693359375) + n * 2.12194440e-4
+    p = _polynomial(
+        r, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+    )
+    power = ((n.to(torch.int32) + (127 + i)) << 23).view(torch.float32)
+    return ((p * r) * r + (r + 1.0)) * power
+
+
+def exact_sigmoid(x: Tensor) -> Tensor:
+    """sigmoid of a float32 tensor, with the same bits everywhere."""
+    return 1.0 / (_exp((-x).clamp(-87.0, 89.0), -1) * 2.0 + 1.0)
+
+
+def exact_tanh(x: Tensor) -> Tensor:
+    """tanh of a float32 tensor, with the same bits everywhere."""
+    z = x * x
+    p = _polynomial(z, (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1))
+    near = x * (p * z + 1.0)
+    far = 1.0 - 2.0 / (_exp((x * 2.0).clamp(-88.0, 80.0)) + 1.0)
+    return torch.where(x.abs() < 0.625, near, far)
+
+
+def _product(x: Tensor, w: Tensor, scale: Tensor) -> Tensor:
+    """x: (B, K), float32; w: (4H, K), float64, in which sums are exact up to 2^53."""
+    q, x_scale, _ = quantize_int8_reference(x, axis=0)
+    sums = (q.double() @ w.t()).float()
+    return sums * (scale * x_scale.unsqueeze(1))
+
+
+def _step(gates: Tensor, c: Tensor) -> States:
+    """gates: (B, 4H) before the activations; c: (B, H)."""
+    i, f, g, o = gates.chunk(4, dim=-1)
+    c = exact_sigmoid(f) * c + exact_sigmoid(i) * exact_tanh(g)
+    return exact_sigmoid(o) * exact_tanh(c), c
+
+
+def int8_lstm_cell(
+    x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, s_ih: Tensor, s_hh: Tensor, b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> States:  # fmt: skip
+    """One step. See `pykernels.ops.int8_lstm_cell`."""
+    rows, h, c = (t.float() if t.dim() == 2 else t.float().unsqueeze(0) for t in (x, *states))
+    weights = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
+    _, h, c = _direction(rows, [rows.shape[0]], h, c, weights, (s_ih, s_hh), reverse=False)
+    h, c = h.to(x.dtype), c.to(x.dtype)
+    return (h, c) if x.dim() == 2 else (h.squeeze(0), c.squeeze(0))
+
+
+def _direction(
+    rows: Tensor, sizes: Sequence[int], h: Tensor, c: Tensor, weights: Sequence[Tensor], scales: Sequence[Tensor],
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """One layer in one direction over packed rows, as `pykernels.ops.lstm.reference` has it."""
+    w_ih, w_hh, *biases = (w.double() if w.dim() == 2 else w.float() for w in weights)
+    s_ih, s_hh = (s.float() for s in scales)
+    # Without biases the kernels add zeros, which turns -0 into 0; no curve tells them apart.
+    projected = _product(rows, w_ih, s_ih)
+    if biases:
+        projected = projected + (biases[0] + biases[1])
+    steps = list(projected.split(list(sizes)))
+    outputs: list[Tensor] = [rows] * len(steps)
+    for t in reversed(range(len(steps))) if reverse else range(len(steps)):
+        b = sizes[t]
+        h_new, c_new = _step(steps[t] + _product(h[:b], w_hh, s_hh), c[:b])
+        outputs[t] = h_new
+        h = h_new if b == h.shape[0] else torch.cat([h_new, h[b:]])
+        c = c_new if b == c.shape[0] else torch.cat([c_new, c[b:]])
+    return torch.cat(outputs), h, c
+
+
+def int8_lstm(
+    x: Tensor,
+    states: States,
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, States]:
+    """Whole sequences. See `pykernels.ops.int8_lstm`."""
+    return sequences(x, states, weights, scales, batch_sizes, LSTMCall(num_layers, bidirectional, batch_first))
+
+
+def sequences(
+    x: Tensor, states: States, weights: Sequence[Tensor], scales: Sequence[Tensor], batch_sizes: Tensor | None,
+    call: LSTMCall,
+) -> tuple[Tensor, States]:  # fmt: skip
+    """The same by its `LSTMCall`."""
+    (h0, c0), batch_first = states, call.batch_first
+    unbatched = batch_sizes is None and x.dim() == 2
+    if unbatched:
+        x, h0, c0, batch_first = x.unsqueeze(1), h0.unsqueeze(1), c0.unsqueeze(1), False
+    if batch_first and batch_sizes is None:
+        x = x.transpose(0, 1)
+    steps, rows = x.shape[:-1], x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).float()
+    if batch_sizes is None:
+        sizes = [x.shape[1]] * x.shape[0]
+    else:
+        sizes = [int(size) for size in batch_sizes]
+        check_sizes(sizes, rows.shape[0], h0.shape[1], "int8_lstm")
+
+    directions = call.directions
+    each = len(weights) // (call.num_layers * directions)
+    last_h, last_c = [], []
+    for layer in range(call.num_layers):
+        outputs = []
+        for at in range(layer * directions, (layer + 1) * directions):
+            own, their_scales = weights[at * each : (at + 1) * each], scales[2 * at : 2 * at + 2]
+            reverse = at % directions == 1
+            output, h, c = _direction(rows, sizes, h0[at].float(), c0[at].float(), own, their_scales, reverse)
+            outputs.append(output)
+            last_h.append(h.to(x.dtype))
+            last_c.append(c.to(x.dtype))
+        rows = torch.cat(outputs, dim=-1)
+
+    output = rows.to(x.dtype).reshape(*steps, rows.shape[-1])
+    h_n, c_n = torch.stack(last_h), torch.stack(last_c)
+    if unbatched:
+        return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
+    if batch_first and batch_sizes is None:
+        output = output.transpose(0, 1)
+    return output, (h_n, c_n)

@@ -1,0 +1,143 @@
+"""`quantize`: your model in int8, on the programs of `pykernels.optimize`.
+
+`_calibrate` watches float programs run and finds ranges; `_grid` makes grids of them. `_plan` keeps them by graph, and
+`_rewrite` puts the steps of `_steps` into the graphs of later calls. `_measure` finds what int8 costs, and where.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pykernels import _native
+from pykernels.ops._arguments import check_number, fail
+from pykernels.optimize._face import Optimized, face
+from pykernels.quantize._calibrate import OP, Call, calibrate, calls_of, nothing_given
+from pykernels.quantize._grid import OBSERVERS
+from pykernels.quantize._measure import keep_within, measure
+from pykernels.quantize._model import Quantized
+from pykernels.quantize._plan import Plan
+from pykernels.quantize._qat import QuantAware
+from pykernels.quantize._report import Layer, QuantReport
+
+if TYPE_CHECKING:
+    from pykernels.optimize._face import Callee, P, R
+
+__all__ = ["Layer", "QuantAware", "QuantReport", "Quantized", "quantize"]
+
+#: The batches that errors are measured on: results of layers are kept of all of them.
+_MEASURED = 4
+
+
+def quantize(
+    model: Callee[P, R],
+    batches: Iterable[Any] | None = None,
+    *,
+    dynamic: bool = False,
+    skip: str | Sequence[str] = (),
+    per_channel: bool = True,
+    observer: str = "minmax",
+    budget: float | None = None,
+    score: Callable[[nn.Module], float] | None = None,
+    qat: bool = False,
+) -> Any:
+    """Makes an evaluation-mode twin of ``model`` that computes in int8, on a CPU.
+
+    The twin is what `pykernels.optimize` makes, except that convolutions and linear layers multiply int8 numbers, with
+    exact sums. Batch norms are folded first, so that a convolution, its batch norm, a sum and an activation are one
+    int8 step. What lies between two such steps (views, concatenations, maximum pools) stays in int8 too. Everything
+    else computes in float32.
+
+    Weights get one scale for each output channel. What flows between layers gets grids of a scale and a zero point,
+    which come from the values that the model computes on ``batches``.
+
+    Args:
+        model: Any ``nn.Module`` of float32, in any mode. It stays as it is, and the twin shares its parameters: after
+            an update of these the twin rounds them anew, on the same grids.
+        batches: Some tens of typical inputs: any iterable, such as a DataLoader. A tuple or list holds the arguments of
+            a call (one more than ``forward`` needs is a label, and dropped), a dict those by name, and all else is the
+            one argument. None for ``dynamic``, or for a model that gets its ranges by ``load_state_dict``; until then
+            it computes in float.
+        dynamic: Quantises linear layers and LSTMs only, each row by its own largest magnitude as it comes.
+        skip: The names of modules that stay in float, with all that they contain; ``*`` and ``?`` stand for any
+            characters.
+        per_channel: False gives a layer's weights one scale for all channels.
+        observer: How a range is found. "minmax": from the least to the largest value. "percentile": without a
+            ten-thousandth at either end. "mse": the part for which the squared error is least. "entropy": the part that
+            keeps the distribution best.
+        budget: The largest loss. As many layers as necessary stay in float, those first that cost most.
+        score: A function from a model to a number, such as its accuracy; then ``budget`` is what that may lose.
+            None: it is the error of the results, by its L2 norm relative to theirs.
+        qat: Returns a `QuantAware`, which trains with the rounding of int8.
+
+    Returns:
+        A `Quantized`, which has the type of the original's calls. Its ``report()`` says what runs in int8 and how
+        exactly. With ``qat`` a `QuantAware`, whose ``convert()`` makes a `Quantized`.
+
+    Raises:
+        TypeError: ``model`` is not an ``nn.Module``, or is optimised already; ``batches`` is a tensor or not iterable.
+        ValueError: ``batches`` gives nothing, or NaN, infinity, or tensors on another device; ``observer`` is unknown;
+            there is a ``budget`` and nothing to measure it on.
+        RuntimeError: There are no kernels.
+
+    Example:
+        >>> q = pk.quantize(model, [images[i : i + 8] for i in range(0, 64, 8)])
+        >>> with torch.inference_mode():
+        ...     y = q(x)
+        >>> q.report().worst(5)
+    """
+    if not isinstance(model, nn.Module):
+        fail(TypeError, OP, "model", "a torch.nn.Module", type(model).__name__)
+    if isinstance(model, Optimized):
+        fail(TypeError, OP, "model", "an original model", "one that is optimised already")
+    if _native.error is not None:
+        raise RuntimeError(f"pykernels.{OP}: there are no kernels: {_native.error}")
+    if any(p.is_floating_point() and p.dtype != torch.float32 for p in model.parameters()):
+        fail(TypeError, OP, "model", "parameters of torch.float32", next(p.dtype for p in model.parameters()))
+    if observer not in OBSERVERS:
+        fail(ValueError, OP, "observer", f"one of {', '.join(map(repr, OBSERVERS))}", repr(observer))
+    patterns = (skip,) if isinstance(skip, str) else tuple(skip)
+    _check_skip(model, patterns)
+    if budget is not None:
+        check_number(OP, "budget", budget)
+        if batches is None:
+            fail(ValueError, OP, "budget", "batches to measure on", "none")
+    if dynamic and batches is not None and budget is None:
+        fail(ValueError, OP, "batches", "None, because a dynamic quantisation needs no ranges", type(batches).__name__)
+    if qat and batches is None:
+        fail(ValueError, OP, "qat", "batches to calibrate on", "none")
+    plan = Plan(per_channel=per_channel, skip=patterns, dynamic=dynamic)
+    twin = face(model, torch.float32, torch.float32, None, Quantized, plan)
+    if batches is None:
+        return twin
+    kept: list[Call] = []
+    calls = _first_kept(calls_of(model, batches), kept)
+    if dynamic:
+        nothing_given(sum(1 for _ in calls))
+    else:
+        calibrate(twin, plan, calls, observer)
+    if budget is not None:
+        keep_within(twin, plan, kept, float(budget), score)
+    measure(twin, plan, kept)
+    return QuantAware(model, plan) if qat else twin
+
+
+def _first_kept(calls: Iterable[Call], kept: list[Call]) -> Iterator[Call]:
+    """``calls``, of which the first ones are put into ``kept``."""
+    for call in calls:
+        if len(kept) < _MEASURED:
+            kept.append(call)
+        yield call
+
+
+def _check_skip(model: nn.Module, skip: Sequence[str]) -> None:
+    names = [name for name, _ in model.named_modules() if name]
+    for pattern in skip:
+        if not isinstance(pattern, str):
+            fail(TypeError, OP, "skip", "names of modules", type(pattern).__name__)
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            fail(ValueError, OP, "skip", "names or patterns of modules of the model", repr(pattern))

@@ -1,0 +1,92 @@
+"""Linear layers whose rows are quantised as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pykernels.nn._packed import slots_of
+from pykernels.ops._activation import activation_code, apply_activation
+from pykernels.optimize._fused import Traceable
+from pykernels.optimize._graph import Graph, Step
+from pykernels.optimize._linear import FusedLinear
+from pykernels.optimize._sources import Sources
+from pykernels.quantize._steps import Int8Pack, folded
+
+
+class DynamicLinear(Traceable, FusedLinear):
+    """A fused linear layer with an int8 weight: ``layer`` is what it was in float."""
+
+    op = "int8_matmul"
+
+    def __init__(self, layer: FusedLinear, per_channel: bool) -> None:
+        vars(self).update(vars(layer))
+        self.per_channel = per_channel
+        self.run = self._run
+
+    def torchs_because(self, shape: Sequence[int], layout: str) -> str:
+        """Never."""
+        return ""
+
+    def constant(self, pack: Any, x: torch.Size) -> Any:
+        """What the kernel takes beside an input."""
+        return pack.value
+
+    def pack(self, values: dict[Any, Any], store: dict[Hashable, Any]) -> Any:
+        """The weight in int8, packed; from ``store``, if it is still right."""
+        parts = (self.weight, self.bias, *(self.norm or (None,) * 4))
+        tensors: list[Any] = [None if v is None else values.get(v, v.tensor) for v in parts]
+        filters = self.filters(tensors[0])
+        key = (DynamicLinear, *map(id, tensors), filters.stride(), self.eps, self.act[:3], self.per_channel)
+        found: Any = store.get(key)
+        if found is not None and found.is_current(found.dtype, found.index, found.key) and found.moments.are_current():
+            return found
+        made = Int8Pack(slots_of([filters, *tensors[1:]]), self.weight.dtype, None, self._packed)
+        made.moments = Sources([t for t in tensors if t is not None])
+        if not any(v in values for v in self.parameters()):
+            store[key] = made
+        return made
+
+    def in_trace(self, pack: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """What runs it, by `int8_linear` on the weight as it is."""
+        q, steps, shift = folded(pack.twins, self.eps, self.per_channel)
+        b, scale, code = q.flatten(1).t(), steps.contiguous(), activation_code("quantize", self.act.name)
+        op = torch.ops.pykernels.int8_linear.default
+
+        def run(x: Tensor, residual: Tensor | None) -> Tensor:
+            rows = x.reshape(-1, x.shape[-1])
+            y = op(rows, b, scale, shift, code if residual is None else 0).view(*x.shape[:-1], -1)
+            return y if residual is None else apply_activation(y + residual, self.act.name, self.act.slope)
+
+        return run
+
+    def _packed(self, tensors: list[Any]) -> Any:
+        q, steps, shift = folded(tensors, self.eps, self.per_channel)
+        packed = torch.ops.pykernels.int8_pack.default(q.flatten(1).t())
+        return packed, q.shape[0], steps.contiguous(), shift, activation_code("quantize", self.act.name)
+
+    def _run(self, x: Tensor, constant: Any, residual: Tensor | None) -> Tensor:
+        op = torch.ops.pykernels.int8_linear_packed.default
+        rows = x.reshape(-1, x.shape[-1])
+        if residual is None:
+            return op(rows, *constant).view(*x.shape[:-1], -1)
+        y = op(rows, *constant[:-1], 0).view(*x.shape[:-1], -1).add_(residual)
+        return apply_activation(y, self.act.name, self.act.slope)
+
+
+def quantize_rows(graph: Graph, takes: Any, per_channel: bool) -> dict[Step, Step]:
+    """Has the linear layers of ``graph`` quantise their rows. Returns what became of each step."""
+    made: dict[Step, Step] = {}
+    for i, step in enumerate(graph.steps):
+        layer = step.function
+        if type(layer) is not FusedLinear or takes(step):
+            continue
+        if layer.act.constants or layer.act.slopes is not None or layer.weight.dtype is not torch.float32:
+            continue
+        new = Step(DynamicLinear(layer, per_channel), step.args, {}, step.outputs, (), "fused", step.where)
+        new.note, new.sources = f"int8 {step.note}", step.sources
+        made[step] = graph.steps[i] = new
+    return made

@@ -1,0 +1,132 @@
+"""The steps between layers that compute on int8 numbers: sums, activations, means and squeeze-and-excitation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pykernels.nn.int8_conv import Grid
+from pykernels.ops._activation import apply_activation
+from pykernels.ops.int8_pointwise.arguments import AddCall
+from pykernels.optimize._activations import Act, activation_of
+from pykernels.optimize._calls import OurCall
+from pykernels.optimize._graph import Step, Value, is_torchs
+from pykernels.optimize._patterns import ADDS
+from pykernels.optimize._pools import Pool, mean_of_map
+from pykernels.optimize._squeeze import is_squeeze
+
+
+class _Call(OurCall):
+    """Runs ``op`` and its ``_out`` form on tensors, then ``rest``; ``numbers`` stand for ``rest`` in the latter."""
+
+    def __init__(self, name: str, op: str, *rest: Any, numbers: Tensor | None = None) -> None:
+        super().__init__(name, op, op, torch.empty(0) if numbers is None else numbers)
+        self._op, self._out, self._rest = getattr(torch.ops.pykernels, op).default, self.into, rest
+        if numbers is None:
+            self.into = self._into
+
+    def _into(self, *tensors: Any, out: Tensor) -> None:
+        self._out(*tensors[:-1], *self._rest, out)
+
+    def __call__(self, *tensors: Any) -> Any:
+        """The result, in new memory."""
+        return self._op(*tensors, *self._rest)
+
+    def in_trace(self, *tensors: Any) -> Any:
+        """The same."""
+        return self(*tensors)
+
+
+class Sum(_Call):
+    """The sum of two tensors, each on its own grid."""
+
+    def __init__(self, a: Grid, b: Grid, out: Grid) -> None:
+        call = AddCall(a.scale, b.scale, out.scale, a.zero_point, b.zero_point, out.zero_point)
+        super().__init__("add", "int8_add", *call, numbers=torch.tensor(call, dtype=torch.float64))
+        self.out = out
+
+    def simulate(self, a: Tensor, b: Tensor) -> Tensor:
+        """The sum in float."""
+        return a + b
+
+
+class Lookup(_Call):
+    """An activation, from a table of all 256 values."""
+
+    def __init__(self, act: Act, x: Grid, out: Grid) -> None:
+        self._act = act
+        table = out.quantize(self.simulate(x.dequantize(torch.arange(-128, 128, dtype=torch.int8))))
+        super().__init__(act.title(), "int8_lookup", table)
+        self.out = out
+
+    def simulate(self, x: Tensor) -> Tensor:
+        """The activation in float."""
+        act = self._act
+        if act.constants:
+            return act.in_place({})(x.clone())  # type: ignore[misc]
+        return apply_activation(x, act.name, act.slope)
+
+
+class Mean(_Call):
+    """The mean of whole maps, in float."""
+
+    def __init__(self, x: Grid, pool: Pool) -> None:
+        super().__init__(pool.__name__, "int8_global_avg_pool2d", *x, numbers=None)
+        self._keeps = pool.keeps
+
+    def _into(self, x: Tensor, _: Tensor, out: Tensor) -> None:  # type: ignore[override]
+        self._out(x, *self._rest, out)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, C, 1, 1), or (N, C)."""
+        y = self._op(x, *self._rest, False)
+        return y.view(*y.shape, 1, 1) if self._keeps else y
+
+    def simulate(self, x: Tensor) -> Tensor:
+        """The mean in float."""
+        return x.mean((2, 3), keepdim=self._keeps)
+
+
+class Squeeze(_Call):
+    """Squeeze-and-excitation of int8 maps."""
+
+    def __init__(self, x: Grid, out: Grid, activation: int, gate: int) -> None:
+        rest = x.scale, out.scale, x.zero_point, out.zero_point, activation, gate
+        super().__init__("squeeze_excite", "int8_squeeze_excite", *rest)
+        self.out, self.codes = out, (activation, gate)
+
+
+def takes_sum(step: Step) -> bool:
+    """Is it a sum of two tensors of one shape?"""
+    if not is_torchs(step.function, *ADDS) or len(step.args) != 2 or step.kwargs or step.writes:
+        return False
+    a, b = step.args
+    alike = isinstance(a, Value) and isinstance(b, Value) and a is not b and a.shape == b.shape == step.outputs.shape
+    return alike and a.kind != "source" and b.kind != "source" and a.layout == b.layout
+
+
+def lookup_of(step: Step) -> Act | None:
+    """The activation that it applies to its one tensor."""
+    act = activation_of(step) if step.kind == "call" and not step.writes else None
+    if act is None or act.slopes is not None or len(list(step.reads())) != 1:
+        return None
+    return act if act.name in _KNOWN or act.constants else None
+
+
+def mean_at(step: Step) -> Pool | None:
+    """The mean of whole maps that it takes."""
+    found = mean_of_map(step) if step.kind == "call" and not step.writes else None
+    return None if found is None or not isinstance(found[1], Value) or len(found[1].shape) != 4 else found[0]
+
+
+def squeeze_at(step: Step) -> bool:
+    """Is it squeeze-and-excitation with weights of the model?"""
+    return is_squeeze(step) and all(v.kind == "source" for v in list(step.reads())[1:])
+
+
+_KNOWN = frozenset(
+    ("relu", "sigmoid", "tanh", "silu", "hardswish", "relu6", "hardsigmoid", "mish", "leaky_relu", "elu", "softplus",
+     "gelu", "gelu_tanh")
+)  # fmt: skip

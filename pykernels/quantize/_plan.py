@@ -1,0 +1,161 @@
+"""What a quantised model knows: the options, and the ranges that a calibration found for each kind of call.
+
+A table of ranges is for graphs of the same steps, wired alike, of the same modules; sizes do not matter. A call that
+makes another graph runs in float, and the report says so. As a state the plan is one tensor of bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import hashlib
+import json
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pykernels.optimize._fused import FusedConv
+from pykernels.optimize._graph import Graph, Step, Value
+from pykernels.quantize._dynamic import quantize_rows
+from pykernels.quantize._recurrent import use_int8_lstms
+from pykernels.quantize._rewrite import Rewriter, layers_in
+from pykernels.quantize._steps import Quantize
+
+if TYPE_CHECKING:
+    from pykernels.nn.int8_conv import Grid
+
+_NOT_DYNAMIC = "only linear layers and LSTMs are quantised as they come"
+
+#: The range of each value of a graph, in the order of `values_of`; None for what nobody saw.
+Ranges = list[tuple[float, float] | None]
+
+
+def values_of(graph: Graph) -> list[Value]:
+    """The inputs and what the steps give, in the order of the graph."""
+    return [*graph.inputs, *(v for s in graph.steps for v in s.results())]
+
+
+def name_of(graph: Graph) -> str:
+    """The same for graphs of the same steps, wired alike."""
+    number = {v: i for i, v in enumerate(values_of(graph))}
+    lines = [f"{s.where} {s.note or s.name()} {[number.get(v) for v in s.reads()]}" for s in graph.steps]
+    return hashlib.sha256("\n".join([str(len(graph.inputs)), *lines]).encode()).hexdigest()[:32]
+
+
+@dataclass(eq=False)
+class Plan:
+    """Options and tables. ``skip`` are names of modules, or patterns of them, that stay in float."""
+
+    per_channel: bool = True
+    skip: tuple[str, ...] = ()
+    #: Further ones, which a budget found.
+    kept: tuple[str, ...] = ()
+    dynamic: bool = False
+    tables: dict[str, Ranges] = field(default_factory=dict)
+    #: Off while the float programs run that a calibration watches.
+    is_on: bool = True
+
+    #: The one layer that runs in int8, while a budget looks for those that cost most.
+    only: str | None = None
+    #: By graph and value: the signal-to-noise ratios of layers.
+    ratios: dict[str, dict[int, float]] = field(default_factory=dict)
+
+    def why_float(self, step: Step) -> str:
+        """Why the layer is to stay in float; "" where it is not."""
+        names = {name for where in (step.where, *step.sources) for name in _around(where)}
+        if any(fnmatch.fnmatchcase(n, p) for n in names for p in self.skip):
+            return "it is named in skip"
+        if step.where in self.kept:
+            return "it costs more than the budget allows"
+        return "" if self.only in (None, step.where) else "another one is measured alone"
+
+    def rewrite(self, graph: Graph, store: dict[Hashable, Any]) -> None:
+        """Puts int8 steps into ``graph``, if it is one of those that were calibrated."""
+        graph.plan = Rewritten(name_of(graph), values_of(graph), layers_in(graph))
+        graph.plan.given = {s: s.results() for s in graph.steps}
+        ranges = self.tables.get(graph.plan.name)
+        if not self.is_on or (ranges is None and not self.dynamic):
+            return
+        graph.plan.is_calibrated = True
+        graph.plan.recurrent = use_int8_lstms(graph, self.why_float, store)
+        if ranges is None:
+            graph.plan.made = quantize_rows(graph, self.why_float, self.per_channel)
+            left = [s for s in graph.plan.layers if s not in graph.plan.made]
+            graph.plan.reasons = {s: self.why_float(s) or _NOT_DYNAMIC for s in left}
+            return
+        known = {v: r for v, r in zip(graph.plan.values, ranges, strict=True) if r is not None}
+        rewriter = Rewriter(graph, known, self.why_float, self.per_channel)
+        graph.plan.int8 = rewriter.rewrite()
+        graph.plan.made, graph.plan.reasons = rewriter.made, rewriter.reasons
+
+    def settled(self, graph: Graph) -> None:
+        """Formats are decided: what is rounded for convolutions in channels_last alone is written so at once."""
+        for step, results in graph.plan.given.items():
+            now = step.results()
+            if len(now) == len(results):  # of sequences only images are left, where nobody reads them
+                moved = zip(now, results, strict=True)
+                graph.plan.aliases.update((new, old) for new, old in moved if new is not old)
+        users = graph.users()
+        for step in graph.steps:
+            if isinstance(step.function, Quantize):
+                readers = [s.function for s in users.get(step.outputs, ()) if s is not None]
+                last = [isinstance(f, FusedConv) and f.rank == 4 and f.channels_last for f in readers]
+                step.function.channels_last = bool(last) and all(last)
+
+    def to_bytes(self) -> Tensor:
+        """All of it as a tensor of bytes."""
+        told = {
+            "version": 1, "per_channel": self.per_channel, "skip": self.skip, "kept": self.kept,
+            "dynamic": self.dynamic, "tables": self.tables, "ratios": self.ratios,
+        }  # fmt: skip
+        return torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8)
+
+    def take_bytes(self, state: Tensor) -> None:
+        """Takes what `to_bytes` of another gave."""
+        told: Any = None
+        if isinstance(state, Tensor) and state.dtype is torch.uint8:
+            with contextlib.suppress(ValueError):
+                told = json.loads(bytes(state.tolist()).decode())
+        if not isinstance(told, dict) or told.get("version") != 1:
+            raise ValueError("pykernels.quantize: state: expected the extra state of a quantised model, of version 1")
+        self.per_channel, self.dynamic = bool(told["per_channel"]), bool(told["dynamic"])
+        self.skip, self.kept = tuple(told["skip"]), tuple(told["kept"])
+        self.ratios = {name: {int(at): r for at, r in found.items()} for name, found in told["ratios"].items()}
+        self.tables = {name: [None if r is None else tuple(r) for r in t] for name, t in told["tables"].items()}
+
+
+@dataclass(eq=False)
+class Rewritten:
+    """What became of a graph: its name, its values and layers as they were in float, and the int8 forms of values."""
+
+    name: str
+    values: list[Value]
+    layers: list[Step]
+    int8: dict[Value, tuple[Value, Grid]] = field(default_factory=dict)
+    #: What the steps gave before formats were settled, and what stands for such a value since.
+    given: dict[Step, list[Value]] = field(default_factory=dict)
+    aliases: dict[Value, Value] = field(default_factory=dict)
+    is_calibrated: bool = False
+    #: The layers that run in int8, and why others don't.
+    made: dict[Step, Step] = field(default_factory=dict)
+    reasons: dict[Step, str] = field(default_factory=dict)
+    recurrent: dict[Step, Step] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._positions = {v: i for i, v in enumerate(self.values)}
+        self.of_layers_by_step = {s: self._positions[s.outputs] for s in self.layers}
+        self.of_layers = frozenset(self.of_layers_by_step.values())
+
+    def position(self, v: Value) -> int | None:
+        """Which of its values ``v`` is, in float or in int8."""
+        v = self.aliases.get(v, v)
+        return self._positions.get(self.int8[v][0] if v in self.int8 else v)
+
+
+def _around(where: str) -> Iterable[str]:
+    """The name of a module and those of the modules around it."""
+    parts = where.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts) + 1)] if where else []

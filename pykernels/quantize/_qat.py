@@ -1,0 +1,92 @@
+"""A model that trains with the rounding of int8."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pykernels.optimize._face import face
+from pykernels.quantize._calibrate import OP
+from pykernels.quantize._model import Quantized
+from pykernels.quantize._plan import Plan
+from pykernels.quantize._simulate import evaluate
+
+
+class QuantAware(nn.Module):
+    """A trainable copy of a model, rounded as int8 rounds; ``pykernels.quantize(..., qat=True)`` makes it.
+
+    ``model`` is the copy, and its parameters are those to train, in an ordinary loop. A call computes what the int8
+    model would, in float; gradients pass through the rounding as if it were not there, and stop where a grid clamps.
+    Batch norms take their running statistics, and their weights and biases train. Dropout does nothing.
+
+    `convert` gives the int8 model of the parameters as they are then.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model)
+        self.plan = plan
+        self._remake()
+
+    def _remake(self) -> None:
+        self.__dict__["_twin"] = face(self.model, torch.float32, torch.float32, None, Quantized, self.plan)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Computes what the model does, in the numbers of int8.
+
+        Args:
+            args: The model's, by position.
+            kwargs: The model's, by name.
+
+        Raises:
+            RuntimeError: The model cannot be followed for these arguments as a whole.
+        """
+        twin: Any = self._twin
+        stub = vars(twin).get("_compiled_call_impl")
+        if stub is None:
+            raise RuntimeError(f"pykernels.{OP}: qat: the model is a single layer of torch's that has no int8 form")
+        with torch.no_grad():
+            plain = [a.detach() if isinstance(a, Tensor) else a for a in args]
+            named = {k: a.detach() if isinstance(a, Tensor) else a for k, a in kwargs.items()}
+            tensors, program = stub.program_for(tuple(plain), named, False)
+            if program is None or not program.watch.unchanged():
+                twin(*plain, **named)
+                tensors, program = stub.program_for(tuple(plain), named, False)
+        if program is None or not program.again:
+            raise RuntimeError(f"pykernels.{OP}: qat: the model cannot be followed as a whole:\n{twin.report()}")
+        given = {id(p): a for p, a in zip([*plain, *named.values()], [*args, *kwargs.values()], strict=True)}
+        live = self._live(twin)
+        return evaluate(program, [given[id(t)] for t in tensors], lambda t: live.get(id(t), t))
+
+    def _live(self, twin: nn.Module) -> dict[int, Tensor]:
+        """By the twin's tensors: the parameters and buffers that train."""
+        own = _tensors(self.model)
+        return {id(t): own[name] for name, t in _tensors(twin).items()}
+
+    def convert(self) -> Quantized:
+        """Returns the int8 model of the parameters as they are, on the grids of the calibration; it shares them."""
+        return face(self.model, torch.float32, torch.float32, None, Quantized, copy.deepcopy(self.plan))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        self._remake()  # the parameters may be others now
+        return self
+
+    def __deepcopy__(self, memo: Any) -> QuantAware:
+        return QuantAware(copy.deepcopy(self.model, memo), copy.deepcopy(self.plan, memo)).train(self.training)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_twin"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._remake()
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, by all of their names."""
+    own = dict(model.named_parameters(remove_duplicate=False))
+    return own | dict(model.named_buffers(remove_duplicate=False))

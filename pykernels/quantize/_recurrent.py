@@ -1,0 +1,104 @@
+"""LSTMs in a quantised program: int8 forms of the model's own, made again when its weights have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pykernels.nn import LSTM, Int8LSTM, Int8LSTMCell, LSTMCell
+from pykernels.nn.lstm import zero_states
+from pykernels.optimize._graph import Graph, Step, Value
+from pykernels.optimize._last_step import takes_last_step
+from pykernels.optimize._sources import Sources
+from pykernels.optimize._watch import kind_of, plain
+
+
+class Int8LastStep(Int8LSTM):
+    """`Int8LSTM`, (B, T, I) or (T, B, I) to the last step of its output, (B, 2 H), as `LastStepLSTM` is in float."""
+
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        """From states of zeros."""
+        return self._run(input, zero_states(self, input, None), None)  # type: ignore[return-value]
+
+    def _last(self, y: Tensor) -> Tensor:
+        return y[:, -1] if self.batch_first else y[-1]
+
+    def _run_plain(self, x: Tensor, hx: Any, batch_sizes: Tensor | None) -> Any:
+        return self._last(super()._run_plain(x, hx, batch_sizes)[0])
+
+    def _make(self, tensors: list[Any], dtype: torch.dtype) -> Any:
+        """The lower layers, the top layer forward, and backward."""
+        weights, scales = tensors[: len(self._names)], tensors[len(self._names) :]
+        weights = [w if w.dtype is torch.int8 else w.float() for w in weights]
+        each, pack = 4 if self.bias else 2, torch.ops.pykernels.int8_lstm_pack.default
+        below = None
+        if self.num_layers > 1:
+            below = pack(weights[: -2 * each], scales[:-4], self.num_layers - 1, True, self.bias)
+        forward = pack(weights[-2 * each : -each], scales[-4:-2], 1, False, self.bias)
+        return below, forward, pack(weights[-each:], scales[-2:], 1, False, self.bias)
+
+    def _run_packed(self, x: Tensor, h0: Tensor, c0: Tensor, pack: Any, batch_sizes: Tensor | None) -> Any:
+        run, hidden, first = torch.ops.pykernels.int8_lstm_packed.default, self.hidden_size, self.batch_first
+        below, forward, backward = pack.value
+        inputs = self.input_size
+        if below is not None:
+            x = run(x, h0[:-2], c0[:-2], below, inputs, hidden, None, self.num_layers - 1, True, first)[0]
+            inputs = 2 * hidden
+        h, c = h0[:1], c0[:1]
+        there = run(x, h, c, forward, inputs, hidden, None, 1, False, first)[1]
+        back = torch.ops.pykernels.int8_lstm_cell_packed.default(self._last(x), h[0], c[0], backward, inputs, hidden)[0]
+        return torch.cat((there[0], back), 1)
+
+
+class Followed(nn.Module):
+    """What ``make`` makes of ``source``, and makes again when the parameters of ``source`` have changed."""
+
+    source: Any
+    int8: Any
+
+    def __init__(self, source: nn.Module, make: Callable[[Any], nn.Module]) -> None:
+        super().__init__()
+        vars(self).update(source=source, make=make)
+        self.int8 = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the int8 form's."""
+        found: Any = self.int8
+        if found is None or not found.sources.are_current():
+            with torch.inference_mode(False), torch.no_grad():
+                sources = Sources(list(self.source.parameters()))
+                made: Any = self.make
+                found = made(plain(self.source)).eval()
+                found.sources = sources
+            self.int8 = found  # in one assignment: another thread may call
+        return found(*args, **kwargs)
+
+
+def use_int8_lstms(graph: Graph, takes: Callable[[Step], str], store: dict[Hashable, Any]) -> dict[Step, Step]:
+    """Puts int8 forms in the place of LSTMs. Returns the steps of these, each by itself."""
+    made: dict[Step, Step] = {}
+    for step in graph.steps:
+        if step.kind != "module":
+            continue
+        kind = kind_of(step.function)
+        if kind not in (nn.LSTM, LSTM, nn.LSTMCell, LSTMCell):
+            continue
+        x, module = next(step.reads(), None), step.function
+        parameters = list(module.parameters())
+        on_cpu = all(p.device.type == "cpu" and p.dtype is torch.float32 for p in parameters)
+        if getattr(module, "proj_size", 0) or not on_cpu or not isinstance(x, Value) or x.dtype is not torch.float32:
+            continue
+        if nn.utils.parametrize.is_parametrized(module) or takes(step):
+            continue
+        make: Any = Int8LSTMCell.from_torch
+        if kind in (nn.LSTM, LSTM):
+            make = (Int8LastStep if takes_last_step(graph, step, plain(module)) else Int8LSTM).from_torch
+        key = "int8", getattr(make, "__self__", None), id(module)
+        if key not in store:
+            store[key] = Followed(module, make), module
+        step.function, step.note = store[key][0], f"Int8{kind.__name__}"
+        made[step] = step
+    return made

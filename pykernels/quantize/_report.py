@@ -1,0 +1,136 @@
+"""The report of a quantised model: its layers, their grids, what they lose and take."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+from pykernels.nn.int8_conv import Grid
+from pykernels.optimize._report import Report
+from pykernels.quantize._calibrate import family_of
+
+_WIDTH, _HEIGHT, _EDGE = 760, 420, 56
+_UNCALIBRATED = "no batch of the calibration made a call of this kind"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer of a program.
+
+    ``why`` is "" where it runs in int8, else the reason. ``sqnr`` is the ratio of the signal to the noise in its result
+    in dB, with all layers before it in int8 too, on the batches of the calibration; None where it was not measured.
+    ``seconds`` is None where nobody timed the layer.
+    """
+
+    #: The module.
+    where: str
+    #: What it computes, for example "conv+bn+relu".
+    what: str
+    #: The grids of its input and output; None for float.
+    x: Grid | None
+    out: Grid | None
+    sqnr: float | None
+    why: str
+    seconds: float | None = None
+
+
+@dataclass(repr=False)
+class QuantReport(Report):
+    """What a quantised model runs and why. `Quantized.report` makes it: ``print`` it, or read its attributes.
+
+    It has the attributes of `Report`, and one more.
+
+    Attributes:
+        layers: The convolutions and linear layers of the counted programs.
+    """
+
+    layers: list[Layer] = field(default_factory=list)
+
+    def worst(self, n: int = 10) -> list[Layer]:
+        """Returns the layers in int8 with the least signal-to-noise ratio, the worst first.
+
+        Args:
+            n: How many, at most.
+        """
+        known = [x for x in self.layers if not x.why and x.sqnr is not None]
+        return sorted(known, key=lambda x: x.sqnr if x.sqnr is not None else math.inf)[:n]
+
+    def __str__(self) -> str:
+        """As `Report`'s, after a summary of the layers."""
+        inside = [x for x in self.layers if not x.why]
+        if not self.layers:
+            return super().__str__()
+        lines = [f"{len(inside)} of {len(self.layers)} layers in int8"]
+        worst = self.worst(3)
+        if worst:
+            told = ", ".join(f"{x.where or 'the model'} {x.sqnr:.1f} dB" for x in worst)
+            lines[0] += f"; the least signal to noise: {told}"
+        reasons: dict[str, list[str]] = {}
+        for x in self.layers:
+            if x.why:
+                reasons.setdefault(x.why, []).append(x.where or "the model")
+        lines += [f"  {len(names):3d} in float: {why}  (first: {names[0]})" for why, names in reasons.items()]
+        return "\n".join([*lines, super().__str__()])
+
+    def to_svg(self) -> str:
+        """Draws each layer as a dot: to the right its time or, if nobody timed it, its place; upwards its SQNR.
+
+        Layers in float are at the top.
+        """
+        timed = any(x.seconds for x in self.layers)
+        across = [(x.seconds or 0.0) * 1e6 if timed else float(i) for i, x in enumerate(self.layers)]
+        known = [x.sqnr for x in self.layers if x.sqnr is not None and math.isfinite(x.sqnr)]
+        low, high = (min(known), max(known)) if known else (0.0, 1.0)
+        widest, span = max(across, default=0.0) or 1.0, (high - low) or 1.0
+        parts = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" '
+            f'viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" font-size="11">',
+            f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>',
+            f'<text x="12" y="22" font-size="15">{len(self.layers)} layers: signal to noise (dB) against '
+            f"{'time (us)' if timed else 'order'}</text>",
+            f'<text x="8" y="{_EDGE + 4}">{high:.1f}</text>',
+            f'<text x="8" y="{_HEIGHT - _EDGE + 4}">{low:.1f}</text>',
+            f'<text x="{_WIDTH - _EDGE}" y="{_HEIGHT - 16}" text-anchor="end">{widest:.0f}</text>',
+        ]
+        for x, at in zip(self.layers, across, strict=True):
+            ratio = high if x.sqnr is None or not math.isfinite(x.sqnr) else x.sqnr
+            left = _EDGE + (_WIDTH - 2 * _EDGE) * at / widest
+            top = _EDGE + (_HEIGHT - 2 * _EDGE) * (high - ratio) / span
+            told = f"{x.where or 'the model'}: {x.what}, " + (x.why or f"{ratio:.1f} dB")
+            colour = "#e09f3e" if x.why else "#1f7a8c"
+            parts.append(
+                f'<circle cx="{left:.1f}" cy="{top:.1f}" r="4" fill="{colour}"><title>{escape(told)}</title></circle>'
+            )
+        return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def with_layers(report: Report, twin: Any) -> QuantReport:
+    """``report`` with the layers of ``twin``."""
+    family = family_of(twin)
+    counted = {s.program for s in report.counted()}
+    seconds: dict[tuple[str, str], list[float | None]] = {}
+    for s in report.counted():
+        seconds.setdefault((s.where, s.what), []).append(s.seconds)
+    layers: list[Layer] = []
+    numbers = {id(p): i for i, p in enumerate(_in_order(family), 1)}
+    for program in _in_order(family):
+        plan = program.graph.plan
+        if plan is None or numbers[id(program)] not in counted:
+            continue
+        ratios = family.plan.ratios.get(plan.name, {})
+        for step in plan.layers:
+            made = plan.made.get(step)
+            why = "" if made else plan.reasons.get(step) or (_UNCALIBRATED if not plan.is_calibrated else "")
+            times = seconds.get((step.where or "the model", made.note if made else step.note), [])
+            x, out = (getattr(made.function, name, None) if made else None for name in ("x", "out"))
+            ratio = ratios.get(plan.of_layers_by_step[step])
+            layers.append(Layer(step.where, step.note, x, out, ratio, why, times.pop(0) if times else None))
+    return QuantReport(**vars(report), layers=layers)
+
+
+def _in_order(family: Any) -> list[Any]:
+    """The programs as the report numbers them."""
+    by_stub = [{id(p): p for p in s.programs.values() if not isinstance(p, str)} for s in family.stubs()]
+    return [p for programs in by_stub for p in programs.values()]

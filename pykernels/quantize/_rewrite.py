@@ -1,0 +1,254 @@
+"""Puts int8 steps in the place of float ones, where grids are known.
+
+What a convolution or linear layer gives is int8 if another such layer wants it so. Between two of them steps that only
+move numbers about (views, concatenations, maximum pools) run on int8 too: what they read and give then lies on one
+grid. Everything else gets float numbers, as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from pykernels.nn.int8_conv import Grid
+from pykernels.ops.int8_matmul.arguments import MAX_K_WITH_ZERO_POINT
+from pykernels.optimize._conv1d import FusedConv1d
+from pykernels.optimize._fused import FusedConv
+from pykernels.optimize._graph import Graph, Step, Value, is_torchs, mapped
+from pykernels.optimize._layer_norms import FusedPixels
+from pykernels.optimize._linear import FusedLinear
+from pykernels.optimize._norms import is_join
+from pykernels.optimize._pools import WHOLE, pool_of
+from pykernels.optimize._resizes import resize_of
+from pykernels.quantize._glue import Lookup, Mean, Squeeze, Sum, lookup_of, mean_at, squeeze_at, takes_sum
+from pykernels.quantize._grid import grid_of
+from pykernels.quantize._steps import Dequantize, Int8Layer, Quantize
+
+_LAYERS = (FusedConv, FusedConv1d, FusedLinear, FusedPixels)
+#: They give what they are given, in another order or shape.
+_MOVES = frozenset(
+    ["flatten", "reshape", "view", "permute", "transpose", "contiguous", "squeeze", "unsqueeze", "movedim", "chunk",
+    "split", "narrow", "unbind", "select", "__getitem__", "unflatten", "flip", "roll", "channel_shuffle",
+    "pixel_shuffle", "pixel_unshuffle", "swapaxes", "t"]
+)  # fmt: skip
+
+
+def layers_in(graph: Graph) -> list[Step]:
+    """The convolutions and linear layers."""
+    return [s for s in graph.steps if isinstance(s.function, FusedConv)]
+
+
+def _why_no_kernel(layer: FusedConv) -> str:
+    """Why the int8 kernels do not take a layer; "" where they do."""
+    if type(layer) not in _LAYERS:
+        return "there are no int8 kernels for transposed convolutions"
+    if not layer.on_cpu or layer.weight.dtype is not torch.float32:
+        return "whole networks run in int8 on a CPU, from float32"
+    if not 0 < layer.depth() <= MAX_K_WITH_ZERO_POINT:
+        return f"it sums more than {MAX_K_WITH_ZERO_POINT} products, which may not fit into int32"
+    # A clamp is what a grid does by itself; of others the kernels have no constants.
+    if layer.act.slopes is not None or (layer.act.constants and layer.act.name != "relu6"):
+        return f"the int8 kernels have no {layer.act.title()} with constants of its own"
+    return ""
+
+
+class Rewriter:
+    """One graph. ``ranges`` are those of its values; ``takes`` says why a layer is to stay in float, or ""."""
+
+    def __init__(
+        self, graph: Graph, ranges: Mapping[Value, tuple[float, float]], takes: Callable[[Step], str],
+        per_channel: bool,
+    ) -> None:  # fmt: skip
+        self.graph, self.ranges, self.per_channel = graph, ranges, per_channel
+        written = {v.storage for s in graph.steps for v in s.writes}
+        #: Values that no write changes, with a range.
+        self.fit = {v for v in ranges if v.storage not in written}
+        #: Why layers stay in float.
+        self.reasons: dict[Step, str] = {}
+        self.layers = {s for s in layers_in(graph) if not self._why_not(s, takes)}
+        #: What has become of those that do not.
+        self.made: dict[Step, Step] = {}
+        self.moves = {s for s in graph.steps if self._moves(s)}
+        #: Those that compute on int8 numbers, with a grid of their own for what they give.
+        self.computes = {s for s in graph.steps if s not in self.moves and self._computes(s)}
+        self._parents: dict[Value, Value] = {}
+        #: The int8 forms that there are.
+        self.in8: dict[Value, Value] = {}
+        self.steps: list[Step] = []
+        self.next = graph.next_index()
+
+    def rewrite(self) -> dict[Value, tuple[Value, Grid]]:
+        """Rewrites the graph. Returns what each int8 value stands for, and its grid."""
+        wanted = self._wanted()
+        #: Values that there are in int8 alone.
+        self.has = self._had(wanted)
+        for step in self.moves:
+            if any(v in self.has for v in step.results()):
+                for v in (*step.reads(), *step.results()):
+                    self._join(v, step.results()[0])
+        self.grids = self._grids()
+        for step in self.graph.steps:
+            if step in self.layers:
+                self._write_layer(step)
+            elif step in self.moves and step.results()[0] in self.has:
+                self._write_move(step)
+            elif step in self.computes and step.outputs in self.has:
+                self._write_computing(step)
+            elif mean_at(step) is not None and next(step.reads()) in self.has:
+                self._write_mean(step)
+            else:
+                step.args, step.kwargs = mapped(step.args, self._as_float), mapped(step.kwargs, self._as_float)
+                self.steps.append(step)
+        self.graph.result = mapped(self.graph.result, self._as_float)
+        self.graph.steps = self.steps
+        return {q: (v, self._grid(v)) for v, q in self.in8.items()}
+
+    def _why_not(self, step: Step, takes: Callable[[Step], str]) -> str:
+        why = _why_no_kernel(step.function) or takes(step)
+        if not why and step.args[0] not in self.fit:
+            why = "its input is written to later, or was not seen by the calibration"
+        if why:
+            self.reasons[step] = why
+        return why
+
+    def _moves(self, step: Step) -> bool:
+        """Does it give only numbers that it was given, and take int8 ones?"""
+        if step.kind != "call" or step.writes or not step.results():
+            return False
+        if not all(v in self.fit for v in (*step.reads(), *step.results())):
+            return False
+        if is_join(step):
+            return True
+        if len(list(step.reads())) != 1:
+            return False
+        pool = pool_of(step)
+        if pool is not None:  # a mean of padding would need to know the zero point
+            call = pool[0].pool
+            return not (call.average and (call == WHOLE or any(call.padding)))
+        if resize_of(step) is not None:
+            return True
+        name = getattr(step.function, "__name__", "")
+        return name in _MOVES and is_torchs(step.function, name)
+
+    def _computes(self, step: Step) -> bool:
+        """Does it compute something that there is an int8 step for?"""
+        if not isinstance(step.outputs, Value) or step.outputs not in self.fit:
+            return False
+        if not all(v in self.fit for v in step.reads() if v.kind != "source"):
+            return False
+        return takes_sum(step) or lookup_of(step) is not None or squeeze_at(step)
+
+    def _wanted(self) -> set[Value]:
+        """What a layer wants in int8, perhaps through moves and what computes on int8 numbers."""
+        wanted: set[Value] = set()
+        for step in reversed(self.graph.steps):
+            between = step in self.moves or step in self.computes
+            if step in self.layers or (between and any(v in wanted for v in step.results())):
+                wanted |= {v for v in step.reads() if v.kind != "source"}
+            elif mean_at(step) is not None:
+                wanted |= set(step.reads())
+        return wanted & self.fit
+
+    def _had(self, wanted: set[Value]) -> set[Value]:
+        """What of that is made in int8; other values are rounded before the layers that want them."""
+        has: set[Value] = set()
+        for step in self.graph.steps:
+            if step in self.layers:
+                has |= {step.outputs} & wanted
+            elif (step in self.moves or step in self.computes) and all(v in wanted for v in step.results()):
+                read = [v for v in step.reads() if v.kind != "source"]
+                if sum(v in has for v in read) * 2 >= len(read):
+                    has |= set(step.results())
+        return has
+
+    def _root(self, v: Value) -> Value:
+        while v in self._parents:
+            v = self._parents[v]
+        return v
+
+    def _join(self, v: Value, w: Value) -> None:
+        v, w = self._root(v), self._root(w)
+        if v is not w:
+            self._parents[v] = w
+
+    def _grids(self) -> dict[Value, Grid]:
+        """By the values that stand for those on one grid."""
+        ranges: dict[Value, tuple[float, float]] = {}
+        for v, (low, high) in self.ranges.items():
+            known = ranges.get(root := self._root(v), (low, high))
+            ranges[root] = min(low, known[0]), max(high, known[1])
+        return {v: grid_of(*both) for v, both in ranges.items()}
+
+    def _grid(self, v: Value) -> Grid:
+        return self.grids[self._root(v)]
+
+    def _new(self, v: Value, like: Value | None = None) -> Value:
+        """The int8 form of ``v``, in the memory of ``like`` or in new memory."""
+        made = self.in8[v] = v.like(self.next)
+        made.kind, made.tensor, made.dtype = "step", None, torch.int8
+        made.storage = -2 - self.next if like is None else like.storage
+        self.next += 1
+        return made
+
+    def _as_int8(self, v: Value, where: str) -> Value:
+        if v not in self.in8:
+            self.steps.append(Step(Quantize(self._grid(v)), (v,), {}, self._new(v), (), "call", where))
+        return self.in8[v]
+
+    def _as_float(self, v: Any) -> Any:
+        """``v`` itself, made of its int8 form where that is all there is."""
+        if isinstance(v, Value) and v in self.has:
+            self.steps.append(Step(Dequantize(self._grid(v)), (self.in8[v],), {}, v, (), "call", ""))
+            self.has.discard(v)
+        return v
+
+    def _write_layer(self, step: Step) -> None:
+        x, residual = step.args
+        added = self.in8.get(residual, residual)
+        y, layer = step.outputs, step.function
+        inner, out = None if added is residual else self._grid(residual), None
+        given = self._as_int8(x, step.where)
+        outputs, after = y, None
+        if y in self.has:
+            out, outputs = self._grid(y), self._new(y)
+        elif layer.act.constants:  # a clamp, which only a grid does by itself
+            outputs = y.like(self.next)
+            self.next += 1
+            after = Step(torch.clamp, (outputs, *layer.act.constants), {}, y, (), "call", step.where)
+        made = Int8Layer(layer, self._grid(x), inner, out, self.per_channel)
+        note = f"int8 {step.note}"
+        self.made[step] = Step(made, (given, added), {}, outputs, (), "fused", step.where, note, step.sources)
+        self.steps.append(self.made[step])
+        self.steps += [] if after is None else [after]
+
+    def _write_computing(self, step: Step) -> None:
+        x, *others = (v for v in step.reads() if v.kind != "source")
+        read = [self._as_int8(v, step.where) for v in (x, *others)]
+        grid, out = self._grid(x), self._grid(step.outputs)
+        args: tuple[Any, ...] = tuple(read)
+        act = lookup_of(step)
+        function: Any
+        if others:
+            function = Sum(grid, self._grid(others[0]), out)
+        elif act is not None:
+            function = Lookup(act, grid, out)
+        else:
+            activation, gate = step.args[-2:]
+            function, args = Squeeze(grid, out, activation, gate), (*read, *step.args[1:-2])
+        made = Step(function, args, {}, self._new(step.outputs), (), "call", step.where)
+        made.sources, made.note = step.sources or (step.where,), f"int8 {step.note or function.__name__}"
+        self.steps.append(made)
+
+    def _write_mean(self, step: Step) -> None:
+        pool, x = mean_at(step), next(step.reads())
+        assert pool is not None
+        self.steps.append(Step(Mean(self._grid(x), pool), (self.in8[x],), {}, step.outputs, (), "call", step.where))
+
+    def _write_move(self, step: Step) -> None:
+        read = {v: self._as_int8(v, step.where) for v in step.reads()}
+        args, kwargs = mapped(step.args, lambda x: read.get(x, x)), mapped(step.kwargs, lambda x: read.get(x, x))
+        shared = {v.storage: q for v, q in read.items()}
+        outputs = mapped(step.outputs, lambda v: self._new(v, shared.get(v.storage)) if v is not None else v)
+        self.steps.append(Step(step.function, args, kwargs, outputs, (), step.kind, step.where))

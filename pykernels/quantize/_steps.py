@@ -1,0 +1,230 @@
+"""The steps of a quantised program: fused layers on int8 numbers, and what turns float tensors into int8 and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pykernels.nn._packed import Pack, slots_of
+from pykernels.nn.int8_conv import Grid
+from pykernels.ops._activation import activation_code
+from pykernels.ops.conv_bn_act import fold_batch_norm
+from pykernels.ops.conv_bn_act.arguments import Geometry
+from pykernels.ops.int8_conv2d.arguments import Int8ConvCall
+from pykernels.ops.int8_matmul import quantize_int8
+from pykernels.optimize._calls import OurCall
+from pykernels.optimize._fused import FusedConv, Traceable
+from pykernels.optimize._graph import Value
+from pykernels.optimize._linear import FusedLinear
+from pykernels.optimize._sources import Sources
+
+#: Activations with act(s t) = s act(t) for s > 0: the output's scale goes into those of the sums.
+_HOMOGENEOUS = ("none", "relu", "leaky_relu")
+
+
+class Int8Pack(Pack):
+    """The weight in int8 and all else of a layer that is known before a call, as `int8_conv_bind` makes it."""
+
+    moments: Any = None
+
+    def tensors(self) -> list[Tensor]:
+        """All that is packed."""
+        values = self.value if type(self.value) is tuple else [self.value]
+        return [t for t in values if isinstance(t, Tensor)]
+
+
+class Int8Layer(Traceable, FusedConv):
+    """A fused convolution or linear layer on int8 numbers: ``layer`` is what it was in float.
+
+    ``x``, ``residual`` and ``out`` are the grids; a residual without one is float, and so is such a result.
+    """
+
+    op = "int8_conv2d"
+
+    def __init__(self, layer: FusedConv, x: Grid, residual: Grid | None, out: Grid | None, per_channel: bool) -> None:
+        vars(self).update(vars(layer))
+        self.layer, self.name, self.rank = layer, layer.name, layer.rank
+        self.x, self.residual, self.out, self.per_channel = x, residual, out, per_channel
+        self.is_linear = isinstance(layer, FusedLinear)
+        ops = torch.ops.pykernels
+        op = (ops.int8_linear_bound if self.is_linear else ops.int8_conv2d_bound).default
+        dtype = torch.float32 if out is None else torch.int8
+        self.run: Callable[..., Tensor] = lambda x, constant, residual: op(x, constant, residual, dtype)
+
+    def depth(self) -> int:
+        """Products for each element that it gives."""
+        return self.layer.depth()
+
+    def filters(self, weight: Any) -> Any:
+        """``weight`` as that of a convolution, in the same memory."""
+        return self.layer.filters(weight)
+
+    def filter_shape(self) -> tuple[int, ...]:
+        """(K, C / groups, R, S)."""
+        return self.layer.filter_shape()
+
+    def geometry(self) -> Geometry:
+        """Stride, padding on each side, dilation and groups."""
+        self.layer.pad = self.pad
+        return self.layer.geometry()
+
+    def write_op(self) -> Any:
+        """What writes the result of `run` into a tensor that it is given, beside a workspace."""
+        ops = torch.ops.pykernels
+        return (ops.int8_linear_bound_out if self.is_linear else ops.int8_conv2d_bound_out).default
+
+    def workspace(self, x: Tensor, constant: Any, y: Tensor) -> int:
+        """The bytes of that workspace."""
+        ops = torch.ops.pykernels
+        op = ops.int8_linear_bound_workspace if self.is_linear else ops.int8_conv2d_bound_workspace
+        return op.default(x, constant, y)
+
+    def constant(self, pack: Any, x: torch.Size) -> Any:
+        """What `run` takes beside an input: the same for all shapes."""
+        return pack.value
+
+    def torchs_because(self, shape: Sequence[int], layout: str) -> str:
+        """Never: torch has no such layer."""
+        return ""
+
+    def numbers(self) -> tuple[float, float, float]:
+        """What sums and bias are multiplied by, the residual's scale, and the output's factor."""
+        residual = 1.0 if self.residual is None else self.residual.scale
+        if self.out is None:
+            return 1.0, residual, 1.0
+        if self._act() in _HOMOGENEOUS:
+            return 1 / self.out.scale, residual / self.out.scale, 1.0
+        return 1.0, residual, 1 / self.out.scale
+
+    def pack(self, values: dict[Value, Any], store: dict[Hashable, Any]) -> Any:
+        """All but the input, packed; from ``store``, which programs share, if it is still right."""
+        tensors = self.tensors(values)
+        filters = self.filters(tensors[0])
+        spec = self.eps, self.act[:3], self.geometry(), self.x, self.residual, self.out, self.per_channel
+        key = (*(None if t is None else id(t) for t in tensors), filters.stride(), *spec)
+        found: Any = store.get(key)
+        if found is not None and found.is_current(found.dtype, found.index, found.key) and found.moments.are_current():
+            return found
+        made = Int8Pack(slots_of([filters, *tensors[1:]]), self.weight.dtype, None, self._bind)
+        made.moments = Sources([t for t in (*tensors, self.counter) if t is not None])
+        if not any(v in values for v in self.parameters()):
+            store[key] = made
+        return made
+
+    def tensors(self, values: dict[Value, Any]) -> list[Any]:
+        """Weight, bias, and the batch norm's mean, variance, weight and bias."""
+        parts = self.weight, self.bias, *(self.norm or (None,) * 4)
+        return [None if v is None else values.get(v, v.tensor) for v in parts]
+
+    def in_trace(self, pack: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """What runs it, by `int8_conv2d` on the weight as it is."""
+        q, scale, bias, call = self._parts(pack.twins)
+        table, op = self._table(), torch.ops.pykernels.int8_conv2d.default
+
+        def run(x: Tensor, residual: Tensor | None) -> Tensor:
+            y = op(x, q, scale, bias, residual, *call.flat())
+            return y if table is None else torch.ops.pykernels.int8_lookup.default(y, table)
+
+        def run_rows(x: Tensor, residual: Tensor | None) -> Tensor:
+            y = run(_as_image(x), None if residual is None else _as_image(residual))
+            return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], q.shape[0])
+
+        return run_rows if self.is_linear else run
+
+    def _bind(self, tensors: list[Any]) -> Tensor:
+        q, scale, bias, call = self._parts(tensors)
+        return torch.ops.pykernels.int8_conv_bind.default(q, scale, bias, self._table(), *call.flat())
+
+    def _parts(self, tensors: list[Any]) -> tuple[Tensor, Tensor, Tensor | None, Int8ConvCall]:
+        """The int8 weight, what its sums are multiplied by, what is added to them, and the rest."""
+        q, steps, shift = folded(tensors, self.eps, self.per_channel)
+        factor, residual_scale, out_scale = self.numbers()
+        scale = steps * (self.x.scale * factor)
+        bias = None if shift is None else shift.float() * factor
+        grids = self.x, self.residual, self.out
+        call = Int8ConvCall(
+            residual_scale, self.geometry(), activation_code("quantize", self._act()), self.act.slope, out_scale,
+            torch.float32 if self.out is None else torch.int8, *(0 if g is None else g.zero_point for g in grids),
+        )  # fmt: skip
+        return q, scale, bias, call
+
+    def _act(self) -> str:
+        """The activation of the kernel: none for a clamp, which the grid does."""
+        return "none" if self.act.constants else self.act.name
+
+    def _table(self) -> Tensor | None:
+        """What a clamp makes of the int8 numbers."""
+        if not self.act.constants or self.out is None:
+            return None
+        low, high = (self.out.quantize(torch.tensor(c)) for c in self.act.constants)
+        return torch.arange(-128, 128, dtype=torch.int8).clamp(low, high)
+
+
+def folded(tensors: Sequence[Any], eps: float, per_channel: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The int8 weight, its scales (K,), and the bias, with the batch norm in them.
+
+    ``tensors`` are the filters, the bias, and the batch norm's mean, variance, weight and bias.
+    """
+    weight, bias, mean, var, norm_weight, norm_bias = tensors
+    scale, shift = fold_batch_norm(bias, mean, var, norm_weight, norm_bias, eps)
+    weight = weight.detach().float()
+    if scale is not None:
+        weight = weight * scale.reshape(-1, 1, 1, 1)
+    q, steps, _ = quantize_int8(weight, axis=0 if per_channel else None, backend="reference")
+    return q, steps.float().expand(weight.shape[0]), shift
+
+
+def _as_image(rows: Tensor) -> Tensor:
+    """Rows as the pixels of one image in channels_last."""
+    return rows.reshape(1, -1, 1, rows.shape[-1]).permute(0, 3, 1, 2)
+
+
+class Quantize(OurCall):
+    """What a step calls that rounds a float tensor to a grid."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__("quantize", "int8_quantize", "int8_quantize", torch.empty(0))
+        self.grid = grid
+        #: Is the result to be in channels_last, whatever it is given?
+        self.channels_last = False
+        self._op, self._out = torch.ops.pykernels.int8_quantize.default, self.into
+        self.into = self._into
+
+    def _into(self, x: Tensor, _: Tensor, out: Tensor) -> None:
+        self._out(x, *self.grid, out)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x`` on the grid, in new memory."""
+        if not self.channels_last or x.is_contiguous(memory_format=torch.channels_last):
+            return self._op(x, *self.grid)
+        y = torch.empty_like(x, dtype=torch.int8, memory_format=torch.channels_last)
+        self._out(x, *self.grid, y)
+        return y
+
+    def in_trace(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """The same by the op that has a fake."""
+        return self._op(x, *self.grid)
+
+
+class Dequantize(OurCall):
+    """What a step calls that makes float32 numbers of those of a grid."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__("dequantize", "int8_dequantize", "int8_dequantize", torch.empty(0))
+        self.grid = grid
+        self._op, self._out = torch.ops.pykernels.int8_dequantize.default, self.into
+        self.into = self._into
+
+    def _into(self, q: Tensor, _: Tensor, out: Tensor) -> None:
+        self._out(q, *self.grid, out)
+
+    def __call__(self, q: Tensor) -> Tensor:
+        """The numbers, in new memory."""
+        return self._op(q, *self.grid, torch.float32)
+
+    def in_trace(self, q: Tensor) -> Tensor:  # type: ignore[override]
+        """The same."""
+        return self(q)

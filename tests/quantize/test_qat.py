@@ -1,0 +1,86 @@
+"""Training with the rounding of int8."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import pykernels as pk
+from tests.quantize.models import batches, error, residual, run
+
+
+@pytest.mark.parametrize("act", ["relu", "silu"])
+def test_it_computes_what_the_int8_model_does(act):
+    model, data = residual(act), batches()
+    aware = pk.quantize(model, data, qat=True)
+    with torch.no_grad():
+        expected = aware(data[0])
+    # Sums of float32 and a fused scale may round one number in some thousands to the neighbour on its grid.
+    assert error(run(aware.convert(), data[0]), expected) < 5e-4
+    assert error(expected, model(data[0])) > 1e-3
+
+
+def test_it_trains():
+    torch.manual_seed(0)
+    model, data = residual(), batches(4)
+    labels = [torch.randint(7, (len(x),)) for x in data]
+    aware = pk.quantize(model, data, qat=True)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.Adam([p for p in aware.parameters() if p.requires_grad], 0.01)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = sum(F.cross_entropy(aware(x), y) for x, y in zip(data, labels, strict=True))
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(p.grad is not None for p in aware.parameters() if p.requires_grad)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    with torch.no_grad():
+        assert error(run(aware.convert(), data[0]), aware(data[0])) < 5e-3
+
+
+def test_gradients_are_those_of_the_float_model_but_for_the_rounding():
+    model, data = residual(), batches()
+    aware = pk.quantize(model, data, qat=True)
+    aware(data[0]).square().sum().backward()
+    for p in model.parameters():
+        p.requires_grad_(True)
+    model(data[0]).square().sum().backward()
+    own = dict(aware.model.named_parameters())
+    for name, p in model.named_parameters():
+        assert error(own[name].grad, p.grad) < 0.3, name
+
+
+def test_copies_and_states():
+    model, data = residual(), batches()
+    aware = pk.quantize(model, data, qat=True)
+    with torch.no_grad():
+        expected = aware(data[0])
+        assert torch.equal(copy.deepcopy(aware)(data[0]), expected)
+        other = pk.quantize(residual(), data, qat=True)
+        for p in other.parameters():
+            p.zero_()
+        other.load_state_dict(aware.state_dict())
+        assert torch.equal(other(data[0]), expected)
+
+
+def test_what_cannot_be_followed_is_refused():
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x) * float(x.sum())
+
+    aware = pk.quantize(Hidden().eval(), batches(), qat=True)
+    with pytest.raises(RuntimeError, match="qat: the model cannot be followed as a whole"):
+        aware(batches(1)[0])
+    with pytest.raises(ValueError, match="qat: expected batches to calibrate on, got none"):
+        pk.quantize(residual(), qat=True)

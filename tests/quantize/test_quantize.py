@@ -1,0 +1,369 @@
+"""`pk.quantize`: what runs in int8, how exactly, and what it refuses."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import pykernels as pk
+from tests.quantize.models import batches, error, residual, run, worn
+
+#: Eight bits round to 1 / 255 of a range of some six deviations, in inputs and weights; some ten layers add up.
+_ERROR = 0.05
+
+
+def _layers(model):
+    return model.report().layers
+
+
+@pytest.mark.parametrize("act", ["relu", "silu", "hardswish", "leaky_relu"])
+def test_all_layers_run_in_int8(act):
+    model, data = residual(act), batches()
+    x = data[0]
+    quantized = pk.quantize(model, data)
+    got = run(quantized, x)
+    assert 0 < error(got, model(x)) < _ERROR
+    report = quantized.report()
+    assert [layer.where for layer in report.layers] == ["stem", "a", "b", "left", "right", "wide", "last", "fc"]
+    assert all(not layer.why for layer in report.layers), report
+    assert {s.what for s in report.steps if s.who == "torch"} <= {"cat", "unchanged memory format", "mean"}
+    # The pool and the concatenation are of int8: nothing but the image and the means is rounded.
+    assert sum(s.what == "quantize" for s in report.counted()) == 2
+
+
+def test_the_package_itself_recorded_through():
+    model = worn(pk.models.resnet18(num_classes=10, stem="cifar"))
+    x = torch.randn(2, 3, 32, 32)
+    quantized = pk.quantize(model, [x])
+    assert error(run(quantized, x), model(x)) < 2 * _ERROR
+    report = quantized.report()
+    assert len(report.layers) == 21
+    assert all(not layer.why for layer in report.layers)
+
+
+def test_blocks_of_the_package_are_quantised():
+    block = pk.nn.ConvBNAct2d(8, 8, 3, padding=1, activation="relu")
+    model = worn(nn.Sequential(block, nn.Conv2d(8, 8, 1)))
+    x = torch.randn(1, 8, 12, 12)
+    quantized = pk.quantize(model, [x])
+    assert error(run(quantized, x), model(x)) < _ERROR
+    assert len(_layers(quantized)) == 2
+
+
+def test_the_first_call_is_in_int8_too():
+    model, data = residual(), batches()
+    quantized = pk.quantize(model, data)
+    with torch.inference_mode():
+        found = [quantized(data[0]) for _ in range(3)]
+    assert all(torch.equal(y, found[0]) for y in found)
+    assert error(found[0], model(data[0])) > 1e-4
+
+
+def test_other_sizes_and_batches_run_on_the_same_grids():
+    model, data = residual(), batches()
+    quantized = pk.quantize(model, data)
+    for x in (*batches(1, 40), *batches(1, 24, 1), *batches(1, 33, 5)):
+        assert error(run(quantized, x), model(x)) < _ERROR
+        assert all(not layer.why for layer in _layers(quantized))
+
+
+def test_another_kind_of_call_runs_in_float_and_says_so():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+        def forward(self, x, deep=True):
+            x = F.relu(self.a(x))
+            return self.b(x) if deep else x
+
+    torch.manual_seed(0)
+    model, x = Two().eval(), batches(1)[0]
+    quantized = pk.quantize(model, [x])
+    assert 0 < error(run(quantized, x), model(x)) < _ERROR
+    with torch.inference_mode():
+        for _ in range(3):
+            got = quantized(x, deep=False)
+    assert error(got, model(x, deep=False)) < 1e-6
+    (layer,) = [layer for layer in quantized.report().layers if layer.why]
+    assert layer.where == "a"
+    assert "no batch of the calibration" in layer.why
+
+
+def test_without_batches_it_computes_in_float():
+    model, x = residual(), batches(1)[0]
+    quantized = pk.quantize(model)
+    assert error(run(quantized, x), model(x)) < 1e-5
+    assert all("calibration" in layer.why for layer in _layers(quantized))
+
+
+def test_skip_keeps_layers_in_float():
+    model, data = residual(), batches()
+    quantized = pk.quantize(model, data, skip=["stem", "?c"])
+    run(quantized, data[0])
+    assert {layer.where for layer in _layers(quantized) if layer.why == "it is named in skip"} == {"stem", "fc"}
+    assert pk.quantize(model, data, skip="a").report() is not None
+
+
+def test_a_budget_is_kept():
+    model, data = residual(), batches()
+    whole = pk.quantize(model, data)
+    worst = error(torch.cat([run(whole, x) for x in data]), torch.cat([model(x) for x in data]))
+    quantized = pk.quantize(model, data, budget=worst / 3)
+    got = error(torch.cat([run(quantized, x) for x in data]), torch.cat([model(x) for x in data]))
+    assert got <= worst / 3
+    kept = [layer.where for layer in _layers(quantized) if "budget" in layer.why]
+    assert 0 < len(kept) < 8
+
+
+def test_a_score_is_kept():
+    model, data = residual(), batches()
+    calls = []
+
+    def score(candidate):
+        calls.append(candidate)
+        return -error(torch.cat([candidate(x) for x in data]), torch.cat([model(x) for x in data]))
+
+    worst = -score(pk.quantize(model, data))
+    quantized = pk.quantize(model, data, budget=worst / 2, score=score)
+    assert len(calls) > 4
+    assert score(quantized) >= -worst / 2 - 1e-6
+    with pytest.raises(TypeError, match=r"score: expected a function from a model to a number, got str"):
+        pk.quantize(model, data, budget=0.1, score=lambda m: "good")
+
+
+@pytest.mark.parametrize("observer", ["minmax", "percentile", "mse", "entropy"])
+def test_observers(observer):
+    model, data = residual(), batches()
+    assert error(run(pk.quantize(model, data, observer=observer), data[0]), model(data[0])) < 3 * _ERROR
+
+
+def test_one_scale_for_a_weight_is_coarser():
+    model, data = residual(), batches()
+    with torch.no_grad():
+        model.a.weight[3] *= 50
+    both = [pk.quantize(model, data, per_channel=way) for way in (True, False)]
+    fine, coarse = (error(run(q, data[0]), model(data[0])) for q in both)
+    assert fine < coarse
+
+
+def test_it_follows_the_weights():
+    model, data = residual(), batches()
+    quantized = pk.quantize(model, data)
+    before = run(quantized, data[0])
+    with torch.no_grad():
+        model.b.weight *= 0.5
+        model.fc.bias += 1
+    after = run(quantized, data[0])
+    assert not torch.equal(before, after)
+    assert error(after, model(data[0])) < 2 * _ERROR
+
+
+def test_layouts_and_threads_give_the_same_bits():
+    model, data = residual(), batches()
+    quantized = pk.quantize(model, data)
+    x = data[0]
+    expected = run(quantized, x)
+    assert torch.equal(run(quantized, x.to(memory_format=torch.channels_last)), expected)
+    found = []
+    workers = [threading.Thread(target=lambda: found.append(run(quantized, x))) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all(torch.equal(y, expected) for y in found)
+
+
+def test_clamps_are_what_their_grids_do():
+    class Clamped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+        def forward(self, x):
+            return self.b(self.a(x).clamp(-0.3, 0.4)).clamp(-0.2, 0.1)
+
+    torch.manual_seed(0)
+    model, x = Clamped().eval(), batches(1)[0]
+    quantized = pk.quantize(model, [x])
+    got = run(quantized, x)
+    assert error(got, model(x)) < _ERROR
+    assert got.max() <= 0.1
+    assert got.min() >= -0.2
+    assert all(not layer.why for layer in _layers(quantized))
+
+
+def test_a_value_that_is_written_to_stays_in_float():
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+        def forward(self, x):
+            y = self.a(x)
+            y[:, :2] = 0
+            return self.b(y)
+
+    torch.manual_seed(0)
+    model, x = Writes().eval(), batches(1)[0]
+    quantized = pk.quantize(model, [x])
+    assert error(run(quantized, x), model(x)) < _ERROR
+
+
+def test_sequences_and_rows():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv1d(8, 16, 5, padding=2), nn.BatchNorm1d(16), nn.ReLU(), nn.Conv1d(16, 16, 3, stride=2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(16 * 14, 32), nn.ReLU(), nn.Linear(32, 5),
+    )  # fmt: skip
+    worn(model)
+    x = torch.randn(4, 8, 30)
+    quantized = pk.quantize(model, [x])
+    assert error(run(quantized, x), model(x)) < _ERROR
+    assert [layer.where for layer in _layers(quantized) if not layer.why] == ["0", "3", "6", "8"]
+
+
+def test_dynamic_quantises_rows():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
+    x = torch.randn(3, 7, 64)
+    quantized = pk.quantize(model, dynamic=True)
+    got = run(quantized, x)
+    assert 0 < error(got, model(x)) < _ERROR
+    assert all(not layer.why for layer in _layers(quantized))
+    conv = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
+    other = pk.quantize(conv, dynamic=True)
+    run(other, torch.randn(1, 3, 8, 8))
+    assert [bool(layer.why) for layer in _layers(other)] == [True, False]
+    # Each row by itself: a larger one beside it changes nothing.
+    y = x.clone()
+    y[0, 0] *= 100
+    assert torch.equal(run(quantized, y)[1:], got[1:])
+
+
+def test_transposed_convolutions_and_slopes_of_their_own_stay_in_float():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.PReLU(8), nn.ConvTranspose2d(8, 8, 2, 2), nn.Conv2d(8, 4, 1)).eval()
+    x = batches(1)[0]
+    quantized = pk.quantize(model, [x])
+    assert error(run(quantized, x), model(x)) < _ERROR
+    why = {layer.where: layer.why for layer in _layers(quantized)}
+    assert "prelu" in why["0"]
+    assert "transposed" in why["2"]
+    assert why["3"] == ""
+
+
+def test_batches_of_all_kinds():
+    model, data = residual(), batches()
+    expected = run(pk.quantize(model, data), data[0])
+    labelled = [(x, torch.zeros(len(x), dtype=torch.long)) for x in data]
+    for given in (labelled, iter(data), (x for x in data), [{"x": x} for x in data], [[x] for x in data]):
+        assert torch.equal(run(pk.quantize(model, given), data[0]), expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "says"),
+    [
+        ([], ValueError, "at least one, got none"),
+        (iter(()), ValueError, "at least one, got none .an empty list, or an iterator that has been used up"),
+        (torch.zeros(2, 3, 8, 8), TypeError, "an iterable of batches, such as .x. or a DataLoader, got a tensor"),
+        (3, TypeError, "an iterable of batches, such as .x. or a DataLoader, got int"),
+        ([torch.full((1, 3, 24, 24), float("nan"))], ValueError, "batch 0 of finite numbers, got NaN or infinity"),
+        ([torch.zeros(1, 3, 24, 24), torch.zeros(0, 3, 24, 24)], ValueError, "batch 1 with elements"),
+        ([torch.zeros(1, 3, 24, 24, device="meta")], ValueError, "batch 0 on cpu, where the model is, got meta"),
+    ],
+)
+def test_bad_batches_are_refused(given, kind, says):
+    with pytest.raises(kind, match=f"pykernels.quantize: batches: expected {says}"):
+        pk.quantize(residual(), given)
+
+
+def test_a_batch_that_the_model_refuses_is_named():
+    with pytest.raises(
+        RuntimeError, match=r"batches: batch 1 makes the model raise RuntimeError: .*got shape .1, 4, 24, 24."
+    ):
+        pk.quantize(residual(), [torch.zeros(1, 3, 24, 24), torch.zeros(1, 4, 24, 24)])
+
+
+def test_overflow_inside_the_model_is_named():
+    model = residual()
+    with torch.no_grad():
+        model.a.weight.fill_(1e30)
+        model.b.weight.fill_(1e30)
+    with pytest.raises(ValueError, match=r"NaN or infinity in .*b"):
+        pk.quantize(model, batches())
+
+
+def test_bad_arguments_are_refused():
+    model, data = residual(), batches()
+    with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, got int"):
+        pk.quantize(3, data)
+    with pytest.raises(TypeError, match=r"model: expected an original model, got one that is optimised already"):
+        pk.quantize(pk.optimize(model), data)
+    with pytest.raises(ValueError, match=r"observer: expected one of 'minmax', .*, got 'max'"):
+        pk.quantize(model, data, observer="max")
+    with pytest.raises(ValueError, match=r"skip: expected names or patterns of modules of the model, got 'stm'"):
+        pk.quantize(model, data, skip=["stm"])
+    with pytest.raises(ValueError, match=r"budget: expected batches to measure on, got none"):
+        pk.quantize(model, budget=0.1)
+    with pytest.raises(TypeError, match=r"model: expected parameters of torch.float32, got torch.bfloat16"):
+        pk.quantize(model.bfloat16(), data)
+
+
+def test_constant_inputs_are_calibrated():
+    model = residual()
+    quantized = pk.quantize(model, [torch.zeros(2, 3, 24, 24)])
+    got = run(quantized, torch.zeros(2, 3, 24, 24))
+    assert error(got, model(torch.zeros(2, 3, 24, 24))) < _ERROR
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_lstms_are_quantised_and_follow_their_weights(bidirectional, layers):
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(64, 96, layers, batch_first=True, bidirectional=bidirectional)
+            self.fc = nn.Linear(96 * (1 + bidirectional), 5)
+
+        def forward(self, x):
+            return self.fc(self.lstm(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    model, x = Reads().eval(), torch.randn(2, 40, 64)
+    quantized = pk.quantize(model, dynamic=True)
+    assert 0 < error(run(quantized, x), model(x)) < _ERROR
+    assert any(s.what == "Int8LSTM" for s in quantized.report().steps)
+    with torch.no_grad():
+        model.lstm.weight_hh_l0 *= 0.3
+    assert 0 < error(run(quantized, x), model(x)) < _ERROR
+    kept = pk.quantize(model, dynamic=True, skip="lstm")
+    run(kept, x)
+    assert not any(s.what == "Int8LSTM" for s in kept.report().steps)
+
+
+def test_sums_activations_and_gates_stay_in_int8():
+    class Between(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+            self.down, self.up = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+
+        def forward(self, x):
+            x = F.silu(self.a(x))
+            x = x + F.silu(self.b(x))
+            x = torch.tanh(F.interpolate(x, scale_factor=2, mode="bilinear"))
+            x = x * torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))))
+            return self.c(F.avg_pool2d(x, 2)).mean((2, 3))
+
+    torch.manual_seed(0)
+    model, x = Between().eval(), batches(1)[0]
+    quantized = pk.quantize(model, [x])
+    assert error(run(quantized, x), model(x)) < _ERROR
+    steps = quantized.report().counted()
+    assert sum(s.what == "quantize" for s in steps) == 1
+    assert not any(s.what == "dequantize" for s in steps)  # the mean gives float

@@ -1,0 +1,109 @@
+"""What copies, pickles, state_dicts and updates do to a quantised model."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import pykernels as pk
+from tests.quantize.models import batches, error, residual, run
+
+
+@pytest.fixture(scope="module")
+def quantized():
+    return pk.quantize(residual(), batches())
+
+
+def test_copies_and_pickles_compute_the_same(quantized):
+    x = batches(1)[0]
+    expected = run(quantized, x)
+    for other in (copy.deepcopy(quantized), pickle.loads(pickle.dumps(quantized))):
+        assert isinstance(other, pk.Quantized)
+        assert torch.equal(run(other, x), expected)
+        assert other.report().worst(3) == quantized.report().worst(3)
+
+
+def test_a_state_dict_carries_the_calibration(quantized):
+    x = batches(1)[0]
+    file = io.BytesIO()
+    torch.save(quantized.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    assert state["_extra_state"].dtype == torch.uint8
+    torch.manual_seed(9)
+    other = pk.quantize(residual("relu"))
+    other.load_state_dict(state)
+    assert torch.equal(run(other, x), run(quantized, x))
+
+
+def test_a_state_dict_is_of_tensors_alone(quantized):
+    assert all(isinstance(t, torch.Tensor) and t.layout == torch.strided for t in quantized.state_dict().values())
+
+
+def test_the_originals_state_dict_changes_the_weights_alone(quantized):
+    model, x = residual(), batches(1)[0]
+    other = copy.deepcopy(quantized)
+    with torch.no_grad():
+        model.fc.weight *= 2
+    other.load_state_dict(model.state_dict())
+    assert error(run(other, x), model(x)) < 0.05
+    assert not torch.equal(run(other, x), run(quantized, x))
+    assert all(not layer.why for layer in other.report().layers)
+
+
+@pytest.mark.parametrize("state", [torch.zeros(3, dtype=torch.uint8), torch.zeros(3), None, {"a": 1}])
+def test_a_broken_state_is_refused(quantized, state):
+    other = copy.deepcopy(quantized)
+    with pytest.raises(ValueError, match=r"pykernels.quantize: state: expected the extra state of a quantised model"):
+        other.load_state_dict({**quantized.state_dict(), "_extra_state": state})
+
+
+def test_a_models_own_extra_state_is_kept():
+    class Own(nn.Module):
+        def __init__(self, number=0):
+            super().__init__()
+            self.conv, self.number = nn.Conv2d(3, 4, 3), number
+
+        def forward(self, x):
+            return self.conv(x)
+
+        def get_extra_state(self):
+            return self.number
+
+        def set_extra_state(self, state):
+            self.number = state
+
+    x = batches(1)[0]
+    quantized = pk.quantize(Own(7).eval(), [x])
+    other = pk.quantize(Own().eval())
+    other.load_state_dict(quantized.state_dict())
+    assert other.number == 7
+    assert torch.equal(run(other, x), run(quantized, x))
+
+
+def test_it_stays_in_evaluation_mode_and_wants_no_gradients(quantized):
+    assert not quantized.train().training
+    assert not any(p.requires_grad for p in quantized.parameters())
+    x = batches(1)[0]
+    assert not quantized(x).requires_grad
+
+
+def test_torch_export_holds_int8_steps(quantized):
+    x = batches(1)[0]
+    expected = run(quantized, x)
+    with torch.no_grad():
+        program = torch.export.export(quantized, (x,))
+    assert sum("int8_conv2d" in str(n.target) for n in program.graph.nodes) == 8
+    assert torch.equal(program.module()(x), expected)
+
+
+def test_torch_compile_runs_the_programs(quantized):
+    x = batches(1)[0]
+    expected = run(quantized, x)
+    with torch.inference_mode():
+        assert torch.equal(torch.compile(quantized, backend="eager")(x), expected)
