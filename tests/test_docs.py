@@ -134,6 +134,10 @@ def arguments_of(docstring: str | None) -> set[str]:
     return set(re.findall(r"^ +(\w+): ", found[1], re.MULTILINE)) if found else set()
 
 
+#: Classes that nobody calls.
+_RESULTS = pk.Optimized, pk.Quantized, pk.Report
+
+
 def documented() -> dict[str, tuple[Callable, Callable]]:
     """Name -> what has the parameters and what has the docstring, of each public function, class and own method."""
     found = {}
@@ -143,10 +147,10 @@ def documented() -> dict[str, tuple[Callable, Callable]]:
             value = getattr(module, name)
             if inspect.isfunction(value):
                 found[f"{part}.{name}"] = value, value
-            if not isinstance(value, type) or value in (pk.Optimized, pk.Report):  # no one calls these two classes
+            if not isinstance(value, type) or value in _RESULTS:
                 continue
             found[f"{part}.{name}"] = value.__init__, value
-    for kind in [kind for _, kind in found.values() if isinstance(kind, type)] + [pk.Optimized, pk.Report]:
+    for kind in [kind for _, kind in found.values() if isinstance(kind, type)] + [*_RESULTS]:
         for name, value in vars(kind).items():
             method = value.__func__ if isinstance(value, classmethod) else value
             ours = inspect.isfunction(method) and method.__module__.startswith("pykernels.")

@@ -50,7 +50,6 @@ void run_merged(const MergedTile& t, const Epilogue& e) {
   for (int64_t tap = 0; tap < t.taps; ++tap) {
     const float* x = t.rows[tap] + t.at;
     for (int64_t c = 0; c < run; c += kUnrolled, x += kUnrolled, w += kUnrolled * kRow) {
-      asm("" : "+r"(x));  // or the compiler keeps what the next columns read again, and spills
 #pragma GCC unroll 4
       for (int u = 0; u < kUnrolled; ++u) {
         F32 weight[NV];
