@@ -18,7 +18,7 @@ _local = _Local()
 
 
 def is_unfolded() -> bool:
-    """Are they, now?"""
+    """Whether this thread runs them so."""
     return _local.is_on
 
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Layer", "QuantAware", "QuantReport", "Quantized", "quantize"]
 
-#: The batches that errors are measured on: results of layers are kept of all of them.
-_MEASURED = 4
+#: The most batches that errors are measured on, spread over all: the results of layers are kept of each.
+_MEASURED_BATCHES = 8
 
 
 def quantize(
@@ -47,10 +47,10 @@ def quantize(
 ) -> Any:
     """Makes an evaluation-mode twin of ``model`` that computes in int8, on a CPU.
 
-    The twin is what `pykernels.optimize` makes, except that convolutions and linear layers multiply int8 numbers, with
-    exact sums. Batch norms are folded first, so that a convolution, its batch norm, a sum and an activation are one
-    int8 step. What lies between two such steps (views, concatenations, maximum pools) stays in int8 too. Everything
-    else computes in float32.
+    The twin is what `pykernels.optimize` makes, except that convolutions, linear layers and LSTMs multiply int8
+    numbers, with exact sums. Batch norms are folded first, so that a convolution, its batch norm, a sum and an
+    activation are one int8 step. What lies between two such steps (views, concatenations, pools, resizes, sums,
+    activations, squeeze-and-excitation) stays in int8 too. Everything else computes in float32.
 
     Weights get one scale for each output channel. What flows between layers gets grids of a scale and a zero point,
     which come from the values that the model computes on ``batches``.
@@ -71,7 +71,7 @@ def quantize(
             keeps the distribution best.
         budget: The largest loss. As many layers as necessary stay in float, those first that cost most.
         score: A function from a model to a number, such as its accuracy; then ``budget`` is what that may lose.
-            None: it is the error of the results, by its L2 norm relative to theirs.
+            None: it is the error of the results, by its L2 norm relative to theirs, over at most eight of the batches.
         qat: Returns a `QuantAware`, which trains with the rounding of int8.
 
     Returns:
@@ -79,10 +79,12 @@ def quantize(
         exactly. With ``qat`` a `QuantAware`, whose ``convert()`` makes a `Quantized`.
 
     Raises:
-        TypeError: ``model`` is not an ``nn.Module``, or is optimised already; ``batches`` is a tensor or not iterable.
-        ValueError: ``batches`` gives nothing, or NaN, infinity, or tensors on another device; ``observer`` is unknown;
-            there is a ``budget`` and nothing to measure it on.
-        RuntimeError: There are no kernels.
+        TypeError: ``model`` is not an ``nn.Module``, is optimised already, or has parameters that are not float32;
+            ``batches`` is a tensor or not iterable; ``skip`` or ``score`` is something else.
+        ValueError: ``batches`` gives nothing, or NaN, infinity, or tensors on another device, or ``dynamic`` has no use
+            for it; ``observer`` is unknown; ``skip`` names no module; there is a ``budget`` and nothing to measure it
+            on, a ``score`` without a ``budget``, or ``qat`` with ``dynamic``.
+        RuntimeError: There are no kernels, or the model raises an error for one of the batches.
 
     Example:
         >>> q = pk.quantize(model, [images[i : i + 8] for i in range(0, 64, 8)])
@@ -96,14 +98,22 @@ def quantize(
         fail(TypeError, OP, "model", "an original model", "one that is optimised already")
     if _native.error is not None:
         raise RuntimeError(f"pykernels.{OP}: there are no kernels: {_native.error}")
-    if any(p.is_floating_point() and p.dtype != torch.float32 for p in model.parameters()):
-        fail(TypeError, OP, "model", "parameters of torch.float32", next(p.dtype for p in model.parameters()))
+    for name, p in model.named_parameters():
+        if p.is_floating_point() and p.dtype != torch.float32:
+            fail(TypeError, OP, "model", "parameters of torch.float32", f"{p.dtype} in {name}")
     if observer not in OBSERVERS:
         fail(ValueError, OP, "observer", f"one of {', '.join(map(repr, OBSERVERS))}", repr(observer))
-    patterns = (skip,) if isinstance(skip, str) else tuple(skip)
-    _check_skip(model, patterns)
+    patterns = _patterns(model, skip)
+    if score is not None and not callable(score):
+        fail(TypeError, OP, "score", "a function from a model to a number", type(score).__name__)
+    if score is not None and budget is None:
+        fail(ValueError, OP, "score", "a budget beside it", None)
+    if qat and dynamic:
+        fail(ValueError, OP, "qat", "False, because of dynamic=True", True)
     if budget is not None:
         check_number(OP, "budget", budget)
+        if not budget >= 0:
+            fail(ValueError, OP, "budget", "a number of at least 0", budget)
         if batches is None:
             fail(ValueError, OP, "budget", "batches to measure on", "none")
     if dynamic and batches is not None and budget is None:
@@ -115,7 +125,7 @@ def quantize(
     if batches is None:
         return twin
     kept: list[Call] = []
-    calls = _first_kept(calls_of(model, batches), kept)
+    calls = _spread(calls_of(model, batches), kept)
     if dynamic:
         nothing_given(sum(1 for _ in calls))
     else:
@@ -126,18 +136,27 @@ def quantize(
     return QuantAware(model, plan) if qat else twin
 
 
-def _first_kept(calls: Iterable[Call], kept: list[Call]) -> Iterator[Call]:
-    """``calls``, of which the first ones are put into ``kept``."""
-    for call in calls:
-        if len(kept) < _MEASURED:
+def _spread(calls: Iterable[Call], kept: list[Call]) -> Iterator[Call]:
+    """``calls``; puts up to `_MEASURED_BATCHES` of them into ``kept``, at equal distances."""
+    distance = 1
+    for number, call in enumerate(calls):
+        if number % distance == 0:
             kept.append(call)
+        if len(kept) > _MEASURED_BATCHES:
+            del kept[1::2]
+            distance *= 2
         yield call
 
 
-def _check_skip(model: nn.Module, skip: Sequence[str]) -> None:
+def _patterns(model: nn.Module, skip: Any) -> tuple[str, ...]:
+    """The patterns of ``skip``, each of which has to fit a module of ``model``."""
+    if not isinstance(skip, str | list | tuple | set | frozenset):
+        fail(TypeError, OP, "skip", "a name or a sequence of names of modules", type(skip).__name__)
     names = [name for name, _ in model.named_modules() if name]
-    for pattern in skip:
+    patterns = (skip,) if isinstance(skip, str) else tuple(skip)
+    for pattern in patterns:
         if not isinstance(pattern, str):
             fail(TypeError, OP, "skip", "names of modules", type(pattern).__name__)
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             fail(ValueError, OP, "skip", "names or patterns of modules of the model", repr(pattern))
+    return patterns

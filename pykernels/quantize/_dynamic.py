@@ -77,12 +77,12 @@ class DynamicLinear(Traceable, FusedLinear):
         return apply_activation(y, self.act.name, self.act.slope)
 
 
-def quantize_rows(graph: Graph, takes: Any, per_channel: bool) -> dict[Step, Step]:
+def quantize_rows(graph: Graph, why_float: Any, per_channel: bool) -> dict[Step, Step]:
     """Has the linear layers of ``graph`` quantise their rows. Returns what became of each step."""
     made: dict[Step, Step] = {}
     for i, step in enumerate(graph.steps):
         layer = step.function
-        if type(layer) is not FusedLinear or takes(step):
+        if type(layer) is not FusedLinear or why_float(step):
             continue
         if layer.act.constants or layer.act.slopes is not None or layer.weight.dtype is not torch.float32:
             continue

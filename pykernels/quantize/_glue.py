@@ -76,9 +76,6 @@ class Mean(_Call):
         super().__init__(pool.__name__, "int8_global_avg_pool2d", *x, numbers=None)
         self._keeps = pool.keeps
 
-    def _into(self, x: Tensor, _: Tensor, out: Tensor) -> None:  # type: ignore[override]
-        self._out(x, *self._rest, out)
-
     def __call__(self, x: Tensor) -> Tensor:
         """(N, C, 1, 1), or (N, C)."""
         y = self._op(x, *self._rest, False)

@@ -6,7 +6,6 @@ makes another graph runs in float, and the report says so. As a state the plan i
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import hashlib
 import json
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pykernels.ops._arguments import fail
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Step, Value
 from pykernels.quantize._dynamic import quantize_rows
@@ -77,6 +77,8 @@ class Plan:
         graph.plan = Rewritten(name_of(graph), values_of(graph), layers_in(graph))
         graph.plan.given = {s: s.results() for s in graph.steps}
         ranges = self.tables.get(graph.plan.name)
+        if ranges is not None and len(ranges) != len(graph.plan.values):  # of a broken state
+            ranges = None
         if not self.is_on or (ranges is None and not self.dynamic):
             return
         graph.plan.is_calibrated = True
@@ -113,18 +115,23 @@ class Plan:
         }  # fmt: skip
         return torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8)
 
-    def take_bytes(self, state: Tensor) -> None:
-        """Takes what `to_bytes` of another gave."""
-        told: Any = None
-        if isinstance(state, Tensor) and state.dtype is torch.uint8:
-            with contextlib.suppress(ValueError):
-                told = json.loads(bytes(state.tolist()).decode())
-        if not isinstance(told, dict) or told.get("version") != 1:
-            raise ValueError("pykernels.quantize: state: expected the extra state of a quantised model, of version 1")
-        self.per_channel, self.dynamic = bool(told["per_channel"]), bool(told["dynamic"])
-        self.skip, self.kept = tuple(told["skip"]), tuple(told["kept"])
-        self.ratios = {name: {int(at): r for at, r in found.items()} for name, found in told["ratios"].items()}
-        self.tables = {name: [None if r is None else tuple(r) for r in t] for name, t in told["tables"].items()}
+    def take_bytes(self, state: Any) -> None:
+        """Takes what `to_bytes` of another gave; ValueError where it is something else."""
+        try:
+            told = json.loads(bytes(state.tolist()).decode())
+            if told["version"] != 1:
+                raise ValueError("another version")
+            options = bool(told["per_channel"]), bool(told["dynamic"]), tuple(told["skip"]), tuple(told["kept"])
+            ratios = {name: {int(at): float(r) for at, r in found.items()} for name, found in told["ratios"].items()}
+            tables: dict[str, Ranges] = {}
+            for name, found in told["tables"].items():
+                tables[name] = [None if r is None else (float(r[0]), float(r[1])) for r in found]
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+            expected = "the extra state of a quantised model, of version 1"
+            got = f"{state.dtype} of shape {tuple(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
+            fail(ValueError, "quantize", "state", expected, got)
+        self.per_channel, self.dynamic, self.skip, self.kept = options
+        self.ratios, self.tables = ratios, tables
 
 
 @dataclass(eq=False)

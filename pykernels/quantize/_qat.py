@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from pykernels.optimize._face import face
 from pykernels.quantize._calibrate import OP
@@ -49,15 +50,20 @@ class QuantAware(nn.Module):
         if stub is None:
             raise RuntimeError(f"pykernels.{OP}: qat: the model is a single layer of torch's that has no int8 form")
         with torch.no_grad():
-            plain = [a.detach() if isinstance(a, Tensor) else a for a in args]
-            named = {k: a.detach() if isinstance(a, Tensor) else a for k, a in kwargs.items()}
-            tensors, program = stub.program_for(tuple(plain), named, False)
+            given: dict[int, Tensor] = {}
+
+            def detached(t: Tensor) -> Tensor:
+                plain = t.detach()
+                given[id(plain)] = t
+                return plain
+
+            plain, named = tree_map_only(Tensor, detached, (args, kwargs))
+            tensors, program = stub.program_for(plain, named, False)
             if program is None or not program.watch.unchanged():
                 twin(*plain, **named)
-                tensors, program = stub.program_for(tuple(plain), named, False)
+                tensors, program = stub.program_for(plain, named, False)
         if program is None or not program.again:
             raise RuntimeError(f"pykernels.{OP}: qat: the model cannot be followed as a whole:\n{twin.report()}")
-        given = {id(p): a for p, a in zip([*plain, *named.values()], [*args, *kwargs.values()], strict=True)}
         live = self._live(twin)
         return evaluate(program, [given[id(t)] for t in tensors], lambda t: live.get(id(t), t))
 

@@ -77,7 +77,7 @@ class Followed(nn.Module):
         return found(*args, **kwargs)
 
 
-def use_int8_lstms(graph: Graph, takes: Callable[[Step], str], store: dict[Hashable, Any]) -> dict[Step, Step]:
+def use_int8_lstms(graph: Graph, why_float: Callable[[Step], str], store: dict[Hashable, Any]) -> dict[Step, Step]:
     """Puts int8 forms in the place of LSTMs. Returns the steps of these, each by itself."""
     made: dict[Step, Step] = {}
     for step in graph.steps:
@@ -91,7 +91,7 @@ def use_int8_lstms(graph: Graph, takes: Callable[[Step], str], store: dict[Hasha
         on_cpu = all(p.device.type == "cpu" and p.dtype is torch.float32 for p in parameters)
         if getattr(module, "proj_size", 0) or not on_cpu or not isinstance(x, Value) or x.dtype is not torch.float32:
             continue
-        if nn.utils.parametrize.is_parametrized(module) or takes(step):
+        if nn.utils.parametrize.is_parametrized(module) or why_float(step):
             continue
         make: Any = Int8LSTMCell.from_torch
         if kind in (nn.LSTM, LSTM):

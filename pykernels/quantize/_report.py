@@ -20,7 +20,8 @@ class Layer:
     """A convolution or linear layer of a program.
 
     ``why`` is "" where it runs in int8, else the reason. ``sqnr`` is the ratio of the signal to the noise in its result
-    in dB, with all layers before it in int8 too, on the batches of the calibration; None where it was not measured.
+    in dB, with all layers before it in int8 too, on up to eight batches of the calibration; None where it was not
+    measured.
     ``seconds`` is None where nobody timed the layer.
     """
 
@@ -95,10 +96,11 @@ class QuantReport(Report):
             f'<text x="{_WIDTH - _EDGE}" y="{_HEIGHT - 16}" text-anchor="end">{widest:.0f}</text>',
         ]
         for x, at in zip(self.layers, across, strict=True):
-            ratio = high if x.sqnr is None or not math.isfinite(x.sqnr) else x.sqnr
+            ratio = high if x.sqnr is None else min(max(x.sqnr, low), high)
             left = _EDGE + (_WIDTH - 2 * _EDGE) * at / widest
             top = _EDGE + (_HEIGHT - 2 * _EDGE) * (high - ratio) / span
-            told = f"{x.where or 'the model'}: {x.what}, " + (x.why or f"{ratio:.1f} dB")
+            measured = "not measured" if x.sqnr is None else f"{x.sqnr:.1f} dB"
+            told = f"{x.where or 'the model'}: {x.what}, {x.why or measured}"
             colour = "#e09f3e" if x.why else "#1f7a8c"
             parts.append(
                 f'<circle cx="{left:.1f}" cy="{top:.1f}" r="4" fill="{colour}"><title>{escape(told)}</title></circle>'

@@ -1,8 +1,8 @@
 """Puts int8 steps in the place of float ones, where grids are known.
 
-What a convolution or linear layer gives is int8 if another such layer wants it so. Between two of them steps that only
-move numbers about (views, concatenations, maximum pools) run on int8 too: what they read and give then lies on one
-grid. Everything else gets float numbers, as before.
+What a convolution or linear layer gives is int8 if another such layer wants it so. Between two of them, steps that move
+numbers about (views, concatenations, pools, resizes) run on int8 too: what they read and give then lies on one grid. So
+do sums, activations and squeeze-and-excitation, with a grid for what they give. Everything else gets float numbers.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def _why_no_kernel(layer: FusedConv) -> str:
 
 
 class Rewriter:
-    """One graph. ``ranges`` are those of its values; ``takes`` says why a layer is to stay in float, or ""."""
+    """One graph. ``ranges`` are those of its values; ``why_float`` says why a layer is to stay in float, or ""."""
 
     def __init__(
-        self, graph: Graph, ranges: Mapping[Value, tuple[float, float]], takes: Callable[[Step], str],
+        self, graph: Graph, ranges: Mapping[Value, tuple[float, float]], why_float: Callable[[Step], str],
         per_channel: bool,
     ) -> None:  # fmt: skip
         self.graph, self.ranges, self.per_channel = graph, ranges, per_channel
@@ -67,8 +67,8 @@ class Rewriter:
         self.fit = {v for v in ranges if v.storage not in written}
         #: Why layers stay in float.
         self.reasons: dict[Step, str] = {}
-        self.layers = {s for s in layers_in(graph) if not self._why_not(s, takes)}
-        #: What has become of those that do not.
+        self.layers = {s for s in layers_in(graph) if not self._why_not(s, why_float)}
+        #: The int8 step of each other layer.
         self.made: dict[Step, Step] = {}
         self.moves = {s for s in graph.steps if self._moves(s)}
         #: Those that compute on int8 numbers, with a grid of their own for what they give.
@@ -105,8 +105,8 @@ class Rewriter:
         self.graph.steps = self.steps
         return {q: (v, self._grid(v)) for v, q in self.in8.items()}
 
-    def _why_not(self, step: Step, takes: Callable[[Step], str]) -> str:
-        why = _why_no_kernel(step.function) or takes(step)
+    def _why_not(self, step: Step, why_float: Callable[[Step], str]) -> str:
+        why = _why_no_kernel(step.function) or why_float(step)
         if not why and step.args[0] not in self.fit:
             why = "its input is written to later, or was not seen by the calibration"
         if why:
@@ -114,7 +114,7 @@ class Rewriter:
         return why
 
     def _moves(self, step: Step) -> bool:
-        """Does it give only numbers that it was given, and take int8 ones?"""
+        """Does it give numbers within the range of what it reads, and take int8 ones?"""
         if step.kind != "call" or step.writes or not step.results():
             return False
         if not all(v in self.fit for v in (*step.reads(), *step.results())):

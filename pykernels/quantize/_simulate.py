@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pykernels.nn.int8_conv import Grid
 from pykernels.ops._activation import ACTIVATIONS, apply_activation
 from pykernels.ops.conv_bn_act.arguments import padded
+from pykernels.optimize._activations import Act
 from pykernels.optimize._calls import OurCall
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Step, Value, mapped
@@ -25,6 +26,7 @@ from pykernels.optimize._program import Program
 from pykernels.optimize._squeeze import is_squeeze
 from pykernels.quantize._dynamic import DynamicLinear
 from pykernels.quantize._glue import Lookup, Mean, Squeeze, Sum
+from pykernels.quantize._recurrent import Followed
 from pykernels.quantize._steps import Dequantize, Int8Layer, Quantize
 
 
@@ -87,6 +89,8 @@ def _run(step: Step, args: Any, kwargs: Any, leaf: Callable[[Any], Any], live: C
         return function.in_trace(*args)
     if is_squeeze(step):
         return _squeeze(*args)
+    if isinstance(function, Followed):  # int8 forms have no gradient: an LSTM trains in float
+        function = function.source
     if isinstance(function, nn.Module):
         with_live = {name: live(p) for name, p in function.named_parameters()}
         return torch.func.functional_call(function, with_live, args, kwargs)
@@ -154,9 +158,8 @@ def _norm(step: Step, made: Step, leaf: Callable[[Any], Any]) -> Tensor:
     y = y if residual is None else y + leaf(residual)
     if slopes is not None:
         return F.prelu(y, leaf(slopes))
-    if constants:
-        raise NotImplementedError("pykernels.quantize: qat: an activation with constants behind a batch norm")
-    return apply_activation(y, activation, slope)
+    act = Act(activation, slope, constants)
+    return act.in_place({})(y.clone()) if constants else apply_activation(y, activation, slope)  # type: ignore[misc]
 
 
 def _squeeze(x: Tensor, w1: Tensor, b1: Any, w2: Tensor, b2: Any, act: int, gate: int) -> Tensor:

@@ -45,7 +45,7 @@ class Int8Layer(Traceable, FusedConv):
     op = "int8_conv2d"
 
     def __init__(self, layer: FusedConv, x: Grid, residual: Grid | None, out: Grid | None, per_channel: bool) -> None:
-        vars(self).update(vars(layer))
+        vars(self).update(vars(layer))  # what the fuser has found, all of it
         self.layer, self.name, self.rank = layer, layer.name, layer.rank
         self.x, self.residual, self.out, self.per_channel = x, residual, out, per_channel
         self.is_linear = isinstance(layer, FusedLinear)
@@ -68,7 +68,6 @@ class Int8Layer(Traceable, FusedConv):
 
     def geometry(self) -> Geometry:
         """Stride, padding on each side, dilation and groups."""
-        self.layer.pad = self.pad
         return self.layer.geometry()
 
     def write_op(self) -> Any:

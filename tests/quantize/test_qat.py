@@ -84,3 +84,22 @@ def test_what_cannot_be_followed_is_refused():
         aware(batches(1)[0])
     with pytest.raises(ValueError, match="qat: expected batches to calibrate on, got none"):
         pk.quantize(residual(), qat=True)
+
+
+def test_an_lstm_trains_in_float():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.lstm, self.fc = nn.Linear(6, 8), nn.LSTM(8, 12, batch_first=True), nn.Linear(12, 3)
+
+        def forward(self, xs):
+            return self.fc(self.lstm(torch.relu(self.first(xs["x"])))[0][:, -1])
+
+    torch.manual_seed(0)
+    model, x = Reads().eval(), torch.randn(4, 10, 6)
+    aware = pk.quantize(model, [({"x": x},)], qat=True)
+    y = aware({"x": x})
+    y.square().sum().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in aware.parameters())
+    with torch.no_grad():
+        assert error(aware.convert()({"x": x}), y) < 0.05

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import pytest
@@ -14,6 +15,9 @@ from tests.quantize.models import batches, error, residual, run, worn
 
 #: Eight bits round to 1 / 255 of a range of some six deviations, in inputs and weights; some ten layers add up.
 _ERROR = 0.05
+#: Of a layer, in dB: a range of six deviations in 255 steps, whose error has a variance of a twelfth of a step's
+#: square, and two such roundings, of weights and results, in each of eight layers.
+_LEAST = 20 * math.log10(255 / 6 * math.sqrt(12)) - 10 * math.log10(16)
 
 
 def _layers(model):
@@ -31,6 +35,7 @@ def test_all_layers_run_in_int8(act):
     assert [layer.where for layer in report.layers] == ["stem", "a", "b", "left", "right", "wide", "last", "fc"]
     assert all(not layer.why for layer in report.layers), report
     assert {s.what for s in report.steps if s.who == "torch"} <= {"cat", "unchanged memory format", "mean"}
+    assert min(layer.sqnr for layer in report.layers) > _LEAST
     # The pool and the concatenation are of int8: nothing but the image and the means is rounded.
     assert sum(s.what == "quantize" for s in report.counted()) == 2
 
@@ -68,7 +73,7 @@ def test_other_sizes_and_batches_run_on_the_same_grids():
     quantized = pk.quantize(model, data)
     for x in (*batches(1, 40), *batches(1, 24, 1), *batches(1, 33, 5)):
         assert error(run(quantized, x), model(x)) < _ERROR
-        assert all(not layer.why for layer in _layers(quantized))
+        assert [layer.why for layer in _layers(quantized)] == [""] * 8
 
 
 def test_another_kind_of_call_runs_in_float_and_says_so():
@@ -98,7 +103,7 @@ def test_without_batches_it_computes_in_float():
     model, x = residual(), batches(1)[0]
     quantized = pk.quantize(model)
     assert error(run(quantized, x), model(x)) < 1e-5
-    assert all("calibration" in layer.why for layer in _layers(quantized))
+    assert ["calibration" in layer.why for layer in _layers(quantized)] == [True] * 8
 
 
 def test_skip_keeps_layers_in_float():
@@ -106,7 +111,6 @@ def test_skip_keeps_layers_in_float():
     quantized = pk.quantize(model, data, skip=["stem", "?c"])
     run(quantized, data[0])
     assert {layer.where for layer in _layers(quantized) if layer.why == "it is named in skip"} == {"stem", "fc"}
-    assert pk.quantize(model, data, skip="a").report() is not None
 
 
 def test_a_budget_is_kept():
@@ -175,6 +179,7 @@ def test_layouts_and_threads_give_the_same_bits():
         worker.start()
     for worker in workers:
         worker.join()
+    assert len(found) == 4
     assert all(torch.equal(y, expected) for y in found)
 
 
@@ -212,6 +217,7 @@ def test_a_value_that_is_written_to_stays_in_float():
     model, x = Writes().eval(), batches(1)[0]
     quantized = pk.quantize(model, [x])
     assert error(run(quantized, x), model(x)) < _ERROR
+    assert "written to" in {layer.where: layer.why for layer in _layers(quantized)}["b"]
 
 
 def test_sequences_and_rows():
@@ -310,8 +316,31 @@ def test_bad_arguments_are_refused():
         pk.quantize(model, data, skip=["stm"])
     with pytest.raises(ValueError, match=r"budget: expected batches to measure on, got none"):
         pk.quantize(model, budget=0.1)
-    with pytest.raises(TypeError, match=r"model: expected parameters of torch.float32, got torch.bfloat16"):
-        pk.quantize(model.bfloat16(), data)
+    with pytest.raises(ValueError, match=r"budget: expected a number of at least 0, got -1"):
+        pk.quantize(model, data, budget=-1)
+    with pytest.raises(ValueError, match=r"budget: expected a number of at least 0, got nan"):
+        pk.quantize(model, data, budget=float("nan"))
+    with pytest.raises(ValueError, match=r"score: expected a budget beside it, got None"):
+        pk.quantize(model, data, score=lambda m: 1.0)
+    with pytest.raises(TypeError, match=r"score: expected a function from a model to a number, got int"):
+        pk.quantize(model, data, budget=0.1, score=3)
+    with pytest.raises(TypeError, match=r"skip: expected a name or a sequence of names of modules, got int"):
+        pk.quantize(model, data, skip=3)
+    with pytest.raises(ValueError, match=r"qat: expected False, because of dynamic=True, got True"):
+        pk.quantize(model, dynamic=True, qat=True)
+    model.fc.bfloat16()
+    with pytest.raises(TypeError, match=r"parameters of torch.float32, got torch.bfloat16 in fc.weight"):
+        pk.quantize(model, data)
+
+
+def test_a_budget_is_measured_on_batches_from_all_over():
+    model, data = residual(), [x * 100 for x in batches(4)] + batches(12)
+    quantized = pk.quantize(model, data, budget=0.05)
+    assert error(torch.cat([run(quantized, x) for x in data]), torch.cat([model(x) for x in data])) <= 0.05
+    kept = {layer.where for layer in _layers(quantized) if "budget" in layer.why}
+    small = pk.quantize(model, batches(1), budget=0.05)
+    run(small, data[0])
+    assert not {layer.where for layer in _layers(small) if "budget" in layer.why} - kept
 
 
 def test_constant_inputs_are_calibrated():
@@ -340,7 +369,7 @@ def test_lstms_are_quantised_and_follow_their_weights(bidirectional, layers):
     assert any(s.what == "Int8LSTM" for s in quantized.report().steps)
     with torch.no_grad():
         model.lstm.weight_hh_l0 *= 0.3
-    assert 0 < error(run(quantized, x), model(x)) < _ERROR
+    assert torch.equal(run(quantized, x), run(pk.quantize(model, dynamic=True), x))
     kept = pk.quantize(model, dynamic=True, skip="lstm")
     run(kept, x)
     assert not any(s.what == "Int8LSTM" for s in kept.report().steps)

@@ -56,7 +56,18 @@ def test_the_originals_state_dict_changes_the_weights_alone(quantized):
     assert all(not layer.why for layer in other.report().layers)
 
 
-@pytest.mark.parametrize("state", [torch.zeros(3, dtype=torch.uint8), torch.zeros(3), None, {"a": 1}])
+def _as_state(text):
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+
+_BROKEN = [
+    torch.zeros(3, dtype=torch.uint8), torch.zeros(3), None, {"a": 1}, _as_state('{"version": 1}'), _as_state("[1]"),
+    _as_state('{"version": 2}'),
+    _as_state('{"version": 1, "per_channel": 1, "dynamic": 0, "skip": [], "kept": [], "ratios": 1, "tables": {}}'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("state", _BROKEN)
 def test_a_broken_state_is_refused(quantized, state):
     other = copy.deepcopy(quantized)
     with pytest.raises(ValueError, match=r"pykernels.quantize: state: expected the extra state of a quantised model"):
