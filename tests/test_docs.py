@@ -63,9 +63,9 @@ TEXTS = [p for p in (*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md") if
 
 
 #: Files and folders of the repository in backticks.
-PATH = re.compile(r"`((?:bench|cmake|csrc|docs|pykernels|pykernels_cli|tests|tools)/[\w./-]*)`")
+PATH = re.compile(r"`((?:bench|cmake|csrc|docs|examples|pykernels|pykernels_cli|tests|tools)/[\w./-]*)`")
 FILE = re.compile(r"`([\w./-]+\.(?:cpp|cuh?|h|py|md|json|tsv|cmake|sh))`")
-SOURCES = ("bench", "cmake", "csrc", "docs", "pykernels", "pykernels_cli", "tests", "tools")
+SOURCES = ("bench", "cmake", "csrc", "docs", "examples", "pykernels", "pykernels_cli", "tests", "tools")
 
 
 def test_files_and_folders_in_the_text_exist():

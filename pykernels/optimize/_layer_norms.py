@@ -104,6 +104,7 @@ class FusedPixels(FusedConv):
     """The constants of a fused `pixel_linear`."""
 
     name = "linear"
+    pads = False
 
     def __init__(self, weight: Value, bias: Value | None) -> None:
         super().__init__(weight, bias, {"stride": 1, "padding": 0, "dilation": 1, "groups": 1})

@@ -129,7 +129,7 @@ def takes_scale(conv: Fusable, step: Step, value: Value, fuser: Fuser) -> bool:
 
 
 def _flat(scale: Tensor) -> Tensor:
-    return scale.detach().float().flatten()
+    return scale.float().flatten()
 
 
 def _zeros(scale: Tensor) -> Tensor:

@@ -74,11 +74,14 @@ class Family:
     def install(self) -> None:
         """Puts a stub on every module that has none and that may have something to gain."""
         for path, module in self.root.named_modules():
-            if "_compiled_call_impl" in vars(module) or isinstance(module, torch.jit.ScriptModule):
+            # A copy of a recurrent layer has None there: their class says by itself what a copy gets.
+            if vars(module).get("_compiled_call_impl") is not None or isinstance(module, torch.jit.ScriptModule):
                 continue
             if self.is_bare and module is self.root:
                 continue
-            if module is self.root or _is_of_interest(module):
+            # A quantised linear layer gains where a program of all around it can't be had.
+            alone = self.plan is not None and isinstance(module, nn.Linear)
+            if module is self.root or alone or _is_of_interest(module):
                 vars(module)["_compiled_call_impl"] = Stub(module, path, self)
 
     def forget(self) -> None:
@@ -292,9 +295,9 @@ class Stub:
     def _run(self, program: Program, key: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         self.changes, self.ran[0] = 0, program
         watcher = self.family.watcher
-        if watcher is not None:
-            return watcher.run(program, tensors)
         try:
+            if watcher is not None:
+                return watcher.run(program, tensors)
             result = program(tensors)
             if program.is_new and self.family.keep is not None:
                 self.family.release(program)
@@ -355,6 +358,9 @@ class Stub:
     def _capture(self, key: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         """Runs the module itself, once, and keeps what it did."""
         self.family.install()
+        watcher = self.family.watcher
+        if watcher is not None:
+            watcher.missed += 1
         module = self.module
         if has_hooks(module) or globally_hooked():
             return self._plainly("there are hooks, its own or on every module", args, kwargs)
@@ -389,11 +395,11 @@ class Stub:
                 if len(self.general) >= _MOST_PROGRAMS:
                     self.general.clear()
                 self.general[general] = program
-        if self.family.plan is not None and program.again:
-            return self._run(program, key, args, kwargs, tensors)  # the first result is to be in int8 too
-        if self.family.watcher is not None:
-            self.family.watcher.missed = True
-        return result
+        if self.family.plan is None or not program.again:
+            return result
+        if watcher is not None:
+            watcher.missed -= 1
+        return self._run(program, key, args, kwargs, tensors)  # the first result is to be in int8 too
 
 
 def _nothing() -> None:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from pykernels import _native
 from pykernels.ops._arguments import check_number, fail
@@ -59,9 +60,9 @@ def quantize(
         model: Any ``nn.Module`` of float32, in any mode. It stays as it is, and the twin shares its parameters: after
             an update of these the twin rounds them anew, on the same grids.
         batches: Some tens of typical inputs: any iterable, such as a DataLoader. A tuple or list holds the arguments of
-            a call (one more than ``forward`` needs is a label, and dropped), a dict those by name, and all else is the
-            one argument. None for ``dynamic``, or for a model that gets its ranges by ``load_state_dict``; until then
-            it computes in float.
+            a call, a dict those by name, and all else is the one argument. In a tuple one more than ``forward`` takes,
+            or a tensor of integers more than it requires, is a label, and dropped. None for ``dynamic``, or for a
+            model that gets its ranges by ``load_state_dict``; until then it computes in float.
         dynamic: Quantises linear layers and LSTMs only, each row by its own largest magnitude as it comes.
         skip: The names of modules that stay in float, with all that they contain; ``*`` and ``?`` stand for any
             characters.
@@ -141,7 +142,7 @@ def _spread(calls: Iterable[Call], kept: list[Call]) -> Iterator[Call]:
     distance = 1
     for number, call in enumerate(calls):
         if number % distance == 0:
-            kept.append(call)
+            kept.append(tree_map_only(Tensor, Tensor.clone, call))  # whoever gives it may fill it anew
         if len(kept) > _MEASURED_BATCHES:
             del kept[1::2]
             distance *= 2

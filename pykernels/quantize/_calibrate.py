@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from pykernels.ops._arguments import fail
 from pykernels.optimize._graph import Value
@@ -27,8 +28,8 @@ class Watcher:
 
     def __init__(self) -> None:
         self.programs: dict[str, Program] = {}
-        #: Has a call of a module been recorded, and not watched?
-        self.missed = False
+        #: How many calls of modules have been recorded, and not watched.
+        self.missed = 0
 
     def run(self, program: Program, tensors: list[Tensor]) -> Any:
         """The result of ``program`` for ``tensors``."""
@@ -79,8 +80,9 @@ class RangeWatcher(Watcher):
 def calls_of(model: nn.Module, batches: Any) -> Iterable[Call]:
     """The calls of ``model`` that ``batches`` stand for, one for each.
 
-    A dict holds the arguments by name; a tuple or list holds those by position, where one more than ``forward`` needs
-    is a label, and dropped; all else is the one argument.
+    A dict holds the arguments by name; a tuple or list holds those by position, where one more than ``forward`` takes
+    is a label, and dropped, and so is one more than it requires if that is a tensor of integers; all else is the one
+    argument.
     """
     if isinstance(batches, Tensor):
         fail(TypeError, OP, "batches", "an iterable of batches, such as [x] or a DataLoader", "a tensor")
@@ -93,7 +95,9 @@ def calls_of(model: nn.Module, batches: Any) -> Iterable[Call]:
         if isinstance(batch, Mapping):
             yield (), dict(batch)
         elif isinstance(batch, tuple | list):
-            drops = (len(batch) > 1 and len(batch) == needed + 1) or len(batch) == most + 1
+            last = batch[-1] if batch else None
+            integers = isinstance(last, Tensor) and not last.is_floating_point() and most < float("inf")
+            drops = len(batch) == most + 1 or (integers and len(batch) == needed + 1 > 1)
             yield tuple(batch[:-1] if drops else batch), {}
         else:
             yield (batch,), {}
@@ -119,6 +123,7 @@ def run_all(twin: nn.Module, calls: Iterable[Call], watcher: Watcher | None, eac
         for count, (args, kwargs) in enumerate(calls, 1):
             _check(twin, count - 1, args, kwargs)
             try:
+                # Of copies: a model may write to what it is given.
                 result = _watched(twin, family, watcher, args, kwargs)
             except Exception as problem:
                 told = f"pykernels.{OP}: batches: batch {count - 1} makes the model raise {type(problem).__name__}"
@@ -128,14 +133,18 @@ def run_all(twin: nn.Module, calls: Iterable[Call], watcher: Watcher | None, eac
 
 
 def _watched(twin: Any, family: Any, watcher: Watcher | None, args: Any, kwargs: Any) -> Any:
+    def call() -> Any:
+        given, named = tree_map_only(Tensor, Tensor.clone, (args, kwargs))
+        return twin(*given, **named)
+
     if watcher is None:
-        return twin(*args, **kwargs)
+        return call()
     family.watcher = watcher
     try:
-        watcher.missed = False
-        result = twin(*args, **kwargs)
+        watcher.missed = 0
+        result = call()
         if watcher.missed:  # it was a recording, at least of a part
-            result = twin(*args, **kwargs)
+            result = call()
     finally:
         family.watcher = None
     return result

@@ -65,7 +65,7 @@ class Observer:
             self.counts = torch.zeros_like(self.counts)
             self.counts[_BINS // 4 : 3 * _BINS // 4] = pairs
             self.limit *= 2
-        self.counts += torch.histc(x, _BINS, -self.limit, self.limit).double()
+        self.counts += torch.histc(x / self.limit, _BINS, -1, 1).double()
 
     def range(self) -> tuple[float, float] | None:
         """What the grid is to cover; None if nothing was seen."""

@@ -137,6 +137,7 @@ def keep_within(twin: nn.Module, plan: Plan, calls: Sequence[Call], budget: floa
 
     if loss(()) <= budget:
         return
+    results_of(twin, calls)  # a score may have run copies alone
     names = layer_names(twin)
     costs: dict[str, float] = {}
     for name in names:
@@ -165,4 +166,4 @@ def _scored(score: Score, twin: nn.Module) -> float:
 def layer_names(twin: nn.Module) -> list[str]:
     """The layers in int8, by the modules that they belong to."""
     plans = [p.graph.plan for p in family_of(twin).programs() if p.graph.plan is not None]
-    return list(dict.fromkeys(layer.where for plan in plans for layer in plan.made))
+    return list(dict.fromkeys(step.where for plan in plans for step in (*plan.made, *plan.recurrent)))

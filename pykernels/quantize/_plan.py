@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import itertools
 import json
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pykernels.ops._arguments import fail
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Step, Value
+from pykernels.optimize._linear import FusedLinear
 from pykernels.quantize._dynamic import quantize_rows
 from pykernels.quantize._recurrent import use_int8_lstms
-from pykernels.quantize._rewrite import Rewriter, layers_in
+from pykernels.quantize._rewrite import Rewriter, layers_in, why_no_kernel
 from pykernels.quantize._steps import Quantize
 
 if TYPE_CHECKING:
@@ -38,11 +40,37 @@ def values_of(graph: Graph) -> list[Value]:
     return [*graph.inputs, *(v for s in graph.steps for v in s.results())]
 
 
-def name_of(graph: Graph) -> str:
-    """The same for graphs of the same steps, wired alike."""
+def name_of(graph: Graph, names: Mapping[int, str]) -> str:
+    """The same for graphs of the same steps, wired alike, with the same weights and numbers, whatever the sizes.
+
+    ``names`` are those of the model's tensors, by their id.
+    """
     number = {v: i for i, v in enumerate(values_of(graph))}
-    lines = [f"{s.where} {s.note or s.name()} {[number.get(v) for v in s.reads()]}" for s in graph.steps]
-    return hashlib.sha256("\n".join([str(len(graph.inputs)), *lines]).encode()).hexdigest()[:32]
+
+    def told(v: Value) -> Any:
+        return number.get(v, names.get(id(v.tensor)))
+
+    lines = [str(len(graph.inputs))]
+    for s in graph.steps:
+        read, numbers = [told(v) for v in s.reads()], list(_numbers((s.args, s.kwargs)))
+        if isinstance(s.function, FusedConv):
+            act = s.function.act
+            read += [told(v) for v in s.function.parameters()]
+            numbers += [act.slope, *act.constants]
+        lines.append(f"{s.where} {s.note or s.name()} {read} {numbers} {len(s.results())}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
+def _numbers(nest: Any) -> Iterator[float]:
+    """The floats in a nest: integers may be sizes."""
+    if isinstance(nest, float):
+        yield nest
+    elif isinstance(nest, tuple | list):
+        for x in nest:
+            yield from _numbers(x)
+    elif isinstance(nest, dict):
+        for x in nest.values():
+            yield from _numbers(x)
 
 
 @dataclass(eq=False)
@@ -72,9 +100,11 @@ class Plan:
             return "it costs more than the budget allows"
         return "" if self.only in (None, step.where) else "another one is measured alone"
 
-    def rewrite(self, graph: Graph, store: dict[Hashable, Any]) -> None:
-        """Puts int8 steps into ``graph``, if it is one of those that were calibrated."""
-        graph.plan = Rewritten(name_of(graph), values_of(graph), layers_in(graph))
+    def rewrite(self, graph: Graph, model: nn.Module, store: dict[Hashable, Any]) -> None:
+        """Puts int8 steps into ``graph``, a call of ``model``, if it is one of those that were calibrated."""
+        tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+        names = {id(t): name for name, t in tensors}
+        graph.plan = Rewritten(name_of(graph, names), values_of(graph), layers_in(graph))
         graph.plan.given = {s: s.results() for s in graph.steps}
         ranges = self.tables.get(graph.plan.name)
         if ranges is not None and len(ranges) != len(graph.plan.values):  # of a broken state
@@ -86,7 +116,9 @@ class Plan:
         if ranges is None:
             graph.plan.made = quantize_rows(graph, self.why_float, self.per_channel)
             left = [s for s in graph.plan.layers if s not in graph.plan.made]
-            graph.plan.reasons = {s: self.why_float(s) or _NOT_DYNAMIC for s in left}
+            for step in left:
+                why = why_no_kernel(step.function) if isinstance(step.function, FusedLinear) else _NOT_DYNAMIC
+                graph.plan.reasons[step] = self.why_float(step) or why
             return
         known = {v: r for v, r in zip(graph.plan.values, ranges, strict=True) if r is not None}
         rewriter = Rewriter(graph, known, self.why_float, self.per_channel)

@@ -76,6 +76,22 @@ class QuantAware(nn.Module):
         """Returns the int8 model of the parameters as they are, on the grids of the calibration; it shares them."""
         return face(self.model, torch.float32, torch.float32, None, Quantized, copy.deepcopy(self.plan))
 
+    def get_extra_state(self) -> Any:
+        """Returns what the calibration found."""
+        return self.plan.to_bytes()
+
+    def set_extra_state(self, state: Any) -> None:
+        """Takes what the calibration of another model found.
+
+        Args:
+            state: What `get_extra_state` of that gave.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        self.plan.take_bytes(state)
+        self._remake()
+
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
         self._remake()  # the parameters may be others now

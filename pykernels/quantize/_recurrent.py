@@ -62,6 +62,8 @@ class Followed(nn.Module):
     def __init__(self, source: nn.Module, make: Callable[[Any], nn.Module]) -> None:
         super().__init__()
         vars(self).update(source=source, make=make)
+        #: Does it give the last time step of the output alone?
+        self.is_last_step = getattr(make, "__self__", None) is Int8LastStep
         self.int8 = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

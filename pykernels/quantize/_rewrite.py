@@ -40,7 +40,7 @@ def layers_in(graph: Graph) -> list[Step]:
     return [s for s in graph.steps if isinstance(s.function, FusedConv)]
 
 
-def _why_no_kernel(layer: FusedConv) -> str:
+def why_no_kernel(layer: FusedConv) -> str:
     """Why the int8 kernels do not take a layer; "" where they do."""
     if type(layer) not in _LAYERS:
         return "there are no int8 kernels for transposed convolutions"
@@ -106,7 +106,7 @@ class Rewriter:
         return {q: (v, self._grid(v)) for v, q in self.in8.items()}
 
     def _why_not(self, step: Step, why_float: Callable[[Step], str]) -> str:
-        why = _why_no_kernel(step.function) or why_float(step)
+        why = why_no_kernel(step.function) or why_float(step)
         if not why and step.args[0] not in self.fit:
             why = "its input is written to later, or was not seen by the calibration"
         if why:
@@ -124,9 +124,9 @@ class Rewriter:
         if len(list(step.reads())) != 1:
             return False
         pool = pool_of(step)
-        if pool is not None:  # a mean of padding would need to know the zero point
+        if pool is not None:  # of padding and with another divisor a mean would need to know the zero point
             call = pool[0].pool
-            return not (call.average and (call == WHOLE or any(call.padding)))
+            return not (call.average and (call == WHOLE or any(call.padding) or call.divisor))
         if resize_of(step) is not None:
             return True
         name = getattr(step.function, "__name__", "")

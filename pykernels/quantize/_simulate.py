@@ -24,6 +24,7 @@ from pykernels.optimize._graph import Step, Value, mapped
 from pykernels.optimize._norms import bind_norm, is_norm
 from pykernels.optimize._program import Program
 from pykernels.optimize._squeeze import is_squeeze
+from pykernels.optimize._transposed import FusedTransposed
 from pykernels.quantize._dynamic import DynamicLinear
 from pykernels.quantize._glue import Lookup, Mean, Squeeze, Sum
 from pykernels.quantize._recurrent import Followed
@@ -59,7 +60,11 @@ def evaluate(program: Program, inputs: list[Tensor], live: Callable[[Tensor], Te
             norms[step.outputs] = step
         else:
             _spread(step.outputs, step.function(*mapped(step.args, leaf), **mapped(step.kwargs, leaf)), values)
-    for step in program.graph.steps:
+    steps = program.graph.steps
+    alone = _alone(steps)
+    for step in steps:
+        if step in alone:  # a gradient may need what is overwritten
+            values[step.args[0]] = values[step.args[0]].clone()
         if is_norm(step):
             result = _norm(step, norms[step.args[1]], leaf)
         else:
@@ -67,6 +72,21 @@ def evaluate(program: Program, inputs: list[Tensor], live: Callable[[Tensor], Te
             result = _run(step, args, kwargs, leaf, live)
         _spread(step.outputs, result, values)
     return mapped(program.graph.result, leaf)
+
+
+def _alone(steps: list[Step]) -> set[Step]:
+    """Those that write into a value whose memory nobody reads later, but by what they give."""
+    read: set[Value] = set()
+    found: set[Step] = set()
+    for step in reversed(steps):
+        x = step.args[0] if step.args else None
+        storage = x.storage if isinstance(x, Value) and x.kind == "step" and step.writes == (x,) else None
+        if storage is not None and isinstance(step.outputs, Value):
+            others = (v for v in read if v.storage == storage and v is not step.outputs)
+            if next(others, None) is None:
+                found.add(step)
+        read |= set(step.reads())
+    return found
 
 
 def _run(step: Step, args: Any, kwargs: Any, leaf: Callable[[Any], Any], live: Callable[[Tensor], Tensor]) -> Any:
@@ -89,15 +109,20 @@ def _run(step: Step, args: Any, kwargs: Any, leaf: Callable[[Any], Any], live: C
         return function.in_trace(*args)
     if is_squeeze(step):
         return _squeeze(*args)
-    if isinstance(function, Followed):  # int8 forms have no gradient: an LSTM trains in float
-        function = function.source
     if isinstance(function, nn.Module):
-        with_live = {name: live(p) for name, p in function.named_parameters()}
-        return torch.func.functional_call(function, with_live, args, kwargs)
+        # Int8 forms have no gradient: an LSTM trains in float.
+        module = function.source if isinstance(function, Followed) else function
+        with_live = {name: live(p) for name, p in module.named_parameters()}
+        result = torch.func.functional_call(module, with_live, args, kwargs)
+        if isinstance(function, Followed) and function.is_last_step:
+            return result[0][:, -1] if module.batch_first else result[0][-1]
+        return result
     return function(*args, **kwargs)
 
 
 def _layer(layer: Any, x: Tensor, residual: Tensor | None, leaf: Callable[[Any], Any]) -> Tensor:
+    if isinstance(layer, FusedTransposed):
+        return _transposed(layer, x, residual, leaf)
     weight, bias = _filters(layer, leaf(layer.weight)), leaf(layer.bias)
     if layer.norm is not None:
         mean, var, scale, shift = map(leaf, layer.norm)
@@ -124,6 +149,16 @@ def _layer(layer: Any, x: Tensor, residual: Tensor | None, leaf: Callable[[Any],
     if is_int8 and layer.out is not None:
         y = rounded(y, layer.out)
     return y if rows is None else y.reshape(*rows, -1)
+
+
+def _transposed(layer: FusedTransposed, x: Tensor, residual: Tensor | None, leaf: Callable[[Any], Any]) -> Tensor:
+    weight = leaf(layer.weight)
+    weight = weight if weight.dim() == 4 else weight.unsqueeze(2)
+    y = F.conv_transpose2d(x, weight, leaf(layer.bias), **layer.options)
+    if layer.norm is not None:
+        mean, var, scale, shift = map(leaf, layer.norm)
+        y = F.batch_norm(y, mean, var, scale, shift, False, 0.0, layer.eps)
+    return _activated(y if residual is None else y + residual, layer, leaf)
 
 
 def _filters(layer: Any, weight: Tensor) -> Tensor:

@@ -434,3 +434,20 @@ def test_the_rule_agrees_with_the_measurements(isa):
 )
 def test_one_row_of_large_layers_is_taken_on_avx512(c, k, isa, ours):
     assert (_rules.linear_torchs_because(1, c, k, "none", isa=isa) == "") is ours
+
+
+def test_zeros_around_pixels_stay():
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 16)
+
+        def forward(self, x):
+            return self.fc(F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    model, x = Padded().eval(), torch.randn(2, 8, 6, 6)
+    fast = pk.optimize(model)
+    with torch.no_grad():
+        for _ in range(3):
+            got = fast(x)
+        torch.testing.assert_close(got, model(x))

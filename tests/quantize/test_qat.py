@@ -103,3 +103,49 @@ def test_an_lstm_trains_in_float():
     assert all(p.grad is not None and bool(p.grad.any()) for p in aware.parameters())
     with torch.no_grad():
         assert error(aware.convert()({"x": x}), y) < 0.05
+
+
+class Parts(nn.Module):
+    """A scale, a sum after a ReLU, a norm with a clamp behind it, and a transposed convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.up = nn.Conv2d(3, 8, 3, padding=1), nn.ConvTranspose2d(8, 8, 2, 2)
+        self.norm, self.scale = nn.BatchNorm2d(8), nn.Parameter(torch.rand(8, 1, 1) + 0.5)
+
+    def forward(self, x):
+        y = torch.relu(self.first(x)) + x[:, :1]
+        y = y + self.up(F.avg_pool2d(y, 2)) * self.scale
+        return F.hardtanh(self.norm(F.max_pool2d(y, 2)), -0.5, 0.7).mean((2, 3))
+
+
+def test_all_that_a_model_is_made_of_gets_gradients():
+    torch.manual_seed(0)
+    model, x = Parts().eval(), torch.randn(2, 3, 8, 8)
+    aware = pk.quantize(model, [x], qat=True)
+    y = aware(x)
+    y.square().sum().backward()
+    assert [name for name, p in aware.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert error(run(aware.convert(), x), y) < 0.02
+
+
+def test_a_state_carries_the_grids():
+    model, data = residual(), batches()
+    aware = pk.quantize(model, data, qat=True)
+    other = pk.quantize(model, [x * 3 for x in data], qat=True)
+    with torch.no_grad():
+        expected = aware(data[0])
+        assert not torch.equal(other(data[0]), expected)
+        other.load_state_dict(aware.state_dict())
+        assert torch.equal(other(data[0]), expected)
+
+
+def test_a_last_time_step_trains_too():
+    model = pk.models.CNNLSTM(10, 256, 64, 1).eval()
+    x = torch.randn(64, 1, 16, 16)
+    aware = pk.quantize(model, [x[:8]], qat=True)
+    y = aware(x)
+    y.square().sum().backward()
+    assert y.shape == (64, 10)
+    assert [name for name, p in aware.named_parameters() if p.grad is None] == []
+    assert error(run(aware.convert(), x), y) < 0.05

@@ -118,3 +118,26 @@ def test_torch_compile_runs_the_programs(quantized):
     expected = run(quantized, x)
     with torch.inference_mode():
         assert torch.equal(torch.compile(quantized, backend="eager")(x), expected)
+
+
+class Reads(nn.Module):
+    """At the top: a pickle names its class."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.fc = nn.LSTM(12, 16, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.fc(self.lstm(x)[0])
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_copies_of_models_with_lstms_stay_in_int8(dynamic):
+    torch.manual_seed(0)
+    model, x = Reads().eval(), torch.randn(2, 7, 12)
+    quantized = pk.quantize(model, None if dynamic else [x], dynamic=dynamic)
+    expected = run(quantized, x)
+    assert error(expected, model(x)) > 1e-4
+    for other in (copy.deepcopy(quantized), pickle.loads(pickle.dumps(quantized))):
+        assert torch.equal(run(other, x), expected)
+        assert any(s.what == "Int8LSTM" for s in other.report().counted())
