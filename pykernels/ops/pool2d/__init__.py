@@ -17,7 +17,7 @@ from pykernels.ops._arguments import check_bool, check_dtype, check_image, check
 from pykernels.ops._dispatch import choose, kernels
 from pykernels.ops._op import Op
 from pykernels.ops.pool2d import autograd as autograd
-from pykernels.ops.pool2d.arguments import PoolCall, check_pool_zero_point, has_kernel, pool_call
+from pykernels.ops.pool2d.arguments import PoolCall, check_pool_zero_point, sums_fit, pool_call
 from pykernels.ops.pool2d.op import AVG_POOL2D, GLOBAL_AVG_POOL2D, MAX_POOL2D
 from pykernels.ops.pool2d.reference import dequantized_mean, reference
 
@@ -158,7 +158,7 @@ def global_avg_pool2d(
 def _dequantized_mean(x: Tensor, scale: float, call: PoolCall, backend: str | None) -> Tensor:
     check_dtype("global_avg_pool2d", "x", x, torch.int8, "because scale is given, ")
     where = choose(GLOBAL_AVG_POOL2D, x.device, x.dtype, backend)
-    if where == "reference" or not has_kernel(x, call):
+    if where == "reference" or not sums_fit(x, call):
         return dequantized_mean(x, scale, call)
     ops = kernels(where, GLOBAL_AVG_POOL2D)
     images = x if x.dim() == 4 else x[None]
@@ -168,7 +168,7 @@ def _dequantized_mean(x: Tensor, scale: float, call: PoolCall, backend: str | No
 
 def _run(op: Op, x: Tensor, call: PoolCall, backend: str | None, native: Callable[[Any, Tensor], Tensor]) -> Tensor:
     where = choose(op, x.device, x.dtype, backend)
-    if where == "reference" or not has_kernel(x, call):
+    if where == "reference" or not sums_fit(x, call):
         return reference(x, call)
     ops = kernels(where, op)
     return native(ops, x) if x.dim() == 4 else native(ops, x[None])[0]

@@ -70,7 +70,7 @@ def check_pool_zero_point(op: str, x: Tensor, zero_point: object) -> None:
         fail(ValueError, op, "zero_point", f"0, because x is {x.dtype}", zero_point)
 
 
-def has_kernel(x: Tensor, call: PoolCall) -> bool:
+def sums_fit(x: Tensor, call: PoolCall) -> bool:
     """Whether the kernels take a window so large (kInt8PoolWindow of csrc/include/pykernels/pool2d.h)."""
     if x.dtype != torch.int8 or not call.average:
         return True
