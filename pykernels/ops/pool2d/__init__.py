@@ -17,7 +17,7 @@ from pykernels.ops._arguments import check_bool, check_dtype, check_image, check
 from pykernels.ops._dispatch import choose, kernels
 from pykernels.ops._op import Op
 from pykernels.ops.pool2d import autograd as autograd
-from pykernels.ops.pool2d.arguments import PoolCall, check_pool_zero_point, sums_fit, pool_call
+from pykernels.ops.pool2d.arguments import PoolCall, check_pool_zero_point, pool_call, sums_fit
 from pykernels.ops.pool2d.op import AVG_POOL2D, GLOBAL_AVG_POOL2D, MAX_POOL2D
 from pykernels.ops.pool2d.reference import dequantized_mean, reference
 
