@@ -38,13 +38,23 @@ class LastStepLSTM(LSTM):
     def _run_packed(self, x: Tensor, h0: Tensor, c0: Tensor, pack: Pack, batch_sizes: Tensor | None) -> Any:
         if x.dtype is not pack.dtype or torch._C._is_any_autocast_enabled():
             x, h0, c0 = x.to(pack.dtype), h0.to(pack.dtype), c0.to(pack.dtype)
-        run, hidden, first = torch.ops.pykernels.lstm_packed.default, self.hidden_size, self.batch_first
-        below, forward, backward = pack.value
-        inputs = self.input_size
-        if below is not None:
-            x = run(x, h0[:-2], c0[:-2], below, inputs, hidden, None, self.num_layers - 1, True, first)[0]
-            inputs = 2 * hidden
-        h, c = h0[:1], c0[:1]
-        there = run(x, h, c, forward, inputs, hidden, None, 1, False, first)[1]
-        back = torch.ops.pykernels.lstm_cell_packed.default(self._last(x), h[0], c[0], backward, inputs, hidden)[0]
-        return torch.cat((there[0], back), 1)
+        ops = torch.ops.pykernels
+        return last_step(self, ops.lstm_packed.default, ops.lstm_cell_packed.default, x, h0, c0, pack.value)
+
+
+def last_step(
+    lstm: Any, run: Any, step: Any, x: Tensor, h0: Tensor, c0: Tensor, packed: tuple[Any, Any, Any]
+) -> Tensor:
+    """(B, 2 H), by the ops ``run`` of sequences and ``step`` of one step.
+
+    ``packed`` are the lower layers, if any, the top layer forward, and backward.
+    """
+    below, forward, backward = packed
+    inputs, hidden, first = lstm.input_size, lstm.hidden_size, lstm.batch_first
+    if below is not None:
+        x = run(x, h0[:-2], c0[:-2], below, inputs, hidden, None, lstm.num_layers - 1, True, first)[0]
+        inputs = 2 * hidden
+    h, c = h0[:1], c0[:1]
+    there = run(x, h, c, forward, inputs, hidden, None, 1, False, first)[1]
+    last = x[:, -1] if first else x[-1]
+    return torch.cat((there[0], step(last, h[0], c[0], backward, inputs, hidden)[0]), 1)

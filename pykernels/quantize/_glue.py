@@ -73,7 +73,7 @@ class Mean(_Call):
     """The mean of whole maps, in float."""
 
     def __init__(self, x: Grid, pool: Pool) -> None:
-        super().__init__(pool.__name__, "int8_global_avg_pool2d", *x, numbers=None)
+        super().__init__(pool.__name__, "int8_global_avg_pool2d", *x)
         self._keeps = pool.keeps
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pykernels.nn import LSTM, Int8LSTM, Int8LSTMCell, LSTMCell
+from pykernels.nn._last_step import last_step
 from pykernels.nn.lstm import zero_states
 from pykernels.optimize._graph import Graph, Step, Value
 from pykernels.optimize._last_step import takes_last_step
@@ -41,16 +42,8 @@ class Int8LastStep(Int8LSTM):
         return below, forward, pack(weights[-each:], scales[-2:], 1, False, self.bias)
 
     def _run_packed(self, x: Tensor, h0: Tensor, c0: Tensor, pack: Any, batch_sizes: Tensor | None) -> Any:
-        run, hidden, first = torch.ops.pykernels.int8_lstm_packed.default, self.hidden_size, self.batch_first
-        below, forward, backward = pack.value
-        inputs = self.input_size
-        if below is not None:
-            x = run(x, h0[:-2], c0[:-2], below, inputs, hidden, None, self.num_layers - 1, True, first)[0]
-            inputs = 2 * hidden
-        h, c = h0[:1], c0[:1]
-        there = run(x, h, c, forward, inputs, hidden, None, 1, False, first)[1]
-        back = torch.ops.pykernels.int8_lstm_cell_packed.default(self._last(x), h[0], c[0], backward, inputs, hidden)[0]
-        return torch.cat((there[0], back), 1)
+        ops = torch.ops.pykernels
+        return last_step(self, ops.int8_lstm_packed.default, ops.int8_lstm_cell_packed.default, x, h0, c0, pack.value)
 
 
 class Followed(nn.Module):
