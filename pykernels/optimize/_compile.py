@@ -7,6 +7,7 @@ from typing import Any
 
 from pykernels.optimize._branches import merge_branches
 from pykernels.optimize._conv1d import as_images, conv1d_of
+from pykernels.optimize._functional import without_writes
 from pykernels.optimize._graph import Graph, Step, Value, values_in
 from pykernels.optimize._group_norms import group_norm_of
 from pykernels.optimize._layer_norms import pixels_of, rows_as_images, use_our_layer_norms
@@ -27,6 +28,7 @@ from pykernels.optimize._transposed import transposed_of
 def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any], plan: Any = None) -> Program:
     """The program of ``graph``. ``plan`` is that of a quantised model."""
     graph.unsure = drop_dead(graph)
+    without_writes(graph)
     drop_duplicates(graph)
     folded: list[Step] = []
     if can_fuse():

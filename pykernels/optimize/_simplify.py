@@ -113,7 +113,7 @@ def reuse_memory(graph: Graph) -> None:
         by_storage.setdefault(v.storage, set()).add(v)
     # What can't be inspected may keep what it is given.
     kept = {v for s in graph.steps if s.kind == "opaque" for v in s.reads()}
-    fresh = {s.outputs for s in graph.steps if _is_fresh(s) and isinstance(s.outputs, Value)} - kept
+    fresh = {s.outputs for s in graph.steps if is_fresh(s) and isinstance(s.outputs, Value)} - kept
     left = {v: len(readers) for v, readers in graph.users().items()}
     for step in graph.steps:
         for v in step.reads():
@@ -137,7 +137,8 @@ def reuse_memory(graph: Graph) -> None:
         by_storage[x.storage] = moved
 
 
-def _is_fresh(step: Step) -> bool:
+def is_fresh(step: Step) -> bool:
+    """Is its output memory that nothing else has?"""
     if isinstance(step.function, FusedConv | GroupNorm | LayerNorm | Shuffle) or is_norm(step) or is_squeeze(step):
         return True
     return step.kind == "call" and not step.writes and name_of(step.function) in _FRESH
