@@ -72,6 +72,8 @@ class Recorder:
         self.versions: list[int] = []
         self.ids: dict[int, Value] = {}
         self.exact = False
+        #: Was it refused because it changed what the model holds?
+        self.keeps_state = False
         self.opaque: list[tuple[str, str, str]] = []
         self.opaque_modules: list[nn.Module] = []
         self.scopes = [Scope(module, path, 0, 0, Findings())]
@@ -163,6 +165,7 @@ class Recorder:
         if mine:
             names = sorted({n for _, n in mine} - {"order"})
             root.refuse(f"keeps state ({', '.join(names)}) from call to call")
+            self.keeps_state = True
             return
         if changes:
             self.volatile = self.watch.forgive(inside) - {"order"}

@@ -147,8 +147,8 @@ class Stub:
     """
 
     __slots__ = (
-        "changes", "exact_only", "family", "feeds", "general", "known", "lock", "module", "path", "plainly", "programs",
-        "ran", "why",
+        "changes", "exact_only", "family", "feeds", "general", "known", "lock", "looked_again", "module", "path",
+        "plainly", "programs", "ran", "why",
     )  # fmt: skip
 
     def __init__(self, module: nn.Module, path: str, family: Family) -> None:
@@ -156,7 +156,7 @@ class Stub:
         self.programs: dict[Hashable, Program | str] = {}
         self.general: dict[Hashable, Program] = {}
         self.exact_only: set[Hashable] = set()
-        self.changes = 0
+        self.changes, self.looked_again = 0, False
         self.known: tuple[KnownCall, ...] = ()
         self.ran: list[Program | None] = [None]
         self.plainly: dict[str, int] = {}
@@ -380,7 +380,10 @@ class Stub:
         graph, names = recorder.graph(result), recorder.scopes[0].findings.names
         recorder.let_go()
         if graph is None:
-            if recorder.reason != "runs under a profiler":
+            # What a first call changed may stay from then on, as caches of attention's biases do.
+            again = recorder.keeps_state and not self.looked_again
+            self.looked_again |= again
+            if recorder.reason != "runs under a profiler" and not again:
                 self._keep(key, str(recorder.reason))
             return result
         program = _compile.compiled(graph, recorder, self.family.store, self.family.plan)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pykernels.optimize._program import Program
 
 OP = "quantize"
+#: Of a batch: the first call of a kind, and another where that one filled a cache.
+_MOST_RECORDINGS = 2
 #: A call's arguments.
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -141,10 +143,11 @@ def _watched(twin: Any, family: Any, watcher: Watcher | None, args: Any, kwargs:
         return call()
     family.watcher = watcher
     try:
-        watcher.missed = 0
-        result = call()
-        if watcher.missed:  # it was a recording, at least of a part
+        for _ in range(_MOST_RECORDINGS + 1):
+            watcher.missed = 0
             result = call()
+            if not watcher.missed:  # it was no recording, not even of a part
+                break
     finally:
         family.watcher = None
     return result

@@ -251,7 +251,7 @@ def test_parts_of_what_cannot_be_followed_are_packed():
 
     net = randomise(Either())
     fast = pk.optimize(net)
-    for _ in range(2):
+    for _ in range(3):
         fast(image())
     exported = export(fast, image())
     assert ops(exported) == ["conv_bn_act_packed"]

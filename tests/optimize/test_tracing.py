@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 import pykernels as pk
 from pykernels.optimize import _purity
 from pykernels.optimize._record import Recorder
-from tests.harness import relative_l2
+from tests.harness import normal, relative_l2
 from tests.models.bounds import model_bound
 from tests.optimize.models import Branches, Optional, agree, image, kinds, randomise, same
 
@@ -50,6 +50,46 @@ def test_what_cannot_be_followed_is_left_and_its_children_run_as_programs(kind):
     reasons = " ".join(x.why for x in fast.report().left)
     assert {Branches: "reads a value", Counts: "keeps state (calls)"}.get(kind, "") in reasons
     assert fast.describe() == "3 layers"
+
+
+class Caches(nn.Module):
+    """As attention does in timm's LeViT: a dict has the biases from the first call on."""
+
+    def __init__(self, forget=False):
+        super().__init__()
+        self.conv, self.bias, self.cache, self.forget = nn.Conv2d(3, 4, 1), nn.Parameter(normal(4)), {}, forget
+
+    def forward(self, x):
+        if self.forget:
+            self.cache = {}
+        if x.device not in self.cache:
+            self.cache[x.device] = self.bias[None, :, None, None] * 2
+        return self.conv(x) + self.cache[x.device]
+
+
+@torch.no_grad()
+def test_a_cache_that_the_first_call_fills_is_followed_from_then_on():
+    model = Caches().eval()
+    fast = same(model, image())
+    assert [e.where for e in fast.report().entries] == ["the model"]
+    model.bias.add_(1.0)
+    for m in (model, fast):
+        m.cache.clear()
+    agree(fast, model, image())
+
+
+@torch.no_grad()
+def test_a_cache_that_every_call_fills_is_not():
+    fast = same(Caches(forget=True), image())
+    assert [x.why for x in fast.report().left if "state" in x.why] == ["keeps state (cache) from call to call"]
+
+
+@torch.no_grad()
+def test_models_with_a_cache_are_quantised():
+    model = Caches().eval()
+    quantised = pk.quantize(model, [image()])
+    assert [layer.why for layer in quantised.report().layers] == [""]
+    assert relative_l2(quantised(image()), model(image())) < 0.05
 
 
 class Surprise(nn.Module):
