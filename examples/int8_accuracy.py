@@ -87,11 +87,11 @@ def classifier(name: str, model: nn.Module, prepare: Callable[[Tensor], Tensor],
 
 
 def digits_task() -> Task:
-    """ResNet-18 on images of 16x16."""
+    """ResNet-18 on images of 32x32."""
     model = pk.models.resnet18(num_classes=10, stem="cifar")
 
     def prepare(x: Tensor) -> Tensor:
-        return F.interpolate(x, scale_factor=2, mode="bilinear").expand(-1, 3, -1, -1).contiguous()
+        return F.interpolate(x, scale_factor=4, mode="bilinear").expand(-1, 3, -1, -1).contiguous()
 
     return classifier("digits", model, prepare, 4)
 
