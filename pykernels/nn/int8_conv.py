@@ -58,12 +58,22 @@ class Grids(NamedTuple):
         return x, residual, out
 
 
-class _Factors(NamedTuple):
+class Factors(NamedTuple):
     """What int8_conv2d multiplies by: sums and bias, the residual, and the activation's result."""
 
     sums: float
     residual: float
     out: float
+
+
+def factors_of(activation: str, residual: Grid | None, out: Grid | None) -> Factors:
+    """Those of a convolution with this activation, whose residual and result lie on these grids, or are float."""
+    scale = 1.0 if residual is None else residual.scale
+    if out is None:
+        return Factors(1.0, scale, 1.0)
+    if activation in _HOMOGENEOUS:
+        return Factors(1 / out.scale, scale / out.scale, 1.0)
+    return Factors(1.0, scale, 1 / out.scale)
 
 
 class Int8Conv2d(PacksWeights, nn.Module):
@@ -259,13 +269,8 @@ class Int8Conv2d(PacksWeights, nn.Module):
     def _grids(self) -> Grids:
         return Grids(self.x_grid, self.residual_grid, self.out_grid)
 
-    def _factors(self) -> _Factors:
-        residual = 1.0 if self.residual_grid is None else self.residual_grid.scale
-        if self.out_grid is None:
-            return _Factors(1.0, residual, 1.0)
-        if self.activation in _HOMOGENEOUS:
-            return _Factors(1 / self.out_grid.scale, residual / self.out_grid.scale, 1.0)
-        return _Factors(1.0, residual, 1 / self.out_grid.scale)
+    def _factors(self) -> Factors:
+        return factors_of(self.activation, self.residual_grid, self.out_grid)
 
     def _vectors(self, weight_scale: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What int8_conv2d takes as scale and bias."""

@@ -22,9 +22,9 @@ from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Step, Value
 from pykernels.optimize._linear import FusedLinear
 from pykernels.quantize._dynamic import quantize_rows
+from pykernels.quantize._glue import Quantize
 from pykernels.quantize._recurrent import use_int8_lstms
 from pykernels.quantize._rewrite import Rewriter, layers_in, why_no_kernel
-from pykernels.quantize._steps import Quantize
 
 if TYPE_CHECKING:
     from pykernels.nn.int8_conv import Grid
