@@ -13,7 +13,7 @@ from pykernels.nn._packed import Pack, PacksWeights, Slot
 from pykernels.nn._replaceable import check_replaceable
 from pykernels.nn.int8 import _quantize_rows
 from pykernels.ops._activation import activation_code
-from pykernels.ops._arguments import check_int, check_number, fail
+from pykernels.ops._arguments import check_int, check_number, fail, refuse_gradient
 from pykernels.ops.conv_bn_act import fold_batch_norm
 from pykernels.ops.conv_bn_act.arguments import geometry
 from pykernels.ops.int8_conv2d import int8_conv2d
@@ -92,7 +92,9 @@ class Int8Conv2d(PacksWeights, nn.Module):
     >>> conv8 = pk.nn.Int8Conv2d.from_torch(conv, bn, x_scale=0.02, out_scale=0.05, activation="relu")
     >>> y = conv8(x)                           # x: (N, C, H, W) int8 or float; y: (N, K, P, Q) int8
 
-    Quantisation has no gradient. The weight is packed at the first call, and again when it or a grid has changed
+    Quantisation has no gradient: the module refuses an input that requires one, except under ``torch.no_grad()``. It
+    refuses the state_dict of a `torch.nn.Conv2d` too, which has no grids; `from_torch` takes such a module. The weight
+    is packed at the first call, and again when it or a grid has changed
     (`pykernels.nn._packed`).
 
     Args:
@@ -236,9 +238,11 @@ class Int8Conv2d(PacksWeights, nn.Module):
         Raises:
             TypeError: ``x`` or ``residual`` is not a tensor, or has another dtype than its grid asks for.
             ValueError: A shape or a device is wrong. The message names it.
+            RuntimeError: ``x`` or ``residual`` requires a gradient.
         """
         self._check_residual(residual)
         if isinstance(x, Tensor) and x.is_floating_point():
+            refuse_gradient("Int8Conv2d", x=x)
             x = self.x_grid.quantize(x)
         # None where a compiled graph, which is to hold no copies, or the reference runs.
         pack = self._current_pack(INT8_CONV2D_BOUND, (x, residual), torch.int8)
@@ -342,6 +346,14 @@ class Int8Conv2d(PacksWeights, nn.Module):
         if x is None:
             fail(ValueError, "Int8Conv2d", "_extra_state", "a scale of x", None)
         self.x_grid, self.residual_grid, self.out_grid = x, residual, out
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        weight = state_dict.get(f"{prefix}weight")
+        if isinstance(weight, Tensor) and weight.dtype is not torch.int8:  # a copy would cut it to whole numbers
+            expected = f"pykernels.Int8Conv2d: {prefix}weight: expected torch.int8, got {weight.dtype}"
+            rest[-1].append(f"{expected}; make the module by from_torch, because a state of floats has no grids")
+            return
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         """As nn.Conv2d's, the activation, and the grids."""
