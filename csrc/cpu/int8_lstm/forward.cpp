@@ -272,7 +272,7 @@ void complete(Int8LstmPlan* plan, int threads) {
 }  // namespace
 
 extern const Int8LstmKernels int8_lstm_kernels;
-const Int8LstmKernels int8_lstm_kernels = {kLanes, kGroup, pack_all, complete, run_pass};
+const Int8LstmKernels int8_lstm_kernels = {kLanes, kGroup, pack_layers, complete, run_pass};
 
 }  // namespace PK_ISA
 }  // namespace pk
