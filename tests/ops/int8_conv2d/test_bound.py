@@ -131,7 +131,7 @@ def test_rows_are_checked():
         ((x.float(), bound, None, torch.int8), "x: expected torch.int8"),
         ((x, bound, y[0], torch.int8), "residual: expected the shape of x except for"),
         ((x, bound, y[..., :20], torch.int8), "residual: expected shape"),
-        ((x, bound[:100], None, torch.int8), "packed: too short"),
+        ((x, bound[:100], None, torch.int8), "bound_conv: too short"),
         ((x, bound.float(), None, torch.int8), "bound_conv: expected the contiguous"),
         ((x, bound, None, torch.float32), "out_dtype: expected the dtype that was bound"),
     ):
