@@ -21,7 +21,7 @@ namespace PK_ISA {
 namespace {
 
 // Of a row of k int8: a cache line more, so that rows don't share cache sets.
-inline int64_t row_of(int64_t k) { return round_up(k, kGroupRows) + 64 / static_cast<int64_t>(sizeof(AValue)); }
+inline int64_t row_of(int64_t k) { return round_up(k, kPackedRows) + 64 / static_cast<int64_t>(sizeof(AValue)); }
 
 struct Direction : States {
   const int8_t* w_ih;  // panels
@@ -45,7 +45,7 @@ struct Layer {
 template <class T>
 inline float quantize_row(const T* from, int64_t k, AValue* to) {
   const float scale = symmetric_scale(largest_magnitude(from, k));
-  std::memset(to + k, 0, static_cast<size_t>(round_up(k, kGroupRows) - k) * sizeof(AValue));
+  std::memset(to + k, 0, static_cast<size_t>(round_up(k, kPackedRows) - k) * sizeof(AValue));
   pack_row(from, k, scale, to);
   return scale;
 }
@@ -61,7 +61,7 @@ inline F32 scaled(const int32_t* sums, const float* table, int matrix, float sca
 // gx of the unit blocks [begin, end) for `rows` rows from `first` on.
 inline void multiply_inputs(const Layer& l, const Direction& d, int64_t begin, int64_t end, int64_t first,
                             int64_t rows) {
-  const int64_t stride = row_of(l.input), depth = round_up(l.input, kGroupRows);
+  const int64_t stride = row_of(l.input), depth = round_up(l.input, kPackedRows);
   int32_t sums[kMr * kGates];
   const auto finish = [&](int64_t u, int64_t r, int64_t n) {
     const float* const table = d.table + u * kTable;
@@ -148,7 +148,7 @@ void share_step(const Layer& l, int index, int64_t s, int64_t begin, int64_t end
   if (s % l.span == 0) multiply_inputs(l, d, begin, end, step.first, step.end - step.first);
 
   const int64_t t = step.t, active = step.active, hidden = l.shape.hidden;
-  const int64_t stride = row_of(hidden), depth = round_up(hidden, kGroupRows);
+  const int64_t stride = row_of(hidden), depth = round_up(hidden, kPackedRows);
   auto* const q = reinterpret_cast<AValue*>(own);
   auto* const scales = reinterpret_cast<float*>(own + l.shape.batch * stride * static_cast<int64_t>(sizeof(AValue)));
   for (int64_t b = 0; b < active; ++b) scales[b] = quantize_row(d.h[s & 1] + b * l.padded, hidden, q + b * stride);

@@ -25,7 +25,7 @@ inline void pack_rows(const int8_t* w, int64_t k, int64_t rows, int8_t* to) {
 // Unit blocks [begin, end) of w (4h, k); `surplus` are kAOffset times the sums of the rows of w, a table apart.
 inline void pack_matrix(const int8_t* w, int64_t hidden, int64_t k, int64_t begin, int64_t end, int8_t* out,
                         int32_t* surplus) {
-  const int64_t depth = round_up(k, kGroupRows);
+  const int64_t depth = round_up(k, kPackedRows);
   for (int64_t u = begin; u < end; ++u) {
     int8_t* const block = out + u * depth * kGates;
     const int64_t units = smaller(kLanes, hidden - u * kLanes);
