@@ -36,7 +36,7 @@ void run(const Int8ConvPlan& plan, char* workspace, const Executor& executor) {
   }
   const auto* const packed = static_cast<const char*>(plan.args.packed);
   const char* const body = packed + Int8ConvLayout(s).body_at();
-  const Int8Conv call{plan, s, cut, x, {stride[0], stride[1], stride[2], stride[3]}, body, Finish(plan, packed)};
+  const Int8Conv call{plan, s, cut, x, {stride[0], stride[1], stride[2], stride[3]}, body, Epilogue(plan, packed)};
   if (kDot4 && takes_quads(s, kGroup)) {
     if constexpr (kDot4) run_on(DepthwiseQuads{call}, cut, workspace, executor);
   } else if (cut.depthwise) {

@@ -57,13 +57,13 @@ struct DepthwiseQuads : Int8Conv {
         interleave_lines(x + n * stride[0] + channel, p * shape.stride_h + quad * 4 * shape.dilation_h,
                          begin * shape.stride_w - shape.pad_left, width, lines + quad * width * kVecBytes);
       }
-      const Channels<kind> finish(epilogue, channel, channel, kLanes);
+      const Channels<kind> outputs(epilogue, channel, channel, kLanes);
       const QuadWeights w{starts + channel, weights + block * quads.bytes()};
       for (int64_t j = 0; j < columns; j += 4) {
         if (columns < 4) {
-          for (; j < columns; ++j) put<kind, kRows, 1>(finish, w, quads.quads, lines, width, j, pixels);
+          for (; j < columns; ++j) put<kind, kRows, 1>(outputs, w, quads.quads, lines, width, j, pixels);
         } else {  // the last four begin earlier and write some pixels twice
-          put<kind, kRows, 4>(finish, w, quads.quads, lines, width, smaller(j, columns - 4), pixels);
+          put<kind, kRows, 4>(outputs, w, quads.quads, lines, width, smaller(j, columns - 4), pixels);
         }
       }
     }
@@ -95,7 +95,7 @@ struct DepthwiseQuads : Int8Conv {
   }
 
   template <Kind kind, int kRows, int kPixels>
-  void put(const Channels<kind>& finish, const QuadWeights& w, int64_t quads, const int8_t* lines, int64_t width,
+  void put(const Channels<kind>& outputs, const QuadWeights& w, int64_t quads, const int8_t* lines, int64_t width,
            int64_t j, const Pixel* pixels) const {
     I32 sum[kRows][kPixels];
     const I32 start = load<I32>(w.starts);
@@ -122,7 +122,7 @@ struct DepthwiseQuads : Int8Conv {
 #pragma GCC unroll 4
       for (int i = 0; i < kPixels; ++i) {
         const Pixel& pixel = pixels[r * kQuadColumns + j + i];
-        kind == Kind::any ? finish.put(sum[r][i], pixel) : finish.put_whole(sum[r][i], pixel);
+        kind == Kind::any ? outputs.put(sum[r][i], pixel) : outputs.put_whole(sum[r][i], pixel);
       }
     }
   }
