@@ -28,7 +28,7 @@ void run(const Int8ConvPlan& plan, char* workspace, const Executor& executor) {
   std::memcpy(stride, plan.args.x.stride, sizeof stride);
   if (cut.turn) {
     auto* const to = reinterpret_cast<int8_t*>(workspace);
-    parallel_for(executor, 0, s.n * s.h, larger(1, (1 << 16) / larger(1, s.w * s.c)),
+    parallel_for(executor, 0, s.n * s.h, max(1, (1 << 16) / max(1, s.w * s.c)),
                  [&](int64_t begin, int64_t end) { turn_rows(s, x, stride, begin, end, to); });
     x = to;
     stride[0] = s.h * s.w * s.c, stride[1] = 1, stride[2] = s.w * s.c, stride[3] = s.c;

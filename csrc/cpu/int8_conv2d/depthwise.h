@@ -143,9 +143,9 @@ struct Depthwise : Int8Conv {
         lines[r] = y >= 0 && y < shape.h ? Line{image + y * stride[2] - shape.pad_left * stride[3], stride[3]}
                                          : Line{blank, 0};
       }
-      begin = smaller(q, ceil_div(shape.pad_left, kStride));
+      begin = min(q, ceil_div(shape.pad_left, kStride));
       const int64_t last = shape.w + shape.pad_left - kTaps;  // the first tap's column of the last such pixel
-      end = last < 0 ? begin : larger(begin, smaller(q, last / kStride + 1));
+      end = last < 0 ? begin : max(begin, min(q, last / kStride + 1));
       end = begin + (end - begin) / kTogether * kTogether;
     }
     if (channels < kLanes) end = begin;  // no whole vector, and so none but edges
@@ -154,7 +154,7 @@ struct Depthwise : Int8Conv {
     for (int64_t c = 0; c < channels; c += kLanes) {
       // The last vector begins earlier and writes some channels twice.
       const int64_t at = c + kLanes > channels && channels >= kLanes ? channels - kLanes : c;
-      const Lanes lanes{starts, starts + layout.columns, layout.columns, at, smaller(kLanes, channels - at)};
+      const Lanes lanes{starts, starts + layout.columns, layout.columns, at, min(kLanes, channels - at)};
       const Channels<kind> outputs(epilogue, at, at, lanes.count);
       if constexpr (kTaps != 0) {
         depthwise_inner<kind, kTaps, kStride>(outputs, lanes, lines, pixels, begin, end);

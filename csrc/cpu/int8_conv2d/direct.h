@@ -63,7 +63,7 @@ struct Panel {
   template <Kind kind>
   Channels<kind> channels(int v) const {
     const int64_t at = v * kLanes;
-    return {epilogue, padded + at, channel + at, smaller(kLanes, count - at)};
+    return {epilogue, padded + at, channel + at, min(kLanes, count - at)};
   }
 };
 
@@ -280,7 +280,7 @@ struct Direct : Int8Conv {
     const int64_t segments = shape.dilation_w == 1 ? 1 : shape.s;
     const bool widen = cut.wide_bytes > 0 && ceil_div(block.pixels(), kConvMr) >= kConvTilesToWiden;
     for (int64_t j = share(cut.panels, chunk, cut.chunks); j < end; j += cut.together) {
-      const int64_t count = smaller(cut.together, end - j);
+      const int64_t count = min(cut.together, end - j);
       const int8_t* const packed_panel = weights + j * kNr * l.depth();
       const auto run = [&](const auto* from) {
         const Panel<std::remove_cvref_t<decltype(*from)>> panels{from,

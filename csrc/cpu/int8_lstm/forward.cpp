@@ -75,7 +75,7 @@ inline void multiply_inputs(const Layer& l, const Direction& d, int64_t begin, i
   };
   if (rows == 1) {
     for (int64_t u = begin; u < end; u += kPanels / 2) {
-      const int64_t blocks = smaller(kPanels / 2, end - u);
+      const int64_t blocks = min(kPanels / 2, end - u);
       row_sums(blocks, l.x + first * stride, d.w_ih + u * depth * kGates, depth * 2 * kLanes, depth / kGroup, sums);
       for (int64_t i = 0; i < blocks; ++i) {
         if (i > 0) std::memcpy(sums, sums + i * kGates, kGates * sizeof(int32_t));
@@ -128,7 +128,7 @@ inline void run_cells(const Layer& l, const Direction& d, int index, int64_t t, 
     store(cp, c[n]);
   }
   for (int64_t n = 0; n < count; ++n) {
-    const int64_t b = cells[n].b, unit = cells[n].u * kLanes, valid = smaller(kLanes, hidden - unit);
+    const int64_t b = cells[n].b, unit = cells[n].u * kLanes, valid = min(kLanes, hidden - unit);
     store(h_next + b * l.padded + unit, h[n]);
     if (l.output.data) {
       const int64_t to = offset_of(l.output, l.rows, t, b) + index * hidden + unit;
@@ -159,7 +159,7 @@ void share_step(const Layer& l, int index, int64_t s, int64_t begin, int64_t end
   // Blocks come to and fro: what the step before read last is still in the cache.
   const int64_t together = active == 1 ? kPanels / 2 : 1, tiles = ceil_div(active, kMr);
   for (int64_t n = 0; n < end - begin; n += together) {
-    const int64_t count = smaller(together, end - begin - n), u = s & 1 ? end - n - count : begin + n;
+    const int64_t count = min(together, end - begin - n), u = s & 1 ? end - n - count : begin + n;
     const int8_t* const w = d.w_hh + u * depth * kGates;
     Cell cells[kCells];
     if (active == 1) {
@@ -260,7 +260,7 @@ void complete(Int8LstmPlan* plan, int threads) {
   Arena arena;
   // Outputs of inner layers (rows, d * h); the inputs of one layer; what the steps of one layer need.
   for (int i = 0; i < 2; ++i) plan->at.between[i] = arena.take_if<float>(s.layers > 1 + i, rows * width);
-  plan->at.quantized = arena.take<AValue>(rows * row_of(s.layers > 1 ? larger(s.input, width) : s.input));
+  plan->at.quantized = arena.take<AValue>(rows * row_of(s.layers > 1 ? max(s.input, width) : s.input));
   plan->at.scales = arena.take<float>(rows);
   plan->at.gx = arena.take<float>(s.directions * span_of(s) * s.batch * 4 * padded);
   plan->at.state = arena.take<float>(states_size(s, padded));

@@ -28,7 +28,7 @@ inline void pack_matrix(const int8_t* w, int64_t hidden, int64_t k, int64_t begi
   const int64_t depth = round_up(k, kPackedRows);
   for (int64_t u = begin; u < end; ++u) {
     int8_t* const block = out + u * depth * kGates;
-    const int64_t units = smaller(kLanes, hidden - u * kLanes);
+    const int64_t units = min(kLanes, hidden - u * kLanes);
     if (units < kLanes || k < depth) std::memset(block, 0, static_cast<size_t>(depth * kGates));
     for (int64_t gate = 0; gate < 4; ++gate) {
       int8_t* const panel = block + gate / 2 * depth * kNr;
@@ -51,7 +51,7 @@ inline void pack_cell(const LstmShape& s, const Int8LstmWeights& w, int64_t k, c
       float* const to = table + u * kTable;
       std::memset(to, 0, kTable * sizeof(float));
       for (int64_t gate = 0; gate < 4; ++gate) {
-        for (int64_t v = 0; v < smaller(kLanes, s.hidden - u * kLanes); ++v) {
+        for (int64_t v = 0; v < min(kLanes, s.hidden - u * kLanes); ++v) {
           const int64_t row = gate * s.hidden + u * kLanes + v, at = gate * kLanes + v;
           to[at] = w.s_ih[row];
           to[kGates + at] = w.s_hh[row];
