@@ -1,6 +1,6 @@
 """What int8 costs in accuracy: three small models, trained here in minutes, in float, bfloat16 and int8.
 
-``python examples/int8_accuracy.py [--only NAME] [--json FILE]``
+``python examples/int8_accuracy.py [--only NAME] [--json bench/results/int8-accuracy.json]``
 
 - digits: ResNet-18 in the form for CIFAR, on scikit-learn's handwritten digits (a third of them is the test)
 - strokes: the CNN-LSTM, which reads the same digits line by line
@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pykernels as pk
+from pykernels.cli.bench.machine import describe
 
 SEED = 7
 
@@ -87,11 +88,11 @@ def classifier(name: str, model: nn.Module, prepare: Callable[[Tensor], Tensor],
 
 
 def digits_task() -> Task:
-    """ResNet-18 on images of 16x16."""
+    """ResNet-18 on images of 32x32."""
     model = pk.models.resnet18(num_classes=10, stem="cifar")
 
     def prepare(x: Tensor) -> Tensor:
-        return F.interpolate(x, scale_factor=2, mode="bilinear").expand(-1, 3, -1, -1).contiguous()
+        return F.interpolate(x, scale_factor=4, mode="bilinear").expand(-1, 3, -1, -1).contiguous()
 
     return classifier("digits", model, prepare, 4)
 
@@ -150,7 +151,7 @@ def main() -> None:
     parser.add_argument("--only", choices=sorted(TASKS))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    told: dict[str, Any] = {}
+    told: list[dict[str, Any]] = []
     for name, make in TASKS.items():
         if given.only not in (None, name):
             continue
@@ -158,12 +159,13 @@ def main() -> None:
         random.seed(SEED)
         task = make()
         found = rows_of(task)
-        told[name] = {"unit": task.unit, "rows": found}
+        told += [{"task": name, "unit": task.unit, "form": form, "score": score} for form, score in found.items()]
         print(f"{name} ({task.unit})")
         for row, score in found.items():
             print(f"  {row:32s} {score:8.3f}  {score - found['float32']:+.3f}")
     if given.json:
-        given.json.write_text(json.dumps(told, indent=1) + "\n")
+        about = {"schema": 1, "machine": describe(), "method": {"seed": SEED}}
+        given.json.write_text(json.dumps({**about, "results": told}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

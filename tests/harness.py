@@ -162,6 +162,13 @@ def normal(*shape: int, seed=0, dtype=torch.float32, layout="contiguous", device
     return lay_out(t, layout) if isinstance(layout, str) else t.contiguous(memory_format=layout)
 
 
+def integers(*shape: int, seed=0, layout="contiguous", device="cpu") -> torch.Tensor:
+    """Of all 256 int8 numbers, the same at every call; ``layout`` as for `normal`."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    t = torch.randint(-128, 128, shape, generator=generator, dtype=torch.int8, device="cpu").to(device)
+    return lay_out(t, layout) if isinstance(layout, str) else t.contiguous(memory_format=layout)
+
+
 def leaves(args, kwargs):
     """Copies that require gradients, and a list of them all."""
     args, kwargs = map_tensors((args, kwargs), lambda t: t.detach().clone().requires_grad_())

@@ -8,8 +8,9 @@ namespace PK_ISA {
 namespace {
 
 inline I32 load_bytes(const int8_t* from) { return to_i32(load<I8Quarter>(from)); }
-// The first `count` lanes, fewer than all; the rest is 0.
+// The first `count` lanes; the rest is 0.
 inline I32 load_bytes(const int8_t* from, int64_t count) {
+  if (count == kLanes) return load_bytes(from);
   int8_t lanes[kLanes] = {};
   copy_partial(lanes, from, count);
   return load_bytes(lanes);

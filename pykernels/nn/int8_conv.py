@@ -13,7 +13,7 @@ from pykernels.nn._packed import Pack, PacksWeights, Slot
 from pykernels.nn._replaceable import check_replaceable
 from pykernels.nn.int8 import _quantize_rows
 from pykernels.ops._activation import activation_code
-from pykernels.ops._arguments import check_int, check_number, fail
+from pykernels.ops._arguments import check_int, check_number, fail, refuse_gradient
 from pykernels.ops.conv_bn_act import fold_batch_norm
 from pykernels.ops.conv_bn_act.arguments import geometry
 from pykernels.ops.int8_conv2d import int8_conv2d
@@ -58,12 +58,22 @@ class Grids(NamedTuple):
         return x, residual, out
 
 
-class _Factors(NamedTuple):
+class Factors(NamedTuple):
     """What int8_conv2d multiplies by: sums and bias, the residual, and the activation's result."""
 
     sums: float
     residual: float
     out: float
+
+
+def factors_of(activation: str, residual: Grid | None, out: Grid | None) -> Factors:
+    """Those of a convolution with this activation, whose residual and result lie on these grids, or are float."""
+    scale = 1.0 if residual is None else residual.scale
+    if out is None:
+        return Factors(1.0, scale, 1.0)
+    if activation in _HOMOGENEOUS:
+        return Factors(1 / out.scale, scale / out.scale, 1.0)
+    return Factors(1.0, scale, 1 / out.scale)
 
 
 class Int8Conv2d(PacksWeights, nn.Module):
@@ -82,7 +92,9 @@ class Int8Conv2d(PacksWeights, nn.Module):
     >>> conv8 = pk.nn.Int8Conv2d.from_torch(conv, bn, x_scale=0.02, out_scale=0.05, activation="relu")
     >>> y = conv8(x)                           # x: (N, C, H, W) int8 or float; y: (N, K, P, Q) int8
 
-    Quantisation has no gradient. The weight is packed at the first call, and again when it or a grid has changed
+    Quantisation has no gradient: the module refuses an input that requires one, except under ``torch.no_grad()``. It
+    refuses the state_dict of a `torch.nn.Conv2d` too, which has no grids; `from_torch` takes such a module. The weight
+    is packed at the first call, and again when it or a grid has changed
     (`pykernels.nn._packed`).
 
     Args:
@@ -226,9 +238,11 @@ class Int8Conv2d(PacksWeights, nn.Module):
         Raises:
             TypeError: ``x`` or ``residual`` is not a tensor, or has another dtype than its grid asks for.
             ValueError: A shape or a device is wrong. The message names it.
+            RuntimeError: ``x`` or ``residual`` requires a gradient.
         """
         self._check_residual(residual)
         if isinstance(x, Tensor) and x.is_floating_point():
+            refuse_gradient("Int8Conv2d", x=x)
             x = self.x_grid.quantize(x)
         # None where a compiled graph, which is to hold no copies, or the reference runs.
         pack = self._current_pack(INT8_CONV2D_BOUND, (x, residual), torch.int8)
@@ -259,13 +273,8 @@ class Int8Conv2d(PacksWeights, nn.Module):
     def _grids(self) -> Grids:
         return Grids(self.x_grid, self.residual_grid, self.out_grid)
 
-    def _factors(self) -> _Factors:
-        residual = 1.0 if self.residual_grid is None else self.residual_grid.scale
-        if self.out_grid is None:
-            return _Factors(1.0, residual, 1.0)
-        if self.activation in _HOMOGENEOUS:
-            return _Factors(1 / self.out_grid.scale, residual / self.out_grid.scale, 1.0)
-        return _Factors(1.0, residual, 1 / self.out_grid.scale)
+    def _factors(self) -> Factors:
+        return factors_of(self.activation, self.residual_grid, self.out_grid)
 
     def _vectors(self, weight_scale: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What int8_conv2d takes as scale and bias."""
@@ -337,6 +346,14 @@ class Int8Conv2d(PacksWeights, nn.Module):
         if x is None:
             fail(ValueError, "Int8Conv2d", "_extra_state", "a scale of x", None)
         self.x_grid, self.residual_grid, self.out_grid = x, residual, out
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        weight = state_dict.get(f"{prefix}weight")
+        if isinstance(weight, Tensor) and weight.dtype is not torch.int8:  # a copy would cut it to whole numbers
+            expected = f"pykernels.Int8Conv2d: {prefix}weight: expected torch.int8, got {weight.dtype}"
+            rest[-1].append(f"{expected}; make the module by from_torch, because a state of floats has no grids")
+            return
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         """As nn.Conv2d's, the activation, and the grids."""

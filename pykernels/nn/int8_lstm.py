@@ -11,9 +11,8 @@ from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
 from pykernels.nn._packed import Pack, PacksWeights, Slot
-from pykernels.nn._replaceable import check_replaceable
 from pykernels.nn.int8 import _quantize_rows
-from pykernels.nn.lstm import LSTM, LSTMCell, States, are_two, over_sequences, zero_states
+from pykernels.nn.lstm import LSTM, LSTMCell, States, are_two, check_source, over_sequences, zero_states
 from pykernels.ops import int8_lstm, int8_lstm_cell
 from pykernels.ops._arguments import fail
 from pykernels.ops._autocast import autocast_dtype, cast
@@ -21,16 +20,6 @@ from pykernels.ops.int8_lstm.op import INT8_LSTM, INT8_LSTM_CELL
 
 #: The packed weights, the input size, the hidden size.
 _Packed = tuple[Tensor, int, int]
-
-
-def _source(ours: type, theirs: tuple[type, ...], module: nn.Module) -> nn.Module:
-    """``module``, if it is one of ``theirs`` (torch's class, then ours) and holds its weights itself."""
-    kind = next((k for k in theirs[1:] if isinstance(module, k)), theirs[0])
-    check_replaceable(f"{ours.__name__}.from_torch", "module", module, kind)
-    if nn.utils.parametrize.is_parametrized(module):
-        got = "parametrized ones; remove_parametrizations first"
-        fail(ValueError, f"{ours.__name__}.from_torch", "module", "plain parameters", got)
-    return module
 
 
 class _Int8Recurrent(PacksWeights, nn.Module):
@@ -167,10 +156,10 @@ class Int8LSTM(_Int8Recurrent):
             TypeError: ``module`` is neither, or overrides ``forward``.
             ValueError: ``module`` has hooks, which would not run, parametrized weights, or projected states.
         """
-        source = _source(cls, (nn.LSTM, LSTM), module)
+        check_source(cls, module, nn.LSTM, LSTM)
         self = cls.__new__(cls)
         nn.Module.__init__(self)
-        self._assemble(source)
+        self._assemble(module)
         return self.train(module.training)
 
     def _assemble(self, lstm: Any) -> None:
@@ -317,10 +306,10 @@ class Int8LSTMCell(_Int8Recurrent):
             TypeError: ``module`` is neither, or overrides ``forward``.
             ValueError: ``module`` has hooks, which would not run, or parametrized weights.
         """
-        source = _source(cls, (nn.LSTMCell, LSTMCell), module)
+        check_source(cls, module, nn.LSTMCell, LSTMCell)
         self = cls.__new__(cls)
         nn.Module.__init__(self)
-        self._assemble(source)
+        self._assemble(module)
         return self.train(module.training)
 
     def _assemble(self, cell: Any) -> None:

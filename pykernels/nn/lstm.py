@@ -66,8 +66,10 @@ def zero_states(module: Any, x: Any, batch_sizes: Tensor | None) -> States:
     return zeros, zeros
 
 
-def _check_source(ours: type, theirs: type, module: nn.Module) -> None:
-    check_replaceable(f"{ours.__name__}.from_torch", "module", module, theirs)
+def check_source(ours: type, module: nn.Module, *theirs: type) -> None:
+    """Raises unless ``module`` is one of ``theirs`` (torch's class first) and holds its weights itself."""
+    kind = next((k for k in theirs[1:] if isinstance(module, k)), theirs[0])
+    check_replaceable(f"{ours.__name__}.from_torch", "module", module, kind)
     if nn.utils.parametrize.is_parametrized(module):
         got = "parametrized ones; remove_parametrizations first"
         fail(ValueError, f"{ours.__name__}.from_torch", "module", "plain parameters", got)
@@ -138,7 +140,7 @@ class LSTM(PacksWeights, RNNBase):
             TypeError: ``module`` is not a `torch.nn.LSTM`, or overrides ``forward``.
             ValueError: ``module`` has hooks, which would not run, or parametrized weights.
         """
-        _check_source(cls, nn.LSTM, module)
+        check_source(cls, module, nn.LSTM)
         return cls._sharing(module)
 
     @classmethod
@@ -309,7 +311,7 @@ class LSTMCell(PacksWeights, nn.LSTMCell):
             TypeError: ``module`` is not a `torch.nn.LSTMCell`, or overrides ``forward``.
             ValueError: ``module`` has hooks, which would not run, or parametrized weights.
         """
-        _check_source(cls, nn.LSTMCell, module)
+        check_source(cls, module, nn.LSTMCell)
         ours = cls(module.input_size, module.hidden_size, module.bias, device="meta")
         for name in _CELL_WEIGHTS:
             setattr(ours, name, getattr(module, name))

@@ -94,8 +94,7 @@ class FusedConv(Fusable):
 
     def pack(self, values: dict[Value, Any], store: dict[Hashable, Any]) -> Any:
         """All but the input, packed; from ``store``, which programs share, if it is still right."""
-        parts = (self.weight, self.bias, *(self.norm or (None,) * 4), self.act.slopes)
-        tensors = [None if v is None else values.get(v, v.tensor) for v in parts]
+        tensors = self.tensors(values)
         held = tensors[0] if self.is_held else None
         if held is not None:
             tensors[0] = held.stand_in()
@@ -104,12 +103,30 @@ class FusedConv(Fusable):
         spec = (*epilogue, tuple(sorted(self.options.items())), self.pad)
         # One matrix may be the weight of a layer and, turned, that of another.
         key = (id(held), *(None if t is None else id(t) for t in tensors[held is not None :]), filters.stride(), *spec)
+
+        def make() -> ConvPack:
+            given = slots_of([filters, *tensors[1:]]), self.weight.dtype, self.geometry(), epilogue
+            return ConvPack(*given) if held is None else HeldPack(held, *given)
+
+        return self.kept(tensors, values, store, key, make)
+
+    def tensors(self, values: dict[Value, Any]) -> list[Any]:
+        """Weight, bias, the batch norm's mean, variance, weight and bias, and the activation's slopes."""
+        parts = self.weight, self.bias, *(self.norm or (None,) * 4), self.act.slopes
+        return [None if v is None else values.get(v, v.tensor) for v in parts]
+
+    def kept(
+        self, tensors: Sequence[Any], values: dict[Value, Any], store: dict[Hashable, Any], key: Hashable,
+        make: Callable[[], Any],
+    ) -> Any:  # fmt: skip
+        """The pack of ``tensors`` under ``key`` in ``store``; a new one, by ``make``, where that is missing or stale.
+
+        ``key`` holds the ids of what the pack keeps alive.
+        """
         found: Any = store.get(key)
-        same = found is not None and found.held is held
-        if same and found.is_current(found.dtype, found.index, found.key) and found.moments.are_current():
+        if found is not None and found.is_current(found.dtype, found.index, found.key) and found.moments.are_current():
             return found
-        given = slots_of([filters, *tensors[1:]]), self.weight.dtype, self.geometry(), epilogue
-        made = ConvPack(*given) if held is None else HeldPack(held, *given)
+        made = make()
         # By their elements: torch's batch norm writes to them without counting a version.
         made.moments = Sources([t for t in (*tensors, self.counter) if t is not None])
         if not any(v in values for v in self.parameters()):

@@ -189,7 +189,7 @@ class Graph:
     #: Steps are left out that nothing reads, but that might raise for other sizes.
     unsure: bool = False
     #: What `pykernels.quantize` made of it, if anything.
-    plan: Any = None
+    rewritten: Any = None
 
     def next_index(self) -> int:
         """One that no value has yet."""

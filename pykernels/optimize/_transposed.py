@@ -58,8 +58,7 @@ class FusedTransposed(FusedConv):
 
     def pack(self, values: dict[Value, Any], store: dict[Hashable, Any]) -> Any:
         """All but the input, packed; from ``store``, which programs share, if it is still right."""
-        parts = (self.weight, self.bias, *(self.norm or (None,) * 4), self.act.slopes)
-        tensors = [None if v is None else values.get(v, v.tensor) for v in parts]
+        tensors = self.tensors(values)
         act = self.act
         spec = (self.eps, act.name, act.slope, act.constants, tuple(sorted(self.options.items())), "transposed")
         key = (*(None if t is None else id(t) for t in tensors), *spec)

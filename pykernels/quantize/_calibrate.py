@@ -35,8 +35,7 @@ class Watcher:
 
     def run(self, program: Program, tensors: list[Tensor]) -> Any:
         """The result of ``program`` for ``tensors``."""
-        plan = program.graph.plan
-        self.programs[plan.name] = program
+        self.programs[program.graph.rewritten.name] = program
         for v, t in zip(program.graph.inputs, tensors, strict=True):
             self.see(program, v, t)
 
@@ -63,11 +62,11 @@ class RangeWatcher(Watcher):
 
     def see(self, program: Program, v: Value, t: Tensor) -> None:
         """Widens the range of ``v``."""
-        plan = program.graph.plan
-        at = plan.position(v)
+        graph = program.graph.rewritten
+        at = graph.position(v)
         if at is None or not t.is_floating_point():
             return
-        seen = self.observers.setdefault(plan.name, [None] * len(plan.values))
+        seen = self.observers.setdefault(graph.name, [None] * len(graph.values))
         found = seen[at]
         if found is None:
             found = seen[at] = Observer(self.method)

@@ -13,7 +13,6 @@ from pykernels.ops._activation import activation_code, apply_activation
 from pykernels.optimize._fused import Traceable
 from pykernels.optimize._graph import Graph, Step
 from pykernels.optimize._linear import FusedLinear
-from pykernels.optimize._sources import Sources
 from pykernels.quantize._steps import Int8Pack, folded
 
 
@@ -37,18 +36,11 @@ class DynamicLinear(Traceable, FusedLinear):
 
     def pack(self, values: dict[Any, Any], store: dict[Hashable, Any]) -> Any:
         """The weight in int8, packed; from ``store``, if it is still right."""
-        parts = (self.weight, self.bias, *(self.norm or (None,) * 4))
-        tensors: list[Any] = [None if v is None else values.get(v, v.tensor) for v in parts]
+        tensors = self.tensors(values)
         filters = self.filters(tensors[0])
         key = (DynamicLinear, *map(id, tensors), filters.stride(), self.eps, self.act[:3], self.per_channel)
-        found: Any = store.get(key)
-        if found is not None and found.is_current(found.dtype, found.index, found.key) and found.moments.are_current():
-            return found
-        made = Int8Pack(slots_of([filters, *tensors[1:]]), self.weight.dtype, None, self._packed)
-        made.moments = Sources([t for t in tensors if t is not None])
-        if not any(v in values for v in self.parameters()):
-            store[key] = made
-        return made
+        make = lambda: Int8Pack(slots_of([filters, *tensors[1:]]), self.weight.dtype, None, self._packed)  # noqa: E731
+        return self.kept(tensors, values, store, key, make)
 
     def in_trace(self, pack: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
         """What runs it, by `int8_linear` on the weight as it is."""

@@ -1,4 +1,6 @@
-"""The steps between layers that compute on int8 numbers: sums, activations, means and squeeze-and-excitation."""
+"""The steps between layers: sums, activations, means and squeeze-and-excitation on int8 numbers, and what turns float
+tensors into such numbers and back.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +39,40 @@ class _Call(OurCall):
     def in_trace(self, *tensors: Any) -> Any:
         """The same."""
         return self(*tensors)
+
+
+class Quantize(_Call):
+    """Rounds a float tensor to a grid."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__("quantize", "int8_quantize", *grid)
+        self.grid = grid
+        #: Is the result to be in channels_last, whatever it is given?
+        self.channels_last = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x`` on the grid, in new memory."""
+        if not self.channels_last or x.is_contiguous(memory_format=torch.channels_last):
+            return self._op(x, *self._rest)
+        y = torch.empty_like(x, dtype=torch.int8, memory_format=torch.channels_last)
+        self._out(x, *self._rest, y)
+        return y
+
+    def in_trace(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """The same by the op that has a fake."""
+        return self._op(x, *self._rest)
+
+
+class Dequantize(_Call):
+    """Makes float32 numbers of those of a grid."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__("dequantize", "int8_dequantize", *grid)
+        self.grid = grid
+
+    def __call__(self, q: Tensor) -> Tensor:
+        """The numbers, in new memory."""
+        return self._op(q, *self._rest, torch.float32)
 
 
 class Sum(_Call):

@@ -31,18 +31,18 @@ class _LayerWatcher(Watcher):
 
     def run(self, program: Program, tensors: list[Tensor]) -> Any:
         """The result of ``program`` for ``tensors``."""
-        name = program.graph.plan.name
+        name = program.graph.rewritten.name
         self._calls[name] = self._calls.get(name, 0) + 1
         return super().run(program, tensors)
 
     def see(self, program: Program, v: Value, t: Tensor) -> None:
         """Hands on what is of a layer, in float."""
-        plan = program.graph.plan
-        at = plan.position(v)
-        if at is None or at not in plan.of_layers or not (t.is_floating_point() or v in plan.int8):
+        graph = program.graph.rewritten
+        at = graph.position(v)
+        if at is None or at not in graph.of_layers or not (t.is_floating_point() or v in graph.int8):
             return
-        key = plan.name, at, self._calls[plan.name]
-        self.take(key, plan.int8[v][1].dequantize(t) if v in plan.int8 else t.float())
+        key = graph.name, at, self._calls[graph.name]
+        self.take(key, graph.int8[v][1].dequantize(t) if v in graph.int8 else t.float())
 
     def take(self, key: tuple[str, int, int], t: Tensor) -> None:
         """``t`` is the result of a layer in a call: the graph, the value and which call of it."""
@@ -165,5 +165,5 @@ def _scored(score: Score, twin: nn.Module) -> float:
 
 def layer_names(twin: nn.Module) -> list[str]:
     """The layers in int8, by the modules that they belong to."""
-    plans = [p.graph.plan for p in family_of(twin).programs() if p.graph.plan is not None]
-    return list(dict.fromkeys(step.where for plan in plans for step in (*plan.made, *plan.recurrent)))
+    graphs = [p.graph.rewritten for p in family_of(twin).programs() if p.graph.rewritten is not None]
+    return list(dict.fromkeys(step.where for graph in graphs for step in (*graph.made, *graph.recurrent)))

@@ -22,9 +22,9 @@ from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Step, Value
 from pykernels.optimize._linear import FusedLinear
 from pykernels.quantize._dynamic import quantize_rows
+from pykernels.quantize._glue import Quantize
 from pykernels.quantize._recurrent import use_int8_lstms
 from pykernels.quantize._rewrite import Rewriter, layers_in, why_no_kernel
-from pykernels.quantize._steps import Quantize
 
 if TYPE_CHECKING:
     from pykernels.nn.int8_conv import Grid
@@ -104,34 +104,34 @@ class Plan:
         """Puts int8 steps into ``graph``, a call of ``model``, if it is one of those that were calibrated."""
         tensors = itertools.chain(model.named_parameters(), model.named_buffers())
         names = {id(t): name for name, t in tensors}
-        graph.plan = Rewritten(name_of(graph, names), values_of(graph), layers_in(graph))
-        graph.plan.given = {s: s.results() for s in graph.steps}
-        ranges = self.tables.get(graph.plan.name)
-        if ranges is not None and len(ranges) != len(graph.plan.values):  # of a broken state
+        graph.rewritten = Rewritten(name_of(graph, names), values_of(graph), layers_in(graph))
+        graph.rewritten.given = {s: s.results() for s in graph.steps}
+        ranges = self.tables.get(graph.rewritten.name)
+        if ranges is not None and len(ranges) != len(graph.rewritten.values):  # of a broken state
             ranges = None
         if not self.is_on or (ranges is None and not self.dynamic):
             return
-        graph.plan.is_calibrated = True
-        graph.plan.recurrent = use_int8_lstms(graph, self.why_float, store)
+        graph.rewritten.is_calibrated = True
+        graph.rewritten.recurrent = use_int8_lstms(graph, self.why_float, store)
         if ranges is None:
-            graph.plan.made = quantize_rows(graph, self.why_float, self.per_channel)
-            left = [s for s in graph.plan.layers if s not in graph.plan.made]
+            graph.rewritten.made = quantize_rows(graph, self.why_float, self.per_channel)
+            left = [s for s in graph.rewritten.layers if s not in graph.rewritten.made]
             for step in left:
                 why = why_no_kernel(step.function) if isinstance(step.function, FusedLinear) else _NOT_DYNAMIC
-                graph.plan.reasons[step] = self.why_float(step) or why
+                graph.rewritten.reasons[step] = self.why_float(step) or why
             return
-        known = {v: r for v, r in zip(graph.plan.values, ranges, strict=True) if r is not None}
+        known = {v: r for v, r in zip(graph.rewritten.values, ranges, strict=True) if r is not None}
         rewriter = Rewriter(graph, known, self.why_float, self.per_channel)
-        graph.plan.int8 = rewriter.rewrite()
-        graph.plan.made, graph.plan.reasons = rewriter.made, rewriter.reasons
+        graph.rewritten.int8 = rewriter.rewrite()
+        graph.rewritten.made, graph.rewritten.reasons = rewriter.made, rewriter.reasons
 
     def settled(self, graph: Graph) -> None:
         """Formats are decided: what is rounded for convolutions in channels_last alone is written so at once."""
-        for step, results in graph.plan.given.items():
+        for step, results in graph.rewritten.given.items():
             now = step.results()
             if len(now) == len(results):  # of sequences only images are left, where nobody reads them
                 moved = zip(now, results, strict=True)
-                graph.plan.aliases.update((new, old) for new, old in moved if new is not old)
+                graph.rewritten.aliases.update((new, old) for new, old in moved if new is not old)
         users = graph.users()
         for step in graph.steps:
             if isinstance(step.function, Quantize):

@@ -118,16 +118,16 @@ def with_layers(report: Report, twin: Any) -> QuantReport:
     layers: list[Layer] = []
     numbers = {id(p): i for i, p in enumerate(_in_order(family), 1)}
     for program in _in_order(family):
-        plan = program.graph.plan
-        if plan is None or numbers[id(program)] not in counted:
+        graph = program.graph.rewritten
+        if graph is None or numbers[id(program)] not in counted:
             continue
-        ratios = family.plan.ratios.get(plan.name, {})
-        for step in plan.layers:
-            made = plan.made.get(step)
-            why = "" if made else plan.reasons.get(step) or (_UNCALIBRATED if not plan.is_calibrated else "")
+        ratios = family.plan.ratios.get(graph.name, {})
+        for step in graph.layers:
+            made = graph.made.get(step)
+            why = "" if made else graph.reasons.get(step) or (_UNCALIBRATED if not graph.is_calibrated else "")
             times = seconds.get((step.where or "the model", made.note if made else step.note), [])
             x, out = (getattr(made.function, name, None) if made else None for name in ("x", "out"))
-            ratio = ratios.get(plan.of_layers_by_step[step])
+            ratio = ratios.get(graph.of_layers_by_step[step])
             layers.append(Layer(step.where, step.note, x, out, ratio, why, times.pop(0) if times else None))
     return QuantReport(**vars(report), layers=layers)
 

@@ -22,9 +22,20 @@ from pykernels.optimize._linear import FusedLinear
 from pykernels.optimize._norms import is_join
 from pykernels.optimize._pools import WHOLE, pool_of
 from pykernels.optimize._resizes import resize_of
-from pykernels.quantize._glue import Lookup, Mean, Squeeze, Sum, lookup_of, mean_at, squeeze_at, takes_sum
+from pykernels.quantize._glue import (
+    Dequantize,
+    Lookup,
+    Mean,
+    Quantize,
+    Squeeze,
+    Sum,
+    lookup_of,
+    mean_at,
+    squeeze_at,
+    takes_sum,
+)
 from pykernels.quantize._grid import grid_of
-from pykernels.quantize._steps import Dequantize, Int8Layer, Quantize
+from pykernels.quantize._steps import Int8Layer
 
 _LAYERS = (FusedConv, FusedConv1d, FusedLinear, FusedPixels)
 #: They give what they are given, in another order or shape.

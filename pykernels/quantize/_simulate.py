@@ -26,9 +26,9 @@ from pykernels.optimize._program import Program
 from pykernels.optimize._squeeze import is_squeeze
 from pykernels.optimize._transposed import FusedTransposed
 from pykernels.quantize._dynamic import DynamicLinear
-from pykernels.quantize._glue import Lookup, Mean, Squeeze, Sum
+from pykernels.quantize._glue import Dequantize, Lookup, Mean, Quantize, Squeeze, Sum
 from pykernels.quantize._recurrent import Followed
-from pykernels.quantize._steps import Dequantize, Int8Layer, Quantize
+from pykernels.quantize._steps import Int8Layer
 
 
 def rounded(x: Tensor, grid: Grid) -> Tensor:

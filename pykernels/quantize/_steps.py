@@ -1,4 +1,4 @@
-"""The steps of a quantised program: fused layers on int8 numbers, and what turns float tensors into int8 and back."""
+"""The layers of a quantised program: fused convolutions and linear layers on int8 numbers."""
 
 from __future__ import annotations
 
@@ -9,26 +9,19 @@ import torch
 from torch import Tensor
 
 from pykernels.nn._packed import Pack, slots_of
-from pykernels.nn.int8_conv import Grid
+from pykernels.nn.int8_conv import Grid, factors_of
 from pykernels.ops._activation import activation_code
 from pykernels.ops.conv_bn_act import fold_batch_norm
 from pykernels.ops.conv_bn_act.arguments import Geometry
 from pykernels.ops.int8_conv2d.arguments import Int8ConvCall
 from pykernels.ops.int8_matmul import quantize_int8
-from pykernels.optimize._calls import OurCall
 from pykernels.optimize._fused import FusedConv, Traceable
 from pykernels.optimize._graph import Value
 from pykernels.optimize._linear import FusedLinear
-from pykernels.optimize._sources import Sources
-
-#: Activations with act(s t) = s act(t) for s > 0: the output's scale goes into those of the sums.
-_HOMOGENEOUS = ("none", "relu", "leaky_relu")
 
 
 class Int8Pack(Pack):
     """The weight in int8 and all else of a layer that is known before a call, as `int8_conv_bind` makes it."""
-
-    moments: Any = None
 
     def tensors(self) -> list[Tensor]:
         """All that is packed."""
@@ -89,34 +82,14 @@ class Int8Layer(Traceable, FusedConv):
         """Never: torch has no such layer."""
         return ""
 
-    def numbers(self) -> tuple[float, float, float]:
-        """What sums and bias are multiplied by, the residual's scale, and the output's factor."""
-        residual = 1.0 if self.residual is None else self.residual.scale
-        if self.out is None:
-            return 1.0, residual, 1.0
-        if self._act() in _HOMOGENEOUS:
-            return 1 / self.out.scale, residual / self.out.scale, 1.0
-        return 1.0, residual, 1 / self.out.scale
-
     def pack(self, values: dict[Value, Any], store: dict[Hashable, Any]) -> Any:
         """All but the input, packed; from ``store``, which programs share, if it is still right."""
         tensors = self.tensors(values)
         filters = self.filters(tensors[0])
         spec = self.eps, self.act[:3], self.geometry(), self.x, self.residual, self.out, self.per_channel
         key = (*(None if t is None else id(t) for t in tensors), filters.stride(), *spec)
-        found: Any = store.get(key)
-        if found is not None and found.is_current(found.dtype, found.index, found.key) and found.moments.are_current():
-            return found
-        made = Int8Pack(slots_of([filters, *tensors[1:]]), self.weight.dtype, None, self._bind)
-        made.moments = Sources([t for t in (*tensors, self.counter) if t is not None])
-        if not any(v in values for v in self.parameters()):
-            store[key] = made
-        return made
-
-    def tensors(self, values: dict[Value, Any]) -> list[Any]:
-        """Weight, bias, and the batch norm's mean, variance, weight and bias."""
-        parts = self.weight, self.bias, *(self.norm or (None,) * 4)
-        return [None if v is None else values.get(v, v.tensor) for v in parts]
+        make = lambda: Int8Pack(slots_of([filters, *tensors[1:]]), self.weight.dtype, None, self._bind)  # noqa: E731
+        return self.kept(tensors, values, store, key, make)
 
     def in_trace(self, pack: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
         """What runs it, by `int8_conv2d` on the weight as it is."""
@@ -140,12 +113,12 @@ class Int8Layer(Traceable, FusedConv):
     def _parts(self, tensors: list[Any]) -> tuple[Tensor, Tensor, Tensor | None, Int8ConvCall]:
         """The int8 weight, what its sums are multiplied by, what is added to them, and the rest."""
         q, steps, shift = folded(tensors, self.eps, self.per_channel)
-        factor, residual_scale, out_scale = self.numbers()
-        scale = steps * (self.x.scale * factor)
-        bias = None if shift is None else shift.float() * factor
+        factors = factors_of(self._act(), self.residual, self.out)
+        scale = steps * (self.x.scale * factors.sums)
+        bias = None if shift is None else shift.float() * factors.sums
         grids = self.x, self.residual, self.out
         call = Int8ConvCall(
-            residual_scale, self.geometry(), activation_code("quantize", self._act()), self.act.slope, out_scale,
+            factors.residual, self.geometry(), activation_code("quantize", self._act()), self.act.slope, factors.out,
             torch.float32 if self.out is None else torch.int8, *(0 if g is None else g.zero_point for g in grids),
         )  # fmt: skip
         return q, scale, bias, call
@@ -165,9 +138,9 @@ class Int8Layer(Traceable, FusedConv):
 def folded(tensors: Sequence[Any], eps: float, per_channel: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """The int8 weight, its scales (K,), and the bias, with the batch norm in them.
 
-    ``tensors`` are the filters, the bias, and the batch norm's mean, variance, weight and bias.
+    ``tensors`` are the filters, and all others of `FusedConv.tensors`, without slopes.
     """
-    weight, bias, mean, var, norm_weight, norm_bias = tensors
+    weight, bias, mean, var, norm_weight, norm_bias, _ = tensors
     scale, shift = fold_batch_norm(bias, mean, var, norm_weight, norm_bias, eps)
     weight = weight.detach().float()
     if scale is not None:
@@ -179,51 +152,3 @@ def folded(tensors: Sequence[Any], eps: float, per_channel: bool) -> tuple[Tenso
 def _as_image(rows: Tensor) -> Tensor:
     """Rows as the pixels of one image in channels_last."""
     return rows.reshape(1, -1, 1, rows.shape[-1]).permute(0, 3, 1, 2)
-
-
-class Quantize(OurCall):
-    """What a step calls that rounds a float tensor to a grid."""
-
-    def __init__(self, grid: Grid) -> None:
-        super().__init__("quantize", "int8_quantize", "int8_quantize", torch.empty(0))
-        self.grid = grid
-        #: Is the result to be in channels_last, whatever it is given?
-        self.channels_last = False
-        self._op, self._out = torch.ops.pykernels.int8_quantize.default, self.into
-        self.into = self._into
-
-    def _into(self, x: Tensor, _: Tensor, out: Tensor) -> None:
-        self._out(x, *self.grid, out)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """``x`` on the grid, in new memory."""
-        if not self.channels_last or x.is_contiguous(memory_format=torch.channels_last):
-            return self._op(x, *self.grid)
-        y = torch.empty_like(x, dtype=torch.int8, memory_format=torch.channels_last)
-        self._out(x, *self.grid, y)
-        return y
-
-    def in_trace(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """The same by the op that has a fake."""
-        return self._op(x, *self.grid)
-
-
-class Dequantize(OurCall):
-    """What a step calls that makes float32 numbers of those of a grid."""
-
-    def __init__(self, grid: Grid) -> None:
-        super().__init__("dequantize", "int8_dequantize", "int8_dequantize", torch.empty(0))
-        self.grid = grid
-        self._op, self._out = torch.ops.pykernels.int8_dequantize.default, self.into
-        self.into = self._into
-
-    def _into(self, q: Tensor, _: Tensor, out: Tensor) -> None:
-        self._out(q, *self.grid, out)
-
-    def __call__(self, q: Tensor) -> Tensor:
-        """The numbers, in new memory."""
-        return self._op(q, *self.grid, torch.float32)
-
-    def in_trace(self, q: Tensor) -> Tensor:  # type: ignore[override]
-        """The same."""
-        return self(q)

@@ -202,3 +202,11 @@ def test_refusals():
         pk.nn.Int8Conv2d.from_torch(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(9), x_scale=1.0)
     with pytest.raises(ValueError, match=r"bn: expected running statistics"):
         pk.nn.Int8Conv2d.from_torch(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1, track_running_stats=False), x_scale=1.0)
+    with pytest.raises(RuntimeError, match=r"Int8Conv2d: 0.weight: expected torch.int8, got torch.float32; make the"):
+        nn.Sequential(make()).load_state_dict(nn.Sequential(nn.Conv2d(4, 4, 1)).state_dict(), strict=False)
+    with torch.enable_grad():
+        for given in [(y.requires_grad_(),), (x, y)]:
+            with pytest.raises(
+                RuntimeError, match=r"expected a tensor that requires no gradient, because quantisation"
+            ):
+                make()(*given)

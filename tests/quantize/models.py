@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,6 +63,25 @@ def batches(n: int = 3, size: int = 24, batch: int = 2) -> list[Tensor]:
 def error(got: Tensor, exact: Tensor) -> float:
     """Relative, by the L2 norm."""
     return float((got - exact).norm() / exact.norm())
+
+
+def rounding(layers: int) -> float:
+    """The relative error that int8 may bring to so many layers in a row.
+
+    A grid of 255 steps covers a range of eight deviations, which some thousands of normal numbers have. What is rounded
+    is off by up to half a step, evenly: a step / sqrt(12) in the mean square. The inputs and the weights of all layers
+    and the result are rounded; the errors are independent, and layers pass relative errors on as they are.
+    """
+    return 8 / 255 / math.sqrt(12) * math.sqrt(2 * layers + 1)
+
+
+def neighbours(layers: int) -> float:
+    """The relative error where so many layers compute the same in another order, and then round to int8.
+
+    Sums of some hundred float32 numbers are off by some 2^-22 of them, and of the range of 255 steps. As many numbers
+    lie so near to the middle between two steps that they may be rounded to either, and are off by a step then.
+    """
+    return 8 / 255 * math.sqrt(255 * 2**-22 * layers)
 
 
 def run(model: nn.Module, *args: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pykernels as pk
-from tests.quantize.models import batches, error, residual, run
+from tests.quantize.models import batches, error, neighbours, residual, rounding, run
 
 
 @pytest.mark.parametrize("act", ["relu", "silu"])
@@ -19,9 +20,8 @@ def test_it_computes_what_the_int8_model_does(act):
     aware = pk.quantize(model, data, qat=True)
     with torch.no_grad():
         expected = aware(data[0])
-    # Sums of float32 and a fused scale may round one number in some thousands to the neighbour on its grid.
-    assert error(run(aware.convert(), data[0]), expected) < 5e-4
-    assert error(expected, model(data[0])) > 1e-3
+    assert error(run(aware.convert(), data[0]), expected) < neighbours(8)
+    assert neighbours(8) < error(expected, model(data[0])) < rounding(8)
 
 
 def test_it_trains():
@@ -42,7 +42,7 @@ def test_it_trains():
     assert all(p.grad is not None for p in aware.parameters() if p.requires_grad)
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     with torch.no_grad():
-        assert error(run(aware.convert(), data[0]), aware(data[0])) < 5e-3
+        assert error(run(aware.convert(), data[0]), aware(data[0])) < neighbours(8)
 
 
 def test_gradients_are_those_of_the_float_model_but_for_the_rounding():
@@ -53,8 +53,11 @@ def test_gradients_are_those_of_the_float_model_but_for_the_rounding():
         p.requires_grad_(True)
     model(data[0]).square().sum().backward()
     own = dict(aware.model.named_parameters())
+    # A ReLU passes a gradient by the sign of a number that may be off by half a step, 4 / 255 deviations. Near 0 lie
+    # 0.4 of the normal numbers a deviation; half of those within that distance on both sides change their sign.
+    flipped = 0.4 * 4 / 255
     for name, p in model.named_parameters():
-        assert error(own[name].grad, p.grad) < 0.3, name
+        assert error(own[name].grad, p.grad) < math.sqrt(7 * flipped) + rounding(16), name
 
 
 def test_copies_and_states():
@@ -102,7 +105,7 @@ def test_an_lstm_trains_in_float():
     y.square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in aware.parameters())
     with torch.no_grad():
-        assert error(aware.convert()({"x": x}), y) < 0.05
+        assert error(aware.convert()({"x": x}), y) < rounding(3)  # the LSTM's rows, alone
 
 
 class Parts(nn.Module):
@@ -126,7 +129,7 @@ def test_all_that_a_model_is_made_of_gets_gradients():
     y = aware(x)
     y.square().sum().backward()
     assert [name for name, p in aware.named_parameters() if p.grad is None or not p.grad.any()] == []
-    assert error(run(aware.convert(), x), y) < 0.02
+    assert error(run(aware.convert(), x), y) < neighbours(3)
 
 
 def test_a_state_carries_the_grids():
@@ -148,4 +151,4 @@ def test_a_last_time_step_trains_too():
     y.square().sum().backward()
     assert y.shape == (64, 10)
     assert [name for name, p in aware.named_parameters() if p.grad is None] == []
-    assert error(run(aware.convert(), x), y) < 0.05
+    assert error(run(aware.convert(), x), y) < rounding(2)

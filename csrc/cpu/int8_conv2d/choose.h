@@ -50,7 +50,7 @@ inline bool pays_by_taps(const ConvShape& s) {
   return lines * within(s.q(), s.stride_w, s.pad_left, s.s, s.dilation_w, s.w) < 0.88;
 }
 
-inline int64_t most_threads(int64_t cycles, int threads) { return smaller(larger(1, cycles / kConvWorth), threads); }
+inline int64_t most_threads(int64_t cycles, int threads) { return min(max(1, cycles / kConvWorth), threads); }
 
 // Pixels of the output that depthwise_quads.h has at once.
 constexpr int64_t kQuadColumns = 128;
@@ -59,8 +59,8 @@ inline void choose_quads(const ConvShape& s, int threads, Int8ConvBlocking* c) {
   const QuadShape quads(s);
   c->row_blocks = s.n * ceil_div(s.p(), quads.rows);
   const int64_t cycles = c->row_blocks * s.q() * ceil_div(s.c, 16) * quads.rows * (quads.quads * s.s + 8);
-  c->slots = smaller(most_threads(cycles, threads), c->row_blocks);
-  c->x_bytes = quads.quads * columns_read(s, smaller(s.q(), kQuadColumns)) * 64;
+  c->slots = min(most_threads(cycles, threads), c->row_blocks);
+  c->x_bytes = quads.quads * columns_read(s, min(s.q(), kQuadColumns)) * 64;
   c->slot_bytes = c->x_bytes + conv_lines(kPixelBytes * quads.rows * kQuadColumns);
 }
 
@@ -69,7 +69,7 @@ inline void choose_depthwise(const ConvShape& s, int threads, Int8ConvBlocking* 
   c->row_blocks = s.n * s.p();
   // An output a lane: about a cycle a tap.
   const int64_t cycles = c->row_blocks * s.q() * l.columns * l.taps / 16;
-  c->slots = smaller(most_threads(cycles, threads), c->row_blocks);
+  c->slots = min(most_threads(cycles, threads), c->row_blocks);
   c->spots_bytes = conv_lines(kTapBytes * s.q() * l.taps);
   c->x_bytes = conv_lines(l.columns);  // a pixel of padding
   c->slot_bytes = c->spots_bytes + c->x_bytes + conv_lines(kPixelBytes * s.q());
@@ -89,18 +89,18 @@ inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, const Int8Con
   const int64_t p = s.n * s.p(), q = s.q(), channels = s.c / s.groups, line = 64 / t.value_bytes;
   // Pixels at a power of two apart would meet in one set of the cache.
   c.pixel = s.s == 1 && channels * t.value_bytes % 512 == 0 ? channels + line : channels;
-  const int64_t pixel_bytes = larger(1, c.pixel * t.value_bytes);
-  const int64_t most = larger(1, kConvXBytes / pixel_bytes);
-  const int64_t read = larger(1, most / block_lines(s, 1));  // of each of the lines of a row
-  c.column_blocks = larger(ceil_div(line_pixels(s, q), read), ceil_div(q, kConvPixels));
+  const int64_t pixel_bytes = max(1, c.pixel * t.value_bytes);
+  const int64_t most = max(1, kConvXBytes / pixel_bytes);
+  const int64_t read = max(1, most / block_lines(s, 1));  // of each of the lines of a row
+  c.column_blocks = max(ceil_div(line_pixels(s, q), read), ceil_div(q, kConvPixels));
   c.columns = ceil_div(q, c.column_blocks);
   c.column_blocks = ceil_div(q, c.columns);
   c.rows = 1;
   const int64_t width = line_pixels(s, c.columns);
   if (c.column_blocks == 1) {
-    const int64_t lines = larger(1, most / width);
+    const int64_t lines = max(1, most / width);
     const int64_t fit = s.r == 1 ? lines : (lines - block_lines(s, 1)) / s.stride_h + 1;
-    c.rows = larger(1, smaller(smaller(p, fit), kConvPixels / q));
+    c.rows = max(1, min(min(p, fit), kConvPixels / q));
   }
   c.row_blocks = ceil_div(p, c.rows);
   c.rows = ceil_div(p, c.row_blocks);
@@ -108,25 +108,25 @@ inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, const Int8Con
   c.by_taps = c.column_blocks == 1 && pays_by_taps(s);
   if (c.by_taps) c.in_rows = true;  // nobody reads lines of padding
   c.panels = ceil_div(s.k / s.groups, t.nr);
-  const int64_t products = smaller(s.groups * c.panels * larger(1, l.depth()), int64_t{1} << 40);
-  const int64_t cycles = smaller(products / t.group * larger(2, smaller(p * q, 1 << 20)), int64_t{1} << 60);
+  const int64_t products = min(s.groups * c.panels * max(1, l.depth()), int64_t{1} << 40);
+  const int64_t cycles = min(products / t.group * max(2, min(p * q, 1 << 20)), int64_t{1} << 60);
   c.slots = most_threads(cycles, threads);
   c.chunks = ceil_div(c.panels * t.nr, kConvNc);
   const int64_t blocks = s.groups * c.row_blocks * c.column_blocks;
   while (blocks * c.chunks % c.slots != 0 && c.chunks < c.panels) ++c.chunks;
-  c.slots = smaller(c.slots, blocks * c.chunks);
+  c.slots = min(c.slots, blocks * c.chunks);
   c.line = round_up(width * c.pixel, line);
   if (c.line * t.value_bytes % 2048 == 0) c.line += line;
   // The last segment is filled up, with what follows.
   const int64_t images = c.rows > 1 ? (c.rows - 2) / s.p() + 2 : 1;
-  const int64_t apart = larger(0, block_lines(s, 1) - s.stride_h);  // lines more from an image to the next
+  const int64_t apart = max(0, block_lines(s, 1) - s.stride_h);  // lines more from an image to the next
   c.x_bytes = conv_lines((block_lines(s, c.rows) + (images - 1) * apart) * c.line * t.value_bytes + 64);
   const int64_t pixels = c.rows * c.columns;
   c.sums_bytes = conv_lines(4 * (c.by_taps ? pixels : t.mr) * t.nr);
   c.spots_bytes = conv_lines(kSpotBytes * pixels);
-  const int64_t panel_bytes = larger(1, l.depth() * t.nr * t.value_bytes);
-  c.together = larger(1, kConvL1Bytes / panel_bytes);
-  const int64_t wide = conv_lines(smaller(c.together, c.panels) * panel_bytes);
+  const int64_t panel_bytes = max(1, l.depth() * t.nr * t.value_bytes);
+  c.together = max(1, kConvL1Bytes / panel_bytes);
+  const int64_t wide = conv_lines(min(c.together, c.panels) * panel_bytes);
   c.wide_bytes = t.widens && wide <= kConvWideBytes ? wide : 0;
   c.slot_bytes = c.x_bytes + c.sums_bytes + c.wide_bytes + c.spots_bytes;
   if (c.by_taps) c.slot_bytes += conv_lines(8 * l.taps) + conv_lines(kTapSpotBytes * l.taps * pixels);

@@ -28,7 +28,7 @@ void run(const Int8ConvPlan& plan, char* workspace, const Executor& executor) {
   std::memcpy(stride, plan.args.x.stride, sizeof stride);
   if (cut.turn) {
     auto* const to = reinterpret_cast<int8_t*>(workspace);
-    parallel_for(executor, 0, s.n * s.h, larger(1, (1 << 16) / larger(1, s.w * s.c)),
+    parallel_for(executor, 0, s.n * s.h, max(1, (1 << 16) / max(1, s.w * s.c)),
                  [&](int64_t begin, int64_t end) { turn_rows(s, x, stride, begin, end, to); });
     x = to;
     stride[0] = s.h * s.w * s.c, stride[1] = 1, stride[2] = s.w * s.c, stride[3] = s.c;
@@ -36,7 +36,7 @@ void run(const Int8ConvPlan& plan, char* workspace, const Executor& executor) {
   }
   const auto* const packed = static_cast<const char*>(plan.args.packed);
   const char* const body = packed + Int8ConvLayout(s).body_at();
-  const Int8Conv call{plan, s, cut, x, {stride[0], stride[1], stride[2], stride[3]}, body, Finish(plan, packed)};
+  const Int8Conv call{plan, s, cut, x, {stride[0], stride[1], stride[2], stride[3]}, body, Epilogue(plan, packed)};
   if (kDot4 && takes_quads(s, kGroup)) {
     if constexpr (kDot4) run_on(DepthwiseQuads{call}, cut, workspace, executor);
   } else if (cut.depthwise) {

@@ -36,7 +36,7 @@ static_assert(sizeof(const int8_t*) == kTapBytes && sizeof(Pixel) == kPixelBytes
 
 // Pixels [begin, end), a multiple of kTogether, of lines[kTaps], whose taps are all within.
 template <Kind kind, int kTaps, int kStride>
-inline void depthwise_inner(const Channels<kind>& finish, const Lanes& lanes, const Line* lines, const Pixel* pixels,
+inline void depthwise_inner(const Channels<kind>& outputs, const Lanes& lanes, const Line* lines, const Pixel* pixels,
                             int64_t begin, int64_t end) {
   const I32 start = load<I32>(lanes.starts + lanes.channel);
   // Said here: after each store of bytes the compiler would read them again. 25 would not fit the registers.
@@ -66,13 +66,13 @@ inline void depthwise_inner(const Channels<kind>& finish, const Lanes& lanes, co
       }
     }
 #pragma GCC unroll 4
-    for (int j = 0; j < kTogether; ++j) finish.put(sum[j], pixels[i + j]);
+    for (int j = 0; j < kTogether; ++j) outputs.put(sum[j], pixels[i + j]);
   }
 }
 
 // Any pixels [begin, end), each of `taps` pointers.
 template <Kind kind>
-inline void depthwise_edge(const Channels<kind>& finish, const Lanes& lanes, const int8_t* const* pointers,
+inline void depthwise_edge(const Channels<kind>& outputs, const Lanes& lanes, const int8_t* const* pointers,
                            const Pixel* pixels, int64_t begin, int64_t end, int64_t taps) {
   for (int64_t i = begin; i < end; ++i) {
     const int8_t* const* const from = pointers + i * taps;
@@ -80,7 +80,7 @@ inline void depthwise_edge(const Channels<kind>& finish, const Lanes& lanes, con
     for (int64_t t = 0; t < taps; ++t) {
       sum = dot2(sum, bit_cast<I16>(load_bytes(from[t] + lanes.channel, lanes.count)), lanes.weight(t));
     }
-    finish.put(sum, pixels[i]);
+    outputs.put(sum, pixels[i]);
   }
 }
 
@@ -143,9 +143,9 @@ struct Depthwise : Int8Conv {
         lines[r] = y >= 0 && y < shape.h ? Line{image + y * stride[2] - shape.pad_left * stride[3], stride[3]}
                                          : Line{blank, 0};
       }
-      begin = smaller(q, ceil_div(shape.pad_left, kStride));
+      begin = min(q, ceil_div(shape.pad_left, kStride));
       const int64_t last = shape.w + shape.pad_left - kTaps;  // the first tap's column of the last such pixel
-      end = last < 0 ? begin : larger(begin, smaller(q, last / kStride + 1));
+      end = last < 0 ? begin : max(begin, min(q, last / kStride + 1));
       end = begin + (end - begin) / kTogether * kTogether;
     }
     if (channels < kLanes) end = begin;  // no whole vector, and so none but edges
@@ -154,13 +154,13 @@ struct Depthwise : Int8Conv {
     for (int64_t c = 0; c < channels; c += kLanes) {
       // The last vector begins earlier and writes some channels twice.
       const int64_t at = c + kLanes > channels && channels >= kLanes ? channels - kLanes : c;
-      const Lanes lanes{starts, starts + layout.columns, layout.columns, at, smaller(kLanes, channels - at)};
-      const Channels<kind> finish(epilogue, at, at, lanes.count);
+      const Lanes lanes{starts, starts + layout.columns, layout.columns, at, min(kLanes, channels - at)};
+      const Channels<kind> outputs(epilogue, at, at, lanes.count);
       if constexpr (kTaps != 0) {
-        depthwise_inner<kind, kTaps, kStride>(finish, lanes, lines, pixels, begin, end);
+        depthwise_inner<kind, kTaps, kStride>(outputs, lanes, lines, pixels, begin, end);
       }
-      depthwise_edge<kind>(finish, lanes, pointers, pixels, 0, begin, layout.taps);
-      depthwise_edge<kind>(finish, lanes, pointers, pixels, end, q, layout.taps);
+      depthwise_edge<kind>(outputs, lanes, pointers, pixels, 0, begin, layout.taps);
+      depthwise_edge<kind>(outputs, lanes, pointers, pixels, end, q, layout.taps);
     }
   }
 };

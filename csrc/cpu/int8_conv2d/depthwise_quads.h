@@ -28,9 +28,9 @@ struct DepthwiseQuads : Int8Conv {
     auto* const lines = reinterpret_cast<int8_t*>(memory);
     auto* const pixels = reinterpret_cast<Pixel*>(memory + cut.x_bytes);
     for (int64_t task = share(tasks, i, cut.slots); task < share(tasks, i + 1, cut.slots); ++task) {
-      const int64_t n = task / passes, p = task % passes * quads.rows, rows = smaller(quads.rows, shape.p() - p);
+      const int64_t n = task / passes, p = task % passes * quads.rows, rows = min(quads.rows, shape.p() - p);
       for (int64_t begin = 0; begin < q; begin += kQuadColumns) {
-        const int64_t columns = smaller(kQuadColumns, q - begin);
+        const int64_t columns = min(kQuadColumns, q - begin);
         for (int64_t row = 0; row < rows; ++row) {
           for (int64_t j = 0; j < columns; ++j) pixels[row * kQuadColumns + j] = pixel_at(plan, n, p + row, begin + j);
         }
@@ -52,18 +52,18 @@ struct DepthwiseQuads : Int8Conv {
     const int64_t width = columns_read(shape, columns);
     for (int64_t block = 0; block * kLanes < shape.c; ++block) {
       // The last one begins earlier and writes some channels twice.
-      const int64_t channel = smaller(block * kLanes, shape.c - kLanes);
+      const int64_t channel = min(block * kLanes, shape.c - kLanes);
       for (int64_t quad = 0; quad < quads.quads; ++quad) {
         interleave_lines(x + n * stride[0] + channel, p * shape.stride_h + quad * 4 * shape.dilation_h,
                          begin * shape.stride_w - shape.pad_left, width, lines + quad * width * kVecBytes);
       }
-      const Channels<kind> finish(epilogue, channel, channel, kLanes);
+      const Channels<kind> outputs(epilogue, channel, channel, kLanes);
       const QuadWeights w{starts + channel, weights + block * quads.bytes()};
       for (int64_t j = 0; j < columns; j += 4) {
         if (columns < 4) {
-          for (; j < columns; ++j) put<kind, kRows, 1>(finish, w, quads.quads, lines, width, j, pixels);
+          for (; j < columns; ++j) put<kind, kRows, 1>(outputs, w, quads.quads, lines, width, j, pixels);
         } else {  // the last four begin earlier and write some pixels twice
-          put<kind, kRows, 4>(finish, w, quads.quads, lines, width, smaller(j, columns - 4), pixels);
+          put<kind, kRows, 4>(outputs, w, quads.quads, lines, width, min(j, columns - 4), pixels);
         }
       }
     }
@@ -84,7 +84,7 @@ struct DepthwiseQuads : Int8Conv {
     const I8 padding = I8{} + static_cast<int8_t>(plan.options.x_zero_point - 128);
     int64_t i = 0;
     for (; i < width && begin + i < 0; ++i) store(to + i * kVecBytes, padding);
-    const int64_t end = smaller(width, shape.w - begin);
+    const int64_t end = min(width, shape.w - begin);
     for (; i < end; ++i) {
       const auto line = [&](int l) {
         return load<Bytes16>(from[l] + (begin + i) * step[l]) ^ static_cast<int8_t>(-128);
@@ -95,7 +95,7 @@ struct DepthwiseQuads : Int8Conv {
   }
 
   template <Kind kind, int kRows, int kPixels>
-  void put(const Channels<kind>& finish, const QuadWeights& w, int64_t quads, const int8_t* lines, int64_t width,
+  void put(const Channels<kind>& outputs, const QuadWeights& w, int64_t quads, const int8_t* lines, int64_t width,
            int64_t j, const Pixel* pixels) const {
     I32 sum[kRows][kPixels];
     const I32 start = load<I32>(w.starts);
@@ -122,7 +122,7 @@ struct DepthwiseQuads : Int8Conv {
 #pragma GCC unroll 4
       for (int i = 0; i < kPixels; ++i) {
         const Pixel& pixel = pixels[r * kQuadColumns + j + i];
-        kind == Kind::any ? finish.put(sum[r][i], pixel) : finish.put_whole(sum[r][i], pixel);
+        kind == Kind::any ? outputs.put(sum[r][i], pixel) : outputs.put_whole(sum[r][i], pixel);
       }
     }
   }
@@ -141,7 +141,7 @@ inline void pack_quads(const ConvShape& s, int32_t x_zero_point, const int8_t* w
     starts[c] = static_cast<int32_t>(0u - static_cast<uint32_t>(x_zero_point + 128) * static_cast<uint32_t>(sum));
   }
   for (int64_t block = 0; block * 16 < s.c; ++block) {
-    const int64_t channel = smaller(block * 16, s.c - 16);
+    const int64_t channel = min(block * 16, s.c - 16);
     for (int64_t row = 0; row < quads.rows; ++row) {
       for (int64_t r = 0; r < s.r; ++r) {
         const int64_t line = row * s.stride_h + r;

@@ -50,7 +50,7 @@ struct Panel {
   int64_t columns, pieces;   // between starts; of a line
   int64_t segments, groups;  // of a line of the filter; of a segment
   int64_t line, tap;         // values of x between lines and between segments
-  const Finish& finish;
+  const Epilogue& epilogue;
   int64_t padded, channel,
       count;  // of its first column: where scale and bias are, and in y; this and the following columns
 
@@ -63,7 +63,7 @@ struct Panel {
   template <Kind kind>
   Channels<kind> channels(int v) const {
     const int64_t at = v * kLanes;
-    return {finish, padded + at, channel + at, smaller(kLanes, count - at)};
+    return {epilogue, padded + at, channel + at, min(kLanes, count - at)};
   }
 };
 
@@ -214,7 +214,7 @@ struct Direct : Int8Conv {
     for (int64_t i = 0; i < count; ++i) {
       const bool direct = kind != Kind::any && panel.count >= kNr;
       run_direct_tile<kind>(rows, spots, panel, lines, direct ? nullptr : sums);
-      if (!direct) finish<kind>(panel, sums, spots, rows);
+      if (!direct) put_sums<kind>(panel, sums, spots, rows);
       panel.next(depth);
     }
   }
@@ -232,11 +232,11 @@ struct Direct : Int8Conv {
                      panel.starts + tap * panel.columns, panel.columns, slot.sums);
       }
     }
-    finish<kind>(panel, slot.sums, slot.spots, pixels);
+    put_sums<kind>(panel, slot.sums, slot.spots, pixels);
   }
 
   template <Kind kind, class BValue>
-  void finish(const Panel<BValue>& panel, const int32_t* sums, const Spot* spots, int64_t pixels) const {
+  void put_sums(const Panel<BValue>& panel, const int32_t* sums, const Spot* spots, int64_t pixels) const {
     for (int v = 0; v < kNrVectors && v * kLanes < panel.count; ++v) {
       const Channels<kind> channels = panel.template channels<kind>(v);
       for (int64_t i = 0; i < pixels; ++i) channels.put(load<I32>(sums + i * kNr + v * kLanes), spots[i].pixel);
@@ -280,7 +280,7 @@ struct Direct : Int8Conv {
     const int64_t segments = shape.dilation_w == 1 ? 1 : shape.s;
     const bool widen = cut.wide_bytes > 0 && ceil_div(block.pixels(), kConvMr) >= kConvTilesToWiden;
     for (int64_t j = share(cut.panels, chunk, cut.chunks); j < end; j += cut.together) {
-      const int64_t count = smaller(cut.together, end - j);
+      const int64_t count = min(cut.together, end - j);
       const int8_t* const packed_panel = weights + j * kNr * l.depth();
       const auto run = [&](const auto* from) {
         const Panel<std::remove_cvref_t<decltype(*from)>> panels{from,

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cpu/activate.h"
+#include "cpu/bytes.h"
 #include "cpu/elements.h"
 #include "cpu/int8_conv2d/kernels.h"
 
@@ -16,7 +17,7 @@ namespace {
 enum class Kind { plain, added, any };
 
 // Of a call.
-struct Finish {
+struct Epilogue {
   const Int8ConvPlan* plan;
   const float *scale, *bias;  // of a column
   const int8_t* table;        // or null
@@ -24,7 +25,7 @@ struct Finish {
   bool bounded, scaled;       // low and high are the activation too; out_scale is not 1
   Kind kind;
 
-  Finish(const Int8ConvPlan& p, const char* packed) : plan(&p) {
+  Epilogue(const Int8ConvPlan& p, const char* packed) : plan(&p) {
     const Int8ConvLayout l(p.shape);
     const Int8ConvOptions& o = p.options;
     Int8ConvHeader header;
@@ -56,7 +57,7 @@ struct Int8Conv {
   const int8_t* x;
   int64_t stride[4];  // of x, with adjacent channels
   const char* body;   // of the packed weight
-  Finish epilogue;
+  Epilogue epilogue;
 };
 
 // Where a pixel's first channel is in y and in the residual, in elements.
@@ -86,13 +87,6 @@ inline void store_lanes(T* to, int64_t stride, int64_t count, V v) {
   scatter_lanes(to, stride, count, lanes);
 }
 
-inline I32 load_bytes(const int8_t* from, int64_t count) {
-  if (count == kLanes) return to_i32(load<I8Quarter>(from));
-  int8_t lanes[kLanes] = {};
-  copy_partial(lanes, from, count);
-  return to_i32(load<I8Quarter>(lanes));
-}
-
 // `count` channels of the residual, as floats.
 inline F32 residual_of(const Int8ConvPlan& p, int64_t at, int64_t count) {
   const ConvTensor& r = p.args.residual;
@@ -118,22 +112,22 @@ template <Kind kind>
 class Channels {
  public:
   // `column`: of the packed form, where scale and bias are padded.
-  Channels(const Finish& f, int64_t column, int64_t channel, int64_t count)
-      : f_(f),
-        scale_(load<F32>(f.scale + column)),
-        bias_(load<F32>(f.bias + column)),
-        low_(broadcast(f.low)),
-        high_(broadcast(f.high)),
-        out_scale_(broadcast(f.plan->options.out_scale)),
-        residual_scale_(broadcast(f.plan->options.residual_scale)),
-        residual_zero_(broadcast(f.plan->options.residual_zero_point)),
-        out_zero_(broadcast(f.plan->options.out_zero_point)),
-        scaled_(f.scaled),
+  Channels(const Epilogue& e, int64_t column, int64_t channel, int64_t count)
+      : epilogue_(e),
+        scale_(load<F32>(e.scale + column)),
+        bias_(load<F32>(e.bias + column)),
+        low_(broadcast(e.low)),
+        high_(broadcast(e.high)),
+        out_scale_(broadcast(e.plan->options.out_scale)),
+        residual_scale_(broadcast(e.plan->options.residual_scale)),
+        residual_zero_(broadcast(e.plan->options.residual_zero_point)),
+        out_zero_(broadcast(e.plan->options.out_zero_point)),
+        scaled_(e.scaled),
         full_(count == kLanes),
         count_(count),
         channel_(channel),
-        y_(static_cast<int8_t*>(f.plan->args.y) + (kind == Kind::any ? 0 : channel)),
-        residual_(kind == Kind::added ? static_cast<const int8_t*>(f.plan->args.residual.data) + channel : nullptr) {}
+        y_(static_cast<int8_t*>(e.plan->args.y) + (kind == Kind::any ? 0 : channel)),
+        residual_(kind == Kind::added ? static_cast<const int8_t*>(e.plan->args.residual.data) + channel : nullptr) {}
 
   void put(I32 sum, const Pixel& pixel) const {
     if constexpr (kind == Kind::any) {
@@ -165,7 +159,7 @@ class Channels {
   }
 
   void put_any(I32 sum, const Pixel& pixel) const {
-    const Int8ConvPlan& p = *f_.plan;
+    const Int8ConvPlan& p = *epilogue_.plan;
     const Int8ConvOptions& o = p.options;
     const int64_t stride = p.args.y_stride[1], at = pixel.y + channel_ * stride;
     if (o.out_dtype == DType::i32) return store_lanes(static_cast<int32_t*>(p.args.y) + at, stride, count_, sum);
@@ -174,13 +168,13 @@ class Channels {
       const F32 r = residual_of(p, pixel.residual + channel_ * p.args.residual.stride[1], count_);
       t = t + residual_scale_ * r;
     }
-    if (!f_.bounded) t = activate(t, o.activation, o.negative_slope);
+    if (!epilogue_.bounded) t = activate(t, o.activation, o.negative_slope);
     if (scaled_) t = t * out_scale_;
     switch (o.out_dtype) {
       case DType::i8: {
         I8Quarter bytes = to_bytes(t);
-        if (f_.table != nullptr) {
-          for (int i = 0; i < kLanes; ++i) bytes[i] = f_.table[bytes[i] + 128];
+        if (epilogue_.table != nullptr) {
+          for (int i = 0; i < kLanes; ++i) bytes[i] = epilogue_.table[bytes[i] + 128];
         }
         return store_lanes(static_cast<int8_t*>(p.args.y) + at, stride, count_, bytes);
       }
@@ -194,7 +188,7 @@ class Channels {
     }
   }
 
-  const Finish& f_;
+  const Epilogue& epilogue_;
   F32 scale_, bias_, low_, high_, out_scale_, residual_scale_;
   I32 residual_zero_, out_zero_;
   bool scaled_, full_;

@@ -71,9 +71,9 @@ struct Taps {
 // Those of them that are within x's `size`.
 inline Taps taps_within(int64_t first, int64_t dilation, int64_t taps, int64_t size) {
   if (first >= 0 && first + (taps - 1) * dilation < size) return {0, taps};  // without a division
-  const int64_t begin = first < 0 ? smaller(taps, ceil_div(-first, dilation)) : 0;
-  const int64_t end = first >= size ? 0 : smaller(taps, ceil_div(size - first, dilation));
-  return {begin, larger(begin, end)};
+  const int64_t begin = first < 0 ? min(taps, ceil_div(-first, dilation)) : 0;
+  const int64_t end = first >= size ? 0 : min(taps, ceil_div(size - first, dilation));
+  return {begin, max(begin, end)};
 }
 
 // The lines of one group of channels for a block.
@@ -89,7 +89,7 @@ struct Lines {
     const int64_t step = shape.r == 1 ? shape.stride_h : 1;  // of x's lines
     for (int64_t row = block.row, next = first; row < block.row_end; ++row) {
       const int64_t begin = first_line(shape, row);
-      for (int64_t line = larger(next, begin); line < begin + block_lines(shape, 1); ++line) {
+      for (int64_t line = max(next, begin); line < begin + block_lines(shape, 1); ++line) {
         const int64_t n = line / height, y = line % height * step - shape.pad_top;
         AValue* const at = to + (line - first) * cut.line;
         if (y >= 0 && y < shape.h) {
@@ -107,10 +107,10 @@ struct Lines {
     const int64_t channels = shape.c / shape.groups, step = shape.s == 1 ? shape.stride_w : 1;
     const int64_t count = line_pixels(shape, block.columns());
     const int64_t begin = block.column * shape.stride_w - shape.pad_left;  // of x, may be in the padding
-    int64_t left = begin < 0 ? smaller(count, ceil_div(-begin, step)) : 0;
-    const int64_t end = begin >= shape.w ? left : smaller(count, ceil_div(shape.w - begin, step));
+    int64_t left = begin < 0 ? min(count, ceil_div(-begin, step)) : 0;
+    const int64_t end = begin >= shape.w ? left : min(count, ceil_div(shape.w - begin, step));
     if (left > 0) fill(to, left * cut.pixel, padding);
-    if (end < count) fill(to + larger(left, end) * cut.pixel, (count - larger(left, end)) * cut.pixel, padding);
+    if (end < count) fill(to + max(left, end) * cut.pixel, (count - max(left, end)) * cut.pixel, padding);
     if (left >= end) return;
     const int64_t pixel = step * stride[3];
     from += (begin + left * step) * stride[3];
@@ -128,9 +128,9 @@ inline void turn_rows(const ConvShape& s, const int8_t* x, const int64_t (&strid
     const int8_t* const from = x + row / s.h * stride[0] + row % s.h * stride[2];
     int8_t* const line = to + row * s.w * s.c;
     for (int64_t c0 = 0; c0 < s.c; c0 += kBlock) {
-      const int64_t c1 = smaller(s.c, c0 + kBlock);
+      const int64_t c1 = min(s.c, c0 + kBlock);
       for (int64_t w0 = 0; w0 < s.w; w0 += kBlock) {
-        const int64_t w1 = smaller(s.w, w0 + kBlock);
+        const int64_t w1 = min(s.w, w0 + kBlock);
         for (int64_t c = c0; c < c1; ++c) {
           for (int64_t w = w0; w < w1; ++w) line[w * s.c + c] = from[c * stride[1] + w * stride[3]];
         }

@@ -1,7 +1,7 @@
 // The entries of pykernels/int8_lstm.h: a plan validates the call and picks the ISA, whose kernels then run.
-#include "common/sizes.h"
 #include "cpu/int8_lstm/kernels.h"
 #include "cpu/int8_lstm/layout.h"
+#include "cpu/lstm/checks.h"
 
 namespace pk {
 namespace {
@@ -13,36 +13,24 @@ Status pick(const Int8LstmKernels** kernels) {
   return status;
 }
 
-int64_t widest_input(const LstmShape& s) {
-  const int64_t above = s.directions * s.hidden;
-  return s.input > above ? s.input : above;
-}
-
 Status check_weights(const LstmShape& s) {
-  if (s.hidden < 1 || s.hidden > kInt8LstmMaxFeatures) return {"hidden: expected 1 to 131071 units"};
-  if (s.input < 0 || s.input > kInt8LstmMaxFeatures) return {"input: expected 0 to 131071 features"};
-  if (s.layers < 1 || s.layers > 1 << 16) return {"layers: expected 1 to 2^16"};
-  if (s.directions != 1 && s.directions != 2) return {"directions: expected 1 or 2"};
-  if (s.layers > 1 && s.directions * s.hidden > kInt8LstmMaxFeatures)
+  if (s.hidden < 1 || s.hidden > kInt8MaxK) return {"hidden: expected 1 to 131071 units"};
+  if (s.input < 0 || s.input > kInt8MaxK) return {"input: expected 0 to 131071 features"};
+  PK_TRY(check_layers(s));
+  if (s.layers > 1 && s.directions * s.hidden > kInt8MaxK)
     return {"hidden: expected 131071 outputs of a layer at the most"};
   return kOk;
 }
 
 Status check_call(const LstmShape& s) {
   PK_TRY(check_weights(s));
-  if (s.dtype != DType::f32 && s.dtype != DType::bf16) return {"dtype: expected float32 or bfloat16"};
-  if (s.steps < 1) return {"steps: expected at least 1"};
-  if (s.batch < 0) return {"batch: expected at least 0"};
-  if (s.batch > int64_t{1} << 40 || !product_fits({s.steps, s.batch + 1, 1 << 16}))
-    return {"steps, batch: too many rows"};
+  PK_TRY(check_float(s));
+  PK_TRY(check_sequences(s));
   // The bytes of gates, of copies of the sequences and of what threads have; the multiply-adds of a layer.
   if (!product_fits({s.steps, s.batch + 1, s.directions, 12, s.hidden + 64, 4}) ||
       !product_fits({s.batch + 1, s.directions, s.hidden + 64, 1 << 16}) ||
       !product_fits({s.steps, s.batch + 1, s.directions, 4, s.hidden + 64, widest_input(s) + 64}))
     return {"steps, batch, hidden: the sequences are too large"};
-  if (!s.batch_sizes) return kOk;
-  if (!s.starts) return {"batch_sizes: expected lstm_starts to have read them"};
-  if (s.batch_sizes[0] != s.batch) return {"batch_sizes: expected the first to be the batch"};
   return kOk;
 }
 

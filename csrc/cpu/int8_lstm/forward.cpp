@@ -13,31 +13,21 @@
 #include "cpu/int8_lstm/pack.h"
 #include "cpu/int8_lstm/tile.h"
 #include "cpu/int8_matmul/pack_a.h"
-#include "cpu/lstm/sequence.h"
 #include "cpu/lstm/team.h"
+#include "cpu/lstm/walk.h"
 
 namespace pk {
 namespace PK_ISA {
 namespace {
 
-// How many rows of x one product takes: enough to amortise a pass over W_ih.
-inline constexpr int64_t kSpanRows = 96;
-inline int64_t span_of(const LstmShape& s) { return s.batch >= kSpanRows ? 1 : kSpanRows / (s.batch ? s.batch : 1); }
-
 // Of a row of k int8: a cache line more, so that rows don't share cache sets.
-inline int64_t row_of(int64_t k) { return round_up(k, kGroupRows) + 64 / static_cast<int64_t>(sizeof(AValue)); }
+inline int64_t row_of(int64_t k) { return round_up(k, kPackedRows) + 64 / static_cast<int64_t>(sizeof(AValue)); }
 
-struct Direction {
+struct Direction : States {
   const int8_t* w_ih;  // panels
   const int8_t* w_hh;
   const float* table;  // (h/kLanes, kTableRows, 4, kLanes)
   float* gx;           // (h/kLanes, span rows, 4, kLanes)
-  float* h[2];         // (b, padded), step s reads h[s & 1] and writes the other
-  float* c;            // (b, padded)
-  AValue* own;         // (shares, own_row bytes): a share's rows of h in int8, and their scales
-  void* h_n;
-  void* c_n;
-  bool reversed;
 };
 
 struct Layer {
@@ -51,14 +41,11 @@ struct Layer {
   Direction direction[2];
 };
 
-// Time of a direction's step s.
-inline int64_t time_of(const Layer& l, const Direction& d, int64_t s) { return d.reversed ? l.shape.steps - 1 - s : s; }
-
 // k numbers to int8; returns their scale.
 template <class T>
 inline float quantize_row(const T* from, int64_t k, AValue* to) {
   const float scale = symmetric_scale(largest_magnitude(from, k));
-  std::memset(to + k, 0, static_cast<size_t>(round_up(k, kGroupRows) - k) * sizeof(AValue));
+  std::memset(to + k, 0, static_cast<size_t>(round_up(k, kPackedRows) - k) * sizeof(AValue));
   pack_row(from, k, scale, to);
   return scale;
 }
@@ -74,7 +61,7 @@ inline F32 scaled(const int32_t* sums, const float* table, int matrix, float sca
 // gx of the unit blocks [begin, end) for `rows` rows from `first` on.
 inline void multiply_inputs(const Layer& l, const Direction& d, int64_t begin, int64_t end, int64_t first,
                             int64_t rows) {
-  const int64_t stride = row_of(l.input), depth = round_up(l.input, kGroupRows);
+  const int64_t stride = row_of(l.input), depth = round_up(l.input, kPackedRows);
   int32_t sums[kMr * kGates];
   const auto finish = [&](int64_t u, int64_t r, int64_t n) {
     const float* const table = d.table + u * kTable;
@@ -88,7 +75,7 @@ inline void multiply_inputs(const Layer& l, const Direction& d, int64_t begin, i
   };
   if (rows == 1) {
     for (int64_t u = begin; u < end; u += kPanels / 2) {
-      const int64_t blocks = smaller(kPanels / 2, end - u);
+      const int64_t blocks = min(kPanels / 2, end - u);
       row_sums(blocks, l.x + first * stride, d.w_ih + u * depth * kGates, depth * 2 * kLanes, depth / kGroup, sums);
       for (int64_t i = 0; i < blocks; ++i) {
         if (i > 0) std::memcpy(sums, sums + i * kGates, kGates * sizeof(int32_t));
@@ -141,7 +128,7 @@ inline void run_cells(const Layer& l, const Direction& d, int index, int64_t t, 
     store(cp, c[n]);
   }
   for (int64_t n = 0; n < count; ++n) {
-    const int64_t b = cells[n].b, unit = cells[n].u * kLanes, valid = smaller(kLanes, hidden - unit);
+    const int64_t b = cells[n].b, unit = cells[n].u * kLanes, valid = min(kLanes, hidden - unit);
     store(h_next + b * l.padded + unit, h[n]);
     if (l.output.data) {
       const int64_t to = offset_of(l.output, l.rows, t, b) + index * hidden + unit;
@@ -157,35 +144,28 @@ inline void run_cells(const Layer& l, const Direction& d, int index, int64_t t, 
 // Step s of direction `index` on the unit blocks [begin, end); `own` is the share's.
 void share_step(const Layer& l, int index, int64_t s, int64_t begin, int64_t end, char* own) {
   const Direction& d = l.direction[index];
-  const int64_t first_step = s / l.span * l.span;
-  const int64_t last_step = smaller(first_step + l.span, l.shape.steps) - 1;
-  const int64_t t = time_of(l, d, s);
-  const int64_t low = d.reversed ? time_of(l, d, last_step) : first_step;
-  const int64_t high = d.reversed ? time_of(l, d, first_step) : last_step;
-  const int64_t row0 = l.rows.first(low);
-  if (s == first_step) multiply_inputs(l, d, begin, end, row0, l.rows.first(high) + l.rows.active(high) - row0);
+  const Step step(l.shape, l.rows, d.reversed, l.span, s);
+  if (s % l.span == 0) multiply_inputs(l, d, begin, end, step.first, step.end - step.first);
 
-  const int64_t active = l.rows.active(t), hidden = l.shape.hidden;
-  const int64_t stride = row_of(hidden), depth = round_up(hidden, kGroupRows);
+  const int64_t t = step.t, active = step.active, hidden = l.shape.hidden;
+  const int64_t stride = row_of(hidden), depth = round_up(hidden, kPackedRows);
   auto* const q = reinterpret_cast<AValue*>(own);
   auto* const scales = reinterpret_cast<float*>(own + l.shape.batch * stride * static_cast<int64_t>(sizeof(AValue)));
   for (int64_t b = 0; b < active; ++b) scales[b] = quantize_row(d.h[s & 1] + b * l.padded, hidden, q + b * stride);
 
-  // A sequence's last step: then its state goes to h_n and c_n.
-  const int64_t goes_on = d.reversed ? (t == 0 ? 0 : active) : t + 1 < l.shape.steps ? l.rows.active(t + 1) : 0;
-  const float* const gx = d.gx + (l.rows.first(t) - row0) * kGates;
+  const float* const gx = d.gx + (l.rows.first(t) - step.first) * kGates;
   float* const h_next = d.h[(s & 1) ^ 1];
   int32_t sums[kMr * kGates];
   // Blocks come to and fro: what the step before read last is still in the cache.
   const int64_t together = active == 1 ? kPanels / 2 : 1, tiles = ceil_div(active, kMr);
   for (int64_t n = 0; n < end - begin; n += together) {
-    const int64_t count = smaller(together, end - begin - n), u = s & 1 ? end - n - count : begin + n;
+    const int64_t count = min(together, end - begin - n), u = s & 1 ? end - n - count : begin + n;
     const int8_t* const w = d.w_hh + u * depth * kGates;
     Cell cells[kCells];
     if (active == 1) {
       row_sums(count, q, w, depth * 2 * kLanes, depth / kGroup, sums);
       for (int64_t i = 0; i < count; ++i)
-        cells[i] = {u + i, 0, gx + (u + i) * l.span_rows * kGates, sums + i * kGates, scales[0], goes_on == 0};
+        cells[i] = {u + i, 0, gx + (u + i) * l.span_rows * kGates, sums + i * kGates, scales[0], step.goes_on == 0};
       run_cells(l, d, index, t, h_next, cells, count);
       continue;
     }
@@ -195,7 +175,8 @@ void share_step(const Layer& l, int index, int64_t s, int64_t begin, int64_t end
       while (r < end_of_tile) {
         int64_t n = 0;
         for (; n < kCells && r < end_of_tile; ++n, ++r)
-          cells[n] = {u, r, gx + (u * l.span_rows + r) * kGates, sums + (r - first) * kGates, scales[r], r >= goes_on};
+          cells[n] = {
+              u, r, gx + (u * l.span_rows + r) * kGates, sums + (r - first) * kGates, scales[r], r >= step.goes_on};
         run_cells(l, d, index, t, h_next, cells, n);
       }
     }
@@ -218,31 +199,13 @@ void quantize_inputs(const LstmSequence& x, DType dtype, const LstmShape& s, con
   });
 }
 
-// The weights of direction d of a layer, its states, which begin with h0 and c0, and where what it gives goes.
-void begin_direction(const Int8LstmPlan& plan, void* workspace, int layer, int d, Direction* to) {
-  const Int8LstmArgs& args = plan.args;
-  const LstmShape& s = args.shape;
+// The weights of direction d of a layer.
+void find_weights(const Int8LstmArgs& args, int layer, int d, Direction* to) {
   const char* const packed = static_cast<const char*>(args.packed);
-  const Int8LstmOffsets o = int8_packed_offsets(s, kLanes, layer, d);
+  const Int8LstmOffsets o = int8_packed_offsets(args.shape, kLanes, layer, d);
   to->w_ih = reinterpret_cast<const int8_t*>(packed + o.w_ih);
   to->w_hh = reinterpret_cast<const int8_t*>(packed + o.w_hh);
   to->table = reinterpret_cast<const float*>(packed + o.table);
-  to->reversed = d == 1;
-
-  const int index = cell_of(s, layer, d);
-  const int64_t padded = plan.padded, state = s.batch * s.hidden;
-  float* const states = part<float>(workspace, plan.at.state) + d * 3 * s.batch * padded;
-  to->h[0] = states, to->h[1] = states + s.batch * padded, to->c = states + 2 * s.batch * padded;
-  std::memset(states, 0, static_cast<size_t>(3 * s.batch * padded) * sizeof(float));
-  for (int64_t b = 0; b < s.batch; ++b) {
-    const int64_t from = index * state + b * s.hidden;
-    read_row(args.h0, s.dtype, from, s.hidden, to->h[0] + b * padded);
-    read_row(args.h0, s.dtype, from, s.hidden, to->h[1] + b * padded);
-    read_row(args.c0, s.dtype, from, s.hidden, to->c + b * padded);
-  }
-  const int64_t bytes = index * state * static_cast<int64_t>(size_of(s.dtype));
-  to->h_n = static_cast<char*>(args.h_n) + bytes;
-  to->c_n = static_cast<char*>(args.c_n) + bytes;
 }
 
 int64_t own_bytes(const LstmShape& s) {
@@ -269,7 +232,8 @@ void run_pass(const Int8LstmPlan& plan, void* workspace, const Executor& executo
     }
     for (int d = 0; d < s.directions; ++d) {
       l.direction[d].gx = part<float>(workspace, plan.at.gx) + d * l.span_rows * 4 * plan.padded;
-      begin_direction(plan, workspace, layer, d, &l.direction[d]);
+      find_weights(args, layer, d, &l.direction[d]);
+      begin_states(args, plan.padded, part<float>(workspace, plan.at.state), layer, d, &l.direction[d]);
     }
     char* const own = part<char>(workspace, plan.at.own);
     walk_layer(part<Share>(workspace, plan.at.shares), plan.team, s.directions, s.steps, executor,
@@ -291,16 +255,15 @@ void complete(Int8LstmPlan* plan, int threads) {
   const LstmShape& s = plan->args.shape;
   const int64_t rows = lstm_rows(s), blocks = ceil_div(s.hidden, kLanes), padded = blocks * kLanes;
   const int64_t width = s.directions * s.hidden;
-  plan->rows = rows;
   plan->padded = padded;
   plan->team = team_for(s, threads, blocks);
   Arena arena;
   // Outputs of inner layers (rows, d * h); the inputs of one layer; what the steps of one layer need.
   for (int i = 0; i < 2; ++i) plan->at.between[i] = arena.take_if<float>(s.layers > 1 + i, rows * width);
-  plan->at.quantized = arena.take<AValue>(rows * row_of(s.layers > 1 ? larger(s.input, width) : s.input));
+  plan->at.quantized = arena.take<AValue>(rows * row_of(s.layers > 1 ? max(s.input, width) : s.input));
   plan->at.scales = arena.take<float>(rows);
   plan->at.gx = arena.take<float>(s.directions * span_of(s) * s.batch * 4 * padded);
-  plan->at.state = arena.take<float>(s.directions * 3 * s.batch * padded);
+  plan->at.state = arena.take<float>(states_size(s, padded));
   plan->at.shares = arena.take<Share>(s.directions * plan->team);
   plan->at.own = arena.take<char>(s.directions * plan->team * own_bytes(s));
   plan->workspace_bytes = arena.used;
@@ -309,7 +272,7 @@ void complete(Int8LstmPlan* plan, int threads) {
 }  // namespace
 
 extern const Int8LstmKernels int8_lstm_kernels;
-const Int8LstmKernels int8_lstm_kernels = {kLanes, kGroup, pack_all, complete, run_pass};
+const Int8LstmKernels int8_lstm_kernels = {kLanes, kGroup, pack_layers, complete, run_pass};
 
 }  // namespace PK_ISA
 }  // namespace pk

@@ -2,10 +2,11 @@
 //
 // A header; then for each layer and direction W_ih, W_hh, and a table of floats for each block of v units, v being the
 // lanes of the ISA. A weight matrix (4h, k) is cut into panels of two gates of v units: panel 2u holds i and f of unit
-// block u, panel 2u + 1 holds g and o. A panel is [k / group][2][v][group], with zeros beyond h and k: the bytes that
-// one dot-product instruction sums lie together, and a panel is one stream.
+// block u, panel 2u + 1 holds g and o. A panel is [k / group][2][v][group], with zeros beyond h and k, which is rounded
+// up to kPackedRows: the bytes that one dot-product instruction sums lie together, and a panel is one stream.
 #pragma once
 
+#include "cpu/int8_matmul/kernels.h"
 #include "cpu/lstm/layout.h"
 #include "pykernels/int8_lstm.h"
 
@@ -21,8 +22,6 @@ inline constexpr char kInt8LstmMagic[8] = {'p', 'k', '.', 'l', 's', 't', 'm', '8
 inline constexpr int32_t kInt8LstmVersion = 1;
 static_assert(sizeof(Int8LstmHeader) <= kHeaderBytes);
 
-// Rows of weights are rounded up to whole groups of any ISA.
-inline constexpr int64_t kGroupRows = 4;
 // Of the table: scales of W_ih and of W_hh, what to subtract from their sums (int32), biases; each (4, v) a unit block.
 inline constexpr int64_t kTableRows = 5;
 
@@ -33,7 +32,7 @@ struct Int8LstmOffsets {
 
 inline Int8LstmOffsets int8_packed_offsets(const LstmShape& s, int lanes, int layer, int direction) {
   const int64_t gates = 4 * round_up(s.hidden, lanes);
-  const auto matrix = [&](int64_t k) { return round_up(gates * round_up(k, kGroupRows), 64); };
+  const auto matrix = [&](int64_t k) { return round_up(gates * round_up(k, kPackedRows), 64); };
   const int64_t rest = matrix(s.hidden) + round_up(gates * kTableRows * 4, 64);
   const auto bytes = [&](int l) { return matrix(lstm_input(s, l)) + rest; };
   int64_t begin = kHeaderBytes;

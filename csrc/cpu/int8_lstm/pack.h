@@ -1,9 +1,8 @@
-// Weights to panels and tables, as layout.h has them.
+// Weights to panels and tables, as layout.h has them. A panel is one of int8_matmul, whose columns are rows of w.
 #pragma once
 
 #include "cpu/int8_lstm/layout.h"
-#include "cpu/int8_matmul/tiling.h"
-#include "cpu/parallel_for.h"
+#include "cpu/int8_matmul/pack_b.h"
 
 namespace pk {
 namespace PK_ISA {
@@ -12,25 +11,32 @@ namespace {
 // Of all products of a unit block, and of its table: in elements.
 inline constexpr int64_t kGates = 4 * kLanes, kTable = kTableRows * kGates;
 
+static_assert(kNr == 2 * kLanes);
+
+// `rows` of w (rows, k) to as many columns of a panel that begin at `to`.
+inline void pack_rows(const int8_t* w, int64_t k, int64_t rows, int8_t* to) {
+  constexpr int64_t kWidth = 16 / kGroup;
+  const int64_t fast_k = k / 16 * 16, fast_rows = rows / kWidth * kWidth;
+  for (int64_t j = 0; j < fast_rows; j += kWidth)
+    for (int64_t i = 0; i < fast_k; i += 16) transpose(w + j * k + i, k, to + i * kNr + j * kGroup);
+  pack_rest({w, 1, k, k, rows}, w, k, rows, fast_k, fast_rows, to);
+}
+
 // Unit blocks [begin, end) of w (4h, k); `surplus` are kAOffset times the sums of the rows of w, a table apart.
 inline void pack_matrix(const int8_t* w, int64_t hidden, int64_t k, int64_t begin, int64_t end, int8_t* out,
                         int32_t* surplus) {
-  const int64_t depth = round_up(k, kGroupRows);
+  const int64_t depth = round_up(k, kPackedRows);
   for (int64_t u = begin; u < end; ++u) {
     int8_t* const block = out + u * depth * kGates;
-    std::memset(block, 0, static_cast<size_t>(depth * kGates));
-    const int64_t units = smaller(kLanes, hidden - u * kLanes);
+    const int64_t units = min(kLanes, hidden - u * kLanes);
+    if (units < kLanes || k < depth) std::memset(block, 0, static_cast<size_t>(depth * kGates));
     for (int64_t gate = 0; gate < 4; ++gate) {
-      for (int64_t v = 0; v < units; ++v) {
-        const int8_t* const row = w + (gate * hidden + u * kLanes + v) * k;
-        int8_t* const to = block + gate / 2 * depth * 2 * kLanes + (gate % 2 * kLanes + v) * kGroup;
-        int32_t sum = 0;
-        for (int64_t j = 0; j < k; ++j) {
-          to[j / kGroup * kGroup * 2 * kLanes + j % kGroup] = row[j];
-          sum += row[j];
-        }
-        surplus[u * kTable + gate * kLanes + v] = kAOffset * sum;
-      }
+      int8_t* const panel = block + gate / 2 * depth * kNr;
+      pack_rows(w + (gate * hidden + u * kLanes) * k, k, units, panel + gate % 2 * kLanes * kGroup);
+      if (kAOffset == 0 || gate % 2 == 0) continue;
+      int32_t sums[kNr] = {};
+      add_column_sums(panel, depth, sums);
+      for (int64_t j = 0; j < kNr; ++j) surplus[u * kTable + gate / 2 * kNr + j] = kAOffset * sums[j];
     }
   }
 }
@@ -45,7 +51,7 @@ inline void pack_cell(const LstmShape& s, const Int8LstmWeights& w, int64_t k, c
       float* const to = table + u * kTable;
       std::memset(to, 0, kTable * sizeof(float));
       for (int64_t gate = 0; gate < 4; ++gate) {
-        for (int64_t v = 0; v < smaller(kLanes, s.hidden - u * kLanes); ++v) {
+        for (int64_t v = 0; v < min(kLanes, s.hidden - u * kLanes); ++v) {
           const int64_t row = gate * s.hidden + u * kLanes + v, at = gate * kLanes + v;
           to[at] = w.s_ih[row];
           to[kGates + at] = w.s_hh[row];
@@ -58,7 +64,7 @@ inline void pack_cell(const LstmShape& s, const Int8LstmWeights& w, int64_t k, c
   });
 }
 
-inline void pack_all(const LstmShape& s, const Int8LstmWeights* weights, char* packed, const Executor& executor) {
+inline void pack_layers(const LstmShape& s, const Int8LstmWeights* weights, char* packed, const Executor& executor) {
   for (int layer = 0; layer < s.layers; ++layer) {
     for (int d = 0; d < s.directions; ++d) {
       const Int8LstmOffsets o = int8_packed_offsets(s, kLanes, layer, d);

@@ -37,16 +37,16 @@ constexpr Int8Blocking choose(int64_t m, int64_t n, int64_t k, FormOfB form, con
   Int8Blocking c{};
   c.tiles = ceil_div(m, t.mr);
   // Cycles, roughly: a vector instruction a group, and b's bytes from memory. A thread is worth waking for 5 us.
-  const int64_t tiles_of_b = b_panels * larger(1, b_rows);
-  const int64_t cycles = smaller(tiles_of_b, int64_t{1} << 40) * larger(2, c.tiles * t.mr) / t.group;
-  c.slots = smaller(larger(1, cycles / 15000), threads);
+  const int64_t tiles_of_b = b_panels * max(1, b_rows);
+  const int64_t cycles = min(tiles_of_b, int64_t{1} << 40) * max(2, c.tiles * t.mr) / t.group;
+  c.slots = min(max(1, cycles / 15000), threads);
 
-  const int64_t row_bytes = larger(1, b_blocks) * t.a_row_bytes;
+  const int64_t row_bytes = max(1, b_blocks) * t.a_row_bytes;
   c.streams = form == FormOfB::contiguous && m <= kMostStreamed;
   if (c.streams) {
     // Wide runs of b, so that rows of it are read from end to end.
     c.blocks = 1, c.pass = 1;
-    c.chunks = c.slots = smaller(c.slots, ceil_div(b_panels, 2));
+    c.chunks = c.slots = min(c.slots, ceil_div(b_panels, 2));
     const int64_t columns = 2 * ceil_div(ceil_div(b_panels, 2), c.chunks) * t.nr;
     c.a_bytes = lines(m * row_bytes);
     c.sums_bytes = lines(4 * m * columns);
@@ -55,30 +55,30 @@ constexpr Int8Blocking choose(int64_t m, int64_t n, int64_t k, FormOfB form, con
     c.slot_bytes = c.a_bytes + c.sums_bytes + c.panels_bytes + c.scale_bytes;
     return c;
   }
-  const int64_t most_tiles = larger(1, smaller(kMc, kABytes / row_bytes) / t.mr);
+  const int64_t most_tiles = max(1, min(kMc, kABytes / row_bytes) / t.mr);
   c.blocks = ceil_div(c.tiles, most_tiles);
   // Whole row blocks to each thread, where there are rows enough: a row that two threads need is packed twice.
   if (c.tiles >= kTilesToSplit * c.slots) {
     c.blocks = round_up(c.blocks, c.slots);
-    c.tiles = smaller(m, round_up(c.tiles, c.blocks));
+    c.tiles = min(m, round_up(c.tiles, c.blocks));
   }
   const int64_t block_tiles = ceil_div(c.tiles, c.blocks);
-  const int64_t block_rows = smaller(m, block_tiles * t.mr);
+  const int64_t block_rows = min(m, block_tiles * t.mr);
 
   c.pack_first = !packed && m > kMostOnTheWay;
   const bool packs = !packed && !c.pack_first;
   c.by_depth = packs || c.tiles == 1;
   c.pass = c.by_depth || (t.wide_bytes > 0 && block_tiles >= kTilesToWiden) ? 1 : kPass;
   // The sums of a chunk stay in L1 or L2 where they are kept from one block of k to the next.
-  const int64_t columns = c.by_depth && packed ? larger(t.nr, kSumBytes / (4 * block_rows)) : kNc;
+  const int64_t columns = c.by_depth && packed ? max(t.nr, kSumBytes / (4 * block_rows)) : kNc;
   c.chunks = ceil_div(b_panels * t.nr, columns);
   while (c.blocks * c.chunks % c.slots != 0 && c.chunks < b_panels) ++c.chunks;
-  c.slots = smaller(c.slots, c.blocks * c.chunks);
+  c.slots = min(c.slots, c.blocks * c.chunks);
 
   const int64_t chunk_panels = ceil_div(b_panels, c.chunks);
   c.a_bytes = lines(block_rows * row_bytes);
   c.sums_bytes = lines(4 * (b_blocks > c.pass ? block_rows * (c.by_depth ? chunk_panels : 1) : t.mr) * t.nr);
-  c.panels_bytes = !packs ? 0 : chunk_panels * panel_stride(smaller(t.kc, b_rows), t.nr);
+  c.panels_bytes = !packs ? 0 : chunk_panels * panel_stride(min(t.kc, b_rows), t.nr);
   c.wide_bytes = t.wide_bytes;
   c.scale_bytes = lines(4 * block_rows);
   const int64_t column_bytes = lines(4 * chunk_panels * t.nr);

@@ -78,7 +78,7 @@ class Columns {
       : e_(epilogue), first_(panel * kNr), way_(Way::memory) {
     const Int8MatmulArgs& p = *e_.args;
     for (int v = 0; v < kNrVectors; ++v) {
-      const int64_t column = first_ + v * kLanes, count = smaller(kLanes, p.n - column);
+      const int64_t column = first_ + v * kLanes, count = min(kLanes, p.n - column);
       sums_[v] = load<I32>(column_sums + v * kLanes);
       offset_[v] = bit_cast<U32>(sums_[v]) * static_cast<uint32_t>(kAOffset);
       scale_[v] = broadcast(1.0f);
@@ -130,7 +130,7 @@ class Columns {
   void finish(const int32_t* sums, int64_t row, int64_t rows) const {
     const Int8MatmulArgs& p = *e_.args;
     for (int v = 0; v < kNrVectors; ++v) {
-      const int64_t column = first_ + v * kLanes, count = smaller(kLanes, p.n - column);
+      const int64_t column = first_ + v * kLanes, count = min(kLanes, p.n - column);
       if (count <= 0) return;
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t i = row + r;

@@ -34,7 +34,7 @@ inline void flatten(const AValue* a, int64_t rows, int64_t k, int64_t stride, Si
     uint32_t sum = 0;
     for (int64_t i = 0; i < k; i += kKc) {
       const AValue* from = a + (i / kKc * rows + r) * kARow;
-      const int64_t n = smaller(kKc, k - i);
+      const int64_t n = min(kKc, k - i);
       for (int64_t j = 0; j < n; ++j) {
         to[i + j] = static_cast<Signed>(from[j] ^ (kDot4 ? 128 : 0));
         if (kDot4) sum += static_cast<uint32_t>(static_cast<int32_t>(static_cast<int8_t>(to[i + j])));
@@ -194,7 +194,7 @@ inline void gemv_rows(const SourceB& b, int64_t first, int64_t last, const Signe
   for (int64_t i = 0; i < b.k; i += kDepth) {
     const int8_t* rows[kDepth];
     // Behind k the last row stands in: a is zero there.
-    for (int64_t d = 0; d < kDepth; ++d) rows[d] = b.data + smaller(i + d, b.k - 1) * b.stride_k;
+    for (int64_t d = 0; d < kDepth; ++d) rows[d] = b.data + min(i + d, b.k - 1) * b.stride_k;
     int64_t j = first;
     for (; j + kWide <= last; j += kWide) {
       gemv_square<kRows>(a + i, stride, rows, j, sums + (j - first), sum_stride);
@@ -216,7 +216,7 @@ inline void gemv(const SourceB& b, const Epilogue& epilogue, int64_t begin, int6
                  int64_t stride, const uint32_t* lower, int32_t* sums) {
   const int32_t none[kNr] = {};
   const int64_t width = round_up((end - begin) * kNr, kWide);
-  if (b.stride_k != 1) gemv_rows<kRows>(b, begin * kNr, smaller(end * kNr, b.n), a, stride, sums, width);
+  if (b.stride_k != 1) gemv_rows<kRows>(b, begin * kNr, min(end * kNr, b.n), a, stride, sums, width);
   for (int64_t j = begin; j < end; ++j) {
     int32_t c[kRows * kNr] = {};
     for (int64_t x = 0; x < kNr; ++x) {

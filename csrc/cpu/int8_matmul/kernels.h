@@ -23,11 +23,11 @@ inline constexpr uint32_t kPackedVersion = 1;
 // Rounding that suits every ISA, so that the size of a blob depends on k and n alone.
 inline constexpr int64_t kPackedColumns = 32, kPackedRows = 4;
 
-static constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-static constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+static constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+static constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // First of part i when n things are dealt to `parts`.
-static constexpr int64_t share(int64_t n, int64_t i, int64_t parts) { return n / parts * i + smaller(i, n % parts); }
+static constexpr int64_t share(int64_t n, int64_t i, int64_t parts) { return n / parts * i + min(i, n % parts); }
 
 // What is behind the header: column sums and panels.
 static constexpr int64_t packed_body_bytes(int64_t k, int64_t n) {

@@ -69,7 +69,7 @@ struct Task {
     begin = share(b.panels(), chunk, cut.chunks), end = share(b.panels(), chunk + 1, cut.chunks);
   }
 
-  int64_t blocks() const { return larger(1, b.blocks()); }
+  int64_t blocks() const { return max(1, b.blocks()); }
 
   const int8_t* panel(int64_t kb, int64_t j) const {
     return body != nullptr ? reinterpret_cast<const int8_t*>(body + 4 * b.columns() + b.offset(kb, j))
@@ -130,7 +130,7 @@ struct Task {
     if (!cut.by_depth) {
       for (int64_t j = begin; j < end; ++j) {
         for (int64_t kb = 0; kb < blocks(); kb += cut.pass) {
-          const int64_t count = smaller(cut.pass, blocks() - kb);
+          const int64_t count = min(cut.pass, blocks() - kb);
           const bool turns = kb + count == blocks();
           run_pass(kb, count, j, turns ? 0 : kb + count, turns && j + 1 < end ? j + 1 : j);
         }
@@ -154,7 +154,7 @@ struct Task {
 // A thread's columns of a product with few rows and a b that is not packed.
 void stream(const Int8MatmulArgs& p, const Int8Blocking& cut, const Slot& s, int64_t slot) {
   const int64_t panels = ceil_div(p.n, kNr), pairs = ceil_div(panels, 2), stride = round_up(p.k, 64);
-  const int64_t begin = 2 * share(pairs, slot, cut.slots), end = smaller(panels, 2 * share(pairs, slot + 1, cut.slots));
+  const int64_t begin = 2 * share(pairs, slot, cut.slots), end = min(panels, 2 * share(pairs, slot + 1, cut.slots));
   pack_rows(p, 0, p.m, s.a, s.scales);
   auto* const a = reinterpret_cast<Signed*>(s.panels);
   uint32_t lower[kMostStreamed];

@@ -44,7 +44,7 @@ inline void quantize_rows(const T* a, int64_t stride_m, int64_t rows, int64_t k,
   for (int64_t r = 0; r < rows; ++r, a += stride_m) {
     scales[r] = symmetric_scale(largest_magnitude(a, k));
     for (int64_t i = 0; i < k; i += kKc) {
-      pack_row(a + i, smaller(kKc, k - i), scales[r], to + (i / kKc * rows + r) * kARow);
+      pack_row(a + i, min(kKc, k - i), scales[r], to + (i / kKc * rows + r) * kARow);
     }
   }
 }
@@ -67,7 +67,7 @@ inline void pack_rows(const Int8MatmulArgs& args, int64_t first, int64_t rows, A
   }
   const int8_t* a = static_cast<const int8_t*>(args.a) + first * stride_m;
   for (int64_t i = 0; i < k; i += kKc, to += rows * kARow) {
-    const int64_t n = smaller(kKc, k - i);
+    const int64_t n = min(kKc, k - i);
     for (int64_t r = 0; r < rows; ++r) {
       const int8_t* row = a + r * stride_m + i * stride_k;
       if (stride_k == 1) {

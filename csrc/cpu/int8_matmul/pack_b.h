@@ -121,7 +121,7 @@ inline void add_column_sums(const int8_t* panel, int64_t depth, int32_t* sums) {
 // then: a panel alone takes a fraction of each cache line.
 inline void pack_panels(const SourceB& b, int64_t kb, int64_t first, int64_t count, int64_t depth, int8_t* to,
                         int64_t stride, int32_t* sums) {
-  const int64_t rows = smaller(depth, b.k - kb * kKc), columns = smaller(count * kNr, b.n - first * kNr);
+  const int64_t rows = min(depth, b.k - kb * kKc), columns = min(count * kNr, b.n - first * kNr);
   const int8_t* source = b.data + kb * kKc * b.stride_k + first * kNr * b.stride_n;
   for (int64_t p = rows < depth ? 0 : columns / kNr; p < count; ++p) {  // panels that are not filled
     std::memset(to + p * stride, 0, static_cast<size_t>(depth * kNr));
@@ -149,8 +149,8 @@ inline void pack_panels(const SourceB& b, int64_t kb, int64_t first, int64_t cou
   }
   for (int64_t p = 0; p < count; ++p) {
     int8_t* panel = to + p * stride;
-    const int64_t j = p * kNr, left = smaller(kNr, columns - j);
-    pack_rest(b, source + j * b.stride_n, rows, left, fast_rows, smaller(left, larger(0, fast_columns - j)), panel);
+    const int64_t j = p * kNr, left = min(kNr, columns - j);
+    pack_rest(b, source + j * b.stride_n, rows, left, fast_rows, min(left, max(0, fast_columns - j)), panel);
     add_column_sums(panel, depth, sums + j);
   }
 }
@@ -166,9 +166,9 @@ inline void pack_all(const SourceB& b, char* body, const Executor& executor) {
   constexpr int64_t kTogether = 4;  // more would meet in one cache set
   const int64_t parts = ceil_div(packed.panels(), kTogether);
   const int64_t part_bytes = kTogether * kNr * packed.rows();
-  parallel_for(executor, 0, parts, larger(1, (1 << 18) / (part_bytes + 1)), [&](int64_t begin, int64_t end) {
+  parallel_for(executor, 0, parts, max(1, (1 << 18) / (part_bytes + 1)), [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
-      const int64_t first = part * kTogether, count = smaller(kTogether, packed.panels() - first);
+      const int64_t first = part * kTogether, count = min(kTogether, packed.panels() - first);
       int32_t sums[kTogether * kNr] = {};
       for (int64_t kb = 0; kb < packed.blocks(); ++kb) {
         auto* to = reinterpret_cast<int8_t*>(data + packed.offset(kb, first));

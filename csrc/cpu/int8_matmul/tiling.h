@@ -55,7 +55,7 @@ struct PackedB {
   int64_t rows() const { return round_up(k, kPackedRows); }
   int64_t blocks() const { return ceil_div(rows(), kKc); }
   int64_t panels() const { return ceil_div(n, kNr); }
-  int64_t depth(int64_t kb) const { return smaller(kKc, rows() - kb * kKc); }
+  int64_t depth(int64_t kb) const { return min(kKc, rows() - kb * kKc); }
   int64_t offset(int64_t kb, int64_t p) const { return kb * kKc * columns() + p * kNr * depth(kb); }
 };
 

@@ -1,5 +1,5 @@
 // The entries of pykernels/lstm.h: a plan validates the call and picks the ISA, whose kernels then run.
-#include "common/sizes.h"
+#include "cpu/lstm/checks.h"
 #include "cpu/lstm/kernels.h"
 #include "cpu/lstm/layout.h"
 
@@ -13,37 +13,27 @@ Status pick(const LstmKernels** kernels) {
   return status;
 }
 
-// Hidden units rounded up to any ISA's vectors and panels, and the features of the widest layer's input.
+// Hidden units, and the features of the widest layer's input, rounded up to any ISA's vectors and panels.
 int64_t padded_units(const LstmShape& s) { return s.hidden + 64; }
-int64_t widest_input(const LstmShape& s) {
-  const int64_t above = s.directions * s.hidden;
-  return (s.input > above ? s.input : above) + 64;
-}
+int64_t padded_input(const LstmShape& s) { return widest_input(s) + 64; }
 
 Status check_shape(const LstmShape& s) {
-  if (s.dtype != DType::f32 && s.dtype != DType::bf16) return {"dtype: expected float32 or bfloat16"};
+  PK_TRY(check_float(s));
   if (s.hidden < 1 || s.hidden > 1 << 24) return {"hidden: expected 1 to 2^24 units"};
   if (s.input < 0 || s.input > 1 << 24) return {"input: expected 0 to 2^24 features"};
-  if (s.layers < 1 || s.layers > 1 << 16) return {"layers: expected 1 to 2^16"};
-  if (s.directions != 1 && s.directions != 2) return {"directions: expected 1 or 2"};
-  if (!product_fits({s.layers, s.directions, 4, padded_units(s), widest_input(s) + padded_units(s), 4}))
+  PK_TRY(check_layers(s));
+  if (!product_fits({s.layers, s.directions, 4, padded_units(s), padded_input(s) + padded_units(s), 4}))
     return {"layers, input, hidden: the weights are too large"};
   return kOk;
 }
 
 Status check_call(const LstmShape& s) {
   PK_TRY(check_shape(s));
-  if (s.steps < 1) return {"steps: expected at least 1"};
-  if (s.batch < 0) return {"batch: expected at least 0"};
-  if (s.batch > int64_t{1} << 40 || !product_fits({s.steps, s.batch + 1, 1 << 16}))
-    return {"steps, batch: too many rows"};
+  PK_TRY(check_sequences(s));
   // The bytes of gates, reserve and copies of the sequences; the multiply-adds of a layer.
   if (!product_fits({s.steps, s.batch + 1, s.directions, s.layers, 6, padded_units(s), 4}) ||
-      !product_fits({s.steps, s.batch + 1, s.directions, 4, padded_units(s), widest_input(s)}))
+      !product_fits({s.steps, s.batch + 1, s.directions, 4, padded_units(s), padded_input(s)}))
     return {"steps, batch, hidden: the sequences are too large"};
-  if (!s.batch_sizes) return kOk;
-  if (!s.starts) return {"batch_sizes: expected lstm_starts to have read them"};
-  if (s.batch_sizes[0] != s.batch) return {"batch_sizes: expected the first to be the batch"};
   return kOk;
 }
 

@@ -9,18 +9,14 @@
 // computes them: the bits don't depend on the number of threads.
 #include "cpu/lstm/dot.h"
 #include "cpu/lstm/isa.h"
-#include "cpu/lstm/sequence.h"
 #include "cpu/lstm/team.h"
 #include "cpu/lstm/tile.h"
+#include "cpu/lstm/walk.h"
 #include "cpu/vec_math.h"
 
 namespace pk {
 namespace PK_ISA {
 namespace {
-
-// How many rows of x one GEMM takes: enough to amortise a pass over W_ih.
-inline constexpr int64_t kSpanRows = 96;
-inline int64_t span_of(const LstmShape& s) { return s.batch >= kSpanRows ? 1 : kSpanRows / (s.batch ? s.batch : 1); }
 
 // Up to this number of rows, weights that come unpacked are used as they are: to pack them costs as much as some
 // hundred rows.
@@ -32,17 +28,12 @@ inline constexpr int64_t kBlocksTogether = kStreamPanels ? 2 * kStreams : 1;
 
 // One direction of one layer.
 template <class W>
-struct Direction {
+struct Direction : States {
   const W* w_ih;  // packed panels, or as nn.LSTM has them: see Layer::packed
   const W* w_hh;
   const float* bias;  // (h/kLanes, 4, kLanes)
   float* gx;          // (h/kLanes, span rows, 4, kLanes): what a tile writes is dense
-  float* h[2];        // (b, padded), step s reads h[s & 1] and writes the other
-  float* c;           // (b, padded)
   float* reserve;
-  void* h_n;
-  void* c_n;
-  bool reversed;
 };
 
 template <class W>
@@ -56,12 +47,6 @@ struct Layer {
   DType output_dtype;
   Direction<W> direction[2];
 };
-
-// Time of a direction's step s.
-template <class W>
-inline int64_t time_of(const Layer<W>& l, const Direction<W>& d, int64_t s) {
-  return d.reversed ? l.shape.steps - 1 - s : s;
-}
 
 // The cell of unit block u, sequence b at time t; gates: (4, kLanes).
 template <class W>
@@ -112,31 +97,23 @@ inline void multiply(const Layer<W>& l, int64_t begin, int64_t end, int64_t rows
 template <class W>
 void share_step(const Layer<W>& l, int index, int64_t s, int64_t begin, int64_t end) {
   const Direction<W>& d = l.direction[index];
-  const int64_t first_step = s / l.span * l.span;
-  const int64_t last_step = first_step + l.span < l.shape.steps ? first_step + l.span - 1 : l.shape.steps - 1;
-  const int64_t t = time_of(l, d, s);
-  const int64_t low = d.reversed ? time_of(l, d, last_step) : first_step;
-  const int64_t high = d.reversed ? time_of(l, d, first_step) : last_step;
-  const int64_t row0 = l.rows.first(low), block = l.span_rows * kPanel;
-  if (s == first_step) {
-    const int64_t rows = l.rows.first(high) + l.rows.active(high) - row0;
-    multiply(l, begin, end, rows, l.x + row0 * l.input, l.input, d.w_ih, l.input, d.bias, kPanel, 0, d.gx, block);
-  }
-  const int64_t active = l.rows.active(t), hidden = l.shape.hidden;
-  // A sequence's last step: then its state goes to h_n and c_n.
-  const int64_t goes_on = d.reversed ? (t == 0 ? 0 : active) : t + 1 < l.shape.steps ? l.rows.active(t + 1) : 0;
-  float* const gates = d.gx + (l.rows.first(t) - row0) * kPanel;
+  const Step step(l.shape, l.rows, d.reversed, l.span, s);
+  const int64_t block = l.span_rows * kPanel, hidden = l.shape.hidden;
+  if (s % l.span == 0)
+    multiply(l, begin, end, step.end - step.first, l.x + step.first * l.input, l.input, d.w_ih, l.input, d.bias, kPanel,
+             0, d.gx, block);
+  float* const gates = d.gx + (l.rows.first(step.t) - step.first) * kPanel;
   float* const h_next = d.h[(s & 1) ^ 1];
   // Blocks come to and fro: what the step before read last is still in the cache.
-  const int64_t together = active == 1 ? kBlocksTogether : 1;
+  const int64_t together = step.active == 1 ? kBlocksTogether : 1;
   for (int64_t n = 0; n < end - begin; n += together) {
     const int64_t low_end = begin + n + together < end ? begin + n + together : end;
     const int64_t high_begin = end - n - together > begin ? end - n - together : begin;
     const int64_t from = s & 1 ? high_begin : begin + n, to = s & 1 ? end - n : low_end;
-    multiply(l, from, to, active, d.h[s & 1], l.padded, d.w_hh, hidden, gates, block, kPanel, gates, block);
+    multiply(l, from, to, step.active, d.h[s & 1], l.padded, d.w_hh, hidden, gates, block, kPanel, gates, block);
     for (int64_t u = from; u < to; ++u)
-      for (int64_t b = 0; b < active; ++b)
-        cell(l, d, index, u, t, b, h_next, gates + u * block + b * kPanel, b >= goes_on);
+      for (int64_t b = 0; b < step.active; ++b)
+        cell(l, d, index, u, step.t, b, h_next, gates + u * block + b * kPanel, b >= step.goes_on);
   }
 }
 
@@ -159,29 +136,6 @@ void find_weights(const LstmForwardPlan& plan, void* workspace, const char* pack
   pack_bias(static_cast<const W*>(s.bias ? w[2] : nullptr), static_cast<const W*>(s.bias ? w[3] : nullptr), s.hidden,
             bias);
   to->bias = bias;
-}
-
-// Its states, which begin with h0 and c0, and where what it gives goes.
-template <class W>
-void begin_states(const LstmForwardPlan& plan, void* workspace, int layer, int d, Direction<W>* to) {
-  const LstmForwardArgs& args = plan.args;
-  const LstmShape& s = args.shape;
-  const int index = cell_of(s, layer, d);
-  const int64_t padded = plan.padded, state = s.batch * s.hidden;
-  float* const states = part<float>(workspace, plan.at.state) + d * 3 * s.batch * padded;
-  to->h[0] = states, to->h[1] = states + s.batch * padded, to->c = states + 2 * s.batch * padded;
-  std::memset(states, 0, static_cast<size_t>(3 * s.batch * padded) * sizeof(float));
-  for (int64_t b = 0; b < s.batch; ++b) {
-    const int64_t from = index * state + b * s.hidden;
-    read_row(args.h0, s.dtype, from, s.hidden, to->h[0] + b * padded);
-    read_row(args.h0, s.dtype, from, s.hidden, to->h[1] + b * padded);
-    read_row(args.c0, s.dtype, from, s.hidden, to->c + b * padded);
-  }
-  const int64_t bytes = index * state * static_cast<int64_t>(size_of(s.dtype));
-  float* const reserve = args.save ? static_cast<float*>(args.reserve) : nullptr;
-  to->reserve = reserve ? reserve + index * plan.rows * reserve_row(s) : nullptr;
-  to->h_n = static_cast<char*>(args.h_n) + bytes;
-  to->c_n = static_cast<char*>(args.c_n) + bytes;
 }
 
 template <class W>
@@ -210,9 +164,9 @@ void forward(const LstmForwardPlan& plan, void* workspace, const Executor& execu
     for (int d = 0; d < s.directions; ++d) {
       Direction<W>& to = l.direction[d];
       to.gx = part<float>(workspace, plan.at.gx) + d * l.span_rows * 4 * padded;
-      to.reversed = d == 1;
+      to.reserve = reserve ? reserve + cell_of(s, layer, d) * rows * reserve_row(s) : nullptr;
       find_weights(plan, workspace, packed, layer, d, &to);
-      begin_states(plan, workspace, layer, d, &to);
+      begin_states(args, padded, part<float>(workspace, plan.at.state), layer, d, &to);
     }
     const int64_t blocks = padded / kLanes;
     walk_layer(part<Share>(workspace, plan.at.shares), plan.team, s.directions, s.steps, executor,
@@ -239,7 +193,7 @@ void lstm_plan_forward(LstmForwardPlan* plan, int threads) {
     at.between[i] = arena.take_if<float>(!args.save && s.layers > 1 + i, rows * s.directions * s.hidden);
   // Of one layer.
   at.gx = arena.take<float>(s.directions * span_of(s) * s.batch * 4 * padded);
-  at.state = arena.take<float>(s.directions * 3 * s.batch * padded);
+  at.state = arena.take<float>(states_size(s, padded));
   at.shares = arena.take<Share>(s.directions * plan->team);
   const bool packs = !args.packed && rows > kUnpackedRows;
   at.packed = packs ? arena.take<char>(packed_bytes_of(s, kLanes)) : -1;

@@ -5,7 +5,6 @@
 // for the pixels (u, t) x (v, w) around, each operation rounded to float32. As the weights add up to 1, it is the same
 // on every grid. Compiled with -ffp-contract=off (cmake/isa.cmake).
 #include "cpu/bytes.h"
-#include "cpu/parallel_for.h"
 #include "cpu/upsample2d/isa.h"
 #include "cpu/upsample2d/taps.h"
 
@@ -41,14 +40,14 @@ void widen_pixels(const Columns& columns, int64_t count, const int8_t* x, int64_
 
 // Rows [begin, end) of n * p, some channels and columns at a time. A row of x serves all rows of y around it.
 void by_channels(const Args& a, int64_t begin, int64_t end) {
-  const int64_t channels = least(a.c, kFloats), span = least(kSpan, kFloats / channels);
+  const int64_t channels = min(a.c, kFloats), span = min(kSpan, kFloats / channels);
   Columns columns;
   float memory[2][kFloats + kLanes] = {};
   for (int64_t q = 0; q < a.q; q += span) {
-    const int64_t count = least(span, a.q - q);
+    const int64_t count = min(span, a.q - q);
     columns.fill(a, q, count);
     for (int64_t c = 0; c < a.c; c += channels) {
-      const int64_t some = least(channels, a.c - c);
+      const int64_t some = min(channels, a.c - c);
       const bool adjacent = a.y_stride[3] == some;
       float *upper = memory[0], *lower = memory[1];
       const int8_t *upper_is = nullptr, *lower_is = nullptr;
@@ -82,7 +81,7 @@ void by_channels(const Args& a, int64_t begin, int64_t end) {
 void by_planes(const Args& a, int64_t begin, int64_t end) {
   Columns columns;
   for (int64_t q = 0; q < a.q; q += kSpan) {
-    const int64_t count = least(kSpan, a.q - q);
+    const int64_t count = min(kSpan, a.q - q);
     columns.fill(a, q, count);
     for (int64_t plane = begin; plane < end; ++plane) {
       const int64_t n = plane / a.c, c = plane % a.c;
@@ -108,10 +107,9 @@ void by_planes(const Args& a, int64_t begin, int64_t end) {
 }  // namespace
 
 void upsample2d_bilinear_int8(const Args& a, const Executor& executor) {
-  const bool channels = a.c > 1 && a.x_stride[1] == 1 && a.y_stride[1] == 1;
-  const int64_t units = a.n * (channels ? a.p : a.c), each = a.q * (channels ? a.c : a.p);
-  parallel_for(executor, 0, units, kGrain / each + 1,
-               [&](int64_t begin, int64_t end) { channels ? by_channels(a, begin, end) : by_planes(a, begin, end); });
+  in_layout(
+      a, executor, [&](int64_t begin, int64_t end) { by_channels(a, begin, end); },
+      [&](int64_t begin, int64_t end) { by_planes(a, begin, end); });
 }
 
 }  // namespace PK_ISA

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/elements.h"
+#include "cpu/parallel_for.h"
 #include "cpu/upsample2d/kernels.h"
 
 namespace pk {
@@ -9,9 +10,6 @@ namespace PK_ISA {
 namespace {
 
 using Args = Upsample2dArgs;
-
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 constexpr int64_t kSpan = 512;
 // The least that a thread is woken for, in elements of y.
@@ -49,11 +47,11 @@ inline double position_of(UpsampleMode mode, int64_t i, int64_t in, int64_t out,
 
 // A pixel of weight 0 counts too, as with torch, for infinity times 0 is NaN: hence a twice where the size stays.
 inline Tap tap_of(UpsampleMode mode, int64_t i, int64_t in, int64_t out, double scale) {
-  if (is_nearest(mode)) return {least(nearest_of(mode, i, in, out, scale), in - 1), 0, 1, 0};
+  if (is_nearest(mode)) return {min(nearest_of(mode, i, in, out, scale), in - 1), 0, 1, 0};
   const double at = position_of(mode, i, in, out, scale);
-  const int64_t a = least(static_cast<int64_t>(at), in - 1);
+  const int64_t a = min(static_cast<int64_t>(at), in - 1);
   const double past = at - static_cast<double>(a), share = past < 1 ? past : 1;
-  return {a, out == in ? a : least(a + 1, in - 1), static_cast<float>(1 - share), static_cast<float>(share)};
+  return {a, out == in ? a : min(a + 1, in - 1), static_cast<float>(1 - share), static_cast<float>(share)};
 }
 inline Tap row_tap(const Args& a, int64_t p) { return tap_of(a.mode, p, a.h, a.p, a.scale_h); }
 
@@ -101,6 +99,17 @@ struct Rows {
       widen_row(columns, count, plane + tap.b * step, bottom), bottom_is = tap.b;
   }
 };
+
+// by_channels(begin, end) on rows of n * p where the channels of x and y are adjacent, else by_planes(begin, end) on
+// channels of n * c.
+template <class ByChannels, class ByPlanes>
+inline void in_layout(const Args& a, const Executor& executor, const ByChannels& by_channels,
+                      const ByPlanes& by_planes) {
+  const bool channels = a.c > 1 && a.x_stride[1] == 1 && a.y_stride[1] == 1;
+  const int64_t units = a.n * (channels ? a.p : a.c), each = a.q * (channels ? a.c : a.p);
+  parallel_for(executor, 0, units, kGrain / each + 1,
+               [&](int64_t begin, int64_t end) { channels ? by_channels(begin, end) : by_planes(begin, end); });
+}
 
 }  // namespace
 }  // namespace PK_ISA

@@ -2,12 +2,10 @@
 // columns once, for all rows or planes that a thread has.
 //
 //   channels adjacent in both (channels_last):  pixel by pixel; nearest is a copy, bilinear four vectors of x for one
-//   of
-//                                               y, which the four weights of a pixel multiply
+//                                               of y, which the four weights of a pixel multiply
 //   else, plane by plane:                       columns first, one by one, once for each row of x that is needed; then
 //                                               rows in vectors. A row of y whose nearest is that of the row before is
 //                                               a copy of it
-#include "cpu/parallel_for.h"
 #include "cpu/upsample2d/isa.h"
 #include "cpu/upsample2d/taps.h"
 
@@ -54,7 +52,7 @@ template <bool kNearest, class T>
 void by_channels(const Args& a, int64_t begin, int64_t end) {
   Columns columns;
   for (int64_t q = 0; q < a.q; q += kSpan) {
-    const int64_t count = least(kSpan, a.q - q);
+    const int64_t count = min(kSpan, a.q - q);
     columns.fill(a, q, count);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t n = row / a.p, p = row % a.p;
@@ -88,7 +86,7 @@ inline void mix_rows(const Rows& rows, const Tap& tap, int64_t count, T* y, int6
     } else {
       T last[kLanes];
       store_narrowed(last, v);
-      for (int64_t k = 0; k < least(kLanes, count - j); ++k) y[(j + k) * step] = last[k];
+      for (int64_t k = 0; k < min(kLanes, count - j); ++k) y[(j + k) * step] = last[k];
     }
   }
 }
@@ -98,7 +96,7 @@ template <bool kNearest, class T>
 void by_planes(const Args& a, int64_t begin, int64_t end) {
   Columns columns;
   for (int64_t q = 0; q < a.q; q += kSpan) {
-    const int64_t count = least(kSpan, a.q - q);
+    const int64_t count = min(kSpan, a.q - q);
     columns.fill(a, q, count);
     for (int64_t plane = begin; plane < end; ++plane) {
       const int64_t n = plane / a.c, c = plane % a.c;
@@ -131,11 +129,9 @@ void by_planes(const Args& a, int64_t begin, int64_t end) {
 
 template <bool kNearest, class T>
 void upsample(const Args& a, const Executor& executor) {
-  const bool channels = a.c > 1 && a.x_stride[1] == 1 && a.y_stride[1] == 1;
-  const int64_t units = a.n * (channels ? a.p : a.c), each = a.q * (channels ? a.c : a.p);
-  parallel_for(executor, 0, units, kGrain / each + 1, [&](int64_t begin, int64_t end) {
-    channels ? by_channels<kNearest, T>(a, begin, end) : by_planes<kNearest, T>(a, begin, end);
-  });
+  in_layout(
+      a, executor, [&](int64_t begin, int64_t end) { by_channels<kNearest, T>(a, begin, end); },
+      [&](int64_t begin, int64_t end) { by_planes<kNearest, T>(a, begin, end); });
 }
 
 void run(const Args& a, const Executor& executor) {

@@ -10,12 +10,10 @@
 // into several calls. States and sequences are float32 or bfloat16; inside, all that is not int8 is float32.
 #pragma once
 
+#include "pykernels/int8_matmul.h"
 #include "pykernels/lstm.h"
 
 namespace pk {
-
-// Sums of products of this many bytes fit int32.
-inline constexpr int64_t kInt8LstmMaxFeatures = 131071;
 
 // Of one layer and direction.
 struct Int8LstmWeights {
@@ -58,7 +56,7 @@ struct Int8LstmPlan {
   const Int8LstmKernels* kernels = nullptr;
   int64_t workspace_bytes = 0;
   // The rest is the kernels' own.
-  int64_t rows = 0, padded = 0;
+  int64_t padded = 0;
   int team = 1;
   struct {
     int64_t between[2], quantized, scales, gx, state, shares, own;

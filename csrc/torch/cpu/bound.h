@@ -2,6 +2,8 @@
 // layers of both. A fully connected layer is a 1x1 convolution of an image whose pixels are the rows of x.
 #pragma once
 
+#include <string_view>
+
 #include "torch/conv_bn_act.h"
 // conv_bn_act.h first: it names torch's headers.
 #include "torch/tensors.h"
@@ -25,6 +27,14 @@ inline void check_blob(const char* op, const char* argument, const char* of, con
   check(t.dim() == 1 && t.scalar_type() == ScalarType::Byte && t.is_contiguous(), op, argument,
         "expected the contiguous 1-D torch.uint8 tensor of ", of, ", got ", dtype_name(t.scalar_type()), " of shape ",
         shape_of(t));
+}
+
+// check_status of a plan whose packed weight came as bound_conv.
+inline void check_bound_status(Status status, const char* op) {
+  constexpr std::string_view name = "packed: ";
+  if (!status && std::string_view(status.error).starts_with(name))
+    throw std::runtime_error(std::string("pykernels.") + op + ": bound_conv: " + (status.error + name.size()));
+  check_status(status, op);
 }
 
 // Runs the plan in `workspace`, or where that is too small, because there are more threads than there were, in one of

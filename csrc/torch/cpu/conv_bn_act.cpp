@@ -248,7 +248,7 @@ ConvPlan open(const char* op, const Tensor& x, const Tensor& bound_conv, const T
           "expected what conv_bind makes, got other bytes");
   }
   ConvPlan plan;
-  check_status(make_plan(args, threads, &plan), op);
+  check_bound_status(make_plan(args, threads, &plan), op);
   return plan;
 }
 

@@ -56,7 +56,7 @@ Int8ConvPlan open(const char* op, const Tensor& x, const Tensor& packed, const M
     if (args.residual.data == nullptr) args.residual.data = packed_data(*residual);
   }
   Int8ConvPlan plan;
-  check_status(make_plan(args, threads, &plan), op);
+  check_bound_status(make_plan(args, threads, &plan), op);
   const ConvShape& s = plan.shape;
   check(x.size(1) == s.c, op, "x", "expected ", s.c, " channels, got shape ", shape_of(x));
   if (residual.has_value()) check_shape(*residual, {s.n, s.k, s.p(), s.q()}, op, "residual");

@@ -11,14 +11,14 @@ another int8 at the next step.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from pykernels.ops.int8_matmul.reference import quantize_int8_reference
-from pykernels.ops.lstm.arguments import LSTMCall, States, check_sizes
+from pykernels.ops.lstm.arguments import LSTMCall, States
+from pykernels.ops.lstm.reference import over_layers, over_steps
 
 
 def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
@@ -72,7 +72,7 @@ def int8_lstm_cell(
     b_hh: Tensor | None = None,
 ) -> States:  # fmt: skip
     """One step. See `pykernels.ops.int8_lstm_cell`."""
-    rows, h, c = (t.float() if t.dim() == 2 else t.float().unsqueeze(0) for t in (x, *states))
+    rows, h, c = (t if t.dim() == 2 else t.unsqueeze(0) for t in (x, *states))
     weights = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
     _, h, c = _direction(rows, [rows.shape[0]], h, c, weights, (s_ih, s_hh), reverse=False)
     h, c = h.to(x.dtype), c.to(x.dtype)
@@ -83,22 +83,15 @@ def _direction(
     rows: Tensor, sizes: Sequence[int], h: Tensor, c: Tensor, weights: Sequence[Tensor], scales: Sequence[Tensor],
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """One layer in one direction over packed rows, as `pykernels.ops.lstm.reference` has it."""
+    """One layer in one direction over packed rows, as `pykernels.ops.lstm.reference.Direction`."""
     w_ih, w_hh, *biases = (w.double() if w.dim() == 2 else w.float() for w in weights)
     s_ih, s_hh = (s.float() for s in scales)
     # Without biases the kernels add zeros, which turns -0 into 0; no curve tells them apart.
-    projected = _product(rows, w_ih, s_ih)
+    gates = _product(rows.float(), w_ih, s_ih)
     if biases:
-        projected = projected + (biases[0] + biases[1])
-    steps = list(projected.split(list(sizes)))
-    outputs: list[Tensor] = [rows] * len(steps)
-    for t in reversed(range(len(steps))) if reverse else range(len(steps)):
-        b = sizes[t]
-        h_new, c_new = _step(steps[t] + _product(h[:b], w_hh, s_hh), c[:b])
-        outputs[t] = h_new
-        h = h_new if b == h.shape[0] else torch.cat([h_new, h[b:]])
-        c = c_new if b == c.shape[0] else torch.cat([c_new, c[b:]])
-    return torch.cat(outputs), h, c
+        gates = gates + (biases[0] + biases[1])
+    step = lambda gates, h, c: _step(gates + _product(h, w_hh, s_hh), c)  # noqa: E731
+    return over_steps(gates, sizes, h.float(), c.float(), step, reverse)
 
 
 def int8_lstm(
@@ -121,37 +114,10 @@ def sequences(
     call: LSTMCall,
 ) -> tuple[Tensor, States]:  # fmt: skip
     """The same by its `LSTMCall`."""
-    (h0, c0), batch_first = states, call.batch_first
-    unbatched = batch_sizes is None and x.dim() == 2
-    if unbatched:
-        x, h0, c0, batch_first = x.unsqueeze(1), h0.unsqueeze(1), c0.unsqueeze(1), False
-    if batch_first and batch_sizes is None:
-        x = x.transpose(0, 1)
-    steps, rows = x.shape[:-1], x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).float()
-    if batch_sizes is None:
-        sizes = [x.shape[1]] * x.shape[0]
-    else:
-        sizes = [int(size) for size in batch_sizes]
-        check_sizes(sizes, rows.shape[0], h0.shape[1], "int8_lstm")
+    each = len(weights) // (call.num_layers * call.directions)
 
-    directions = call.directions
-    each = len(weights) // (call.num_layers * directions)
-    last_h, last_c = [], []
-    for layer in range(call.num_layers):
-        outputs = []
-        for at in range(layer * directions, (layer + 1) * directions):
-            own, their_scales = weights[at * each : (at + 1) * each], scales[2 * at : 2 * at + 2]
-            reverse = at % directions == 1
-            output, h, c = _direction(rows, sizes, h0[at].float(), c0[at].float(), own, their_scales, reverse)
-            outputs.append(output)
-            last_h.append(h.to(x.dtype))
-            last_c.append(c.to(x.dtype))
-        rows = torch.cat(outputs, dim=-1)
+    def direction(rows: Tensor, sizes: Sequence[int], h: Tensor, c: Tensor, at: int) -> tuple[Tensor, Tensor, Tensor]:
+        own, their_scales = weights[at * each : (at + 1) * each], scales[2 * at : 2 * at + 2]
+        return _direction(rows, sizes, h, c, own, their_scales, at % call.directions == 1)
 
-    output = rows.to(x.dtype).reshape(*steps, rows.shape[-1])
-    h_n, c_n = torch.stack(last_h), torch.stack(last_c)
-    if unbatched:
-        return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
-    if batch_first and batch_sizes is None:
-        output = output.transpose(0, 1)
-    return output, (h_n, c_n)
+    return over_layers("int8_lstm", x, states, batch_sizes, call, direction)

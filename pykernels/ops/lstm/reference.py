@@ -10,13 +10,17 @@ bfloat16 and float16 compute in float32, and round once, where a layer hands its
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pykernels.ops.lstm.arguments import LSTMCall, States, check_sizes
+
+#: direction(rows, sizes, h, c, at): one layer in one direction, the at-th of all, over packed rows (sum(sizes), I), of
+#: which step t has sizes[t], from the states h, c (B, H). It gives the output (sum(sizes), H), and the last states.
+Direction = Callable[[Tensor, Sequence[int], Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
 
 
 def _computing(dtype: torch.dtype) -> torch.dtype:
@@ -43,24 +47,20 @@ def lstm_cell(
     return h.to(x.dtype), c.to(x.dtype)
 
 
-def _direction(
-    rows: Tensor, sizes: Sequence[int], h: Tensor, c: Tensor, weights: Sequence[Tensor], reverse: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer in one direction over packed rows.
+def over_steps(
+    gates: Tensor, sizes: Sequence[int], h: Tensor, c: Tensor, step: Callable[[Tensor, Tensor, Tensor], States],
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """``step(gates, h, c)`` at each time, on the sequences that are in its batch.
 
-    rows: (sum(sizes), I), the batch of step t in sizes[t] consecutive rows; h, c: (B, H), B >= every size.
-    A sequence that is not in a step's batch keeps its state: it has ended, or (reverse) has not begun.
-    Returns output (sum(sizes), H), h (B, H), c (B, H).
+    gates: (sum(sizes), 4H), what x gives; h, c: (B, H), B >= every size. A sequence that is not in a step's batch keeps
+    its state: it has ended, or (reverse) has not begun. Returns output (sum(sizes), H), h (B, H), c (B, H).
     """
-    w_ih, w_hh, *biases = weights
-    projected = rows @ w_ih.t()
-    for bias in biases:
-        projected = projected + bias
-    steps = list(projected.split(list(sizes)))
-    outputs: list[Tensor] = [rows] * len(steps)
+    steps = list(gates.split(list(sizes)))
+    outputs: list[Tensor] = [gates] * len(steps)
     for t in reversed(range(len(steps))) if reverse else range(len(steps)):
         b = sizes[t]
-        h_new, c_new = _step(steps[t] + h[:b] @ w_hh.t(), c[:b])
+        h_new, c_new = step(steps[t], h[:b], c[:b])
         outputs[t] = h_new
         h = h_new if b == h.shape[0] else torch.cat([h_new, h[b:]])
         c = c_new if b == c.shape[0] else torch.cat([c_new, c[b:]])
@@ -94,6 +94,30 @@ def sequences(
 ) -> tuple[Tensor, States]:
     """The same by its `LSTMCall`; ``dropout`` is that of training."""
     wide = _computing(x.dtype)
+    each = len(weights) // (call.num_layers * call.directions)
+
+    def direction(rows: Tensor, sizes: Sequence[int], h: Tensor, c: Tensor, at: int) -> tuple[Tensor, Tensor, Tensor]:
+        w_ih, w_hh, *biases = (w.to(wide) for w in weights[at * each : (at + 1) * each])
+        gates = rows.to(wide) @ w_ih.t()
+        for bias in biases:
+            gates = gates + bias
+        step = lambda gates, h, c: _step(gates + h @ w_hh.t(), c)  # noqa: E731
+        output, h, c = over_steps(gates, sizes, h.to(wide), c.to(wide), step, at % call.directions == 1)
+        return output.to(x.dtype), h, c
+
+    return over_layers("lstm", x, states, batch_sizes, call, direction, dropout)
+
+
+def over_layers(
+    op: str,
+    x: Tensor,
+    states: States,
+    batch_sizes: Tensor | None,
+    call: LSTMCall,
+    direction: Direction,
+    dropout: float = 0.0,
+) -> tuple[Tensor, States]:
+    """All layers in all directions, whatever form the sequences have; the results are of ``x``'s dtype."""
     (h0, c0), batch_first = states, call.batch_first
     unbatched = batch_sizes is None and x.dim() == 2
     if unbatched:
@@ -105,25 +129,21 @@ def sequences(
         sizes = [x.shape[1]] * x.shape[0]
     else:
         sizes = [int(size) for size in batch_sizes]
-        check_sizes(sizes, rows.shape[0], h0.shape[1])
+        check_sizes(sizes, rows.shape[0], h0.shape[1], op)
 
-    directions = call.directions
-    each = len(weights) // (call.num_layers * directions)
     last_h, last_c = [], []
     for layer in range(call.num_layers):
         outputs = []
-        for direction in range(directions):
-            at = layer * directions + direction
-            own = [w.to(wide) for w in weights[at * each : (at + 1) * each]]
-            output, h, c = _direction(rows.to(wide), sizes, h0[at].to(wide), c0[at].to(wide), own, direction == 1)
-            outputs.append(output.to(x.dtype))
+        for at in range(layer * call.directions, (layer + 1) * call.directions):
+            output, h, c = direction(rows, sizes, h0[at], c0[at], at)
+            outputs.append(output)
             last_h.append(h.to(x.dtype))
             last_c.append(c.to(x.dtype))
         rows = torch.cat(outputs, dim=-1)
         if dropout > 0 and layer + 1 < call.num_layers:
             rows = F.dropout(rows, dropout)
 
-    output = rows.reshape(*steps, rows.shape[-1])
+    output = rows.to(x.dtype).reshape(*steps, rows.shape[-1])
     h_n, c_n = torch.stack(last_h), torch.stack(last_c)
     if unbatched:
         return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from pykernels.ops import int8_conv2d
+from tests import harness
 from tests.harness import DEVICE
 
-
-def integers(*shape, seed=0):
-    t = torch.randint(-128, 128, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int8)
-    return t.to(DEVICE)
+integers = partial(harness.integers, device=DEVICE)
 
 
 def sums_by_hand(x, weight, stride, padding):

@@ -8,9 +8,8 @@ from torch.library import opcheck
 
 from pykernels.ops.conv_bn_act.arguments import geometry
 from pykernels.ops.int8_conv2d.arguments import Int8ConvCall
-from tests.harness import FORMATS, forced_isa, host_isas, native, strided
+from tests.harness import FORMATS, forced_isa, host_isas, integers, native, strided
 from tests.ops.conv_bn_act.test_bound import others, places
-from tests.ops.int8_conv2d.checks import integers as anywhere
 
 pytestmark = native
 
@@ -18,10 +17,6 @@ OPS = torch.ops.pykernels
 NO_ROOM = torch.empty(0, dtype=torch.uint8)
 DTYPES = (torch.int8, torch.float32, torch.bfloat16)
 ROWS = ((), (1,), (2,), (13,), (100,), (2, 5), (1, 4, 1), (2, 3, 4, 5))
-
-
-def integers(*shape, seed=0):
-    return anywhere(*shape, seed=seed).cpu()
 
 
 def bind(weight, *, padding=0, groups=1, out=torch.int8, table=None):
@@ -131,7 +126,7 @@ def test_rows_are_checked():
         ((x.float(), bound, None, torch.int8), "x: expected torch.int8"),
         ((x, bound, y[0], torch.int8), "residual: expected the shape of x except for"),
         ((x, bound, y[..., :20], torch.int8), "residual: expected shape"),
-        ((x, bound[:100], None, torch.int8), "packed: too short"),
+        ((x, bound[:100], None, torch.int8), "bound_conv: too short"),
         ((x, bound.float(), None, torch.int8), "bound_conv: expected the contiguous"),
         ((x, bound, None, torch.float32), "out_dtype: expected the dtype that was bound"),
     ):

@@ -152,9 +152,9 @@ def test_what_is_wrong_with_a_bound_call_is_said():
     for arguments, words in [
         ((x[:, :3], bound, None, torch.int8), r"x: expected 4 channels, got shape \(1, 3, 5, 5\)"),
         ((x.float(), bound, None, torch.int8), "x: expected torch.int8, got torch.float32"),
-        ((x, bound[:-1], None, torch.int8), "packed: cut short"),
-        ((x, bound[:9], None, torch.int8), "packed: too short"),
-        ((x, bound.clone().zero_(), None, torch.int8), "packed: no packed weight"),
+        ((x, bound[:-1], None, torch.int8), "bound_conv: cut short"),
+        ((x, bound[:9], None, torch.int8), "bound_conv: too short"),
+        ((x, bound.clone().zero_(), None, torch.int8), "bound_conv: no packed weight"),
         ((x, bound.float(), None, torch.int8), "bound_conv: expected the contiguous 1-D torch.uint8"),
         ((x, bound, None, torch.float32), "out_dtype: expected the dtype that was bound"),
         ((x, bound, x, torch.int8), r"residual: expected shape \(1, 8, 5, 5\)"),

@@ -11,7 +11,7 @@ import torch
 from pykernels.ops.int8_matmul import int8_matmul
 from pykernels.ops.int8_matmul.reference import int8_matmul_reference
 from pykernels.ops.int8_matmul.spec import INT8_MATMUL_SCALED_SPEC, ROUNDINGS
-from tests.harness import relative_l2
+from tests.harness import integers, relative_l2
 
 OPS = torch.ops.pykernels
 BACKENDS = pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -28,10 +28,6 @@ LAYOUTS = {
     "wider": lambda t: torch.nn.functional.pad(t, (0, 16))[:, : t.shape[1]],
     "expanded": lambda t: t[:, :1].expand_as(t),
 }
-
-
-def integers(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(-128, 128, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int8)
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:

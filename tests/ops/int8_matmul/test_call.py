@@ -11,7 +11,7 @@ from pykernels.ops._activation import ACTIVATIONS
 from pykernels.ops.int8_matmul import int8_linear, int8_matmul, quantize_int8
 from pykernels.ops.int8_matmul.arguments import MAX_K, MAX_K_WITH_ZERO_POINT
 from pykernels.ops.int8_matmul.reference import quantize_int8_reference
-from tests.harness import assert_threads_change_nothing, eight_threads, forced_isa, host_isas, native
+from tests.harness import assert_threads_change_nothing, eight_threads, forced_isa, host_isas, integers, native
 from tests.ops.int8_matmul.checks import (
     BACKENDS,
     LAYOUTS,
@@ -19,7 +19,6 @@ from tests.ops.int8_matmul.checks import (
     assert_same_quantisation,
     check_int8_output_rounds_to_even_and_saturates,
     check_special_scales_and_biases,
-    integers,
     normal,
 )
 

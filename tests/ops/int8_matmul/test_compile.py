@@ -7,8 +7,8 @@ import torch
 from torch.library import opcheck
 
 from pykernels.ops.int8_matmul import int8_matmul, quantize_int8
-from tests.harness import assert_one_graph, native
-from tests.ops.int8_matmul.checks import BACKENDS, OPS, integers, normal
+from tests.harness import assert_one_graph, integers, native
+from tests.ops.int8_matmul.checks import BACKENDS, OPS, normal
 
 
 @native

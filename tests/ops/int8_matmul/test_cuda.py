@@ -8,8 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pykernels.ops._activation import ACTIVATIONS
 from pykernels.ops.int8_matmul import int8_linear, int8_matmul, quantize_int8
-from tests.harness import native, needs_cuda
-from tests.ops.int8_matmul.checks import OPS, integers, normal
+from tests.harness import integers, native, needs_cuda
+from tests.ops.int8_matmul.checks import OPS, normal
 
 
 @native

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pykernels.ops.int8_matmul.reference import int8_matmul_reference
-from tests.harness import native
-from tests.ops.int8_matmul.checks import OPS, check_gradients, integers
+from tests.harness import integers, native
+from tests.ops.int8_matmul.checks import OPS, check_gradients
 
 
 @pytest.mark.parametrize("activation", ["none", "gelu", "silu"])

@@ -8,8 +8,8 @@ import torch
 from pykernels.ops._activation import ACTIVATIONS
 from pykernels.ops.int8_matmul import int8_linear, int8_matmul, quantize_int8
 from pykernels.ops.int8_matmul.arguments import MAX_K
-from tests.harness import forced_isa, host_isas, native
-from tests.ops.int8_matmul.checks import OPS, integers
+from tests.harness import forced_isa, host_isas, integers, native
+from tests.ops.int8_matmul.checks import OPS
 
 A, B = integers(4, 6), integers(6, 3)
 ONE = torch.ones(())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import pykernels as pk
 from pykernels.ops import _tuned
 from pykernels.ops.int8_matmul import int8_linear, int8_matmul, quantize_int8
 from pykernels.ops.int8_matmul.reference import int8_matmul_reference, quantize_int8_reference
+from tests import harness
 from tests.harness import DEVICE, assert_one_graph, relative_l2, triton_reason
 from tests.ops.int8_matmul import checks
 from tests.ops.int8_matmul.checks import BOUND, LAYOUTS, assert_rounded, assert_same_quantisation
@@ -26,8 +28,7 @@ SIZES = list(
 )
 
 
-def integers(*shape: int, seed: int = 0) -> torch.Tensor:
-    return checks.integers(*shape, seed=seed).to(DEVICE)
+integers = partial(harness.integers, device=DEVICE)
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -14,6 +14,7 @@ from tests.harness import (
     assert_threads_change_nothing,
     forced_isa,
     host_isas,
+    integers,
     native,
     normal,
 )
@@ -21,11 +22,6 @@ from tests.harness import (
 OPS = torch.ops.pykernels
 EVERY = torch.arange(-128, 128, dtype=torch.int8)
 TABLE = torch.randint(-128, 128, (256,), generator=torch.Generator().manual_seed(3)).to(torch.int8)
-
-
-def integers(*shape, layout=torch.contiguous_format, seed=0):
-    q = torch.randint(-128, 128, shape, generator=torch.Generator().manual_seed(seed)).to(torch.int8)
-    return q.contiguous(memory_format=layout)
 
 
 @native

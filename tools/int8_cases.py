@@ -1,0 +1,254 @@
+"""Random calls of the int8 ops on each instruction set of this machine, which must give the reference's bits.
+
+    python tools/int8_cases.py                          # 10,000 calls of each op; minutes
+    python tools/int8_cases.py --count 500 int8_conv2d  # of one op
+
+The samples of the specs, which `python -m pykernels check` runs, cover what somebody thought of; these cover the rest:
+sizes on both sides of every tile, strides, zero points, extremes, layouts and threads, in combinations that nobody
+chose. A call that fails is printed with its seed: `--seed N --count 1` makes it again. The exit code is 1 then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pykernels as pk
+from pykernels.ops._check import forced_isa, host_isas, tensors_of
+from pykernels.ops._spec import lay_out
+from pykernels.ops.int8_matmul import int8_linear
+
+#: With these the float arithmetic of an epilogue rounds alike everywhere.
+ACTIVATIONS = ("none", "relu", "relu6", "leaky_relu")
+FLOATS = (torch.float32, torch.bfloat16)
+#: A call of an op without its backend.
+Call = Callable[[str], Any]
+
+
+class Draw:
+    """Random arguments: the same for the same seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def size(self, most: int, least: int = 1) -> int:
+        """A size: mostly small, and often one of a tile or beside it."""
+        r = self.random
+        near = r.choice((4, 8, 16, 32, 64, 128, 512)) + r.randint(-1, 1)
+        return max(least, min(most, r.choice((r.randint(least, least + 8), near, r.randint(least, max(least, most))))))
+
+    def one_of(self, *values: Any) -> Any:
+        """One of them."""
+        return self.random.choice(values)
+
+    def int8(self, *shape: int) -> Tensor:
+        """Numbers of all 256, or the two extremes alone, whose sums are the largest."""
+        t = torch.randint(-128, 128, shape, generator=self.generator, dtype=torch.int8)
+        return t if self.random.random() < 0.8 else torch.where(t < 0, -128, 127).to(torch.int8)
+
+    def floats(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Normally distributed, of any size from 1e-3 to 1e3."""
+        return (torch.randn(shape, generator=self.generator) * 10.0 ** self.random.randint(-3, 3)).to(dtype)
+
+    def positive(self, *shape: int) -> Tensor:
+        """Scales."""
+        return torch.rand(shape, generator=self.generator) * 0.01 + 1e-4
+
+    def zero_point(self) -> int:
+        """Of any grid, often 0."""
+        return self.one_of(0, -128, 127, self.random.randint(-128, 127))
+
+
+def matmul(draw: Draw) -> Call:
+    """int8_matmul: sums, or with scales that are powers of two. Of others the bits are not promised."""
+    m, n, k = draw.size(40), draw.size(150), draw.size(700, 0)
+    a, b = draw.int8(m, k), draw.int8(k, n) if draw.one_of(True, False) else draw.int8(n, k).t()
+    given: dict[str, Any] = {}
+    if draw.one_of(True, False):
+        given["a_zero_point"] = torch.tensor([draw.zero_point() for _ in range(m)], dtype=torch.int32)
+    if draw.one_of(True, False):
+        given["a_scale"] = draw.one_of(None, torch.exp2(torch.randint(-8, 0, (m,), generator=draw.generator)))
+        given["b_scale"] = torch.exp2(torch.randint(-12, -4, (n,), generator=draw.generator))
+        given |= {"bias": draw.one_of(None, draw.floats(n)), "activation": draw.one_of("none", "relu", "leaky_relu")}
+        given["out_dtype"] = draw.one_of(*FLOATS, torch.int8)
+    return lambda backend: pk.ops.int8_matmul(a, b, **given, backend=backend)
+
+
+def linear(draw: Draw) -> Call:
+    """int8_linear, whose rows are quantised on the way in; to a few roundings."""
+    m, n, k, dtype = draw.size(20), draw.size(150), draw.size(700), draw.one_of(*FLOATS)
+    x, weight, scale = draw.floats(m, k, dtype=dtype), draw.int8(n, k), draw.positive(n)
+    return lambda backend: int8_linear(x, weight, scale, None, "relu", backend=backend)
+
+
+def quantize(draw: Draw) -> Call:
+    """quantize_int8 along any axis."""
+    shape = [draw.size(40) for _ in range(draw.random.randint(1, 3))]
+    x, axis = draw.floats(*shape, dtype=draw.one_of(*FLOATS)), draw.one_of(None, *range(len(shape)))
+    symmetric = draw.one_of(True, False)
+    return lambda backend: pk.ops.quantize_int8(x, axis=axis, symmetric=symmetric, backend=backend)
+
+
+def conv(draw: Draw) -> Call:
+    """int8_conv2d: any geometry, layout, residual and result."""
+    groups = draw.one_of(1, 1, 1, 2, 3)
+    c, k, r, s = draw.size(70), draw.size(70), draw.size(5), draw.size(5)
+    if draw.one_of(True, False):
+        r = s = draw.one_of(1, 3)
+    if draw.random.random() < 0.25:
+        c = groups = k
+    else:
+        c, k = c * groups, k * groups
+    padding, dilation = (draw.size(2, 0), draw.size(2, 0)), (draw.size(2), draw.size(2))
+    stride = (draw.size(3), draw.size(3)) if draw.one_of(True, False) else (1, 1)
+    h, w = (draw.size(20, max(1, d * (f - 1) + 1 - 2 * p)) for d, f, p in zip(dilation, (r, s), padding, strict=True))
+    layout = draw.one_of("contiguous", "channels_last", "sliced")
+    x, weight = lay_out(draw.int8(draw.size(2), c, h, w), layout), draw.int8(k, c // groups, r, s)
+    given: dict[str, Any] = {
+        "stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "x_zero_point": draw.zero_point(),
+        "out_dtype": torch.int32,
+    }  # fmt: skip
+    vectors: tuple[Tensor | None, ...] = ()
+    if draw.random.random() < 0.8:
+        vectors = draw.positive(k), draw.one_of(None, draw.floats(k))
+        given |= {"activation": draw.one_of(*ACTIVATIONS), "out_dtype": draw.one_of(*FLOATS, torch.int8, torch.int8)}
+        given |= {"out_scale": draw.one_of(1.0, 0.37), "negative_slope": 0.2}
+        if given["out_dtype"] == torch.int8:
+            given["out_zero_point"] = draw.zero_point()
+        p, q = (
+            (n + 2 * a - d * (f - 1) - 1) // t + 1
+            for n, a, d, f, t in zip((h, w), padding, dilation, (r, s), stride, strict=True)
+        )
+        residual = draw.one_of(None, torch.int8, *FLOATS)
+        if residual is not None:
+            shape = x.shape[0], k, p, q
+            added = draw.int8(*shape) if residual is torch.int8 else draw.floats(*shape, dtype=residual)
+            given |= {"residual": lay_out(added, layout), "residual_scale": 0.13}
+            given["residual_zero_point"] = draw.zero_point() if residual is torch.int8 else 0
+    return lambda backend: pk.ops.int8_conv2d(x, weight, *vectors, **given, backend=backend)
+
+
+def lstm(draw: Draw) -> Call:
+    """int8_lstm: layers, directions, packed sequences."""
+    hidden, features, batch, steps = draw.size(70), draw.size(70, 0), draw.size(6), draw.size(5)
+    layers, directions = draw.random.randint(1, 2), draw.random.randint(1, 2)
+    dtype = torch.float32  # the one of which the bits are promised
+    weights: list[Tensor] = []
+    scales: list[Tensor] = []
+    has_bias = draw.one_of(True, False)
+    for layer in range(layers):
+        for _ in range(directions):
+            wide = directions * hidden if layer else features
+            weights += [draw.int8(4 * hidden, wide), draw.int8(4 * hidden, hidden)]
+            weights += [draw.floats(4 * hidden).clamp(-9, 9) for _ in range(2 * has_bias)]
+            scales += [draw.positive(4 * hidden), draw.positive(4 * hidden)]
+    sizes = draw.one_of(None, sorted((draw.random.randint(1, batch) for _ in range(steps)), reverse=True))
+    given = {"num_layers": layers, "bidirectional": directions == 2}
+    batch = batch if sizes is None else sizes[0]
+    states = tuple(draw.floats(layers * directions, batch, hidden, dtype=dtype) for _ in range(2))
+    shape = (steps, batch, features) if sizes is None else (sum(sizes), features)
+    x, batch_sizes = draw.floats(*shape, dtype=dtype), None if sizes is None else torch.tensor(sizes)
+    return lambda backend: pk.ops.int8_lstm(
+        x, states, weights, scales, batch_sizes=batch_sizes, **given, backend=backend
+    )
+
+
+def images(draw: Draw) -> Tensor:
+    """int8 maps in any memory format."""
+    return lay_out(draw.int8(draw.size(2), draw.size(70), draw.size(20), draw.size(20)), draw.one_of(*LAYOUTS))
+
+
+LAYOUTS = ("contiguous", "channels_last", "sliced")
+
+
+def add(draw: Draw) -> Call:
+    """int8_add of two memory formats."""
+    a = images(draw)
+    b = lay_out(draw.int8(*a.shape), draw.one_of(*LAYOUTS))
+    scales, zeros = draw.positive(3).tolist(), [draw.zero_point() for _ in range(3)]
+    activation = draw.one_of(*ACTIVATIONS)
+    return lambda backend: pk.ops.int8_add(a, b, *scales, *zeros, activation, 0.2, backend=backend)
+
+
+def rounding(draw: Draw) -> Call:
+    """int8_quantize, int8_dequantize and int8_lookup."""
+    q, scale, zero = images(draw), float(draw.positive(1)), draw.zero_point()
+    x, table = draw.floats(*q.shape, dtype=draw.one_of(*FLOATS)), draw.int8(256)
+    dtype = draw.one_of(*FLOATS)
+
+    def call(backend: str) -> tuple[Tensor, ...]:
+        return (
+            pk.ops.int8_quantize(x, scale, zero, backend=backend),
+            pk.ops.int8_dequantize(q, scale, zero, dtype, backend=backend),
+            pk.ops.int8_lookup(q, table, backend=backend),
+        )
+
+    return call
+
+
+OPS: dict[str, Callable[[Draw], Call]] = {
+    "int8_matmul": matmul,
+    "int8_linear": linear,
+    "quantize_int8": quantize,
+    "int8_conv2d": conv,
+    "int8_lstm": lstm,
+    "int8_add": add,
+    "int8_quantize": rounding,
+}
+
+
+def same(a: Any, b: Any, exact: bool) -> bool:
+    """Have two results the same dtypes and shapes, and the same bits (but for those of NaN), or about the same?"""
+    return all(
+        x.dtype == y.dtype and x.shape == y.shape and (torch.equal(_key(x), _key(y)) if exact else _near(x, y))
+        for x, y in zip(tensors_of(a), tensors_of(b), strict=True)
+    )
+
+
+def _key(t: Tensor) -> Tensor:
+    if not t.is_floating_point():
+        return t
+    return torch.where(t.isnan(), -1, t.float().contiguous().view(torch.int32))
+
+
+def _near(x: Tensor, y: Tensor) -> bool:
+    """Within four roundings, of float32 and of the dtype: a sum that is off by one is further away."""
+    few = 2 * torch.finfo(torch.float32).eps + (0 if x.dtype == torch.float32 else torch.finfo(x.dtype).eps)
+    return bool(((x.double() - y.double()).abs() <= few * y.double().abs()).all())
+
+
+def main() -> int:
+    """Draws, compares and tells."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("ops", nargs="*", metavar="op", help=f"one of {', '.join(OPS)}; all if there is none")
+    parser.add_argument("--count", type=int, default=10_000, help="calls of each op")
+    parser.add_argument("--seed", type=int, default=0, help="that of the first call")
+    given = parser.parse_args()
+    if unknown := [name for name in given.ops if name not in OPS]:
+        parser.error(f"op: expected one of {', '.join(OPS)}; got {unknown[0]!r}")
+    bad, isas = 0, host_isas()
+    for name in given.ops or OPS:
+        begun = time.monotonic()
+        for seed in range(given.seed, given.seed + given.count):
+            call = OPS[name](Draw(seed))
+            expected = call("reference")
+            torch.set_num_threads(1 + seed % 2)
+            for isa in isas:
+                with forced_isa(isa):
+                    if not same(call("cpu"), expected, name != "int8_linear"):
+                        bad += 1
+                        print(f"{name}: another result on {isa}: --seed {seed} --count 1 {name}")
+        print(f"{name}: {given.count} calls on {', '.join(isas)}, {time.monotonic() - begun:.0f} s", flush=True)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
