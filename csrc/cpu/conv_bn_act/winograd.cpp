@@ -39,7 +39,7 @@ constexpr int64_t kProductBytes = 96 << 10;  // m
 constexpr int64_t kLeastTiles = 16;          // of a block, or the weight is read too often
 constexpr int64_t kMostTiles = 48;
 constexpr int64_t kSlice = 32;           // channels of a partial sum
-constexpr int64_t kAhead = 1024;         // floats from a weight in use to what is fetched, in groups of one panel
+constexpr int64_t kAhead = 1024;         // floats, at least, from a weight in use to what is fetched, of one panel
 constexpr int64_t kCopyBytes = 4 << 20;  // copied images that are worked on at a time, if that is more than one
 constexpr int kTaps = 9;
 constexpr int64_t kLineFloats = 16;  // of a cache line
@@ -520,7 +520,7 @@ void run_part(const ConvArgs& args, const Plan<F>& plan, const Source& source, c
           const Products products = products_of(plan.c, row);
           const int64_t parts = ceil_div(count, products.most), step = ceil_div(row, parts);
           const float* w = weight_of(panel, position);
-          const float* next = plan.panels == 1               ? w + kAhead
+          const float* next = plan.panels == 1               ? w + max(kAhead, plan.c * row)
                               : panel + 1 < g1               ? weight_of(panel + 1, position)
                               : position + 1 < kPositions<F> ? weight_of(g0, position + 1)
                                                              : weight_of(g1 < panel_end ? g1 : panel_begin, 0);
