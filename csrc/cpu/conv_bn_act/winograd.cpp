@@ -333,6 +333,7 @@ void transform_input(const Window<F>& window, const Window<F>& next, int64_t fir
       for (int i = 0; i < kPositions<F>; ++i) __builtin_prefetch(next.x[i] + from);
     }
     F32 half[F::kIn][F::kIn];
+#pragma GCC unroll 8
     for (int j = 0; j < F::kIn; ++j) {
       F32 d[F::kIn], column[F::kIn];
       if (lanes == kLanes) {
@@ -343,6 +344,7 @@ void transform_input(const Window<F>& window, const Window<F>& next, int64_t fir
       F::input(d, column);
       for (int i = 0; i < F::kIn; ++i) half[i][j] = column[i];
     }
+#pragma GCC unroll 8
     for (int i = 0; i < F::kIn; ++i) {
       F32 row[F::kIn];
       F::input(half[i], row);
