@@ -24,7 +24,7 @@ ConvAlgorithm algorithm = ConvAlgorithm::direct;
 
 bool suits(const ConvShape& s) {
   return algorithm == ConvAlgorithm::direct || (s.r == 3 && s.s == 3 && s.stride_h == 1 && s.stride_w == 1 &&
-                                                s.dilation_h == 1 && s.dilation_w == 1 && s.groups == 1 && s.c > 0);
+                                                s.dilation_h == 1 && s.dilation_w == 1 && s.c >= s.groups);
 }
 
 ConvLayout layout_of(const ConvShape& s) {
@@ -58,6 +58,8 @@ const Case kNarrowCases[] = {
     {{1, 72, 10, 9, 72, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 9}, true, true, false},   // of 8, strided
     {{1, 80, 6, 29, 80, 5, 3, 1, 1, 2, 2, 2, 2, 1, 2, 5}, true, true, true},    // of 16, dilated
     {{1, 64, 6, 40, 64, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 4}, true, true, true},    // of 16, 1 x 1
+    {{2, 48, 31, 22, 48, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 3}, true, true, true},   // of 16, Winograd's blocks of tiles
+    {{1, 120, 9, 7, 75, 3, 3, 1, 1, 1, 0, 0, 1, 1, 1, 3}, true, true, true},    // of 40 and 25: panels and their tails
     {{2, 36, 9, 11, 18, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 18}, true, true, true},   // of 2 to 1
     {{1, 44, 7, 27, 22, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 11}, true, true, true},   // of 4 to 2, strided
     {{2, 72, 10, 9, 36, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 9}, true, true, true},    // of 8 to 4
@@ -258,6 +260,7 @@ void check_special_values(const char* name, const ConvKernels* table) {
                              ConvShape{1, 3, 8, 9, 21, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},
                              ConvShape{1, 21, 8, 9, 21, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 21},
                              ConvShape{1, 24, 8, 30, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 24},
+                             ConvShape{1, 32, 8, 9, 32, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 2},
                              ConvShape{1, 24, 8, 9, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 6}}) {
     if (!suits(s)) continue;
     Call call(s, DType::f32);
@@ -314,8 +317,16 @@ void check_choice() {
   EXPECT(choice(square(1, 64, 56, 64), true) == four, "a large map pays for packing");
   EXPECT(choice(square(1, 512, 7, 512), true) == direct, "a small one does not");
   EXPECT(choice(square(0, 64, 56, 64), false) == direct, "no image");
-  for (auto field : {&ConvShape::stride_h, &ConvShape::stride_w, &ConvShape::dilation_h, &ConvShape::dilation_w,
-                     &ConvShape::groups}) {
+  const auto grouped = [&](int64_t groups, int64_t width, int64_t size) {
+    ConvShape s = square(1, groups * width, size, groups * width);
+    s.groups = groups;
+    return s;
+  };
+  EXPECT(choice(grouped(20, 16, 14), false) == four, "groups of 16");
+  EXPECT(choice(grouped(16, 8, 56), false) == direct, "groups of 8");
+  EXPECT(choice(grouped(48, 16, 7), false) == direct, "groups whose weight costs too much");
+  EXPECT(choice(grouped(64, 1, 56), false) == direct, "depthwise");
+  for (auto field : {&ConvShape::stride_h, &ConvShape::stride_w, &ConvShape::dilation_h, &ConvShape::dilation_w}) {
     ConvShape s = square(1, 64, 56, 64);
     s.*field = 2;
     EXPECT(choice(s, false) == direct, "does not suit");
@@ -335,7 +346,7 @@ void check_choice() {
 void check_winograd_refusals() {
   ConvPlan plan;
   for (const ConvShape& s : {ConvShape{1, 8, 6, 7, 24, 5, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},
-                             ConvShape{1, 8, 6, 7, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 2},
+                             ConvShape{1, 8, 6, 7, 24, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2},
                              ConvShape{1, 0, 6, 7, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}}) {
     const Status status = make_packing_plan(s, ConvAlgorithm::winograd4, DType::f32, &plan);
     EXPECT(!status && std::string(status.error).find("algorithm") == 0, "packed what does not suit");

@@ -24,8 +24,8 @@ Status choose_layout(const ConvShape& shape, ConvAlgorithm algorithm, ConvLayout
       return kOk;
     case ConvAlgorithm::winograd4:
     case ConvAlgorithm::winograd2:
-      if (shape.r != 3 || shape.s != 3 || shape.groups != 1 || shape.c < 1) {
-        return {"algorithm: Winograd is for 3 x 3 filters in one group"};
+      if (shape.r != 3 || shape.s != 3 || shape.c < shape.groups) {
+        return {"algorithm: Winograd is for 3 x 3 filters"};
       }
       *layout = algorithm == ConvAlgorithm::winograd4 ? ConvLayout::winograd4 : ConvLayout::winograd2;
       return kOk;
@@ -43,20 +43,22 @@ ConvAlgorithm algorithm_of(ConvLayout layout) {
 ConvAlgorithm choose_algorithm(const ConvShape& shape, bool packs) {
   // Of fewer channels neither do the transforms pay, nor is the error within the roundings of a direct sum's terms.
   const bool suits = shape.r == 3 && shape.s == 3 && shape.stride_h == 1 && shape.stride_w == 1 &&
-                     shape.dilation_h == 1 && shape.dilation_w == 1 && shape.groups == 1 && shape.c >= 16 &&
-                     shape.k >= 16 && shape.n > 0;
+                     shape.dilation_h == 1 && shape.dilation_w == 1 && shape.c >= 16 * shape.groups &&
+                     shape.k >= 16 * shape.groups && shape.n > 0;
   if (!suits) return ConvAlgorithm::direct;
-  const auto c = static_cast<double>(shape.c), k = static_cast<double>(shape.k), filters = c * k;
+  // Of one group: all cost the same.
+  const auto c = static_cast<double>(shape.c / shape.groups), k = static_cast<double>(shape.k / shape.groups);
+  const double filters = c * k;
   const auto tiles = [&](int64_t m) {
     return static_cast<double>(shape.n) * static_cast<double>((shape.p() + m - 1) / m) *
            static_cast<double>((shape.q() + m - 1) / m);
   };
   // In multiplications of a matrix product in cache. Measured (docs/kernels/conv_bn_act/cpu.md): a float of weight
-  // costs 10 to bring in, where it comes from memory; transforms cost 350 a tile and input channel and 650 a tile and
+  // costs 10 to bring in, where it comes from memory; transforms cost 200 a tile and input channel and 320 a tile and
   // output channel for F(4, 3), about half for F(2, 3); packing a filter costs 2000, 1200, 700.
   constexpr double kFloat = 10, kMargin = 1.2;
-  const double winograd4 = tiles(4) * (36 * filters + 350 * c + 650 * k) + filters * (36 * kFloat + (packs ? 2000 : 0));
-  const double winograd2 = tiles(2) * (16 * filters + 180 * c + 340 * k) + filters * (16 * kFloat + (packs ? 1200 : 0));
+  const double winograd4 = tiles(4) * (36 * filters + 200 * c + 320 * k) + filters * (36 * kFloat + (packs ? 2000 : 0));
+  const double winograd2 = tiles(2) * (16 * filters + 100 * c + 150 * k) + filters * (16 * kFloat + (packs ? 1200 : 0));
   const double direct = tiles(1) * 9 * filters * 1.16 + filters * (9 * kFloat + (packs ? 700 : 0));
   const bool four = winograd4 <= winograd2;
   if (kMargin * (four ? winograd4 : winograd2) >= direct) return ConvAlgorithm::direct;

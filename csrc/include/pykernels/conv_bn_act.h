@@ -37,7 +37,7 @@ struct ConvShape {
 };
 
 // What the caller of pack asks for. Direct suits every shape. Winograd, F(4, 3) and F(2, 3), suits 3 x 3 filters
-// at stride 1 and dilation 1 in one group; its relative error in L2 is below 1e-6 (F(4, 3)), and it gives NaN and
+// at stride 1 and dilation 1; its relative error in L2 is below 1e-6 (F(4, 3)), and it gives NaN and
 // infinity to the same outputs as direct.
 enum class ConvAlgorithm : int32_t { direct, winograd4, winograd2 };
 inline constexpr int kConvAlgorithms = 3;

@@ -53,6 +53,20 @@ def test_error(algorithm, isa, channels_last):
 
 
 @WINOGRADS
+@pytest.mark.parametrize("isa", host_isas())
+@pytest.mark.parametrize(("groups", "c", "k"), [(3, 16, 16), (2, 40, 24)])
+def test_groups(algorithm, isa, groups, c, k):
+    x, weight = normal(2, groups * c, 13, 30), normal(groups * k, c, 3, 3, seed=1)
+    geometry = (*ONE[:3], groups)
+    formats = (x, x.to(memory_format=torch.channels_last))
+    with forced_isa(isa):
+        assert_threads_change_nothing(lambda: [convolve(v, weight, algorithm, geometry) for v in formats], (1, 2, 5))
+        y, other = (convolve(v, weight, algorithm, geometry) for v in formats)
+    assert torch.equal(y, other)
+    assert relative_l2(y, F.conv2d(x.double(), weight.double(), padding=1, groups=groups)) <= BOUND[algorithm]
+
+
+@WINOGRADS
 def test_bf16(algorithm):
     x, weight = normal(1, 64, 9, 9).bfloat16(), normal(40, 64, 3, 3, seed=1).bfloat16()
     residual = normal(1, 40, 9, 9, seed=2).bfloat16()
@@ -89,7 +103,7 @@ def test_padding(algorithm):
 
 @WINOGRADS
 def test_refused_where_it_does_not_suit(algorithm):
-    for weight, groups in ((normal(8, 8, 5, 5), 1), (normal(8, 8, 3, 1), 1), (normal(8, 8, 3, 3), 2)):
+    for weight, groups in ((normal(8, 8, 5, 5), 1), (normal(8, 8, 3, 1), 1), (normal(8, 4, 1, 3), 2)):
         with pytest.raises(RuntimeError, match=r"pykernels\.conv_pack: algorithm: Winograd is for 3 x 3 filters"):
             torch.ops.pykernels.conv_pack(weight, groups, algorithm)
     x, weight = normal(1, 8, 9, 9), normal(8, 8, 3, 3)
@@ -109,6 +123,7 @@ def test_choice():
     assert chosen((1, 512, 7, 7), (512, 512, 3, 3)) == WINOGRAD2
     assert chosen((1, 512, 7, 7), (512, 512, 3, 3), packs=True) == DIRECT
     assert chosen((1, 64, 56, 56), (64, 64, 3, 3), ((2, 2), (1, 1, 1, 1), (1, 1), 1)) == DIRECT
+    assert chosen((1, 320, 14, 14), (320, 16, 3, 3), ((1, 1), (1, 1, 1, 1), (1, 1), 20)) == WINOGRAD4
     assert chosen((1, 64, 56, 56), (64, 32, 3, 3)) == DIRECT  # does not go together; the op says so
 
 
