@@ -20,9 +20,7 @@ from pykernels.optimize._fused import FusedConv, Traceable
 from pykernels.optimize._graph import Value
 from pykernels.optimize._linear import FusedLinear
 from pykernels.optimize._sources import Sources
-
-#: Activations with act(s t) = s act(t) for s > 0: the output's scale goes into those of the sums.
-_HOMOGENEOUS = ("none", "relu", "leaky_relu")
+from pykernels.quantize._glue import HOMOGENEOUS
 
 
 class Int8Pack(Pack):
@@ -94,7 +92,7 @@ class Int8Layer(Traceable, FusedConv):
         residual = 1.0 if self.residual is None else self.residual.scale
         if self.out is None:
             return 1.0, residual, 1.0
-        if self._act() in _HOMOGENEOUS:
+        if self._act() in HOMOGENEOUS:
             return 1 / self.out.scale, residual / self.out.scale, 1.0
         return 1.0, residual, 1 / self.out.scale
 

@@ -1,7 +1,9 @@
 // A number times its channel's scale plus its channel's shift, with an activation. Two loops; each call chooses one:
 //
-//   channels adjacent in all tensors (channels_last and slices of it): pixel by pixel, vectors of channels
+//   channels adjacent in all tensors (channels_last and slices of it): up to four vectors of channels, pixel by pixel
 //   else:                                                              rows of pixels of one channel, vectors of pixels
+//
+// In the first one the constants of these channels stay in registers.
 #include "cpu/activate.h"
 #include "cpu/int8_pointwise/bounds.h"
 #include "cpu/int8_pointwise/kernels.h"
@@ -11,6 +13,8 @@ namespace PK_ISA {
 namespace {
 
 using Args = Int8AffineArgs;
+
+constexpr int64_t kBlockBytes = 8192;
 
 // kBounds: the activation is_bounds.
 template <bool kBounds>
@@ -35,19 +39,6 @@ class Affine {
   float negative_slope_;
 };
 
-// Adjacent elements, of as many channels.
-template <bool kBounds>
-struct OfChannels {
-  Affine<kBounds> affine;
-  const int8_t* x;
-  const float *scale, *shift;
-
-  I32 operator()(int64_t i) const { return affine(load_bytes(x + i), load<F32>(scale + i), load<F32>(shift + i)); }
-  I32 operator()(int64_t i, int64_t n) const {
-    return affine(load_bytes(x + i, n), load_partial(scale + i, n), load_partial(shift + i, n));
-  }
-};
-
 // Adjacent elements of one channel.
 template <bool kBounds>
 struct OfPixels {
@@ -59,20 +50,75 @@ struct OfPixels {
   I32 operator()(int64_t i, int64_t n) const { return affine(load_bytes(x + i, n), scale, shift); }
 };
 
-// Pixels [begin, end) of n * h * w.
+// Elements that are `pixels` rows of x and y, so far apart.
+struct Rows {
+  int64_t pixels;
+  const int8_t* x;
+  int64_t x_step;
+  int8_t* y;
+  int64_t y_step;
+};
+
+// kVectors of adjacent channels of all pixels: 4 vectors of results become one.
+template <int kVectors, bool kBounds>
+inline void columns(const Affine<kBounds>& affine, const Rows& r, const float* scale, const float* shift) {
+  F32 scales[kVectors], shifts[kVectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v)
+    scales[v] = load<F32>(scale + v * kLanes), shifts[v] = load<F32>(shift + v * kLanes);
+  const auto at = [&](int64_t pixel, int v) {
+    return affine(load_bytes(r.x + pixel * r.x_step + v * kLanes), scales[v], shifts[v]);
+  };
+  int64_t i = 0;
+  if constexpr (kVectors == 4) {
+    for (; i < r.pixels; ++i) store(r.y + i * r.y_step, to_i8(at(i, 0), at(i, 1), at(i, 2), at(i, 3)));
+  } else if constexpr (kVectors == 2) {
+    for (; i + 2 <= r.pixels; i += 2) {
+      const I8 both = to_i8(at(i, 0), at(i, 1), at(i + 1, 0), at(i + 1, 1));
+      std::memcpy(r.y + i * r.y_step, &both, kVecBytes / 2);
+      std::memcpy(r.y + (i + 1) * r.y_step, reinterpret_cast<const int8_t*>(&both) + kVecBytes / 2, kVecBytes / 2);
+    }
+  }
+  for (; i < r.pixels; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) store_bytes(r.y + i * r.y_step + v * kLanes, at(i, v));
+  }
+}
+
+template <bool kBounds>
+void piece(const Affine<kBounds>& affine, Rows r, int64_t count, const float* scale, const float* shift) {
+  const auto next = [&](int64_t done) {
+    r.x += done, r.y += done, scale += done, shift += done;
+    count -= done;
+  };
+  for (; count >= 4 * kLanes; next(4 * kLanes)) columns<4>(affine, r, scale, shift);
+  for (; count >= 2 * kLanes; next(2 * kLanes)) columns<2>(affine, r, scale, shift);
+  for (; count >= kLanes; next(kLanes)) columns<1>(affine, r, scale, shift);
+  if (count == 0) return;
+  const F32 last_scale = load_partial(scale, count), last_shift = load_partial(shift, count);
+  for (int64_t i = 0; i < r.pixels; ++i) {
+    store_bytes(r.y + i * r.y_step, affine(load_bytes(r.x + i * r.x_step, count), last_scale, last_shift), count);
+  }
+}
+
+// Pixels [begin, end) of n * h * w: so many at a time that y stays in the first cache until its lines are whole.
 template <bool kBounds>
 void channels(const Args& a, int64_t begin, int64_t end) {
   const Affine<kBounds> affine(a);
-  for (int64_t pixel = begin; pixel < end; ++pixel) {
-    const int64_t row = pixel / a.w, w = pixel % a.w, n = row / a.h, h = row % a.h;
+  const int64_t most = max(int64_t{2}, kBlockBytes / a.c);
+  while (begin < end) {
+    const int64_t row = begin / a.w, w = begin % a.w, n = row / a.h, h = row % a.h;
+    const int64_t pixels = min(min(most, a.w - w), end - begin);
     const auto at = [&](const int64_t* stride) { return n * stride[0] + h * stride[2] + w * stride[3]; };
     int8_t* y = a.y + at(a.y_stride);
     const float *scale = a.scale, *shift = a.shift;
     for (int64_t i = 0; i < a.pieces; ++i) {
       const Int8Piece& x = a.x[i];
-      store_row(OfChannels<kBounds>{affine, x.data + at(x.stride), scale, shift}, x.channels, y);
+      const Rows rows = {pixels, x.data + at(x.stride), x.stride[3], y, a.y_stride[3]};
+      piece(affine, rows, x.channels, scale, shift);
       y += x.channels, scale += x.channels, shift += x.channels;
     }
+    begin += pixels;
   }
 }
 
