@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -134,7 +134,9 @@ def takes_sum(step: Step) -> bool:
 
 def operands(step: Step) -> list[Value]:
     """What a step between layers reads, without its constants."""
-    return list(step.args[0]) if is_norm(step) else [v for v in step.reads() if v.kind != "source"]
+    if is_norm(step):
+        return list(step.args[0])
+    return [step.args[0]] if is_squeeze(step) else [v for v in step.reads() if v.kind != "source"]
 
 
 def takes_norm(step: Step, norms: Mapping[Value, Step]) -> bool:
@@ -160,9 +162,9 @@ def mean_at(step: Step) -> Pool | None:
     return None if found is None or not isinstance(found[1], Value) or len(found[1].shape) != 4 else found[0]
 
 
-def squeeze_at(step: Step) -> bool:
-    """Is it squeeze-and-excitation with weights of the model?"""
-    return is_squeeze(step) and all(v.kind == "source" for v in list(step.reads())[1:])
+def squeeze_at(step: Step, folded: Collection[Value]) -> bool:
+    """Is it squeeze-and-excitation with weights of the model, or with copies of them, which are ``folded``?"""
+    return is_squeeze(step) and all(v.kind == "source" or v in folded for v in list(step.reads())[1:])
 
 
 #: Activations with act(s t) = s act(t) for s > 0: the output's scale goes into what they are given.

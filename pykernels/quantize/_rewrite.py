@@ -85,7 +85,8 @@ class Rewriter:
         #: Why layers stay in float.
         self.reasons: dict[Step, str] = {}
         self.layers = {s for s in layers_in(graph) if not self._why_not(s, why_float)}
-        #: What makes the constants of batch norms.
+        self.constants = {v for s in folded for v in s.results()}
+        #: What makes those of batch norms.
         self.norms = {s.outputs: s for s in folded if s.function is bind_norm}
         #: The int8 step of each other layer.
         self.made: dict[Step, Step] = {}
@@ -157,7 +158,9 @@ class Rewriter:
             return False
         if not all(v in self.fit for v in operands(step)):
             return False
-        return takes_sum(step) or takes_norm(step, self.norms) or lookup_of(step) is not None or squeeze_at(step)
+        if takes_norm(step, self.norms) or squeeze_at(step, self.constants):
+            return True
+        return takes_sum(step) or lookup_of(step) is not None
 
     def _wanted(self) -> set[Value]:
         """What a layer wants in int8, perhaps through moves and what computes on int8 numbers."""
