@@ -37,7 +37,7 @@ OPS = (
     *("int8_conv2d", "int8_conv_bind", "int8_conv2d_bound", "int8_conv2d_bound_out", "int8_conv2d_bound_workspace"),
     *("int8_linear_bound", "int8_linear_bound_out", "int8_linear_bound_workspace"),
     *("int8_quantize", "int8_quantize_out", "int8_dequantize", "int8_dequantize_out"),
-    *("int8_add", "int8_add_out", "int8_lookup", "int8_lookup_out"),
+    *("int8_add", "int8_add_out", "int8_lookup", "int8_lookup_out", "int8_affine", "int8_affine_out"),
     *("int8_lstm", "int8_lstm_pack", "int8_lstm_packed", "int8_lstm_cell", "int8_lstm_cell_packed"),
     *("note_tensors", "are_as_noted", "kept_weight_bytes", "forget_kept_weights", "on_huge_pages"),
 )

@@ -21,7 +21,7 @@ from pykernels.ops.int8_conv2d.arguments import Int8ConvCall
 from pykernels.ops.int8_conv2d.op import INT8_CONV2D_BOUND
 
 #: Activations with act(s t) = s act(t) for s > 0: the output's scale goes into those of the sums.
-_HOMOGENEOUS = ("none", "relu", "leaky_relu")
+HOMOGENEOUS = ("none", "relu", "leaky_relu")
 
 
 class Grid(NamedTuple):
@@ -71,7 +71,7 @@ def factors_of(activation: str, residual: Grid | None, out: Grid | None) -> Fact
     scale = 1.0 if residual is None else residual.scale
     if out is None:
         return Factors(1.0, scale, 1.0)
-    if activation in _HOMOGENEOUS:
+    if activation in HOMOGENEOUS:
         return Factors(1 / out.scale, scale / out.scale, 1.0)
     return Factors(1.0, scale, 1 / out.scale)
 

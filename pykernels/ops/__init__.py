@@ -10,7 +10,7 @@ from pykernels.ops.group_norm_act import group_norm_act
 from pykernels.ops.int8_conv2d import int8_conv2d
 from pykernels.ops.int8_lstm import int8_lstm, int8_lstm_cell
 from pykernels.ops.int8_matmul import int8_matmul, quantize_int8
-from pykernels.ops.int8_pointwise import int8_add, int8_dequantize, int8_lookup, int8_quantize
+from pykernels.ops.int8_pointwise import int8_add, int8_affine, int8_dequantize, int8_lookup, int8_quantize
 from pykernels.ops.layer_norm import layer_norm
 from pykernels.ops.lstm import lstm, lstm_cell
 from pykernels.ops.pool2d import avg_pool2d, global_avg_pool2d, max_pool2d
@@ -28,6 +28,7 @@ __all__ = [
     "global_avg_pool2d",
     "group_norm_act",
     "int8_add",
+    "int8_affine",
     "int8_conv2d",
     "int8_dequantize",
     "int8_lookup",

@@ -169,6 +169,8 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "int8_add_out": _none,
     "int8_lookup": _none,
     "int8_lookup_out": _none,
+    "int8_affine": _none,
+    "int8_affine_out": _none,
     "conv_pack": _none,
     "conv_bind": _none,
     "conv_pack_bound": _none,

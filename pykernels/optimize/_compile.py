@@ -45,7 +45,7 @@ def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any], plan:
         folded += fuser.folded
         drop_dead(graph)
         if plan is not None:
-            plan.rewrite(graph, recorder.module, store)
+            plan.rewrite(graph, recorder.module, store, folded)
         use_our_shuffles(graph)
         use_our_lstms(graph, store)
         as_images(graph)

@@ -1,20 +1,23 @@
-"""The steps between layers: sums, activations, means and squeeze-and-excitation on int8 numbers, and what turns float
+"""The steps between layers: sums, batch norms, activations, means and gates on int8 numbers, and what turns float
 tensors into such numbers and back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pykernels.nn.int8_conv import Grid
-from pykernels.ops._activation import apply_activation
-from pykernels.ops.int8_pointwise.arguments import AddCall
+from pykernels.nn.int8_conv import HOMOGENEOUS, Grid
+from pykernels.ops._activation import activation_code, apply_activation
+from pykernels.ops.conv_bn_act import fold_batch_norm
+from pykernels.ops.int8_pointwise.arguments import AddCall, AffineCall
 from pykernels.optimize._activations import Act, activation_of
 from pykernels.optimize._calls import OurCall
 from pykernels.optimize._graph import Step, Value, is_torchs
+from pykernels.optimize._norms import is_norm
 from pykernels.optimize._patterns import ADDS
 from pykernels.optimize._pools import Pool, mean_of_map
 from pykernels.optimize._squeeze import is_squeeze
@@ -88,6 +91,31 @@ class Sum(_Call):
         return a + b
 
 
+class Affine(_Call):
+    """A batch norm that no layer takes, with its activation, of tensors on their own grids that it joins."""
+
+    def __init__(self, activation: str, slope: float, out: Grid) -> None:
+        #: What its constants are multiplied by: `bind_affine` needs it.
+        self.factor = 1 / out.scale if activation in HOMOGENEOUS else 1.0
+        scale = 1.0 if activation in HOMOGENEOUS else out.scale
+        call = AffineCall(scale, out.zero_point, activation_code("quantize", activation), slope)
+        super().__init__("batch_norm", "int8_affine", *call, numbers=torch.tensor(call, dtype=torch.float64))
+        self.out = out
+
+
+def bind_affine(
+    mean: Tensor, var: Tensor, weight: Any, bias: Any, eps: float, grids: Sequence[tuple[int, float, int]],
+    factor: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The scale and the shift of an `Affine`, whose ``grids`` are (channels, scale, zero point) of what it reads."""
+    scale, shift = fold_batch_norm(None, mean, var, weight, bias, eps)
+    assert scale is not None
+    assert shift is not None
+    steps, zeros = (torch.cat([torch.full((g[0],), float(g[i])) for g in grids]).double() for i in (1, 2))
+    of_bytes = scale.double() * steps
+    return (of_bytes * factor).float(), ((shift.double() - of_bytes * zeros) * factor).float()
+
+
 class Lookup(_Call):
     """An activation, from a table of all 256 values."""
 
@@ -140,6 +168,22 @@ def takes_sum(step: Step) -> bool:
     return alike and a.kind != "source" and b.kind != "source" and a.layout == b.layout
 
 
+def operands(step: Step) -> list[Value]:
+    """What a step between layers reads, without its constants."""
+    if is_norm(step):
+        return list(step.args[0])
+    return [step.args[0]] if is_squeeze(step) else [v for v in step.reads() if v.kind != "source"]
+
+
+def takes_norm(step: Step, norms: Mapping[Value, Step]) -> bool:
+    """Is it a batch norm by itself, with an activation whose bits are alike on every ISA? ``norms`` make constants."""
+    made = norms.get(step.args[1]) if is_norm(step) and step.args[2] is None else None
+    if made is None or len(step.outputs.shape) != 4:
+        return False
+    activation, _, constants, slopes = made.args[6:]
+    return activation in _PIECEWISE_LINEAR and not constants and slopes is None
+
+
 def lookup_of(step: Step) -> Act | None:
     """The activation that it applies to its one tensor."""
     act = activation_of(step) if step.kind == "call" and not step.writes else None
@@ -154,11 +198,12 @@ def mean_at(step: Step) -> Pool | None:
     return None if found is None or not isinstance(found[1], Value) or len(found[1].shape) != 4 else found[0]
 
 
-def squeeze_at(step: Step) -> bool:
-    """Is it squeeze-and-excitation with weights of the model?"""
-    return is_squeeze(step) and all(v.kind == "source" for v in list(step.reads())[1:])
+def squeeze_at(step: Step, folded: Collection[Value]) -> bool:
+    """Is it squeeze-and-excitation with weights of the model, or with copies of them, which are ``folded``?"""
+    return is_squeeze(step) and all(v.kind == "source" or v in folded for v in list(step.reads())[1:])
 
 
+_PIECEWISE_LINEAR = (*HOMOGENEOUS, "relu6")
 _KNOWN = frozenset(
     ("relu", "sigmoid", "tanh", "silu", "hardswish", "relu6", "hardsigmoid", "mish", "leaky_relu", "elu", "softplus",
      "gelu", "gelu_tanh")

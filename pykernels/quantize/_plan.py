@@ -100,8 +100,11 @@ class Plan:
             return "it costs more than the budget allows"
         return "" if self.only in (None, step.where) else "another one is measured alone"
 
-    def rewrite(self, graph: Graph, model: nn.Module, store: dict[Hashable, Any]) -> None:
-        """Puts int8 steps into ``graph``, a call of ``model``, if it is one of those that were calibrated."""
+    def rewrite(self, graph: Graph, model: nn.Module, store: dict[Hashable, Any], folded: list[Step]) -> None:
+        """Puts int8 steps into ``graph``, a call of ``model``, if it is one of those that were calibrated.
+
+        ``folded`` are the steps that make its constants; those of int8 steps take their places there.
+        """
         tensors = itertools.chain(model.named_parameters(), model.named_buffers())
         names = {id(t): name for name, t in tensors}
         graph.rewritten = Rewritten(name_of(graph, names), values_of(graph), layers_in(graph))
@@ -121,7 +124,7 @@ class Plan:
                 graph.rewritten.reasons[step] = self.why_float(step) or why
             return
         known = {v: r for v, r in zip(graph.rewritten.values, ranges, strict=True) if r is not None}
-        rewriter = Rewriter(graph, known, self.why_float, self.per_channel)
+        rewriter = Rewriter(graph, known, self.why_float, self.per_channel, folded)
         graph.rewritten.int8 = rewriter.rewrite()
         graph.rewritten.made, graph.rewritten.reasons = rewriter.made, rewriter.reasons
 

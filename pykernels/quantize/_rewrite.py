@@ -2,7 +2,8 @@
 
 What a convolution or linear layer gives is int8 if another such layer wants it so. Between two of them, steps that move
 numbers about (views, concatenations, pools, resizes) run on int8 too: what they read and give then lies on one grid. So
-do sums, activations and squeeze-and-excitation, with a grid for what they give. Everything else gets float numbers.
+do sums, batch norms, activations and squeeze-and-excitation, with a grid for what they give. Everything else gets float
+numbers.
 """
 
 from __future__ import annotations
@@ -19,19 +20,23 @@ from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Step, Value, is_torchs, mapped
 from pykernels.optimize._layer_norms import FusedPixels
 from pykernels.optimize._linear import FusedLinear
-from pykernels.optimize._norms import is_join
+from pykernels.optimize._norms import bind_norm, is_join, is_norm
 from pykernels.optimize._pools import WHOLE, pool_of
 from pykernels.optimize._resizes import resize_of
 from pykernels.quantize._glue import (
+    Affine,
     Dequantize,
     Lookup,
     Mean,
     Quantize,
     Squeeze,
     Sum,
+    bind_affine,
     lookup_of,
     mean_at,
+    operands,
     squeeze_at,
+    takes_norm,
     takes_sum,
 )
 from pykernels.quantize._grid import grid_of
@@ -66,19 +71,25 @@ def why_no_kernel(layer: FusedConv) -> str:
 
 
 class Rewriter:
-    """One graph. ``ranges`` are those of its values; ``why_float`` says why a layer is to stay in float, or ""."""
+    """One graph. ``ranges`` are those of its values; ``why_float`` says why a layer is to stay in float, or "".
+
+    ``folded`` are the steps that make its constants.
+    """
 
     def __init__(
         self, graph: Graph, ranges: Mapping[Value, tuple[float, float]], why_float: Callable[[Step], str],
-        per_channel: bool,
+        per_channel: bool, folded: list[Step],
     ) -> None:  # fmt: skip
-        self.graph, self.ranges, self.per_channel = graph, ranges, per_channel
+        self.graph, self.ranges, self.per_channel, self.folded = graph, ranges, per_channel, folded
         written = {v.storage for s in graph.steps for v in s.writes}
         #: Values that no write changes, with a range.
         self.fit = {v for v in ranges if v.storage not in written}
         #: Why layers stay in float.
         self.reasons: dict[Step, str] = {}
         self.layers = {s for s in layers_in(graph) if not self._why_not(s, why_float)}
+        self.constants = {v for s in folded for v in s.results()}
+        #: What makes those of batch norms.
+        self.norms = {s.outputs: s for s in folded if s.function is bind_norm}
         #: The int8 step of each other layer.
         self.made: dict[Step, Step] = {}
         self.moves = {s for s in graph.steps if self._moves(s)}
@@ -147,9 +158,11 @@ class Rewriter:
         """Does it compute something that there is an int8 step for?"""
         if not isinstance(step.outputs, Value) or step.outputs not in self.fit:
             return False
-        if not all(v in self.fit for v in step.reads() if v.kind != "source"):
+        if not all(v in self.fit for v in operands(step)):
             return False
-        return takes_sum(step) or lookup_of(step) is not None or squeeze_at(step)
+        if takes_norm(step, self.norms) or squeeze_at(step, self.constants):
+            return True
+        return takes_sum(step) or lookup_of(step) is not None
 
     def _wanted(self) -> set[Value]:
         """What a layer wants in int8, perhaps through moves and what computes on int8 numbers."""
@@ -157,7 +170,7 @@ class Rewriter:
         for step in reversed(self.graph.steps):
             between = step in self.moves or step in self.computes
             if step in self.layers or (between and any(v in wanted for v in step.results())):
-                wanted |= {v for v in step.reads() if v.kind != "source"}
+                wanted |= set(operands(step))
             elif mean_at(step) is not None:
                 wanted |= set(step.reads())
         return wanted & self.fit
@@ -169,7 +182,7 @@ class Rewriter:
             if step in self.layers:
                 has |= {step.outputs} & wanted
             elif (step in self.moves or step in self.computes) and all(v in wanted for v in step.results()):
-                read = [v for v in step.reads() if v.kind != "source"]
+                read = operands(step)
                 if sum(v in has for v in read) * 2 >= len(read):
                     has |= set(step.results())
         return has
@@ -234,8 +247,24 @@ class Rewriter:
         self.steps.append(self.made[step])
         self.steps += [] if after is None else [after]
 
+    def _write_norm(self, step: Step) -> None:
+        pieces, constant, _ = step.args
+        grids = [(v.shape[1], *self._grid(v)) for v in pieces]
+        read = [self._as_int8(v, step.where) for v in pieces]
+        made = self.norms[constant]
+        function = Affine(made.args[6], made.args[7], self._grid(step.outputs))
+        constants = tuple(constant.like(self.next + i) for i in range(2))
+        self.next += 2
+        bind = Step(bind_affine, (*made.args[1:6], grids, function.factor), {}, constants)
+        self.folded[self.folded.index(made)] = bind
+        new = Step(function, (read, *constants), {}, self._new(step.outputs), (), "call", step.where)
+        new.sources, new.note = step.sources or (step.where,), f"int8 {step.note}"
+        self.steps.append(new)
+
     def _write_computing(self, step: Step) -> None:
-        x, *others = (v for v in step.reads() if v.kind != "source")
+        if is_norm(step):
+            return self._write_norm(step)
+        x, *others = operands(step)
         read = [self._as_int8(v, step.where) for v in (x, *others)]
         grid, out = self._grid(x), self._grid(step.outputs)
         args: tuple[Any, ...] = tuple(read)

@@ -26,7 +26,7 @@ from pykernels.optimize._program import Program
 from pykernels.optimize._squeeze import is_squeeze
 from pykernels.optimize._transposed import FusedTransposed
 from pykernels.quantize._dynamic import DynamicLinear
-from pykernels.quantize._glue import Dequantize, Lookup, Mean, Quantize, Squeeze, Sum
+from pykernels.quantize._glue import Affine, Dequantize, Lookup, Mean, Quantize, Squeeze, Sum, bind_affine
 from pykernels.quantize._recurrent import Followed
 from pykernels.quantize._steps import Int8Layer
 
@@ -56,8 +56,8 @@ def evaluate(program: Program, inputs: list[Tensor], live: Callable[[Tensor], Te
 
     norms: dict[Value, Step] = {}
     for step in program.folded:
-        if step.function is bind_norm:
-            norms[step.outputs] = step
+        if step.function in (bind_norm, bind_affine):
+            norms[step.results()[0]] = step
         else:
             _spread(step.outputs, step.function(*mapped(step.args, leaf), **mapped(step.kwargs, leaf)), values)
     steps = program.graph.steps
@@ -67,6 +67,8 @@ def evaluate(program: Program, inputs: list[Tensor], live: Callable[[Tensor], Te
             values[step.args[0]] = values[step.args[0]].clone()
         if is_norm(step):
             result = _norm(step, norms[step.args[1]], leaf)
+        elif isinstance(step.function, Affine):
+            result = _affine(step, norms[step.args[1]], leaf)
         else:
             args, kwargs = mapped(step.args, leaf), mapped(step.kwargs, leaf)
             result = _run(step, args, kwargs, leaf, live)
@@ -195,6 +197,14 @@ def _norm(step: Step, made: Step, leaf: Callable[[Any], Any]) -> Tensor:
         return F.prelu(y, leaf(slopes))
     act = Act(activation, slope, constants)
     return act.in_place({})(y.clone()) if constants else apply_activation(y, activation, slope)  # type: ignore[misc]
+
+
+def _affine(step: Step, made: Step, leaf: Callable[[Any], Any]) -> Tensor:
+    mean, var, weight, bias, eps, *_ = made.args
+    x = torch.cat([leaf(v) for v in step.args[0]], 1)
+    y = F.batch_norm(x, leaf(mean), leaf(var), leaf(weight), leaf(bias), False, 0.0, eps)
+    _, _, code, slope = step.function.numbers.tolist()
+    return rounded(apply_activation(y, ACTIVATIONS[int(code)], slope), step.function.out)
 
 
 def _squeeze(x: Tensor, w1: Tensor, b1: Any, w2: Tensor, b2: Any, act: int, gate: int) -> Tensor:

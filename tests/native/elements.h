@@ -12,15 +12,20 @@
 namespace pk::test {
 
 using Doubles = std::vector<double>;
+#if defined(__aarch64__)
+using Half = __fp16;  // g++ 12 has no _Float16 there
+#else
+using Half = _Float16;
+#endif
 
 // To 16 bits, to nearest even, and back.
 inline uint16_t narrow(float x, DType dtype) {
-  if (dtype == DType::f16) return std::bit_cast<uint16_t>(static_cast<_Float16>(x));
+  if (dtype == DType::f16) return std::bit_cast<uint16_t>(static_cast<Half>(x));
   const auto bits = std::bit_cast<uint32_t>(x);
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 inline float widen(uint16_t x, DType dtype) {
-  if (dtype == DType::f16) return static_cast<float>(std::bit_cast<_Float16>(x));
+  if (dtype == DType::f16) return static_cast<float>(std::bit_cast<Half>(x));
   return std::bit_cast<float>(uint32_t{x} << 16);
 }
 // To nearest even, saturated.

@@ -12,6 +12,7 @@
 
 namespace pk::wide512 {
 extern const Int8PointwiseKernels int8_pointwise_kernels;
+extern const Int8AffineKernels int8_affine_kernels;
 }  // namespace pk::wide512
 
 using namespace pk;
@@ -24,6 +25,7 @@ using Kind = Int8PointwiseKind;
 
 // Runs on this table, or on that of the ISA in force.
 const Int8PointwiseKernels* wide = nullptr;
+const Int8AffineKernels* wide_affine = nullptr;
 
 constexpr Layout kLayouts[] = {Layout::last,         Layout::planes,       Layout::last_slice,
                                Layout::planes_slice, Layout::last_columns, Layout::planes_columns};
@@ -48,6 +50,13 @@ float rounded(float t, int32_t zero) {
   return std::fmin(std::fmax(std::nearbyint(t) + static_cast<float>(zero), -128.0f), 127.0f);
 }
 
+float activated(Activation activation, float negative_slope, float t) {
+  if (activation == Activation::relu || activation == Activation::relu6) t = std::fmax(t, 0.0f);
+  if (activation == Activation::relu6) t = std::fmin(t, 6.0f);
+  if (activation == Activation::leaky_relu) t = t > 0 ? t : t * negative_slope;
+  return t;
+}
+
 float expected(const Int8PointwiseArgs& a, float x, float b) {
   switch (a.kind) {
     case Kind::quantize:
@@ -57,10 +66,7 @@ float expected(const Int8PointwiseArgs& a, float x, float b) {
     case Kind::add: {
       float t = (x - static_cast<float>(a.x_zero)) * a.x_scale;
       t = t + (b - static_cast<float>(a.b_zero)) * a.b_scale;
-      if (a.activation == Activation::relu || a.activation == Activation::relu6) t = std::fmax(t, 0.0f);
-      if (a.activation == Activation::relu6) t = std::fmin(t, 6.0f);
-      if (a.activation == Activation::leaky_relu) t = t > 0 ? t : t * a.negative_slope;
-      return rounded(t * a.y_inverse, a.y_zero);
+      return rounded(activated(a.activation, a.negative_slope, t) * a.y_inverse, a.y_zero);
     }
     case Kind::lookup:
       return a.table[static_cast<int>(x) + 128];
@@ -159,6 +165,88 @@ void cases() {
   pointwise_case(a, {3, 70, 33, 17}, Layout::planes, Layout::last, test::thread_executor(4));
 }
 
+// Of `channels` in each piece.
+void affine_case(const Sizes& s, const std::vector<int64_t>& channels, Layout in, Layout out, Activation activation,
+                 const Executor& executor) {
+  Int8AffineArgs a;
+  a.n = s.n, a.h = s.h, a.w = s.w;
+  a.y_inverse = static_cast<float>(1 / 0.31), a.y_zero = -9, a.activation = activation, a.negative_slope = 0.25f;
+  std::vector<Elements> xs;
+  std::vector<Int8Piece> pieces;
+  for (const int64_t c : channels) {
+    Int8Piece piece;
+    piece.channels = c;
+    xs.push_back(numbers(DType::i8, lay_out(in, s.n, c, s.h, s.w, piece.stride), 1.0f, static_cast<unsigned>(c)));
+    pieces.push_back(piece);
+    a.c += c;
+  }
+  for (size_t i = 0; i < xs.size(); ++i) pieces[i].data = static_cast<const int8_t*>(xs[i].data());
+  const auto scale = test::normal(static_cast<size_t>(a.c), 3, 0.1f), shift = test::normal(static_cast<size_t>(a.c), 4);
+  Elements y(DType::i8, std::vector<float>(lay_out(out, s.n, a.c, s.h, s.w, a.y_stride), 77.0f));
+  a.x = pieces.data(), a.pieces = static_cast<int64_t>(pieces.size());
+  a.scale = scale.data(), a.shift = shift.data(), a.y = static_cast<int8_t*>(y.data());
+  Int8AffinePlan plan;
+  const Status status = make_plan(a, &plan);
+  EXPECT(status, "%s", status.error);
+  if (wide_affine) plan.kernels = wide_affine;
+  run(plan, executor);
+  std::vector<bool> written(y.size());
+  int64_t wrong = 0, c = 0;
+  for (size_t i = 0; i < xs.size(); c += channels[i++]) {
+    for (int64_t n = 0; n < s.n; ++n) {
+      for (int64_t k = 0; k < channels[i]; ++k) {
+        for (int64_t h = 0; h < s.h; ++h) {
+          for (int64_t w = 0; w < s.w; ++w) {
+            const size_t to = place(a.y_stride, n, c + k, h, w), of = static_cast<size_t>(c + k);
+            written[to] = true;
+            float t = xs[i][place(pieces[i].stride, n, k, h, w)] * scale[of];
+            t = t + shift[of];
+            wrong += !(y[to] == rounded(activated(activation, a.negative_slope, t) * a.y_inverse, a.y_zero));
+          }
+        }
+      }
+    }
+  }
+  for (size_t i = 0; i < y.size(); ++i) wrong += !written[i] && y[i] != 77.0f;
+  EXPECT(wrong == 0, "%ld wrong: affine, layouts %d %d, n%ld c%ld %ldx%ld", static_cast<long>(wrong),
+         static_cast<int>(in), static_cast<int>(out), static_cast<long>(s.n), static_cast<long>(a.c),
+         static_cast<long>(s.h), static_cast<long>(s.w));
+}
+
+void affine_cases() {
+  const std::vector<int64_t> pieces[] = {{19}, {64, 7, 0, 32, 1}, {1}, {130, 70}};
+  for (const auto& channels : pieces) {
+    for (const Layout in : {Layout::last, Layout::planes, Layout::last_slice, Layout::planes_columns, Layout::apart}) {
+      for (const Layout out : {Layout::last, Layout::planes, Layout::last_columns, Layout::apart}) {
+        for (const Activation act : {Activation::none, Activation::relu, Activation::relu6, Activation::leaky_relu}) {
+          affine_case({2, 0, 3, 21}, channels, in, out, act, serial_executor());
+        }
+        affine_case({1, 0, 40, 35}, channels, in, out, Activation::relu, test::thread_executor(3));
+        affine_case({0, 0, 4, 4}, channels, in, out, Activation::relu, serial_executor());
+        affine_case({3, 0, 1, 1}, channels, in, out, Activation::none, test::thread_executor(2));
+      }
+    }
+  }
+}
+
+void affine_refusals() {
+  const auto refused = [](auto change, const char* word) {
+    Int8Piece piece;
+    piece.channels = 3;
+    Int8AffineArgs a;
+    a.n = a.h = a.w = 2, a.c = 3, a.x = &piece, a.pieces = 1;
+    change(a);
+    Int8AffinePlan plan;
+    const Status s = make_plan(a, &plan);
+    EXPECT(!s && std::strstr(s.error, word), "expected '%s', got '%s'", word, s ? "success" : s.error);
+  };
+  refused([](Int8AffineArgs& a) { a.y_zero = -129; }, "zero_point");
+  refused([](Int8AffineArgs& a) { a.activation = static_cast<Activation>(kActivations); }, "activation");
+  refused([](Int8AffineArgs& a) { a.c = 4; }, "channels");
+  refused([](Int8AffineArgs& a) { a.w = -1; }, "negative");
+  refused([](Int8AffineArgs& a) { a.n = a.h = a.w = int64_t{1} << 30; }, "too large");
+}
+
 void refusals() {
   const auto refused = [](auto change, const char* word) {
     Int8PointwiseArgs a;
@@ -188,10 +276,13 @@ int main() {
   for (const Isa isa : test::host_isas()) {
     EXPECT(force_isa(isa_name(isa)), "force");
     cases();
+    affine_cases();
   }
   EXPECT(force_isa(nullptr), "back");
   refusals();
-  wide = &wide512::int8_pointwise_kernels;
+  affine_refusals();
+  wide = &wide512::int8_pointwise_kernels, wide_affine = &wide512::int8_affine_kernels;
   cases();
+  affine_cases();
   return test::finish();
 }

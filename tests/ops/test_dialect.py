@@ -60,6 +60,7 @@ CALLS = {
     "int8_dequantize": {"q": IMAGE},
     "int8_add": {"a": IMAGE, "b": IMAGE},
     "int8_lookup": {"q": IMAGE, "table": torch.arange(-128, 128).to(torch.int8)},
+    "int8_affine": {"x": IMAGE, "scale": V, "shift": V},
     "int8_squeeze_excite": {
         "x": IMAGE, "reduce_weight": torch.randn(4, 4), "reduce_bias": V, "expand_weight": torch.randn(4, 4),
         "expand_bias": V,
@@ -94,7 +95,7 @@ FACTORS = {
 #: The grids that each of these needs.
 SCALES = {
     "int8_quantize": ("scale",), "int8_dequantize": ("scale",), "int8_add": ("a_scale", "b_scale", "out_scale"),
-    "int8_squeeze_excite": ("x_scale", "out_scale"),
+    "int8_squeeze_excite": ("x_scale", "out_scale"), "int8_affine": ("out_scale",),
 }  # fmt: skip
 ACTIVATED = [op for op, given in PARAMETERS.items() if "activation" in given]
 

@@ -395,6 +395,29 @@ def test_sums_activations_and_gates_stay_in_int8():
     assert not any(s.what == "dequantize" for s in steps)  # the mean gives float
 
 
+def test_gates_whose_weights_are_copied_stay_in_int8():
+    """Large weights lie on huge pages: their copies are constants, but not the model's own tensors."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 160, 1), nn.Conv2d(160, 8, 1)
+            self.down, self.up = nn.Conv2d(160, 128, 1), nn.Conv2d(128, 160, 1)
+
+        def forward(self, x):
+            x = F.relu(self.a(x))
+            x = x * torch.sigmoid(self.up(F.relu(self.down(F.adaptive_avg_pool2d(x, 1)))))
+            return self.b(x)
+
+    torch.manual_seed(0)
+    model, x = Gated().eval(), batches(1)[0]
+    quantized = pk.quantize(model, [x])
+    assert error(run(quantized, x), model(x)) < _ERROR
+    whats = [s.what for s in quantized.report().counted()]
+    assert whats.count("quantize") == 1
+    assert "int8 squeeze_excite+relu+sigmoid" in whats
+
+
 def _calibrated(forward, *layers, x=None, call=()):
     """A model of these layers, quantised on ``x``, and ``x``."""
 

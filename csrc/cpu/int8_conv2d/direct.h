@@ -91,7 +91,7 @@ inline void direct_tile(const Spot* spots, const Panel<BValue>& panel, const Tap
       add_products<kRows>(sum, [&](int r) { return x[r]; }, b, panel.groups);
     }
   }
-  if constexpr (kind != Kind::any) {
+  if constexpr (is_short(kind)) {
     if (c == nullptr) {
 #pragma GCC unroll 2
       for (int v = 0; v < kNrVectors; ++v) {
@@ -212,8 +212,8 @@ struct Direct : Int8Conv {
     const int64_t depth = Int8ConvLayout(shape).depth();
     Panel<BValue> panel = first;
     for (int64_t i = 0; i < count; ++i) {
-      const bool direct = kind != Kind::any && panel.count >= kNr;
-      run_direct_tile<kind>(rows, spots, panel, lines, direct ? nullptr : sums);
+      const bool direct = is_short(kind) && panel.count >= kNr;
+      run_direct_tile<is_short(kind) ? kind : Kind::any>(rows, spots, panel, lines, direct ? nullptr : sums);
       if (!direct) put_sums<kind>(panel, sums, spots, rows);
       panel.next(depth);
     }
@@ -239,7 +239,7 @@ struct Direct : Int8Conv {
   void put_sums(const Panel<BValue>& panel, const int32_t* sums, const Spot* spots, int64_t pixels) const {
     for (int v = 0; v < kNrVectors && v * kLanes < panel.count; ++v) {
       const Channels<kind> channels = panel.template channels<kind>(v);
-      for (int64_t i = 0; i < pixels; ++i) channels.put(load<I32>(sums + i * kNr + v * kLanes), spots[i].pixel);
+      channels.put_all(sums + v * kLanes, kNr, pixels, [&](int64_t i) { return spots[i].pixel; });
     }
   }
 

@@ -13,8 +13,11 @@ namespace PK_ISA {
 namespace {
 
 // How much of the epilogue a call needs: int8 to int8 with adjacent channels and an activation that is a pair of
-// bounds, without and with an int8 residual; or anything.
-enum class Kind { plain, added, any };
+// bounds, without and with an int8 residual; with any other activation; or anything.
+enum class Kind { plain, added, curved, any };
+
+// Is it short enough to be part of a tile, whose sums are in registers then?
+constexpr bool is_short(Kind kind) { return kind == Kind::plain || kind == Kind::added; }
 
 // Of a call.
 struct Epilogue {
@@ -42,10 +45,10 @@ struct Epilogue {
     scaled = o.out_scale != 1.0f;
     const ConvTensor& r = p.args.residual;
     const bool adjacent = p.args.y_stride[1] == 1 && (r.data == nullptr || r.stride[1] == 1);
-    kind = !bounded || !adjacent || table != nullptr ? Kind::any
-           : r.data == nullptr                       ? Kind::plain
-           : p.args.residual_dtype == DType::i8      ? Kind::added
-                                                     : Kind::any;
+    kind = o.out_dtype != DType::i8 || !adjacent || table != nullptr ? Kind::any
+           : r.data == nullptr                                       ? (bounded ? Kind::plain : Kind::curved)
+           : bounded && p.args.residual_dtype == DType::i8           ? Kind::added
+                                                                     : Kind::any;
   }
 };
 
@@ -126,6 +129,8 @@ class Channels {
         full_(count == kLanes),
         count_(count),
         channel_(channel),
+        activation_(e.plan->options.activation),
+        negative_slope_(e.plan->options.negative_slope),
         y_(static_cast<int8_t*>(e.plan->args.y) + (kind == Kind::any ? 0 : channel)),
         residual_(kind == Kind::added ? static_cast<const int8_t*>(e.plan->args.residual.data) + channel : nullptr) {}
 
@@ -135,20 +140,58 @@ class Channels {
     } else if (full_) {
       put_whole(sum, pixel);
     } else {
-      const I8Quarter bytes = bytes_of(sum, pixel, count_);
+      const I8Quarter bytes = bytes_of(sum, pixel, count_, activation_);
       copy_partial(y_ + pixel.y, reinterpret_cast<const int8_t*>(&bytes), count_);
     }
   }
 
+  // Of several pixels, whose sums are `step` apart; pixel(i) is where the i-th lies.
+  template <class PixelOf>
+  void put_all(const int32_t* sums, int64_t step, int64_t pixels, const PixelOf& pixel) const {
+    if constexpr (kind == Kind::curved) {
+      // Compiled for each of the usual ones: a loop that decides once may have several vectors under way.
+      switch (activation_) {
+        case Activation::silu:
+          return put_as<Activation::silu>(sums, step, pixels, pixel);
+        case Activation::hardswish:
+          return put_as<Activation::hardswish>(sums, step, pixels, pixel);
+        case Activation::gelu:
+          return put_as<Activation::gelu>(sums, step, pixels, pixel);
+        case Activation::leaky_relu:
+          return put_as<Activation::leaky_relu>(sums, step, pixels, pixel);
+        default:
+          break;
+      }
+    }
+    for (int64_t i = 0; i < pixels; ++i) put(load<I32>(sums + i * step), pixel(i));
+  }
+
   // Of kLanes channels, and not for Kind::any.
-  void put_whole(I32 sum, const Pixel& pixel) const { store(y_ + pixel.y, bytes_of(sum, pixel, kLanes)); }
+  void put_whole(I32 sum, const Pixel& pixel) const { store(y_ + pixel.y, bytes_of(sum, pixel, kLanes, activation_)); }
 
  private:
-  I8Quarter bytes_of(I32 sum, const Pixel& pixel, int64_t count) const {
+  template <Activation kA, class PixelOf>
+  void put_as(const int32_t* sums, int64_t step, int64_t pixels, const PixelOf& pixel) const {
+    int8_t* const y = y_;
+    if (full_) {
+      for (int64_t i = 0; i < pixels; ++i) {
+        store(y + pixel(i).y, bytes_of(load<I32>(sums + i * step), pixel(i), kLanes, kA));
+      }
+      return;
+    }
+    for (int64_t i = 0; i < pixels; ++i) {
+      const I8Quarter bytes = bytes_of(load<I32>(sums + i * step), pixel(i), count_, kA);
+      copy_partial(y + pixel(i).y, reinterpret_cast<const int8_t*>(&bytes), count_);
+    }
+  }
+
+  __attribute__((always_inline)) I8Quarter bytes_of(I32 sum, const Pixel& pixel, int64_t count,
+                                                    Activation activation) const {
     F32 t = to_f32(sum) * scale_ + bias_;
     if constexpr (kind == Kind::added) {
       t = t + residual_scale_ * to_f32(load_bytes(residual_ + pixel.residual, count) - residual_zero_);
     }
+    if constexpr (kind == Kind::curved) t = activate(t, activation, negative_slope_);
     if (scaled_) t = t * out_scale_;
     return to_bytes(t);
   }
@@ -193,6 +236,8 @@ class Channels {
   I32 residual_zero_, out_zero_;
   bool scaled_, full_;
   int64_t count_, channel_;
+  Activation activation_;
+  float negative_slope_;
   int8_t* y_;
   const int8_t* residual_;
 };
@@ -205,6 +250,8 @@ inline void with_kind(Kind kind, const Body& body) {
       return body(std::integral_constant<Kind, Kind::plain>{});
     case Kind::added:
       return body(std::integral_constant<Kind, Kind::added>{});
+    case Kind::curved:
+      return body(std::integral_constant<Kind, Kind::curved>{});
     case Kind::any:
       return body(std::integral_constant<Kind, Kind::any>{});
   }

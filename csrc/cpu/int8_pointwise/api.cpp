@@ -15,7 +15,16 @@ using Dim = Int8PointwisePlan::Dim;
 constexpr int64_t kGrain = 32768;  // elements that are worth waking a thread for
 constexpr int64_t kTileRows = 64, kTileColumns = 1024;
 
-bool is_int8(int32_t zero_point) { return zero_point >= -128 && zero_point <= 127; }
+Status check_zero(int32_t zero) {
+  if (zero < -128 || zero > 127) return {"zero_point: expected a number in [-128, 127]"};
+  return kOk;
+}
+
+Status check_activation(Activation activation) {
+  const auto code = static_cast<int32_t>(activation);
+  if (code < 0 || code >= kActivations) return {"activation: expected an Activation"};
+  return kOk;
+}
 
 int64_t magnitude(int64_t stride) { return stride < 0 ? -stride : stride; }
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -102,11 +111,8 @@ Status make_plan(const Args& a, Plan* plan) {
   if (kind < 0 || kind >= kInt8PointwiseKinds) return {"kind: expected an Int8PointwiseKind"};
   if (a.dtype != DType::f32 && a.dtype != DType::bf16) return {"x: expected float32 or bfloat16"};
   if (a.dim < 0 || a.dim > kInt8PointwiseDims) return {"x: expected at most 8 dimensions"};
-  for (const int32_t zero : {a.x_zero, a.b_zero, a.y_zero}) {
-    if (!is_int8(zero)) return {"zero_point: expected a number in [-128, 127]"};
-  }
-  const auto activation = static_cast<int32_t>(a.activation);
-  if (activation < 0 || activation >= kActivations) return {"activation: expected an Activation"};
+  for (const int32_t zero : {a.x_zero, a.b_zero, a.y_zero}) PK_TRY(check_zero(zero));
+  PK_TRY(check_activation(a.activation));
   if (a.kind == Kind::lookup && a.table == nullptr) return {"table: expected 256 bytes"};
   int64_t elements = 1;
   for (int64_t d = 0; d < a.dim; ++d) {
@@ -158,6 +164,40 @@ void run(const Plan& plan, const Executor& executor) {
       begin += rows;
     }
   });
+}
+
+Status make_plan(const Int8AffineArgs& args, Int8AffinePlan* plan) {
+  PK_TRY(check_zero(args.y_zero));
+  PK_TRY(check_activation(args.activation));
+  for (const int64_t size : {args.n, args.c, args.h, args.w}) {
+    if (size < 0) return {"x: expected sizes that are not negative"};
+  }
+  if (!product_fits({args.n + 1, args.c + 1, args.h + 1, args.w + 1})) return {"x: the sizes are too large"};
+  int64_t channels = 0;
+  for (int64_t i = 0; i < args.pieces; ++i) channels += args.x[i].channels;
+  if (channels != args.c) return {"x: expected pieces with as many channels together as scale and shift are for"};
+  Isa isa;
+  PK_TRY(active_isa(&isa));
+  *plan = {args, PK_VNNI_TABLE_OF(int8_affine_kernels, isa)};
+  return kOk;
+}
+
+void run(const Int8AffinePlan& plan, const Executor& executor) {
+  Int8AffineArgs a = plan.args;
+  if (a.n * a.c * a.h * a.w == 0) return;
+  // Are the rows of all images one? And channels adjacent?
+  bool one = a.y_stride[2] == a.w * a.y_stride[3], adjacent = a.y_stride[1] == 1;
+  for (int64_t i = 0; i < a.pieces; ++i) {
+    const Int8Piece& x = a.x[i];
+    one &= x.channels == 0 || x.stride[2] == a.w * x.stride[3];
+    adjacent &= x.channels <= 1 || x.stride[1] == 1;
+  }
+  if (one || a.h == 1) a.w *= a.h, a.h = 1;
+  const bool by_planes = !adjacent || a.c == 1;
+  const auto body = by_planes ? plan.kernels->planes : plan.kernels->channels;
+  const int64_t pixels = a.h * a.w;
+  parallel_for(executor, 0, a.n * (by_planes ? a.c : pixels), ceil_div(kGrain, by_planes ? pixels : a.c),
+               [&](int64_t begin, int64_t end) { body(a, begin, end); });
 }
 
 }  // namespace pk

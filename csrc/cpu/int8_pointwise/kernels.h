@@ -1,4 +1,4 @@
-// The family's table of kernels.
+// The family's tables of kernels.
 #pragma once
 
 #include "cpu/dispatch.h"
@@ -22,7 +22,15 @@ struct Int8PointwiseKernels {
   void (*turned)(const Int8PointwiseArgs& args, const Int8Block& block);  // x's rows are, and y's columns
 };
 
+// All tensors have elements, and those of y don't overlap.
+struct Int8AffineKernels {
+  void (*channels)(const Int8AffineArgs& args, int64_t begin, int64_t end);  // pixels, of adjacent channels
+  void (*planes)(const Int8AffineArgs& args, int64_t begin, int64_t end);    // channels of images
+};
+
 PK_DECLARE_TABLES(Int8PointwiseKernels, int8_pointwise_kernels)
 PK_DECLARE_VNNI_TABLE(Int8PointwiseKernels, int8_pointwise_kernels)
+PK_DECLARE_TABLES(Int8AffineKernels, int8_affine_kernels)
+PK_DECLARE_VNNI_TABLE(Int8AffineKernels, int8_affine_kernels)
 
 }  // namespace pk

@@ -4,6 +4,7 @@
 #include "cpu/byte_table.h"
 #include "cpu/bytes.h"
 #include "cpu/elements.h"
+#include "cpu/int8_pointwise/bounds.h"
 #include "cpu/int8_pointwise/kernels.h"
 #include "cpu/int8_pointwise/turn.h"
 
@@ -52,8 +53,7 @@ class Dequantizer {
   I32 zero_;
 };
 
-// kBounds: the activation is a pair of bounds, which may come after the multiplication as well, as rounding keeps
-// order.
+// kBounds: the activation is_bounds.
 template <bool kBounds>
 class Adder {
  public:
@@ -64,11 +64,7 @@ class Adder {
         inverse_(broadcast(a.y_inverse)),
         x_zero_(broadcast(a.x_zero)),
         b_zero_(broadcast(a.b_zero)),
-        rounding_(a.y_zero) {
-    if (!kBounds || a.activation == Activation::none) return;
-    rounding_.low = max(rounding_.low, F32{});
-    if (a.activation == Activation::relu6) rounding_.high = min(rounding_.high, broadcast(6.0f) * inverse_);
-  }
+        rounding_(rounding_within(a.y_zero, a.activation, inverse_)) {}
 
   void row(const int8_t* x, const int8_t* b, int64_t count, int8_t* y) const { store_row(Row{*this, x, b}, count, y); }
 
@@ -164,7 +160,6 @@ void by_type(const Args& a, const Body& body) {
 }
 
 void run_rows(const Args& a, const Int8Block& b) {
-  const Activation act = a.activation;
   switch (a.kind) {
     case Int8PointwiseKind::quantize:
       return by_type(a, [&]<class T>() {
@@ -177,8 +172,7 @@ void run_rows(const Args& a, const Int8Block& b) {
         each_row<int8_t, T>(b, [&](const int8_t* x, T* y, int64_t) { dequantizer.row(x, b.count, y); });
       });
     case Int8PointwiseKind::add:
-      return act == Activation::none || act == Activation::relu || act == Activation::relu6 ? add_rows<true>(a, b)
-                                                                                            : add_rows<false>(a, b);
+      return is_bounds(a.activation) ? add_rows<true>(a, b) : add_rows<false>(a, b);
     case Int8PointwiseKind::lookup: {
       const ByteTable table(a.table);
       each_row<int8_t, int8_t>(b, [&](const int8_t* x, int8_t* y, int64_t) { lookup_row(table, x, b.count, y); });

@@ -4,6 +4,7 @@
 //   dequantize  y = (x - x_zero) * x_scale
 //   add         y = rounded(act((x - x_zero) * x_scale + (b - b_zero) * b_scale) * y_inverse)
 //   lookup      y = table[x + 128]
+//   affine      y = rounded(act(x * scale[c] + shift[c]) * y_inverse), of tensors joined along their channels
 //
 //   rounded(t) = saturate(nearest_even(t) + y_zero), NaN as 0; y_inverse is 1 / scale
 //
@@ -68,5 +69,36 @@ struct Int8PointwisePlan {
 
 PK_API Status make_plan(const Int8PointwiseArgs& args, Int8PointwisePlan* plan);
 PK_API void run(const Int8PointwisePlan& plan, const Executor& executor);
+
+// A tensor in logical order (n, channels, h, w), any strides, in elements.
+struct Int8Piece {
+  const int8_t* data = nullptr;
+  int64_t channels = 0;
+  int64_t stride[4] = {};
+};
+
+// A batch norm that no convolution takes: scale and shift have x's grid in them.
+struct Int8AffineArgs {
+  int64_t n = 0, c = 0, h = 0, w = 0;
+  const Int8Piece* x = nullptr;  // [pieces], whose channels are c together; read by run too
+  int64_t pieces = 0;
+  const float *scale = nullptr, *shift = nullptr;  // (c,)
+  float y_inverse = 1.0f;
+  int32_t y_zero = 0;  // in [-128, 127]
+  Activation activation = Activation::none;
+  float negative_slope = 0.01f;  // leaky_relu's
+  int8_t* y = nullptr;           // (n, c, h, w), whose elements don't overlap; may be a piece that lies alike
+  int64_t y_stride[4] = {};
+};
+
+struct Int8AffineKernels;
+
+struct Int8AffinePlan {
+  Int8AffineArgs args;
+  const Int8AffineKernels* kernels = nullptr;
+};
+
+PK_API Status make_plan(const Int8AffineArgs& args, Int8AffinePlan* plan);
+PK_API void run(const Int8AffinePlan& plan, const Executor& executor);
 
 }  // namespace pk

@@ -1,6 +1,6 @@
-// int8_quantize, int8_dequantize, int8_add, int8_lookup: see pykernels/ops/int8_pointwise for what they compute. With
-// _out: into memory that is there, in any memory format; int8_add_out's `call` holds the numbers of an AddCall
-// (arguments.py).
+// int8_quantize, int8_dequantize, int8_add, int8_lookup, int8_affine: see pykernels/ops/int8_pointwise for what they
+// compute. With _out: into memory that is there, in any memory format; `call` of int8_add_out and int8_affine_out holds
+// the numbers of an AddCall and of an AffineCall (arguments.py).
 #include "pykernels/int8_pointwise.h"
 
 #include "torch/boxed.h"
@@ -218,6 +218,102 @@ void int8_lookup_out_op(Tensor q, Tensor table, Tensor out) {
   run_into(op, args, q, out);
 }
 
+// What int8_affine takes besides its tensors, in the order of its schema.
+struct AffineNumbers {
+  double out_scale, out_zero_point, activation, negative_slope;
+};
+
+// A call but for y.
+struct Affine {
+  std::vector<Int8Piece> pieces;
+  std::vector<int64_t> sizes;  // y's
+  Tensor scale, shift;         // contiguous
+  Int8AffineArgs args;
+
+  Affine(const char* op, const std::vector<Tensor>& xs, const Tensor& scale_of_channels,
+         const Tensor& shift_of_channels, const AffineNumbers& call)
+      : scale(scale_of_channels), shift(shift_of_channels) {
+    check(!xs.empty(), op, "x", "expected at least one tensor");
+    const Tensor& first = xs[0];
+    check(first.dim() >= 2 && first.dim() <= 4, op, "x", "expected (N, C), (N, C, L) or (N, C, H, W), got shape ",
+          shape_of(first));
+    sizes = sizes_of(first);
+    sizes[1] = 0;
+    for (const Tensor& x : xs) {
+      check_cpu(x, op, "x");
+      check_dtype(x, ScalarType::Char, op, "x");
+      bool alike = x.dim() == first.dim();
+      for (int64_t d = 0; alike && d < x.dim(); ++d) alike = d == 1 || x.size(d) == first.size(d);
+      check(alike, op, "x", "expected tensors that differ only in their channels, got shapes ", shape_of(first),
+            " and ", shape_of(x));
+      sizes[1] += x.size(1);
+      pieces.push_back({static_cast<const int8_t*>(x.const_data_ptr()), x.size(1), {}});
+      put_strides(x, pieces.back().stride);
+    }
+    args.n = sizes[0], args.c = sizes[1];
+    args.h = sizes.size() == 4 ? sizes[2] : 1;
+    args.w = sizes.size() > 2 ? sizes.back() : 1;
+    args.x = pieces.data();
+    args.pieces = static_cast<int64_t>(pieces.size());
+    args.scale = vector(&scale, op, "scale");
+    args.shift = vector(&shift, op, "shift");
+    pk::binding::scale_of(call.out_scale, op, "out_scale");
+    args.y_inverse = static_cast<float>(1.0 / call.out_scale);
+    args.y_zero = zero_point_of(call.out_zero_point, op, "out_zero_point");
+    args.activation = to_activation(static_cast<int64_t>(call.activation), op);
+    args.negative_slope = static_cast<float>(call.negative_slope);
+  }
+  Affine(const Affine&) = delete;  // args point into it
+
+  void run_into(const char* op, const Tensor& y) {
+    args.y = static_cast<int8_t*>(y.mutable_data_ptr());
+    put_strides(y, args.y_stride);
+    Int8AffinePlan plan;
+    check_status(make_plan(args, &plan), op);
+    pk::run(plan, torch_executor());
+  }
+
+ private:
+  // Those of two to four dimensions as four.
+  static void put_strides(const Tensor& t, int64_t (&stride)[4]) {
+    stride[0] = t.stride(0), stride[1] = t.stride(1), stride[2] = stride[3] = 0;
+    for (int64_t d = t.dim(), to = 4; d-- > 2;) stride[--to] = t.stride(d);
+  }
+
+  const float* vector(Tensor* t, const char* op, const char* argument) const {
+    check_cpu(*t, op, argument);
+    check_dtype(*t, ScalarType::Float, op, argument);
+    check_shape(*t, {args.c}, op, argument);
+    *t = dense(*t);
+    return static_cast<const float*>(t->const_data_ptr());
+  }
+};
+
+Tensor int8_affine_op(std::vector<Tensor> x, Tensor scale, Tensor shift, double out_scale, int64_t out_zero_point,
+                      int64_t activation, double negative_slope) {
+  const char* op = "int8_affine";
+  Affine call(op, x, scale, shift,
+              {out_scale, static_cast<double>(out_zero_point), static_cast<double>(activation), negative_slope});
+  const bool last = has_channels_last(x[0]);
+  int64_t strides[4] = {}, step = 1;
+  const int64_t orders[2][4] = {{3, 2, 1, 0}, {1, 3, 2, 0}};  // from the innermost dimension on
+  for (const int64_t d : orders[last]) {
+    if (d >= static_cast<int64_t>(call.sizes.size())) continue;
+    strides[d] = step;
+    step *= call.sizes[static_cast<size_t>(d)] > 1 ? call.sizes[static_cast<size_t>(d)] : 1;
+  }
+  const Tensor y = empty_strided(call.sizes.data(), strides, call.sizes.size(), ScalarType::Char);
+  call.run_into(op, y);
+  return y;
+}
+
+void int8_affine_out_op(std::vector<Tensor> x, Tensor scale, Tensor shift, Tensor call, Tensor out) {
+  const char* op = "int8_affine_out";
+  Affine affine(op, x, scale, shift, numbers_in<AffineNumbers, double>(op, call));
+  check_out(out, ScalarType::Char, affine.sizes, op);
+  affine.run_into(op, out);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
@@ -229,6 +325,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
   m.def("int8_add_out(Tensor a, Tensor b, Tensor call, Tensor(a!) out) -> ()");
   m.def("int8_lookup(Tensor q, Tensor table) -> Tensor");
   m.def("int8_lookup_out(Tensor q, Tensor table, Tensor(a!) out) -> ()");
+  m.def(
+      "int8_affine(Tensor[] x, Tensor scale, Tensor shift, float out_scale, int out_zero_point, int activation, "
+      "float negative_slope) -> Tensor");
+  m.def("int8_affine_out(Tensor[] x, Tensor scale, Tensor shift, Tensor call, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, m) {
@@ -240,6 +340,8 @@ STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, m) {
   m.impl("int8_add_out", TORCH_BOX(&int8_add_out_op));
   m.impl("int8_lookup", TORCH_BOX(&int8_lookup_op));
   m.impl("int8_lookup_out", TORCH_BOX(&int8_lookup_out_op));
+  m.impl("int8_affine", TORCH_BOX(&int8_affine_op));
+  m.impl("int8_affine_out", TORCH_BOX(&int8_affine_out_op));
 }
 
 }  // namespace pk::binding

@@ -166,6 +166,14 @@ def _int8_lookup(q: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     return table[q.int() + 128]
 
 
+def _int8_affine(
+    x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, out_scale: float, out_zero: int,
+    activation: str = "none", negative_slope: float = 0.01,
+) -> torch.Tensor:  # fmt: skip
+    t = x.float().mul_(scale.view(-1, 1, 1)).add_(shift.view(-1, 1, 1))
+    return _int8_quantize(apply_activation(t, activation, negative_slope), out_scale, out_zero)
+
+
 def _int8_squeeze_excite(
     x: torch.Tensor, reduce: torch.Tensor, reduce_bias: Any, expand: torch.Tensor, expand_bias: Any, x_scale: float,
     out_scale: float, x_zero: int, out_zero: int, activation: str, gate: str,
@@ -216,6 +224,7 @@ _EAGER: dict[str, Callable[..., Any]] = {
     "int8_dequantize": _int8_dequantize,
     "int8_add": _int8_add,
     "int8_lookup": _int8_lookup,
+    "int8_affine": _int8_affine,
     "int8_squeeze_excite": _int8_squeeze_excite,
     "max_pool2d": F.max_pool2d,
     "avg_pool2d": F.avg_pool2d,

@@ -1,6 +1,8 @@
-"""int8_quantize, int8_dequantize, int8_add, int8_lookup: what stands between int8 layers, element by element."""
+"""int8_quantize, int8_dequantize, int8_add, int8_lookup, int8_affine: what stands between int8 layers."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,8 +11,14 @@ from pykernels.ops._arguments import refuse_gradient
 from pykernels.ops._dispatch import choose, kernels
 from pykernels.ops.int8_pointwise import autograd as autograd
 from pykernels.ops.int8_pointwise import reference
-from pykernels.ops.int8_pointwise.arguments import check_add, check_dequantize, check_lookup, check_quantize
-from pykernels.ops.int8_pointwise.op import INT8_ADD, INT8_DEQUANTIZE, INT8_LOOKUP, INT8_QUANTIZE
+from pykernels.ops.int8_pointwise.arguments import (
+    check_add,
+    check_affine,
+    check_dequantize,
+    check_lookup,
+    check_quantize,
+)
+from pykernels.ops.int8_pointwise.op import INT8_ADD, INT8_AFFINE, INT8_DEQUANTIZE, INT8_LOOKUP, INT8_QUANTIZE
 
 
 def int8_quantize(x: Tensor, scale: float, zero_point: int = 0, *, backend: str | None = None) -> Tensor:
@@ -169,3 +177,56 @@ def int8_lookup(q: Tensor, table: Tensor, *, backend: str | None = None) -> Tens
     if where == "reference":
         return reference.lookup(q, table)
     return kernels(where, INT8_LOOKUP).int8_lookup(q, table)
+
+
+def int8_affine(
+    x: Tensor | Sequence[Tensor],
+    scale: Tensor,
+    shift: Tensor,
+    out_scale: float,
+    out_zero_point: int = 0,
+    activation: str = "none",
+    negative_slope: float = 0.01,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """A factor and a summand for each channel of int8 tensors, with an activation: a batch norm between two grids.
+
+    It computes the same as::
+
+        t = act(torch.cat(x, 1).float() * scale.view(-1, 1, 1) + shift.view(-1, 1, 1))
+        y = ((t * (1 / out_scale)).round() + out_zero_point).clamp(-128, 127).to(torch.int8)
+
+    A batch norm of ``x_scale * (x - x_zero_point)`` has its factor ``f`` times ``x_scale`` as ``scale``, and its
+    summand less ``x_zero_point * x_scale * f`` as ``shift``.
+
+    Args:
+        x: An int8 tensor (N, C), (N, C, L) or (N, C, H, W) of any memory format, or several, which are joined along
+            their channels. Each may have its own grid.
+        scale: (C,), of a floating dtype; float32 of it is computed with.
+        shift: (C,), the same.
+        out_scale: Of the result's grid, 2^-126 to 2^126.
+        out_zero_point: The int8 that stands for 0 in the result.
+        activation: One of `pykernels.ops.ACTIVATIONS`.
+        negative_slope: The slope of leaky_relu below 0.
+        backend: "auto", "cpu" or "reference"; None means that of the `pykernels.backend` block.
+
+    Returns:
+        (N, C) and the rest, in the memory format of the first ``x``, int8.
+
+    Each operation is a rounding of its own to float32, in the order of the formula, and the inverse of ``out_scale`` is
+    rounded once. With an activation of none, relu, relu6 or leaky_relu the result has the reference's bits on every
+    instruction set. There is no gradient.
+
+    Raises:
+        TypeError: A tensor has another dtype, or an argument has the wrong type.
+        ValueError: A shape, a device, ``out_scale``, ``out_zero_point``, ``activation`` or ``backend`` is wrong; the
+            message names it.
+        RuntimeError: The requested backend cannot run, or a tensor requires a gradient, which quantisation lacks.
+    """
+    pieces, call = check_affine("int8_affine", x, scale, shift, out_scale, out_zero_point, activation, negative_slope)
+    refuse_gradient("int8_affine", scale=scale, shift=shift)
+    where = choose(INT8_AFFINE, pieces[0].device, pieces[0].dtype, backend)
+    if where == "reference":
+        return reference.affine(pieces, scale, shift, call)
+    return kernels(where, INT8_AFFINE).int8_affine(pieces, scale.float(), shift.float(), *call)

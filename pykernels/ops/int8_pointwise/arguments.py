@@ -16,6 +16,7 @@ from pykernels.ops._arguments import (
     check_scale,
     check_shape,
     check_tensor,
+    check_vector,
     check_zero_point,
     fail,
 )
@@ -29,6 +30,16 @@ class AddCall(NamedTuple):
     out_scale: float
     a_zero_point: int = 0
     b_zero_point: int = 0
+    out_zero_point: int = 0
+    #: `activation_code`'s
+    activation: int = 0
+    negative_slope: float = 0.01
+
+
+class AffineCall(NamedTuple):
+    """What int8_affine takes besides its tensors; as float64 numbers it is what ``int8_affine_out`` takes."""
+
+    out_scale: float
     out_zero_point: int = 0
     #: `activation_code`'s
     activation: int = 0
@@ -81,3 +92,31 @@ def check_lookup(op: str, q: object, table: object) -> None:
     tensor, entries = check_int8(op, "q", q), check_int8(op, "table", table)
     check_device(op, "table", entries, tensor.device, "q's")
     check_shape(op, "table", entries, (256,))
+
+
+def check_affine(
+    op: str, x: object, scale: object, shift: object, out_scale: Any, out_zero_point: Any, activation: str,
+    negative_slope: Any,
+) -> tuple[list[Tensor], AffineCall]:  # fmt: skip
+    """What int8_affine takes; ``x`` is one tensor or several."""
+    several = isinstance(x, list | tuple)
+    pieces = [check_int8(op, f"x[{i}]" if several else "x", t) for i, t in enumerate(x if several else (x,))]  # type: ignore[arg-type, var-annotated]
+    if not pieces:
+        fail(ValueError, op, "x", "at least one tensor", "none")
+    first = pieces[0]
+    if first.dim() not in (2, 3, 4):
+        fail(ValueError, op, "x", "(N, C), (N, C, L) or (N, C, H, W)", f"shape {tuple(first.shape)}")
+    for i, t in enumerate(pieces):
+        check_device(op, f"x[{i}]", t, first.device, "x[0]'s")
+        expected = (first.shape[0], t.shape[1] if t.dim() > 1 else 0, *first.shape[2:])
+        check_shape(op, f"x[{i}]", t, expected, "but for the channels x[0]'s shape")
+    channels = sum(t.shape[1] for t in pieces)
+    for name, value in (("scale", scale), ("shift", shift)):
+        check_vector(op, name, check_tensor(op, name, value), channels, first)
+    out_scale, out_zero = (
+        check_scale(op, "out_scale", out_scale),
+        check_zero_point(op, "out_zero_point", out_zero_point),
+    )
+    code = activation_code(op, activation)
+    check_number(op, "negative_slope", negative_slope)
+    return pieces, AffineCall(out_scale, out_zero, code, float(negative_slope))

@@ -28,6 +28,11 @@ def _fake_first(first: Tensor, *_: Any) -> Tensor:
     return _empty(first, torch.int8)
 
 
+def _fake_affine(x: list[Tensor], *_: Any) -> Tensor:
+    shape = x[0].shape[0], sum(t.shape[1] for t in x), *x[0].shape[2:]
+    return in_format_of(x[0].new_empty(shape), x[0])
+
+
 def _fake_out(*_: Any) -> None:
     """Only writes."""
 
@@ -38,6 +43,7 @@ def _register() -> None:
         ("int8_dequantize", _fake_dequantize),
         ("int8_add", _fake_first),
         ("int8_lookup", _fake_first),
+        ("int8_affine", _fake_affine),
     ):
         torch.library.register_fake(f"pykernels::{name}", fake)
         torch.library.register_autograd(f"pykernels::{name}", refuse_backward(name))

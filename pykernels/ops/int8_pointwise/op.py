@@ -22,3 +22,4 @@ INT8_DEQUANTIZE = _op("int8_dequantize")
 _INT8: dict[str, tuple[torch.dtype, ...]] = {"cpu": (torch.int8,)}
 INT8_ADD = replace(_op("int8_add"), dtypes=_INT8)
 INT8_LOOKUP = replace(_op("int8_lookup"), dtypes=_INT8)
+INT8_AFFINE = replace(_op("int8_affine"), dtypes=_INT8)

@@ -3,12 +3,14 @@ no kernel."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from pykernels.ops._activation import ACTIVATIONS, apply_activation
-from pykernels.ops.int8_pointwise.arguments import AddCall
+from pykernels.ops.int8_pointwise.arguments import AddCall, AffineCall
 
 
 def in_format_of(y: Tensor, x: Tensor) -> Tensor:
@@ -44,3 +46,12 @@ def add(a: Tensor, b: Tensor, call: AddCall) -> Tensor:
 def lookup(q: Tensor, table: Tensor) -> Tensor:
     """`pykernels.ops.int8_lookup` of arguments that have been checked."""
     return in_format_of(table[q.long() + 128], q)
+
+
+def affine(x: Sequence[Tensor], scale: Tensor, shift: Tensor, call: AffineCall) -> Tensor:
+    """`pykernels.ops.int8_affine` of arguments that have been checked."""
+    whole = torch.cat(list(x), 1)
+    of_channels = (-1, *(1,) * (whole.dim() - 2))
+    t = whole.float() * scale.float().view(of_channels) + shift.float().view(of_channels)
+    t = apply_activation(t, ACTIVATIONS[call.activation], call.negative_slope)
+    return in_format_of(quantize(t, call.out_scale, call.out_zero_point), x[0])

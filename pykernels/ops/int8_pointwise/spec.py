@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pykernels.ops._op import Op
 from pykernels.ops._spec import OpSpec, Sample, lay_out
-from pykernels.ops.int8_pointwise import int8_add, int8_dequantize, int8_lookup, int8_quantize
-from pykernels.ops.int8_pointwise.op import INT8_ADD, INT8_DEQUANTIZE, INT8_LOOKUP, INT8_QUANTIZE
+from pykernels.ops.int8_pointwise import int8_add, int8_affine, int8_dequantize, int8_lookup, int8_quantize
+from pykernels.ops.int8_pointwise.op import INT8_ADD, INT8_AFFINE, INT8_DEQUANTIZE, INT8_LOOKUP, INT8_QUANTIZE
 
 _LAYOUTS = ("contiguous", "channels_last", "sliced", "transposed")
 
@@ -71,6 +71,31 @@ def _lookup(shape: tuple[int, ...], layout: str = "contiguous", *, bench: bool =
         return (_integers(shape, layout, generator), _integers((256,), "contiguous", generator)), {}
 
     return Sample(f"{'x'.join(map(str, shape))}-{layout}", make, reduction=1, bytes=2 * math.prod(shape), bench=bench)
+
+
+def _affine(
+    shape: tuple[int, ...],
+    layout: str = "contiguous",
+    channels: tuple[int, ...] = (),
+    out_zero_point: int = 0,
+    activation: str = "none",
+    *,
+    ties: bool = False,
+    bench: bool = False,
+) -> Sample:
+    def make(dtype: torch.dtype, generator: torch.Generator) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        shapes = [(shape[0], c, *shape[2:]) for c in channels or shape[1:2]]
+        x = [_integers(s, layout, generator) for s in shapes]
+        scale, shift = torch.randn(2, sum(s[1] for s in shapes), generator=generator)
+        if ties:
+            scale, shift = (scale * 8).round() / 16, (shift * 8).round() / 2
+        out_scale = 1.0 if ties else 0.37
+        options = {"activation": activation, "negative_slope": 0.25}
+        return (x if channels else x[0], scale, shift, out_scale, out_zero_point), options
+
+    name = f"{'x'.join(map(str, shape))}-{layout}-{'+'.join(map(str, channels))}-{out_zero_point}-{activation}-{ties}"
+    elements = math.prod(shape) // max(shape[1], 1) * sum(channels or shape[1:2])
+    return Sample(name, make, reduction=2, flops=2 * elements, bytes=2 * elements, bench=bench)
 
 
 def _spec(op: Op, function: Callable[..., Tensor], *samples: Sample, **facts: Any) -> OpSpec:
@@ -136,4 +161,26 @@ INT8_LOOKUP_SPEC = _spec(
     has_floats=False,
 )
 
-SPECS: tuple[OpSpec, ...] = (INT8_QUANTIZE_SPEC, INT8_DEQUANTIZE_SPEC, INT8_ADD_SPEC, INT8_LOOKUP_SPEC)
+INT8_AFFINE_SPEC = _spec(
+    INT8_AFFINE,
+    int8_affine,
+    *(_affine((2, 19, 5, 7), layout, (), 5, "relu") for layout in (*_LAYOUTS, "sliced_channels_last")),
+    *(_affine((2, 70, 5, 7), "channels_last", (), -128, a) for a in ("none", "relu", "relu6", "leaky_relu")),
+    *(_affine((2, 0, 3, 5), layout, (64, 7, 32, 1, 0), 3, "relu") for layout in ("contiguous", "channels_last")),
+    *(_affine((3, 77), activation=a, ties=True) for a in ("none", "relu")),
+    _affine((3, 20, 33), ties=True, out_zero_point=-7),
+    _affine((3, 33, 1), channels=(16, 17)),
+    _affine((2, 1, 9, 70), "channels_last", ties=True),
+    _affine((0, 3, 2, 2), "channels_last"),
+    _affine((1, 256, 28, 28), "channels_last", (), -128, "relu", bench=True),
+    has_int8=True,
+    has_floats=False,
+)
+
+SPECS: tuple[OpSpec, ...] = (
+    INT8_QUANTIZE_SPEC,
+    INT8_DEQUANTIZE_SPEC,
+    INT8_ADD_SPEC,
+    INT8_LOOKUP_SPEC,
+    INT8_AFFINE_SPEC,
+)

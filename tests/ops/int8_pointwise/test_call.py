@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch.library import opcheck
 
-from pykernels.ops import int8_add, int8_dequantize, int8_lookup, int8_quantize
-from pykernels.ops.int8_pointwise.arguments import AddCall
+from pykernels.ops import int8_add, int8_affine, int8_dequantize, int8_lookup, int8_quantize
+from pykernels.ops.int8_pointwise.arguments import AddCall, AffineCall
 from tests.harness import (
     FORMATS,
     assert_one_graph,
@@ -125,6 +127,39 @@ def test_a_table_is_a_function_between_two_grids():
 
 
 @native
+@pytest.mark.parametrize("isa", host_isas())
+def test_an_affine_map_is_a_batch_norm_between_two_grids(isa):
+    """Within half a step of the grid, and of what float32 loses."""
+    q = integers(2, 33, 9, 7, layout=torch.channels_last)
+    mean, bias, (var, weight) = *torch.randn(2, 33), torch.rand(2, 33) + 0.5
+    real = int8_dequantize(q, 0.05, -7)
+    expected = torch.nn.functional.batch_norm(real, mean, var, weight, bias).relu()
+    factor = weight * (var + 1e-5).rsqrt()
+    with forced_isa(isa):
+        y = int8_affine(q, 0.05 * factor, bias - mean * factor + 7 * 0.05 * factor, 0.04, -128, "relu")
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    error = (int8_dequantize(y, 0.04, -128) - expected.clamp(max=0.04 * 255)).abs().max()
+    assert 0.01 < error < 0.02 + 1e-5
+
+
+@native
+@pytest.mark.parametrize("isa", host_isas())
+def test_an_affine_map_joins_tensors_of_any_layout_into_any_layout(isa):
+    scale, shift = torch.randn(2, 45)
+    call = torch.tensor(AffineCall(0.3, 5, 1)).double()
+    for formats in itertools.product(FORMATS, repeat=3):
+        a, b = integers(2, 40, 6, 7, layout=formats[0]), integers(2, 5, 6, 7, layout=formats[1], seed=1)
+        expected = int8_affine(torch.cat((a, b), 1), scale, shift, 0.3, 5, "relu", backend="reference")
+        with forced_isa(isa):
+            assert torch.equal(int8_affine([a, b], scale, shift, 0.3, 5, "relu"), expected)
+            wide = torch.full((2, 49, 6, 9), 77, dtype=torch.int8).contiguous(memory_format=formats[2])
+            OPS.int8_affine_out([a, b], scale, shift, call, wide[:, 2:47, :, 1:8])
+        assert torch.equal(wide[:, 2:47, :, 1:8], expected)
+        wide[:, 2:47, :, 1:8] = 77
+        assert (wide == 77).all()
+
+
+@native
 @pytest.mark.parametrize("activation", ["silu", "gelu", "hardswish", "sigmoid"])
 def test_the_sum_with_a_curved_activation_is_within_a_step(activation):
     a, b = integers(100, 100), integers(100, 100, seed=1)
@@ -132,6 +167,8 @@ def test_the_sum_with_a_curved_activation_is_within_a_step(activation):
     difference = (calls[0].int() - calls[1].int()).abs()
     assert difference.max() <= 1
     assert (difference > 0).float().mean() < 0.001
+    calls = [int8_affine(a, *torch.ones(2, 100), 0.9, 3, activation, backend=where) for where in ("cpu", "reference")]
+    assert (calls[0].int() - calls[1].int()).abs().max() <= 1
 
 
 @native
@@ -146,7 +183,7 @@ def test_threads_change_nothing():
     assert_threads_change_nothing(
         lambda: [
             int8_quantize(x, 0.02), int8_dequantize(q, 0.02), int8_add(q, q, 1.0, 2.0, 3.0), int8_lookup(q, TABLE),
-            turned(),
+            turned(), int8_affine(q, *x[:, :, 0, 0], 0.5), int8_affine([last, q], *x[:, 0].flatten(1)[:, :134], 0.5),
         ],
         (1, 2, 3),
     )  # fmt: skip
@@ -160,17 +197,22 @@ def test_opcheck(layout):
     opcheck(OPS.int8_dequantize.default, (q, 0.1, 3, torch.bfloat16))
     opcheck(OPS.int8_add.default, (q, q, *AddCall(0.1, 0.2, 0.3)))
     opcheck(OPS.int8_lookup.default, (q, TABLE))
+    opcheck(OPS.int8_affine.default, ([q, q], torch.ones(6), torch.ones(6), *AffineCall(0.3)))
     opcheck(OPS.int8_quantize_out.default, (x, 0.1, 3, torch.empty_like(q)))
     opcheck(OPS.int8_dequantize_out.default, (q, 0.1, 3, torch.empty_like(x)))
     opcheck(OPS.int8_add_out.default, (q, q, torch.tensor(AddCall(0.1, 0.2, 0.3)).double(), torch.empty_like(q)))
     opcheck(OPS.int8_lookup_out.default, (q, TABLE, torch.empty_like(q)))
+    vector, call = torch.ones(3), torch.tensor(AffineCall(0.3)).double()
+    opcheck(OPS.int8_affine_out.default, ([q], vector, vector, call, torch.empty_like(q)))
 
 
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
 def test_one_graph_serves_every_size(layout):
     def f(x):
         q = int8_quantize(x, 0.1, 3)
-        return q, int8_dequantize(q, 0.1), int8_add(q, q, 0.1, 0.2, 0.3, activation="relu"), int8_lookup(q, TABLE)
+        joined = int8_affine([q, q], torch.ones(8), torch.ones(8), 0.1)
+        summed = int8_add(q, q, 0.1, 0.2, 0.3, activation="relu")
+        return q, int8_dequantize(q, 0.1), summed, int8_lookup(q, TABLE), joined
 
     def calls():
         for n, h in ((2, 8), (3, 10), (5, 7)):
@@ -189,7 +231,7 @@ def test_there_is_no_gradient():
         int8_quantize(x, 0.1)
 
 
-Q = integers(2, 3)
+Q, V = integers(2, 3), torch.ones(3)
 
 
 @pytest.mark.parametrize(
@@ -210,6 +252,14 @@ Q = integers(2, 3)
         (lambda: int8_add(Q, Q, 1, 1, 1, 0, 200), ValueError, "int8_add: b_zero_point: expected an int"),
         (lambda: int8_lookup(Q, TABLE[:255]), ValueError, "int8_lookup: table: expected shape"),
         (lambda: int8_lookup(Q, TABLE.int()), TypeError, "int8_lookup: table: expected torch.int8"),
+        (lambda: int8_affine(Q, V, V, 0), ValueError, "int8_affine: out_scale: expected a number of"),
+        (lambda: int8_affine(Q, V, V, 1, 128), ValueError, "int8_affine: out_zero_point: expected an int in"),
+        (lambda: int8_affine(Q, V[:2], V, 1), ValueError, "int8_affine: scale: expected shape"),
+        (lambda: int8_affine(Q, V, V.int(), 1), TypeError, "int8_affine: shift: expected a floating dtype"),
+        (lambda: int8_affine(Q.float(), V, V, 1), TypeError, "int8_affine: x: expected torch.int8"),
+        (lambda: int8_affine([], V, V, 1), ValueError, "int8_affine: x: expected at least one tensor"),
+        (lambda: int8_affine(Q[0], V, V, 1), ValueError, r"int8_affine: x: expected \(N, C\)"),
+        (lambda: int8_affine([Q, Q[:1]], V, V, 1), ValueError, r"int8_affine: x\[1\]: expected but for the channels"),
     ],
 )
 def test_bad_arguments(call, error, words):
@@ -231,6 +281,17 @@ def test_bad_arguments(call, error, words):
         (lambda: OPS.int8_add(Q, Q, *AddCall(1, 1, 1, activation=99)), "int8_add: activation: expected a code"),
         (lambda: OPS.int8_add_out(Q, Q, torch.ones(3), Q), "int8_add_out: call: expected 8 float64 numbers"),
         (lambda: OPS.int8_lookup(Q, TABLE[:9]), "int8_lookup: table: expected shape"),
+        (lambda: OPS.int8_affine([Q], V[:2], V, *AffineCall(1.0)), "int8_affine: scale: expected shape"),
+        (lambda: OPS.int8_affine([Q], V, V, *AffineCall(0.0)), "int8_affine: out_scale: expected a number of"),
+        (lambda: OPS.int8_affine([Q], V, V, *AffineCall(1.0, -129)), "int8_affine: out_zero_point: expected an int"),
+        (lambda: OPS.int8_affine([Q, Q.float()], V, V, *AffineCall(1.0)), "int8_affine: x: expected torch.int8"),
+        (lambda: OPS.int8_affine([Q, Q[:1]], V, V, *AffineCall(1.0)), "int8_affine: x: expected tensors that differ"),
+        (lambda: OPS.int8_affine([], V, V, *AffineCall(1.0)), "int8_affine: x: expected at least one"),
+        (lambda: OPS.int8_affine_out([Q], V, V, V, Q), "int8_affine_out: call: expected 4 float64 numbers"),
+        (
+            lambda: OPS.int8_affine_out([Q], V, V, torch.ones(4).double(), Q[:1].expand(2, 3)),
+            "int8_affine_out: out: expected elements that do not overlap",
+        ),
     ],
 )
 def test_the_native_ops_refuse_what_does_not_fit(call, words):
