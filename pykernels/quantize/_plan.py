@@ -28,6 +28,7 @@ from pykernels.quantize._steps import Quantize
 
 if TYPE_CHECKING:
     from pykernels.nn.int8_conv import Grid
+    from pykernels.optimize._program import Program
 
 _NOT_DYNAMIC = "only linear layers and LSTMs are quantised as they come"
 
@@ -90,6 +91,10 @@ class Plan:
     only: str | None = None
     #: By graph and value: the signal-to-noise ratios of layers.
     ratios: dict[str, dict[int, float]] = field(default_factory=dict)
+
+    def is_active(self) -> bool:
+        """Is there anything that runs in int8?"""
+        return self.is_on and (self.dynamic or bool(self.tables))
 
     def why_float(self, step: Step) -> str:
         """Why the layer is to stay in float; "" where it is not."""
@@ -192,6 +197,20 @@ class Rewritten:
         """Which of its values ``v`` is, in float or in int8."""
         v = self.aliases.get(v, v)
         return self._positions.get(self.int8[v][0] if v in self.int8 else v)
+
+
+    def grid(self, v: Value) -> Grid | None:
+        """That of an int8 value; None of others."""
+        found = self.int8.get(self.aliases.get(v, v)) if v.dtype is torch.int8 else None
+        return None if found is None else found[1]
+
+    def in_onnx(self, program: Program, inputs: list[Tensor]) -> tuple[Any] | None:
+        """What the program gives for ``inputs``, for `torch.onnx.export`, in a tuple; None if it runs in float."""
+        if not self.is_calibrated:
+            return None
+        from pykernels.quantize._onnx import InONNX
+
+        return (InONNX(program).evaluate(inputs),)
 
 
 def _around(where: str) -> Iterable[str]:
