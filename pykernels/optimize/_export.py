@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -26,7 +27,7 @@ from pykernels.ops._dispatch import asked_backend, is_for_onnx
 from pykernels.optimize._calls import OurCall
 from pykernels.optimize._conv1d import FusedConv1d
 from pykernels.optimize._fused import FusedConv, Traceable
-from pykernels.optimize._graph import Made, Step, Value, mapped
+from pykernels.optimize._graph import OF_STEPS, Made, Step, Value, mapped
 from pykernels.optimize._layout import FIXES, as_channels_last, as_contiguous, as_time_major
 from pykernels.optimize._linear import FusedLinear
 from pykernels.optimize._program import Program
@@ -56,25 +57,35 @@ def exported(stub: Stub, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
     plan, for_onnx = stub.family.plan, is_for_onnx()
     if for_onnx and plan is None:
         return None
+    grad = torch.is_grad_enabled()
     with _for_real():
         real: dict[int, Tensor] = {id(t): _real(t) for t in fakes}
         inputs = {id(real[id(t)]): t for t in fakes}
         given = pytree.tree_map_only(Tensor, lambda t: real[id(t)], (args, kwargs))
-        tensors, program = stub.program_for(given[0], given[1], torch.is_grad_enabled())
+        tensors, program = stub.program_for(given[0], given[1], grad)
         stands_for = _Fakes(fakes[0].fake_mode)
         why = _why_not(program, fakes, stands_for)
-    if why and plan is not None and plan.is_active() and stub.module is stub.family.root:
-        warnings.warn(f"pykernels.quantize: torch.export writes float layers, because {why}", stacklevel=2)
+    warns = plan is not None and plan.is_active() and stub.module is stub.family.root
     if why or program is None:
+        if warns:
+            _warn(why)
         return None
     read = [inputs[id(t)] for t in tensors]
     if for_onnx:
-        written: tuple[Any] | None = program.graph.plan.in_onnx(program, read)
+        try:
+            written: tuple[Any] | None = program.graph.plan.in_onnx(program, read)
+        except OF_STEPS as problem:  # torch would try again, without the program, and tell nobody
+            _warn(f"a step cannot be written in ONNX: {problem}")
+            return None
         return written
     with _for_real():
         runs = _chosen(program)
         constants = {v: t for v, t in program.current().values.items() if isinstance(t, Tensor)}
     return (_evaluated(program, read, constants, stands_for.fakes, runs),)
+
+
+def _warn(why: str) -> None:
+    warnings.warn(f"pykernels.quantize: torch.export writes float layers, because {why}", stacklevel=3)
 
 
 def _why_not(program: Program | None, fakes: list[Any], stands_for: _Fakes) -> str:
@@ -87,7 +98,10 @@ def _why_not(program: Program | None, fakes: list[Any], stands_for: _Fakes) -> s
         return "the model cannot be followed as a whole, or writes to its inputs"
     if program.exact and any(isinstance(n, torch.SymInt) for t in fakes for n in t.shape):
         return "the model reads sizes that are to stay open"
-    return "" if stands_for.all_is_as_in(program.watch) else "the model has changed since its last call; call it again"
+    stale = any(getattr(s.function, "is_stale", bool)() for s in program.graph.steps)
+    if stale or not stands_for.all_is_as_in(program.watch):
+        return "the model has changed since its last call; call it again"
+    return ""
 
 
 @contextmanager
@@ -127,8 +141,10 @@ class _Fakes:
     def _same(self, now: Any, then: Any) -> bool:
         if now is then or then is ANY:
             return True
-        if type(now) is tuple and type(then) is tuple:  # an export makes them anew
+        if type(now) is type(then) and type(now) in (tuple, list):  # an export makes them anew
             return len(now) == len(then) and all(map(self._same, now, then))
+        if type(now) is type(then) is weakref.ref:
+            return self._same(now(), then())
         if type(now) in _PLAIN:
             return type(now) is type(then) and bool(now == then)
         if type(now) is not FakeTensor or not isinstance(then, Tensor):

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pykernels.nn.int8 import _quantize_rows
 from pykernels.nn.int8_conv import Grid
 from pykernels.ops.group_norm_act.reference import reference as group_norm_act
 from pykernels.ops.layer_norm.reference import reference as layer_norm
@@ -43,7 +42,8 @@ class InONNX(Simulation):
     def __init__(self, program: Program) -> None:
         super().__init__(program, lambda t: t)
         self._plan = program.graph.plan
-        self._constants = program.current().values
+        with _for_real():
+            self._constants = program.current().values
 
     def _fold(self) -> None:
         self.values.update((v, t) for v, t in self._constants.items() if v not in self.values)
@@ -85,7 +85,8 @@ class InONNX(Simulation):
 
     def other(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a step gives that neither is a layer nor computes on int8 numbers; rounded if it moves such numbers."""
-        result = _moved(step, args, kwargs) if not isinstance(step.function, nn.Module) else self._module(step, args)
+        is_module = isinstance(step.function, nn.Module)
+        result = (self._module if is_module else _moved)(step, args, kwargs)
         grids = [self._plan.grid(v) for v in step.results()]
         if isinstance(result, Tensor):
             return result if grids[0] is None else self.rounded(result, grids[0])
@@ -93,29 +94,27 @@ class InONNX(Simulation):
             return result
         return [t if g is None else self.rounded(t, g) for t, g in zip(result, grids, strict=True)]
 
-    def _module(self, step: Step, args: tuple[Any, ...]) -> Any:
-        """What a module gives for ``args``, with weights in int8 if those are what it computes with."""
+    def _module(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a module gives, with its weights in int8 if those are what it computes with."""
         function: Any = step.function
         if not isinstance(function, Followed):
-            return self.called(function, dict(function.named_parameters()), args, {})
-        weights: dict[str, Tensor] = {}
-        for name, p in function.source.named_parameters():
-            if p.dim() < 2:
-                weights[name] = p.detach()
-                continue
-            with _for_real():
-                q, scale = _quantize_rows(p.detach())
-            weights[name] = _dequantized(q, scale.float())
-        return self.called(function, weights, args, {})
+            return function(*args, **kwargs)
+        int8 = dict(function.int8.named_buffers())
+        weights = {
+            name: _dequantized(t, int8[f"{name}_scale"]) if t.dtype is torch.int8 else t
+            for name, t in int8.items()
+            if not name.endswith("_scale")
+        }
+        return self.called(function, weights, args, kwargs)
 
 
 def _dequantized(q: Tensor, scale: Tensor | None) -> Tensor:
     """``q`` (K, ...) times ``scale`` (K,)."""
-    axis = {"axis": 0}
+    axis: Any = {"axis": 0}
     return torch.onnx.ops.symbolic("::DequantizeLinear", (q, scale), axis, dtype=torch.float32, shape=q.shape)
 
 
-def _moved(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _moved(step: Step, args: Any, kwargs: dict[str, Any]) -> Any:
     """A step in torch's functions."""
     function: Any = step.function
     if function in _TURNS:  # memory formats, which ONNX lacks

@@ -198,7 +198,6 @@ class Rewritten:
         v = self.aliases.get(v, v)
         return self._positions.get(self.int8[v][0] if v in self.int8 else v)
 
-
     def grid(self, v: Value) -> Grid | None:
         """That of an int8 value; None of others."""
         found = self.int8.get(self.aliases.get(v, v)) if v.dtype is torch.int8 else None

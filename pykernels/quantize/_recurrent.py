@@ -59,6 +59,10 @@ class Followed(nn.Module):
         self.is_last_step = getattr(make, "__self__", None) is Int8LastStep
         self.int8 = None
 
+    def is_stale(self) -> bool:
+        """Have the parameters changed, or is there no int8 form as yet?"""
+        return self.int8 is None or not self.int8.sources.are_current()
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the int8 form's."""
         found: Any = self.int8

@@ -102,7 +102,8 @@ class Simulation:
         function: Any = step.function
         if is_norm(step):
             return self._norm(step)
-        args, kwargs = _made(mapped(step.args, self.leaf)), _made(mapped(step.kwargs, self.leaf))
+        args: Any = _made(mapped(step.args, self.leaf))
+        kwargs: dict[str, Any] = _made(mapped(step.kwargs, self.leaf))
         if isinstance(function, FusedTransposed):
             return self._transposed(function, *args)
         if isinstance(function, FusedConv):
