@@ -42,7 +42,7 @@ class _LayerWatcher(Watcher):
         if at is None or at not in plan.of_layers or not (t.is_floating_point() or v in plan.int8):
             return
         key = plan.name, at, self._calls[plan.name]
-        self.take(key, plan.int8[v][1].dequantize(t) if v in plan.int8 else t.float())
+        self.take(key, plan.in_float(v, t) if v in plan.int8 else t.float())
 
     def take(self, key: tuple[str, int, int], t: Tensor) -> None:
         """``t`` is the result of a layer in a call: the graph, the value and which call of it."""

@@ -32,6 +32,7 @@ from pykernels.optimize._shuffles import Shuffle
 from pykernels.quantize._recurrent import Followed
 from pykernels.quantize._simulate import Simulation
 from pykernels.quantize._steps import Int8Layer, folded
+from pykernels.quantize._tune import UNTUNED
 
 _LEAST, _MOST = torch.iinfo(torch.int32).min, torch.iinfo(torch.int32).max
 
@@ -71,7 +72,9 @@ class InONNX(Simulation):
         parts = layer.weight, layer.bias, *(layer.norm or (None,) * 4)
         with _for_real():
             tensors = [self.leaf(v) for v in parts]
-            q, steps, shift = folded([layer.filters(tensors[0]), *tensors[1:]], layer.eps, per_channel)
+            q, steps, shift = folded(
+                [layer.filters(tensors[0]), *tensors[1:]], layer.eps, per_channel, getattr(layer, "tuning", UNTUNED)
+            )
             q = q.flatten(1) if layer.rank == 2 else q
             bias = None if shift is None else shift.detach().float()
             sums = steps * layer.x.scale if isinstance(layer, Int8Layer) else None
@@ -129,9 +132,11 @@ def _moved(step: Step, args: Any, kwargs: dict[str, Any]) -> Any:
         (pieces,) = args
         return shuffle(pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), 1), function._call)
     if isinstance(function, LayerNorm):
-        return layer_norm(*args, function._call)
+        x, weight, bias = args
+        return layer_norm(x, weight, bias, function._call)
     if isinstance(function, GroupNorm):
-        return group_norm_act(*args, function._norm)
+        x, weight, bias, residual = args
+        return group_norm_act(x, weight, bias, residual, function._norm)
     return function(*args, **kwargs)
 
 

@@ -30,6 +30,7 @@ from pykernels.quantize._dynamic import DynamicLinear
 from pykernels.quantize._glue import Lookup, Mean, Squeeze, Sum
 from pykernels.quantize._recurrent import Followed
 from pykernels.quantize._steps import Dequantize, Int8Layer, Quantize
+from pykernels.quantize._tune import UNTUNED
 
 
 class Simulation:
@@ -94,9 +95,12 @@ class Simulation:
             bias = (-mean if bias is None else bias - mean) * factor
             bias = bias if shift is None else bias + shift
             weight = weight * factor.reshape(-1, 1, 1, 1)
-        if isinstance(layer, Int8Layer | DynamicLinear):
-            weight = rounded_filters(weight, layer.per_channel)
-        return weight, bias
+        if not isinstance(layer, Int8Layer | DynamicLinear):
+            return weight, bias
+        tuning = layer.tuning if isinstance(layer, Int8Layer) else UNTUNED
+        weight, bias = tuning.scaled(weight, bias)
+        rounded = rounded_filters(weight, layer.per_channel)
+        return rounded, tuning.corrected(weight.detach(), rounded.detach(), bias)
 
     def _run(self, step: Step) -> Any:
         function: Any = step.function
@@ -113,7 +117,8 @@ class Simulation:
         if isinstance(function, Dequantize):
             return args[0]
         if isinstance(function, Squeeze):
-            return self.rounded(_squeeze(*args, *function.codes), function.out)
+            x, w1, b1, w2, b2 = args
+            return self.rounded(_squeeze(x, w1, b1, w2, b2, *function.codes), function.out)
         if isinstance(function, Mean):
             return function.simulate(args[0])
         if isinstance(function, Sum | Lookup):

@@ -74,6 +74,7 @@ _CASES = {
     "silu": (lambda: residual("silu"), batches(1)[0], {}, 11, 16),
     "skip": (residual, batches(1)[0], {"skip": ["a", "wide"]}, 8, 12),
     "one scale": (residual, batches(1)[0], {"per_channel": False}, 11, 16),
+    "tuned": (residual, batches(1)[0], {"equalize": True, "correct_bias": True}, 11, 16),
     "glue": (lambda: Glue().eval(), batches(1)[0], {}, 4, 6),
     "rows": (_rows, torch.randn(3, 7, 64), {}, 3, 6),
     "dynamic rows": (_rows, torch.randn(3, 7, 64), {"dynamic": True}, 0, 3),
