@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 from pykernels import _native
 from pykernels.ops._arguments import check_number, fail
 from pykernels.optimize._face import Optimized, face
-from pykernels.quantize._calibrate import OP, Call, calibrate, calls_of, nothing_given
+from pykernels.quantize._calibrate import OP, Call, buffers_kept, calibrate, calls_of, nothing_given
 from pykernels.quantize._grid import OBSERVERS
 from pykernels.quantize._measure import keep_within, measure
 from pykernels.quantize._model import Quantized
@@ -136,13 +136,14 @@ def quantize(
         return twin
     kept: list[Call] = []
     calls = _spread(calls_of(model, batches), kept)
-    if dynamic:
-        nothing_given(sum(1 for _ in calls))
-    else:
-        calibrate(twin, plan, calls, observer, equalize, correct_bias)
-    if budget is not None:
-        keep_within(twin, plan, kept, float(budget), score)
-    measure(twin, plan, kept)
+    with buffers_kept(twin):
+        if dynamic:
+            nothing_given(sum(1 for _ in calls))
+        else:
+            calibrate(twin, plan, calls, observer, equalize, correct_bias)
+        if budget is not None:
+            keep_within(twin, plan, kept, float(budget), score)
+        measure(twin, plan, kept)
     return QuantAware(model, plan) if qat else twin
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -175,6 +176,19 @@ def _watched(twin: Any, family: Any, watcher: Watcher | None, args: Any, kwargs:
     finally:
         family.watcher = None
     return result
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Puts back what calls write to the model's buffers, such as counters of calls."""
+    before = [(t, t._version, t.detach().clone()) for t in model.buffers() if not t.is_inference()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for t, version, value in before:
+                if t._version != version:
+                    t.copy_(value)
 
 
 def family_of(twin: Any) -> Any:

@@ -22,7 +22,7 @@ from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Step, Value
 from pykernels.optimize._linear import FusedLinear
 from pykernels.quantize._dynamic import quantize_rows
-from pykernels.quantize._recurrent import use_int8_lstms
+from pykernels.quantize._recurrent import lstms_in, use_int8_lstms
 from pykernels.quantize._rewrite import Rewriter, layers_in, why_no_kernel
 from pykernels.quantize._steps import Quantize
 from pykernels.quantize._tune import Factors, Pair, along, axes_of, pairs_of
@@ -113,7 +113,7 @@ class Plan:
         """Puts int8 steps into ``graph``, a call of ``model``, if it is one of those that were calibrated."""
         tensors = itertools.chain(model.named_parameters(), model.named_buffers())
         names = {id(t): name for name, t in tensors}
-        graph.plan = Rewritten(name_of(graph, names), values_of(graph), layers_in(graph))
+        graph.plan = Rewritten(name_of(graph, names), values_of(graph), layers_in(graph), lstms_in(graph))
         if not self.is_on:
             graph.plan.pairs = pairs_of(graph)
             graph.plan.axes = axes_of(graph.plan.layers, graph.plan.positions)
@@ -124,7 +124,7 @@ class Plan:
         if not self.is_on or (ranges is None and not self.dynamic):
             return
         graph.plan.is_calibrated = True
-        graph.plan.recurrent = use_int8_lstms(graph, self.why_float, store)
+        graph.plan.recurrent = use_int8_lstms(graph, self.why_float, store, graph.plan.reasons)
         if ranges is None:
             graph.plan.made = quantize_rows(graph, self.why_float, self.per_channel)
             left = [s for s in graph.plan.layers if s not in graph.plan.made]
@@ -139,7 +139,8 @@ class Plan:
         rewriter = Rewriter(graph, known, self.why_float, self.per_channel, factors, means)
         graph.plan.int8 = rewriter.rewrite()
         graph.plan.scaled = rewriter.scaled
-        graph.plan.made, graph.plan.reasons = rewriter.made, rewriter.reasons
+        graph.plan.made = rewriter.made
+        graph.plan.reasons |= rewriter.reasons
 
     def settled(self, graph: Graph) -> None:
         """Formats are decided: what is rounded for convolutions in channels_last alone is written so at once."""
@@ -193,11 +194,12 @@ def _nested(tables: Mapping[str, Mapping[Any, Any]], made: Callable[[Any], Any])
 
 @dataclass(eq=False)
 class Rewritten:
-    """What became of a graph: its name, its values and layers as they were in float, and the int8 forms of values."""
+    """What became of a graph: its name, values, layers and LSTMs, as in float, and the int8 forms of values."""
 
     name: str
     values: list[Value]
     layers: list[Step]
+    lstms: list[Step]
     int8: dict[Value, tuple[Value, Grid]] = field(default_factory=dict)
     #: What the steps gave before formats were settled, and what stands for such a value since.
     given: dict[Step, list[Value]] = field(default_factory=dict)
@@ -216,7 +218,7 @@ class Rewritten:
 
     def __post_init__(self) -> None:
         self.positions = {v: i for i, v in enumerate(self.values)}
-        self.of_layers_by_step = {s: self.positions[s.outputs] for s in self.layers}
+        self.of_layers_by_step = {s: self.positions[s.results()[0]] for s in (*self.layers, *self.lstms)}
         self.of_layers = frozenset(self.of_layers_by_step.values())
 
     def position(self, v: Value) -> int | None:
