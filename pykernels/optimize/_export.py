@@ -9,6 +9,8 @@ its own layers. It also does so if sizes are to stay open that the model has rea
 from __future__ import annotations
 
 import copy
+import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,7 +27,7 @@ from pykernels.ops._dispatch import asked_backend, is_for_onnx
 from pykernels.optimize._calls import OurCall
 from pykernels.optimize._conv1d import FusedConv1d
 from pykernels.optimize._fused import FusedConv, Traceable
-from pykernels.optimize._graph import Made, Step, Value, mapped
+from pykernels.optimize._graph import OF_STEPS, Made, Step, Value, mapped
 from pykernels.optimize._layout import FIXES, as_channels_last, as_contiguous, as_time_major
 from pykernels.optimize._linear import FusedLinear
 from pykernels.optimize._program import Program
@@ -35,6 +37,7 @@ from pykernels.optimize._watch import ANY, Watch, _said, looked_up, snapshot
 if TYPE_CHECKING:
     from pykernels.optimize._stub import Stub
 
+_PLAIN = int, float, bool, str
 #: Of a fused step: what runs it, from x and the residual.
 Run = Callable[[Tensor, "Tensor | None"], Tensor]
 _TURNS = {
@@ -44,11 +47,15 @@ _TURNS = {
 
 
 def exported(stub: Stub, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | None:
-    """The result of the call as part of the export, in a tuple; None if it has to be the model's own layers."""
+    """The result of the call as part of the export, in a tuple; None if it has to be the model's own layers.
+
+    Of a quantised model these would be float ones: a warning says so.
+    """
     fakes: list[Any] = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     if not fakes or not all(type(t) is FakeTensor for t in fakes) or None in [n for t in fakes for n in _sizes(t)]:
         return None
-    if is_for_onnx() or torch._C._is_any_autocast_enabled() or asked_backend() != "auto":
+    plan, for_onnx = stub.family.plan, is_for_onnx()
+    if for_onnx and plan is None:
         return None
     grad = torch.is_grad_enabled()
     with _for_real():
@@ -56,16 +63,45 @@ def exported(stub: Stub, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
         inputs = {id(real[id(t)]): t for t in fakes}
         given = pytree.tree_map_only(Tensor, lambda t: real[id(t)], (args, kwargs))
         tensors, program = stub.program_for(given[0], given[1], grad)
-        if program is None or not _can_be_exported(program):
-            return None
-        if program.exact and any(isinstance(n, torch.SymInt) for t in fakes for n in t.shape):
-            return None
         stands_for = _Fakes(fakes[0].fake_mode)
-        if not stands_for.all_is_as_in(program.watch):
+        why = _why_not(program, fakes, stands_for)
+    warns = plan is not None and plan.is_active() and stub.module is stub.family.root
+    if why or program is None:
+        if warns:
+            _warn(why)
+        return None
+    read = [inputs[id(t)] for t in tensors]
+    if for_onnx:
+        try:
+            written: tuple[Any] | None = program.graph.rewritten.in_onnx(program, read)
+        except OF_STEPS as problem:  # torch would try again, without the program, and tell nobody
+            _warn(f"a step cannot be written in ONNX: {problem}")
             return None
+        return written
+    with _for_real():
         runs = _chosen(program)
         constants = {v: t for v, t in program.current().values.items() if isinstance(t, Tensor)}
-    return (_evaluated(program, [inputs[id(t)] for t in tensors], constants, stands_for.fakes, runs),)
+    return (_evaluated(program, read, constants, stands_for.fakes, runs),)
+
+
+def _warn(why: str) -> None:
+    warnings.warn(f"pykernels.quantize: torch.export writes float layers, because {why}", stacklevel=3)
+
+
+def _why_not(program: Program | None, fakes: list[Any], stands_for: _Fakes) -> str:
+    """Why a program's steps can't be exported; "" where they can."""
+    if torch._C._is_any_autocast_enabled() or asked_backend() != "auto":
+        return "autocast is on, or a backend was requested"
+    if program is None:
+        return "the model was not called before with inputs of this kind; call it once with those of the export"
+    if not _can_be_exported(program):
+        return "the model cannot be followed as a whole, or writes to its inputs"
+    if program.exact and any(isinstance(n, torch.SymInt) for t in fakes for n in t.shape):
+        return "the model reads sizes that are to stay open"
+    stale = any(getattr(s.function, "is_stale", bool)() for s in program.graph.steps)
+    if stale or not stands_for.all_is_as_in(program.watch):
+        return "the model has changed since its last call; call it again"
+    return ""
 
 
 @contextmanager
@@ -105,6 +141,12 @@ class _Fakes:
     def _same(self, now: Any, then: Any) -> bool:
         if now is then or then is ANY:
             return True
+        if type(now) is type(then) and type(now) in (tuple, list):  # an export makes them anew
+            return len(now) == len(then) and all(map(self._same, now, then))
+        if type(now) is type(then) is weakref.ref:
+            return self._same(now(), then())
+        if type(now) in _PLAIN:
+            return type(now) is type(then) and bool(now == then)
         if type(now) is not FakeTensor or not isinstance(then, Tensor):
             return False
         # Of a tensor that it knows the mode gives the fake that it has made.

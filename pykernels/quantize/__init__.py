@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 from pykernels import _native
 from pykernels.ops._arguments import check_number, fail
 from pykernels.optimize._face import Optimized, face
-from pykernels.quantize._calibrate import OP, Call, calibrate, calls_of, nothing_given
+from pykernels.quantize._calibrate import OP, Call, buffers_kept, calibrate, calls_of, nothing_given
 from pykernels.quantize._grid import OBSERVERS
 from pykernels.quantize._measure import keep_within, measure
 from pykernels.quantize._model import Quantized
@@ -45,6 +45,8 @@ def quantize(
     budget: float | None = None,
     score: Callable[[nn.Module], float] | None = None,
     qat: bool = False,
+    equalize: bool = False,
+    correct_bias: bool = False,
 ) -> Any:
     """Makes an evaluation-mode twin of ``model`` that computes in int8, on a CPU.
 
@@ -74,6 +76,9 @@ def quantize(
         score: A function from a model to a number, such as its accuracy; then ``budget`` is what that may lose.
             None: it is the error of the results, by its L2 norm relative to theirs, over at most eight of the batches.
         qat: Returns a `QuantAware`, which trains with the rounding of int8.
+        equalize: Scales the channels between two layers in int8 so that their ranges and those of the weights agree,
+            for layers with no activation, a ReLU, leaky ReLU or ReLU6 between them. The ranges are "minmax" there.
+        correct_bias: Takes what the rounding of a weight adds to the mean of a sum from the bias.
 
     Returns:
         A `Quantized`, which has the type of the original's calls. Its ``report()`` says what runs in int8 and how
@@ -84,7 +89,8 @@ def quantize(
             ``batches`` is a tensor or not iterable; ``skip`` or ``score`` is something else.
         ValueError: ``batches`` gives nothing, or NaN, infinity, or tensors on another device, or ``dynamic`` has no use
             for it; ``observer`` is unknown; ``skip`` names no module; there is a ``budget`` and nothing to measure it
-            on, a ``score`` without a ``budget``, or ``qat`` with ``dynamic``.
+            on, a ``score`` without a ``budget``, ``qat`` with ``dynamic``, or ``equalize`` or ``correct_bias`` without
+            a calibration.
         RuntimeError: There are no kernels, or the model raises an error for one of the batches.
 
     Example:
@@ -119,6 +125,9 @@ def quantize(
             fail(ValueError, OP, "budget", "batches to measure on", "none")
     if dynamic and batches is not None and budget is None:
         fail(ValueError, OP, "batches", "None, because a dynamic quantisation needs no ranges", type(batches).__name__)
+    for name, given in (("equalize", equalize), ("correct_bias", correct_bias)):
+        if given and (dynamic or batches is None):
+            fail(ValueError, OP, name, "False, because there is nothing to calibrate on", True)
     if qat and batches is None:
         fail(ValueError, OP, "qat", "batches to calibrate on", "none")
     plan = Plan(per_channel=per_channel, skip=patterns, dynamic=dynamic)
@@ -127,13 +136,14 @@ def quantize(
         return twin
     kept: list[Call] = []
     calls = _spread(calls_of(model, batches), kept)
-    if dynamic:
-        nothing_given(sum(1 for _ in calls))
-    else:
-        calibrate(twin, plan, calls, observer)
-    if budget is not None:
-        keep_within(twin, plan, kept, float(budget), score)
-    measure(twin, plan, kept)
+    with buffers_kept(twin):
+        if dynamic:
+            nothing_given(sum(1 for _ in calls))
+        else:
+            calibrate(twin, plan, calls, observer, equalize, correct_bias)
+        if budget is not None:
+            keep_within(twin, plan, kept, float(budget), score)
+        measure(twin, plan, kept)
     return QuantAware(model, plan) if qat else twin
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,8 @@ from pykernels.ops._arguments import fail
 from pykernels.optimize._graph import Value
 from pykernels.quantize._grid import Observer
 from pykernels.quantize._plan import Plan, Ranges
+from pykernels.quantize._steps import in_float
+from pykernels.quantize._tune import Channels, equalised
 
 if TYPE_CHECKING:
     from pykernels.optimize._program import Program
@@ -54,9 +57,11 @@ class Watcher:
 class RangeWatcher(Watcher):
     """Finds ranges with observers of one method."""
 
-    def __init__(self, method: str) -> None:
+    def __init__(self, method: str, by_channel: bool) -> None:
         super().__init__()
-        self.method = method
+        self.method, self.by_channel = method, by_channel
+        #: By graph and value: what the channels are that layers read.
+        self.channels: dict[str, dict[int, Channels]] = {}
         self.observers: dict[str, list[Observer | None]] = {}
         self.broken: set[str] = set()
 
@@ -72,10 +77,32 @@ class RangeWatcher(Watcher):
             found = seen[at] = Observer(self.method)
         if not found.see(t):
             self.broken.add(next((s.where for s in program.graph.steps if v in s.results()), "an input"))
+        elif self.by_channel and at in graph.axes and t.numel():
+            self.channels.setdefault(graph.name, {}).setdefault(at, Channels(graph.axes[at])).see(t)
+
+    def tune(self, plan: Plan, equalize: bool, correct_bias: bool) -> None:
+        """Sets what ``plan`` does to weights and biases before and after they are rounded."""
+        for name, channels in self.channels.items():
+            program = self.programs[name]
+            if correct_bias:
+                plan.means[name] = {at: c.mean() for at, c in channels.items()}
+            pairs = [p for p in program.graph.rewritten.pairs if p.at in channels]
+            if equalize and pairs:
+                values = program.current().values
+                layers = dict.fromkeys(s for p in pairs for s in (p.giver, *p.readers))
+                weights = {s: _weight(s.function, values) for s in layers}
+                plan.factors[name] = equalised(pairs, weights, channels, plan.per_channel)
 
     def tables(self) -> dict[str, Ranges]:
         """The ranges by graph."""
         return {name: [None if o is None else o.range() for o in found] for name, found in self.observers.items()}
+
+
+def _weight(layer: Any, values: Mapping[Value, Any]) -> Tensor:
+    """The weight of a layer in float, (K, C / groups, R, S), with its batch norm."""
+    parts = layer.weight, layer.bias, *(layer.norm or (None,) * 4)
+    tensors: list[Any] = [None if v is None else values.get(v, v.tensor) for v in parts]
+    return in_float([layer.filters(tensors[0]), *tensors[1:]], layer.eps)[0]
 
 
 def calls_of(model: nn.Module, batches: Any) -> Iterable[Call]:
@@ -152,6 +179,19 @@ def _watched(twin: Any, family: Any, watcher: Watcher | None, args: Any, kwargs:
     return result
 
 
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Puts back what calls write to the model's buffers, such as counters of calls."""
+    before = [(t, t._version, t.detach().clone()) for t in model.buffers() if not t.is_inference()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for t, version, value in before:
+                if t._version != version:
+                    t.copy_(value)
+
+
 def family_of(twin: Any) -> Any:
     """What the stubs of a twin share."""
     from pykernels.optimize._face import _family
@@ -179,13 +219,17 @@ def nothing_given(count: int) -> None:
         fail(ValueError, OP, "batches", "at least one", "none (an empty list, or an iterator that has been used up)")
 
 
-def calibrate(twin: nn.Module, plan: Plan, calls: Iterable[Call], method: str) -> None:
+def calibrate(
+    twin: nn.Module, plan: Plan, calls: Iterable[Call], method: str, equalize: bool = False, correct_bias: bool = False
+) -> None:
     """Sets the tables of ``plan``."""
     family = family_of(twin)
-    watcher = RangeWatcher(method)
+    watcher = RangeWatcher(method, equalize or correct_bias)
     plan.is_on = False
     try:
         count = run_all(twin, calls, watcher, lambda _: None)
+        if not watcher.broken:
+            watcher.tune(plan, equalize, correct_bias)
     finally:
         plan.is_on = True
         family.forget()

@@ -42,7 +42,7 @@ class _LayerWatcher(Watcher):
         if at is None or at not in graph.of_layers or not (t.is_floating_point() or v in graph.int8):
             return
         key = graph.name, at, self._calls[graph.name]
-        self.take(key, graph.int8[v][1].dequantize(t) if v in graph.int8 else t.float())
+        self.take(key, graph.in_float(v, t) if v in graph.int8 else t.float())
 
     def take(self, key: tuple[str, int, int], t: Tensor) -> None:
         """``t`` is the result of a layer in a call: the graph, the value and which call of it."""

@@ -10,7 +10,7 @@ import fnmatch
 import hashlib
 import itertools
 import json
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,13 @@ from pykernels.optimize._graph import Graph, Step, Value
 from pykernels.optimize._linear import FusedLinear
 from pykernels.quantize._dynamic import quantize_rows
 from pykernels.quantize._glue import Quantize
-from pykernels.quantize._recurrent import use_int8_lstms
+from pykernels.quantize._recurrent import lstms_in, use_int8_lstms
 from pykernels.quantize._rewrite import Rewriter, layers_in, why_no_kernel
+from pykernels.quantize._tune import Factors, Pair, along, axes_of, pairs_of
 
 if TYPE_CHECKING:
     from pykernels.nn.int8_conv import Grid
+    from pykernels.optimize._program import Program
 
 _NOT_DYNAMIC = "only linear layers and LSTMs are quantised as they come"
 
@@ -83,6 +85,9 @@ class Plan:
     kept: tuple[str, ...] = ()
     dynamic: bool = False
     tables: dict[str, Ranges] = field(default_factory=dict)
+    #: By graph and value: the factors of its channels, and their means where biases are to be corrected.
+    factors: dict[str, dict[int, Factors]] = field(default_factory=dict)
+    means: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     #: Off while the float programs run that a calibration watches.
     is_on: bool = True
 
@@ -90,6 +95,10 @@ class Plan:
     only: str | None = None
     #: By graph and value: the signal-to-noise ratios of layers.
     ratios: dict[str, dict[int, float]] = field(default_factory=dict)
+
+    def is_active(self) -> bool:
+        """Is there anything that runs in int8?"""
+        return self.is_on and (self.dynamic or bool(self.tables))
 
     def why_float(self, step: Step) -> str:
         """Why the layer is to stay in float; "" where it is not."""
@@ -107,7 +116,10 @@ class Plan:
         """
         tensors = itertools.chain(model.named_parameters(), model.named_buffers())
         names = {id(t): name for name, t in tensors}
-        graph.rewritten = Rewritten(name_of(graph, names), values_of(graph), layers_in(graph))
+        graph.rewritten = Rewritten(name_of(graph, names), values_of(graph), layers_in(graph), lstms_in(graph))
+        if not self.is_on:
+            graph.rewritten.pairs = pairs_of(graph)
+            graph.rewritten.axes = axes_of(graph.rewritten.layers, graph.rewritten.positions)
         graph.rewritten.given = {s: s.results() for s in graph.steps}
         ranges = self.tables.get(graph.rewritten.name)
         if ranges is not None and len(ranges) != len(graph.rewritten.values):  # of a broken state
@@ -115,7 +127,7 @@ class Plan:
         if not self.is_on or (ranges is None and not self.dynamic):
             return
         graph.rewritten.is_calibrated = True
-        graph.rewritten.recurrent = use_int8_lstms(graph, self.why_float, store)
+        graph.rewritten.recurrent = use_int8_lstms(graph, self.why_float, store, graph.rewritten.reasons)
         if ranges is None:
             graph.rewritten.made = quantize_rows(graph, self.why_float, self.per_channel)
             left = [s for s in graph.rewritten.layers if s not in graph.rewritten.made]
@@ -124,9 +136,14 @@ class Plan:
                 graph.rewritten.reasons[step] = self.why_float(step) or why
             return
         known = {v: r for v, r in zip(graph.rewritten.values, ranges, strict=True) if r is not None}
-        rewriter = Rewriter(graph, known, self.why_float, self.per_channel, folded)
+        name, values = graph.rewritten.name, graph.rewritten.values
+        factors = {values[at]: found for at, found in self.factors.get(name, {}).items()}
+        means = {values[at]: found for at, found in self.means.get(name, {}).items()}
+        rewriter = Rewriter(graph, known, self.why_float, self.per_channel, factors, means, folded)
         graph.rewritten.int8 = rewriter.rewrite()
-        graph.rewritten.made, graph.rewritten.reasons = rewriter.made, rewriter.reasons
+        graph.rewritten.scaled = rewriter.scaled
+        graph.rewritten.made = rewriter.made
+        graph.rewritten.reasons |= rewriter.reasons
 
     def settled(self, graph: Graph) -> None:
         """Formats are decided: what is rounded for convolutions in channels_last alone is written so at once."""
@@ -147,6 +164,8 @@ class Plan:
         told = {
             "version": 1, "per_channel": self.per_channel, "skip": self.skip, "kept": self.kept,
             "dynamic": self.dynamic, "tables": self.tables, "ratios": self.ratios,
+            "factors": _nested(self.factors, lambda f: [f.low, f.high, f.tensor.tolist()]),
+            "means": _nested(self.means, lambda t: t.tolist()),
         }  # fmt: skip
         return torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8)
 
@@ -158,6 +177,8 @@ class Plan:
                 raise ValueError("another version")
             options = bool(told["per_channel"]), bool(told["dynamic"]), tuple(told["skip"]), tuple(told["kept"])
             ratios = {name: {int(at): float(r) for at, r in found.items()} for name, found in told["ratios"].items()}
+            factors = _nested(told.get("factors", {}), lambda f: Factors(float(f[0]), float(f[1]), torch.tensor(f[2])))
+            means = _nested(told.get("means", {}), torch.tensor)
             tables: dict[str, Ranges] = {}
             for name, found in told["tables"].items():
                 tables[name] = [None if r is None else (float(r[0]), float(r[1])) for r in found]
@@ -166,20 +187,32 @@ class Plan:
             got = f"{state.dtype} of shape {tuple(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
             fail(ValueError, "quantize", "state", expected, got)
         self.per_channel, self.dynamic, self.skip, self.kept = options
-        self.ratios, self.tables = ratios, tables
+        self.ratios, self.tables, self.factors, self.means = ratios, tables, factors, means
+
+
+def _nested(tables: Mapping[str, Mapping[Any, Any]], made: Callable[[Any], Any]) -> dict[str, dict[int, Any]]:
+    """``tables`` by graph and value, of what ``made`` makes of theirs."""
+    return {name: {int(at): made(x) for at, x in table.items()} for name, table in tables.items()}
 
 
 @dataclass(eq=False)
 class Rewritten:
-    """What became of a graph: its name, its values and layers as they were in float, and the int8 forms of values."""
+    """What became of a graph: its name, values, layers and LSTMs, as in float, and the int8 forms of values."""
 
     name: str
     values: list[Value]
     layers: list[Step]
+    lstms: list[Step]
     int8: dict[Value, tuple[Value, Grid]] = field(default_factory=dict)
     #: What the steps gave before formats were settled, and what stands for such a value since.
     given: dict[Step, list[Value]] = field(default_factory=dict)
     aliases: dict[Value, Value] = field(default_factory=dict)
+    #: Values whose channels have other scales in int8.
+    scaled: dict[Value, Factors] = field(default_factory=dict)
+    #: What an equalisation may scale.
+    pairs: list[Pair] = field(default_factory=list)
+    #: By value: the dimension of the channels that layers read.
+    axes: dict[int, int] = field(default_factory=dict)
     is_calibrated: bool = False
     #: The layers that run in int8, and why others don't.
     made: dict[Step, Step] = field(default_factory=dict)
@@ -187,14 +220,36 @@ class Rewritten:
     recurrent: dict[Step, Step] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._positions = {v: i for i, v in enumerate(self.values)}
-        self.of_layers_by_step = {s: self._positions[s.outputs] for s in self.layers}
+        self.positions = {v: i for i, v in enumerate(self.values)}
+        self.of_layers_by_step = {s: self.positions[s.results()[0]] for s in (*self.layers, *self.lstms)}
         self.of_layers = frozenset(self.of_layers_by_step.values())
 
     def position(self, v: Value) -> int | None:
         """Which of its values ``v`` is, in float or in int8."""
         v = self.aliases.get(v, v)
-        return self._positions.get(self.int8[v][0] if v in self.int8 else v)
+        return self.positions.get(self.int8[v][0] if v in self.int8 else v)
+
+    def in_float(self, v: Value, t: Tensor) -> Tensor:
+        """What the numbers ``t`` of an int8 value stand for."""
+        float_value, grid = self.int8[v]
+        y, factors = grid.dequantize(t), self.scaled.get(float_value)
+        if factors is None:
+            return y
+        giver = next(s for s, at in self.of_layers_by_step.items() if at == self.positions[float_value])
+        return along(y, factors.tensor, giver)
+
+    def grid(self, v: Value) -> Grid | None:
+        """That of an int8 value; None of others."""
+        found = self.int8.get(self.aliases.get(v, v)) if v.dtype is torch.int8 else None
+        return None if found is None else found[1]
+
+    def in_onnx(self, program: Program, inputs: list[Tensor]) -> tuple[Any] | None:
+        """What the program gives for ``inputs``, for `torch.onnx.export`, in a tuple; None if it runs in float."""
+        if not self.is_calibrated:
+            return None
+        from pykernels.quantize._onnx import InONNX
+
+        return (InONNX(program).evaluate(inputs),)
 
 
 def _around(where: str) -> Iterable[str]:

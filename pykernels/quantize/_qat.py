@@ -13,7 +13,7 @@ from pykernels.optimize._face import face
 from pykernels.quantize._calibrate import OP
 from pykernels.quantize._model import Quantized
 from pykernels.quantize._plan import Plan
-from pykernels.quantize._simulate import evaluate
+from pykernels.quantize._simulate import Simulation
 
 
 class QuantAware(nn.Module):
@@ -65,7 +65,7 @@ class QuantAware(nn.Module):
         if program is None or not program.again:
             raise RuntimeError(f"pykernels.{OP}: qat: the model cannot be followed as a whole:\n{twin.report()}")
         live = self._live(twin)
-        return evaluate(program, [given[id(t)] for t in tensors], lambda t: live.get(id(t), t))
+        return Simulation(program, lambda t: live.get(id(t), t)).evaluate([given[id(t)] for t in tensors])
 
     def _live(self, twin: nn.Module) -> dict[int, Tensor]:
         """By the twin's tensors: the parameters and buffers that train."""

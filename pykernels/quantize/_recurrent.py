@@ -16,6 +16,8 @@ from pykernels.optimize._last_step import takes_last_step
 from pykernels.optimize._sources import Sources
 from pykernels.optimize._watch import kind_of, plain
 
+_KINDS = nn.LSTM, LSTM, nn.LSTMCell, LSTMCell
+
 
 class Int8LastStep(Int8LSTM):
     """`Int8LSTM`, (B, T, I) or (T, B, I) to the last step of its output, (B, 2 H), as `LastStepLSTM` is in float."""
@@ -59,6 +61,10 @@ class Followed(nn.Module):
         self.is_last_step = getattr(make, "__self__", None) is Int8LastStep
         self.int8 = None
 
+    def is_stale(self) -> bool:
+        """Have the parameters changed, or is there no int8 form as yet?"""
+        return self.int8 is None or not self.int8.sources.are_current()
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the int8 form's."""
         found: Any = self.int8
@@ -72,21 +78,21 @@ class Followed(nn.Module):
         return found(*args, **kwargs)
 
 
-def use_int8_lstms(graph: Graph, why_float: Callable[[Step], str], store: dict[Hashable, Any]) -> dict[Step, Step]:
-    """Puts int8 forms in the place of LSTMs. Returns the steps of these, each by itself."""
+def lstms_in(graph: Graph) -> list[Step]:
+    """The calls of LSTMs, of sequences or of cells."""
+    return [s for s in graph.steps if s.kind == "module" and kind_of(s.function) in _KINDS]
+
+
+def use_int8_lstms(
+    graph: Graph, why_float: Callable[[Step], str], store: dict[Hashable, Any], reasons: dict[Step, str]
+) -> dict[Step, Step]:
+    """Puts int8 forms in the place of LSTMs. Returns the steps of these, each by itself; ``reasons`` get the others."""
     made: dict[Step, Step] = {}
-    for step in graph.steps:
-        if step.kind != "module":
-            continue
-        kind = kind_of(step.function)
-        if kind not in (nn.LSTM, LSTM, nn.LSTMCell, LSTMCell):
-            continue
-        x, module = next(step.reads(), None), step.function
-        parameters = list(module.parameters())
-        on_cpu = all(p.device.type == "cpu" and p.dtype is torch.float32 for p in parameters)
-        if getattr(module, "proj_size", 0) or not on_cpu or not isinstance(x, Value) or x.dtype is not torch.float32:
-            continue
-        if nn.utils.parametrize.is_parametrized(module) or why_float(step):
+    for step in lstms_in(graph):
+        kind, module = kind_of(step.function), step.function
+        why = _why_no_kernel(step) or why_float(step)
+        if why:
+            reasons[step] = why
             continue
         make: Any = Int8LSTMCell.from_torch
         if kind in (nn.LSTM, LSTM):
@@ -97,3 +103,14 @@ def use_int8_lstms(graph: Graph, why_float: Callable[[Step], str], store: dict[H
         step.function, step.note = store[key][0], f"Int8{kind.__name__}"
         made[step] = step
     return made
+
+
+def _why_no_kernel(step: Step) -> str:
+    x, module = next(step.reads(), None), step.function
+    if getattr(module, "proj_size", 0):
+        return "there are no int8 kernels for projections"
+    if nn.utils.parametrize.is_parametrized(module):
+        return "its weights are parametrised"
+    on_cpu = all(p.device.type == "cpu" and p.dtype is torch.float32 for p in module.parameters())
+    fits = on_cpu and isinstance(x, Value) and x.dtype is torch.float32
+    return "" if fits else "LSTMs run in int8 on a CPU, from float32"

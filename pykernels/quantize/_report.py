@@ -17,7 +17,7 @@ _UNCALIBRATED = "no batch of the calibration made a call of this kind"
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or linear layer of a program.
+    """A convolution, linear layer or LSTM of a program.
 
     ``why`` is "" where it runs in int8, else the reason. ``sqnr`` is the ratio of the signal to the noise in its result
     in dB, with all layers before it in int8 too, on up to eight batches of the calibration; None where it was not
@@ -44,7 +44,7 @@ class QuantReport(Report):
     It has the attributes of `Report`, and one more.
 
     Attributes:
-        layers: The convolutions and linear layers of the counted programs.
+        layers: The convolutions, linear layers and LSTMs of the counted programs.
     """
 
     layers: list[Layer] = field(default_factory=list)
@@ -122,13 +122,14 @@ def with_layers(report: Report, twin: Any) -> QuantReport:
         if graph is None or numbers[id(program)] not in counted:
             continue
         ratios = family.plan.ratios.get(graph.name, {})
-        for step in graph.layers:
-            made = graph.made.get(step)
+        for step, at in sorted(graph.of_layers_by_step.items(), key=lambda item: item[1]):
+            made = graph.made.get(step) or graph.recurrent.get(step)
             why = "" if made else graph.reasons.get(step) or (_UNCALIBRATED if not graph.is_calibrated else "")
             times = seconds.get((step.where or "the model", made.note if made else step.note), [])
             x, out = (getattr(made.function, name, None) if made else None for name in ("x", "out"))
-            ratio = ratios.get(graph.of_layers_by_step[step])
-            layers.append(Layer(step.where, step.note, x, out, ratio, why, times.pop(0) if times else None))
+            ratio = ratios.get(at)
+            what = step.note or step.name()
+            layers.append(Layer(step.where, what, x, out, ratio, why, times.pop(0) if times else None))
     return QuantReport(**vars(report), layers=layers)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pykernels.nn.int8_conv import Grid
 from pykernels.ops.int8_matmul.arguments import MAX_K_WITH_ZERO_POINT
@@ -41,6 +42,7 @@ from pykernels.quantize._glue import (
 )
 from pykernels.quantize._grid import grid_of
 from pykernels.quantize._steps import Int8Layer
+from pykernels.quantize._tune import Factors, Tuning
 
 _LAYERS = (FusedConv, FusedConv1d, FusedLinear, FusedPixels)
 #: They give what they are given, in another order or shape.
@@ -78,9 +80,10 @@ class Rewriter:
 
     def __init__(
         self, graph: Graph, ranges: Mapping[Value, tuple[float, float]], why_float: Callable[[Step], str],
-        per_channel: bool, folded: list[Step],
+        per_channel: bool, factors: Mapping[Value, Factors], means: Mapping[Value, Tensor], folded: list[Step],
     ) -> None:  # fmt: skip
         self.graph, self.ranges, self.per_channel, self.folded = graph, ranges, per_channel, folded
+        self._factors, self._means = factors, means
         written = {v.storage for s in graph.steps for v in s.writes}
         #: Values that no write changes, with a range.
         self.fit = {v for v in ranges if v.storage not in written}
@@ -110,6 +113,8 @@ class Rewriter:
             if any(v in self.has for v in step.results()):
                 for v in (*step.reads(), *step.results()):
                     self._join(v, step.results()[0])
+        #: By the values whose channels have other scales in int8.
+        self.scaled = self._scaled()
         self.grids = self._grids()
         for step in self.graph.steps:
             if step in self.layers:
@@ -187,6 +192,15 @@ class Rewriter:
                     has |= set(step.results())
         return has
 
+    def _scaled(self) -> dict[Value, Factors]:
+        """The factors of those that int8 layers alone give and read."""
+        users, found = self.graph.users(), {}
+        for step in self.layers:
+            factors = self._factors.get(step.outputs)
+            if factors is not None and step.outputs in self.has and self.layers.issuperset(users[step.outputs]):
+                found[step.outputs] = factors
+        return found
+
     def _root(self, v: Value) -> Value:
         while v in self._parents:
             v = self._parents[v]
@@ -203,6 +217,7 @@ class Rewriter:
         for v, (low, high) in self.ranges.items():
             known = ranges.get(root := self._root(v), (low, high))
             ranges[root] = min(low, known[0]), max(high, known[1])
+        ranges |= {v: (f.low, f.high) for v, f in self.scaled.items()}
         return {v: grid_of(*both) for v, both in ranges.items()}
 
     def _grid(self, v: Value) -> Grid:
@@ -241,7 +256,9 @@ class Rewriter:
             outputs = y.like(self.next)
             self.next += 1
             after = Step(torch.clamp, (outputs, *layer.act.constants), {}, y, (), "call", step.where)
-        made = Int8Layer(layer, self._grid(x), inner, out, self.per_channel)
+        rows, columns = (self.scaled[v].tensor if v in self.scaled else None for v in (y, x))
+        tuning = Tuning(rows, columns, self._means.get(x))
+        made = Int8Layer(layer, self._grid(x), inner, out, self.per_channel, tuning)
         note = f"int8 {step.note}"
         self.made[step] = Step(made, (given, added), {}, outputs, (), "fused", step.where, note, step.sources)
         self.steps.append(self.made[step])

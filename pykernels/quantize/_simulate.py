@@ -19,6 +19,7 @@ from pykernels.ops._activation import ACTIVATIONS, apply_activation
 from pykernels.ops.conv_bn_act.arguments import padded
 from pykernels.optimize._activations import Act
 from pykernels.optimize._calls import OurCall
+from pykernels.optimize._export import _made
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Step, Value, mapped
 from pykernels.optimize._norms import bind_norm, is_norm
@@ -29,51 +30,192 @@ from pykernels.quantize._dynamic import DynamicLinear
 from pykernels.quantize._glue import Affine, Dequantize, Lookup, Mean, Quantize, Squeeze, Sum, bind_affine
 from pykernels.quantize._recurrent import Followed
 from pykernels.quantize._steps import Int8Layer
+from pykernels.quantize._tune import UNTUNED
+
+#: What makes the constants of batch norms.
+_BINDS = bind_norm, bind_affine
 
 
-def rounded(x: Tensor, grid: Grid) -> Tensor:
-    """``x`` on ``grid``; the gradient is that of the part which is not clamped."""
-    return torch.fake_quantize_per_tensor_affine(x, grid.scale, grid.zero_point, -128, 127)
+class Simulation:
+    """Evaluates ``program``; ``live`` gives what stands for a tensor of the model."""
+
+    def __init__(self, program: Program, live: Callable[[Tensor], Tensor]) -> None:
+        self.program, self.live = program, live
+        self.values: dict[Value, Any] = {}
+        self._norms = {s.results()[0]: s for s in program.folded if s.function in _BINDS}
+
+    def evaluate(self, inputs: list[Tensor]) -> Any:
+        """What the program gives for ``inputs``."""
+        graph = self.program.graph
+        self.values.update(zip(graph.inputs, inputs, strict=True))
+        self._fold()
+        alone = _alone(graph.steps)
+        for step in graph.steps:
+            if step in alone:  # a gradient may need what is overwritten
+                self.values[step.args[0]] = self.values[step.args[0]].clone()
+            self._spread(step.outputs, self._run(step))
+        return _made(mapped(graph.result, self.leaf))
+
+    def leaf(self, x: Any) -> Any:
+        """What a value is now; all else itself."""
+        if not isinstance(x, Value):
+            return x
+        return self.live(x.tensor) if x not in self.values and x.tensor is not None else self.values[x]
+
+    def _fold(self) -> None:
+        """Computes what depends on the model's tensors alone."""
+        for step in self.program.folded:
+            if step.function not in _BINDS:
+                args, kwargs = mapped(step.args, self.leaf), mapped(step.kwargs, self.leaf)
+                self._spread(step.outputs, step.function(*args, **kwargs))
+
+    def _spread(self, outputs: Any, result: Any) -> None:
+        if isinstance(outputs, Value):
+            self.values[outputs] = result
+        elif outputs is not None:
+            for part, got in zip(outputs, result, strict=True):
+                self._spread(part, got)
+
+    def rounded(self, x: Tensor, grid: Grid) -> Tensor:
+        """``x`` on ``grid``; the gradient is that of the part which is not clamped."""
+        return torch.fake_quantize_per_tensor_affine(x, grid.scale, grid.zero_point, -128, 127)
+
+    def rounded_rows(self, x: Tensor) -> Tensor:
+        """Rows (..., C), each by its own largest magnitude."""
+        rows = x.reshape(-1, x.shape[-1])
+        scale = _scale(rows.detach().abs().amax(1))
+        zero = torch.zeros_like(scale, dtype=torch.int32)
+        return torch.fake_quantize_per_channel_affine(rows, scale, zero, 0, -127, 127).view(x.shape)
+
+    def weights(self, layer: Any) -> tuple[Tensor, Tensor | None]:
+        """The filters of a layer, rounded where they are int8, and the bias, with the batch norm in both."""
+        leaf = self.leaf
+        weight, bias = _filters(layer, leaf(layer.weight)), leaf(layer.bias)
+        if layer.norm is not None:
+            mean, var, scale, shift = map(leaf, layer.norm)
+            factor = torch.rsqrt(var + layer.eps)
+            factor = factor if scale is None else factor * scale
+            bias = (-mean if bias is None else bias - mean) * factor
+            bias = bias if shift is None else bias + shift
+            weight = weight * factor.reshape(-1, 1, 1, 1)
+        if not isinstance(layer, Int8Layer | DynamicLinear):
+            return weight, bias
+        tuning = layer.tuning if isinstance(layer, Int8Layer) else UNTUNED
+        weight, bias = tuning.scaled(weight, bias)
+        rounded = rounded_filters(weight, layer.per_channel)
+        return rounded, tuning.corrected(weight.detach(), rounded.detach(), bias)
+
+    def _run(self, step: Step) -> Any:
+        function: Any = step.function
+        if is_norm(step):
+            return self._norm(step)
+        if isinstance(step.function, Affine):
+            return self._affine(step)
+        args: Any = _made(mapped(step.args, self.leaf))
+        kwargs: dict[str, Any] = _made(mapped(step.kwargs, self.leaf))
+        if isinstance(function, FusedTransposed):
+            return self._transposed(function, *args)
+        if isinstance(function, FusedConv):
+            return self._layer(function, *args)
+        if isinstance(function, Quantize):
+            return self.rounded(args[0], function.grid)
+        if isinstance(function, Dequantize):
+            return args[0]
+        if isinstance(function, Squeeze):
+            x, w1, b1, w2, b2 = args
+            return self.rounded(_squeeze(x, w1, b1, w2, b2, *function.codes), function.out)
+        if isinstance(function, Mean):
+            return function.simulate(args[0])
+        if isinstance(function, Sum | Lookup):
+            return self.rounded(function.simulate(*args), function.out)
+        if is_squeeze(step):
+            return _squeeze(*args)
+        return self.other(step, args, kwargs)
+
+    def other(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a step gives that neither is a layer nor computes on int8 numbers."""
+        function: Any = step.function
+        if isinstance(function, OurCall):
+            return function.in_trace(*args)
+        if isinstance(function, nn.Module):
+            # Int8 forms have no gradient: an LSTM trains in float.
+            module = function.source if isinstance(function, Followed) else function
+            return self.called(function, {name: self.live(p) for name, p in module.named_parameters()}, args, kwargs)
+        return function(*args, **kwargs)
+
+    def called(self, function: Any, weights: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of a module, in float, with these ``weights``."""
+        module = function.source if isinstance(function, Followed) else function
+        result = torch.func.functional_call(module, weights, args, kwargs)
+        if isinstance(function, Followed) and function.is_last_step:
+            return result[0][:, -1] if module.batch_first else result[0][-1]
+        return result
+
+    def _layer(self, layer: Any, x: Tensor, residual: Tensor | None) -> Tensor:
+        weight, bias = self.weights(layer)
+        if isinstance(layer, DynamicLinear):
+            x = self.rounded_rows(x)
+        if layer.rank == 2:
+            y = F.linear(x, weight.flatten(1), bias)
+        else:
+            g = layer.geometry()
+            x, padding = padded(x, g)
+            y = F.conv2d(x, weight, bias, g.stride, padding, g.dilation, g.groups)
+        y = self._activated(y if residual is None else y + residual, layer)
+        return self.rounded(y, layer.out) if isinstance(layer, Int8Layer) and layer.out is not None else y
+
+    def _transposed(self, layer: FusedTransposed, x: Tensor, residual: Tensor | None) -> Tensor:
+        weight = self.leaf(layer.weight)
+        weight = weight if weight.dim() == 4 else weight.unsqueeze(2)
+        y = F.conv_transpose2d(x, weight, self.leaf(layer.bias), **layer.options)
+        if layer.norm is not None:
+            mean, var, scale, shift = map(self.leaf, layer.norm)
+            y = F.batch_norm(y, mean, var, scale, shift, False, 0.0, layer.eps)
+        return self._activated(y if residual is None else y + residual, layer)
+
+    def _activated(self, y: Tensor, layer: Any) -> Tensor:
+        act = layer.act
+        if act.slopes is not None:
+            return F.prelu(y, self.leaf(act.slopes))
+        if act.constants:
+            values: Mapping[Any, Any] = {}
+            return act.in_place(values)(y.clone())
+        return apply_activation(y, act.name, act.slope)
+
+    def _norm(self, step: Step) -> Tensor:
+        pieces, _, residual = step.args
+        leaf, made = self.leaf, self._norms[step.args[1]]
+        _, mean, var, weight, bias, eps, activation, slope, constants, slopes = made.args
+        x = torch.cat([leaf(v) for v in pieces], 1) if len(pieces) > 1 else leaf(pieces[0])
+        y = F.batch_norm(x, leaf(mean), leaf(var), leaf(weight), leaf(bias), False, 0.0, eps)
+        y = y if residual is None else y + leaf(residual)
+        if slopes is not None:
+            return F.prelu(y, leaf(slopes))
+        act = Act(activation, slope, constants)
+        return act.in_place({})(y.clone()) if constants else apply_activation(y, activation, slope)  # type: ignore[misc]
+
+    def _affine(self, step: Step) -> Tensor:
+        leaf = self.leaf
+        mean, var, weight, bias, eps, *_ = self._norms[step.args[1]].args
+        x = torch.cat([leaf(v) for v in step.args[0]], 1)
+        y = F.batch_norm(x, leaf(mean), leaf(var), leaf(weight), leaf(bias), False, 0.0, eps)
+        function: Any = step.function
+        _, _, code, slope = function.numbers.tolist()
+        return self.rounded(apply_activation(y, ACTIVATIONS[int(code)], slope), function.out)
 
 
 def rounded_filters(weight: Tensor, per_channel: bool) -> Tensor:
     """``weight`` (K, ...) as int8 numbers times scales, of each channel or of all."""
     rows = weight.detach().flatten(1)
     largest = rows.abs().amax(1) if per_channel else rows.abs().amax().expand(rows.shape[0])
-    scale = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
+    scale = _scale(largest)
     zero = torch.zeros(rows.shape[0], dtype=torch.int32, device=weight.device)
     return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
 
 
-def evaluate(program: Program, inputs: list[Tensor], live: Callable[[Tensor], Tensor]) -> Any:
-    """What ``program`` gives for ``inputs``; ``live`` gives what stands for a tensor of the model."""
-    values: dict[Value, Any] = dict(zip(program.graph.inputs, inputs, strict=True))
-
-    def leaf(x: Any) -> Any:
-        if not isinstance(x, Value):
-            return x
-        return live(x.tensor) if x not in values and x.tensor is not None else values[x]
-
-    norms: dict[Value, Step] = {}
-    for step in program.folded:
-        if step.function in (bind_norm, bind_affine):
-            norms[step.results()[0]] = step
-        else:
-            _spread(step.outputs, step.function(*mapped(step.args, leaf), **mapped(step.kwargs, leaf)), values)
-    steps = program.graph.steps
-    alone = _alone(steps)
-    for step in steps:
-        if step in alone:  # a gradient may need what is overwritten
-            values[step.args[0]] = values[step.args[0]].clone()
-        if is_norm(step):
-            result = _norm(step, norms[step.args[1]], leaf)
-        elif isinstance(step.function, Affine):
-            result = _affine(step, norms[step.args[1]], leaf)
-        else:
-            args, kwargs = mapped(step.args, leaf), mapped(step.kwargs, leaf)
-            result = _run(step, args, kwargs, leaf, live)
-        _spread(step.outputs, result, values)
-    return mapped(program.graph.result, leaf)
+def _scale(largest: Tensor) -> Tensor:
+    """The scales of grids for numbers up to ``largest``."""
+    return torch.where(largest > 0, largest / 127, torch.ones_like(largest))
 
 
 def _alone(steps: list[Step]) -> set[Step]:
@@ -91,78 +233,6 @@ def _alone(steps: list[Step]) -> set[Step]:
     return found
 
 
-def _run(step: Step, args: Any, kwargs: Any, leaf: Callable[[Any], Any], live: Callable[[Tensor], Tensor]) -> Any:
-    function: Any = step.function
-    if isinstance(function, FusedConv):
-        x, residual = args
-        return _layer(function, x, residual, leaf)
-    if isinstance(function, Quantize):
-        return rounded(args[0], function.grid)
-    if isinstance(function, Dequantize):
-        return args[0]
-    if isinstance(function, Squeeze):
-        x, w1, b1, w2, b2 = args
-        return rounded(_squeeze(x, w1, b1, w2, b2, *function.codes), function.out)
-    if isinstance(function, Mean):
-        return function.simulate(args[0])
-    if isinstance(function, Sum | Lookup):
-        return rounded(function.simulate(*args), function.out)
-    if isinstance(function, OurCall):
-        return function.in_trace(*args)
-    if is_squeeze(step):
-        return _squeeze(*args)
-    if isinstance(function, nn.Module):
-        # Int8 forms have no gradient: an LSTM trains in float.
-        module = function.source if isinstance(function, Followed) else function
-        with_live = {name: live(p) for name, p in module.named_parameters()}
-        result = torch.func.functional_call(module, with_live, args, kwargs)
-        if isinstance(function, Followed) and function.is_last_step:
-            return result[0][:, -1] if module.batch_first else result[0][-1]
-        return result
-    return function(*args, **kwargs)
-
-
-def _layer(layer: Any, x: Tensor, residual: Tensor | None, leaf: Callable[[Any], Any]) -> Tensor:
-    if isinstance(layer, FusedTransposed):
-        return _transposed(layer, x, residual, leaf)
-    weight, bias = _filters(layer, leaf(layer.weight)), leaf(layer.bias)
-    if layer.norm is not None:
-        mean, var, scale, shift = map(leaf, layer.norm)
-        factor = torch.rsqrt(var + layer.eps)
-        factor = factor if scale is None else factor * scale
-        bias = (-mean if bias is None else bias - mean) * factor
-        bias = bias if shift is None else bias + shift
-        weight = weight * factor.reshape(-1, 1, 1, 1)
-    is_int8 = isinstance(layer, Int8Layer)
-    if is_int8 or isinstance(layer, DynamicLinear):
-        weight = rounded_filters(weight, layer.per_channel)
-    rows = None
-    if layer.rank == 2:
-        rows = x.shape[:-1]
-        x = x.reshape(-1, x.shape[-1], 1, 1)
-        residual = None if residual is None else residual.reshape(-1, residual.shape[-1], 1, 1)
-    if isinstance(layer, DynamicLinear):
-        x = _rounded_rows(x)
-    g = layer.geometry()
-    x, padding = padded(x, g)
-    y = F.conv2d(x, weight, bias, g.stride, padding, g.dilation, g.groups)
-    y = y if residual is None else y + residual
-    y = _activated(y, layer, leaf)
-    if is_int8 and layer.out is not None:
-        y = rounded(y, layer.out)
-    return y if rows is None else y.reshape(*rows, -1)
-
-
-def _transposed(layer: FusedTransposed, x: Tensor, residual: Tensor | None, leaf: Callable[[Any], Any]) -> Tensor:
-    weight = leaf(layer.weight)
-    weight = weight if weight.dim() == 4 else weight.unsqueeze(2)
-    y = F.conv_transpose2d(x, weight, leaf(layer.bias), **layer.options)
-    if layer.norm is not None:
-        mean, var, scale, shift = map(leaf, layer.norm)
-        y = F.batch_norm(y, mean, var, scale, shift, False, 0.0, layer.eps)
-    return _activated(y if residual is None else y + residual, layer, leaf)
-
-
 def _filters(layer: Any, weight: Tensor) -> Tensor:
     """``weight`` as that of a convolution of images, with its gradients."""
     if getattr(layer, "turned", False):
@@ -170,53 +240,8 @@ def _filters(layer: Any, weight: Tensor) -> Tensor:
     return weight if weight.dim() == 4 else weight.unsqueeze(2) if weight.dim() == 3 else weight[:, :, None, None]
 
 
-def _rounded_rows(x: Tensor) -> Tensor:
-    """Rows (N, C, 1, 1), each by its own largest magnitude."""
-    largest = x.detach().abs().amax((1, 2, 3))
-    scale = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
-    return torch.fake_quantize_per_channel_affine(x, scale, torch.zeros_like(scale, dtype=torch.int32), 0, -127, 127)
-
-
-def _activated(y: Tensor, layer: Any, leaf: Callable[[Any], Any]) -> Tensor:
-    act = layer.act
-    if act.slopes is not None:
-        return F.prelu(y, leaf(act.slopes))
-    if act.constants:
-        values: Mapping[Any, Any] = {}
-        return act.in_place(values)(y.clone())
-    return apply_activation(y, act.name, act.slope)
-
-
-def _norm(step: Step, made: Step, leaf: Callable[[Any], Any]) -> Tensor:
-    pieces, _, residual = step.args
-    _, mean, var, weight, bias, eps, activation, slope, constants, slopes = made.args
-    x = torch.cat([leaf(v) for v in pieces], 1) if len(pieces) > 1 else leaf(pieces[0])
-    y = F.batch_norm(x, leaf(mean), leaf(var), leaf(weight), leaf(bias), False, 0.0, eps)
-    y = y if residual is None else y + leaf(residual)
-    if slopes is not None:
-        return F.prelu(y, leaf(slopes))
-    act = Act(activation, slope, constants)
-    return act.in_place({})(y.clone()) if constants else apply_activation(y, activation, slope)  # type: ignore[misc]
-
-
-def _affine(step: Step, made: Step, leaf: Callable[[Any], Any]) -> Tensor:
-    mean, var, weight, bias, eps, *_ = made.args
-    x = torch.cat([leaf(v) for v in step.args[0]], 1)
-    y = F.batch_norm(x, leaf(mean), leaf(var), leaf(weight), leaf(bias), False, 0.0, eps)
-    _, _, code, slope = step.function.numbers.tolist()
-    return rounded(apply_activation(y, ACTIVATIONS[int(code)], slope), step.function.out)
-
-
 def _squeeze(x: Tensor, w1: Tensor, b1: Any, w2: Tensor, b2: Any, act: int, gate: int) -> Tensor:
     mean = x.mean((2, 3))
     hidden = apply_activation(F.linear(mean, w1.flatten(1), b1), ACTIVATIONS[act], 0.01)
     gates = apply_activation(F.linear(hidden, w2.flatten(1), b2), ACTIVATIONS[gate], 0.01)
     return x * gates[:, :, None, None]
-
-
-def _spread(outputs: Any, result: Any, values: dict[Value, Any]) -> None:
-    if isinstance(outputs, Value):
-        values[outputs] = result
-    elif outputs is not None:
-        for part, got in zip(outputs, result, strict=True):
-            _spread(part, got, values)

@@ -18,10 +18,14 @@ from pykernels.ops.int8_matmul import quantize_int8
 from pykernels.optimize._fused import FusedConv, Traceable
 from pykernels.optimize._graph import Value
 from pykernels.optimize._linear import FusedLinear
+from pykernels.quantize._tune import UNTUNED, Tuning
 
 
 class Int8Pack(Pack):
     """The weight in int8 and all else of a layer that is known before a call, as `int8_conv_bind` makes it."""
+
+    #: Held, because the key has the ids of its tensors.
+    tuning: Tuning
 
     def tensors(self) -> list[Tensor]:
         """All that is packed."""
@@ -37,10 +41,14 @@ class Int8Layer(Traceable, FusedConv):
 
     op = "int8_conv2d"
 
-    def __init__(self, layer: FusedConv, x: Grid, residual: Grid | None, out: Grid | None, per_channel: bool) -> None:
+    def __init__(
+        self, layer: FusedConv, x: Grid, residual: Grid | None, out: Grid | None, per_channel: bool,
+        tuning: Tuning = UNTUNED,
+    ) -> None:  # fmt: skip
         vars(self).update(vars(layer))  # what the fuser has found, all of it
         self.layer, self.name, self.rank = layer, layer.name, layer.rank
         self.x, self.residual, self.out, self.per_channel = x, residual, out, per_channel
+        self.tuning = tuning
         self.is_linear = isinstance(layer, FusedLinear)
         ops = torch.ops.pykernels
         op = (ops.int8_linear_bound if self.is_linear else ops.int8_conv2d_bound).default
@@ -86,9 +94,15 @@ class Int8Layer(Traceable, FusedConv):
         """All but the input, packed; from ``store``, which programs share, if it is still right."""
         tensors = self.tensors(values)
         filters = self.filters(tensors[0])
-        spec = self.eps, self.act[:3], self.geometry(), self.x, self.residual, self.out, self.per_channel
+        grids = self.x, self.residual, self.out
+        spec = self.eps, self.act[:3], self.geometry(), *grids, self.per_channel, *map(id, self.tuning)
         key = (*(None if t is None else id(t) for t in tensors), filters.stride(), *spec)
-        make = lambda: Int8Pack(slots_of([filters, *tensors[1:]]), self.weight.dtype, None, self._bind)  # noqa: E731
+
+        def make() -> Int8Pack:
+            made = Int8Pack(slots_of([filters, *tensors[1:]]), self.weight.dtype, None, self._bind)
+            made.tuning = self.tuning
+            return made
+
         return self.kept(tensors, values, store, key, make)
 
     def in_trace(self, pack: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
@@ -112,7 +126,7 @@ class Int8Layer(Traceable, FusedConv):
 
     def _parts(self, tensors: list[Any]) -> tuple[Tensor, Tensor, Tensor | None, Int8ConvCall]:
         """The int8 weight, what its sums are multiplied by, what is added to them, and the rest."""
-        q, steps, shift = folded(tensors, self.eps, self.per_channel)
+        q, steps, shift = folded(tensors, self.eps, self.per_channel, self.tuning)
         factors = factors_of(self._act(), self.residual, self.out)
         scale = steps * (self.x.scale * factors.sums)
         bias = None if shift is None else shift.float() * factors.sums
@@ -135,18 +149,28 @@ class Int8Layer(Traceable, FusedConv):
         return torch.arange(-128, 128, dtype=torch.int8).clamp(low, high)
 
 
-def folded(tensors: Sequence[Any], eps: float, per_channel: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The int8 weight, its scales (K,), and the bias, with the batch norm in them.
+def folded(
+    tensors: Sequence[Any], eps: float, per_channel: bool, tuning: Tuning = UNTUNED
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The int8 weight, its scales (K,), and the bias, with the batch norm in them, tuned.
 
     ``tensors`` are the filters, and all others of `FusedConv.tensors`, without slopes.
     """
-    weight, bias, mean, var, norm_weight, norm_bias, _ = tensors
+    weight, shift = in_float(tensors, eps)
+    weight, shift = tuning.scaled(weight, shift)
+    q, steps, _ = quantize_int8(weight, axis=0 if per_channel else None, backend="reference")
+    steps = steps.float().expand(weight.shape[0])
+    return q, steps, tuning.corrected(weight, q * steps.reshape(-1, 1, 1, 1), shift)
+
+
+def in_float(tensors: Sequence[Any], eps: float) -> tuple[Tensor, Tensor | None]:
+    """The weight and the bias, with the batch norm in them."""
+    weight, bias, mean, var, norm_weight, norm_bias, *_ = tensors
     scale, shift = fold_batch_norm(bias, mean, var, norm_weight, norm_bias, eps)
     weight = weight.detach().float()
     if scale is not None:
         weight = weight * scale.reshape(-1, 1, 1, 1)
-    q, steps, _ = quantize_int8(weight, axis=0 if per_channel else None, backend="reference")
-    return q, steps.float().expand(weight.shape[0]), shift
+    return weight, shift
 
 
 def _as_image(rows: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -109,8 +110,27 @@ def test_torch_export_holds_int8_steps(quantized):
     expected = run(quantized, x)
     with torch.no_grad():
         program = torch.export.export(quantized, (x,))
-    assert sum("int8_conv2d" in str(n.target) for n in program.graph.nodes) == 8
+    assert _int8_layers(program) == 8
     assert torch.equal(program.module()(x), expected)
+    with torch.no_grad():  # torch has made the lists and tuples of the model's attributes anew
+        assert _int8_layers(torch.export.export(quantized, (x,))) == 8
+
+
+def _int8_layers(program):
+    return sum("int8_conv2d" in str(n.target) for n in program.graph.nodes)
+
+
+def test_torch_export_says_what_it_writes_in_float(quantized):
+    other, x = copy.deepcopy(quantized), batches(1, batch=1)[0]
+    with pytest.warns(UserWarning, match=r"torch.export writes float layers, because the model was not called before"):
+        assert _int8_layers(torch.export.export(other, (x,))) == 0
+    run(other, x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _int8_layers(torch.export.export(other, (x,))) == 8
+    other.eval().relu = None
+    with pytest.warns(UserWarning, match=r"because the model has changed since its last call"):
+        torch.export.export(other, (x,))
 
 
 def test_torch_compile_runs_the_programs(quantized):
