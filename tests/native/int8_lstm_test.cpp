@@ -325,8 +325,8 @@ void check_malformed(const char* name) {
   EXPECT(accepted(p.s, data, bytes), "%s: a good block", name);
   EXPECT(!accepted(p.s, nullptr, bytes), "%s: no weights", name);
   for (const int64_t size : {int64_t{0}, int64_t{10}, bytes - 1, bytes / 2, bytes + 64}) {
-    std::vector<char> block(static_cast<size_t>(size));
-    std::memcpy(block.data(), data, static_cast<size_t>(size < bytes ? size : bytes));
+    std::vector<char> block(data, data + (size < bytes ? size : bytes));
+    block.resize(static_cast<size_t>(size));
     EXPECT(!accepted(p.s, block.data(), size), "%s: %ld bytes", name, static_cast<long>(size));
   }
   // Fields of the header: magic 8, version, lanes, group, layers, directions, bias 4 each, input, hidden, bytes 8.
