@@ -240,6 +240,25 @@ def int8_table() -> list[str]:
     return lines
 
 
+def accuracy_table() -> list[str]:
+    """A line for each model of `examples/int8_accuracy.py`: its score in float32, and what every other form loses."""
+    rows: dict[str, dict[str, float]] = {}
+    for r in results_of("int8-accuracy.json"):
+        rows.setdefault(f"{r['task']}, {r['unit']}", {})[r["form"]] = r["score"]
+    forms = list(next(iter(rows.values())))
+    lines = [f"| model | {' | '.join(forms)} |", "|---" * (len(forms) + 1) + "|"]
+    for name, scores in rows.items():
+        exact = scores[forms[0]]
+        others = (f"{scores[form] - exact:+.{_digits(exact)}f}" for form in forms[1:])
+        lines.append(f"| {name} | {exact:.{_digits(exact)}f} | {' | '.join(others)} |")
+    return lines
+
+
+def _digits(score: float) -> int:
+    """Of a score in points of a hundred, or in bits."""
+    return 2 if abs(score) > 10 else 4
+
+
 def passages() -> dict[str, str]:
     """Name -> the Markdown that README and docs have between its marks."""
     latest, before = Peers(LATEST), Peers(BEFORE)
@@ -262,6 +281,7 @@ def passages() -> dict[str, str]:
         "the older table": peers_table(before),
         "networks": networks_table(),
         "int8": int8_table(),
+        "int8 accuracy": accuracy_table(),
     }
     return {name: wrapped(text) for name, text in prose.items()} | {name: "\n".join(t) for name, t in tables.items()}
 
