@@ -13,7 +13,7 @@ NVCC_WHEELS := nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==1
 CUDA_TOOLS := nvidia-cuda-cuobjdump==13.2.86 nvidia-cuda-nvdisasm==13.2.86
 NATIVE := $(shell find csrc cmake -type f) CMakeLists.txt setup.py
 
-.PHONY: demo test native-tests python-tests bench docs figures lint format sanitize wheel cuda cuda-table triton triton-table setup clean
+.PHONY: demo test native-tests python-tests bench docs figures lint format sanitize arm wheel cuda cuda-table triton triton-table setup clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -56,6 +56,17 @@ sanitize: setup
 	PATH=$(BIN):$$PATH cmake -S . -B build/sanitize -G Ninja -DPK_PYTHON=OFF -DPK_SANITIZE=ON
 	PATH=$(BIN):$$PATH cmake --build build/sanitize --target native_tests
 	PATH=$(BIN):$$PATH ctest --test-dir build/sanitize --no-tests=error --output-on-failure
+
+# The int8 kernels for 64-bit ARM, by a cross compiler and in qemu: Debian's g++-aarch64-linux-gnu and qemu-user.
+ARM_TESTS := int8_matmul_test int8_conv2d_test int8_lstm_test int8_pointwise_test pool2d_test upsample2d_test \
+             squeeze_excite_test shuffle_test
+arm: setup
+	PATH=$(BIN):$$PATH cmake -S . -B build/arm -G Ninja -DPK_PYTHON=OFF -DCMAKE_SYSTEM_NAME=Linux \
+		-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+		-DCMAKE_CROSSCOMPILING_EMULATOR="qemu-aarch64;-L;/usr/aarch64-linux-gnu"
+	PATH=$(BIN):$$PATH cmake --build build/arm --target $(ARM_TESTS)
+	PATH=$(BIN):$$PATH ctest --test-dir build/arm --no-tests=error --output-on-failure \
+		--tests-regex '^($(shell echo $(ARM_TESTS) | tr ' ' '|'))$$'
 
 # A wheel for other machines, in dist/, tried in an environment with nothing else in it. auditwheel gives it the manylinux
 # tag that its symbols allow; torch's libraries are those of the torch beside it.
