@@ -75,8 +75,37 @@ inline void choose_depthwise(const ConvShape& s, int threads, Int8ConvBlocking* 
   c->slot_bytes = c->spots_bytes + c->x_bytes + conv_lines(kPixelBytes * s.q());
 }
 
-// `turn`: the channels of x are not adjacent.
-inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, const Int8ConvTiling& t, int threads) {
+// Bytes that v and m of a block take at the most (in L2).
+constexpr int64_t kWinogradBlockBytes = 512 << 10;
+
+// 36 products a tile for 9 a pixel, each as dear as two where the ISA sums bytes in fours; and eight times the bytes of
+// weights, which a few tiles don't repay.
+inline bool pays_winograd(const ConvShape& s, int64_t group) {
+  const int64_t tiles = WinogradTiles(s).count(), products = 36 * tiles * (group / 2);
+  return tiles >= 4 && products + products / 10 <= 9 * s.n * s.p() * s.q();
+}
+
+inline void choose_winograd(const ConvShape& s, const Int8ConvTiling& t, int threads, Int8ConvBlocking* c) {
+  const int64_t tiles = WinogradTiles(s).count(), panel_cycles = tiles * 36 * s.c;  // of kNr columns, in pairs
+  c->winograd = true;
+  c->panels = ceil_div(s.k, t.nr);
+  const int64_t bytes = 72 * s.c + 144 * t.nr;  // of a tile
+  c->row_blocks = ceil_div(tiles, larger(t.mr, kWinogradBlockBytes / bytes));
+  c->slots = most_threads(panel_cycles * c->panels, threads);
+  c->chunks = 1;
+  if (c->slots > 1 && tiles >= 2 * t.mr * c->slots) c->row_blocks = round_up(c->row_blocks, c->slots);
+  while (c->row_blocks * c->chunks % c->slots != 0 && c->chunks < c->panels) ++c->chunks;
+  c->slots = smaller(c->slots, c->row_blocks * c->chunks);
+  const int64_t most = ceil_div(tiles, c->row_blocks);
+  // A cache line more, so that the 36 don't meet in one set.
+  c->line = most * s.c + 32, c->pixel = most * t.nr + 16;
+  c->x_bytes = conv_lines(2 * 36 * c->line), c->sums_bytes = conv_lines(4 * 36 * c->pixel);
+  c->slot_bytes = c->x_bytes + c->sums_bytes + conv_lines(s.c);
+}
+
+// `turn`: the channels of x are not adjacent; `winograd`: the blob has its form, which fits.
+inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, bool winograd, const Int8ConvTiling& t,
+                                    int threads) {
   Int8ConvBlocking c{};
   const Int8ConvLayout l(s);
   c.depthwise = l.depthwise;
@@ -84,6 +113,10 @@ inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, const Int8Con
   c.turned_bytes = turn ? conv_lines(s.n * s.h * s.w * s.c) : 0;
   if (l.depthwise) {
     takes_quads(s, t.group) ? choose_quads(s, threads, &c) : choose_depthwise(s, threads, &c);
+    return c;
+  }
+  if (winograd && pays_winograd(s, t.group)) {
+    choose_winograd(s, t, threads, &c);
     return c;
   }
   const int64_t p = s.n * s.p(), q = s.q(), channels = s.c / s.groups, line = 64 / t.value_bytes;
