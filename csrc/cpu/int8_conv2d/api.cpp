@@ -1,4 +1,5 @@
 // The entry points of int8 convolution: validation and the plan, then the table of the ISA in force.
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -77,6 +78,17 @@ bool winograd_fits(const int8_t* weight, int64_t k, int64_t depth) {
   return true;
 }
 
+// With the largest sum and residual that there are; room for the rounding of each operation.
+bool fits_int32(const Int8ConvPacking& args) {
+  const Int8ConvOptions& o = args.options;
+  for (int64_t k = 0; k < args.shape.k; ++k) {
+    const double scale = args.scale != nullptr ? args.scale[k] : 1, bias = args.bias != nullptr ? args.bias[k] : 0;
+    const double most = std::abs(scale) * 0x1p31 + std::abs(bias) + std::abs(o.residual_scale) * 255.0;
+    if (!(most < 0x1p30 && most * std::abs(o.out_scale) < 0x1p30)) return false;  // NaN is not less
+  }
+  return true;
+}
+
 WinogradForm winograd_form(const Int8ConvPacking& args) {
   return has_winograd(args.shape) && !args.once ? WinogradForm::packed : WinogradForm::none;
 }
@@ -119,6 +131,7 @@ void pack(const Int8ConvPackingPlan& plan, void* packed, const Executor& executo
   header.options = args.options;
   header.has_table = args.table != nullptr;
   header.winograd = winograd_form(args);
+  header.fits_int32 = fits_int32(args);
   auto* const to = static_cast<char*>(packed);
   std::memset(to, 0, static_cast<size_t>(layout.body_at()));
   auto *const scale = reinterpret_cast<float*>(to + layout.scale_at()), *const bias = reinterpret_cast<float*>(

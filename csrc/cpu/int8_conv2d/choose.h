@@ -14,8 +14,8 @@ constexpr int64_t kConvXBytes = 256 << 10, kConvPixels = 1024, kConvNc = 256;
 constexpr int64_t kConvL1Bytes = 16 << 10;
 // A panel that takes more is widened as it is read.
 constexpr int64_t kConvWideBytes = 256 << 10;
-// Cycles after which a thread was worth waking, 5 us.
-constexpr int64_t kConvWorth = 15000;
+// Cycles after which a thread was worth waking, 8 us.
+constexpr int64_t kConvWorth = 30000;
 
 // Of the kernels' own structures, for they are in the workspace: a pointer to a tap, Pixel, Spot, TapSpot.
 constexpr int64_t kTapBytes = 8, kPixelBytes = 16, kSpotBytes = 24, kTapSpotBytes = 16;
@@ -58,7 +58,8 @@ constexpr int64_t kQuadColumns = 128;
 inline void choose_quads(const ConvShape& s, int threads, Int8ConvBlocking* c) {
   const QuadShape quads(s);
   c->row_blocks = s.n * ceil_div(s.p(), quads.rows);
-  const int64_t cycles = c->row_blocks * s.q() * ceil_div(s.c, 16) * quads.rows * (quads.quads * s.s + 8);
+  const int64_t products = s.q() * quads.rows * (quads.quads * s.s + 6);
+  const int64_t cycles = c->row_blocks * ceil_div(s.c, 16) * (products + 12 * quads.quads * columns_read(s, s.q()));
   c->slots = smaller(most_threads(cycles, threads), c->row_blocks);
   c->x_bytes = quads.quads * columns_read(s, smaller(s.q(), kQuadColumns)) * 64;
   c->slot_bytes = c->x_bytes + conv_lines(kPixelBytes * quads.rows * kQuadColumns);
@@ -67,8 +68,8 @@ inline void choose_quads(const ConvShape& s, int threads, Int8ConvBlocking* c) {
 inline void choose_depthwise(const ConvShape& s, int threads, Int8ConvBlocking* c) {
   const Int8ConvLayout l(s);
   c->row_blocks = s.n * s.p();
-  // An output a lane: about a cycle a tap.
-  const int64_t cycles = c->row_blocks * s.q() * l.columns * l.taps / 16;
+  // An output a lane: about two cycles a tap.
+  const int64_t cycles = c->row_blocks * s.q() * l.columns * l.taps / 8;
   c->slots = smaller(most_threads(cycles, threads), c->row_blocks);
   c->spots_bytes = conv_lines(kTapBytes * s.q() * l.taps);
   c->x_bytes = conv_lines(l.columns);  // a pixel of padding
@@ -135,19 +136,24 @@ inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, bool winograd
     const int64_t fit = s.r == 1 ? lines : (lines - block_lines(s, 1)) / s.stride_h + 1;
     c.rows = larger(1, smaller(smaller(p, fit), kConvPixels / q));
   }
+  c.panels = ceil_div(s.k / s.groups, t.nr);
+  // A cycle takes two numbers of a panel's depth; the epilogue 16, of its two vectors.
+  const int64_t products = smaller(s.groups * c.panels * (l.depth() / 2 + 16), int64_t{1} << 40);
+  c.slots = most_threads(smaller(products * larger(2, smaller(p * q, 1 << 20)), int64_t{1} << 60), threads);
+  c.chunks = ceil_div(c.panels * t.nr, kConvNc);
   c.row_blocks = ceil_div(p, c.rows);
+  const auto uneven = [&] { return s.groups * c.row_blocks * c.column_blocks * c.chunks % c.slots != 0; };
+  // What one thread does beyond its share, with rows dealt and with panels.
+  const int64_t rows = ceil_div(ceil_div(p, c.slots) * q, t.mr) * t.mr * c.slots * c.panels;
+  const int64_t panels = ceil_div(c.panels, c.slots) * c.slots * p * q;
+  const int64_t blocks = round_up(c.row_blocks, c.slots);
+  if (uneven() && c.column_blocks == 1 && blocks <= p && rows <= panels) c.row_blocks = blocks;
+  while (uneven() && c.chunks < c.panels) ++c.chunks;
+  c.slots = smaller(c.slots, s.groups * c.row_blocks * c.column_blocks * c.chunks);
   c.rows = ceil_div(p, c.row_blocks);
   c.in_rows = s.pad_top + s.pad_bottom > 0 && c.columns / ceil_div(c.columns, t.mr) >= 6;
   c.by_taps = c.column_blocks == 1 && pays_by_taps(s);
   if (c.by_taps) c.in_rows = true;  // nobody reads lines of padding
-  c.panels = ceil_div(s.k / s.groups, t.nr);
-  const int64_t products = smaller(s.groups * c.panels * larger(1, l.depth()), int64_t{1} << 40);
-  const int64_t cycles = smaller(products / t.group * larger(2, smaller(p * q, 1 << 20)), int64_t{1} << 60);
-  c.slots = most_threads(cycles, threads);
-  c.chunks = ceil_div(c.panels * t.nr, kConvNc);
-  const int64_t blocks = s.groups * c.row_blocks * c.column_blocks;
-  while (blocks * c.chunks % c.slots != 0 && c.chunks < c.panels) ++c.chunks;
-  c.slots = smaller(c.slots, blocks * c.chunks);
   c.line = round_up(width * c.pixel, line);
   if (c.line * t.value_bytes % 2048 == 0) c.line += line;
   // The last segment is filled up, with what follows.

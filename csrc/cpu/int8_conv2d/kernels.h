@@ -27,7 +27,8 @@ struct Int8ConvHeader {
   Int8ConvOptions options;
   int32_t has_table;
   WinogradForm winograd;
-  char reserved[64];
+  int32_t fits_int32;  // no t of an int8 output is NaN or leaves int32, whatever x and an int8 residual are
+  char reserved[60];
 };
 static_assert(sizeof(Int8ConvHeader) == 256);
 

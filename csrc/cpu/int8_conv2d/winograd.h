@@ -193,19 +193,23 @@ struct Winograd : Int8Conv {
     for (int i = 0; i < 4; ++i) {
       if (i >= rows) break;
       U32 t[4];
+      I32 sum[4];
       from_winograd(half[i], t);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {
-        if (j >= columns) break;
         const auto product = bit_cast<I32>(t[j] * kNinth) >> (kShift[i] + kShift[j]);
-        const I32 sum = bit_cast<I32>(bit_cast<U32>(product) + start);
-        const Pixel pixel{corner.y + i * y[2] + j * y[3], corner.residual + i * residual[2] + j * residual[3]};
-        if constexpr (kind == Kind::any) {
-          to.put(sum, pixel);
-        } else {
-          whole ? to.put_whole(sum, pixel) : to.put(sum, pixel);
+        sum[j] = bit_cast<I32>(bit_cast<U32>(product) + start);
+      }
+      const auto at = [&](int64_t j) {
+        return Pixel{corner.y + i * y[2] + j * y[3], corner.residual + i * residual[2] + j * residual[3]};
+      };
+      if constexpr (kind != Kind::any) {
+        if (whole && columns >= 4) {
+          to.put_four(sum[0], sum[1], sum[2], sum[3], at);
+          continue;
         }
       }
+      for (int64_t j = 0; j < smaller(4, columns); ++j) to.put(sum[j], at(j));
     }
   }
 };
