@@ -279,6 +279,28 @@ inline I8 to_i8(I32 a, I32 b, I32 c, I32 d) {
 #endif
 }
 
+// The lanes of four vectors, plus add's words, as bytes, one vector after the other. Each step saturates.
+inline I8 to_i8_saturated(I32 a, I32 b, I32 c, I32 d, I16 add) {
+#if defined(__AVX512BW__) && PK_LANES == 16
+  const __m512i ab = _mm512_adds_epi16(_mm512_packs_epi32((__m512i)a, (__m512i)b), (__m512i)add);
+  const __m512i cd = _mm512_adds_epi16(_mm512_packs_epi32((__m512i)c, (__m512i)d), (__m512i)add);
+  const I32 order = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+  return (I8)_mm512_maskz_permutexvar_epi32(0xffff, (__m512i)order, _mm512_packs_epi16(ab, cd));
+#elif defined(__AVX2__) && PK_LANES == 8
+  const __m256i ab = _mm256_adds_epi16(_mm256_packs_epi32((__m256i)a, (__m256i)b), (__m256i)add);
+  const __m256i cd = _mm256_adds_epi16(_mm256_packs_epi32((__m256i)c, (__m256i)d), (__m256i)add);
+  const I32 order = {0, 4, 1, 5, 2, 6, 3, 7};
+  return (I8)_mm256_permutevar8x32_epi32(_mm256_packs_epi16(ab, cd), (__m256i)order);
+#else
+  const auto byte = [&](I32 x) {
+    x = x < -32768 ? I32{} - 32768 : x > 32767 ? I32{} + 32767 : x;
+    x += static_cast<int32_t>(add[0]);
+    return x < -128 ? I32{} - 128 : x > 127 ? I32{} + 127 : x;
+  };
+  return to_i8(byte(a), byte(b), byte(c), byte(d));
+#endif
+}
+
 // Of each 16 bytes of `table` those that the same 16 bytes of `index`, in [0, 16), name.
 inline I8 pick(I8 table, I8 index) {
 #if defined(__AVX512BW__) && PK_LANES == 16

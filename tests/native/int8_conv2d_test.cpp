@@ -164,8 +164,7 @@ std::vector<char> pack(const Case& t, const Data& d) {
 }
 
 template <class T>
-void run_case(const Case& t, const Executor& executor) {
-  const Data d = data_of(t);
+void run_case(const Case& t, const Data& d, const Executor& executor) {
   const std::vector<char> blob = pack(t, d);
   const ConvShape& s = t.s;
   std::vector<T> y(static_cast<size_t>(s.n * s.k * s.p() * s.q()) + 1, T{77});
@@ -192,7 +191,8 @@ void run_case(const Case& t, const Executor& executor) {
     plan.args = args, plan.shape = header.shape, plan.options = t.o, plan.kernels = table;
     plan.shape.n = s.n, plan.shape.h = s.h, plan.shape.w = s.w;
     if (s.n > 0) {
-      plan.blocking = choose_conv(plan.shape, s.c > 1 && args.x.stride[1] != 1, table->tiling, executor.threads);
+      plan.blocking = choose_conv(plan.shape, s.c > 1 && args.x.stride[1] != 1, header.winograd == WinogradForm::packed,
+                                  table->tiling, executor.threads);
       plan.workspace_bytes = workspace_of(plan.blocking);
     }
   }
@@ -218,11 +218,11 @@ void run_case(const Case& t, const Executor& executor) {
 void run_case(const Case& t, const Executor& executor) {
   switch (t.o.out_dtype) {
     case DType::i8:
-      return run_case<int8_t>(t, executor);
+      return run_case<int8_t>(t, data_of(t), executor);
     case DType::i32:
-      return run_case<int32_t>(t, executor);
+      return run_case<int32_t>(t, data_of(t), executor);
     default:
-      return run_case<float>(t, executor);
+      return run_case<float>(t, data_of(t), executor);
   }
 }
 
@@ -249,6 +249,12 @@ const ConvShape kShapes[] = {
     shape(3, 132, 4, 5, 33, 3, 3, 2, 1),
     shape(1, 128, 6, 6, 32, 3, 3, 1, 2, 2),
     shape(1, 256, 5, 5, 64, 3, 3, 1, 1, 1, 2),
+    // Winograd: tiles and panels that are cut off, padding of none to two, images, several blocks.
+    shape(1, 64, 14, 13, 40, 3, 3, 1, 1),
+    shape(2, 32, 9, 10, 33, 3, 3, 1, 2),
+    shape(3, 32, 10, 18, 48, 3, 3),
+    shape(1, 32, 64, 40, 32, 3, 3, 1, 1),
+    shape(1, 256, 8, 8, 64, 3, 3, 1, 1),
     // Several blocks of rows, and of columns; filters of one line.
     shape(1, 512, 14, 40, 3, 3, 3, 1, 1),
     shape(1, 260, 1, 1100, 3, 1, 3, 1, 1),
@@ -344,6 +350,22 @@ void limits() {
   }
 }
 
+// The largest sums that Winograd's 26 bits hold, and larger ones, which are done directly.
+void winograd_limits() {
+  for (const int64_t c : {224, 256}) {
+    Case t{shape(1, c, 8, 8, 32, 3, 3, 1, 1), {}};
+    t.o.out_dtype = DType::i32, t.o.x_zero_point = 127, t.scale = t.bias = false;
+    Data d = data_of(t);
+    d.x.assign(d.x.size(), -128), d.weight.assign(d.weight.size(), -128);
+    const std::vector<char> blob = pack(t, d);
+    Int8ConvHeader header;
+    std::memcpy(&header, blob.data(), sizeof header);
+    EXPECT(header.winograd == (c == 224 ? WinogradForm::packed : WinogradForm::does_not_fit), "c %lld",
+           static_cast<long long>(c));
+    run_case<int32_t>(t, d, serial_executor());
+  }
+}
+
 // Halves go to even, NaN is what 0 is, and what is too large saturates: by hand.
 void rounding() {
   Case t{shape(1, 1, 1, 1, 8, 1, 1), {}};
@@ -414,6 +436,18 @@ void refusals() {
   refused(args, "another version");
   blob[8] = kInt8ConvVersion, blob[12] = static_cast<char>(blob[12] ^ 1);
   refused(args, "another instruction set");
+  // A header that promises what these filters cannot have, with or without the bytes for it.
+  blob[12] = static_cast<char>(blob[12] ^ 1);
+  Int8ConvHeader header;
+  std::memcpy(&header, blob.data(), sizeof header);
+  header.winograd = WinogradForm::packed;
+  std::memcpy(blob.data(), &header, sizeof header);
+  refused(args, "size is wrong");
+  a = args, a.packed_bytes += winograd_bytes(header.shape);
+  refused(a, "size is wrong");
+  header.winograd = static_cast<WinogradForm>(7);
+  std::memcpy(blob.data(), &header, sizeof header);
+  refused(a, "size is wrong");
   blob[0] = 'X';
   refused(args, "first bytes");
 }
@@ -429,6 +463,7 @@ int main(int argc, char** argv) {
     every_shape(test::executor_of<3>());
     random_cases(200 + more);
     limits();
+    winograd_limits();
     rounding();
     refusals();
   }
@@ -436,6 +471,7 @@ int main(int argc, char** argv) {
     wide = table;
     every_shape(serial_executor());
     every_shape(test::executor_of<3>());
+    winograd_limits();
     random_cases(100);
   }
   return test::finish();

@@ -1,4 +1,5 @@
 // The entry points of int8 convolution: validation and the plan, then the table of the ISA in force.
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -67,6 +68,31 @@ int64_t merged_groups(const ConvShape& s) {
   return merged;
 }
 
+// Do the sums of each filter, (k, depth), fit the 26 bits that winograd.h keeps?
+bool winograd_fits(const int8_t* weight, int64_t k, int64_t depth) {
+  for (int64_t i = 0; i < k; ++i, weight += depth) {
+    int64_t sum = 0;
+    for (int64_t j = 0; j < depth; ++j) sum += weight[j] < 0 ? -weight[j] : weight[j];
+    if (sum >= int64_t{1} << 18) return false;  // of x in [-128, 127]
+  }
+  return true;
+}
+
+// With the largest sum and residual that there are; room for the rounding of each operation.
+bool fits_int32(const Int8ConvPacking& args) {
+  const Int8ConvOptions& o = args.options;
+  for (int64_t k = 0; k < args.shape.k; ++k) {
+    const double scale = args.scale != nullptr ? args.scale[k] : 1, bias = args.bias != nullptr ? args.bias[k] : 0;
+    const double most = std::abs(scale) * 0x1p31 + std::abs(bias) + std::abs(o.residual_scale) * 255.0;
+    if (!(most < 0x1p30 && most * std::abs(o.out_scale) < 0x1p30)) return false;  // NaN is not less
+  }
+  return true;
+}
+
+WinogradForm winograd_form(const Int8ConvPacking& args) {
+  return has_winograd(args.shape) && !args.once ? WinogradForm::packed : WinogradForm::none;
+}
+
 // The size of an image that any filter fits is not known here.
 Status check_sizes(const ConvShape& s) {
   for (const int64_t size : {s.k, s.c, s.r, s.s, s.dilation_h, s.dilation_w, s.groups}) {
@@ -86,7 +112,7 @@ Status make_packing_plan(const Int8ConvPacking& args, Int8ConvPackingPlan* plan)
   PK_TRY(check_options(args.shape, args.options, args.table != nullptr, plain));
   ConvShape s = args.shape;
   s.groups /= merged_groups(s);
-  plan->packed_bytes = Int8ConvLayout(s).bytes();
+  plan->packed_bytes = packed_bytes(s, winograd_form(args));
   return kOk;
 }
 
@@ -104,9 +130,10 @@ void pack(const Int8ConvPackingPlan& plan, void* packed, const Executor& executo
   header.shape = s;
   header.options = args.options;
   header.has_table = args.table != nullptr;
+  header.winograd = winograd_form(args);
+  header.fits_int32 = fits_int32(args);
   auto* const to = static_cast<char*>(packed);
   std::memset(to, 0, static_cast<size_t>(layout.body_at()));
-  std::memcpy(to, &header, sizeof header);
   auto *const scale = reinterpret_cast<float*>(to + layout.scale_at()), *const bias = reinterpret_cast<float*>(
                                                                             to + layout.bias_at());
   const int64_t columns = s.k / layout.groups;
@@ -133,6 +160,11 @@ void pack(const Int8ConvPackingPlan& plan, void* packed, const Executor& executo
     }
   }
   plan.kernels->pack(s, args.options.x_zero_point, dense.data(), to + layout.body_at(), executor);
+  if (header.winograd == WinogradForm::packed) {
+    if (!winograd_fits(dense.data(), s.k, 9 * s.c)) header.winograd = WinogradForm::does_not_fit;
+    plan.kernels->pack_winograd(s, args.options.x_zero_point, dense.data(), to + layout.winograd_at(), executor);
+  }
+  std::memcpy(to, &header, sizeof header);
 }
 
 Status make_plan(const Int8ConvArgs& args, int threads, Int8ConvPlan* plan) {
@@ -154,7 +186,9 @@ Status make_plan(const Int8ConvArgs& args, int threads, Int8ConvPlan* plan) {
   PK_TRY(check_packed_shape(s));
   // A blob with scale or bias and int32 was refused when it was made, and would do no harm.
   PK_TRY(check_options(s, header.options, header.has_table != 0, true));
-  if (args.packed_bytes != Int8ConvLayout(s).bytes()) return {"packed: cut short or extended: its size is wrong"};
+  const bool winograd = header.winograd != WinogradForm::none;
+  if ((winograd && !has_winograd(s)) || args.packed_bytes != packed_bytes(s, header.winograd))
+    return {"packed: cut short or extended: its size is wrong"};
   plan->options = header.options;
   s.n = args.n, s.h = args.h, s.w = args.w;
   PK_TRY(check_conv_shape(s, kLargest, "x: it is too large"));
@@ -171,7 +205,8 @@ Status make_plan(const Int8ConvArgs& args, int threads, Int8ConvPlan* plan) {
     if (plan->options.out_dtype == DType::i32) return {"residual: expected none, for int32 is the plain sum"};
   }
   if (s.n == 0) return kOk;
-  plan->blocking = choose_conv(s, s.c > 1 && args.x.stride[1] != 1, plan->kernels->tiling, threads);
+  plan->blocking = choose_conv(s, s.c > 1 && args.x.stride[1] != 1, header.winograd == WinogradForm::packed,
+                               plan->kernels->tiling, threads);
   plan->workspace_bytes = workspace_of(plan->blocking);
   return kOk;
 }

@@ -14,8 +14,8 @@ constexpr int64_t kConvXBytes = 256 << 10, kConvPixels = 1024, kConvNc = 256;
 constexpr int64_t kConvL1Bytes = 16 << 10;
 // A panel that takes more is widened as it is read.
 constexpr int64_t kConvWideBytes = 256 << 10;
-// Cycles after which a thread was worth waking, 5 us.
-constexpr int64_t kConvWorth = 15000;
+// Cycles after which a thread was worth waking, 8 us.
+constexpr int64_t kConvWorth = 30000;
 
 // Of the kernels' own structures, for they are in the workspace: a pointer to a tap, Pixel, Spot, TapSpot.
 constexpr int64_t kTapBytes = 8, kPixelBytes = 16, kSpotBytes = 24, kTapSpotBytes = 16;
@@ -58,7 +58,8 @@ constexpr int64_t kQuadColumns = 128;
 inline void choose_quads(const ConvShape& s, int threads, Int8ConvBlocking* c) {
   const QuadShape quads(s);
   c->row_blocks = s.n * ceil_div(s.p(), quads.rows);
-  const int64_t cycles = c->row_blocks * s.q() * ceil_div(s.c, 16) * quads.rows * (quads.quads * s.s + 8);
+  const int64_t products = s.q() * quads.rows * (quads.quads * s.s + 6);
+  const int64_t cycles = c->row_blocks * ceil_div(s.c, 16) * (products + 12 * quads.quads * columns_read(s, s.q()));
   c->slots = min(most_threads(cycles, threads), c->row_blocks);
   c->x_bytes = quads.quads * columns_read(s, min(s.q(), kQuadColumns)) * 64;
   c->slot_bytes = c->x_bytes + conv_lines(kPixelBytes * quads.rows * kQuadColumns);
@@ -67,16 +68,45 @@ inline void choose_quads(const ConvShape& s, int threads, Int8ConvBlocking* c) {
 inline void choose_depthwise(const ConvShape& s, int threads, Int8ConvBlocking* c) {
   const Int8ConvLayout l(s);
   c->row_blocks = s.n * s.p();
-  // An output a lane: about a cycle a tap.
-  const int64_t cycles = c->row_blocks * s.q() * l.columns * l.taps / 16;
+  // An output a lane: about two cycles a tap.
+  const int64_t cycles = c->row_blocks * s.q() * l.columns * l.taps / 8;
   c->slots = min(most_threads(cycles, threads), c->row_blocks);
   c->spots_bytes = conv_lines(kTapBytes * s.q() * l.taps);
   c->x_bytes = conv_lines(l.columns);  // a pixel of padding
   c->slot_bytes = c->spots_bytes + c->x_bytes + conv_lines(kPixelBytes * s.q());
 }
 
-// `turn`: the channels of x are not adjacent.
-inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, const Int8ConvTiling& t, int threads) {
+// Bytes that v and m of a block take at the most (in L2).
+constexpr int64_t kWinogradBlockBytes = 512 << 10;
+
+// 36 products a tile for 9 a pixel, each as dear as two where the ISA sums bytes in fours; and eight times the bytes of
+// weights, which a few tiles don't repay.
+inline bool pays_winograd(const ConvShape& s, int64_t group) {
+  const int64_t tiles = WinogradTiles(s).count(), products = 36 * tiles * (group / 2);
+  return tiles >= 4 && products + products / 10 <= 9 * s.n * s.p() * s.q();
+}
+
+inline void choose_winograd(const ConvShape& s, const Int8ConvTiling& t, int threads, Int8ConvBlocking* c) {
+  const int64_t tiles = WinogradTiles(s).count(), panel_cycles = tiles * 36 * s.c;  // of kNr columns, in pairs
+  c->winograd = true;
+  c->panels = ceil_div(s.k, t.nr);
+  const int64_t bytes = 72 * s.c + 144 * t.nr;  // of a tile
+  c->row_blocks = ceil_div(tiles, max(t.mr, kWinogradBlockBytes / bytes));
+  c->slots = most_threads(panel_cycles * c->panels, threads);
+  c->chunks = 1;
+  if (c->slots > 1 && tiles >= 2 * t.mr * c->slots) c->row_blocks = round_up(c->row_blocks, c->slots);
+  while (c->row_blocks * c->chunks % c->slots != 0 && c->chunks < c->panels) ++c->chunks;
+  c->slots = min(c->slots, c->row_blocks * c->chunks);
+  const int64_t most = ceil_div(tiles, c->row_blocks);
+  // A cache line more, so that the 36 don't meet in one set.
+  c->line = most * s.c + 32, c->pixel = most * t.nr + 16;
+  c->x_bytes = conv_lines(2 * 36 * c->line), c->sums_bytes = conv_lines(4 * 36 * c->pixel);
+  c->slot_bytes = c->x_bytes + c->sums_bytes + conv_lines(s.c);
+}
+
+// `turn`: the channels of x are not adjacent; `winograd`: the blob has its form, which fits.
+inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, bool winograd, const Int8ConvTiling& t,
+                                    int threads) {
   Int8ConvBlocking c{};
   const Int8ConvLayout l(s);
   c.depthwise = l.depthwise;
@@ -84,6 +114,10 @@ inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, const Int8Con
   c.turned_bytes = turn ? conv_lines(s.n * s.h * s.w * s.c) : 0;
   if (l.depthwise) {
     takes_quads(s, t.group) ? choose_quads(s, threads, &c) : choose_depthwise(s, threads, &c);
+    return c;
+  }
+  if (winograd && pays_winograd(s, t.group)) {
+    choose_winograd(s, t, threads, &c);
     return c;
   }
   const int64_t p = s.n * s.p(), q = s.q(), channels = s.c / s.groups, line = 64 / t.value_bytes;
@@ -102,19 +136,24 @@ inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, const Int8Con
     const int64_t fit = s.r == 1 ? lines : (lines - block_lines(s, 1)) / s.stride_h + 1;
     c.rows = max(1, min(min(p, fit), kConvPixels / q));
   }
+  c.panels = ceil_div(s.k / s.groups, t.nr);
+  // A cycle takes two numbers of a panel's depth; the epilogue 16, of its two vectors.
+  const int64_t products = min(s.groups * c.panels * (l.depth() / 2 + 16), int64_t{1} << 40);
+  c.slots = most_threads(min(products * max(2, min(p * q, 1 << 20)), int64_t{1} << 60), threads);
+  c.chunks = ceil_div(c.panels * t.nr, kConvNc);
   c.row_blocks = ceil_div(p, c.rows);
+  const auto uneven = [&] { return s.groups * c.row_blocks * c.column_blocks * c.chunks % c.slots != 0; };
+  // What one thread does beyond its share, with rows dealt and with panels.
+  const int64_t rows = ceil_div(ceil_div(p, c.slots) * q, t.mr) * t.mr * c.slots * c.panels;
+  const int64_t panels = ceil_div(c.panels, c.slots) * c.slots * p * q;
+  const int64_t blocks = round_up(c.row_blocks, c.slots);
+  if (uneven() && c.column_blocks == 1 && blocks <= p && rows <= panels) c.row_blocks = blocks;
+  while (uneven() && c.chunks < c.panels) ++c.chunks;
+  c.slots = min(c.slots, s.groups * c.row_blocks * c.column_blocks * c.chunks);
   c.rows = ceil_div(p, c.row_blocks);
   c.in_rows = s.pad_top + s.pad_bottom > 0 && c.columns / ceil_div(c.columns, t.mr) >= 6;
   c.by_taps = c.column_blocks == 1 && pays_by_taps(s);
   if (c.by_taps) c.in_rows = true;  // nobody reads lines of padding
-  c.panels = ceil_div(s.k / s.groups, t.nr);
-  const int64_t products = min(s.groups * c.panels * max(1, l.depth()), int64_t{1} << 40);
-  const int64_t cycles = min(products / t.group * max(2, min(p * q, 1 << 20)), int64_t{1} << 60);
-  c.slots = most_threads(cycles, threads);
-  c.chunks = ceil_div(c.panels * t.nr, kConvNc);
-  const int64_t blocks = s.groups * c.row_blocks * c.column_blocks;
-  while (blocks * c.chunks % c.slots != 0 && c.chunks < c.panels) ++c.chunks;
-  c.slots = min(c.slots, blocks * c.chunks);
   c.line = round_up(width * c.pixel, line);
   if (c.line * t.value_bytes % 2048 == 0) c.line += line;
   // The last segment is filled up, with what follows.

@@ -3,6 +3,7 @@
 // direct.h first: depthwise.h shares its division of work.
 #include "cpu/int8_conv2d/depthwise.h"
 #include "cpu/int8_conv2d/depthwise_quads.h"
+#include "cpu/int8_conv2d/winograd.h"
 
 namespace pk {
 namespace PK_ISA {
@@ -41,6 +42,8 @@ void run(const Int8ConvPlan& plan, char* workspace, const Executor& executor) {
     if constexpr (kDot4) run_on(DepthwiseQuads{call}, cut, workspace, executor);
   } else if (cut.depthwise) {
     run_on(Depthwise{call}, cut, workspace, executor);
+  } else if (cut.winograd) {
+    run_on(Winograd{call, packed + Int8ConvLayout(s).winograd_at()}, cut, workspace, executor);
   } else {
     run_on(Direct{call}, cut, workspace, executor);
   }
@@ -59,7 +62,7 @@ void pack(const ConvShape& s, int32_t x_zero_point, const int8_t* weight, char* 
 }  // namespace
 
 extern const Int8ConvKernels int8_conv_kernels;
-const Int8ConvKernels int8_conv_kernels = {kLayout, kConvTiling, run, pack};
+const Int8ConvKernels int8_conv_kernels = {kLayout, kConvTiling, run, pack, pack_winograd};
 
 }  // namespace PK_ISA
 }  // namespace pk

@@ -30,7 +30,7 @@ struct Line {
   int64_t step;
 };
 
-inline constexpr int kTogether = 4;
+inline constexpr int kTogether = 4;  // as put_four has
 
 static_assert(sizeof(const int8_t*) == kTapBytes && sizeof(Pixel) == kPixelBytes);
 
@@ -65,8 +65,12 @@ inline void depthwise_inner(const Channels<kind>& outputs, const Lanes& lanes, c
         }
       }
     }
+    if constexpr (!is_short(kind)) {
 #pragma GCC unroll 4
-    for (int j = 0; j < kTogether; ++j) outputs.put(sum[j], pixels[i + j]);
+      for (int j = 0; j < kTogether; ++j) outputs.put(sum[j], pixels[i + j]);
+    } else {  // of whole vectors
+      outputs.put_four(sum[0], sum[1], sum[2], sum[3], [&](int j) { return pixels[i + j]; });
+    }
   }
 }
 

@@ -119,10 +119,14 @@ struct DepthwiseQuads : Int8Conv {
     }
 #pragma GCC unroll 2
     for (int r = 0; r < kRows; ++r) {
+      const Pixel* const at = pixels + r * kQuadColumns + j;
+      if constexpr (is_short(kind) && kPixels == 4) {
+        outputs.put_four(sum[r][0], sum[r][1], sum[r][2], sum[r][3], [&](int i) { return at[i]; });
+      } else {
 #pragma GCC unroll 4
-      for (int i = 0; i < kPixels; ++i) {
-        const Pixel& pixel = pixels[r * kQuadColumns + j + i];
-        kind == Kind::any ? outputs.put(sum[r][i], pixel) : outputs.put_whole(sum[r][i], pixel);
+        for (int i = 0; i < kPixels; ++i) {
+          kind == Kind::any ? outputs.put(sum[r][i], at[i]) : outputs.put_whole(sum[r][i], at[i]);
+        }
       }
     }
   }

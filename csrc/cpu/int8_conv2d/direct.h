@@ -96,8 +96,13 @@ inline void direct_tile(const Spot* spots, const Panel<BValue>& panel, const Tap
 #pragma GCC unroll 2
       for (int v = 0; v < kNrVectors; ++v) {
         const Channels<kind> channels = panel.template channels<kind>(v);
-#pragma GCC unroll 16
-        for (int r = 0; r < kRows; ++r) channels.put_whole(sum[r][v], spots[r].pixel);
+#pragma GCC unroll 4
+        for (int r = 0; r + 4 <= kRows; r += 4) {
+          channels.put_four(sum[r][v], sum[r + 1][v], sum[r + 2][v], sum[r + 3][v],
+                            [&](int i) { return spots[r + i].pixel; });
+        }
+#pragma GCC unroll 3
+        for (int r = kRows / 4 * 4; r < kRows; ++r) channels.put_whole(sum[r][v], spots[r].pixel);
       }
       return;
     }

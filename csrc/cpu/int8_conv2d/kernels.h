@@ -6,7 +6,7 @@
 // where those are dilated, or where there are so many channels that taps beyond x may be left out one by one. Starts
 // are those of the filter's first i pieces: -(offset + x_zero_point) * the sum of their weights; so some can be left
 // out. For depthwise it is the starts and then the taps, a channel a 32-bit lane, or quads of them. The columns of a
-// group are rounded up to kPackedColumns.
+// group are rounded up to kPackedColumns. Behind all that there may be what winograd.h packs: starts and filters.
 #pragma once
 
 #include "cpu/dispatch.h"
@@ -14,6 +14,9 @@
 #include "pykernels/int8_conv2d.h"
 
 namespace pk {
+
+// What a blob has for winograd.h. Does not fit: sums of some filter might take more than 26 bits.
+enum class WinogradForm : int32_t { none, packed, does_not_fit };
 
 struct Int8ConvHeader {
   char magic[8];
@@ -23,12 +26,14 @@ struct Int8ConvHeader {
   ConvShape shape;   // n, h and w are 0; groups may have been merged
   Int8ConvOptions options;
   int32_t has_table;
-  char reserved[68];
+  WinogradForm winograd;
+  int32_t fits_int32;  // no t of an int8 output is NaN or leaves int32, whatever x and an int8 residual are
+  char reserved[60];
 };
 static_assert(sizeof(Int8ConvHeader) == 256);
 
 inline constexpr char kInt8ConvMagic[8] = {'P', 'K', 'I', '8', 'C', 'O', 'N', 'V'};
-inline constexpr uint32_t kInt8ConvVersion = 2;
+inline constexpr uint32_t kInt8ConvVersion = 3;
 
 // May an algorithm go through the filter tap by tap?
 static constexpr bool has_taps(const ConvShape& s) {
@@ -38,6 +43,31 @@ static constexpr bool has_taps(const ConvShape& s) {
 static constexpr bool is_depthwise(const ConvShape& s) { return s.groups == s.c && s.k == s.c && s.c > 1; }
 
 namespace {  // what it has is compiled for each ISA
+
+// Winograd's form is eight times the bytes of the direct one, too many to read from memory for small maps: 512 -> 512
+// @7 takes as long with 19 MB as direct with 2.4, and less only where nothing else wants the cache.
+constexpr int64_t kWinogradBytes = 6 << 20;
+
+constexpr int64_t winograd_starts_bytes(const ConvShape& s) { return 4 * round_up(s.k, kPackedColumns); }
+constexpr int64_t winograd_bytes(const ConvShape& s) {
+  return winograd_starts_bytes(s) + 72 * s.c * round_up(s.k, kPackedColumns);
+}
+constexpr bool has_winograd(const ConvShape& s) {
+  return s.r == 3 && s.s == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1 &&
+         s.groups == 1 && s.c >= 32 && s.c % 32 == 0 && s.k >= 32 && s.c * s.k <= kWinogradBytes / 72;
+}
+
+// The 4x4 tiles of the output of all images.
+struct WinogradTiles {
+  int64_t across, down, images;
+
+  explicit WinogradTiles(const ConvShape& s)
+      : across(ceil_div(s.q(), int64_t{4})), down(ceil_div(s.p(), int64_t{4})), images(s.n) {}
+  constexpr int64_t count() const { return across * down * images; }
+  constexpr int64_t image(int64_t tile) const { return tile / (across * down); }
+  constexpr int64_t row(int64_t tile) const { return tile / across % down * 4; }
+  constexpr int64_t column(int64_t tile) const { return tile % across * 4; }
+};
 
 // Where the parts of a blob lie.
 struct Int8ConvLayout {
@@ -63,7 +93,7 @@ struct Int8ConvLayout {
   constexpr int64_t group_bytes() const {
     return depthwise ? 4 * columns * (1 + taps) : starts_bytes() + columns * depth();
   }
-  constexpr int64_t bytes() const { return body_at() + groups * group_bytes(); }
+  constexpr int64_t winograd_at() const { return body_at() + groups * group_bytes(); }
 };
 
 // How depthwise_quads.h cuts a depthwise filter: into quads of lines, for some rows of the output that share them.
@@ -77,6 +107,10 @@ struct QuadShape {
 };
 static constexpr bool takes_quads(const ConvShape& s, int64_t group) {
   return group == 4 && is_depthwise(s) && s.r >= 3 && s.c >= 16;
+}
+
+constexpr int64_t packed_bytes(const ConvShape& s, WinogradForm winograd) {
+  return Int8ConvLayout(s).winograd_at() + (winograd == WinogradForm::none ? 0 : winograd_bytes(s));
 }
 
 }  // namespace
@@ -93,6 +127,8 @@ struct Int8ConvKernels {
   void (*run)(const Int8ConvPlan&, char* workspace, const Executor&);  // of an output that is not empty
   // weight: (groups, columns, depth), dense, for depthwise (c, r * s); `body` is the blob from body_at on.
   void (*pack)(const ConvShape&, int32_t x_zero_point, const int8_t* weight, char* body, const Executor&);
+  // Of filters that has_winograd, to winograd_bytes.
+  void (*pack_winograd)(const ConvShape&, int32_t x_zero_point, const int8_t* weight, char* to, const Executor&);
 };
 
 PK_DECLARE_TABLES(Int8ConvKernels, int8_conv_kernels)

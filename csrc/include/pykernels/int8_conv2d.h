@@ -32,6 +32,7 @@ struct Int8ConvPacking {
   const float* scale = nullptr;   // (k), or none: 1
   const float* bias = nullptr;    // (k), or none
   const int8_t* table = nullptr;  // (256), for i8, or none
+  bool once = false;              // for a single call: no form that takes longer to make than it saves
 };
 
 struct Int8ConvKernels;
@@ -57,13 +58,13 @@ struct Int8ConvArgs {
 
 // How it is cut, by csrc/cpu/int8_conv2d/choose.h: the business of the kernels alone.
 struct Int8ConvBlocking {
-  bool depthwise, turn;               // a channel a group; x is copied to adjacent channels first
+  bool depthwise, winograd, turn;     // a channel a group; winograd.h; x is copied to adjacent channels first
   bool in_rows, by_taps;              // a tile has pixels of one row; a filter is done tap by tap
   int64_t rows, columns;              // of a block of pixels, at the most
   int64_t row_blocks, column_blocks;  // of all images together
   int64_t panels, together;           // of a group's columns; panels that a tile goes through at once
   int64_t chunks, slots;              // of panels; threads that have workspace
-  int64_t pixel, line;                // values of a block's x from one to the next
+  int64_t pixel, line;                // values of a block's x from one to the next; winograd.h: of m and of v
   int64_t turned_bytes, slot_bytes, x_bytes, sums_bytes, wide_bytes, spots_bytes;  // of workspace
 };
 

@@ -10,11 +10,12 @@ namespace pk::binding {
 namespace {
 
 Tensor pack(const char* op, const Tensor& weight, const MaybeTensor& scale, const MaybeTensor& shift,
-            const MaybeTensor& table, const Int8ConvCall& call, const Executor& executor) {
+            const MaybeTensor& table, const Int8ConvCall& call, bool once, const Executor& executor) {
   check_cpu(weight, op, "weight");
   check_dtype(weight, ScalarType::Char, op, "weight");
   check_dim(weight, 4, op, "weight");
   Int8ConvPacking args;
+  args.once = once;
   args.shape = weight_shape_of({weight.size(0), weight.size(1), weight.size(2), weight.size(3)}, call.geometry.groups,
                                op, "weight");
   call.geometry.fill(op, &args.shape);
@@ -85,12 +86,12 @@ Tensor run(const char* op, const Tensor& x, const Tensor& packed, const MaybeTen
 Tensor int8_conv2d_op(Tensor x, Tensor weight, MaybeTensor scale, MaybeTensor shift, MaybeTensor residual,
                       Int8ConvCall call) {
   const char* op = "int8_conv2d";
-  const Tensor packed = pack(op, weight, scale, shift, std::nullopt, call, torch_executor());
+  const Tensor packed = pack(op, weight, scale, shift, std::nullopt, call, true, torch_executor());
   return run(op, x, packed, residual, call.out_dtype);
 }
 
 Tensor int8_conv_bind_op(Tensor weight, MaybeTensor scale, MaybeTensor shift, MaybeTensor table, Int8ConvCall call) {
-  return pack("int8_conv_bind", weight, scale, shift, table, call, torch_executor());
+  return pack("int8_conv_bind", weight, scale, shift, table, call, false, torch_executor());
 }
 
 void check_bound(const char* op, const Tensor& bound_conv) {
