@@ -27,6 +27,7 @@ from pykernels.optimize._transposed import transposed_of
 
 def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any], plan: Any = None) -> Program:
     """The program of ``graph``. ``plan`` is that of a quantised model."""
+    given: Any = plan is None and can_fuse() and _quantized_already(graph)
     graph.unsure = drop_dead(graph)
     without_writes(graph)
     drop_duplicates(graph)
@@ -46,17 +47,28 @@ def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any], plan:
         drop_dead(graph)
         if plan is not None:
             plan.rewrite(graph, recorder.module, store)
+        if given:
+            folded = given.follow(graph, folded)
         use_our_shuffles(graph)
         use_our_lstms(graph, store)
         as_images(graph)
         settle(graph)
         if plan is not None:
             plan.settled(graph)
+        if given:
+            given.settled(graph)
         reuse_memory(graph)
         use_our_pools(graph)
         use_our_resizes(graph)
         use_our_layer_norms(graph)
     return Program(graph, folded, recorder.watch, store)
+
+
+def _quantized_already(graph: Graph) -> Any:
+    """What puts int8 steps into ``graph``, if it comes with grids; takes them."""
+    from pykernels.quantize import _follow  # which imports this package
+
+    return _follow if _follow.taken(graph) else None
 
 
 def _fold(graph: Graph) -> list[Step]:

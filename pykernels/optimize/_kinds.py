@@ -86,7 +86,8 @@ PURE = frozenset(
     "ge", "detach", "contiguous", "chunk", "split", "unbind", "narrow", "select", "__getitem__", "__add__",
     "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__", "__rdiv__",
     "__neg__", "__pow__", "__matmul__", "max", "min", "amax", "amin", "size", "normalize", "silu", "gelu",
-    "hardswish", "conv2d"]
+    "hardswish", "conv2d", "fake_quantize", "quantize_per_tensor.default", "dequantize_per_tensor.default",
+    "quantize_per_channel.default", "dequantize_per_channel.default", "choose_qparams.tensor"]
 )  # fmt: skip
 _WRITES_FIRST = frozenset(("__setitem__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__", "__idiv__"))
 _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

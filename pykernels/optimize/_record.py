@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 from pykernels.optimize import _kinds
+from pykernels.optimize._aten import torchs
 from pykernels.optimize._graph import Graph, Step, Value, mapped, storage_of
 from pykernels.optimize._keep import PackedWeight, read_by
 from pykernels.optimize._purity import Findings, Onlooker, names_any, place_in_model
@@ -219,6 +220,7 @@ class Recorder:
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a torch function for the model, and writes it down."""
+        func, args, kwargs = torchs(func, args, kwargs)
         name = _kinds.name_of(func)
         if not _kinds.is_metadata(func, name, args):
             self.read |= read_by(func, args, kwargs)

@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.utils._pytree import TreeSpec
 
 from pykernels import _native
 from pykernels.optimize._keep import PackedWeight
@@ -34,6 +36,8 @@ _ATOMS = (
     torch.device, torch.Size, torch.layout, torch.memory_format, types.BuiltinFunctionType, types.CodeType,
     types.MethodDescriptorType, types.WrapperDescriptorType, types.GetSetDescriptorType, types.MethodWrapperType,
     type(inspect.FullArgSpec.args),  # a field of a named tuple's class
+    # Of exported graphs: torch's ops, and what says how arguments and results are nested.
+    OpOverload, OpOverloadPacket, TreeSpec,
 )  # fmt: skip
 _DICTS = (dict, OrderedDict, defaultdict)
 _PLAIN = (torch.Tensor, nn.Parameter, PackedWeight)

@@ -37,10 +37,9 @@ class DynamicLinear(Traceable, FusedLinear):
 
     def pack(self, values: dict[Any, Any], store: dict[Hashable, Any]) -> Any:
         """The weight in int8, packed; from ``store``, if it is still right."""
-        parts = (self.weight, self.bias, *(self.norm or (None,) * 4))
-        tensors: list[Any] = [None if v is None else values.get(v, v.tensor) for v in parts]
+        tensors = self.tensors(values)
         filters = self.filters(tensors[0])
-        key = (DynamicLinear, *map(id, tensors), filters.stride(), self.eps, self.act[:3], self.per_channel)
+        key = (type(self), *map(id, tensors), filters.stride(), self.eps, self.act[:3], self.per_channel)
         found: Any = store.get(key)
         if found is not None and found.is_current(found.dtype, found.index, found.key) and found.moments.are_current():
             return found
@@ -50,9 +49,18 @@ class DynamicLinear(Traceable, FusedLinear):
             store[key] = made
         return made
 
+    def tensors(self, values: dict[Any, Any]) -> list[Any]:
+        """Weight, bias, and a batch norm's mean, variance, weight and bias."""
+        parts = self.weight, self.bias, *(self.norm or (None,) * 4)
+        return [None if v is None else values.get(v, v.tensor) for v in parts]
+
+    def folded(self, tensors: list[Any]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The int8 weight, its scales (K,) and the bias, with a batch norm in them."""
+        return folded(tensors, self.eps, self.per_channel)
+
     def in_trace(self, pack: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
         """What runs it, by `int8_linear` on the weight as it is."""
-        q, steps, shift = folded(pack.twins, self.eps, self.per_channel)
+        q, steps, shift = self.folded(pack.twins)
         b, scale, code = q.flatten(1).t(), steps.contiguous(), activation_code("quantize", self.act.name)
         op = torch.ops.pykernels.int8_linear.default
 
@@ -64,7 +72,7 @@ class DynamicLinear(Traceable, FusedLinear):
         return run
 
     def _packed(self, tensors: list[Any]) -> Any:
-        q, steps, shift = folded(tensors, self.eps, self.per_channel)
+        q, steps, shift = self.folded(tensors)
         packed = torch.ops.pykernels.int8_pack.default(q.flatten(1).t())
         return packed, q.shape[0], steps.contiguous(), shift, activation_code("quantize", self.act.name)
 

@@ -17,7 +17,7 @@ from pykernels.ops.int8_conv2d.arguments import Int8ConvCall
 from pykernels.ops.int8_matmul import quantize_int8
 from pykernels.optimize._calls import OurCall
 from pykernels.optimize._fused import FusedConv, Traceable
-from pykernels.optimize._graph import Value
+from pykernels.optimize._graph import Graph, Value
 from pykernels.optimize._linear import FusedLinear
 from pykernels.optimize._sources import Sources
 
@@ -139,7 +139,7 @@ class Int8Layer(Traceable, FusedConv):
 
     def _parts(self, tensors: list[Any]) -> tuple[Tensor, Tensor, Tensor | None, Int8ConvCall]:
         """The int8 weight, what its sums are multiplied by, what is added to them, and the rest."""
-        q, steps, shift = folded(tensors, self.eps, self.per_channel)
+        q, steps, shift = self.folded(tensors)
         factor, residual_scale, out_scale = self.numbers()
         scale = steps * (self.x.scale * factor)
         bias = None if shift is None else shift.float() * factor
@@ -149,6 +149,10 @@ class Int8Layer(Traceable, FusedConv):
             torch.float32 if self.out is None else torch.int8, *(0 if g is None else g.zero_point for g in grids),
         )  # fmt: skip
         return q, scale, bias, call
+
+    def folded(self, tensors: list[Any]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The int8 weight, its scales (K,) and the bias, with a batch norm in them."""
+        return folded(tensors, self.eps, self.per_channel)
 
     def _act(self) -> str:
         """The activation of the kernel: none for a clamp, which the grid does."""
@@ -206,6 +210,16 @@ class Quantize(OurCall):
     def in_trace(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """The same by the op that has a fake."""
         return self._op(x, *self.grid)
+
+
+def settle_roundings(graph: Graph) -> None:
+    """Formats are decided: what is rounded for convolutions in channels_last alone is written so at once."""
+    users = graph.users()
+    for step in graph.steps:
+        if isinstance(step.function, Quantize):
+            readers = [s.function for s in users.get(step.outputs, ()) if s is not None]
+            last = [isinstance(f, FusedConv) and f.rank == 4 and f.channels_last for f in readers]
+            step.function.channels_last = bool(last) and all(last)
 
 
 class Dequantize(OurCall):
