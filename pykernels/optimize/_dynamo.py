@@ -21,6 +21,7 @@ from pykernels.nn._packed import asked_backend, undisturbed
 from pykernels.optimize import _compile, _kinds
 from pykernels.optimize._aten import torchs
 from pykernels.optimize._graph import OF_STEPS, Graph, Step, Value, storage_of, values_in
+from pykernels.optimize._int8_tensors import RoundRows, dequantize_rows, parts_of_call
 from pykernels.optimize._ops import pack_ops
 from pykernels.optimize._program import Program
 from pykernels.optimize._watch import Watch
@@ -210,6 +211,9 @@ class _Recording:
         target = function
         function, args, kwargs = torchs(target, args, kwargs)
         _, given, named = torchs(target, given, named)
+        parts = parts_of_call(function, args, kwargs)
+        if parts is not None:
+            given = self._of_parts(given, args, parts)
         name = _kinds.name_of(function)
         step = Step(function, given, named, None)
         reads = list(dict.fromkeys(step.reads()))
@@ -230,6 +234,13 @@ class _Recording:
             return
         step.outputs = self.nests[node] = self._outputs(result)
         self.steps.append(step)
+
+    def _of_parts(self, given: Any, args: tuple[Any, ...], parts: tuple[Tensor, Tensor]) -> Any:
+        """The arguments of a linear layer whose weight is of such parts, with plain tensors, which steps make first."""
+        q, scale = (self._new(t, "source") for t in parts)
+        x, weight = self._new(RoundRows()(args[0]), "step"), self._new(dequantize_rows(*parts), "step")
+        self.steps += [Step(RoundRows(), given[:1], {}, x), Step(dequantize_rows, (q, scale), {}, weight)]
+        return (x, weight, *given[2:])
 
     def _becomes_input(self, written: Value) -> None:
         """A buffer that the graph writes to is not a weight."""

@@ -61,7 +61,7 @@ _STATIC = frozenset(
     "contiguous", "clone", "detach", "unbind", "ones_like", "zeros_like", "full_like",
     "scaled_dot_product_attention", "triu", "tril", "scatter", "scatter_", "scatter_add", "take_along_dim",
     "cross_entropy", "nll_loss", "abs", "neg", "flip", "roll", "maximum", "minimum", "masked_fill",
-    "where", "T", "mT", "movedim", *ROUNDINGS]
+    "where", "T", "mT", "movedim", "fake_quantize", "dequantize_rows", *ROUNDINGS]
 )  # fmt: skip
 #: Sizes of their results depend on the values of the tensors among their arguments, but for the first.
 _SIZED = frozenset(
@@ -92,7 +92,7 @@ PURE = frozenset(
     "ge", "detach", "contiguous", "chunk", "split", "unbind", "narrow", "select", "__getitem__", "__add__",
     "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__", "__rdiv__",
     "__neg__", "__pow__", "__matmul__", "max", "min", "amax", "amin", "size", "normalize", "silu", "gelu",
-    "hardswish", "conv2d", "fake_quantize", *ROUNDINGS]
+    "hardswish", "conv2d", "fake_quantize", "dequantize_rows", *ROUNDINGS]
 )  # fmt: skip
 _WRITES_FIRST = frozenset(("__setitem__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__", "__idiv__"))
 _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -23,6 +23,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils._pytree import TreeSpec
 
 from pykernels import _native
+from pykernels.optimize._int8_tensors import parts_of
 from pykernels.optimize._keep import PackedWeight
 
 #: Stands in a snapshot for any value (a module's own state that its stub keeps) and for a name that is not there.
@@ -142,8 +143,11 @@ class Watch:
                 self.tensors[id(value)] = value
                 # Somebody's attributes on a parameter; a packed weight's are ours.
                 return () if kind is PackedWeight else self._container(value.__dict__, owner, name)
-            else:
-                self._opaque(value, name)
+            parts = parts_of(value)
+            if parts is not None:
+                self._container(value.__dict__, owner, name)
+                return [(t, owner, name) for t in parts]
+            self._opaque(value, name)
         elif isinstance(value, nn.Module):
             return self._module(value)
         elif kind in _DICTS or (isinstance(value, dict) and is_own(kind)) or kind is list:

@@ -14,14 +14,17 @@ from pykernels.nn.int8_conv import Grid
 from pykernels.optimize._activations import Act
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Step, Value, mapped
+from pykernels.optimize._int8_tensors import RoundRows
 from pykernels.optimize._linear import FusedLinear
 from pykernels.optimize._norms import is_join
 from pykernels.quantize._given import Round, RoundAsItComes, is_given, take
-from pykernels.quantize._given_layers import GivenLayer, GivenLinear, Weight, weight_of
+from pykernels.quantize._given_layers import GivenLayer, GivenLinear, GivenRows, Weight, weight_of
 from pykernels.quantize._glue import Lookup, mean_at
 from pykernels.quantize._rewrite import Rewriter, selects, why_no_kernel
 from pykernels.quantize._steps import Int8Layer, Quantize, settle_roundings
 
+#: What rounds a tensor as it comes, and what a layer that reads it becomes.
+_COMING: dict[type, Any] = {RoundAsItComes: GivenLinear, RoundRows: GivenRows}
 _NO_GRID = "its input does not lie on a grid"
 _NO_WEIGHT = "its weight is not int8 with one scale, or one for each output channel, and zero points of 0"
 _ACTIVATION = "the int8 kernels of linear layers do not have its activation"
@@ -79,11 +82,11 @@ class Follower(Rewriter):
 
     def _write(self, step: Step) -> bool:
         """Writes the int8 form of ``step``, if it has one."""
-        if type(step.function) in (Round, RoundAsItComes) and not self.fit.issuperset((step.outputs, step.args[0])):
+        if type(step.function) in (Round, *_COMING) and not self.fit.issuperset((step.outputs, step.args[0])):
             return False
         if type(step.function) is Round:
             self._write_round(step)
-        elif type(step.function) is RoundAsItComes:
+        elif type(step.function) in _COMING:
             self.coming[step.outputs] = step
         elif isinstance(step.function, FusedConv):
             return self._follow_layer(step)
@@ -154,7 +157,7 @@ class Follower(Rewriter):
         if type(layer) is not FusedLinear or layer.act.constants or layer.act.slopes is not None:
             self.graph.left.append((step.where, step.note, f"computes in float: {_ACTIVATION}"))
             return False
-        made = GivenLinear(layer, rounding.function, weight)
+        made = _COMING[type(rounding.function)](layer, rounding.function, weight)
         args = self._as_float(rounding.args[0]), self._as_float(step.args[1])
         note = f"int8 {step.note}"
         self.steps.append(Step(made, args, {}, step.outputs, (), "fused", step.where, note, step.sources))

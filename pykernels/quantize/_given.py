@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pykernels.nn.int8_conv import Grid
 from pykernels.optimize._graph import Graph, Step, Value, mapped, values_in
+from pykernels.optimize._int8_tensors import RoundRows
 from pykernels.quantize._rewrite import selects
 
 #: What does the same to new memory.
@@ -79,7 +80,7 @@ class RoundAsItComes:
 
 def is_given(graph: Graph) -> bool:
     """Does the graph round anything?"""
-    return any(_op(s).startswith("quantize") for s in graph.steps)
+    return any(_op(s).startswith("quantize") or type(s.function) is RoundRows for s in graph.steps)
 
 
 def take(graph: Graph) -> None:

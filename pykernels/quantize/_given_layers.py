@@ -15,6 +15,7 @@ from pykernels.ops._activation import apply_activation
 from pykernels.ops.conv_bn_act import fold_batch_norm
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Step, Value
+from pykernels.optimize._int8_tensors import RoundRows, dequantize_rows
 from pykernels.optimize._linear import FusedLinear
 from pykernels.quantize._dynamic import DynamicLinear
 from pykernels.quantize._given import RoundAsItComes
@@ -25,7 +26,7 @@ _ZEROS = "a model's int8 weights got zero points other than 0"
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """``q`` (K, ...) int8, its scales (K,), or one for all, and its zero points, which have to be 0."""
+    """``q`` (K, ...) int8, its scales (K,) or (K, 1), or one for all, and its zero points, which have to be 0."""
 
     q: Value
     scale: Value | float
@@ -38,6 +39,8 @@ class Weight:
 
 def weight_of(step: Step) -> Weight | None:
     """The weight that ``step`` makes floats of."""
+    if step.function is dequantize_rows:
+        return Weight(*step.args)
     name = getattr(step.function, "__name__", "")
     if getattr(step.function, "namespace", "") != "quantized_decomposed" or not isinstance(step.args[0], Value):
         return None
@@ -77,7 +80,7 @@ class _Given:
         if len(vectors) == 2 and bool(vectors[1].any()):
             raise RuntimeError(_ZEROS)
         scale, shift = fold_batch_norm(bias, mean, var, norm_weight, norm_bias, self.eps)
-        steps = vectors[0].detach().float() if vectors else torch.full((q.shape[0],), self.given.scale)
+        steps = vectors[0].detach().float().flatten() if vectors else torch.full((q.shape[0],), self.given.scale)
         return q.contiguous(), steps if scale is None else steps * scale.detach().float(), shift
 
 
@@ -86,6 +89,14 @@ class GivenLayer(_Given, Int8Layer):
 
     def __init__(self, layer: FusedConv, x: Grid, residual: Grid | None, out: Grid | None, given: Weight) -> None:
         super().__init__(layer, x, residual, out, True)
+        self.given, self.weight = given, given.q
+
+
+class GivenRows(_Given, DynamicLinear):
+    """A linear layer of whose input each row is rounded by its largest magnitude as it comes."""
+
+    def __init__(self, layer: FusedLinear, _: RoundRows, given: Weight) -> None:
+        super().__init__(layer, True)
         self.given, self.weight = given, given.q
 
 
