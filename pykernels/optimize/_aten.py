@@ -42,7 +42,10 @@ _ALIKE: dict[str, Callable[..., Any]] = {
     "channel_shuffle.default": torch.channel_shuffle, "pixel_shuffle.default": torch.pixel_shuffle,
 }  # fmt: skip
 #: The same with a flag.
-_IN_PLACE = {"hardswish_.default": F.hardswish, "silu_.default": F.silu, "hardsigmoid_.default": F.hardsigmoid}
+_IN_PLACE = {
+    "relu6_.default": F.relu6, "hardswish_.default": F.hardswish, "silu_.default": F.silu,
+    "hardsigmoid_.default": F.hardsigmoid, "mish_.default": F.mish,
+}  # fmt: skip
 
 
 def torchs(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:

@@ -124,9 +124,10 @@ def _write_apart(graph: Graph) -> None:
     for v in {*last, *made}:
         by_storage.setdefault(v.storage, []).append(v)
     for i, step in enumerate(graph.steps):
-        function, y = _APART.get(step.function), step.outputs
+        flagged = step.kwargs == {"inplace": True}
+        function, y = step.function if flagged else _APART.get(step.function), step.outputs
         x = step.args[0] if step.args else None
-        if function is None or step.kwargs or not isinstance(x, Value) or not isinstance(y, Value):
+        if function is None or (step.kwargs and not flagged) or not isinstance(x, Value) or not isinstance(y, Value):
             continue
         if step.writes != (x,) or y.storage != x.storage or x.storage == -1 or x.kind == "source":
             continue
@@ -134,7 +135,7 @@ def _write_apart(graph: Graph) -> None:
         before = [v for v in alike if made.get(v, -1) < i]
         if any(last.get(v, -1) > i for v in before):
             continue
-        step.function, step.writes = function, ()
+        step.function, step.kwargs, step.writes = function, {}, ()
         after = [v for v in alike if made.get(v, -1) >= i]
         for v in after:
             v.storage = -2 - y.index  # nobody else's
