@@ -1,5 +1,5 @@
-"""The functions of torch's that overloads of `torch.ops.aten` stand for: exported graphs call the one, our patterns know
-the other. An overload without a function of torch's that does the same stays what it is.
+"""The functions of torch's that overloads of `torch.ops.aten` stand for: exported graphs call these, our patterns know
+those. An overload without a function of torch's that does the same stays what it is.
 """
 
 from __future__ import annotations

@@ -224,7 +224,8 @@ class _Recording:
             return
         written = _kinds.written_by_name(function, name, given, named)
         written |= {v for v, then in zip(reads, versions, strict=True) if _version(self.alive[v.index]) != then}
-        self.refused |= not _can_be_step(node, function, name) or (result is None and not any(v.storage > -2 for v in reads))
+        nothing = result is None and not any(v.storage > -2 for v in reads)
+        self.refused |= nothing or not _can_be_step(node, function, name)
         for v in written:
             self._becomes_input(v)
         step.writes = tuple(v for v in reads if v in written)

@@ -40,7 +40,7 @@ def dequantize_rows(q: Tensor, scale: Tensor) -> Tensor:
 def parts_of(t: Any) -> tuple[Tensor, Tensor] | None:
     """The int8 numbers (K, C) and the scales (K, 1) of such a tensor; None if ``t`` is none, or of another kind."""
     kind = type(t)
-    if kind in (Tensor, torch.nn.Parameter) or kind.__name__ != "Int8Tensor" or not kind.__module__.startswith("torchao."):
+    if kind.__name__ != "Int8Tensor" or not kind.__module__.startswith("torchao."):
         return None
     q, scale, how = (getattr(t, name, None) for name in ("qdata", "scale", "act_quant_kwargs"))
     if not isinstance(q, Tensor) or not isinstance(scale, Tensor) or how is None:

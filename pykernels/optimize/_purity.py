@@ -35,7 +35,8 @@ _INSTALLED = tuple({sysconfig.get_paths()[k] + os.sep for k in ("purelib", "plat
 _CALLABLE = (
     "torch.nn.", "torch.functional", "torch._tensor", "torch.overrides", "torch._jit_internal",
     "torch.autograd.grad_mode",
-    "torch._VF", "torch.jit", "torch.compiler", "torch._dynamo", "torch.onnx", "torch.utils._pytree", "torch.fx._pytree",
+    "torch._VF", "torch.jit", "torch.compiler", "torch._dynamo", "torch.onnx", "torch.utils._pytree",
+    "torch.fx._pytree",
     "torch.utils._contextlib",
     "torch.utils.checkpoint", "torch._utils", "torch._classes", "torch._ops", "torch.special", "torch.fft",
     "torch.linalg",
@@ -133,7 +134,7 @@ def _scan(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], frozens
         elif i.opname == "IMPORT_NAME":
             imports.add(str(i.argval))
     mentioned = {*code.co_names, *code.co_freevars, *_strings(code.co_consts)}
-    if code.co_filename.startswith(_WRITTEN_BY_FX):  # there it gets nothing but literals, as in getattr(self.layer, "0")
+    if code.co_filename.startswith(_WRITTEN_BY_FX):  # as in getattr(self.layer, "0"): it gets literals alone
         mentioned.discard("getattr")
     return frozenset(reads), frozenset(imports), frozenset(mentioned)
 

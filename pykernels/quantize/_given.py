@@ -163,7 +163,8 @@ def _rounding(step: Step, makers: dict[Value, Step]) -> Round | RoundAsItComes |
     chosen = makers.get(scale) if op == "quantize_per_tensor.tensor" and isinstance(scale, Value) else None
     if chosen is None or _op(chosen) != "choose_qparams.tensor" or chosen.outputs != (scale, zero):
         return None
-    return RoundAsItComes(float(chosen.args[3])) if (*chosen.args[:3], chosen.args[4]) == (x, low, high, dtype) else None
+    asked, same = (*chosen.args[:3], chosen.args[4]), (x, low, high, dtype)
+    return RoundAsItComes(float(chosen.args[3])) if asked == same else None
 
 
 def _is_inverse(step: Step | None, rounding: Step) -> bool:
@@ -195,8 +196,8 @@ def _move_forward(graph: Graph) -> None:
             y = step.outputs
             if x.storage == whole.storage:
                 y.storage = rounded.storage
-            moved = Step(before.function, *(_with(n, whole, rounded) for n in (before.args, before.kwargs)), y)
-            moved.kind, moved.where, moved.note = before.kind, before.where, before.note
+            args, kwargs = (_with(nest, whole, rounded) for nest in (before.args, before.kwargs))
+            moved = Step(before.function, args, kwargs, y, (), before.kind, before.where, before.note)
             early = Step(step.function, (whole,), {}, rounded, (), "call", step.where)
             graph.steps = list(_replaced(graph.steps, before, (early, moved), step))
             users[whole], users[rounded] = [early], [moved]

@@ -80,7 +80,8 @@ class _Given:
         if len(vectors) == 2 and bool(vectors[1].any()):
             raise RuntimeError(_ZEROS)
         scale, shift = fold_batch_norm(bias, mean, var, norm_weight, norm_bias, self.eps)
-        steps = vectors[0].detach().float().flatten() if vectors else torch.full((q.shape[0],), self.given.scale)
+        one = self.given.scale
+        steps = vectors[0].detach().float().flatten() if vectors else torch.full((q.shape[0],), one)  # type: ignore[arg-type]
         return q.contiguous(), steps if scale is None else steps * scale.detach().float(), shift
 
 

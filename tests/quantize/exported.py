@@ -21,7 +21,7 @@ def converted(
     model: nn.Module, x: Tensor, *, dynamic: bool = False, dtype: torch.dtype = torch.uint8, high: int | None = None,
     zero: int = 0, skip: tuple[str, ...] = (),
 ) -> fx.GraphModule:  # fmt: skip
-    """``model`` with its convolutions, linear layers, sums and concatenations quantised for the values that ``x`` gives.
+    """``model`` with its layers, sums and concatenations quantised for the values that ``x`` gives.
 
     Activations are rounded to ``dtype``, up to ``high``; weights have the zero point ``zero``; ``skip`` are the layers,
     by the names of their weights, that get what they read as it is.
