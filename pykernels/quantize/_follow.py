@@ -133,7 +133,7 @@ class Follower(Rewriter):
             self.in8[y] = self.in8[x]
             if self.grids[x] != grid:
                 self.in8.pop(y)
-                other = Lookup(Act("none"), self.grids[x], grid)
+                other = _to_another(self.grids[x], grid)
                 self.steps.append(Step(other, (self.in8[x],), {}, self._new(y), (), "call", step.where))
         else:
             self.steps.append(Step(Quantize(grid), (x,), {}, self._new(y), (), "call", step.where))
@@ -188,11 +188,17 @@ class Follower(Rewriter):
                 read[v] = self.in8[v]
                 continue
             made, known = self._unnamed(v), v in self.in8
-            function = Lookup(Act("none"), self.grids[v], grid) if known else Quantize(grid)
+            function = _to_another(self.grids[v], grid) if known else Quantize(grid)
             self.steps.append(Step(function, (self.in8[v] if known else v,), {}, made, (), "call", step.where))
             read[v] = made
         args = mapped(step.args, lambda x: read.get(x, x))
         self.steps.append(Step(step.function, args, step.kwargs, self._new(step.outputs), (), "call", step.where))
+
+
+def _to_another(x: Grid, out: Grid) -> Lookup:
+    made = Lookup(Act("none"), x, out)
+    made.__name__ = "requantize"
+    return made
 
 
 def _never(_: Step) -> str:

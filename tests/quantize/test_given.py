@@ -155,6 +155,24 @@ def test_one_layer_differs_by_a_step_at_most():
     assert int((steps > 0.5).sum()) < 1e-3 * steps.numel()
 
 
+def test_a_second_rounding_to_another_grid():
+    model, x = _model("stack")
+    graph = converted(model, x)
+    ops = torch.ops.quantized_decomposed
+    q = [n for n in graph.graph.nodes if n.target is ops.quantize_per_tensor.default][1]
+    grid = (1.7 * q.args[1], *q.args[2:])
+    with graph.graph.inserting_before(q):
+        first = graph.graph.call_function(ops.quantize_per_tensor.default, (q.args[0], *grid))
+        q.args = (graph.graph.call_function(ops.dequantize_per_tensor.default, (first, *grid)), *q.args[1:])
+    graph.recompile()
+    with torch.no_grad():
+        expected, exact = graph(x), model(x)
+    results, report = _both(graph, x)
+    for got in results:
+        assert error(got, expected) < _FLIPS * error(expected, exact)
+    assert sum(s.what == "requantize" for s in report.counted()) == 1
+
+
 def test_what_lies_between_layers_stays_in_int8():
     model, x = _model("in place")
     _, report = _both(converted(model, x), x)
