@@ -14,6 +14,7 @@ from pykernels.optimize._layer_norms import pixels_of, rows_as_images, use_our_l
 from pykernels.optimize._layout import settle
 from pykernels.optimize._linear import linear_of
 from pykernels.optimize._norms import norm_of
+from pykernels.optimize._ops import pack_lstms
 from pykernels.optimize._patterns import Fuser, can_fuse, conv_of, use_our_lstms
 from pykernels.optimize._pools import use_our_pools
 from pykernels.optimize._program import Program
@@ -27,6 +28,9 @@ from pykernels.optimize._transposed import transposed_of
 
 def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any], plan: Any = None) -> Program:
     """The program of ``graph``. ``plan`` is that of a quantised model."""
+    if can_fuse():
+        pack_lstms(graph)
+    given: Any = plan is None and can_fuse() and _quantized_already(graph)
     graph.unsure = drop_dead(graph)
     without_writes(graph)
     drop_duplicates(graph)
@@ -46,17 +50,28 @@ def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any], plan:
         drop_dead(graph)
         if plan is not None:
             plan.rewrite(graph, recorder.module, store, folded)
+        if given:
+            folded = given.follow(graph, folded)
         use_our_shuffles(graph)
         use_our_lstms(graph, store)
         as_images(graph)
         settle(graph)
         if plan is not None:
             plan.settled(graph)
+        if given:
+            given.settled(graph)
         reuse_memory(graph)
         use_our_pools(graph)
         use_our_resizes(graph)
         use_our_layer_norms(graph)
     return Program(graph, folded, recorder.watch, store)
+
+
+def _quantized_already(graph: Graph) -> Any:
+    """What puts int8 steps into ``graph``, if it comes with grids; takes them."""
+    from pykernels.quantize import _follow  # which imports this package
+
+    return _follow if _follow.taken(graph) else None
 
 
 def _fold(graph: Graph) -> list[Step]:

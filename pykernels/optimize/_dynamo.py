@@ -19,7 +19,9 @@ from torch import Tensor, fx, nn
 
 from pykernels.nn._packed import asked_backend, undisturbed
 from pykernels.optimize import _compile, _kinds
+from pykernels.optimize._aten import torchs
 from pykernels.optimize._graph import OF_STEPS, Graph, Step, Value, storage_of, values_in
+from pykernels.optimize._int8_tensors import RoundRows, dequantize_rows, parts_of_call
 from pykernels.optimize._ops import pack_ops
 from pykernels.optimize._program import Program
 from pykernels.optimize._watch import Watch
@@ -206,6 +208,12 @@ class _Recording:
         if function is operator.getitem and type(given[0]) is tuple:  # one of several results
             self.real[node], self.nests[node] = args[0][args[1]], given[0][args[1]]
             return
+        target = function
+        function, args, kwargs = torchs(target, args, kwargs)
+        _, given, named = torchs(target, given, named)
+        parts = parts_of_call(function, args, kwargs)
+        if parts is not None:
+            given = self._of_parts(given, args, parts)
         name = _kinds.name_of(function)
         step = Step(function, given, named, None)
         reads = list(dict.fromkeys(step.reads()))
@@ -216,7 +224,8 @@ class _Recording:
             return
         written = _kinds.written_by_name(function, name, given, named)
         written |= {v for v, then in zip(reads, versions, strict=True) if _version(self.alive[v.index]) != then}
-        self.refused |= not _can_be_step(node, name) or (result is None and not any(v.storage > -2 for v in reads))
+        nothing = result is None and not any(v.storage > -2 for v in reads)
+        self.refused |= nothing or not _can_be_step(node, function, name)
         for v in written:
             self._becomes_input(v)
         step.writes = tuple(v for v in reads if v in written)
@@ -226,6 +235,13 @@ class _Recording:
             return
         step.outputs = self.nests[node] = self._outputs(result)
         self.steps.append(step)
+
+    def _of_parts(self, given: Any, args: tuple[Any, ...], parts: tuple[Tensor, Tensor]) -> Any:
+        """The arguments of a linear layer whose weight is of such parts, with plain tensors, which steps make first."""
+        q, scale = (self._new(t, "source") for t in parts)
+        x, weight = self._new(RoundRows()(args[0]), "step"), self._new(dequantize_rows(*parts), "step")
+        self.steps += [Step(RoundRows(), given[:1], {}, x), Step(dequantize_rows, (q, scale), {}, weight)]
+        return (x, weight, *given[2:])
 
     def _becomes_input(self, written: Value) -> None:
         """A buffer that the graph writes to is not a weight."""
@@ -279,8 +295,7 @@ def _function(gm: fx.GraphModule, node: fx.Node, args: tuple[Any, ...]) -> Any:
     return target
 
 
-def _can_be_step(node: fx.Node, name: str) -> bool:
-    target = node.target
+def _can_be_step(node: fx.Node, target: Any, name: str) -> bool:
     if name == "item":  # a number that Dynamo knows to be one that changes
         return True
     if node.op == "call_module" or _kinds.is_refused(name):

@@ -8,7 +8,7 @@ from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
 from pykernels.optimize._keep import PackedWeight, check_whole
@@ -129,7 +129,8 @@ def _restored(
     above: type, kind: type, outside: torch.dtype, inside: torch.dtype, keep: str | None = None, plan: Any = None
 ) -> Any:
     made: Any = _class_of(kind, above)
-    new = made.__new__(made)
+    # fx's own makes another class at each call.
+    new = object.__new__(made) if issubclass(kind, fx.GraphModule) else made.__new__(made)
     _family_of(new, outside, inside, keep, plan)
     return new
 
@@ -140,9 +141,19 @@ def _class_of(kind: type, above: type = Optimized) -> type:
     bases: tuple[type, ...] = (above, kind)
     if not _is_laid_out_as_module(kind):
         meta, bases = type("Meta", (meta,), {"mro": _twins_first}), (kind, above)
-    made: type = meta(kind.__name__, bases, {"_pykernels_original": kind, "_pykernels_face": above})
+    members: dict[str, Any] = {"_pykernels_original": kind, "_pykernels_face": above}
+    if issubclass(kind, fx.GraphModule):
+        members["__deepcopy__"] = _copied_graph  # its own would leave out what is not of the graph
+    made: type = meta(kind.__name__, bases, members)
     made.__module__, made.__qualname__, made.__doc__ = kind.__module__, kind.__qualname__, kind.__doc__
     return made
+
+
+def _copied_graph(twin: Any, memo: dict[int, Any]) -> Any:
+    make, given, kept = twin.__reduce_ex__(4)
+    new = memo[id(twin)] = make(*given)
+    new.__setstate__(copy.deepcopy(kept, memo))
+    return new
 
 
 def _is_laid_out_as_module(kind: type) -> bool:

@@ -186,6 +186,8 @@ class Graph:
     exact: bool = False
     #: Why children could not be followed: name, class, reason.
     opaque: list[tuple[str, str, str]] = field(default_factory=list)
+    #: What does not run as it might, for the report: name, kind, reason.
+    left: list[tuple[str, str, str]] = field(default_factory=list)
     #: Steps are left out that nothing reads, but that might raise for other sizes.
     unsure: bool = False
     #: What `pykernels.quantize` made of it, if anything.

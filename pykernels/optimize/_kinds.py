@@ -43,6 +43,12 @@ _DYNAMIC = frozenset(
     ["nonzero", "masked_select", "unique", "unique_consecutive", "argwhere", "repeat_interleave", "bincount",
     "histc", "combinations", "one_hot", "_pack_padded_sequence", "_pad_packed_sequence", "masked_scatter", "nms"]
 )  # fmt: skip
+#: Of `torch.ops.quantized_decomposed`, which write down that a tensor is rounded.
+ROUNDINGS = (
+    "quantize_per_tensor.default", "quantize_per_tensor.tensor", "quantize_per_channel.default",
+    "dequantize_per_tensor.default", "dequantize_per_tensor.tensor", "dequantize_per_channel.default",
+    "choose_qparams.tensor",
+)  # fmt: skip
 #: Sizes of their results don't depend on the values of their integer arguments.
 _STATIC = frozenset(
     ["embedding", "embedding_bag", "to", "float", "long", "int", "bool", "double", "half", "type", "type_as",
@@ -55,7 +61,7 @@ _STATIC = frozenset(
     "contiguous", "clone", "detach", "unbind", "ones_like", "zeros_like", "full_like",
     "scaled_dot_product_attention", "triu", "tril", "scatter", "scatter_", "scatter_add", "take_along_dim",
     "cross_entropy", "nll_loss", "abs", "neg", "flip", "roll", "maximum", "minimum", "masked_fill",
-    "where", "T", "mT", "movedim"]
+    "where", "T", "mT", "movedim", "fake_quantize", "dequantize_rows", *ROUNDINGS]
 )  # fmt: skip
 #: Sizes of their results depend on the values of the tensors among their arguments, but for the first.
 _SIZED = frozenset(
@@ -86,7 +92,7 @@ PURE = frozenset(
     "ge", "detach", "contiguous", "chunk", "split", "unbind", "narrow", "select", "__getitem__", "__add__",
     "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__", "__rdiv__",
     "__neg__", "__pow__", "__matmul__", "max", "min", "amax", "amin", "size", "normalize", "silu", "gelu",
-    "hardswish", "conv2d"]
+    "hardswish", "conv2d", "fake_quantize", "dequantize_rows", *ROUNDINGS]
 )  # fmt: skip
 _WRITES_FIRST = frozenset(("__setitem__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__", "__idiv__"))
 _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -40,10 +40,15 @@ def pack_ops(graph: Graph, source: Callable[[Tensor], Value], unlike: Callable[[
             continue
         if step.function in (ops.lstm, ops.lstm.default):
             _our_lstm(step)
-        elif step.kind == "call" and getattr(step.function, "__name__", "") == "lstm" and len(step.args) == 9:
-            _torchs_lstm(step)
         steps.append(step)
     graph.steps = steps
+
+
+def pack_lstms(graph: Graph) -> None:
+    """Puts our module in the place of torch.lstm with constant weights."""
+    for step in graph.steps:
+        if step.kind == "call" and getattr(step.function, "__name__", "") == "lstm" and len(step.args) == 9:
+            _torchs_lstm(step)
 
 
 def _torchs_lstm(step: Step) -> None:

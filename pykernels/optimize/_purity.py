@@ -36,6 +36,7 @@ _CALLABLE = (
     "torch.nn.", "torch.functional", "torch._tensor", "torch.overrides", "torch._jit_internal",
     "torch.autograd.grad_mode",
     "torch._VF", "torch.jit", "torch.compiler", "torch._dynamo", "torch.onnx", "torch.utils._pytree",
+    "torch.fx._pytree",
     "torch.utils._contextlib",
     "torch.utils.checkpoint", "torch._utils", "torch._classes", "torch._ops", "torch.special", "torch.fft",
     "torch.linalg",
@@ -85,6 +86,8 @@ _VALUES: tuple[Any, ...] = (
     torch.dtype, torch.device, types.MappingProxyType, types.GeneratorType, type({}.keys()), type({}.values()),
     type({}.items()),
 )  # fmt: skip
+#: The files of the code that `torch.fx` writes.
+_WRITTEN_BY_FX = "<eval_with_key>"
 #: They may name any attribute.
 _BY_ANY_NAME = frozenset(("getattr", "vars", "__dict__", "hasattr", "attrgetter", "__getattribute__"))
 
@@ -131,6 +134,8 @@ def _scan(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], frozens
         elif i.opname == "IMPORT_NAME":
             imports.add(str(i.argval))
     mentioned = {*code.co_names, *code.co_freevars, *_strings(code.co_consts)}
+    if code.co_filename.startswith(_WRITTEN_BY_FX):  # as in getattr(self.layer, "0"): it gets literals alone
+        mentioned.discard("getattr")
     return frozenset(reads), frozenset(imports), frozenset(mentioned)
 
 

@@ -21,7 +21,9 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 from pykernels.optimize import _kinds
+from pykernels.optimize._aten import torchs
 from pykernels.optimize._graph import Graph, Step, Value, mapped, storage_of
+from pykernels.optimize._int8_tensors import RoundRows, dequantize_rows, parts_of_call
 from pykernels.optimize._keep import PackedWeight, read_by
 from pykernels.optimize._purity import Findings, Onlooker, names_any, place_in_model
 from pykernels.optimize._results import SCALARS, Unrecordable, described, has_dicts, leaves
@@ -219,6 +221,7 @@ class Recorder:
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a torch function for the model, and writes it down."""
+        func, args, kwargs = torchs(func, args, kwargs)
         name = _kinds.name_of(func)
         if not _kinds.is_metadata(func, name, args):
             self.read |= read_by(func, args, kwargs)
@@ -226,6 +229,9 @@ class Recorder:
             return func(*args, **kwargs)
         if name == "__iter__":
             return iter(self.call(torch.Tensor.unbind, args, {}))
+        parts = parts_of_call(func, args, kwargs)
+        if parts is not None:
+            return self._linear_of_parts(func, args, parts)
         try:
             given = mapped(args, self._argument), mapped(kwargs, self._argument)
         except Unrecordable as problem:
@@ -250,6 +256,23 @@ class Recorder:
             self.refuse(f"{name} raises")
             raise
         self._wrote_down(read, name, result)
+        return result
+
+    def _linear_of_parts(self, func: Any, args: tuple[Any, ...], parts: tuple[torch.Tensor, torch.Tensor]) -> Any:
+        """Runs a linear layer whose weight is of such parts, and writes down what that means."""
+        with torch._C.DisableTorchFunction():
+            x, weight = RoundRows()(args[0]), dequantize_rows(*parts)
+            result = func(x, weight, *args[2:])  # none of torchao's own code, which nobody can follow
+        try:
+            for function, given, made in (
+                (RoundRows(), args[:1], x),
+                (dequantize_rows, parts, weight),
+                (func, (x, weight, *args[2:]), result),
+            ):
+                step = Step(function, mapped(given, self._argument), {}, None, (), "call", self._where())
+                self._wrote_down(step, _kinds.name_of(function), made)
+        except Unrecordable as problem:
+            self.refuse(str(problem))
         return result
 
     def _where(self) -> str:

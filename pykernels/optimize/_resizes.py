@@ -29,6 +29,7 @@ class Resize(OurCall):
     def __init__(self, size: tuple[int, int] | None, scales: tuple[float, float], mode: int) -> None:
         super().__init__("interpolate", "upsample2d", "upsample2d", torch.tensor([mode, *scales], dtype=torch.float64))
         self._size, self._rest = size or (), (*scales, mode)
+        self.is_nearest = mode not in (CORNERS, MODES.index("bilinear"))
         self._run = torch.ops.pykernels.upsample2d_bound.default
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ def _tell_program(
     seconds = seconds_by_step(program) if time and counts else {}
     reasons = dict(zip(program.fused, program.reasons, strict=True))
     replaced: list[Replaced] = []
-    left = [Left(where or "the model", what, why) for where, what, why in program.graph.opaque]
+    left = [Left(where or "the model", what, why) for where, what, why in (*program.graph.opaque, *program.graph.left)]
     for step in program.graph.steps:
         if step.kind == "view":
             continue

@@ -19,8 +19,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.utils._pytree import TreeSpec
 
 from pykernels import _native
+from pykernels.optimize._int8_tensors import parts_of
 from pykernels.optimize._keep import PackedWeight
 
 #: Stands in a snapshot for any value (a module's own state that its stub keeps) and for a name that is not there.
@@ -34,6 +37,8 @@ _ATOMS = (
     torch.device, torch.Size, torch.layout, torch.memory_format, types.BuiltinFunctionType, types.CodeType,
     types.MethodDescriptorType, types.WrapperDescriptorType, types.GetSetDescriptorType, types.MethodWrapperType,
     type(inspect.FullArgSpec.args),  # a field of a named tuple's class
+    # Of exported graphs: torch's ops, and what says how arguments and results are nested.
+    OpOverload, OpOverloadPacket, TreeSpec,
 )  # fmt: skip
 _DICTS = (dict, OrderedDict, defaultdict)
 _PLAIN = (torch.Tensor, nn.Parameter, PackedWeight)
@@ -138,8 +143,11 @@ class Watch:
                 self.tensors[id(value)] = value
                 # Somebody's attributes on a parameter; a packed weight's are ours.
                 return () if kind is PackedWeight else self._container(value.__dict__, owner, name)
-            else:
-                self._opaque(value, name)
+            parts = parts_of(value)
+            if parts is not None:
+                self._container(value.__dict__, owner, name)
+                return [(t, owner, name) for t in parts]
+            self._opaque(value, name)
         elif isinstance(value, nn.Module):
             return self._module(value)
         elif kind in _DICTS or (isinstance(value, dict) and is_own(kind)) or kind is list:

@@ -38,13 +38,17 @@ class DynamicLinear(Traceable, FusedLinear):
         """The weight in int8, packed; from ``store``, if it is still right."""
         tensors = self.tensors(values)
         filters = self.filters(tensors[0])
-        key = (DynamicLinear, *map(id, tensors), filters.stride(), self.eps, self.act[:3], self.per_channel)
+        key = (type(self), *map(id, tensors), filters.stride(), self.eps, self.act[:3], self.per_channel)
         make = lambda: Int8Pack(slots_of([filters, *tensors[1:]]), self.weight.dtype, None, self._packed)  # noqa: E731
         return self.kept(tensors, values, store, key, make)
 
+    def folded(self, tensors: list[Any]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The int8 weight, its scales (K,) and the bias, with a batch norm in them."""
+        return folded(tensors, self.eps, self.per_channel)
+
     def in_trace(self, pack: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
         """What runs it, by `int8_linear` on the weight as it is."""
-        q, steps, shift = folded(pack.twins, self.eps, self.per_channel)
+        q, steps, shift = self.folded(pack.twins)
         b, scale, code = q.flatten(1).t(), steps.contiguous(), activation_code("quantize", self.act.name)
         op = torch.ops.pykernels.int8_linear.default
 
@@ -56,7 +60,7 @@ class DynamicLinear(Traceable, FusedLinear):
         return run
 
     def _packed(self, tensors: list[Any]) -> Any:
-        q, steps, shift = folded(tensors, self.eps, self.per_channel)
+        q, steps, shift = self.folded(tensors)
         packed = torch.ops.pykernels.int8_pack.default(q.flatten(1).t())
         return packed, q.shape[0], steps.contiguous(), shift, activation_code("quantize", self.act.name)
 

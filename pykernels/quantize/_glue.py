@@ -16,7 +16,8 @@ from pykernels.ops.conv_bn_act import fold_batch_norm
 from pykernels.ops.int8_pointwise.arguments import AddCall, AffineCall
 from pykernels.optimize._activations import Act, activation_of
 from pykernels.optimize._calls import OurCall
-from pykernels.optimize._graph import Step, Value, is_torchs
+from pykernels.optimize._fused import FusedConv
+from pykernels.optimize._graph import Graph, Step, Value, is_torchs
 from pykernels.optimize._norms import is_norm
 from pykernels.optimize._patterns import ADDS
 from pykernels.optimize._pools import Pool, mean_of_map
@@ -64,6 +65,16 @@ class Quantize(_Call):
     def in_trace(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """The same by the op that has a fake."""
         return self._op(x, *self._rest)
+
+
+def settle_roundings(graph: Graph) -> None:
+    """Formats are decided: what is rounded for convolutions in channels_last alone is written so at once."""
+    users = graph.users()
+    for step in graph.steps:
+        if isinstance(step.function, Quantize):
+            readers = [s.function for s in users.get(step.outputs, ()) if s is not None]
+            last = [isinstance(f, FusedConv) and f.rank == 4 and f.channels_last for f in readers]
+            step.function.channels_last = bool(last) and all(last)
 
 
 class Dequantize(_Call):

@@ -22,7 +22,7 @@ from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Step, Value
 from pykernels.optimize._linear import FusedLinear
 from pykernels.quantize._dynamic import quantize_rows
-from pykernels.quantize._glue import Quantize
+from pykernels.quantize._glue import settle_roundings
 from pykernels.quantize._recurrent import lstms_in, use_int8_lstms
 from pykernels.quantize._rewrite import Rewriter, layers_in, why_no_kernel
 from pykernels.quantize._tune import Factors, Pair, along, axes_of, pairs_of
@@ -146,18 +146,13 @@ class Plan:
         graph.rewritten.reasons |= rewriter.reasons
 
     def settled(self, graph: Graph) -> None:
-        """Formats are decided: what is rounded for convolutions in channels_last alone is written so at once."""
+        """Formats are decided."""
         for step, results in graph.rewritten.given.items():
             now = step.results()
             if len(now) == len(results):  # of sequences only images are left, where nobody reads them
                 moved = zip(now, results, strict=True)
                 graph.rewritten.aliases.update((new, old) for new, old in moved if new is not old)
-        users = graph.users()
-        for step in graph.steps:
-            if isinstance(step.function, Quantize):
-                readers = [s.function for s in users.get(step.outputs, ()) if s is not None]
-                last = [isinstance(f, FusedConv) and f.rank == 4 and f.channels_last for f in readers]
-                step.function.channels_last = bool(last) and all(last)
+        settle_roundings(graph)
 
     def to_bytes(self) -> Tensor:
         """All of it as a tensor of bytes."""

@@ -58,6 +58,17 @@ def layers_in(graph: Graph) -> list[Step]:
     return [s for s in graph.steps if isinstance(s.function, FusedConv)]
 
 
+def selects(step: Step) -> bool:
+    """Does it give numbers of its one tensor, in another order, or the largest of some? That commutes with rounding."""
+    if step.kind != "call" or step.writes or not step.results() or len(list(step.reads())) != 1:
+        return False
+    pool, resize = pool_of(step), resize_of(step)
+    if pool is not None or resize is not None:
+        return not pool[0].pool.average if pool is not None else resize is not None and resize[0].is_nearest
+    name = getattr(step.function, "__name__", "")
+    return name in _MOVES and is_torchs(step.function, name)
+
+
 def why_no_kernel(layer: FusedConv) -> str:
     """Why the int8 kernels do not take a layer; "" where they do."""
     if type(layer) not in _LAYERS:
@@ -150,14 +161,13 @@ class Rewriter:
             return True
         if len(list(step.reads())) != 1:
             return False
+        if selects(step):
+            return True
         pool = pool_of(step)
         if pool is not None:  # of padding and with another divisor a mean would need to know the zero point
             call = pool[0].pool
             return not (call.average and (call == WHOLE or any(call.padding) or call.divisor))
-        if resize_of(step) is not None:
-            return True
-        name = getattr(step.function, "__name__", "")
-        return name in _MOVES and is_torchs(step.function, name)
+        return resize_of(step) is not None
 
     def _computes(self, step: Step) -> bool:
         """Does it compute something that there is an int8 step for?"""
@@ -225,7 +235,12 @@ class Rewriter:
 
     def _new(self, v: Value, like: Value | None = None) -> Value:
         """The int8 form of ``v``, in the memory of ``like`` or in new memory."""
-        made = self.in8[v] = v.like(self.next)
+        made = self.in8[v] = self._unnamed(v, like)
+        return made
+
+    def _unnamed(self, v: Value, like: Value | None = None) -> Value:
+        """The same on some other grid."""
+        made = v.like(self.next)
         made.kind, made.tensor, made.dtype = "step", None, torch.int8
         made.storage = -2 - self.next if like is None else like.storage
         self.next += 1
@@ -256,13 +271,17 @@ class Rewriter:
             outputs = y.like(self.next)
             self.next += 1
             after = Step(torch.clamp, (outputs, *layer.act.constants), {}, y, (), "call", step.where)
-        rows, columns = (self.scaled[v].tensor if v in self.scaled else None for v in (y, x))
-        tuning = Tuning(rows, columns, self._means.get(x))
-        made = Int8Layer(layer, self._grid(x), inner, out, self.per_channel, tuning)
+        made = self._layer(step, self._grid(x), inner, out)
         note = f"int8 {step.note}"
         self.made[step] = Step(made, (given, added), {}, outputs, (), "fused", step.where, note, step.sources)
         self.steps.append(self.made[step])
         self.steps += [] if after is None else [after]
+
+    def _layer(self, step: Step, x: Grid, residual: Grid | None, out: Grid | None) -> Int8Layer:
+        given, y = step.args[0], step.outputs
+        rows, columns = (self.scaled[v].tensor if v in self.scaled else None for v in (y, given))
+        tuning = Tuning(rows, columns, self._means.get(given))
+        return Int8Layer(step.function, x, residual, out, self.per_channel, tuning)
 
     def _write_norm(self, step: Step) -> None:
         pieces, constant, _ = step.args

@@ -126,7 +126,7 @@ class Int8Layer(Traceable, FusedConv):
 
     def _parts(self, tensors: list[Any]) -> tuple[Tensor, Tensor, Tensor | None, Int8ConvCall]:
         """The int8 weight, what its sums are multiplied by, what is added to them, and the rest."""
-        q, steps, shift = folded(tensors, self.eps, self.per_channel, self.tuning)
+        q, steps, shift = self.folded(tensors)
         factors = factors_of(self._act(), self.residual, self.out)
         scale = steps * (self.x.scale * factors.sums)
         bias = None if shift is None else shift.float() * factors.sums
@@ -136,6 +136,10 @@ class Int8Layer(Traceable, FusedConv):
             torch.float32 if self.out is None else torch.int8, *(0 if g is None else g.zero_point for g in grids),
         )  # fmt: skip
         return q, scale, bias, call
+
+    def folded(self, tensors: list[Any]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The int8 weight, its scales (K,) and the bias, with a batch norm in them."""
+        return folded(tensors, self.eps, self.per_channel, self.tuning)
 
     def _act(self) -> str:
         """The activation of the kernel: none for a clamp, which the grid does."""

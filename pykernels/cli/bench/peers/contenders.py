@@ -129,6 +129,7 @@ CONTENDERS: tuple[Contender, ...] = (
         int8="network",
     ),
     _torch("q8_pt2e", "torchao PT2E, Inductor", CONV, exact_as="int8", int8="pt2e"),
+    _torch("q8_pt2e_ours", "the same model, pk.optimize", CONV, exact_as="int8", ours=True, int8="pt2e_ours"),
     _torch("q8_ours", "pk.quantize", exact_as="int8", ours=True, int8="ours"),
     _torch("dyn8_ours", "pk.nn.Int8Linear", LINEAR, ANY, exact_as="int8", ours=True, dynamic_int8=True),
 )

@@ -44,8 +44,8 @@ def load(
     model = module
     if ours and dynamic_int8:
         model = _int8_linear(module)
-    elif int8 == "pt2e":
-        model = _pt2e(module, inputs)
+    elif int8 in ("pt2e", "pt2e_ours"):
+        model = _pt2e(module, inputs, ours)
     elif int8 == "ours":
         model = _quantize(row, module, inputs)
     elif ours:
@@ -97,20 +97,31 @@ def _dynamic_int8(model: nn.Module) -> nn.Module:
         return quantize_dynamic(model, {nn.LSTM, nn.LSTMCell, nn.Linear}, dtype=torch.qint8)
 
 
-def _pt2e(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
-    """torchao's export flow for the CPU, and Inductor with frozen weights."""
+def _pt2e(module: nn.Module, inputs: tuple[torch.Tensor, ...], ours: bool) -> Any:
+    """torchao's export flow for the CPU; then Inductor with frozen weights, or our programs."""
     from torch._inductor import config
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
     config.freezing = True
     exported = torch.export.export(module, inputs).module()
+    _tell_apart(exported)
     quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
     prepared = prepare_pt2e(exported, quantizer)
     with torch.no_grad():
         for batch in calibration(inputs):
             prepared(*batch)
-        return torch.compile(convert_pt2e(prepared))
+        converted = convert_pt2e(prepared)
+    return _optimize(converted, "float32") if ours else torch.compile(converted)
+
+
+def _tell_apart(exported: Any) -> None:
+    """Names a module's calls one by one: the quantizer refuses a ReLU that is called twice, as those of ResNets are."""
+    for node in exported.graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if node.op == "call_function" and stack:
+            last = next(reversed(stack))
+            node.meta["nn_module_stack"] = {**stack, last: (node.name, stack[last][1])}
 
 
 def _quantize(row: Row, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> nn.Module:

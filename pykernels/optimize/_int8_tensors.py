@@ -1,0 +1,65 @@
+"""Linear layers whose weight is one of torchao's int8 tensors, as a rounding and a layer of plain tensors.
+
+That is what ``torchao.quantization.quantize_(model, Int8DynamicActivationInt8WeightConfig())`` makes: a scale for each
+row of the weight, and activations of which each row is rounded by its own largest magnitude as it comes. We know such a
+tensor by its class's name and its attributes, so that torchao need not be there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class RoundRows:
+    """What a step calls that rounds each row by its largest magnitude, and gives float numbers."""
+
+    __name__ = "fake_quantize"
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is RoundRows
+
+    def __hash__(self) -> int:
+        return hash(RoundRows)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Each row with its own scale."""
+        scale = x.abs().amax(-1, keepdim=True) / 127
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        return (x / scale).round() * scale
+
+
+def dequantize_rows(q: Tensor, scale: Tensor) -> Tensor:
+    """The float numbers that ``q`` (K, C), int8, stands for, with scales (K, 1)."""
+    return q.float() * scale
+
+
+def parts_of(t: Any) -> tuple[Tensor, Tensor] | None:
+    """The int8 numbers (K, C) and the scales (K, 1) of such a tensor; None if ``t`` is none, or of another kind."""
+    kind = type(t)
+    if kind.__name__ != "Int8Tensor" or not kind.__module__.startswith("torchao."):
+        return None
+    q, scale, how = (getattr(t, name, None) for name in ("qdata", "scale", "act_quant_kwargs"))
+    if not isinstance(q, Tensor) or not isinstance(scale, Tensor) or how is None:
+        return None
+    rows = type(getattr(how, "granularity", None)).__name__ == "PerRow" and how.granularity.dim in (-1, None)
+    symmetric = getattr(getattr(how, "mapping_type", None), "name", "") == "SYMMETRIC"
+    if not rows or not symmetric or getattr(how, "reduce_range", False):
+        return None
+    if any(getattr(t, name, None) is not None for name in ("act_quant_scale", "act_quant_zero_point", "act_pre_scale")):
+        return None
+    zeros = getattr(t, "zero_point", None)
+    if zeros is not None and bool(zeros.any()):
+        return None
+    fits = q.dim() == 2 and q.dtype is torch.int8 and scale.shape == (q.shape[0], 1) and t.dtype is torch.float32
+    return (q, scale) if fits else None
+
+
+def parts_of_call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
+    """Those of the weight, if it is a call of a linear layer of float32 with such a one."""
+    if function is not F.linear or kwargs or len(args) not in (2, 3) or not isinstance(args[0], Tensor):
+        return None
+    return parts_of(args[1]) if args[0].dtype is torch.float32 else None
