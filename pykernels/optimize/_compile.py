@@ -30,9 +30,9 @@ def compiled(graph: Graph, recorder: Recorder, store: dict[Hashable, Any], plan:
     """The program of ``graph``. ``plan`` is that of a quantised model."""
     if can_fuse():
         pack_lstms(graph)
-    given: Any = plan is None and can_fuse() and _quantized_already(graph)
     graph.unsure = drop_dead(graph)
     without_writes(graph)
+    given: Any = plan is None and can_fuse() and _quantized_already(graph)
     drop_duplicates(graph)
     folded: list[Step] = []
     if can_fuse():

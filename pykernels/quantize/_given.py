@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pykernels.nn.int8_conv import Grid
@@ -21,12 +20,6 @@ from pykernels.optimize._graph import Graph, Step, Value, mapped, values_in
 from pykernels.optimize._int8_tensors import RoundRows
 from pykernels.quantize._rewrite import selects
 
-#: What does the same to new memory.
-_APART: dict[Any, Any] = {
-    torch.Tensor.add_: torch.add, torch.Tensor.mul_: torch.mul, torch.relu_: torch.relu, F.hardtanh_: F.hardtanh,
-    torch.sigmoid_: torch.sigmoid, torch.tanh_: torch.tanh, torch.clamp_: torch.clamp,
-    F.leaky_relu_: F.leaky_relu,
-}  # fmt: skip
 #: By dtype: the whole range, and what of it stands for -128.
 _BOUNDS = {torch.uint8: (0, 255, 128), torch.int8: (-128, 127, 0)}
 _TINY = torch.finfo(torch.float32).tiny
@@ -85,7 +78,6 @@ def is_given(graph: Graph) -> bool:
 
 def take(graph: Graph) -> None:
     """Puts roundings in the place of pairs of steps, and moves them forward."""
-    _write_apart(graph)
     users = graph.users()
     makers = {v: s for s in graph.steps for v in s.results()}
     written = {v.storage for s in graph.steps for v in s.writes}
@@ -113,33 +105,6 @@ def take(graph: Graph) -> None:
         step.args, step.kwargs = (mapped(x, lambda v: same.get(v, v)) for x in (step.args, step.kwargs))
     graph.steps = steps
     _move_forward(graph)
-
-
-def _write_apart(graph: Graph) -> None:
-    """Has sums and activations write to new memory, where nobody could tell: what they write to may be rounded."""
-    last = {v: i for i, s in enumerate(graph.steps) for v in s.reads()}
-    last |= dict.fromkeys(values_in(graph.result), len(graph.steps))
-    made = {v: i for i, s in enumerate(graph.steps) for v in s.results()}
-    by_storage: dict[int, list[Value]] = {}
-    for v in {*last, *made}:
-        by_storage.setdefault(v.storage, []).append(v)
-    for i, step in enumerate(graph.steps):
-        flagged = step.kwargs == {"inplace": True}
-        function, y = step.function if flagged else _APART.get(step.function), step.outputs
-        x = step.args[0] if step.args else None
-        if function is None or (step.kwargs and not flagged) or not isinstance(x, Value) or not isinstance(y, Value):
-            continue
-        if step.writes != (x,) or y.storage != x.storage or x.storage == -1 or x.kind == "source":
-            continue
-        alike = by_storage[x.storage]
-        before = [v for v in alike if made.get(v, -1) < i]
-        if any(last.get(v, -1) > i for v in before):
-            continue
-        step.function, step.kwargs, step.writes = function, {}, ()
-        after = [v for v in alike if made.get(v, -1) >= i]
-        for v in after:
-            v.storage = -2 - y.index  # nobody else's
-        by_storage[x.storage], by_storage[y.storage] = before, after
 
 
 def _op(step: Step) -> str:
