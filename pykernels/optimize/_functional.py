@@ -61,8 +61,8 @@ def without_writes(graph: Graph) -> None:
         x, out = step.args[0] if step.args else None, step.outputs
         if not isinstance(x, Value) or not isinstance(out, Value) or step.writes != (x,):
             continue
-        function = _pure(step)
-        if function is None or not _keeps_strides(step, x, out) or not is_ours(x, step):
+        pure = _pure(step)
+        if pure is None or not _keeps_strides(step, x, out) or not is_ours(x, step):
             continue
         later = [v for v in sharing[x.storage] if at[producers[v]] >= at[step]]
         sharing[x.storage] = [v for v in sharing[x.storage] if v not in later]
@@ -70,31 +70,28 @@ def without_writes(graph: Graph) -> None:
         for v in later:
             v.storage = storage
         sharing[storage] = later
-        step.function, step.writes = function, ()
-        step.args, step.kwargs = _without_flag(step)
+        step.function, step.args, step.kwargs = pure
+        step.writes = ()
         rewritten.add(step)
 
 
-def _pure(step: Step) -> Callable[..., Any] | None:
-    """What gives in a new tensor what ``step`` writes into its first argument."""
+def _pure(step: Step) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]] | None:
+    """The call that gives in a new tensor what ``step`` writes into its first argument."""
     name = name_of(step.function)
     if not is_torchs(step.function, name) or "out" in step.kwargs:
         return None
     if name in _METHODS:
-        return _METHODS[name]
-    return step.function if name in _WITH_FLAG and step.function is getattr(F, name) else None
-
-
-def _without_flag(step: Step) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    place = _WITH_FLAG.get(name_of(step.function), len(step.args))
-    return step.args[:place], {k: v for k, v in step.kwargs.items() if k != "inplace"}
+        # elu_ has scales too, which F.elu hasn't.
+        return None if name == "elu_" and len(step.args) > 2 else (_METHODS[name], step.args, step.kwargs)
+    if name not in _WITH_FLAG or step.function is not getattr(F, name):
+        return None
+    return step.function, step.args[: _WITH_FLAG[name]], {k: v for k, v in step.kwargs.items() if k != "inplace"}
 
 
 def _keeps_strides(step: Step, x: Value, out: Value) -> bool:
     """Does the result have the dtype, shape and strides of ``x`` when it is new as well?"""
     others = list(values_in((step.args[1:], step.kwargs)))
     alike = all((v.shape, v.dtype, v.layout) == (x.shape, x.dtype, x.layout) for v in others)
-    numbers = all(type(a) is not complex and (type(a) is not float or x.dtype.is_floating_point) for a in step.args[1:])
     same = (out.shape, out.dtype, out.stride) == (x.shape, x.dtype, x.stride)
     # Also those of a batch of one, which say nothing, but are a slice's for other batches.
-    return same and alike and numbers and x.layout != "other" and x.stride == strides_in(x.layout, x.shape)
+    return same and alike and x.layout != "other" and x.stride == strides_in(x.layout, x.shape)

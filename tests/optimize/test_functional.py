@@ -66,6 +66,17 @@ def activations(m, x):
     return m.d(F.elu(y, 1.0, True)).tanh_()
 
 
+def scaled_elu(m, x):
+    return torch._C._nn.elu_(m.c(x), 1.0, 3.0, 2.0)
+
+
+def integers(m, x):
+    y = torch.arange(8) * 2
+    y.clamp_(min=3)
+    y *= True
+    return m.c(x) * y[:, None, None]
+
+
 def returned_before(m, x):
     y = m.c(x)
     y2 = y
@@ -140,8 +151,8 @@ def kept_by_reshape(m, x):
 
 
 BODIES = [
-    branches, zeros_first, of_a_slice, of_half_a_sum, activations, returned_before, a_view_is_returned, a_view_is_read,
-    a_view_is_written, the_input, a_view_of_the_input, itself, other_layout, broadcast, twice, kept_by_reshape,
+    branches, zeros_first, of_a_slice, of_half_a_sum, activations, scaled_elu, integers, returned_before,
+    a_view_is_returned, a_view_is_read, a_view_is_written, the_input, a_view_of_the_input, itself, other_layout, broadcast, twice, kept_by_reshape,
 ]  # fmt: skip
 
 
