@@ -1,11 +1,12 @@
-"""Random calls of the int8 ops on each instruction set of this machine, which must give the reference's bits.
+"""Random calls of seven int8 ops on each instruction set of this machine, which must give the reference's bits.
 
     python tools/int8_cases.py                          # 10,000 calls of each op; minutes
     python tools/int8_cases.py --count 500 int8_conv2d  # of one op
 
 The samples of the specs, which `python -m pykernels check` runs, cover what somebody thought of; these cover the rest:
 sizes on both sides of every tile, strides, zero points, extremes, layouts and threads, in combinations that nobody
-chose. A call that fails is printed with its seed: `--seed N --count 1` makes it again. The exit code is 1 then.
+chose. Convolutions pack their weight for the one call: Winograd's form, which bound weights have, is not among them.
+A call that fails is printed with its seed: `--seed N --count 1` makes it again. The exit code is 1 then.
 """
 
 from __future__ import annotations

@@ -68,14 +68,14 @@ def exported(stub: Stub, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
     warns = plan is not None and plan.is_active() and stub.module is stub.family.root
     if why or program is None:
         if warns:
-            _warn(why)
+            _warn(for_onnx, why)
         return None
     read = [inputs[id(t)] for t in tensors]
     if for_onnx:
         try:
             written: tuple[Any] | None = program.graph.rewritten.in_onnx(program, read)
         except OF_STEPS as problem:  # torch would try again, without the program, and tell nobody
-            _warn(f"a step cannot be written in ONNX: {problem}")
+            _warn(for_onnx, f"a step cannot be written in ONNX: {problem}")
             return None
         return written
     with _for_real():
@@ -84,8 +84,9 @@ def exported(stub: Stub, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
     return (_evaluated(program, read, constants, stands_for.fakes, runs),)
 
 
-def _warn(why: str) -> None:
-    warnings.warn(f"pykernels.quantize: torch.export writes float layers, because {why}", stacklevel=3)
+def _warn(for_onnx: bool, why: str) -> None:
+    who = "torch.onnx.export" if for_onnx else "torch.export"
+    warnings.warn(f"pykernels.quantize: {who} writes float layers, because {why}", stacklevel=3)
 
 
 def _why_not(program: Program | None, fakes: list[Any], stands_for: _Fakes) -> str:

@@ -25,7 +25,7 @@ from pykernels.quantize._steps import Int8Layer
 
 #: What rounds a tensor as it comes, and what a layer that reads it becomes.
 _COMING: dict[type, Any] = {RoundAsItComes: GivenLinear, RoundRows: GivenRows}
-_NO_GRID = "its input does not lie on a grid"
+_NO_GRID = "its input is not rounded to all 256 numbers of a grid"
 _NO_WEIGHT = "its weight is not int8 with one scale, or one for each output channel, and zero points of 0"
 _ACTIVATION = "the int8 kernels of linear layers do not have its activation"
 

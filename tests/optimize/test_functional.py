@@ -152,7 +152,8 @@ def kept_by_reshape(m, x):
 
 BODIES = [
     branches, zeros_first, of_a_slice, of_half_a_sum, activations, scaled_elu, integers, returned_before,
-    a_view_is_returned, a_view_is_read, a_view_is_written, the_input, a_view_of_the_input, itself, other_layout, broadcast, twice, kept_by_reshape,
+    a_view_is_returned, a_view_is_read, a_view_is_written, the_input, a_view_of_the_input, itself, other_layout,
+    broadcast, twice, kept_by_reshape,
 ]  # fmt: skip
 
 

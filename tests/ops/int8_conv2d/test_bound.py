@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
+from pykernels.ops import int8_conv2d
 from pykernels.ops.conv_bn_act.arguments import geometry
 from pykernels.ops.int8_conv2d.arguments import Int8ConvCall
 from tests.harness import FORMATS, forced_isa, host_isas, integers, native, strided
@@ -48,6 +49,32 @@ def test_writes_into_any_place(isa, groups, memory_format, dtype, room):
                 OPS.int8_conv2d_bound_out(x, bound, residual, out, torch.empty(room, dtype=torch.uint8))
                 assert torch.equal(out, expected)
                 assert torch.all(others(out) == 7)
+
+
+#: Channels in and out and the size of the image, on both sides of what Winograd's tiles and blocks hold.
+WINOGRAD = ((32, 32, 12, 12), (33, 17, 13, 9), (64, 96, 10, 30), (100, 40, 8, 8), (3, 64, 24, 24), (256, 256, 14, 14))
+
+
+@pytest.mark.parametrize("kind", ["any", "largest", "alternating"])
+@pytest.mark.parametrize("isa", host_isas())
+def test_3x3_has_the_references_bits(isa, kind):
+    for c, k, h, w in WINOGRAD:
+        weight = integers(k, c, 3, 3, seed=k)
+        if kind != "any":
+            weight.fill_(127)
+            weight[::2, 1::2, :, ::2] = -127 if kind == "alternating" else 127
+        x, residual = integers(2, c, h, w, seed=c), integers(2, k, h, w, seed=h)
+        if kind != "any":
+            x[0] = -128
+        given = {"residual": residual, "residual_scale": 0.5, "padding": 1, "activation": "relu", "out_scale": 0.25}
+        zeros = {"x_zero_point": 3, "residual_zero_point": 0, "out_zero_point": 5}
+        scale, shift = torch.exp2(torch.arange(k) % 3 - 12.0), torch.arange(k) % 7 - 3.0
+        expected = int8_conv2d(
+            x, weight, scale, shift, **given, **zeros, out_dtype=torch.int8, backend="reference"
+        )  # fmt: skip
+        with forced_isa(isa):
+            found = OPS.int8_conv2d_bound(x, bind(weight, padding=1), residual, torch.int8)
+        assert torch.equal(found, expected), (c, k, h, w)
 
 
 def test_a_workspace_of_its_size_is_used():
