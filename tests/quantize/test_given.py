@@ -143,6 +143,21 @@ def test_ranges_found_at_each_call(name):
     assert _all_in_int8(report), report
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_graph_within_a_model_is_exported_as_it_runs(dynamic):
+    model, x = _model("stack")
+    fast = pk.optimize(nn.Sequential(converted(model, x, dynamic=dynamic)))
+    with torch.no_grad():
+        fast(x)
+        expected = fast(x)
+        program = torch.export.export(fast, (x,))
+    assert error(program.module()(x), expected) < 1e-6
+    called = {str(n.target) for n in program.graph.nodes}
+    assert not any("quantized_decomposed" in name for name in called)
+    assert ("pykernels.int8_conv2d.default" in called) is not dynamic
+    assert ("aten.aminmax.default" in called) is dynamic
+
+
 def test_one_layer_differs_by_a_step_at_most():
     model, x = nn.Conv2d(3, 16, 3, padding=1), torch.randn(4, 3, 40, 40)
     model = nn.Sequential(model, nn.ReLU(), nn.Conv2d(16, 16, 1, bias=False))
