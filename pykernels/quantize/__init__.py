@@ -1,7 +1,9 @@
 """`quantize`: your model in int8, on the programs of `pykernels.optimize`.
 
 `_calibrate` watches float programs run and finds ranges; `_grid` makes grids of them. `_plan` keeps them by graph, and
-`_rewrite` puts the steps of `_steps` into the graphs of later calls. `_measure` finds what int8 costs, and where.
+`_rewrite` puts the steps of `_steps`, `_glue`, `_dynamic` and `_recurrent` into the graphs of later calls. `_tune`
+equalises channels and corrects biases. `_measure` finds what int8 costs, and where. `_simulate` evaluates the same
+steps in float, for `_qat` and `_onnx`. `_given`, `_given_layers` and `_follow` serve models that bring their grids.
 """
 
 from __future__ import annotations
@@ -52,8 +54,8 @@ def quantize(
 
     The twin is what `pykernels.optimize` makes, except that convolutions, linear layers and LSTMs multiply int8
     numbers, with exact sums. Batch norms are folded first, so that a convolution, its batch norm, a sum and an
-    activation are one int8 step. What lies between two such steps (views, concatenations, pools, resizes, sums,
-    activations, squeeze-and-excitation) stays in int8 too. Everything else computes in float32.
+    activation are one int8 step. What lies between two such steps (views, concatenations, pools, resizes, sums, other
+    batch norms, activations, squeeze-and-excitation) stays in int8 too. Everything else computes in float32.
 
     Weights get one scale for each output channel. What flows between layers gets grids of a scale and a zero point,
     which come from the values that the model computes on ``batches``.
