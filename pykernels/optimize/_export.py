@@ -142,8 +142,11 @@ class _Fakes:
     def _same(self, now: Any, then: Any) -> bool:
         if now is then or then is ANY:
             return True
-        if type(now) is type(then) and type(now) in (tuple, list):  # an export makes them anew
+        # An export makes containers anew.
+        if type(now) is type(then) and isinstance(now, tuple | list):
             return len(now) == len(then) and all(map(self._same, now, then))
+        if type(now) is type(then) is dict:
+            return list(now) == list(then) and all(map(self._same, now.values(), then.values()))
         if type(now) is type(then) is weakref.ref:
             return self._same(now(), then())
         if type(now) in _PLAIN:

@@ -112,6 +112,10 @@ def is_metadata(func: Any, name: str, args: tuple[Any, ...]) -> bool:
     return name in _METADATA or name in SIZES
 
 
+#: Take an offset in the memory of a tensor, if not that of the tensor.
+STRIDED = frozenset(("as_strided", "as_strided_copy", "as_strided_scatter"))
+
+
 def is_refused(name: str) -> bool:
     """Is it of no use, or no meaning, in a program?"""
     return name in _REFUSED

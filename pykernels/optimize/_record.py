@@ -246,6 +246,10 @@ class Recorder:
             if args and args[0] is not torch.is_grad_enabled():
                 self.refuse("changes the gradient mode")
             return func(*args, **kwargs)
+        if name.split(".")[0] in _kinds.STRIDED and (len(args) > 3 or kwargs.get("storage_offset") is not None):
+            # Of the memory that the tensor has now. A program gives it other memory.
+            self.refuse(f"{name} with a storage_offset")
+            return func(*args, **kwargs)
         read = Step(func, given[0], given[1], None, (), "call", self._where())
         if _kinds.is_refused(name):
             self.refuse(f"calls {name}")

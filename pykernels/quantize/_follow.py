@@ -27,6 +27,7 @@ from pykernels.quantize._steps import Int8Layer
 _COMING: dict[type, Any] = {RoundAsItComes: GivenLinear, RoundRows: GivenRows}
 _NO_GRID = "its input is not rounded to all 256 numbers of a grid"
 _NO_WEIGHT = "its weight is not int8 with one scale, or one for each output channel, and zero points of 0"
+_NOT_LINEAR = "its input is rounded as it comes, for which there are int8 kernels of linear layers only"
 _ACTIVATION = "the int8 kernels of linear layers do not have its activation"
 
 
@@ -156,7 +157,8 @@ class Follower(Rewriter):
     def _follow_linear(self, step: Step, rounding: Step) -> bool:
         layer, weight = step.function, self.weights[step.function.weight]
         if type(layer) is not FusedLinear or layer.act.constants or layer.act.slopes is not None:
-            self.graph.left.append((step.where, step.note, f"computes in float: {_ACTIVATION}"))
+            why = _ACTIVATION if type(layer) is FusedLinear else _NOT_LINEAR
+            self.graph.left.append((step.where, step.note, f"computes in float: {why}"))
             return False
         made = _COMING[type(rounding.function)](layer, rounding.function, weight)
         args = self._as_float(rounding.args[0]), self._as_float(step.args[1])

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pykernels.nn.int8_conv import Grid
     from pykernels.optimize._program import Program
 
-_NOT_DYNAMIC = "only linear layers and LSTMs are quantised as they come"
+_NOT_DYNAMIC = "dynamic=True quantises linear layers and LSTMs only"
 
 #: The range of each value of a graph, in the order of `values_of`; None for what nobody saw.
 Ranges = list[tuple[float, float] | None]

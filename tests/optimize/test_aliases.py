@@ -265,3 +265,26 @@ def test_arguments_in_the_models_own_memory(own, first):
         assert relative_l2(fast(x, other.clone()), model(x, other.clone())) < 1e-5
     for _ in range(4):
         assert relative_l2(fast(x, own(fast)), model(x, own(model))) < 1e-5
+
+
+class Windows(nn.Module):
+    """As audio is cut into windows: by strides, with an offset in the memory that the tensor happens to have."""
+
+    def __init__(self, offset):
+        super().__init__()
+        self.c, self.d, self.offset = nn.Conv1d(8, 8, 1), nn.Conv1d(8, 8, 1), offset
+
+    def forward(self, x):
+        x = self.d(self.c(x).relu())
+        n = (x.shape[-1] - 8) // 2 + 1
+        return torch.as_strided(x, (2, 8, n, 4), (x.stride(0), x.stride(1), 2, 1), *self.offset).mean(-1)
+
+
+@pytest.mark.parametrize("offset", [(), (0,), (3,)])
+@torch.no_grad()
+def test_an_offset_in_memory_is_that_of_eagers_memory(offset):
+    model = Windows(offset).eval()
+    fast = pk.optimize(model)
+    for size in (16, 16, 16, 16, 22):
+        x = normal(2, 8, size)
+        assert relative_l2(fast(x), model(x)) < 1e-6

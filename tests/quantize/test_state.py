@@ -116,6 +116,16 @@ def test_torch_export_holds_int8_steps(quantized):
         assert _int8_layers(torch.export.export(quantized, (x,))) == 8
 
 
+def test_models_of_the_package_are_exported_twice():
+    """They hold dicts and named tuples."""
+    x = torch.randn(1, 3, 32, 32)
+    quantized = pk.quantize(pk.models.resnet18(num_classes=4, stem="cifar").eval(), [x])
+    run(quantized, x)
+    with torch.no_grad():
+        counts = [_int8_layers(torch.export.export(quantized, (x,))) for _ in range(2)]
+    assert counts == [21, 21]
+
+
 def _int8_layers(program):
     return sum("int8_conv2d" in str(n.target) for n in program.graph.nodes)
 
