@@ -107,6 +107,18 @@ def _both(model, x):
     return [first, again, *by_dynamo], fast.report()
 
 
+def _as_the_graph(name, **options):
+    """The report on a converted model, after checking it against its graph in eager mode."""
+    model, x = _model(name)
+    graph = converted(model, x, **options)
+    with torch.no_grad():
+        expected, exact = graph(x), model(x)
+    results, report = _both(graph, x)
+    for got in results:
+        assert error(got, expected) < _FLIPS * error(expected, exact)
+    return report
+
+
 def _layers(report):
     return [s for s in report.counted() if any(w in s.what for w in ("conv", "linear"))]
 
@@ -118,13 +130,7 @@ def _all_in_int8(report):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
 @pytest.mark.parametrize("name", ["residual", "mobile", "in place", "stack", "block", "language"])
 def test_all_layers_run_in_int8(name, dtype):
-    model, x = _model(name)
-    graph = converted(model, x, dtype=dtype)
-    with torch.no_grad():
-        expected, exact = graph(x), model(x)
-    results, report = _both(graph, x)
-    for got in results:
-        assert error(got, expected) < _FLIPS * error(expected, exact)
+    report = _as_the_graph(name, dtype=dtype)
     assert _layers(report)
     assert all(s.what.startswith("int8") and s.who != "torch" for s in _layers(report)), report
     assert not [x for x in report.left if "float" in x.why]
@@ -133,13 +139,7 @@ def test_all_layers_run_in_int8(name, dtype):
 
 @pytest.mark.parametrize("name", ["stack", "block", "language"])
 def test_ranges_found_at_each_call(name):
-    model, x = _model(name)
-    graph = converted(model, x, dynamic=True)
-    with torch.no_grad():
-        expected, exact = graph(x), model(x)
-    results, report = _both(graph, x)
-    for got in results:
-        assert error(got, expected) < _FLIPS * error(expected, exact)
+    report = _as_the_graph(name, dynamic=True)
     assert _all_in_int8(report), report
 
 
