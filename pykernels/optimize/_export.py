@@ -29,7 +29,7 @@ from pykernels.optimize._conv1d import FusedConv1d
 from pykernels.optimize._fused import FusedConv, Traceable
 from pykernels.optimize._graph import OF_STEPS, Made, Step, Value, mapped
 from pykernels.optimize._layout import FIXES, as_channels_last, as_contiguous, as_time_major
-from pykernels.optimize._linear import FusedLinear
+from pykernels.optimize._linear import FusedLinear, on_rows
 from pykernels.optimize._program import Program
 from pykernels.optimize._torchs import batch_norm_, norm_into
 from pykernels.optimize._watch import ANY, Watch, _said, looked_up, snapshot
@@ -206,16 +206,7 @@ def _packed(conv: FusedConv, pack: Any, shape: torch.Size) -> Run:
     def run(x: Tensor, residual: Tensor | None) -> Tensor:
         return op(x, packed, filters, *rest, residual, *call)
 
-    def run_rows(x: Tensor, residual: Tensor | None) -> Tensor:
-        y = run(_as_image(x), None if residual is None else _as_image(residual))
-        return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], filters[0])
-
-    return run_rows if is_linear else run
-
-
-def _as_image(rows: Tensor) -> Tensor:
-    """Rows as the pixels of one image in channels_last."""
-    return rows.reshape(1, -1, 1, rows.shape[-1]).permute(0, 3, 1, 2)
+    return on_rows(run) if is_linear else run
 
 
 def _evaluated(

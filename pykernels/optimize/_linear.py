@@ -93,6 +93,19 @@ class FusedLinear(FusedConv):
         return run
 
 
+def on_rows(run: Callable[[Tensor, Tensor | None], Tensor]) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """``run``, a 1x1 convolution, for rows (..., C) in place of images, as a trace sees it."""
+
+    def image(rows: Tensor) -> Tensor:
+        return rows.reshape(1, -1, 1, rows.shape[-1]).permute(0, 3, 1, 2)
+
+    def run_rows(x: Tensor, residual: Tensor | None) -> Tensor:
+        y = run(image(x), None if residual is None else image(residual))
+        return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], y.shape[1])
+
+    return run_rows
+
+
 def linear_of(step: Step) -> tuple[FusedLinear, Value] | None:
     """A fully connected layer that our kernels take, and its input."""
     if step.kind != "call" or not isinstance(step.outputs, Value) or step.outputs.layout != "contiguous":

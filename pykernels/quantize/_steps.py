@@ -17,7 +17,7 @@ from pykernels.ops.int8_conv2d.arguments import Int8ConvCall
 from pykernels.ops.int8_matmul import quantize_int8
 from pykernels.optimize._fused import FusedConv, Traceable
 from pykernels.optimize._graph import Value
-from pykernels.optimize._linear import FusedLinear
+from pykernels.optimize._linear import FusedLinear, on_rows
 from pykernels.quantize._tune import UNTUNED, Tuning
 
 
@@ -114,11 +114,7 @@ class Int8Layer(Traceable, FusedConv):
             y = op(x, q, scale, bias, residual, *call.flat())
             return y if table is None else torch.ops.pykernels.int8_lookup.default(y, table)
 
-        def run_rows(x: Tensor, residual: Tensor | None) -> Tensor:
-            y = run(_as_image(x), None if residual is None else _as_image(residual))
-            return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], q.shape[0])
-
-        return run_rows if self.is_linear else run
+        return on_rows(run) if self.is_linear else run
 
     def _bind(self, tensors: list[Any]) -> Tensor:
         q, scale, bias, call = self._parts(tensors)
@@ -175,8 +171,3 @@ def in_float(tensors: Sequence[Any], eps: float) -> tuple[Tensor, Tensor | None]
     if scale is not None:
         weight = weight * scale.reshape(-1, 1, 1, 1)
     return weight, shift
-
-
-def _as_image(rows: Tensor) -> Tensor:
-    """Rows as the pixels of one image in channels_last."""
-    return rows.reshape(1, -1, 1, rows.shape[-1]).permute(0, 3, 1, 2)
