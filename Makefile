@@ -66,6 +66,7 @@ arm: setup
 		-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
 		-DCMAKE_CROSSCOMPILING_EMULATOR="qemu-aarch64;-L;/usr/aarch64-linux-gnu"
 	PATH=$(BIN):$$PATH cmake --build build/arm --target $(ARM_TESTS)
+	$(BIN)/python tools/arm_gate.py build/arm
 	qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu build/arm/tests/native/isa_test neon_dotprod
 	qemu-aarch64 -cpu cortex-a72 -L /usr/aarch64-linux-gnu build/arm/tests/native/isa_test scalar
 	PATH=$(BIN):$$PATH QEMU_CPU=max PK_NATIVE_TESTS=quick $(ARM_CTEST) \

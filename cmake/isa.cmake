@@ -38,6 +38,10 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
   endif()
 
   set(PK_FLAGS_neon_dotprod ${PK_FLAGS_scalar} -march=armv8.2-a+dotprod)
+  # Else it loads the pixels' pointers anew for each group of channels.
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    list(APPEND PK_FLAGS_neon_dotprod -fira-region=one)
+  endif()
   set(PK_LANES_neon_dotprod 4)
   set(PK_REGISTERS_neon_dotprod 32)
   set(PK_DOT4_neon_dotprod ON)
