@@ -57,16 +57,21 @@ sanitize: setup
 	PATH=$(BIN):$$PATH cmake --build build/sanitize --target native_tests
 	PATH=$(BIN):$$PATH ctest --test-dir build/sanitize --no-tests=error --output-on-failure
 
-# The int8 kernels for 64-bit ARM, by a cross compiler and in qemu: Debian's g++-aarch64-linux-gnu and qemu-user.
-ARM_TESTS := int8_matmul_test int8_conv2d_test int8_lstm_test int8_pointwise_test pool2d_test upsample2d_test \
-             squeeze_excite_test shuffle_test
+# The CPU's kernels for 64-bit ARM, by a cross compiler and in qemu: Debian's g++-aarch64-linux-gnu and qemu-user. First
+# on a CPU with dot products (both ISAs), then what needs none on one that has none.
+ARM_TESTS := $(notdir $(basename $(wildcard tests/native/*_test.cpp)))
+ARM_CTEST := ctest --test-dir build/arm --parallel 2 --no-tests=error --output-on-failure
 arm: setup
 	PATH=$(BIN):$$PATH cmake -S . -B build/arm -G Ninja -DPK_PYTHON=OFF -DCMAKE_SYSTEM_NAME=Linux \
 		-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
 		-DCMAKE_CROSSCOMPILING_EMULATOR="qemu-aarch64;-L;/usr/aarch64-linux-gnu"
 	PATH=$(BIN):$$PATH cmake --build build/arm --target $(ARM_TESTS)
-	PATH=$(BIN):$$PATH ctest --test-dir build/arm --no-tests=error --output-on-failure \
-		--tests-regex '^($(shell echo $(ARM_TESTS) | tr ' ' '|'))$$'
+	$(BIN)/python tools/arm_gate.py build/arm
+	qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu build/arm/tests/native/isa_test neon_dotprod
+	qemu-aarch64 -cpu cortex-a72 -L /usr/aarch64-linux-gnu build/arm/tests/native/isa_test scalar
+	PATH=$(BIN):$$PATH QEMU_CPU=max PK_NATIVE_TESTS=quick $(ARM_CTEST) \
+		--tests-regex '^(no_shared_symbols_.*|$(shell echo $(ARM_TESTS) | tr ' ' '|'))$$'
+	PATH=$(BIN):$$PATH QEMU_CPU=cortex-a72 PK_NATIVE_TESTS=quick $(ARM_CTEST) --tests-regex '^int8_(matmul|pointwise)_test$$'
 
 # A wheel for other machines, in dist/, tried in an environment with nothing else in it. auditwheel gives it the manylinux
 # tag that its symbols allow; torch's libraries are those of the torch beside it.

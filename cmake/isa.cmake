@@ -1,13 +1,14 @@
 # One table: ISA -> compiler flags, 32-bit lanes of a vector, vector registers.
-# PK_DOT4: int8 products are summed in fours (dot4_u8i8 in vec.h), else in pairs.
-# avx512_vnni differs from avx512 for int8 only, so only the int8 sources are compiled for it.
+# PK_DOT4: int8 products are summed in fours (dot4 in vec.h), else in pairs.
+# PK_INT8_ISAS differ from the one before them for int8 only, so only the int8 sources are compiled for them.
 set(PK_ISAS scalar)
 set(PK_FLAGS_scalar "")
 set(PK_LANES_scalar 4)
 set(PK_REGISTERS_scalar 16)
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  set(PK_X86_ISAS ON)
+  set(PK_ISA_DEFINITION PK_X86_ISAS)
+  set(PK_INT8_ISAS avx512_vnni)
   list(APPEND PK_ISAS avx2 avx512 avx512_vnni)
 
   set(PK_FLAGS_avx2 -mavx2 -mfma)
@@ -26,6 +27,24 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(PK_LANES_avx512_vnni 16)
   set(PK_REGISTERS_avx512_vnni 32)
   set(PK_DOT4_avx512_vnni ON)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+  set(PK_ISA_DEFINITION PK_ARM_ISAS)
+  set(PK_INT8_ISAS neon_dotprod)
+  list(APPEND PK_ISAS neon_dotprod)
+  set(PK_REGISTERS_scalar 32)  # of NEON, which every such CPU has
+  # Else g++ moves loads up until the sums of a tile don't fit the registers.
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    set(PK_FLAGS_scalar -fno-schedule-insns)
+  endif()
+
+  set(PK_FLAGS_neon_dotprod ${PK_FLAGS_scalar} -march=armv8.2-a+dotprod)
+  # Else it loads the pixels' pointers anew for each group of channels.
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    list(APPEND PK_FLAGS_neon_dotprod -fira-region=one)
+  endif()
+  set(PK_LANES_neon_dotprod 4)
+  set(PK_REGISTERS_neon_dotprod 32)
+  set(PK_DOT4_neon_dotprod ON)
 endif()
 
 # For the native tests only: the AVX-512 tilings on plain code, so that they run on every machine. They run for seconds,
@@ -40,7 +59,7 @@ function(pk_add_isa isa)
   add_library(pk_${isa} OBJECT ${ARGN})
   target_include_directories(pk_${isa} PRIVATE ${PROJECT_SOURCE_DIR}/csrc ${PROJECT_SOURCE_DIR}/csrc/include)
   target_compile_definitions(pk_${isa} PRIVATE PK_ISA=${isa} PK_LANES=${PK_LANES_${isa}}
-                                               PK_REGISTERS=${PK_REGISTERS_${isa}} $<$<BOOL:${PK_X86_ISAS}>:PK_X86_ISAS>
+                                               PK_REGISTERS=${PK_REGISTERS_${isa}} ${PK_ISA_DEFINITION}
                                                $<$<BOOL:${PK_DOT4_${isa}}>:PK_DOT4>)
   target_compile_options(pk_${isa} PRIVATE ${PK_FLAGS_${isa}} ${PK_KERNEL_FLAGS})
   # Their results are the same to the bit on every ISA, with a fused multiply-add and without.

@@ -4,7 +4,7 @@
 // In vectors of 64 bytes the table is 128 words in four registers, of which a permutation by words reads two at once;
 // two of them and the bytes' top bits find the word, and their lowest bits the half of it. In vectors of 32 bytes it
 // lies in 16 registers of 16 bytes each: the low half of x picks from all of them, and the high half, bit by bit, one
-// of what they gave. Else it is read byte by byte.
+// of what they gave. NEON looks 64 bytes up at once. Else it is read byte by byte.
 #pragma once
 
 #include "cpu/vec.h"
@@ -48,6 +48,9 @@ class ByteTable {
       }
       return v[0];
     } else {
+#if defined(PK_NEON)
+      return (I8)neon::look_up(table_, (uint8x16_t)index);
+#endif
       I8 y;
       for (int i = 0; i < kVecBytes; ++i) y[i] = table_[x[i] + 128];
       return y;

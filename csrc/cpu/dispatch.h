@@ -7,7 +7,8 @@
 
 #include "pykernels/isa.h"
 
-// avx512_vnni differs from avx512 for int8 only: the other families declare their tables without it.
+// avx512_vnni differs from avx512 for int8 only, and so does neon_dotprod from what ARM has as scalar: the other
+// families declare their tables without them.
 #if defined(PK_X86_ISAS)
 #define PK_DECLARE_TABLES(Table, name) \
   namespace scalar {                   \
@@ -19,7 +20,7 @@
   namespace avx512 {                   \
   extern const Table name;             \
   }
-#define PK_DECLARE_VNNI_TABLE(Table, name) \
+#define PK_DECLARE_DOT4_TABLE(Table, name) \
   namespace avx512_vnni {                  \
   extern const Table name;                 \
   }
@@ -27,14 +28,23 @@
   ((isa) >= ::pk::Isa::avx512 ? &::pk::avx512::name \
    : (isa) == ::pk::Isa::avx2 ? &::pk::avx2::name   \
                               : &::pk::scalar::name)
-#define PK_VNNI_TABLE_OF(name, isa) \
+#define PK_DOT4_TABLE_OF(name, isa) \
   ((isa) == ::pk::Isa::avx512_vnni ? &::pk::avx512_vnni::name : PK_TABLE_OF(name, isa))
 #else
 #define PK_DECLARE_TABLES(Table, name) \
   namespace scalar {                   \
   extern const Table name;             \
   }
-#define PK_DECLARE_VNNI_TABLE(Table, name)
 #define PK_TABLE_OF(name, isa) (&::pk::scalar::name)
-#define PK_VNNI_TABLE_OF(name, isa) PK_TABLE_OF(name, isa)
+#if defined(PK_ARM_ISAS)
+#define PK_DECLARE_DOT4_TABLE(Table, name) \
+  namespace neon_dotprod {                 \
+  extern const Table name;                 \
+  }
+#define PK_DOT4_TABLE_OF(name, isa) \
+  ((isa) == ::pk::Isa::neon_dotprod ? &::pk::neon_dotprod::name : PK_TABLE_OF(name, isa))
+#else
+#define PK_DECLARE_DOT4_TABLE(Table, name)
+#define PK_DOT4_TABLE_OF(name, isa) PK_TABLE_OF(name, isa)
+#endif
 #endif

@@ -6,10 +6,31 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 namespace pk {
 namespace {
 
-constexpr const char* kNames[kIsas] = {"scalar", "avx2", "avx512", "avx512_vnni"};
+constexpr const char* kNames[kIsas] = {"scalar", "avx2", "avx512", "avx512_vnni", "neon_dotprod"};
+
+#if defined(__aarch64__)
+bool has_dot_products() {
+#if defined(__linux__)
+  constexpr unsigned long kAsimdDp = 1ul << 20;  // HWCAP_ASIMDDP, which old headers lack
+  return (getauxval(AT_HWCAP) & kAsimdDp) != 0;
+#elif defined(__APPLE__)
+  int has = 0;
+  size_t bytes = sizeof has;
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &bytes, nullptr, 0) == 0 && has != 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 bool detect(Isa isa) {
 #if defined(__x86_64__)
@@ -24,7 +45,11 @@ bool detect(Isa isa) {
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     case Isa::avx512_vnni:
       return detect(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
+    case Isa::neon_dotprod:
+      return false;
   }
+#elif defined(__aarch64__)
+  if (isa == Isa::neon_dotprod) return has_dot_products();
 #endif
   return isa == Isa::scalar;
 }
@@ -85,7 +110,9 @@ const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 
 bool isa_compiled(Isa isa) {
 #if defined(PK_X86_ISAS)
-  return static_cast<int>(isa) < kIsas;
+  return isa <= Isa::avx512_vnni;
+#elif defined(PK_ARM_ISAS)
+  return isa == Isa::scalar || isa == Isa::neon_dotprod;
 #else
   return isa == Isa::scalar;
 #endif
@@ -93,7 +120,7 @@ bool isa_compiled(Isa isa) {
 
 bool isa_supported(Isa isa) {
   static const bool supported[kIsas] = {detect(Isa::scalar), detect(Isa::avx2), detect(Isa::avx512),
-                                        detect(Isa::avx512_vnni)};
+                                        detect(Isa::avx512_vnni), detect(Isa::neon_dotprod)};
   return supported[static_cast<int>(isa)];
 }
 

@@ -17,6 +17,9 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__) && PK_LANES == 4
+#define PK_NEON
+#include "cpu/vec_neon.h"
 #endif
 
 namespace pk {
@@ -40,17 +43,25 @@ using I16Half = int16_t __attribute__((vector_size(kVecBytes / 2)));   // kLanes
 using I8Half = int8_t __attribute__((vector_size(kVecBytes / 2)));     // 2 * kLanes
 using I8Quarter = int8_t __attribute__((vector_size(kVecBytes / 4)));  // kLanes
 
-// Does the ISA multiply bytes in fours (dot4_u8i8), or 16-bit pairs (dot2)? Set in cmake/isa.cmake.
+// Does the ISA multiply bytes in fours (dot4), or 16-bit pairs (dot2)? Set in cmake/isa.cmake.
 #if defined(PK_DOT4)
 inline constexpr bool kDot4 = true;
 #else
 inline constexpr bool kDot4 = false;
+#endif
+// What dot4's first bytes have above signed ones: x86 takes them unsigned, ARM signed.
+#if defined(__ARM_FEATURE_DOTPROD) && defined(PK_NEON)
+inline constexpr int32_t kDot4Offset = 0;
+#else
+inline constexpr int32_t kDot4Offset = 128;
 #endif
 
 // For loops that wait for another thread: leaves the core to its sibling for a moment.
 inline void pause() {
 #if defined(__SSE2__)
   _mm_pause();
+#elif defined(PK_NEON)
+  neon::pause();
 #endif
 }
 
@@ -124,6 +135,8 @@ inline F32 fma(F32 a, F32 b, F32 c) {
   return (F32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__FMA__) && PK_LANES == 8
   return (F32)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(PK_NEON)
+  return (F32)neon::fma((float32x4_t)a, (float32x4_t)b, (float32x4_t)c);
 #else
   return a * b + c;
 #endif
@@ -131,6 +144,8 @@ inline F32 fma(F32 a, F32 b, F32 c) {
 inline F32Half fma(F32Half a, F32Half b, F32Half c) {
 #if defined(__AVX512F__) && PK_LANES == 16
   return (F32Half)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(PK_NEON)
+  return (F32Half)neon::fma((float32x2_t)a, (float32x2_t)b, (float32x2_t)c);
 #else
   return a * b + c;
 #endif
@@ -190,6 +205,8 @@ inline I32 nearest(F32 x) {
   return (I32)_mm256_cvtps_epi32((__m256)x);
 #elif defined(__SSE2__) && PK_LANES == 4
   return (I32)_mm_cvtps_epi32((__m128)x);
+#elif defined(PK_NEON)
+  return (I32)vcvtnq_s32_f32((float32x4_t)x);
 #else
   return truncate(round(x == x ? x : F32{}));
 #endif
@@ -202,6 +219,8 @@ inline F32 load_bf16(const uint16_t* p) {
   return bit_cast<F32>((U32)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)load<U16Half>(p)) << 16);
 #elif defined(__AVX2__) && PK_LANES == 8
   return bit_cast<F32>((U32)_mm256_cvtepu16_epi32((__m128i)load<U16Half>(p)) << 16);
+#elif defined(PK_NEON)
+  return bit_cast<F32>(vshll_n_u16((uint16x4_t)load<U16Half>(p), 16));
 #else
   return bit_cast<F32>(__builtin_convertvector(load<U16Half>(p), U32) << 16);
 #endif
@@ -229,6 +248,8 @@ inline I32 to_i32(I8Quarter v) {
   return (I32)_mm512_maskz_cvtepi8_epi32(0xffff, (__m128i)v);
 #elif defined(__AVX2__) && PK_LANES == 8
   return (I32)_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(bit_cast<int64_t>(v)));
+#elif defined(PK_NEON)
+  return (I32)neon::to_i32(bit_cast<uint32_t>(v));
 #else
   return __builtin_convertvector(v, I32);
 #endif
@@ -254,6 +275,8 @@ inline I8Quarter to_i8(I32 x) {
 #elif defined(__SSE2__) && PK_LANES == 4
   const __m128i words = _mm_packs_epi32((__m128i)(x & 255), __m128i{});
   return bit_cast<I8Quarter>(_mm_cvtsi128_si32(_mm_packus_epi16(words, __m128i{})));
+#elif defined(PK_NEON)
+  return bit_cast<I8Quarter>(neon::to_i8((int32x4_t)x));
 #else
   return __builtin_convertvector(x, I8Quarter);
 #endif
@@ -271,6 +294,8 @@ inline I8 to_i8(I32 a, I32 b, I32 c, I32 d) {
   const __m256i cd = _mm256_packus_epi32((__m256i)(c & 255), (__m256i)(d & 255));
   const I32 order = {0, 4, 1, 5, 2, 6, 3, 7};  // as above, the halves
   return (I8)_mm256_permutevar8x32_epi32(_mm256_packus_epi16(ab, cd), (__m256i)order);
+#elif defined(PK_NEON)
+  return (I8)neon::to_i8((int32x4_t)a, (int32x4_t)b, (int32x4_t)c, (int32x4_t)d);
 #else
   I8 whole;
   const I8Quarter parts[4] = {to_i8(a), to_i8(b), to_i8(c), to_i8(d)};
@@ -291,6 +316,8 @@ inline I8 to_i8_saturated(I32 a, I32 b, I32 c, I32 d, I16 add) {
   const __m256i cd = _mm256_adds_epi16(_mm256_packs_epi32((__m256i)c, (__m256i)d), (__m256i)add);
   const I32 order = {0, 4, 1, 5, 2, 6, 3, 7};
   return (I8)_mm256_permutevar8x32_epi32(_mm256_packs_epi16(ab, cd), (__m256i)order);
+#elif defined(PK_NEON)
+  return (I8)neon::to_i8_saturated((int32x4_t)a, (int32x4_t)b, (int32x4_t)c, (int32x4_t)d, (int16x8_t)add);
 #else
   const auto byte = [&](I32 x) {
     x = x < -32768 ? I32{} - 32768 : x > 32767 ? I32{} + 32767 : x;
@@ -307,6 +334,8 @@ inline I8 pick(I8 table, I8 index) {
   return (I8)_mm512_shuffle_epi8((__m512i)table, (__m512i)index);
 #elif defined(__AVX2__) && PK_LANES == 8
   return (I8)_mm256_shuffle_epi8((__m256i)table, (__m256i)index);
+#elif defined(PK_NEON)
+  return (I8)vqtbl1q_s8((int8x16_t)table, (uint8x16_t)index);
 #else
   I8 picked;
   for (int i = 0; i < kVecBytes; ++i) picked[i] = table[i / 16 * 16 + index[i]];
@@ -324,22 +353,50 @@ inline I32 dot2(I32 acc, I16 a, I16 b) {
   return acc + (I32)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #elif defined(__SSE2__) && PK_LANES == 4
   return acc + (I32)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#elif defined(PK_NEON)
+  return acc + (I32)neon::madd((int16x8_t)a, (int16x8_t)b);
 #else
   const I32 x = bit_cast<I32>(a), y = bit_cast<I32>(b);
   return acc + (x >> 16) * (y >> 16) + ((x << 16) >> 16) * ((y << 16) >> 16);
 #endif
 }
 
-// acc[i] + sum over j < 4 of a[4i+j] * b[4i+j], a unsigned and b signed bytes, exact (no 16-bit saturation).
-inline I32 dot4_u8i8(I32 acc, I8 a, I8 b) {
+// acc[i] + a[i] * b[i], both within 16 bits, b of what `factor` made: x86 is faster with words, ARM with 32 bits.
+#if defined(PK_NEON)
+inline int32_t factor(int32_t b) { return b; }
+inline I32 multiply_add(I32 acc, I32 a, I32 b) { return acc + a * b; }
+#else
+inline int32_t factor(int32_t b) { return b & 0xffff; }
+inline I32 multiply_add(I32 acc, I32 a, I32 b) { return dot2(acc, bit_cast<I16>(a), bit_cast<I16>(b)); }
+#endif
+
+// acc[i] + sum over j < 4 of a[4i+j] * b[4i+j], a unsigned (with kDot4Offset 0 signed) and b signed bytes, exact (no
+// 16-bit saturation).
+inline I32 dot4(I32 acc, I8 a, I8 b) {
 #if defined(__AVX512VNNI__) && PK_LANES == 16
   return (I32)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+#elif defined(__ARM_FEATURE_DOTPROD) && defined(PK_NEON)
+  return (I32)vdotq_s32((int32x4_t)acc, (int8x16_t)a, (int8x16_t)b);
 #else
   const I32 x = bit_cast<I32>(a), y = bit_cast<I32>(b);
   for (int shift = 0; shift < 32; shift += 8) acc += ((x >> shift) & 255) * ((y << (24 - shift)) >> 24);
   return acc;
 #endif
 }
+
+// The four bytes or two words that every lane multiplies. ARM's dot product takes them from one lane of a register,
+// which a plain load fills; to load and repeat them takes the unit that multiplies.
+#if defined(__ARM_FEATURE_DOTPROD) && defined(PK_NEON)
+using Repeated = int8x8_t;
+inline Repeated repeated(int32_t x) { return vreinterpret_s8_s32(int32x2_t{x, 0}); }
+inline I32 dot4(I32 acc, Repeated a, I8 b) { return (I32)vdotq_lane_s32((int32x4_t)acc, (int8x16_t)b, a, 0); }
+inline I32 dot4(I32 acc, I8 a, Repeated b) { return dot4(acc, b, a); }
+#else
+using Repeated = I32;
+inline Repeated repeated(int32_t x) { return broadcast(x); }
+inline I32 dot4(I32 acc, Repeated a, I8 b) { return dot4(acc, bit_cast<I8>(a), b); }
+inline I32 dot4(I32 acc, I8 a, Repeated b) { return dot4(acc, a, bit_cast<I8>(b)); }
+#endif
 
 }  // namespace
 }  // namespace PK_ISA

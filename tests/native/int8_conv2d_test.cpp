@@ -461,12 +461,13 @@ int main(int argc, char** argv) {
     EXPECT(s, "%s", s.error);
     every_shape(serial_executor());
     every_shape(test::executor_of<3>());
-    random_cases(200 + more);
+    random_cases((test::is_quick() ? 40 : 200) + more);
     limits();
     winograd_limits();
     rounding();
     refusals();
   }
+  if (test::is_quick()) return test::finish();
   for (const Int8ConvKernels* table : {&wide512::int8_conv_kernels, &wide512_pairs::int8_conv_kernels}) {
     wide = table;
     every_shape(serial_executor());

@@ -67,6 +67,15 @@ double relative_l2(const std::vector<A>& a, const std::vector<B>& b) {
   return norm > 0 ? std::sqrt(difference / norm) : std::sqrt(difference);
 }
 
+// PK_NATIVE_TESTS=quick, for emulators: without wide512, and fewer random calls.
+inline bool is_quick() {
+  const char* set = std::getenv("PK_NATIVE_TESTS");
+  return set != nullptr && std::string(set) == "quick";
+}
+
+// Runs the float kernels of the one before it: tests of no int8 kernels leave it out.
+inline bool is_int8_only(Isa isa) { return isa == Isa::avx512_vnni || isa == Isa::neon_dotprod; }
+
 // The ISAs that this build has and this machine runs.
 inline std::vector<Isa> host_isas() {
   std::vector<Isa> isas;
@@ -74,7 +83,7 @@ inline std::vector<Isa> host_isas() {
     const auto isa = static_cast<Isa>(i);
     if (isa_compiled(isa) && isa_supported(isa))
       isas.push_back(isa);
-    else
+    else if (isa_compiled(isa))
       std::printf("not run here: %s (not supported by this CPU)\n", isa_name(isa));
   }
   return isas;

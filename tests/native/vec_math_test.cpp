@@ -76,6 +76,6 @@ int main() {
   for (int i = 0; i < 2 * kLanes; ++i) a16[i] = -128, b16[i] = i % 2 ? -128 : 127;
   for (int i = 0; i < 4 * kLanes; ++i) a8[i] = -1, b8[i] = i % 4 ? -128 : 127;
   EXPECT(dot2(broadcast(7), a16, b16)[3] == 7 + 128 * 128 - 128 * 127, "dot2");
-  EXPECT(dot4_u8i8(broadcast(7), a8, b8)[3] == 7 + 255 * (127 - 3 * 128), "dot4");
+  EXPECT(dot4(broadcast(7), a8, b8)[3] == 7 + 255 * (127 - 3 * 128), "dot4");
   return test::finish();
 }

@@ -15,7 +15,7 @@ constexpr int64_t kLargest = int64_t{1} << 31;  // a size, stride, padding or di
 Status kernels_in_force(const Int8ConvKernels** kernels) {
   Isa isa;
   PK_TRY(active_isa(&isa));
-  *kernels = PK_VNNI_TABLE_OF(int8_conv_kernels, isa);
+  *kernels = PK_DOT4_TABLE_OF(int8_conv_kernels, isa);
   return kOk;
 }
 

@@ -79,10 +79,10 @@ inline void choose_depthwise(const ConvShape& s, int threads, Int8ConvBlocking* 
 // Bytes that v and m of a block take at the most (in L2).
 constexpr int64_t kWinogradBlockBytes = 512 << 10;
 
-// 36 products a tile for 9 a pixel, each as dear as two where the ISA sums bytes in fours; and eight times the bytes of
-// weights, which a few tiles don't repay.
-inline bool pays_winograd(const ConvShape& s, int64_t group) {
-  const int64_t tiles = WinogradTiles(s).count(), products = 36 * tiles * (group / 2);
+// 36 products a tile for 9 a pixel, each as dear as two or more where the ISA sums bytes in fours; and eight times the
+// bytes of weights, which a few tiles don't repay.
+inline bool pays_winograd(const ConvShape& s, int64_t word_cost) {
+  const int64_t tiles = WinogradTiles(s).count(), products = 36 * tiles * word_cost;
   return tiles >= 4 && products + products / 10 <= 9 * s.n * s.p() * s.q();
 }
 
@@ -116,7 +116,7 @@ inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, bool winograd
     takes_quads(s, t.group) ? choose_quads(s, threads, &c) : choose_depthwise(s, threads, &c);
     return c;
   }
-  if (winograd && pays_winograd(s, t.group)) {
+  if (winograd && pays_winograd(s, t.word_cost)) {
     choose_winograd(s, t, threads, &c);
     return c;
   }

@@ -1,4 +1,4 @@
-// Depthwise: a channel a lane. Bytes of x and of the weight are widened to 32 bits, of which the weight's upper 16 are
+// Depthwise: a channel a lane. Bytes of x and of the weight are widened to 32 bits; on x86 the weight's upper 16 are
 // zero: then dot2 of the two is their product, and its sum the sum, in one or two instructions.
 //
 // A task is a row of the output. Where 3x3 or 5x5 taps lie within x's width, four pixels share the bytes that they have
@@ -20,7 +20,7 @@ struct Lanes {
   const int32_t *starts, *weights;
   int64_t columns, channel, count;
 
-  I16 weight(int64_t tap) const { return load<I16>(weights + tap * columns + channel); }
+  I32 weight(int64_t tap) const { return load<I32>(weights + tap * columns + channel); }
 };
 
 // A line of x that a line of the filter reads, from the first pixel's first tap on; beyond the edges one pixel again
@@ -41,7 +41,7 @@ inline void depthwise_inner(const Channels<kind>& outputs, const Lanes& lanes, c
   const I32 start = load<I32>(lanes.starts + lanes.channel);
   // Said here: after each store of bytes the compiler would read them again. 25 would not fit the registers.
   constexpr int kKept = kTaps == 3 ? 9 : 0;
-  I16 kept[kKept + 1];
+  I32 kept[kKept + 1];
   for (int t = 0; t < kKept; ++t) kept[t] = lanes.weight(t);
   for (int64_t i = begin; i < end; i += kTogether) {
     I32 sum[kTogether];
@@ -52,15 +52,15 @@ inline void depthwise_inner(const Channels<kind>& outputs, const Lanes& lanes, c
       const int8_t* const x = lines[r].x + i * kStride * lines[r].step + lanes.channel;
 #pragma GCC unroll 16
       for (int column = 0; column < kTaps + (kTogether - 1) * kStride; ++column) {
-        const I16 v = bit_cast<I16>(to_i32(load<I8Quarter>(x + column * lines[r].step)));
+        const I32 v = to_i32(load<I8Quarter>(x + column * lines[r].step));
 #pragma GCC unroll 4
         for (int j = 0; j < kTogether; ++j) {
           const int tap = column - j * kStride;
           if (tap < 0 || tap >= kTaps) continue;
           if constexpr (kKept != 0) {
-            sum[j] = dot2(sum[j], v, kept[r * kTaps + tap]);
+            sum[j] = multiply_add(sum[j], v, kept[r * kTaps + tap]);
           } else {
-            sum[j] = dot2(sum[j], v, lanes.weight(r * kTaps + tap));
+            sum[j] = multiply_add(sum[j], v, lanes.weight(r * kTaps + tap));
           }
         }
       }
@@ -82,7 +82,7 @@ inline void depthwise_edge(const Channels<kind>& outputs, const Lanes& lanes, co
     const int8_t* const* const from = pointers + i * taps;
     I32 sum = load<I32>(lanes.starts + lanes.channel);
     for (int64_t t = 0; t < taps; ++t) {
-      sum = dot2(sum, bit_cast<I16>(load_bytes(from[t] + lanes.channel, lanes.count)), lanes.weight(t));
+      sum = multiply_add(sum, load_bytes(from[t] + lanes.channel, lanes.count), lanes.weight(t));
     }
     outputs.put(sum, pixels[i]);
   }
@@ -178,7 +178,7 @@ inline void pack_depthwise(const ConvShape& s, int32_t x_zero_point, const int8_
     for (int64_t t = 0; t < layout.taps; ++t) {
       const int32_t w = weight[c * layout.taps + t];
       sum += w;
-      starts[(1 + t) * layout.columns + c] = w & 0xffff;
+      starts[(1 + t) * layout.columns + c] = factor(w);
     }
     starts[c] = static_cast<int32_t>(0u - static_cast<uint32_t>(x_zero_point) * static_cast<uint32_t>(sum));
   }

@@ -3,7 +3,7 @@
 // is 1 the same bytes serve two rows of the output, with the filter one byte further for the second.
 //
 // A task is kQuadRows rows of the output. For 16 channels at a time: the lines are interleaved once, with the padding,
-// then each of the columns of the filter is a product for four pixels and the rows.
+// then, for each vector of channels, each of the columns of the filter is a product for four pixels and the rows.
 #pragma once
 
 #include "cpu/int8_conv2d/choose.h"
@@ -17,8 +17,12 @@ namespace {
 // Of 16 channels: starts, and a quad of taps for each row of the output, four lines and column.
 struct QuadWeights {
   const int32_t* starts;
-  const int8_t* quads;  // [rows][quads][s][4 * kLanes]
+  const int8_t* quads;  // [rows][quads][s][kQuadBytes]
 };
+
+// Four bytes of each of 16 channels.
+constexpr int64_t kQuadChannels = 16, kQuadBytes = 4 * kQuadChannels;
+static_assert(kQuadBytes % kVecBytes == 0);
 
 struct DepthwiseQuads : Int8Conv {
   template <Kind kind>
@@ -50,20 +54,24 @@ struct DepthwiseQuads : Int8Conv {
     const auto* const starts = reinterpret_cast<const int32_t*>(body);
     const auto* const weights = reinterpret_cast<const int8_t*>(starts + Int8ConvLayout(shape).columns);
     const int64_t width = columns_read(shape, columns);
-    for (int64_t block = 0; block * kLanes < shape.c; ++block) {
+    for (int64_t block = 0; block * kQuadChannels < shape.c; ++block) {
       // The last one begins earlier and writes some channels twice.
-      const int64_t channel = min(block * kLanes, shape.c - kLanes);
+      const int64_t first = min(block * kQuadChannels, shape.c - kQuadChannels);
       for (int64_t quad = 0; quad < quads.quads; ++quad) {
-        interleave_lines(x + n * stride[0] + channel, p * shape.stride_h + quad * 4 * shape.dilation_h,
-                         begin * shape.stride_w - shape.pad_left, width, lines + quad * width * kVecBytes);
+        interleave_lines(x + n * stride[0] + first, p * shape.stride_h + quad * 4 * shape.dilation_h,
+                         begin * shape.stride_w - shape.pad_left, width, lines + quad * width * kQuadBytes);
       }
-      const Channels<kind> outputs(epilogue, channel, channel, kLanes);
-      const QuadWeights w{starts + channel, weights + block * quads.bytes()};
-      for (int64_t j = 0; j < columns; j += 4) {
-        if (columns < 4) {
-          for (; j < columns; ++j) put<kind, kRows, 1>(outputs, w, quads.quads, lines, width, j, pixels);
-        } else {  // the last four begin earlier and write some pixels twice
-          put<kind, kRows, 4>(outputs, w, quads.quads, lines, width, min(j, columns - 4), pixels);
+      for (int64_t part = 0; part < kQuadChannels; part += kLanes) {
+        const int64_t channel = first + part;
+        const Channels<kind> outputs(epilogue, channel, channel, kLanes);
+        const QuadWeights w{starts + channel, weights + block * quads.bytes() + 4 * part};
+        const int8_t* const bytes = lines + 4 * part;
+        for (int64_t j = 0; j < columns; j += 4) {
+          if (columns < 4) {
+            for (; j < columns; ++j) put<kind, kRows, 1>(outputs, w, quads.quads, bytes, width, j, pixels);
+          } else {  // the last four begin earlier and write some pixels twice
+            put<kind, kRows, 4>(outputs, w, quads.quads, bytes, width, min(j, columns - 4), pixels);
+          }
         }
       }
     }
@@ -71,7 +79,7 @@ struct DepthwiseQuads : Int8Conv {
 
   // Lines y, y + dilation, ... of the padded x at columns [begin, begin + width), interleaved.
   void interleave_lines(const int8_t* image, int64_t y, int64_t begin, int64_t width, int8_t* to) const {
-    int8_t blank[kLanes];
+    int8_t blank[kQuadChannels];
     std::memset(blank, plan.options.x_zero_point, sizeof blank);
     const int8_t* from[4];
     int64_t step[4];
@@ -81,17 +89,18 @@ struct DepthwiseQuads : Int8Conv {
       from[i] = within ? image + line * stride[2] : blank;
       step[i] = within ? stride[3] : 0;
     }
-    const I8 padding = I8{} + static_cast<int8_t>(plan.options.x_zero_point - 128);
+    const I8 padding = I8{} + static_cast<int8_t>(plan.options.x_zero_point - kAOffset);
     int64_t i = 0;
-    for (; i < width && begin + i < 0; ++i) store(to + i * kVecBytes, padding);
+    const auto pad = [&](int64_t at) {
+      for (int64_t part = 0; part < kQuadBytes; part += kVecBytes) store(to + at * kQuadBytes + part, padding);
+    };
+    for (; i < width && begin + i < 0; ++i) pad(i);
     const int64_t end = min(width, shape.w - begin);
     for (; i < end; ++i) {
-      const auto line = [&](int l) {
-        return load<Bytes16>(from[l] + (begin + i) * step[l]) ^ static_cast<int8_t>(-128);
-      };
-      interleave_quads(line(0), line(1), line(2), line(3), to + i * kVecBytes);
+      const auto line = [&](int l) { return with_offset(load<Bytes16>(from[l] + (begin + i) * step[l])); };
+      interleave_quads(line(0), line(1), line(2), line(3), to + i * kQuadBytes, to + i * kQuadBytes + 32);
     }
-    for (; i < width; ++i) store(to + i * kVecBytes, padding);
+    for (; i < width; ++i) pad(i);
   }
 
   template <Kind kind, int kRows, int kPixels>
@@ -102,18 +111,18 @@ struct DepthwiseQuads : Int8Conv {
     for (auto& row : sum) {
       for (I32& s : row) s = start;
     }
-    const int64_t row_bytes = quads * shape.s * kVecBytes;
+    const int64_t row_bytes = quads * shape.s * kQuadBytes;
     const int8_t* tap = w.quads;
-    for (int64_t quad = 0; quad < quads; ++quad, lines += width * kVecBytes) {
-      for (int64_t s = 0; s < shape.s; ++s, tap += kVecBytes) {
+    for (int64_t quad = 0; quad < quads; ++quad, lines += width * kQuadBytes) {
+      for (int64_t s = 0; s < shape.s; ++s, tap += kQuadBytes) {
         I8 weight[kRows];
 #pragma GCC unroll 2
         for (int r = 0; r < kRows; ++r) weight[r] = load<I8>(tap + r * row_bytes);
 #pragma GCC unroll 4
         for (int i = 0; i < kPixels; ++i) {
-          const auto v = load<I8>(lines + ((j + i) * shape.stride_w + s * shape.dilation_w) * kVecBytes);
+          const auto v = load<I8>(lines + ((j + i) * shape.stride_w + s * shape.dilation_w) * kQuadBytes);
 #pragma GCC unroll 2
-          for (int r = 0; r < kRows; ++r) sum[r][i] = dot4_u8i8(sum[r][i], v, weight[r]);
+          for (int r = 0; r < kRows; ++r) sum[r][i] = dot4(sum[r][i], v, weight[r]);
         }
       }
     }
@@ -142,7 +151,7 @@ inline void pack_quads(const ConvShape& s, int32_t x_zero_point, const int8_t* w
   for (int64_t c = 0; c < s.c; ++c) {
     int32_t sum = 0;
     for (int64_t t = 0; t < layout.taps; ++t) sum += weight[c * layout.taps + t];
-    starts[c] = static_cast<int32_t>(0u - static_cast<uint32_t>(x_zero_point + 128) * static_cast<uint32_t>(sum));
+    starts[c] = static_cast<int32_t>(0u - static_cast<uint32_t>(x_zero_point + kAOffset) * static_cast<uint32_t>(sum));
   }
   for (int64_t block = 0; block * 16 < s.c; ++block) {
     const int64_t channel = min(block * 16, s.c - 16);

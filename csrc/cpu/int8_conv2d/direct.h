@@ -26,7 +26,11 @@ constexpr int64_t kConvTilesToWiden = 3;
 // One more pair of rows than a matmul has: 14 divides the widths of most networks.
 inline constexpr int kConvMr = kDot4 && kRegisters == 32 ? 14 : kMr;
 
-inline constexpr Int8ConvTiling kConvTiling = {kConvMr, kNr, kGroup, sizeof(AValue), !kDot4};
+// ARM has no dot product of words: a product of pairs is four instructions, each for an eighth of what one has of
+// fours.
+constexpr int64_t kWordCost = kDot4 ? (kDot4Offset == 0 ? 8 : 2) : 1;
+
+inline constexpr Int8ConvTiling kConvTiling = {kConvMr, kNr, kGroup, sizeof(AValue), !kDot4, kWordCost};
 
 // A pixel that a tap reads: its values of x, and which of the block's it is.
 struct TapSpot {

@@ -119,6 +119,7 @@ constexpr int64_t packed_bytes(const ConvShape& s, WinogradForm winograd) {
 struct Int8ConvTiling {
   int64_t mr, nr, group, value_bytes;  // of a value of x, as the product reads it
   bool widens;                         // a panel to 16 bits before many tiles read it
+  int64_t word_cost;                   // of a product of 16-bit words, in products of what direct.h multiplies
 };
 
 struct Int8ConvKernels {
@@ -132,6 +133,6 @@ struct Int8ConvKernels {
 };
 
 PK_DECLARE_TABLES(Int8ConvKernels, int8_conv_kernels)
-PK_DECLARE_VNNI_TABLE(Int8ConvKernels, int8_conv_kernels)
+PK_DECLARE_DOT4_TABLE(Int8ConvKernels, int8_conv_kernels)
 
 }  // namespace pk

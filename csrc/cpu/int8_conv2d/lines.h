@@ -1,6 +1,6 @@
 // x as the product reads it: the lines of a block of output pixels, once each, with the pixels of padding, as values of
-// the product (sign bit flipped for fours, 16-bit words for pairs). A line of the filter reads s * channels adjacent
-// values of one line, so that nothing is copied for each pixel.
+// the product (bytes for fours, on x86 with the sign bit flipped; 16-bit words for pairs). A line of the filter reads s
+// * channels adjacent values of one line, so that nothing is copied for each pixel.
 #pragma once
 
 #include "cpu/int8_conv2d/choose.h"
@@ -20,7 +20,7 @@ template <int n>
 inline void convert(const int8_t* from, AValue* to) {
   const auto bytes = load<typename Run<n>::Bytes>(from);
   if constexpr (kDot4) {
-    store(to, bytes ^ static_cast<int8_t>(-128));
+    store(to, with_offset(bytes));
   } else {
     store(to, __builtin_convertvector(bytes, typename Run<n>::Words));
   }

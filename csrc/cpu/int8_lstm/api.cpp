@@ -9,7 +9,7 @@ namespace {
 Status pick(const Int8LstmKernels** kernels) {
   Isa isa;
   const Status status = active_isa(&isa);
-  if (status) *kernels = PK_VNNI_TABLE_OF(int8_lstm_kernels, isa);
+  if (status) *kernels = PK_DOT4_TABLE_OF(int8_lstm_kernels, isa);
   return status;
 }
 

@@ -16,6 +16,6 @@ struct Int8LstmKernels {
 };
 
 PK_DECLARE_TABLES(Int8LstmKernels, int8_lstm_kernels)
-PK_DECLARE_VNNI_TABLE(Int8LstmKernels, int8_lstm_kernels)
+PK_DECLARE_DOT4_TABLE(Int8LstmKernels, int8_lstm_kernels)
 
 }  // namespace pk

@@ -28,7 +28,7 @@ inline void sums_tile(const AValue* a, int64_t a_row, const int8_t* b, int64_t b
       for (int r = 0; r < R; ++r) {
         int32_t group;
         std::memcpy(&group, a + r * a_row + g * kGroup, sizeof group);
-        const I32 x = broadcast(group);
+        const auto x = repeated(group);
         sum[r][p][0] = dot(sum[r][p][0], x, w0);
         sum[r][p][1] = dot(sum[r][p][1], x, w1);
       }

@@ -10,7 +10,7 @@ namespace {
 Status kernels_in_force(const Int8Kernels** kernels) {
   Isa isa;
   PK_TRY(active_isa(&isa));
-  *kernels = PK_VNNI_TABLE_OF(int8_kernels, isa);
+  *kernels = PK_DOT4_TABLE_OF(int8_kernels, isa);
   return kOk;
 }
 
@@ -83,7 +83,7 @@ Status make_plan(const QuantizeInt8Args& args, QuantizeInt8Plan* plan) {
   PK_TRY(active_isa(&isa));
   if (args.x_dtype != DType::f32 && args.x_dtype != DType::bf16) return {"x: expected float32 or bfloat16"};
   PK_TRY(check_quantize(args));
-  *plan = {args, PK_VNNI_TABLE_OF(quantize_kernels, isa)};
+  *plan = {args, PK_DOT4_TABLE_OF(quantize_kernels, isa)};
   return kOk;
 }
 

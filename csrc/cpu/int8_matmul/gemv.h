@@ -1,7 +1,7 @@
 // A few rows of a times a b that is not packed: b is read once, as it lies, at the speed of memory.
 //
-// The products are those of b's bytes with the sign bit flipped (b + 128, unsigned) and a's signed ones where four are
-// summed at once: 128 times the sum of a row of a comes off again, which costs nothing a byte of b.
+// Where four bytes are summed at once and one operand is unsigned, that is b with the sign bit flipped (b + 128): 128
+// times the sum of a row of a comes off again, which costs nothing a byte of b.
 //   columns of b contiguous (a Linear's weight): lanes along k, one column after the other, summed across at its end.
 //   rows of b contiguous: lanes along n. kDepth rows together, from end to end of the thread's columns, are interleaved
 //   in registers; their sums lie in L1 or L2 meanwhile.
@@ -23,9 +23,6 @@ static_assert(kWide == 2 * kNr);
 // a as the products want it: the bits of signed bytes, or words.
 using Signed = AValue;
 
-// A vector of b with the sign bits flipped where a is to be signed.
-inline I8 flipped(I8 b) { return kDot4 ? b ^ static_cast<int8_t>(-128) : b; }
-
 // Rows of a from blocks of k (pack_a.h) to `to`: (rows, stride), zeros behind k; and what their sums are to be lowered
 // by.
 inline void flatten(const AValue* a, int64_t rows, int64_t k, int64_t stride, Signed* to, uint32_t* lower) {
@@ -36,11 +33,11 @@ inline void flatten(const AValue* a, int64_t rows, int64_t k, int64_t stride, Si
       const AValue* from = a + (i / kKc * rows + r) * kARow;
       const int64_t n = min(kKc, k - i);
       for (int64_t j = 0; j < n; ++j) {
-        to[i + j] = static_cast<Signed>(from[j] ^ (kDot4 ? 128 : 0));
-        if (kDot4) sum += static_cast<uint32_t>(static_cast<int32_t>(static_cast<int8_t>(to[i + j])));
+        to[i + j] = static_cast<Signed>(from[j] ^ kAOffset);
+        if (kAOffset != 0) sum += static_cast<uint32_t>(static_cast<int32_t>(static_cast<int8_t>(to[i + j])));
       }
     }
-    lower[r] = 128 * sum;
+    lower[r] = kAOffset * sum;
   }
 }
 
@@ -61,7 +58,7 @@ inline uint32_t sum_of_lanes(U32 v) {
 // Lanes of b along k times those of a.
 inline I32 dot_along(I32 sum, const Signed* a, const int8_t* b) {
   if constexpr (kDot4) {
-    return dot4_u8i8(sum, flipped(load<I8>(b)), load<I8>(a));
+    return dot4(sum, with_offset(load<I8>(b)), load<I8>(a));
   } else {
     return dot2(sum, load<I16>(a), widen(load<I8Half>(b)));
   }
@@ -133,7 +130,7 @@ inline Groups groups_of(const int8_t* const* rows, int64_t at) {
 #if defined(PK_DOT4)
   I8 r[4];
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) r[i] = flipped(load<I8>(rows[i] + at));
+  for (int i = 0; i < 4; ++i) r[i] = with_offset(load<I8>(rows[i] + at));
   const I8 low = interleave_bytes<0>(r[0], r[1]), high = interleave_bytes<1>(r[0], r[1]);
   const I8 low2 = interleave_bytes<0>(r[2], r[3]), high2 = interleave_bytes<1>(r[2], r[3]);
   g.v[0] = interleave_words<0>(low, low2), g.v[1] = interleave_words<1>(low, low2);
@@ -147,6 +144,10 @@ inline Groups groups_of(const int8_t* const* rows, int64_t at) {
 #endif
   return g;
 }
+
+// b's bytes come first: they are the ones with the offset.
+inline I32 dot_b(I32 sum, I8 b, Repeated a) { return dot4(sum, b, a); }
+inline I32 dot_b(I32 sum, I16 b, I32 a) { return dot(sum, a, b); }
 
 // Which of the kWide columns lane `lane` of vector v of `Groups` is.
 constexpr int64_t column_of(int v, int lane) {
@@ -171,14 +172,10 @@ inline void gemv_square(const Signed* a, int64_t stride, const int8_t* const* ro
     for (int i = 0; i < kGroups; ++i) {
       int32_t group;
       std::memcpy(&group, a + r * stride + i * kGroup, sizeof group);
-      const I32 ar = broadcast(group);
+      const auto ar = repeated(group);
 #pragma GCC unroll 4
       for (int v = 0; v < 4; ++v) {
-        if constexpr (kDot4) {
-          sum[v] = dot4_u8i8(sum[v], bit_cast<I8>(g[i].v[v]), bit_cast<I8>(ar));
-        } else {
-          sum[v] = dot(sum[v], ar, bit_cast<I16>(g[i].v[v]));
-        }
+        sum[v] = dot_b(sum[v], g[i].v[v], ar);
       }
     }
 #pragma GCC unroll 4

@@ -56,8 +56,8 @@ struct QuantizeKernels {
 };
 
 PK_DECLARE_TABLES(Int8Kernels, int8_kernels)
-PK_DECLARE_VNNI_TABLE(Int8Kernels, int8_kernels)
+PK_DECLARE_DOT4_TABLE(Int8Kernels, int8_kernels)
 PK_DECLARE_TABLES(QuantizeKernels, quantize_kernels)
-PK_DECLARE_VNNI_TABLE(QuantizeKernels, quantize_kernels)
+PK_DECLARE_DOT4_TABLE(QuantizeKernels, quantize_kernels)
 
 }  // namespace pk

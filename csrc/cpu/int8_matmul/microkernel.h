@@ -20,7 +20,7 @@ inline auto load_b(const BValue* b, int64_t g, int v) {
   }
 }
 
-inline I32 dot(I32 sum, I32 a, I8 b) { return dot4_u8i8(sum, bit_cast<I8>(a), b); }
+inline I32 dot(I32 sum, Repeated a, I8 b) { return dot4(sum, a, b); }
 inline I32 dot(I32 sum, I32 a, I16 b) { return dot2(sum, bit_cast<I16>(a), b); }
 
 // sum[r] += the products of `groups` groups of row(r) and b; ahead(g) fetches what is read later.
@@ -34,7 +34,7 @@ template <int kRows, class BValue, class RowOf, class Ahead>
     for (int r = 0; r < kRows; ++r) {
       int32_t group;
       std::memcpy(&group, row(r) + g * kGroup, sizeof group);
-      const I32 ar = broadcast(group);
+      const auto ar = repeated(group);
       sum[r][0] = dot(sum[r][0], ar, b0);
       sum[r][1] = dot(sum[r][1], ar, b1);
     }

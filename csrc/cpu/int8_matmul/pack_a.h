@@ -14,7 +14,7 @@ inline AValue packed_value(int32_t v) { return static_cast<AValue>(v + kAOffset)
 inline void pack_row(const int8_t* a, int64_t n, AValue* to) {
   int64_t i = 0;
   if constexpr (kDot4) {
-    for (; i + kVecBytes <= n; i += kVecBytes) store(to + i, load<I8>(a + i) ^ static_cast<int8_t>(-128));
+    for (; i + kVecBytes <= n; i += kVecBytes) store(to + i, with_offset(load<I8>(a + i)));
   } else {
     for (; i + 2 * kLanes <= n; i += 2 * kLanes) store(to + i, widen(load<I8Half>(a + i)));
   }
@@ -27,7 +27,7 @@ inline void pack_row(const T* a, int64_t n, float scale, AValue* to) {
   const int64_t whole = n / kLanes * kLanes;
   quantize_vectors(a, whole, scale, [&](int64_t i, I32 q) {
     if constexpr (kDot4) {
-      store(to + i, to_i8(q) ^ static_cast<int8_t>(-128));
+      store(to + i, with_offset(to_i8(q)));
     } else {
       store(to + i, to_i16(q));
     }

@@ -19,8 +19,8 @@ struct SourceB {
   int64_t k, n;
 };
 
-// Four rows of 16 bytes to 16 groups of four.
-inline void interleave_quads(Bytes16 r0, Bytes16 r1, Bytes16 r2, Bytes16 r3, int8_t* to) {
+// Four rows of 16 bytes to 16 groups of four, the last eight of them at `last`.
+inline void interleave_quads(Bytes16 r0, Bytes16 r1, Bytes16 r2, Bytes16 r3, int8_t* to, int8_t* last) {
   const auto low = (Words8)__builtin_shufflevector(r0, r1, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   const auto high =
       (Words8)__builtin_shufflevector(r0, r1, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
@@ -29,19 +29,19 @@ inline void interleave_quads(Bytes16 r0, Bytes16 r1, Bytes16 r2, Bytes16 r3, int
       (Words8)__builtin_shufflevector(r2, r3, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
   store(to, __builtin_shufflevector(low, low2, 0, 8, 1, 9, 2, 10, 3, 11));
   store(to + 16, __builtin_shufflevector(low, low2, 4, 12, 5, 13, 6, 14, 7, 15));
-  store(to + 32, __builtin_shufflevector(high, high2, 0, 8, 1, 9, 2, 10, 3, 11));
-  store(to + 48, __builtin_shufflevector(high, high2, 4, 12, 5, 13, 6, 14, 7, 15));
+  store(last, __builtin_shufflevector(high, high2, 0, 8, 1, 9, 2, 10, 3, 11));
+  store(last + 16, __builtin_shufflevector(high, high2, 4, 12, 5, 13, 6, 14, 7, 15));
 }
 
 // Rows of b that are contiguous along n: bytes of kGroup rows interleave, 16 columns at a time.
-inline void interleave(const int8_t* source, int64_t stride_k, int8_t* to) {
+inline void interleave(const int8_t* source, int64_t stride_k, int8_t* to, int8_t* last) {
   if constexpr (kGroup == 2) {
     const auto x = load<Bytes16>(source), y = load<Bytes16>(source + stride_k);
     store(to, __builtin_shufflevector(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
-    store(to + 16, __builtin_shufflevector(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
+    store(last, __builtin_shufflevector(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
   } else {
     interleave_quads(load<Bytes16>(source), load<Bytes16>(source + stride_k), load<Bytes16>(source + 2 * stride_k),
-                     load<Bytes16>(source + 3 * stride_k), to);
+                     load<Bytes16>(source + 3 * stride_k), to, last);
   }
 }
 
@@ -107,7 +107,7 @@ inline void add_column_sums(const int8_t* panel, int64_t depth, int32_t* sums) {
     for (int v = 0; v < kNrVectors; ++v) {
       const int8_t* group = panel + i * kNr + v * kLanes * kGroup;
       if constexpr (kDot4) {
-        sum[v] = dot4_u8i8(sum[v], I8{} + 1, load<I8>(group));
+        sum[v] = dot4(sum[v], I8{} + 1, load<I8>(group));
       } else {
         sum[v] = dot2(sum[v], I16{} + 1, widen(load<I8Half>(group)));
       }
@@ -128,12 +128,13 @@ inline void pack_panels(const SourceB& b, int64_t kb, int64_t first, int64_t cou
   }
 
   int64_t fast_rows = 0, fast_columns = 0;  // what the two vector forms do of it
-  if (b.stride_n == 1 && kNr >= 16) {
+  if (b.stride_n == 1) {
     fast_rows = rows / kGroup * kGroup;
     fast_columns = columns / 16 * 16;
     for (int64_t i = 0; i < fast_rows; i += kGroup) {
       for (int64_t j = 0; j < fast_columns; j += 16) {
-        interleave(source + i * b.stride_k + j, b.stride_k, to + j / kNr * stride + i * kNr + j % kNr * kGroup);
+        int8_t* const at = to + j / kNr * stride + i * kNr + j % kNr * kGroup;
+        interleave(source + i * b.stride_k + j, b.stride_k, at, at + (kNr >= 16 ? 8 * kGroup : stride));
       }
     }
   } else if (b.stride_k == 1) {

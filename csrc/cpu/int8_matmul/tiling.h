@@ -2,7 +2,8 @@
 //
 // b is cut into blocks of kKc rows, a block into panels of kNr columns, and a panel is laid out
 // [k / kGroup][kNr][kGroup]: the bytes that one dot-product instruction sums lie together. a is laid out
-// [k / kKc][row][kARow], widened to 16 bits for pairs, or with the sign bit flipped (a + 128, unsigned) for fours.
+// [k / kKc][row][kARow], widened to 16 bits for pairs; for fours as bytes, on x86 with the sign bit flipped (a + 128,
+// unsigned).
 #pragma once
 
 #include "cpu/int8_matmul/kernels.h"
@@ -28,7 +29,13 @@ struct Form<true> {
 using AValue = Form<kDot4>::A;
 inline constexpr int kGroup = Form<kDot4>::kGroup;
 // What packing adds to a; the column sums of b take it off again.
-inline constexpr int32_t kAOffset = kDot4 ? 128 : 0;
+inline constexpr int32_t kAOffset = kDot4 ? kDot4Offset : 0;
+// Signed bytes with that added.
+template <class V>
+inline V with_offset(V bytes) {
+  if constexpr (kAOffset == 0) return bytes;
+  return bytes ^ static_cast<int8_t>(-128);
+}
 
 // Accumulators fill the registers but for two of b, one of a and, for pairs, one product.
 inline constexpr int kNrVectors = 2, kNr = kNrVectors * kLanes;

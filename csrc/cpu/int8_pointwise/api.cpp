@@ -123,7 +123,7 @@ Status make_plan(const Args& a, Plan* plan) {
   plan->args = a;
   Isa isa;
   PK_TRY(active_isa(&isa));
-  plan->kernels = PK_VNNI_TABLE_OF(int8_pointwise_kernels, isa);
+  plan->kernels = PK_DOT4_TABLE_OF(int8_pointwise_kernels, isa);
   if (elements == 0) return kOk;
   merge(a, plan);
   Dim* const last = &plan->dims[plan->dim - 1];
@@ -178,7 +178,7 @@ Status make_plan(const Int8AffineArgs& args, Int8AffinePlan* plan) {
   if (channels != args.c) return {"x: expected pieces with as many channels together as scale and shift are for"};
   Isa isa;
   PK_TRY(active_isa(&isa));
-  *plan = {args, PK_VNNI_TABLE_OF(int8_affine_kernels, isa)};
+  *plan = {args, PK_DOT4_TABLE_OF(int8_affine_kernels, isa)};
   return kOk;
 }
 

@@ -29,8 +29,8 @@ struct Int8AffineKernels {
 };
 
 PK_DECLARE_TABLES(Int8PointwiseKernels, int8_pointwise_kernels)
-PK_DECLARE_VNNI_TABLE(Int8PointwiseKernels, int8_pointwise_kernels)
+PK_DECLARE_DOT4_TABLE(Int8PointwiseKernels, int8_pointwise_kernels)
 PK_DECLARE_TABLES(Int8AffineKernels, int8_affine_kernels)
-PK_DECLARE_VNNI_TABLE(Int8AffineKernels, int8_affine_kernels)
+PK_DECLARE_DOT4_TABLE(Int8AffineKernels, int8_affine_kernels)
 
 }  // namespace pk

@@ -9,10 +9,11 @@
 
 namespace pk {
 
-// In rising order: each can run whatever the ones before it can.
-enum class Isa : int32_t { scalar, avx2, avx512, avx512_vnni };
+// In rising order for each architecture: where one runs, the ones before it do. On 64-bit ARM `scalar` has NEON, which
+// every such CPU has.
+enum class Isa : int32_t { scalar, avx2, avx512, avx512_vnni, neon_dotprod };
 
-inline constexpr int kIsas = 4;
+inline constexpr int kIsas = 5;
 
 PK_API const char* isa_name(Isa isa);
 
