@@ -148,11 +148,13 @@ inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, bool winograd
   const int64_t products = min(s.groups * c.panels * (l.depth() / 2 + 16), int64_t{1} << 40);
   c.slots = most_threads(min(products * max(2, min(p * q, 1 << 20)), int64_t{1} << 60), threads);
   c.chunks = ceil_div(c.panels * t.nr, kConvNc);
+  c.in_rows = s.pad_top + s.pad_bottom > 0 && c.columns / ceil_div(c.columns, t.mr) >= 6;
   c.row_blocks = ceil_div(p, c.rows);
   const auto uneven = [&] { return s.groups * c.row_blocks * c.column_blocks * c.chunks % c.slots != 0; };
   // What all threads do, with rows dealt and with panels. Rows save the others' copies of x, and a line of y that two
   // write to goes back and forth; but each thread reads the whole weight.
-  const int64_t rows = ceil_div(ceil_div(p, c.slots) * q, t.mr) * t.mr * c.slots * c.panels;
+  const int64_t share = ceil_div(p, c.slots) * q;
+  const int64_t rows = (c.in_rows ? share : round_up(share, t.mr)) * c.slots * c.panels;
   const int64_t panels = ceil_div(c.panels, c.slots) * c.slots * p * q;
   const int64_t blocks = round_up(c.row_blocks, c.slots);
   const int64_t saved = s.groups * c.panels * t.nr * l.depth() <= kConvSharedBytes ? panels / 16 : 0;
@@ -160,7 +162,6 @@ inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, bool winograd
   while (uneven() && c.chunks < c.panels) ++c.chunks;
   c.slots = min(c.slots, s.groups * c.row_blocks * c.column_blocks * c.chunks);
   c.rows = ceil_div(p, c.row_blocks);
-  c.in_rows = s.pad_top + s.pad_bottom > 0 && c.columns / ceil_div(c.columns, t.mr) >= 6;
   c.by_taps = c.column_blocks == 1 && pays_by_taps(s);
   if (c.by_taps) c.in_rows = true;  // nobody reads lines of padding
   c.line = round_up(width * c.pixel, line);
