@@ -35,7 +35,7 @@ OPS = (
     *("lstm", "lstm_backward", "lstm_pack", "lstm_packed", "lstm_cell", "lstm_cell_backward", "lstm_cell_packed"),
     *("int8_matmul", "int8_pack", "int8_matmul_packed", "int8_linear", "int8_linear_packed", "quantize_int8"),
     *("int8_conv2d", "int8_conv_bind", "int8_conv2d_bound", "int8_conv2d_bound_out", "int8_conv2d_bound_workspace"),
-    *("int8_linear_bound", "int8_linear_bound_out", "int8_linear_bound_workspace"),
+    *("int8_conv2d_chain_out", "int8_linear_bound", "int8_linear_bound_out", "int8_linear_bound_workspace"),
     *("int8_quantize", "int8_quantize_out", "int8_dequantize", "int8_dequantize_out"),
     *("int8_add", "int8_add_out", "int8_lookup", "int8_lookup_out", "int8_affine", "int8_affine_out"),
     *("int8_lstm", "int8_lstm_pack", "int8_lstm_packed", "int8_lstm_cell", "int8_lstm_cell_packed"),

@@ -72,6 +72,12 @@ def _int8_conv_bound_out(x: Tensor, bound: Tensor, residual: Any, out: Tensor, *
     return _int8_conv_bound(x, bound, out_val=out)
 
 
+def _int8_conv_chain_out(
+    x: Any, bound: Sequence[Tensor], residual: Any, out: Sequence[Tensor], *_: Any, out_val: Any
+) -> int:
+    return sum(_int8_conv_bound(y, conv, out_val=y) for conv, y in zip(bound, out, strict=True))
+
+
 def _matmul(a: Shape, b: Shape, *_: Any, out_shape: Any) -> int:
     return 2 * prod(out_shape) * a[-1]
 
@@ -123,7 +129,7 @@ def _none(*_: Any, out_shape: Any) -> int:
 
 
 #: These read the bytes of what they are given.
-_RAW = (_conv_bound, _conv_bound_out, _conv_chain_out, _int8_conv_bound, _int8_conv_bound_out)
+_RAW = (_conv_bound, _conv_bound_out, _conv_chain_out, _int8_conv_bound, _int8_conv_bound_out, _int8_conv_chain_out)
 
 #: By op; that of Triton's twin is the same.
 FORMULAS: dict[str, Callable[..., int]] = {
@@ -138,6 +144,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "int8_conv2d": _conv,
     "int8_conv2d_bound": _int8_conv_bound,
     "int8_conv2d_bound_out": _int8_conv_bound_out,
+    "int8_conv2d_chain_out": _int8_conv_chain_out,
     "int8_linear_bound": _matmul,
     "int8_linear_bound_out": _linear_out,
     "int8_matmul": _matmul,

@@ -3,13 +3,13 @@
 A call costs as much as a small convolution: the code of Python and torch has left the cache since the last one. So they
 are handed to the kernels together, as many as there are in a row. Where one that widens, a depthwise or grouped and a
 1x1 one read each other's results, and nobody else does, the kernels go through all three by bands of rows
-(csrc/cpu/conv_bn_act/chain.cpp).
+(csrc/cpu/conv_bn_act/chain.cpp). Of int8 there are chains of convolutions alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -24,25 +24,34 @@ def chains(steps: Sequence[Step], placed: Container[Any]) -> Iterator[list[Step]
 
     The results of these are ``placed``; a squeeze-and-excitation's may lie in x's own memory.
     """
-    run: list[Step] = []
-    for step in [*steps, None]:
-        if step is not None and _joins(step, placed):
-            run.append(step)
-            continue
-        if len(run) > 1 and any(map(is_plain, run)):
-            yield run
-        run = []
+    for op, run in groupby(steps, lambda step: _chain_op(step, placed)):
+        found = list(run)
+        if op is not None and len(found) > 1 and not all(map(is_squeeze, found)):
+            yield found
 
 
-def _joins(step: Step, placed: Container[Any]) -> bool:
+def _chain_op(step: Step, placed: Container[Any]) -> Any:
+    """What takes it with those before and after it, if anything does."""
     if is_squeeze(step):
-        return step in placed or bool(step.writes)
-    return step in placed and is_plain(step)
+        return torch.ops.pykernels.conv_bn_act_chain_out.default if step in placed or step.writes else None
+    return chain_op(step) if step in placed else None
+
+
+def chain_op(step: Step) -> Any:
+    """What takes it with others of its kind, if it is a convolution of images."""
+    ops = torch.ops.pykernels
+    if is_plain(step):
+        return ops.conv_bn_act_chain_out.default
+    return ops.int8_conv2d_chain_out.default if _writes_by(step, ops.int8_conv2d_bound_out.default) else None
 
 
 def is_plain(step: Step) -> bool:
     """Is it a convolution of images, which `conv_bn_act_chain_out` takes?"""
-    conv, op = step.function, torch.ops.pykernels.conv_bn_act_bound_out.default
+    return _writes_by(step, torch.ops.pykernels.conv_bn_act_bound_out.default)
+
+
+def _writes_by(step: Step, op: Any) -> bool:
+    conv = step.function
     return isinstance(conv, FusedConv) and conv.rank == 4 and conv.write_op() is op
 
 

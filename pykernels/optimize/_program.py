@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from pykernels.models._fused import Fused
 from pykernels.nn.conv import ConvPack
 from pykernels.optimize import _arena
-from pykernels.optimize._chains import chains, is_plain, kept
+from pykernels.optimize._chains import chain_op, chains, kept
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Made, Step, Value, layout_of, mapped, values_in
 from pykernels.optimize._keep import PackedWeight
 from pykernels.optimize._layout import FIXES, as_channels_last
 from pykernels.optimize._recall import KnownCall, known_sources
 from pykernels.optimize._sources import Sources
+from pykernels.optimize._squeeze import is_squeeze
 from pykernels.optimize._watch import Watch
 
 _MOST_SHAPES = 256
@@ -404,10 +405,12 @@ class _Writer:
         made, bound, added = [], [], []
         weights: list[str] = []
         codes: list[str] = []
+        int8 = torch.ops.pykernels.int8_conv2d_chain_out.default
+        is_int8 = chain_op(chain[0]) is int8
         for step in chain:
             x, *rest = step.args
             made.append(f"{step.outputs!r} = {places[step] if step in places else self._value(x)}")
-            if is_plain(step):
+            if not is_squeeze(step):
                 bound.append(f"C[{len(self._constants) + self._number[step]}]")
                 added.append(self._expression(rest[0]))
             else:
@@ -417,9 +420,10 @@ class _Writer:
                 codes += map(repr, rest[4:])
         read = ", ".join(self._value(step.args[0]) for step in chain)
         outputs = ", ".join(repr(step.outputs) for step in chain)
-        lists = f"[{', '.join(bound)}], [{', '.join(added)}], [{outputs}], {kept(self.graph, chain)}"
-        lists += f", [{', '.join(weights)}], [{', '.join(codes)}]"
-        op = self._name(torch.ops.pykernels.conv_bn_act_chain_out.default)
+        lists = f"[{', '.join(bound)}], [{', '.join(added)}], [{outputs}]"
+        if not is_int8:
+            lists += f", {kept(self.graph, chain)}, [{', '.join(weights)}], [{', '.join(codes)}]"
+        op = self._name(int8 if is_int8 else torch.ops.pykernels.conv_bn_act_chain_out.default)
         return f"{'; '.join(made)}; {op}([{read}], {lists}, W)"
 
     def _value(self, v: Value) -> str:

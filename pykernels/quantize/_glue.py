@@ -56,7 +56,8 @@ class Quantize(_Call):
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x`` on the grid, in new memory."""
-        if not self.channels_last or x.is_contiguous(memory_format=torch.channels_last):
+        # Of one channel both formats are one, and the kernels go by that channel's stride.
+        if not self.channels_last or (x.is_contiguous(memory_format=torch.channels_last) and x.stride(1) == 1):
             return self._op(x, *self._rest)
         y = torch.empty_like(x, dtype=torch.int8, memory_format=torch.channels_last)
         self._out(x, *self._rest, y)

@@ -73,6 +73,18 @@ def test_is_one_call():
     assert "pykernels::conv_bn_act_bound_out" not in found
 
 
+def test_int8_is_one_call():
+    model, x = network(), torch.randn(1, 3, 192, 192)
+    quantised = pk.quantize(model, [x])
+    with torch.inference_mode():
+        expected = quantised(x)  # step by step: this call records
+        for _ in range(2):
+            assert torch.equal(quantised(x), expected)
+    found = calls(quantised, x)
+    assert found["pykernels::int8_conv2d_chain_out"] == 1
+    assert "pykernels::int8_conv2d_bound_out" not in found
+
+
 class Gated(nn.Module):
     """A block with squeeze-and-excitation."""
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pykernels as pk
+from pykernels.quantize._steps import Int8Layer
 from tests.quantize.models import batches, error, residual, rounding, run, worn
 
 #: Of a layer, in dB: a range of six deviations in 255 steps, whose error has a variance of a twelfth of a step's
@@ -180,6 +181,23 @@ def test_layouts_and_threads_give_the_same_bits():
         worker.join()
     assert len(found) == 4
     assert all(torch.equal(y, expected) for y in found)
+
+
+def test_images_of_one_channel_are_no_reason_to_leave_channels_last(monkeypatch):
+    lasts, real = [], Int8Layer.workspace
+
+    def seen(self, x, constant, y):
+        lasts.append((x.stride(1), y.stride(1)))
+        return real(self, x, constant, y)
+
+    monkeypatch.setattr(Int8Layer, "workspace", seen)
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 1)
+    model, x = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)).eval(), torch.randn(1, 1, 24, 20)
+    quantized = pk.quantize(model, [x])
+    assert error(run(quantized, x), run(model, x)) <= rounding(3)
+    assert lasts
+    assert set(lasts) == {(1, 1)}
 
 
 def test_clamps_are_what_their_grids_do():

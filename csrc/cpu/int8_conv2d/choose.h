@@ -12,6 +12,8 @@ constexpr int64_t kConvXBytes = 256 << 10, kConvPixels = 1024, kConvNc = 256;
 // So much of the weight stays in L1: a tile goes through these panels one after the other, and y is written line by
 // line.
 constexpr int64_t kConvL1Bytes = 16 << 10;
+// A weight that each thread has in L2, beside all else.
+constexpr int64_t kConvSharedBytes = 128 << 10;
 // A panel that takes more is widened as it is read.
 constexpr int64_t kConvWideBytes = 256 << 10;
 // Cycles after which a thread was worth waking, 8 us.
@@ -79,6 +81,9 @@ inline void choose_depthwise(const ConvShape& s, int threads, Int8ConvBlocking* 
 // Bytes that v and m of a block take at the most (in L2).
 constexpr int64_t kWinogradBlockBytes = 512 << 10;
 
+// Weights that threads read side by side as fast as their products take.
+constexpr int64_t kWinogradSharedBytes = 5 << 18;
+
 // 36 products a tile for 9 a pixel, each as dear as two or more where the ISA sums bytes in fours; and eight times the
 // bytes of weights, which a few tiles don't repay.
 inline bool pays_winograd(const ConvShape& s, int64_t word_cost) {
@@ -94,7 +99,9 @@ inline void choose_winograd(const ConvShape& s, const Int8ConvTiling& t, int thr
   c->row_blocks = ceil_div(tiles, max(t.mr, kWinogradBlockBytes / bytes));
   c->slots = most_threads(panel_cycles * c->panels, threads);
   c->chunks = 1;
-  if (c->slots > 1 && tiles >= 2 * t.mr * c->slots) c->row_blocks = round_up(c->row_blocks, c->slots);
+  // Tiles are dealt where each thread has enough of them for what it reads of the weights.
+  const int64_t enough = winograd_bytes(s) <= kWinogradSharedBytes ? 8 : 2 * t.mr;
+  if (c->slots > 1 && tiles >= enough * c->slots) c->row_blocks = round_up(c->row_blocks, c->slots);
   while (c->row_blocks * c->chunks % c->slots != 0 && c->chunks < c->panels) ++c->chunks;
   c->slots = min(c->slots, c->row_blocks * c->chunks);
   const int64_t most = ceil_div(tiles, c->row_blocks);
@@ -141,17 +148,20 @@ inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, bool winograd
   const int64_t products = min(s.groups * c.panels * (l.depth() / 2 + 16), int64_t{1} << 40);
   c.slots = most_threads(min(products * max(2, min(p * q, 1 << 20)), int64_t{1} << 60), threads);
   c.chunks = ceil_div(c.panels * t.nr, kConvNc);
+  c.in_rows = s.pad_top + s.pad_bottom > 0 && c.columns / ceil_div(c.columns, t.mr) >= 6;
   c.row_blocks = ceil_div(p, c.rows);
   const auto uneven = [&] { return s.groups * c.row_blocks * c.column_blocks * c.chunks % c.slots != 0; };
-  // What one thread does beyond its share, with rows dealt and with panels.
-  const int64_t rows = ceil_div(ceil_div(p, c.slots) * q, t.mr) * t.mr * c.slots * c.panels;
+  // What all threads do, with rows dealt and with panels. Rows save the others' copies of x, and a line of y that two
+  // write to goes back and forth; but each thread reads the whole weight.
+  const int64_t share = ceil_div(p, c.slots) * q;
+  const int64_t rows = (c.in_rows ? share : round_up(share, t.mr)) * c.slots * c.panels;
   const int64_t panels = ceil_div(c.panels, c.slots) * c.slots * p * q;
   const int64_t blocks = round_up(c.row_blocks, c.slots);
-  if (uneven() && c.column_blocks == 1 && blocks <= p && rows <= panels) c.row_blocks = blocks;
+  const int64_t saved = s.groups * c.panels * t.nr * l.depth() <= kConvSharedBytes ? panels / 16 : 0;
+  if (uneven() && c.column_blocks == 1 && blocks <= p && rows <= panels + saved) c.row_blocks = blocks;
   while (uneven() && c.chunks < c.panels) ++c.chunks;
   c.slots = min(c.slots, s.groups * c.row_blocks * c.column_blocks * c.chunks);
   c.rows = ceil_div(p, c.row_blocks);
-  c.in_rows = s.pad_top + s.pad_bottom > 0 && c.columns / ceil_div(c.columns, t.mr) >= 6;
   c.by_taps = c.column_blocks == 1 && pays_by_taps(s);
   if (c.by_taps) c.in_rows = true;  // nobody reads lines of padding
   c.line = round_up(width * c.pixel, line);

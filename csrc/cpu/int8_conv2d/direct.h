@@ -128,7 +128,16 @@ inline void run_direct_tile(int64_t rows, const Spot* spots, const Panel<BValue>
   }
 }
 
-// sums, kNr a pixel of the block, plus those of a tap, whose starts are the difference of two.
+// Brings the lines of `count` values into L2: weights that one tile or a few read. The hardware's prefetcher begins
+// anew with each page, and each time a tile would wait.
+template <class T>
+inline void fetch_ahead(const T* from, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(from + i, 0, 2);
+}
+
+// sums, kNr a pixel of the block, plus those of a tap, whose starts are the difference of two. Meanwhile brings the
+// weights of the next tap into L2, where their bytes and not the products are what a tile waits for.
 template <int kRows, class BValue>
 inline void tap_tile(const TapSpot* spots, const BValue* b, int64_t groups, const int32_t* starts, int64_t columns,
                      int32_t* sums) {
@@ -145,7 +154,11 @@ inline void tap_tile(const TapSpot* spots, const BValue* b, int64_t groups, cons
   const AValue* x[kRows];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) x[r] = spots[r].x;
-  add_products<kRows>(sum, [&](int r) { return x[r]; }, b, groups);
+  add_products<kRows>(
+      sum, [&](int r) { return x[r]; }, b, groups,
+      [&](int64_t g) {
+        if constexpr (kDot4) fetch_ahead(b + (groups + g) * kNr * kGroup, kNr * kGroup);
+      });
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2

@@ -40,11 +40,12 @@ inline void from_winograd(const U32 (&m)[6], U32 (&y)[4]) {
   y[3] = m[5] + (q + q) - d;
 }
 
-// m of kRows tiles, kNr channels each: over c channels of v's rows and u.
+// m of kRows tiles, kNr channels each: over c channels of v's rows and u. Meanwhile brings what follows u into L2.
 template <int kRows>
 inline void winograd_tile(const int16_t* v, int64_t c, const int16_t* u, int32_t* m) {
   I32 sum[kRows][kNrVectors] = {};
   for (int64_t i = 0; i < c; i += 2, u += 2 * kNr) {
+    fetch_ahead(u + c * kNr, 2 * kNr);
     const auto b0 = load<I16>(u), b1 = load<I16>(u + 2 * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {

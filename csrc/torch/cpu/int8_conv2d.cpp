@@ -1,7 +1,10 @@
 // int8_conv2d: pykernels/ops/int8_conv2d says what it computes; csrc/torch/cuda has the CUDA implementation.
 // int8_conv_bind: all of a convolution but x and the residual in one tensor, the weight packed; int8_conv2d_bound runs
-// it, and int8_conv2d_bound_out for callers who have the memory too. int8_linear_bound and int8_linear_bound_out: the
-// same for the rows of tensors of any rank.
+// it, int8_conv2d_bound_out for callers who have the memory too, and int8_conv2d_chain_out several in a row.
+// int8_linear_bound and int8_linear_bound_out: the same for the rows of tensors of any rank.
+#include <algorithm>
+#include <memory>
+
 #include "torch/cpu/bound.h"
 // bound.h first: it names torch's headers.
 #include "torch/huge_pages.h"
@@ -112,18 +115,24 @@ int64_t bound_workspace(const char* op, const Tensor& x, const Tensor& bound_con
   return plan.workspace_bytes;
 }
 
-void bound_out(const char* op, const Tensor& x, const Tensor& bound_conv, const MaybeTensor& residual,
-               const Tensor& out, const Tensor& workspace) {
+// A call that writes to `out`.
+Int8ConvPlan open_out(const char* op, const Tensor& x, const Tensor& bound_conv, const MaybeTensor& residual,
+                      const Tensor& out, int threads) {
   check_bound(op, bound_conv);
-  check_blob(op, "workspace", "bytes", workspace);
-  const Executor executor = torch_executor();
-  Int8ConvPlan plan = open(op, x, bound_conv, residual, executor.threads);
+  Int8ConvPlan plan = open(op, x, bound_conv, residual, threads);
   check_bound_dtype(op, "out", plan, out.scalar_type());
   const ConvShape& s = plan.shape;
   check_out(out, out.scalar_type(), {s.n, s.k, s.p(), s.q()}, op);
   for (int64_t d = 0; d < 4; ++d) plan.args.y_stride[d] = out.stride(d);
   plan.args.y = out.mutable_data_ptr();
-  run_in(plan, workspace, executor);
+  return plan;
+}
+
+void bound_out(const char* op, const Tensor& x, const Tensor& bound_conv, const MaybeTensor& residual,
+               const Tensor& out, const Tensor& workspace) {
+  check_blob(op, "workspace", "bytes", workspace);
+  const Executor executor = torch_executor();
+  run_in(open_out(op, x, bound_conv, residual, out, executor.threads), workspace, executor);
 }
 
 int64_t int8_conv2d_bound_workspace_op(Tensor x, Tensor bound_conv, Tensor out) {
@@ -132,6 +141,28 @@ int64_t int8_conv2d_bound_workspace_op(Tensor x, Tensor bound_conv, Tensor out) 
 
 void int8_conv2d_bound_out_op(Tensor x, Tensor bound_conv, MaybeTensor residual, Tensor out, Tensor workspace) {
   bound_out("int8_conv2d_bound_out", x, bound_conv, residual, out, workspace);
+}
+
+// Convolutions one after the other.
+void int8_conv2d_chain_out_op(std::vector<Tensor> x, std::vector<Tensor> bound_convs, std::vector<MaybeTensor> residual,
+                              std::vector<Tensor> out, Tensor workspace) {
+  const char* op = "int8_conv2d_chain_out";
+  const size_t count = bound_convs.size();
+  check(count > 0, op, "bound_convs", "expected at least one, got none");
+  check(x.size() == count, op, "x", "expected ", count, " tensors, got ", x.size());
+  check(residual.size() == count, op, "residual", "expected ", count, " of them, got ", residual.size());
+  check(out.size() == count, op, "out", "expected ", count, " tensors, got ", out.size());
+  check_blob(op, "workspace", "bytes", workspace);
+  const Executor executor = torch_executor();
+  const auto plans = std::make_unique<Int8ConvPlan[]>(count);
+  int64_t bytes = 0;
+  for (size_t i = 0; i < count; ++i) {
+    plans[i] = open_out(op, x[i], bound_convs[i], residual[i], out[i], executor.threads);
+    bytes = std::max(bytes, plans[i].workspace_bytes);
+  }
+  Scratch scratch(workspace.numel() >= bytes ? 0 : bytes);
+  void* const room = workspace.numel() >= bytes ? workspace.mutable_data_ptr() : scratch.data();
+  for (size_t i = 0; i < count; ++i) pk::run(plans[i], room, executor);
 }
 
 Tensor int8_linear_bound_op(Tensor x, Tensor bound_conv, MaybeTensor residual, ScalarType out_dtype) {
@@ -163,6 +194,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
   m.def(
       "int8_conv2d_bound_out(Tensor x, Tensor bound_conv, Tensor? residual, Tensor(a!) out, Tensor(b!) workspace) -> "
       "()");
+  m.def(
+      "int8_conv2d_chain_out(Tensor[] x, Tensor[] bound_convs, Tensor?[] residual, Tensor(a!)[] out, "
+      "Tensor(b!) workspace) -> ()");
   m.def("int8_linear_bound(Tensor x, Tensor bound_conv, Tensor? residual, ScalarType out_dtype) -> Tensor");
   m.def("int8_linear_bound_workspace(Tensor x, Tensor bound_conv, Tensor out) -> int");
   m.def(
@@ -176,6 +210,7 @@ STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, m) {
   m.impl("int8_conv2d_bound", TORCH_BOX(&int8_conv2d_bound_op));
   m.impl("int8_conv2d_bound_workspace", TORCH_BOX(&int8_conv2d_bound_workspace_op));
   m.impl("int8_conv2d_bound_out", TORCH_BOX(&int8_conv2d_bound_out_op));
+  m.impl("int8_conv2d_chain_out", TORCH_BOX(&int8_conv2d_chain_out_op));
   m.impl("int8_linear_bound", TORCH_BOX(&int8_linear_bound_op));
   m.impl("int8_linear_bound_workspace", TORCH_BOX(&int8_linear_bound_workspace_op));
   m.impl("int8_linear_bound_out", TORCH_BOX(&int8_linear_bound_out_op));

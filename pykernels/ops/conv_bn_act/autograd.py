@@ -134,7 +134,7 @@ def fake_bound_out(x: torch.Tensor, bound_conv: torch.Tensor, residual: Any, out
     """Only writes."""
 
 
-def _fake_chain_out(*_: Any) -> None:
+def fake_chain_out(*_: Any) -> None:
     """Only writes."""
 
 
@@ -157,7 +157,7 @@ def _register() -> None:
     torch.library.register_fake("pykernels::conv_pack_bound", _fake_pack_bound)
     torch.library.register_fake("pykernels::conv_bn_act_bound", fake_bound)
     torch.library.register_fake("pykernels::conv_bn_act_bound_out", fake_bound_out)
-    torch.library.register_fake("pykernels::conv_bn_act_chain_out", _fake_chain_out)
+    torch.library.register_fake("pykernels::conv_bn_act_chain_out", fake_chain_out)
     torch.library.register_fake("pykernels::linear_bound", fake_linear)
     torch.library.register_fake("pykernels::linear_bound_out", fake_bound_out)
     torch.library.register_autograd("pykernels::conv_bn_act", backward_with(_native_op), setup_context=setup_context)

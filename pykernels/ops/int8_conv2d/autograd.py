@@ -12,7 +12,7 @@ from torch._prims_common import suggest_memory_format
 
 from pykernels import _native
 from pykernels.ops.conv_bn_act.arguments import output_size
-from pykernels.ops.conv_bn_act.autograd import fake_bound, fake_bound_out, fake_linear
+from pykernels.ops.conv_bn_act.autograd import fake_bound, fake_bound_out, fake_chain_out, fake_linear
 from pykernels.ops.int8_conv2d.arguments import Int8ConvCall
 from pykernels.ops.int8_matmul.autograd import refuse_backward
 
@@ -35,6 +35,7 @@ _FAKES: dict[str, Any] = {
     "int8_conv_bind": _fake_bind,
     "int8_conv2d_bound": fake_bound,
     "int8_conv2d_bound_out": fake_bound_out,
+    "int8_conv2d_chain_out": fake_chain_out,
     "int8_linear_bound": fake_linear,
     "int8_linear_bound_out": fake_bound_out,
 }
