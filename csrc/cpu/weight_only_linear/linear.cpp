@@ -1,9 +1,8 @@
 // y = activation(x (q s)^T + bias), by the tiles of the LSTM's products (csrc/cpu/lstm/tile.h): a row of x times panels
 // of 4 vectors of q's rows, k after k, so that what a tile reads of q is one stream.
 //
-//   few rows   each panel is read once, widened to float32 in registers. One row takes kStreams panels together.
-//   many rows  blocks of kBlockRows rows times kBlockPanels panels. kWidened of a panel's k at a time are widened into
-//              the caches, and all rows of the block multiply them: float32's own loop.
+//   few rows   each panel is read once, and one row takes kStreams panels together.
+//   many rows  blocks of kBlockRows rows times kBlockPanels panels, a part of k at a time.
 //   weights that are not packed are read as they lie by up to kUnpackedRows rows (csrc/cpu/lstm/dot.h), and packed into
 //              the workspace for more.
 //
@@ -77,21 +76,34 @@ void few_rows(const Product& p, int64_t begin, int64_t end) {
 
 // Rows [row, row + rows) and panels [first, last).
 void block(const Product& p, int64_t row, int64_t rows, int64_t first, int64_t last) {
-  constexpr int64_t kRow = kBlockPanels * kPanel;
+  constexpr int64_t kRow = kBlockPanels * kPanel, kDepth = kWidens ? kWidened : kChunk;
   const WeightOnlyLinearArgs& a = p.args;
   float c[kBlockRows * kRow], wide[kWidened * kPanel];
   int64_t j = 0;
   do {
-    const int64_t k = min(kWidened, a.k - j);
+    const int64_t k = min(kDepth, a.k - j);
+    const float* const x = p.x + row * p.x_row + j;
     for (int64_t n = first; n < last; ++n) {
-      const int64_t column = n * kPanel;
+      const int8_t* const w = p.panels + (n * a.k + j) * kPanel;
       float* const to = c + (n - first) * kPanel;
-      widen_panel(p.panels + (n * a.k + j) * kPanel, k, p.scale + column, wide);
-      tiles(rows, p.x + row * p.x_row + j, p.x_row, wide, k, j ? to : p.bias + column, j ? kRow : 0, to, kRow);
+      if constexpr (kWidens) {
+        widen_panel(w, k, nullptr, wide);
+        tiles(rows, x, p.x_row, wide, k, j ? to : nullptr, kRow, to, kRow);
+      } else {
+        const float* const init = j ? to : p.bias + n * kPanel;
+        tiles(rows, x, p.x_row, w, k, init, j ? kRow : 0, to, kRow, p.scale + n * kPanel);
+      }
     }
     j += k;
   } while (j < a.k);
-  p.finish(row, rows, first * kPanel, (last - first) * kPanel, c, kRow);
+  const int64_t column = first * kPanel, width = (last - first) * kPanel;
+  if (kWidens) {
+    for (int64_t i = 0; i < width; i += kLanes) {
+      const F32 scale = load<F32>(p.scale + column + i), bias = load<F32>(p.bias + column + i);
+      for (int64_t r = 0; r < rows; ++r) store(c + r * kRow + i, fma(load<F32>(c + r * kRow + i), scale, bias));
+    }
+  }
+  p.finish(row, rows, column, width, c, kRow);
 }
 
 // Panel `n` of a weight (n, k).
