@@ -140,9 +140,9 @@ class Int8LSTM(_Int8Recurrent):
     `torch.nn.LSTM`, which it quantises.
 
     ``x`` and the states are float32 or bfloat16; other dtypes run as plain PyTorch. A float32 result has the same bits
-    on every CPU, for any number of threads and in any batch (with ``weight_only``, for any number of threads). Quantisation has no gradient: the module refuses an input
-    that requires one, except under ``torch.no_grad()``. The module packs its weights at the first call, and again when
-    they have changed.
+    on every CPU, for any number of threads and in any batch; with ``weight_only``, for any number of threads.
+    Quantisation has no gradient: the module refuses an input that requires one, except under ``torch.no_grad()``. The
+    module packs its weights at the first call, and again when they have changed.
 
     Raises:
         ValueError: torch refuses an argument, or ``proj_size`` is above 0.

@@ -83,8 +83,9 @@ def int8_lstm_cell(
     """One step. See `pykernels.ops.int8_lstm_cell`."""
     if weight_only:
         wide = torch.promote_types(x.dtype, torch.float32)
-        parts = scaled([w_ih, w_hh], [s_ih, s_hh], wide)
-        h, c = float_reference.lstm_cell(x.to(wide), tuple(t.to(wide) for t in states), *parts, b_ih, b_hh)  # type: ignore[arg-type]
+        w_ih, w_hh = scaled([w_ih, w_hh], [s_ih, s_hh], wide)
+        h, c = states
+        h, c = float_reference.lstm_cell(x.to(wide), (h.to(wide), c.to(wide)), w_ih, w_hh, b_ih, b_hh)
         return h.to(x.dtype), c.to(x.dtype)
     rows, h, c = (t if t.dim() == 2 else t.unsqueeze(0) for t in (x, *states))
     weights = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]

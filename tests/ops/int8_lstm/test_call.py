@@ -10,7 +10,7 @@ from torch.library import opcheck
 
 import pykernels as pk
 from pykernels.ops.int8_lstm import reference
-from pykernels.ops.int8_lstm.spec import EXACT, SPECS, quantized
+from pykernels.ops.int8_lstm.spec import EXACT, quantized
 from pykernels.ops.lstm import reference as float_reference
 from pykernels.ops.lstm.spec import flat_weights
 from tests.harness import (
