@@ -81,7 +81,8 @@ std::vector<float> run(const Problem& p, const WeightOnlyLinearKernels* table, b
     EXPECT(make_packing_plan(s.n, s.k, &plan), "packing plan");
     if (table) plan.kernels = table;
     if (table)
-      plan.packed_bytes = kWeightOnlyLinearHeaderBytes + weight_only_linear_offsets(s.n, s.k, table->panel).end;
+      plan.packed_bytes =
+          kWeightOnlyLinearHeaderBytes + weight_only_linear_offsets(s.n, s.k, table->panel, table->group).end;
     block = Workspace(plan.packed_bytes);
     pack(plan, args.weight, args.scale, args.bias, block.data(), executor);
     args.packed = block.data(), args.packed_bytes = plan.packed_bytes;
@@ -172,8 +173,8 @@ void check_malformed(const char* name) {
   EXPECT(accepted({2, 70, 30}, good.data(), bytes), "%s: a good block", name);
   for (const int64_t size : {int64_t{0}, int64_t{10}, bytes - 1, bytes / 2})
     EXPECT(!accepted({2, 70, 30}, good.data(), size), "%s: %ld bytes", name, static_cast<long>(size));
-  // Fields of the header: magic 8, version, panel 4 each, n, k, bytes 8.
-  for (const size_t at : {0u, 8u, 12u, 16u, 24u, 32u}) {
+  // Fields of the header: magic 8, version, panel, group, one unused 4 each, n, k, bytes 8.
+  for (const size_t at : {0u, 8u, 12u, 16u, 24u, 32u, 40u}) {
     std::vector<char> block = good;
     block[at] = static_cast<char>(block[at] ^ 3);
     EXPECT(!accepted({2, 70, 30}, block.data(), bytes), "%s: header byte %zu", name, at);

@@ -8,7 +8,7 @@ namespace pk {
 
 // `block` is a packed block behind its header.
 struct WeightOnlyLinearKernels {
-  int64_t panel;  // columns of a panel: which packed form it reads
+  int64_t panel, group;  // columns of a panel, and adjacent rows of it: which packed form it reads
   void (*pack)(int64_t n, int64_t k, const int8_t* weight, const float* scale, const float* bias, char* block,
                const Executor& executor);
   // Sets the plan's workspace; then the product itself, of m, n > 0.
@@ -17,5 +17,6 @@ struct WeightOnlyLinearKernels {
 };
 
 PK_DECLARE_TABLES(WeightOnlyLinearKernels, weight_only_linear_kernels)
+PK_DECLARE_VNNI_TABLE(WeightOnlyLinearKernels, weight_only_linear_kernels)
 
 }  // namespace pk

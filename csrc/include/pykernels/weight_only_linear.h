@@ -38,8 +38,8 @@ struct WeightOnlyLinearPlan {
   WeightOnlyLinearArgs args;  // pointers may be set between make_plan and run
   const WeightOnlyLinearKernels* kernels = nullptr;
   int64_t workspace_bytes = 0;
-  // The rest is the kernels' own: where in the workspace x as float32 and a packed weight lie, or -1.
-  int64_t x_at = -1, packed_at = -1;
+  // The rest is the kernels' own: where in the workspace x as float32, a packed weight and x's digits lie, or -1.
+  int64_t x_at = -1, packed_at = -1, digits_at = -1;
 };
 
 // Checks the call, `packed` and its header too.
