@@ -185,7 +185,10 @@ def _stored(dtype: torch.dtype) -> float:
 
 
 def weight_only_linear(draw: Draw) -> Call:
-    """weight_only_linear, packed and as it lies: within (k + 8) roundings of the sum of the products' magnitudes."""
+    """weight_only_linear, packed and as it lies: within (k + 8) roundings of the sum of the products' magnitudes.
+
+    And within what VNNI's digits round, half a unit of 127 * 2^16 for the largest of a row.
+    """
     m, n, k, dtype = draw.size(60), draw.size(200), draw.size(700, 0), draw.one_of(*FLOATS)
     x, weight, scale = draw.floats(m, k, dtype=dtype), draw.int8(n, k), draw.positive(n)
     x = lay_out(x, draw.one_of("", "sliced", "transposed"))
@@ -195,9 +198,11 @@ def weight_only_linear(draw: Draw) -> Call:
         if backend == "reference":
             given = _wide((x, weight, scale, bias), torch.float64)
             y = pk.ops.weight_only_linear(*given, activation, backend=backend)
-            largest = x.double().abs() @ (weight.double() * scale.double()[:, None]).abs().t()
-            largest += 0 if bias is None else bias.double().abs()
-            return Within([y], [(k + 8) * 2.0**-24 * largest + _stored(dtype) * y.abs()], dtype)
+            steps = (weight.double() * scale.double()[:, None]).abs().t()
+            largest = x.double().abs() @ steps + (0 if bias is None else bias.double().abs())
+            most = x.double().abs().amax(1, keepdim=True) if k else torch.zeros(m, 1)
+            digits = most * steps.sum(0) / (2 * 127 * 2**16)
+            return Within([y], [(k + 8) * 2.0**-24 * largest + digits + _stored(dtype) * y.abs()], dtype)
         if not packs:
             return pk.ops.weight_only_linear(x, weight, scale, bias, activation, backend=backend)
         packed = torch.ops.pykernels.weight_only_linear_pack(weight, scale, bias)

@@ -34,6 +34,9 @@ struct Problem {
   Problem(const Shape& s, DType dtype, bool has_bias, Activation activation)
       : s(s), dtype(dtype), has_bias(has_bias), activation(activation) {
     x = normal(static_cast<size_t>(s.m * s.k), 1);
+    if (s.m > 4) std::fill_n(x.begin() + s.k, s.k, 0.0f);
+    if (s.m > 4)
+      for (int64_t i = 0; i < s.k; ++i) x[static_cast<size_t>(2 * s.k + i)] *= 1e-30f;
     if (dtype != DType::f32)
       for (float& v : x) v = widen(narrow(v, dtype), dtype);
     scale = normal(static_cast<size_t>(s.n), 2, 0.01f), bias = normal(static_cast<size_t>(s.n), 3);

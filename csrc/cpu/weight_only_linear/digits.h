@@ -34,10 +34,10 @@ inline int64_t digits_bytes(int64_t m, int64_t k) {
   return m * (kDigits * digit_row(k) * static_cast<int64_t>(sizeof(AValue)) + static_cast<int64_t>(sizeof(RowScale)));
 }
 
-// The digits of a row to three rows, `stride` apart, with anything behind k: the weight has zeros there.
+// The digits of a row to three rows, `stride` apart.
 inline RowScale split(const float* x, int64_t k, int64_t stride, AValue* to) {
   const float largest = __builtin_bit_cast(float, largest_magnitude(x, k));
-  std::memset(to, 0, static_cast<size_t>(kDigits * stride) * sizeof(AValue));
+  std::memset(to, kAOffset, static_cast<size_t>(kDigits * stride) * sizeof(AValue));  // digits of 0
   if (!(largest <= 3.402823466e38f)) return {1.0f, 1.0f, false};
   if (largest == 0.0f) return {1.0f, 1.0f, true};
   // kMost / largest would overflow for tiny rows.
@@ -97,16 +97,18 @@ inline void digit_tile(const Digits& d, int64_t row, int64_t panel) {
   p.finish(row, X, column, kRow, y, kRow);
 }
 
-// Rows [row, row + rows) times panels [first, last): as many panels side by side as there are registers for.
+// X rows of x times panels [first, last), P side by side.
+template <int X, int P>
+inline void digit_panels(const Digits& d, int64_t row, int64_t first, int64_t last) {
+  for (; first + P <= last; first += P) digit_tile<X, P>(d, row, first);
+  for (; first < last; ++first) digit_tile<X, 1>(d, row, first);
+}
+
+// Rows [row, row + rows) times panels [first, last): tiles of as many sums as there are registers for.
 inline void digit_block(const Digits& d, int64_t row, int64_t rows, int64_t first, int64_t last) {
-  constexpr int kMostRows = kMr / kDigits;
-  if (rows == 1) {
-    constexpr int kTogether = kRegisters >= 32 ? 4 : 1;
-    int64_t n = first;
-    for (; n + kTogether <= last; n += kTogether) digit_tile<1, kTogether>(d, row, n);
-    for (; n < last; ++n) digit_tile<1, 1>(d, row, n);
-    return;
-  }
+  constexpr int kMostRows = kMr / kDigits, kTogether = kRegisters >= 32 ? 4 : 1;
+  if (rows == 1) return digit_panels<1, kTogether>(d, row, first, last);
+  if (rows == 2) return digit_panels<2, (kTogether + 1) / 2>(d, row, first, last);
   const int64_t tiles = ceil_div(rows, int64_t{kMostRows});
   for (int64_t n = first; n < last; ++n) {
     for (int64_t t = 0, r = 0; t < tiles; ++t) {

@@ -1,5 +1,5 @@
 // y = activation(x (m, k) * (q * scale)^T + bias): a linear layer whose weight is int8 with a scale a row, on rows that
-// stay float, with float sums. Where few rows read the weight from memory, its bytes are the time: a quarter of those
+// stay float. Where few rows read the weight from memory, its bytes are the time: a quarter of those
 // of float32.
 #pragma once
 
@@ -13,13 +13,14 @@
 
 namespace pk {
 
-// x and y are float32 or bfloat16; sums and all that follows are float32. The bits of y depend on the sizes, but
-// neither on the number of threads nor on strides. (A row alone is summed in another order than one of many.)
+// x and y are float32 or bfloat16; sums and all that follows are float32, or no less exact: with VNNI a row is rounded
+// to 24 bits, relative to its largest magnitude, and its sums are exact (csrc/cpu/weight_only_linear/digits.h). The
+// bits of y depend on the sizes, but neither on the number of threads nor on strides.
 struct WeightOnlyLinearArgs {
-  int64_t m = 0, n = 0, k = 0;
-  DType dtype = DType::f32;  // of x and y
-  const void* x = nullptr;   // (m, k), rows of adjacent elements
-  int64_t x_stride = 0;      // from row to row
+  int64_t m = 0, n = 0, k = 0;  // k up to kInt8MaxK
+  DType dtype = DType::f32;     // of x and y
+  const void* x = nullptr;      // (m, k), rows of adjacent elements
+  int64_t x_stride = 0;         // from row to row
 
   const int8_t* weight = nullptr;  // (n, k), contiguous; with scale and bias not read where `packed` is given
   const float* scale = nullptr;    // (n)

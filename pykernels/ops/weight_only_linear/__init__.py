@@ -27,7 +27,7 @@ def weight_only_linear(
 ) -> torch.Tensor:
     """Multiplies float rows by int8 weights, for inference.
 
-    Nothing of ``x`` is rounded. It computes::
+    The rows of ``x`` stay float. It computes::
 
         act(F.linear(x, weight * weight_scale[:, None], bias))
 
@@ -43,12 +43,13 @@ def weight_only_linear(
     Returns:
         (*, N), contiguous, of ``x``'s dtype (autocast's, inside autocast).
 
-    Sums, scales, bias and activation are float32, and the result is rounded once. The bits depend on the shape, but not
-    on strides or the number of threads. There is no gradient.
+    Sums, scales, bias and activation are float32, and the result is rounded once. With VNNI the sums are exact, of
+    rows rounded to 24 bits relative to their largest magnitude: that is less than float32's sums round. K may be 131071
+    at most. The bits depend on the shape, but not on strides or the number of threads. There is no gradient.
 
     A few rows take the time in which the weight is read, a quarter of what float32 weights take. Many rows take that
-    of a float32 layer. Up to four rows read ``weight`` as it lies; for more the op packs it at every call, and
-    `pykernels.nn.Int8Linear` with ``weight_only`` packs it once.
+    of a float32 layer, or three quarters of it with VNNI. Up to four rows read ``weight`` as it lies; for more the op
+    packs it at every call, and `pykernels.nn.Int8Linear` with ``weight_only`` packs it once.
 
     Raises:
         TypeError: An argument is not a tensor, or its dtype does not fit; the message says which.

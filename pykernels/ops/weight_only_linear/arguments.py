@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pykernels.ops._arguments import check_device, check_floating, check_tensor, fail
-from pykernels.ops.int8_matmul.arguments import check_bias, check_int8, vector
+from pykernels.ops.int8_matmul.arguments import MAX_K, check_bias, check_int8, vector
 
 OP = "weight_only_linear"
 
@@ -22,7 +22,9 @@ def check_linear(
     check_device(OP, "weight", weight, x.device)
     if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
         fail(ValueError, OP, "weight", f"shape (N, {x.shape[-1]})", tuple(weight.shape))
-    n = weight.shape[0]
+    n, k = weight.shape
+    if k > MAX_K:
+        fail(ValueError, OP, "weight", f"at most {MAX_K} columns, beyond which int32 sums may wrap", k)
     scale = vector(OP, "weight_scale", check_tensor(OP, "weight_scale", weight_scale), (n, 1), x.device)
     assert scale is not None
     check_bias(OP, bias, n, x.device)

@@ -81,10 +81,20 @@ def test_strides_and_threads_change_no_bit(m, isa):
 
 
 @native
-def test_nothing_of_x_is_rounded():
-    x, q, scale, bias = problem(2)
-    y = pk.ops.weight_only_linear(x + 1e-6, q, scale, bias)
-    assert not torch.equal(y, pk.ops.weight_only_linear(x, q, scale, bias))
+@isas
+@pytest.mark.parametrize("size", [1e-44, 1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("m", [6, 60])
+def test_rows_of_any_size(m, size, isa):
+    x, q, scale, _ = problem(m)
+    x = x * size
+    x[1], x[2, 3] = 0, 2e5 * size
+    with forced_isa(isa):
+        y = pk.ops.weight_only_linear(x, q, scale, None)
+    expected = x.double() @ (q.double() * scale.double()[:, None]).t()
+    assert not y[1].any()
+    for got, e in ((y[2], expected[2]), (y[3:], expected[3:])):
+        # Of denormal numbers the last bit counts.
+        assert float((got - e).abs().max()) <= max(bound(torch.float32, 50) * float(e.abs().max()), 2e-45)
 
 
 @native
@@ -173,6 +183,9 @@ def test_bad_arguments():
     ):
         with pytest.raises(error, match=f"^pykernels.weight_only_linear: {says}"):
             pk.ops.weight_only_linear(*bad)
+    wide = torch.zeros(1, 131072, dtype=torch.int8)
+    with pytest.raises(ValueError, match="weight: expected at most 131071 columns, beyond which int32 sums may wrap"):
+        pk.ops.weight_only_linear(torch.zeros(1, 131072), wide, torch.ones(1))
     for backend in ("cuda", "triton"):
         with pytest.raises(RuntimeError, match="kernels for CPUs only"):
             pk.ops.weight_only_linear(x, q, scale, bias, backend=backend)
