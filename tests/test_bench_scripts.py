@@ -63,3 +63,11 @@ def test_zoo(monkeypatch, tmp_path):
     assert all(row["status"] == "ok" and row["ratio"] > 0 for row in rows)
     assert [row["name"] for row in rows] == ["pk:tcn"]
     assert [path.name for path in steps.iterdir()] == ["pk-tcn.txt"]
+
+
+def test_weights(monkeypatch, tmp_path):
+    rows = run("weights", monkeypatch, tmp_path, "--only", "linear_1x512x512,lstm_128", "--rounds", "1")
+    errors = {(row["row"], row["contender"]): row["error"] for row in rows}
+    for subject in ("linear_1x512x512", "lstm_128_b1_t64"):
+        assert errors[subject, "float"] < 1e-5 < errors[subject, "weight-only"] < errors[subject, "dynamic"]
+    assert all(row["best_ms"] > 0 for row in rows)

@@ -254,6 +254,24 @@ def accuracy_table() -> list[str]:
     return lines
 
 
+#: `bench/weights.py`'s contenders, as a table names them.
+WEIGHTS = {
+    "torch": "torch", "torch dynamic": "torch dynamic", "torchao weight-only": "torchao weight-only",
+    "float": "ours, float", "dynamic": "ours, dynamic", "weight-only": "ours, weight-only",
+}  # fmt: skip
+
+
+def weights_table() -> list[str]:
+    """A line for each subject of `bench/weights.py`: times in ms, and the errors of our two int8 forms."""
+    found = {(r["row"], r["contender"]): r for r in results_of(f"weights-{LATEST}.json")}
+    lines = [f"| one thread, ms | {' | '.join(WEIGHTS.values())} | errors |", "|---" * (len(WEIGHTS) + 2) + "|"]
+    for row in dict.fromkeys(row for row, _ in found):
+        times = (f"{found[row, c]['best_ms']:.3g}" if (row, c) in found else "" for c in WEIGHTS)
+        errors = ", ".join(f"{found[row, c]['error']:.2%}" for c in ("dynamic", "weight-only"))
+        lines.append(f"| {row} | {' | '.join(times)} | {errors} |")
+    return lines
+
+
 def _digits(score: float) -> int:
     """Of a score in points of a hundred, or in bits."""
     return 2 if abs(score) > 10 else 4
@@ -282,6 +300,7 @@ def passages() -> dict[str, str]:
         "networks": networks_table(),
         "int8": int8_table(),
         "int8 accuracy": accuracy_table(),
+        "weights": weights_table(),
     }
     return {name: wrapped(text) for name, text in prose.items()} | {name: "\n".join(t) for name, t in tables.items()}
 

@@ -6,23 +6,26 @@
 The samples of the specs, which `python -m pykernels check` runs, cover what somebody thought of; these cover the rest:
 sizes on both sides of every tile, strides, zero points, extremes, layouts and threads, in combinations that nobody
 chose.
+Where activations stay float (weight_only_linear, int8_lstm_weight_only) sums round, and the result has to be within
+bounds of float64's that come from the numbers.
 A call that fails is printed with its seed: `--seed N --count 1` makes it again. The exit code is 1 then.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import random
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import pykernels as pk
-from pykernels.ops._check import forced_isa, host_isas, tensors_of
+from pykernels.ops._check import forced_isa, host_isas, map_tensors, tensors_of
 from pykernels.ops._spec import lay_out
 from pykernels.ops.int8_conv2d.arguments import int8_conv_call
 from pykernels.ops.int8_matmul import int8_linear
@@ -177,9 +180,13 @@ def epilogue(
 
 def lstm(draw: Draw) -> Call:
     """int8_lstm: layers, directions, packed sequences."""
+    arguments, given = _lstm(draw, torch.float32)  # the dtype of which the bits are promised
+    return lambda backend: pk.ops.int8_lstm(*arguments, **given, backend=backend)
+
+
+def _lstm(draw: Draw, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
     hidden, features, batch, steps = draw.size(70), draw.size(70, 0), draw.size(6), draw.size(5)
     layers, directions = draw.random.randint(1, 2), draw.random.randint(1, 2)
-    dtype = torch.float32  # the one of which the bits are promised
     weights: list[Tensor] = []
     scales: list[Tensor] = []
     has_bias = draw.one_of(True, False)
@@ -190,14 +197,76 @@ def lstm(draw: Draw) -> Call:
             weights += [draw.floats(4 * hidden).clamp(-9, 9) for _ in range(2 * has_bias)]
             scales += [draw.positive(4 * hidden), draw.positive(4 * hidden)]
     sizes = draw.one_of(None, sorted((draw.random.randint(1, batch) for _ in range(steps)), reverse=True))
-    given = {"num_layers": layers, "bidirectional": directions == 2}
+    given: dict[str, Any] = {"num_layers": layers, "bidirectional": directions == 2}
     batch = batch if sizes is None else sizes[0]
     states = tuple(draw.floats(layers * directions, batch, hidden, dtype=dtype) for _ in range(2))
     shape = (steps, batch, features) if sizes is None else (sum(sizes), features)
-    x, batch_sizes = draw.floats(*shape, dtype=dtype), None if sizes is None else torch.tensor(sizes)
-    return lambda backend: pk.ops.int8_lstm(
-        x, states, weights, scales, batch_sizes=batch_sizes, **given, backend=backend
-    )
+    given["batch_sizes"] = None if sizes is None else torch.tensor(sizes)
+    return (draw.floats(*shape, dtype=dtype), states, weights, scales), given
+
+
+class Within(NamedTuple):
+    """Results of float64, and how far off one may be: tensors of the same shapes, and the dtype it should have."""
+
+    expected: list[Tensor]
+    limits: list[Tensor]
+    dtype: torch.dtype
+
+
+def _wide(value: Any, dtype: torch.dtype) -> Any:
+    return map_tensors(value, lambda t: t.to(dtype) if t.is_floating_point() else t)
+
+
+def _stored(dtype: torch.dtype) -> float:
+    """What rounding to ``dtype`` once more may cost."""
+    return 0.0 if dtype is torch.float32 else torch.finfo(dtype).eps
+
+
+def weight_only_linear(draw: Draw) -> Call:
+    """weight_only_linear, packed and as it lies: within (k + 8) roundings of the sum of the products' magnitudes.
+
+    And within what VNNI's digits round, half a unit of 127 * 2^16 for the largest of a row.
+    """
+    m, n, k, dtype = draw.size(60), draw.size(200), draw.size(700, 0), draw.one_of(*FLOATS)
+    x, weight, scale = draw.floats(m, k, dtype=dtype), draw.int8(n, k), draw.positive(n)
+    x = lay_out(x, draw.one_of("", "sliced", "transposed"))
+    bias, activation, packs = draw.one_of(None, draw.floats(n)), draw.one_of("none", "relu"), draw.one_of(True, False)
+
+    def call(backend: str) -> Any:
+        if backend == "reference":
+            given = _wide((x, weight, scale, bias), torch.float64)
+            y = pk.ops.weight_only_linear(*given, activation, backend=backend)
+            steps = (weight.double() * scale.double()[:, None]).abs().t()
+            largest = x.double().abs() @ steps + (0 if bias is None else bias.double().abs())
+            most = x.double().abs().amax(1, keepdim=True) if k else torch.zeros(m, 1)
+            digits = most * steps.sum(0) / (2 * 127 * 2**16)
+            return Within([y], [(k + 8) * 2.0**-24 * largest + digits + _stored(dtype) * y.abs()], dtype)
+        if not packs:
+            return pk.ops.weight_only_linear(x, weight, scale, bias, activation, backend=backend)
+        packed = torch.ops.pykernels.weight_only_linear_pack(weight, scale, bias)
+        return torch.ops.pykernels.weight_only_linear_packed(x, packed, n, pk.ops.ACTIVATIONS.index(activation))
+
+    return call
+
+
+def weight_only_lstm(draw: Draw) -> Call:
+    """int8_lstm with weight_only: four times as far off as plain float32, which random gates throw about too."""
+    dtype = draw.one_of(*FLOATS)
+    (x, states, weights, scales), given = _lstm(draw, dtype)
+    arguments = x.clamp(-4, 4), map_tensors(states, lambda t: t.clamp(-4, 4)), weights, scales
+
+    def call(backend: str) -> Any:
+        run = functools.partial(pk.ops.int8_lstm, **given, weight_only=True, backend=backend)
+        if backend != "reference":
+            return run(*arguments)
+        exact, plain = (tensors_of(run(*_wide(arguments, wide))) for wide in (torch.float64, torch.float32))
+        limits = []
+        for e, p in zip(exact, plain, strict=True):
+            noise = 4 * (p - e).abs().max() if e.numel() else torch.zeros(())
+            limits.append(noise + 2.0**-18 + 4 * _stored(dtype) * (1 + e.abs()))
+        return Within(exact, limits, dtype)
+
+    return call
 
 
 def images(draw: Draw) -> Tensor:
@@ -299,6 +368,8 @@ OPS: dict[str, Callable[[Draw], Call]] = {
     "int8_conv2d": conv,
     "int8_conv2d_bound": bound_conv,
     "int8_lstm": lstm,
+    "weight_only_linear": weight_only_linear,
+    "int8_lstm_weight_only": weight_only_lstm,
     "int8_add": add,
     "int8_quantize": rounding,
     "int8_affine": affine,
@@ -312,6 +383,11 @@ NEAR = ("int8_linear", "int8_squeeze_excite")
 
 def same(a: Any, b: Any, exact: bool) -> bool:
     """Have two results the same dtypes and shapes, and the same bits (but for those of NaN), or about the same?"""
+    if isinstance(b, Within):
+        return all(
+            x.dtype == b.dtype and x.shape == y.shape and bool(((x.double() - y).abs() <= limit).all())
+            for x, y, limit in zip(tensors_of(a), b.expected, b.limits, strict=True)
+        )
     return all(
         x.dtype == y.dtype and x.shape == y.shape and (torch.equal(_key(x), _key(y)) if exact else _near(x, y))
         for x, y in zip(tensors_of(a), tensors_of(b), strict=True)

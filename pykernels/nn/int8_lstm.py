@@ -1,7 +1,8 @@
-"""Int8LSTM and Int8LSTMCell: LSTMs with int8 weights, a scale a row, that quantise x and h row by row."""
+"""Int8LSTM and Int8LSTMCell: LSTMs with int8 weights, a scale a row, on x and h in int8 or float."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -27,6 +28,7 @@ class _Int8Recurrent(PacksWeights, nn.Module):
 
     _most_compared = 0  # packing saves less here than a comparison costs
     bias: bool
+    weight_only: bool = False  # of older pickles
 
     #: The weights' names, w_ih, w_hh and, with biases, b_ih, b_hh for each layer and direction in turn.
     _names: list[str]
@@ -58,8 +60,19 @@ class _Int8Recurrent(PacksWeights, nn.Module):
         weights, scales = tensors[: len(self._names)], tensors[len(self._names) :]
         weights = [w if w.dtype is torch.int8 else w.float() for w in weights]
         pack = torch.ops.pykernels.int8_lstm_pack.default
-        packed = pack(weights, [s.float() for s in scales], num_layers, bidirectional, self.bias)
+        packed = pack(weights, [s.float() for s in scales], num_layers, bidirectional, self.bias, self.weight_only)
         return packed, weights[0].shape[1], weights[1].shape[1]
+
+    def _ops(self) -> Any:
+        """The ops of packed weights: int8_lstm's, or lstm's, which take packed int8 weights too."""
+        return _packed_ops(self.weight_only)
+
+    def extra_repr(self) -> str:
+        """As torch's, and ``weight_only`` if it is set."""
+        return self._torchs_repr() + (", weight_only=True" if self.weight_only else "")
+
+    def _torchs_repr(self) -> str:
+        raise NotImplementedError
 
     def _all(self) -> tuple[list[Tensor], list[Tensor]]:
         """Weights and scales, as `pykernels.ops.int8_lstm` takes them."""
@@ -83,6 +96,15 @@ class _Int8Recurrent(PacksWeights, nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
+@functools.cache
+def _packed_ops(weight_only: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Those of sequences, and of a cell."""
+    ops = torch.ops.pykernels
+    if weight_only:
+        return ops.lstm_packed.default, ops.lstm_cell_packed.default
+    return ops.int8_lstm_packed.default, ops.int8_lstm_cell_packed.default
+
+
 class Int8LSTM(_Int8Recurrent):
     """`torch.nn.LSTM` with int8 weights, for inference.
 
@@ -91,6 +113,9 @@ class Int8LSTM(_Int8Recurrent):
     are computed in float32::
 
         output, (h_n, c_n) = nn.LSTM(input_size, hidden_size, num_layers)(x, (h_0, c_0))   # to about 1 %
+
+    With ``weight_only`` ``x``, h and the sums stay float, and only the weights are rounded: for one sequence or a few,
+    whose time is that of reading the weights.
 
     >>> fast = pk.nn.Int8LSTM.from_torch(lstm)
     >>> with torch.no_grad():
@@ -107,6 +132,7 @@ class Int8LSTM(_Int8Recurrent):
         proj_size: 0. There are no kernels for projected states.
         device: The device to make the buffers on.
         dtype: The biases' dtype.
+        weight_only: Whether ``x`` and h stay float.
 
     There are no parameters, but buffers with the names of torch's parameters: ``weight_ih_l0`` (4H, I) and so on in
     int8, ``bias_ih_l0`` and so on; and for each weight its scales, ``weight_ih_l0_scale`` (4H,), which stay float32
@@ -114,16 +140,16 @@ class Int8LSTM(_Int8Recurrent):
     `torch.nn.LSTM`, which it quantises.
 
     ``x`` and the states are float32 or bfloat16; other dtypes run as plain PyTorch. A float32 result has the same bits
-    on every CPU, for any number of threads and in any batch. Quantisation has no gradient: the module refuses an input
-    that requires one, except under ``torch.no_grad()``. The module packs its weights at the first call, and again when
-    they have changed.
+    on every CPU, for any number of threads and in any batch; with ``weight_only``, for any number of threads.
+    Quantisation has no gradient: the module refuses an input that requires one, except under ``torch.no_grad()``. The
+    module packs its weights at the first call, and again when they have changed.
 
     Raises:
         ValueError: torch refuses an argument, or ``proj_size`` is above 0.
     """
 
     # These read what torch's and ours have.
-    extra_repr = RNNBase.extra_repr
+    _torchs_repr = RNNBase.extra_repr
 
     def __init__(
         self,
@@ -137,8 +163,11 @@ class Int8LSTM(_Int8Recurrent):
         proj_size: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        weight_only: bool = False,
     ) -> None:
         super().__init__()
+        self.weight_only = weight_only
         self._assemble(
             nn.LSTM(
                 input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
@@ -146,11 +175,12 @@ class Int8LSTM(_Int8Recurrent):
         )
 
     @classmethod
-    def from_torch(cls, module: nn.LSTM | LSTM) -> Int8LSTM:
+    def from_torch(cls, module: nn.LSTM | LSTM, *, weight_only: bool = False) -> Int8LSTM:
         """Makes the int8 form of ``module``, which stays as it is.
 
         Args:
             module: A `torch.nn.LSTM` or a `pykernels.nn.LSTM`.
+            weight_only: Whether ``x`` and h stay float.
 
         Raises:
             TypeError: ``module`` is neither, or overrides ``forward``.
@@ -159,6 +189,7 @@ class Int8LSTM(_Int8Recurrent):
         check_source(cls, module, nn.LSTM, LSTM)
         self = cls.__new__(cls)
         nn.Module.__init__(self)
+        self.weight_only = weight_only
         self._assemble(module)
         return self.train(module.training)
 
@@ -227,6 +258,7 @@ class Int8LSTM(_Int8Recurrent):
             bidirectional=self.bidirectional,
             batch_first=self.batch_first,
             batch_sizes=batch_sizes,
+            weight_only=self.weight_only,
         )
 
     def _run_packed(
@@ -238,7 +270,7 @@ class Int8LSTM(_Int8Recurrent):
         if unbatched:
             x, h0, c0 = x.unsqueeze(1), h0.unsqueeze(1), c0.unsqueeze(1)
         with torch._C._AutoDispatchBelowAutograd():  # no gradient is wanted; the op's own check of that takes longer
-            output, h_n, c_n = torch.ops.pykernels.int8_lstm_packed.default(
+            output, h_n, c_n = self._ops()[0](
                 x,
                 h0,
                 c0,
@@ -253,7 +285,7 @@ class Int8LSTM(_Int8Recurrent):
         return output, (h_n, c_n)
 
     def _key(self) -> Hashable:
-        return self.num_layers, self.bidirectional
+        return self.num_layers, self.bidirectional, self.weight_only
 
     def _make(self, tensors: list[Any], dtype: torch.dtype) -> _Packed:
         return self._pack_weights(tensors, self.num_layers, self.bidirectional)
@@ -272,6 +304,7 @@ class Int8LSTMCell(_Int8Recurrent):
         bias: Whether the gates have biases.
         device: The device to make the buffers on.
         dtype: The biases' dtype.
+        weight_only: Whether ``x`` and h stay float.
 
     There are no parameters, but the buffers ``weight_ih`` (4H, I) and ``weight_hh`` (4H, H) in int8, their scales
     ``weight_ih_scale`` and ``weight_hh_scale`` (4H,) in float32, and ``bias_ih`` and ``bias_hh`` (4H,). All else is as
@@ -282,7 +315,7 @@ class Int8LSTMCell(_Int8Recurrent):
     """
 
     # torch's prints the nonlinearity of an RNNCell, where there is one.
-    extra_repr = nn.LSTMCell.extra_repr
+    _torchs_repr = nn.LSTMCell.extra_repr
 
     def __init__(
         self,
@@ -291,16 +324,20 @@ class Int8LSTMCell(_Int8Recurrent):
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        weight_only: bool = False,
     ) -> None:
         super().__init__()
+        self.weight_only = weight_only
         self._assemble(nn.LSTMCell(input_size, hidden_size, bias, device, dtype))
 
     @classmethod
-    def from_torch(cls, module: nn.LSTMCell) -> Int8LSTMCell:
+    def from_torch(cls, module: nn.LSTMCell, *, weight_only: bool = False) -> Int8LSTMCell:
         """Makes the int8 form of ``module``, which stays as it is.
 
         Args:
             module: A `torch.nn.LSTMCell` or a `pykernels.nn.LSTMCell`.
+            weight_only: Whether ``x`` and h stay float.
 
         Raises:
             TypeError: ``module`` is neither, or overrides ``forward``.
@@ -309,6 +346,7 @@ class Int8LSTMCell(_Int8Recurrent):
         check_source(cls, module, nn.LSTMCell, LSTMCell)
         self = cls.__new__(cls)
         nn.Module.__init__(self)
+        self.weight_only = weight_only
         self._assemble(module)
         return self.train(module.training)
 
@@ -354,7 +392,7 @@ class Int8LSTMCell(_Int8Recurrent):
 
     def _run_plain(self, x: Tensor, hx: States) -> States:
         weights, scales = self._all()
-        return int8_lstm_cell(x, hx, *weights[:2], *scales, *weights[2:])
+        return int8_lstm_cell(x, hx, *weights[:2], *scales, *weights[2:], weight_only=self.weight_only)
 
     def _run_packed(self, x: Tensor, h: Tensor, c: Tensor, pack: Pack) -> States:
         if torch._C._is_any_autocast_enabled():
@@ -363,8 +401,11 @@ class Int8LSTMCell(_Int8Recurrent):
         if unbatched:
             x, h, c = x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0)
         with torch._C._AutoDispatchBelowAutograd():
-            h, c = torch.ops.pykernels.int8_lstm_cell_packed.default(x, h, c, *pack.value)
+            h, c = self._ops()[1](x, h, c, *pack.value)
         return (h.squeeze(0), c.squeeze(0)) if unbatched else (h, c)
+
+    def _key(self) -> Hashable:
+        return self.weight_only
 
     def _make(self, tensors: list[Any], dtype: torch.dtype) -> _Packed:
         return self._pack_weights(tensors, 1, False)

@@ -17,6 +17,7 @@ from pykernels.ops.pool2d import avg_pool2d, global_avg_pool2d, max_pool2d
 from pykernels.ops.shuffle import channel_shuffle, pixel_shuffle, pixel_unshuffle
 from pykernels.ops.squeeze_excite import int8_squeeze_excite, squeeze_excite
 from pykernels.ops.upsample2d import upsample2d
+from pykernels.ops.weight_only_linear import weight_only_linear
 
 __all__ = [
     "ACTIVATIONS",
@@ -46,6 +47,7 @@ __all__ = [
     "quantize_int8",
     "squeeze_excite",
     "upsample2d",
+    "weight_only_linear",
 ]
 
 after_import("torch.utils.flop_counter", register)

@@ -34,6 +34,7 @@ FAMILIES = (
     "group_norm_act",
     "layer_norm",
     "shuffle",
+    "weight_only_linear",
 )
 
 

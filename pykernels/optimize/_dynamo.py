@@ -21,7 +21,7 @@ from pykernels.nn._packed import asked_backend, undisturbed
 from pykernels.optimize import _compile, _kinds
 from pykernels.optimize._aten import torchs
 from pykernels.optimize._graph import OF_STEPS, Graph, Step, Value, storage_of, values_in
-from pykernels.optimize._int8_tensors import RoundRows, dequantize_rows, parts_of_call
+from pykernels.optimize._int8_tensors import dequantize_rows, parts_of_call, rows_of
 from pykernels.optimize._ops import pack_ops
 from pykernels.optimize._program import Program
 from pykernels.optimize._watch import Watch
@@ -239,8 +239,9 @@ class _Recording:
     def _of_parts(self, given: Any, args: tuple[Any, ...], parts: tuple[Tensor, Tensor]) -> Any:
         """The arguments of a linear layer whose weight is of such parts, with plain tensors, which steps make first."""
         q, scale = (self._new(t, "source") for t in parts)
-        x, weight = self._new(RoundRows()(args[0]), "step"), self._new(dequantize_rows(*parts), "step")
-        self.steps += [Step(RoundRows(), given[:1], {}, x), Step(dequantize_rows, (q, scale), {}, weight)]
+        rows = rows_of(args[1])
+        x, weight = self._new(rows(args[0]), "step"), self._new(dequantize_rows(*parts), "step")
+        self.steps += [Step(rows, given[:1], {}, x), Step(dequantize_rows, (q, scale), {}, weight)]
         return (x, weight, *given[2:])
 
     def _becomes_input(self, written: Value) -> None:

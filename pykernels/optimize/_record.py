@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from pykernels.optimize import _kinds
 from pykernels.optimize._aten import torchs
 from pykernels.optimize._graph import Graph, Step, Value, mapped, storage_of
-from pykernels.optimize._int8_tensors import RoundRows, dequantize_rows, parts_of_call
+from pykernels.optimize._int8_tensors import dequantize_rows, parts_of_call, rows_of
 from pykernels.optimize._keep import PackedWeight, read_by
 from pykernels.optimize._purity import Findings, Onlooker, names_any, place_in_model
 from pykernels.optimize._results import SCALARS, Unrecordable, described, has_dicts, leaves
@@ -265,11 +265,12 @@ class Recorder:
     def _linear_of_parts(self, func: Any, args: tuple[Any, ...], parts: tuple[torch.Tensor, torch.Tensor]) -> Any:
         """Runs a linear layer whose weight is of such parts, and writes down what that means."""
         with torch._C.DisableTorchFunction():
-            x, weight = RoundRows()(args[0]), dequantize_rows(*parts)
+            rows = rows_of(args[1])
+            x, weight = rows(args[0]), dequantize_rows(*parts)
             result = func(x, weight, *args[2:])  # none of torchao's own code, which nobody can follow
         try:
             for function, given, made in (
-                (RoundRows(), args[:1], x),
+                (rows, args[:1], x),
                 (dequantize_rows, parts, weight),
                 (func, (x, weight, *args[2:]), result),
             ):

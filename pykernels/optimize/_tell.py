@@ -197,7 +197,7 @@ def _tell_step(step: Step, why: str, replaced: list[Replaced], left: list[Left])
         replaced.append(Replaced(tuple(s or "the model" for s in step.sources), step.note, "pk.ops.squeeze_excite"))
         return OURS
     if step.kind == "module" and step.note:
-        replaced.append(Replaced((where,), step.note, f"pk.nn.{step.note}"))
+        replaced.append(Replaced((where,), step.note, f"pk.nn.{step.note.split()[-1]}"))
         return OURS
     if step.kind == "opaque":
         return ITSELF

@@ -41,6 +41,7 @@ def quantize(
     batches: Iterable[Any] | None = None,
     *,
     dynamic: bool = False,
+    weight_only: bool = False,
     skip: str | Sequence[str] = (),
     per_channel: bool = True,
     observer: str = "minmax",
@@ -65,9 +66,11 @@ def quantize(
             an update of these the twin rounds them anew, on the same grids.
         batches: Some tens of typical inputs: any iterable, such as a DataLoader. A tuple or list holds the arguments of
             a call, a dict those by name, and all else is the one argument. In a tuple one more than ``forward`` takes,
-            or a tensor of integers more than it requires, is a label, and dropped. None for ``dynamic``, or for a
-            model that gets its ranges by ``load_state_dict``; until then it computes in float.
+            or a tensor of integers more than it requires, is a label, and dropped. None for ``dynamic``, for
+            ``weight_only``, or for a model that gets its ranges by ``load_state_dict`` and until then runs in float.
         dynamic: Quantises linear layers and LSTMs only, each row by its own largest magnitude as it comes.
+        weight_only: Rounds the weights of linear layers and LSTMs only; what they read, and their sums, stay float. It
+            pays where few rows read large weights from memory, and costs the least accuracy.
         skip: The names of modules that stay in float, with all that they contain; ``*`` and ``?`` stand for any
             characters.
         per_channel: False gives a layer's weights one scale for all channels.
@@ -89,10 +92,10 @@ def quantize(
     Raises:
         TypeError: ``model`` is not an ``nn.Module``, is optimised already, or has parameters that are not float32;
             ``batches`` is a tensor or not iterable; ``skip`` or ``score`` is something else.
-        ValueError: ``batches`` gives nothing, or NaN, infinity, or tensors on another device, or ``dynamic`` has no use
-            for it; ``observer`` is unknown; ``skip`` names no module; there is a ``budget`` and nothing to measure it
-            on, a ``score`` without a ``budget``, ``qat`` with ``dynamic``, or ``equalize`` or ``correct_bias`` without
-            a calibration.
+        ValueError: ``batches`` gives nothing, or NaN, infinity, or tensors on another device, or ``dynamic`` or
+            ``weight_only`` has no use for it; ``observer`` is unknown; ``skip`` names no module; there is a ``budget``
+            and nothing to measure it on, a ``score`` without a ``budget``, two of ``qat``, ``dynamic`` and
+            ``weight_only``, or ``equalize`` or ``correct_bias`` without a calibration.
         RuntimeError: There are no kernels, or the model raises an error for one of the batches.
 
     Example:
@@ -117,29 +120,33 @@ def quantize(
         fail(TypeError, OP, "score", "a function from a model to a number", type(score).__name__)
     if score is not None and budget is None:
         fail(ValueError, OP, "score", "a budget beside it", None)
-    if qat and dynamic:
-        fail(ValueError, OP, "qat", "False, because of dynamic=True", True)
+    if dynamic and weight_only:
+        fail(ValueError, OP, "weight_only", "False, because of dynamic=True", True)
+    without_data = "dynamic" if dynamic else "weight_only" if weight_only else ""
+    if qat and without_data:
+        fail(ValueError, OP, "qat", f"False, because of {without_data}=True", True)
     if budget is not None:
         check_number(OP, "budget", budget)
         if not budget >= 0:
             fail(ValueError, OP, "budget", "a number of at least 0", budget)
         if batches is None:
             fail(ValueError, OP, "budget", "batches to measure on", "none")
-    if dynamic and batches is not None and budget is None:
-        fail(ValueError, OP, "batches", "None, because a dynamic quantisation needs no ranges", type(batches).__name__)
+    if without_data and batches is not None and budget is None:
+        expected = f"None, because {without_data}=True needs no ranges"
+        fail(ValueError, OP, "batches", expected, type(batches).__name__)
     for name, given in (("equalize", equalize), ("correct_bias", correct_bias)):
-        if given and (dynamic or batches is None):
+        if given and (without_data or batches is None):
             fail(ValueError, OP, name, "False, because there is nothing to calibrate on", True)
     if qat and batches is None:
         fail(ValueError, OP, "qat", "batches to calibrate on", "none")
-    plan = Plan(per_channel=per_channel, skip=patterns, dynamic=dynamic)
+    plan = Plan(per_channel=per_channel, skip=patterns, dynamic=bool(without_data), weight_only=weight_only)
     twin = face(model, torch.float32, torch.float32, None, Quantized, plan)
     if batches is None:
         return twin
     kept: list[Call] = []
     calls = _spread(calls_of(model, batches), kept)
     with buffers_kept(twin):
-        if dynamic:
+        if without_data:
             nothing_given(sum(1 for _ in calls))
         else:
             calibrate(twin, plan, calls, observer, equalize, correct_bias)

@@ -1,4 +1,4 @@
-"""Linear layers whose rows are quantised as they come."""
+"""Linear layers whose rows are quantised as they come, or stay float."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class DynamicLinear(Traceable, FusedLinear):
     """A fused linear layer with an int8 weight: ``layer`` is what it was in float."""
 
     op = "int8_matmul"
+    #: Are the rows rounded?
+    rounds_rows = True
 
     def __init__(self, layer: FusedLinear, per_channel: bool) -> None:
         vars(self).update(vars(layer))
@@ -49,8 +51,8 @@ class DynamicLinear(Traceable, FusedLinear):
     def in_trace(self, pack: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
         """What runs it, by `int8_linear` on the weight as it is."""
         q, steps, shift = self.folded(pack.twins)
-        b, scale, code = q.flatten(1).t(), steps.contiguous(), activation_code("quantize", self.act.name)
-        op = torch.ops.pykernels.int8_linear.default
+        b, scale, code = self._turned(q.flatten(1)), steps.contiguous(), activation_code("quantize", self.act.name)
+        op = self._op()
 
         def run(x: Tensor, residual: Tensor | None) -> Tensor:
             rows = x.reshape(-1, x.shape[-1])
@@ -59,13 +61,23 @@ class DynamicLinear(Traceable, FusedLinear):
 
         return run
 
+    def _op(self) -> Callable[..., Tensor]:
+        return torch.ops.pykernels.int8_linear.default
+
+    def _turned(self, q: Tensor) -> Tensor:
+        """The weight as `_op` takes it."""
+        return q.t()
+
     def _packed(self, tensors: list[Any]) -> Any:
         q, steps, shift = self.folded(tensors)
         packed = torch.ops.pykernels.int8_pack.default(q.flatten(1).t())
         return packed, q.shape[0], steps.contiguous(), shift, activation_code("quantize", self.act.name)
 
+    def _packed_op(self) -> Callable[..., Tensor]:
+        return torch.ops.pykernels.int8_linear_packed.default
+
     def _run(self, x: Tensor, constant: Any, residual: Tensor | None) -> Tensor:
-        op = torch.ops.pykernels.int8_linear_packed.default
+        op = self._packed_op()
         rows = x.reshape(-1, x.shape[-1])
         if residual is None:
             return op(rows, *constant).view(*x.shape[:-1], -1)
@@ -73,8 +85,30 @@ class DynamicLinear(Traceable, FusedLinear):
         return apply_activation(y, self.act.name, self.act.slope)
 
 
-def quantize_rows(graph: Graph, why_float: Any, per_channel: bool) -> dict[Step, Step]:
-    """Has the linear layers of ``graph`` quantise their rows. Returns what became of each step."""
+class WeightOnlyLinear(DynamicLinear):
+    """A fused linear layer with an int8 weight, on rows and sums in float."""
+
+    op = "weight_only_linear"
+    rounds_rows = False
+
+    def _op(self) -> Callable[..., Tensor]:
+        return torch.ops.pykernels.weight_only_linear.default
+
+    def _turned(self, q: Tensor) -> Tensor:
+        return q
+
+    def _packed(self, tensors: list[Any]) -> Any:
+        q, steps, shift = self.folded(tensors)
+        packed = torch.ops.pykernels.weight_only_linear_pack.default(q.flatten(1), steps.contiguous(), shift)
+        return packed, q.shape[0], activation_code("quantize", self.act.name)
+
+    def _packed_op(self) -> Callable[..., Tensor]:
+        return torch.ops.pykernels.weight_only_linear_packed.default
+
+
+def quantize_rows(graph: Graph, why_float: Any, per_channel: bool, weight_only: bool) -> dict[Step, Step]:
+    """Gives the linear layers of ``graph`` int8 weights. Returns what became of each step."""
+    form = WeightOnlyLinear if weight_only else DynamicLinear
     made: dict[Step, Step] = {}
     for i, step in enumerate(graph.steps):
         layer = step.function
@@ -82,7 +116,8 @@ def quantize_rows(graph: Graph, why_float: Any, per_channel: bool) -> dict[Step,
             continue
         if layer.act.constants or layer.act.slopes is not None or layer.weight.dtype is not torch.float32:
             continue
-        new = Step(DynamicLinear(layer, per_channel), step.args, {}, step.outputs, (), "fused", step.where)
-        new.note, new.sources = f"int8 {step.note}", step.sources
+        new = Step(form(layer, per_channel), step.args, {}, step.outputs, (), "fused", step.where)
+        note = f"{'weight-only ' if weight_only else ''}int8 {step.note}"
+        new.note, new.sources = note, step.sources
         made[step] = graph.steps[i] = new
     return made

@@ -14,17 +14,17 @@ from pykernels.nn.int8_conv import Grid
 from pykernels.optimize._activations import Act
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Step, Value, mapped
-from pykernels.optimize._int8_tensors import RoundRows
+from pykernels.optimize._int8_tensors import KeepRows, RoundRows
 from pykernels.optimize._linear import FusedLinear
 from pykernels.optimize._norms import is_join
 from pykernels.quantize._given import Round, RoundAsItComes, is_given, take
-from pykernels.quantize._given_layers import GivenLayer, GivenLinear, GivenRows, Weight, weight_of
+from pykernels.quantize._given_layers import GivenLayer, GivenLinear, GivenRows, GivenWeightOnly, Weight, weight_of
 from pykernels.quantize._glue import Lookup, Quantize, mean_at, operands, settle_roundings
 from pykernels.quantize._rewrite import Rewriter, selects, why_no_kernel
 from pykernels.quantize._steps import Int8Layer
 
 #: What rounds a tensor as it comes, and what a layer that reads it becomes.
-_COMING: dict[type, Any] = {RoundAsItComes: GivenLinear, RoundRows: GivenRows}
+_COMING: dict[type, Any] = {RoundAsItComes: GivenLinear, RoundRows: GivenRows, KeepRows: GivenWeightOnly}
 _NO_GRID = "its input is not rounded to all 256 numbers of a grid"
 _NO_WEIGHT = "its weight is not int8 with one scale, or one for each output channel, and zero points of 0"
 _NOT_LINEAR = "its input is rounded as it comes, for which there are int8 kernels of linear layers only"
@@ -160,9 +160,9 @@ class Follower(Rewriter):
             why = _ACTIVATION if type(layer) is FusedLinear else _NOT_LINEAR
             self.graph.left.append((step.where, step.note, f"computes in float: {why}"))
             return False
-        made = _COMING[type(rounding.function)](layer, rounding.function, weight)
+        made: Any = _COMING[type(rounding.function)](layer, rounding.function, weight)
         args = self._as_float(rounding.args[0]), self._as_float(step.args[1])
-        note = f"int8 {step.note}"
+        note = f"{'' if made.rounds_rows else 'weight-only '}int8 {step.note}"
         self.steps.append(Step(made, args, {}, step.outputs, (), "fused", step.where, note, step.sources))
         return True
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pykernels.nn.int8_conv import Grid
 from pykernels.optimize._graph import Graph, Step, Value, mapped, values_in
-from pykernels.optimize._int8_tensors import RoundRows
+from pykernels.optimize._int8_tensors import KeepRows, RoundRows
 from pykernels.quantize._rewrite import selects
 
 #: By dtype: the whole range, and what of it stands for -128.
@@ -73,7 +73,7 @@ class RoundAsItComes:
 
 def is_given(graph: Graph) -> bool:
     """Does the graph round anything?"""
-    return any(_op(s).startswith("quantize") or type(s.function) is RoundRows for s in graph.steps)
+    return any(_op(s).startswith("quantize") or type(s.function) in (RoundRows, KeepRows) for s in graph.steps)
 
 
 def take(graph: Graph) -> None:

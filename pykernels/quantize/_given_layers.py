@@ -15,9 +15,9 @@ from pykernels.ops._activation import apply_activation
 from pykernels.ops.conv_bn_act import fold_batch_norm
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Step, Value
-from pykernels.optimize._int8_tensors import RoundRows, dequantize_rows
+from pykernels.optimize._int8_tensors import KeepRows, RoundRows, dequantize_rows
 from pykernels.optimize._linear import FusedLinear
-from pykernels.quantize._dynamic import DynamicLinear
+from pykernels.quantize._dynamic import DynamicLinear, WeightOnlyLinear
 from pykernels.quantize._given import RoundAsItComes
 from pykernels.quantize._steps import Int8Layer
 
@@ -97,6 +97,14 @@ class GivenRows(_Given, DynamicLinear):
     """A linear layer of whose input each row is rounded by its largest magnitude as it comes."""
 
     def __init__(self, layer: FusedLinear, _: RoundRows, given: Weight) -> None:
+        super().__init__(layer, True)
+        self.given, self.weight = given, given.q
+
+
+class GivenWeightOnly(_Given, WeightOnlyLinear):
+    """A linear layer whose input stays float."""
+
+    def __init__(self, layer: FusedLinear, _: KeepRows, given: Weight) -> None:
         super().__init__(layer, True)
         self.given, self.weight = given, given.q
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pykernels.nn.int8_conv import Grid
     from pykernels.optimize._program import Program
 
-_NOT_DYNAMIC = "dynamic=True quantises linear layers and LSTMs only"
+_NO_DATA = "without batches linear layers and LSTMs are quantised, and no others"
 
 #: The range of each value of a graph, in the order of `values_of`; None for what nobody saw.
 Ranges = list[tuple[float, float] | None]
@@ -84,6 +84,8 @@ class Plan:
     #: Further ones, which a budget found.
     kept: tuple[str, ...] = ()
     dynamic: bool = False
+    #: With ``dynamic``: whether rows stay float.
+    weight_only: bool = False
     tables: dict[str, Ranges] = field(default_factory=dict)
     #: By graph and value: the factors of its channels, and their means where biases are to be corrected.
     factors: dict[str, dict[int, Factors]] = field(default_factory=dict)
@@ -127,12 +129,14 @@ class Plan:
         if not self.is_on or (ranges is None and not self.dynamic):
             return
         graph.rewritten.is_calibrated = True
-        graph.rewritten.recurrent = use_int8_lstms(graph, self.why_float, store, graph.rewritten.reasons)
+        graph.rewritten.recurrent = use_int8_lstms(
+            graph, self.why_float, store, graph.rewritten.reasons, self.weight_only
+        )
         if ranges is None:
-            graph.rewritten.made = quantize_rows(graph, self.why_float, self.per_channel)
+            graph.rewritten.made = quantize_rows(graph, self.why_float, self.per_channel, self.weight_only)
             left = [s for s in graph.rewritten.layers if s not in graph.rewritten.made]
             for step in left:
-                why = why_no_kernel(step.function) if isinstance(step.function, FusedLinear) else _NOT_DYNAMIC
+                why = why_no_kernel(step.function) if isinstance(step.function, FusedLinear) else _NO_DATA
                 graph.rewritten.reasons[step] = self.why_float(step) or why
             return
         known = {v: r for v, r in zip(graph.rewritten.values, ranges, strict=True) if r is not None}
@@ -158,7 +162,7 @@ class Plan:
         """All of it as a tensor of bytes."""
         told = {
             "version": 1, "per_channel": self.per_channel, "skip": self.skip, "kept": self.kept,
-            "dynamic": self.dynamic, "tables": self.tables, "ratios": self.ratios,
+            "dynamic": self.dynamic, "weight_only": self.weight_only, "tables": self.tables, "ratios": self.ratios,
             "factors": _nested(self.factors, lambda f: [f.low, f.high, f.tensor.tolist()]),
             "means": _nested(self.means, lambda t: t.tolist()),
         }  # fmt: skip
@@ -170,7 +174,8 @@ class Plan:
             told = json.loads(bytes(state.tolist()).decode())
             if told["version"] != 1:
                 raise ValueError("another version")
-            options = bool(told["per_channel"]), bool(told["dynamic"]), tuple(told["skip"]), tuple(told["kept"])
+            flags = bool(told["per_channel"]), bool(told["dynamic"]), bool(told.get("weight_only"))
+            names = tuple(told["skip"]), tuple(told["kept"])
             ratios = {name: {int(at): float(r) for at, r in found.items()} for name, found in told["ratios"].items()}
             factors = _nested(told.get("factors", {}), lambda f: Factors(float(f[0]), float(f[1]), torch.tensor(f[2])))
             means = _nested(told.get("means", {}), torch.tensor)
@@ -181,7 +186,8 @@ class Plan:
             expected = "the extra state of a quantised model, of version 1"
             got = f"{state.dtype} of shape {tuple(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
             fail(ValueError, "quantize", "state", expected, got)
-        self.per_channel, self.dynamic, self.skip, self.kept = options
+        self.per_channel, self.dynamic, self.weight_only = flags
+        self.skip, self.kept = names
         self.ratios, self.tables, self.factors, self.means = ratios, tables, factors, means
 
 

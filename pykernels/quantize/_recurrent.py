@@ -39,26 +39,28 @@ class Int8LastStep(Int8LSTM):
         each, pack = 4 if self.bias else 2, torch.ops.pykernels.int8_lstm_pack.default
         below = None
         if self.num_layers > 1:
-            below = pack(weights[: -2 * each], scales[:-4], self.num_layers - 1, True, self.bias)
-        forward = pack(weights[-2 * each : -each], scales[-4:-2], 1, False, self.bias)
-        return below, forward, pack(weights[-each:], scales[-2:], 1, False, self.bias)
+            below = pack(weights[: -2 * each], scales[:-4], self.num_layers - 1, True, self.bias, self.weight_only)
+        forward = pack(weights[-2 * each : -each], scales[-4:-2], 1, False, self.bias, self.weight_only)
+        return below, forward, pack(weights[-each:], scales[-2:], 1, False, self.bias, self.weight_only)
 
     def _run_packed(self, x: Tensor, h0: Tensor, c0: Tensor, pack: Any, batch_sizes: Tensor | None) -> Any:
-        ops = torch.ops.pykernels
-        return last_step(self, ops.int8_lstm_packed.default, ops.int8_lstm_cell_packed.default, x, h0, c0, pack.value)
+        run, step = self._ops()
+        return last_step(self, run, step, x, h0, c0, pack.value)
 
 
 class Followed(nn.Module):
-    """What ``make`` makes of ``source``, and makes again when the parameters of ``source`` have changed."""
+    """The int8 ``form`` of ``source``, made again when the parameters of ``source`` have changed."""
 
     source: Any
+    form: Any
+    weight_only: bool
     int8: Any
 
-    def __init__(self, source: nn.Module, make: Callable[[Any], nn.Module]) -> None:
+    def __init__(self, source: nn.Module, form: type[nn.Module], weight_only: bool) -> None:
         super().__init__()
-        vars(self).update(source=source, make=make)
+        vars(self).update(source=source, form=form, weight_only=weight_only)
         #: Does it give the last time step of the output alone?
-        self.is_last_step = getattr(make, "__self__", None) is Int8LastStep
+        self.is_last_step = form is Int8LastStep
         self.int8 = None
 
     def is_stale(self) -> bool:
@@ -71,8 +73,7 @@ class Followed(nn.Module):
         if found is None or not found.sources.are_current():
             with torch.inference_mode(False), torch.no_grad():
                 sources = Sources(list(self.source.parameters()))
-                made: Any = self.make
-                found = made(plain(self.source)).eval()
+                found = self.form.from_torch(plain(self.source), weight_only=self.weight_only).eval()
                 found.sources = sources
             self.int8 = found  # in one assignment: another thread may call
         return found(*args, **kwargs)
@@ -84,8 +85,9 @@ def lstms_in(graph: Graph) -> list[Step]:
 
 
 def use_int8_lstms(
-    graph: Graph, why_float: Callable[[Step], str], store: dict[Hashable, Any], reasons: dict[Step, str]
-) -> dict[Step, Step]:
+    graph: Graph, why_float: Callable[[Step], str], store: dict[Hashable, Any], reasons: dict[Step, str],
+    weight_only: bool,
+) -> dict[Step, Step]:  # fmt: skip
     """Puts int8 forms in the place of LSTMs. Returns the steps of these, each by itself; ``reasons`` get the others."""
     made: dict[Step, Step] = {}
     for step in lstms_in(graph):
@@ -94,13 +96,14 @@ def use_int8_lstms(
         if why:
             reasons[step] = why
             continue
-        make: Any = Int8LSTMCell.from_torch
+        form: type[nn.Module] = Int8LSTMCell
         if kind in (nn.LSTM, LSTM):
-            make = (Int8LastStep if takes_last_step(graph, step, plain(module)) else Int8LSTM).from_torch
-        key = "int8", getattr(make, "__self__", None), id(module)
+            form = Int8LastStep if takes_last_step(graph, step, plain(module)) else Int8LSTM
+        key = "int8", form, id(module)
         if key not in store:
-            store[key] = Followed(module, make), module
-        step.function, step.note = store[key][0], f"Int8{kind.__name__}"
+            store[key] = Followed(module, form, weight_only), module
+        step.function = store[key][0]
+        step.note = f"{'weight-only ' if weight_only else ''}Int8{kind.__name__}"
         made[step] = step
     return made
 

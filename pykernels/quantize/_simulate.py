@@ -153,7 +153,7 @@ class Simulation:
 
     def _layer(self, layer: Any, x: Tensor, residual: Tensor | None) -> Tensor:
         weight, bias = self.weights(layer)
-        if isinstance(layer, DynamicLinear):
+        if isinstance(layer, DynamicLinear) and layer.rounds_rows:
             x = self.rounded_rows(x)
         if layer.rank == 2:
             y = F.linear(x, weight.flatten(1), bias)

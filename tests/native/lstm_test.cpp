@@ -1,6 +1,6 @@
 // The LSTM against a plain double-precision one, forward and backward: every ISA of this machine and the AVX-512
-// tilings as plain code, ragged sizes, packed sequences, both directions, strides, bf16, any number of threads, hostile
-// executors, malformed packed weights.
+// tilings as plain code, ragged sizes, packed sequences, both directions, strides, bf16, int8 weights, any number of
+// threads, hostile executors, malformed packed weights.
 #include "pykernels/lstm.h"
 
 #include <chrono>
@@ -33,7 +33,41 @@ struct Results {
   std::vector<std::vector<float>> grad_weights;
 };
 
-enum class Weights { raw, packed };
+enum class Weights { raw, packed, int8 };
+
+// The matrices of a problem in int8, with powers of two as scales. Those of the problem become what these stand for, to
+// the bit.
+struct Int8Weights {
+  std::vector<std::vector<int8_t>> matrices;  // w_ih, w_hh of each layer and direction
+  std::vector<std::vector<float>> scales;
+  std::vector<Int8LstmWeights> cells;
+
+  explicit Int8Weights(Problem& p) {
+    const size_t per_cell = p.s.bias ? 4 : 2, gates = static_cast<size_t>(4 * p.s.hidden);
+    for (size_t i = 0; i < p.weights.size(); ++i) {
+      if (i % per_cell >= 2) continue;
+      std::vector<float>& w = p.weights[i];
+      const size_t k = w.size() / gates;
+      matrices.emplace_back(w.size()), scales.emplace_back(gates, 1.0f);
+      for (size_t j = 0; j < gates; ++j) {
+        float largest = 0;
+        for (size_t n = j * k; n < (j + 1) * k; ++n) largest = std::max(largest, std::fabs(w[n]));
+        float& scale = scales.back()[j];
+        if (largest > 0) scale = std::exp2(std::ceil(std::log2(largest / 127)));
+        for (size_t n = j * k; n < (j + 1) * k; ++n) {
+          matrices.back()[n] = n == j * k && j % 3 == 0 ? -128 : static_cast<int8_t>(std::lrint(w[n] / scale));
+          w[n] = static_cast<float>(matrices.back()[n]) * scale;
+        }
+      }
+    }
+    for (size_t cell = 0; cell < p.weights.size() / per_cell; ++cell) {
+      Int8LstmWeights w{matrices[2 * cell].data(), matrices[2 * cell + 1].data(), scales[2 * cell].data(),
+                        scales[2 * cell + 1].data()};
+      if (p.s.bias) w.b_ih = p.weights[4 * cell + 2].data(), w.b_hh = p.weights[4 * cell + 3].data();
+      cells.push_back(w);
+    }
+  }
+};
 
 // 64-byte aligned.
 struct Workspace {
@@ -42,9 +76,15 @@ struct Workspace {
   std::vector<char> memory;
 };
 
-std::vector<char> pack(const LstmShape& s, const void* const* weights, const Executor& executor) {
+// Of floats, or of an Int8LstmWeights for each layer and direction.
+template <class W>
+std::vector<char> pack(const LstmShape& s, const W* weights, const Executor& executor) {
   LstmPackingPlan plan;
-  EXPECT(make_packing_plan(s, &plan), "packing plan");
+  if constexpr (std::is_same_v<W, Int8LstmWeights>) {
+    EXPECT(make_int8_packing_plan(s, &plan), "packing plan");
+  } else {
+    EXPECT(make_packing_plan(s, &plan), "packing plan");
+  }
   std::vector<char> packed(static_cast<size_t>(plan.packed_bytes));
   pk::pack(plan, weights, packed.data(), executor);
   return packed;
@@ -52,7 +92,7 @@ std::vector<char> pack(const LstmShape& s, const void* const* weights, const Exe
 
 // A plan of `args`, by the public entry points and the ISA in force, or by `table`.
 template <class Plan, class Args>
-Plan planned(const Args& args, const LstmKernels* table, const Executor& executor) {
+Plan planned(const Args& args, DType weights, const LstmKernels* table, const Executor& executor) {
   Plan plan;
   if (!table) {
     const Status status = make_plan(args, executor.threads, &plan);
@@ -63,6 +103,7 @@ Plan planned(const Args& args, const LstmKernels* table, const Executor& executo
   plan.args = args;
   plan.kernels = table;
   plan.reserve_elements = lstm_rows(s) * s.directions * s.hidden * (6 * s.layers - 1);
+  plan.weights = weights;
   if constexpr (std::is_same_v<Args, LstmForwardArgs>)
     table->plan_forward(&plan, executor.threads);
   else
@@ -70,9 +111,9 @@ Plan planned(const Args& args, const LstmKernels* table, const Executor& executo
   return plan;
 }
 
-// table: nullptr for the ISA in force.
+// table: nullptr for the ISA in force; int8: the problem's weights as such, where these are to be used.
 Results run(const Problem& p, const LstmKernels* table, Weights how, Order order, const Executor& executor,
-            bool backward) {
+            bool backward, const Int8Weights* int8 = nullptr) {
   const LstmShape& s = p.s;
   const int64_t width = s.directions * s.hidden;
   std::vector<Buffer> weights;
@@ -90,15 +131,20 @@ Results run(const Problem& p, const LstmKernels* table, Weights how, Order order
   f.save = backward;
   f.weights = pointers.data();
   std::vector<char> packed;
-  if (how == Weights::packed) {
-    if (table)
-      packed.resize(static_cast<size_t>(packed_bytes_of(s, table->lanes)));
-    else
-      packed = pack(s, pointers.data(), executor);
-    if (table) table->pack(s, pointers.data(), packed.data(), executor);
+  const DType kept = how == Weights::int8 ? DType::i8 : s.dtype;
+  if (how != Weights::raw) {
+    if (table) {
+      packed.resize(static_cast<size_t>(packed_bytes_of(s, kept, table->lanes)));
+      if (how == Weights::int8)
+        table->pack_int8(s, int8->cells.data(), packed.data(), executor);
+      else
+        table->pack(s, pointers.data(), packed.data(), executor);
+    } else {
+      packed = how == Weights::int8 ? pack(s, int8->cells.data(), executor) : pack(s, pointers.data(), executor);
+    }
     f.packed = packed.data(), f.packed_bytes = static_cast<int64_t>(packed.size());
   }
-  auto forward = planned<LstmForwardPlan>(f, table, executor);
+  auto forward = planned<LstmForwardPlan>(f, kept, table, executor);
   EXPECT(backward || table || forward.reserve_elements == 0, "a reserve that nobody wants");
   if (backward) r.reserve.resize(static_cast<size_t>(forward.reserve_elements));
   forward.args.output = output.view();
@@ -120,7 +166,7 @@ Results run(const Problem& p, const LstmKernels* table, Weights how, Order order
   b.grad_output = grad_output.view(), b.grad_h_n = grad_h_n.data(), b.grad_c_n = grad_c_n.data();
   b.x = f.x, b.h0 = f.h0, b.c0 = f.c0, b.weights = f.weights, b.output = output.view(), b.reserve = r.reserve.data();
   b.grad_x = grad_x.view(), b.grad_h0 = grad_h0.data(), b.grad_c0 = grad_c0.data(), b.grad_weights = to.data();
-  const auto plan = planned<LstmBackwardPlan>(b, table, executor);
+  const auto plan = planned<LstmBackwardPlan>(b, s.dtype, table, executor);
   EXPECT(plan.reserve_elements == static_cast<int64_t>(r.reserve.size()), "the reserve's size");
   run(plan, Workspace(plan.workspace_bytes).data(), executor);
   r.grad_x = grad_x.dense(), r.grad_h0 = grad_h0.floats(), r.grad_c0 = grad_c0.floats();
@@ -204,6 +250,23 @@ void check_isa(const char* name, const LstmKernels* table) {
         EXPECT(same(r, other), "%s: strides change the bits", name);
       }
       compare(name, p, oracle, run(p, table, Weights::packed, Order::time_first, serial_executor(), false));
+    }
+}
+
+// int8 weights on float rows, against the oracle of what they stand for; strides and threads change no bit.
+void check_int8(const char* name, const LstmKernels* table) {
+  std::vector<Case> cases = kCases;
+  cases.push_back({40, 3, 16, 130, 1, 2, true, {}});
+  for (const DType dtype : {DType::f32, DType::bf16})
+    for (const Case& c : cases) {
+      Problem p(c, dtype);
+      const Int8Weights int8(p);
+      const Results r = run(p, table, Weights::int8, Order::time_first, serial_executor(), false, &int8);
+      compare(name, p, Oracle(p), r);
+      for (const Order order : {Order::batch_first, Order::gaps}) {
+        const Results other = run(p, table, Weights::int8, order, test::thread_executor(3), false, &int8);
+        EXPECT(same(r, other), "%s: strides or threads change the bits of int8", name);
+      }
     }
 }
 
@@ -303,6 +366,17 @@ void check_malformed(const char* name) {
     change(s);
     EXPECT(!accepted(s, good.data(), bytes), "%s: another shape", name);
   }
+  // int8 goes with either dtype, but a float block doesn't pass for it.
+  Problem rounded({2, 2, 6, 10, 2, 1, true, {}}, DType::f32);
+  const std::vector<char> int8 = pack(p.s, Int8Weights(rounded).cells.data(), serial_executor());
+  LstmShape narrow = p.s;
+  narrow.dtype = DType::bf16;
+  for (const LstmShape& s : {p.s, narrow})
+    EXPECT(accepted(s, int8.data(), static_cast<int64_t>(int8.size())), "%s: an int8 block", name);
+  EXPECT(!accepted(p.s, int8.data(), static_cast<int64_t>(int8.size()) - 1), "%s: a short int8 block", name);
+  std::vector<char> relabelled = good;
+  relabelled[16] = static_cast<char>(DType::i8);
+  EXPECT(!accepted(p.s, relabelled.data(), bytes), "%s: a float block as int8", name);
   // Each size within its own limit, their products not: refused wherever a size is made of them.
   const std::function<void(LstmShape&)> large[] = {
       [](LstmShape& s) { s.hidden = 1 << 24, s.layers = 1 << 16, s.directions = 2, s.batch = 0; },
@@ -365,6 +439,7 @@ int main() {
     if (test::is_int8_only(isa)) continue;
     EXPECT(force_isa(isa_name(isa)), "force");
     check_isa(isa_name(isa), nullptr);
+    check_int8(isa_name(isa), nullptr);
     check_threads(isa_name(isa), nullptr);
     check_extremes(isa_name(isa));
     check_malformed(isa_name(isa));
@@ -381,6 +456,7 @@ int main() {
   EXPECT(force_isa(nullptr), "unforce");
   if (test::is_quick()) return test::finish();
   check_isa("wide512", &wide512::lstm_kernels);
+  check_int8("wide512", &wide512::lstm_kernels);
   check_threads("wide512", &wide512::lstm_kernels);
   return test::finish();
 }

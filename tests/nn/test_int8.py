@@ -12,6 +12,7 @@ from torch import nn
 
 import pykernels as pk
 from pykernels import _native
+from pykernels.ops.weight_only_linear.spec import ROUNDINGS, SPEC
 from tests.harness import eight_threads, forced_isa, host_isas, native, relative_l2
 from tests.ops.int8_matmul.checks import BOUND
 
@@ -174,3 +175,66 @@ def test_refusals():
         pk.nn.Int8Linear.from_torch(hooked)
     with torch.enable_grad(), pytest.raises(RuntimeError, match=r"x: expected a tensor that requires no gradient"):
         ours(torch.ones(3, 6, requires_grad=True))
+
+
+# weight_only
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(7, 96), (96,), (2, 3, 5, 96), (0, 96), (3, 0, 96), (1, 96)])
+def test_weight_only_rounds_the_weight_alone(shape, dtype):
+    linear = nn.Linear(96, 50, dtype=dtype)
+    ours, x = pk.nn.Int8Linear.from_torch(linear, "relu", weight_only=True), torch.randn(shape, dtype=dtype)
+    y, expected = ours(x), torch.relu(linear(x))
+    assert (y.shape, y.dtype) == (expected.shape, expected.dtype)
+    rounded = torch.relu(
+        nn.functional.linear(x.double(), ours.weight * ours.weight_scale.double()[:, None], linear.bias.double())
+    )
+    assert relative_l2(y, rounded) <= SPEC.bound(dtype, 96 + ROUNDINGS)
+    with pk.backend("reference"):
+        assert relative_l2(ours(x), rounded) <= SPEC.bound(dtype, 96 + ROUNDINGS)
+
+
+def test_weight_only_has_the_state_of_the_other_form():
+    ours, other, x = pk.nn.Int8Linear(32, 16, weight_only=True), pk.nn.Int8Linear(32, 16), torch.randn(3, 32)
+    assert repr(ours).endswith("activation='none', weight_only=True)")
+    assert list(ours.state_dict()) == list(other.state_dict())
+    y = ours(x)
+    other.load_state_dict(ours.state_dict())
+    assert not torch.equal(other(x), y)
+    fresh = pk.nn.Int8Linear(32, 16, weight_only=True)
+    fresh.load_state_dict(ours.state_dict())
+    for copied in (fresh, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert torch.equal(copied(x), y)
+    other.weight_only = True  # packs again
+    assert torch.equal(other(x), y)
+    ours.weight.zero_()
+    assert torch.equal(ours(x), ours.bias.expand(3, 16))
+
+
+@native
+def test_weight_only_compiles_exports_and_autocasts():
+    ours, x = pk.nn.Int8Linear(32, 16, activation="relu", weight_only=True), torch.randn(6, 32)
+    expected = ours(x)
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(ours, fullgraph=True, backend="aot_eager")(x), expected)
+    program = torch.export.export(ours, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=99)},))
+    assert torch.equal(program.module()(x), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ours(x)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, ours(x.bfloat16()))
+    with pytest.raises(TypeError, match=r"pykernels.weight_only_linear: x: expected a floating dtype"):
+        ours(x.long())
+    with pytest.raises(ValueError, match=r"pykernels.Int8Linear: x: expected \(\*, 32\)"):
+        ours(x[:, 1:])
+
+
+@native
+def test_weight_only_packs_again_for_another_instruction_set():
+    ours, x, results = pk.nn.Int8Linear(32, 16, weight_only=True), torch.randn(3, 32), []
+    for isa in host_isas():
+        with forced_isa(isa):
+            results.append(ours(x))
+    for y in results[1:]:
+        assert relative_l2(y, results[0]) <= 2 * SPEC.bound(torch.float32, 32 + ROUNDINGS)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 import pykernels as pk
+from pykernels.ops.lstm.spec import LSTM_SPEC
 from tests.harness import eight_threads, forced_isa, host_isas, native, relative_l2, tensors_of
 
 #: Rounding to steps of max / 127, of weights and of x and h, as in test_int8.py; and half as much again for the layers.
@@ -248,3 +249,62 @@ def test_refusals():
         ours("x")
     with torch.enable_grad(), pytest.raises(RuntimeError, match=r"x: expected a tensor that requires no gradient"):
         ours(torch.ones(2, 3, 24, requires_grad=True))
+
+
+# weight_only
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("batch", [None, 1, 4])
+def test_weight_only_rounds_the_weights_alone(options, batch):
+    theirs, _ = pair(**options)
+    ours = pk.nn.Int8LSTM.from_torch(theirs, weight_only=True)
+    with torch.no_grad():
+        for name in ours._matrices():
+            q, scale = getattr(ours, name), getattr(ours, f"{name}_scale")
+            getattr(theirs, name).copy_(q * scale[:, None])
+    x = torch.randn(7, 24) if batch is None else torch.randn(7, batch, 24)
+    expected = theirs.double()(x.double())
+    limit = LSTM_SPEC.bound(torch.float32, options.get("num_layers", 1) * (80 + 40 + 2))
+    for g, e in zip(tensors_of(ours(x)), tensors_of(expected), strict=True):
+        assert g.shape == e.shape
+        assert relative_l2(g, e) <= limit
+    with pk.backend("reference"):
+        for g, e in zip(tensors_of(ours(x)), tensors_of(expected), strict=True):
+            assert relative_l2(g, e) <= limit
+
+
+@native
+def test_weight_only_packed_sequences_and_cells():
+    ours = pk.nn.Int8LSTM.from_torch(pair()[0], weight_only=True)
+    cell, x = pk.nn.Int8LSTMCell.from_torch(cells()[0], weight_only=True), torch.randn(5, 24)
+    packed = pack_sequence([torch.randn(n, 24) for n in (6, 3)])
+    limit = LSTM_SPEC.bound(torch.float32, 24 + 40 + 2)
+    with pk.backend("reference"):
+        expected = ours(packed)[0].data, *cell(x)
+    got = ours(packed)[0].data, *cell(x)
+    for g, e in zip(got, expected, strict=True):
+        assert 0 < relative_l2(g, e) <= 2 * limit
+    h, _ = cell(x[0], (torch.zeros(40), torch.zeros(40)))
+    assert relative_l2(h, got[1][0]) <= 2 * limit
+    assert repr(cell) == "Int8LSTMCell(24, 40, weight_only=True)"
+    assert repr(ours) == "Int8LSTM(24, 40, weight_only=True)"
+
+
+@native
+def test_weight_only_copies_states_and_exports():
+    for ours, other, x in (
+        (pk.nn.Int8LSTM(24, 40, weight_only=True), pk.nn.Int8LSTM(24, 40), torch.randn(2, 3, 24)),
+        (pk.nn.Int8LSTMCell(24, 40, weight_only=True), pk.nn.Int8LSTMCell(24, 40), torch.randn(3, 24)),
+    ):
+        y = ours(x)
+        other.load_state_dict(ours.state_dict())
+        assert not torch.equal(tensors_of(other(x))[0], tensors_of(y)[0])
+        fresh = type(ours)(24, 40, weight_only=True)
+        fresh.load_state_dict(ours.state_dict())
+        for copied in (fresh, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+            assert_equal(copied(x), y)
+        other.weight_only = True  # packs again
+        assert_equal(other(x), y)
+        assert_equal(torch.export.export(ours, (x,)).module()(x), y)
+        assert ours.bfloat16()(x.bfloat16())[0].dtype == torch.bfloat16

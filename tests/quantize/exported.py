@@ -119,6 +119,12 @@ class _How:
     granularity, mapping_type, reduce_range = _PerRow(), _Mapping(), False
 
 
+class SevenBits(_How):
+    """Another rounding of the rows, which we have no kernels for."""
+
+    reduce_range = True
+
+
 class Int8Tensor(Tensor):
     """Stands in for torchao's: a weight in int8 whose layers round each row of what they read."""
 
@@ -127,12 +133,12 @@ class Int8Tensor(Tensor):
     act_quant_kwargs: Any
 
     @staticmethod
-    def of(weight: Tensor, per_row: bool = True) -> Int8Tensor:
-        """``weight`` (K, C) in int8; not ``per_row``: the layer's input stays float."""
+    def of(weight: Tensor, how: Any = _How) -> Int8Tensor:
+        """``weight`` (K, C) in int8; ``how`` None: the layer's input stays float."""
         made: Any = Tensor._make_wrapper_subclass(Int8Tensor, weight.shape, dtype=weight.dtype)
         made.scale = weight.detach().abs().amax(1, keepdim=True) / 127.5
         made.qdata = (weight.detach() / made.scale).round().clamp(-128, 127).to(torch.int8)
-        made.act_quant_kwargs = _How() if per_row else None
+        made.act_quant_kwargs = how and how()
         return made
 
     def __deepcopy__(self, memo: Any) -> Any:
@@ -160,9 +166,9 @@ class Int8Tensor(Tensor):
 Int8Tensor.__module__ = "torchao.stand_in"
 
 
-def with_int8_tensors(model: nn.Module, per_row: bool = True) -> nn.Module:
+def with_int8_tensors(model: nn.Module, how: Any = _How) -> nn.Module:
     """``model`` with such weights in its linear layers."""
     for m in model.modules():
         if isinstance(m, nn.Linear):
-            m.weight = nn.Parameter(Int8Tensor.of(m.weight, per_row), requires_grad=False)
+            m.weight = nn.Parameter(Int8Tensor.of(m.weight, how), requires_grad=False)
     return model.eval()

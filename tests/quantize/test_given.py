@@ -12,7 +12,7 @@ from torch import nn
 
 import pykernels as pk
 from pykernels.optimize import _aten
-from tests.quantize.exported import converted, with_int8_tensors
+from tests.quantize.exported import SevenBits, converted, with_int8_tensors
 from tests.quantize.models import Residual, batches, error, worn
 
 #: Where a sum lies next to a border, ours may be rounded to the other side: one in some thousands. Each such step is a
@@ -296,9 +296,21 @@ def test_int8_tensors():
     assert _all_in_int8(report), report
 
 
+def test_int8_tensors_of_weights_alone():
+    model, x = _model("block")
+    model = with_int8_tensors(model, None)
+    with torch.no_grad():
+        expected = model(x)
+    results, report = _both(model, x)
+    for got in results:
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert len(_layers(report)) == 8
+    assert all(s.what.startswith("weight-only int8") for s in _layers(report)), report
+
+
 def test_int8_tensors_of_another_kind_run_as_they_are():
     model, x = _model("stack")
-    model = with_int8_tensors(model, per_row=False)
+    model = with_int8_tensors(model, SevenBits)
     with torch.no_grad():
         expected = model(x)
     for got in _both(model, x)[0]:
@@ -387,6 +399,20 @@ def test_torchaos_own(name, dynamic):
         assert error(got, expected) < max(_FLIPS * error(expected, exact), 1e-5)
     if not dynamic:
         assert _all_in_int8(report), report
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
+def test_torchaos_own_tensors_of_weights_alone():
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    model, x = _model("block")
+    quantize_(model, Int8WeightOnlyConfig())
+    with torch.no_grad():
+        expected = model(x)
+    results, report = _both(model, x)
+    for got in results:
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert all(s.what.startswith("weight-only int8") for s in _layers(report)), report
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")

@@ -78,6 +78,7 @@ _CASES = {
     "glue": (lambda: Glue().eval(), batches(1)[0], {}, 4, 6),
     "rows": (_rows, torch.randn(3, 7, 64), {}, 3, 6),
     "dynamic rows": (_rows, torch.randn(3, 7, 64), {"dynamic": True}, 0, 3),
+    "weight-only rows": (_rows, torch.randn(3, 7, 64), {"weight_only": True}, 0, 3),
     "sequences": (_sequences, torch.randn(4, 8, 30), {}, 6, 8),
     "lstm": (_lstm, torch.randn(2, 40, 64), {}, 1, 4),
     "both directions": (lambda: _lstm(True), torch.randn(2, 40, 64), {"dynamic": True}, 0, 5),
@@ -88,7 +89,7 @@ def _made(case):
     make, x, options, rounds, weights = _CASES[case]
     torch.manual_seed(0)
     model = make()
-    quantized = pk.quantize(model, None if options.get("dynamic") else [x], **options)
+    quantized = pk.quantize(model, None if options.keys() & {"dynamic", "weight_only"} else [x], **options)
     return model, quantized, x, rounds, weights
 
 

@@ -37,20 +37,22 @@ Status check_call(const LstmShape& s) {
   return kOk;
 }
 
-// Is `packed` what lstm_pack makes for this shape and this many lanes?
-Status check_packed(const LstmShape& shape, int lanes, const void* packed, int64_t bytes) {
+// Is `packed` what lstm_pack makes for this shape and this many lanes? Its dtype goes to `weights`.
+Status check_packed(const LstmShape& shape, int lanes, const void* packed, int64_t bytes, DType* weights) {
   LstmHeader h;
   if (bytes < kHeaderBytes) return {"packed: too short to be a block of packed LSTM weights"};
   std::memcpy(&h, packed, sizeof h);
   if (std::memcmp(h.magic, kLstmMagic, sizeof kLstmMagic) != 0) return {"packed: not a block of packed LSTM weights"};
   if (h.version != 1) return {"packed: packed by another version of pykernels; pack the weights again"};
   if (h.lanes != lanes) return {"packed: packed for another instruction set; pack the weights again"};
-  if (h.dtype != static_cast<int32_t>(shape.dtype)) return {"packed: packed from weights of another dtype"};
+  if (h.dtype != static_cast<int32_t>(shape.dtype) && h.dtype != static_cast<int32_t>(DType::i8))
+    return {"packed: packed from weights of another dtype"};
+  *weights = static_cast<DType>(h.dtype);
   if (h.input != shape.input) return {"packed: packed for another input size"};
   if (h.hidden != shape.hidden) return {"packed: packed for another hidden size"};
   if (h.layers != shape.layers) return {"packed: packed for another number of layers"};
   if (h.directions != shape.directions) return {"packed: packed for another number of directions"};
-  if (h.bytes != bytes || bytes != packed_bytes_of(shape, h.lanes))
+  if (h.bytes != bytes || bytes != packed_bytes_of(shape, *weights, h.lanes))
     return {"packed: truncated or overlong block of packed LSTM weights"};
   return kOk;
 }
@@ -66,23 +68,22 @@ Status begin_plan(const Args& args, Plan* plan) {
   return kOk;
 }
 
-}  // namespace
-
-Status make_packing_plan(const LstmShape& shape, LstmPackingPlan* plan) {
+Status plan_packing(const LstmShape& shape, DType weights, LstmPackingPlan* plan) {
   plan->shape = shape;
+  plan->weights = weights;
   PK_TRY(pick(&plan->kernels));
   PK_TRY(check_shape(shape));
-  plan->packed_bytes = packed_bytes_of(shape, plan->kernels->lanes);
+  plan->packed_bytes = packed_bytes_of(shape, weights, plan->kernels->lanes);
   return kOk;
 }
 
-void pack(const LstmPackingPlan& plan, const void* const* weights, void* packed, const Executor& executor) {
+void write_header(const LstmPackingPlan& plan, void* packed) {
   const LstmShape& shape = plan.shape;
   LstmHeader header{};
   std::memcpy(header.magic, kLstmMagic, sizeof kLstmMagic);
   header.version = 1;
   header.lanes = plan.kernels->lanes;
-  header.dtype = static_cast<int32_t>(shape.dtype);
+  header.dtype = static_cast<int32_t>(plan.weights);
   header.layers = shape.layers;
   header.directions = shape.directions;
   header.bias = shape.bias;
@@ -91,13 +92,31 @@ void pack(const LstmPackingPlan& plan, const void* const* weights, void* packed,
   header.bytes = plan.packed_bytes;
   std::memset(packed, 0, kHeaderBytes);
   std::memcpy(packed, &header, sizeof header);
-  plan.kernels->pack(shape, weights, packed, executor);
+}
+
+}  // namespace
+
+Status make_packing_plan(const LstmShape& shape, LstmPackingPlan* plan) {
+  return plan_packing(shape, shape.dtype, plan);
+}
+Status make_int8_packing_plan(const LstmShape& shape, LstmPackingPlan* plan) {
+  return plan_packing(shape, DType::i8, plan);
+}
+
+void pack(const LstmPackingPlan& plan, const void* const* weights, void* packed, const Executor& executor) {
+  write_header(plan, packed);
+  plan.kernels->pack(plan.shape, weights, packed, executor);
+}
+void pack(const LstmPackingPlan& plan, const Int8LstmWeights* weights, void* packed, const Executor& executor) {
+  write_header(plan, packed);
+  plan.kernels->pack_int8(plan.shape, weights, packed, executor);
 }
 
 Status make_plan(const LstmForwardArgs& args, int threads, LstmForwardPlan* plan) {
   PK_TRY(begin_plan(args, plan));
+  plan->weights = args.shape.dtype;
   if (args.packed) {
-    PK_TRY(check_packed(args.shape, plan->kernels->lanes, args.packed, args.packed_bytes));
+    PK_TRY(check_packed(args.shape, plan->kernels->lanes, args.packed, args.packed_bytes, &plan->weights));
   } else if (!args.weights) {
     return {"weights: expected weights or packed weights"};
   }

@@ -1,6 +1,7 @@
 // Products with weights as nn.LSTM holds them, (4h, k), rows contiguous: for few rows of A, where packing would cost
 // more than it brings. The same results in the same places as tile.h's panels:
-// C[r][g][v] = init[r][g][v] + sum over k of A[r][k] * W[g h + u v + ...][k], for the kLanes units of block u.
+// C[r][g][v] = init[r][g][v] + sum over k of A[r][k] * W[g h + u v + ...][k], for the kLanes units of block u; and,
+// with int8 weights, times scale[g][v].
 //
 // Vectors run along k: a unit's four gate rows times up to kDotRows rows of A are as many accumulators, each summed
 // across at the end, kLanes units at once, by a tree of pairwise additions.
@@ -86,7 +87,7 @@ inline void dot(const float* a, int64_t a_row, const W* w, int64_t gate, int64_t
 
 template <int R, class W>
 void dot_rows(const float* a, int64_t a_row, const W* w, int64_t gate, int64_t k, int64_t units, const float* init,
-              int64_t init_row, float* c, int64_t c_row) {
+              int64_t init_row, float* c, int64_t c_row, const float* scale) {
   const Tail tail = tail_of(k);
   F32 sums[R][4][kLanes];
   for (int64_t v = 0; v < kLanes; ++v) {
@@ -95,14 +96,16 @@ void dot_rows(const float* a, int64_t a_row, const W* w, int64_t gate, int64_t k
     dot<R>(a, a_row, w + unit * k, gate, k, tail, reinterpret_cast<F32(*)[4][kLanes]>(&sums[0][0][v]));
   }
   for (int r = 0; r < R; ++r)
-    for (int g = 0; g < 4; ++g)
-      store(c + r * c_row + g * kLanes, load<F32>(init + r * init_row + g * kLanes) + sum_each(sums[r][g]));
+    for (int g = 0; g < 4; ++g) {
+      const F32 start = load<F32>(init + r * init_row + g * kLanes), sum = sum_each(sums[r][g]);
+      store(c + r * c_row + g * kLanes, kIsScaled<W> ? fma(sum, load<F32>(scale + g * kLanes), start) : start + sum);
+    }
 }
 
 // Block u of w (4 * hidden, k) on any number of rows.
 template <class W>
 void dots(int64_t rows, const float* a, int64_t a_row, const W* w, int64_t hidden, int64_t u, int64_t k,
-          const float* init, int64_t init_row, float* c, int64_t c_row) {
+          const float* init, int64_t init_row, float* c, int64_t c_row, const float* scale = nullptr) {
   const int64_t left = hidden - u * kLanes, units = left < kLanes ? left : kLanes, gate = hidden * k;
   w += u * kLanes * k;
   for (int64_t r = 0; r < rows;) {
@@ -110,13 +113,13 @@ void dots(int64_t rows, const float* a, int64_t a_row, const W* w, int64_t hidde
     const float* const ir = init + r * init_row;
     float* const cr = c + r * c_row;
     if (rows - r >= kDotRows && rows - r != kDotRows + 1) {
-      dot_rows<kDotRows>(ar, a_row, w, gate, k, units, ir, init_row, cr, c_row);
+      dot_rows<kDotRows>(ar, a_row, w, gate, k, units, ir, init_row, cr, c_row, scale);
       r += kDotRows;
     } else if (rows - r >= 2) {
-      dot_rows<2>(ar, a_row, w, gate, k, units, ir, init_row, cr, c_row);
+      dot_rows<2>(ar, a_row, w, gate, k, units, ir, init_row, cr, c_row, scale);
       r += 2;
     } else {
-      dot_rows<1>(ar, a_row, w, gate, k, units, ir, init_row, cr, c_row);
+      dot_rows<1>(ar, a_row, w, gate, k, units, ir, init_row, cr, c_row, scale);
       r += 1;
     }
   }

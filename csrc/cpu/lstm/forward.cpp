@@ -31,8 +31,10 @@ template <class W>
 struct Direction : States {
   const W* w_ih;  // packed panels, or as nn.LSTM has them: see Layer::packed
   const W* w_hh;
-  const float* bias;  // (h/kLanes, 4, kLanes)
-  float* gx;          // (h/kLanes, span rows, 4, kLanes): what a tile writes is dense
+  const float* bias;            // (h/kLanes, 4, kLanes)
+  const float* s_ih = nullptr;  // the scales of int8 weights, as the bias
+  const float* s_hh = nullptr;
+  float* gx;  // (h/kLanes, span rows, 4, kLanes): what a tile writes is dense
   float* reserve;
 };
 
@@ -78,16 +80,17 @@ inline void cell(const Layer<W>& l, const Direction<W>& d, int index, int64_t u,
 // after those of the one before.
 template <class W>
 inline void multiply(const Layer<W>& l, int64_t begin, int64_t end, int64_t rows, const float* a, int64_t a_row,
-                     const W* w, int64_t k, const float* init, int64_t init_block, int64_t init_row, float* gates,
-                     int64_t block) {
+                     const W* w, const float* scales, int64_t k, const float* init, int64_t init_block,
+                     int64_t init_row, float* gates, int64_t block) {
+  const auto scale_of = [&](int64_t u) { return kIsScaled<W> ? scales + u * kPanel : nullptr; };
   if (l.packed && rows == 1)
     return row_panels(a, w + begin * k * kPanel, end - begin, k, init + begin * init_block, init_block,
-                      gates + begin * block, block);
+                      gates + begin * block, block, scale_of(begin));
   for (int64_t u = begin; u < end; ++u) {
     const float* const from = init + u * init_block;
     float* const to = gates + u * block;
-    if (l.packed)
-      panel(rows, a, a_row, w + u * k * kPanel, k, from, init_row, to, kPanel);
+    if (kIsScaled<W> || l.packed)
+      panel(rows, a, a_row, w + u * k * kPanel, k, from, init_row, to, kPanel, scale_of(u));
     else
       dots(rows, a, a_row, w, l.shape.hidden, u, k, from, init_row, to, kPanel);
   }
@@ -100,8 +103,8 @@ void share_step(const Layer<W>& l, int index, int64_t s, int64_t begin, int64_t 
   const Step step(l.shape, l.rows, d.reversed, l.span, s);
   const int64_t block = l.span_rows * kPanel, hidden = l.shape.hidden;
   if (s % l.span == 0)
-    multiply(l, begin, end, step.end - step.first, l.x + step.first * l.input, l.input, d.w_ih, l.input, d.bias, kPanel,
-             0, d.gx, block);
+    multiply(l, begin, end, step.end - step.first, l.x + step.first * l.input, l.input, d.w_ih, d.s_ih, l.input, d.bias,
+             kPanel, 0, d.gx, block);
   float* const gates = d.gx + (l.rows.first(step.t) - step.first) * kPanel;
   float* const h_next = d.h[(s & 1) ^ 1];
   // Blocks come to and fro: what the step before read last is still in the cache.
@@ -110,7 +113,8 @@ void share_step(const Layer<W>& l, int index, int64_t s, int64_t begin, int64_t 
     const int64_t low_end = begin + n + together < end ? begin + n + together : end;
     const int64_t high_begin = end - n - together > begin ? end - n - together : begin;
     const int64_t from = s & 1 ? high_begin : begin + n, to = s & 1 ? end - n : low_end;
-    multiply(l, from, to, step.active, d.h[s & 1], l.padded, d.w_hh, hidden, gates, block, kPanel, gates, block);
+    multiply(l, from, to, step.active, d.h[s & 1], l.padded, d.w_hh, d.s_hh, hidden, gates, block, kPanel, gates,
+             block);
     for (int64_t u = from; u < to; ++u)
       for (int64_t b = 0; b < step.active; ++b)
         cell(l, d, index, u, step.t, b, h_next, gates + u * block + b * kPanel, b >= step.goes_on);
@@ -123,19 +127,25 @@ void find_weights(const LstmForwardPlan& plan, void* workspace, const char* pack
                   Direction<W>* to) {
   const LstmShape& s = plan.args.shape;
   if (packed) {
-    const PackedOffsets o = packed_offsets(s, kLanes, layer, d);
+    const PackedOffsets o = packed_offsets(s, plan.weights, kLanes, layer, d);
     to->w_ih = reinterpret_cast<const W*>(packed + o.w_ih);
     to->w_hh = reinterpret_cast<const W*>(packed + o.w_hh);
     to->bias = reinterpret_cast<const float*>(packed + o.bias);
+    if constexpr (kIsScaled<W>) {
+      to->s_ih = reinterpret_cast<const float*>(packed + o.s_ih);
+      to->s_hh = reinterpret_cast<const float*>(packed + o.s_hh);
+    }
     return;
   }
-  const void* const* w = plan.args.weights + cell_of(s, layer, d) * (s.bias ? 4 : 2);
-  to->w_ih = static_cast<const W*>(w[0]);
-  to->w_hh = static_cast<const W*>(w[1]);
-  float* const bias = part<float>(workspace, plan.at.bias) + d * 4 * plan.padded;
-  pack_bias(static_cast<const W*>(s.bias ? w[2] : nullptr), static_cast<const W*>(s.bias ? w[3] : nullptr), s.hidden,
-            bias);
-  to->bias = bias;
+  if constexpr (!kIsScaled<W>) {  // int8 comes packed
+    const void* const* w = plan.args.weights + cell_of(s, layer, d) * (s.bias ? 4 : 2);
+    to->w_ih = static_cast<const W*>(w[0]);
+    to->w_hh = static_cast<const W*>(w[1]);
+    float* const bias = part<float>(workspace, plan.at.bias) + d * 4 * plan.padded;
+    pack_bias(static_cast<const W*>(s.bias ? w[2] : nullptr), static_cast<const W*>(s.bias ? w[3] : nullptr), s.hidden,
+              bias);
+    to->bias = bias;
+  }
 }
 
 template <class W>
@@ -196,13 +206,15 @@ void lstm_plan_forward(LstmForwardPlan* plan, int threads) {
   at.state = arena.take<float>(states_size(s, padded));
   at.shares = arena.take<Share>(s.directions * plan->team);
   const bool packs = !args.packed && rows > kUnpackedRows;
-  at.packed = packs ? arena.take<char>(packed_bytes_of(s, kLanes)) : -1;
+  at.packed = packs ? arena.take<char>(packed_bytes_of(s, s.dtype, kLanes)) : -1;
   at.bias = arena.take_if<float>(!args.packed && !packs, s.directions * 4 * padded);
   plan->workspace_bytes = arena.used;
 }
 
 void lstm_forward(const LstmForwardPlan& plan, void* workspace, const Executor& executor) {
-  if (plan.args.shape.dtype == DType::bf16)
+  if (plan.weights == DType::i8)
+    forward<int8_t>(plan, workspace, executor);
+  else if (plan.weights == DType::bf16)
     forward<bf16_t>(plan, workspace, executor);
   else
     forward<float>(plan, workspace, executor);

@@ -10,6 +10,7 @@ struct LstmKernels {
   int lanes;
   // weights -> the packed block, whose header api.cpp writes; see layout.h.
   void (*pack)(const LstmShape& shape, const void* const* weights, void* packed, const Executor& executor);
+  void (*pack_int8)(const LstmShape& shape, const Int8LstmWeights* weights, void* packed, const Executor& executor);
   // Completes a plan whose args are set, and valid; then the passes themselves.
   void (*plan_forward)(LstmForwardPlan* plan, int threads);
   void (*forward)(const LstmForwardPlan& plan, void* workspace, const Executor& executor);

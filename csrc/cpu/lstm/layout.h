@@ -19,16 +19,17 @@ inline constexpr char kLstmMagic[8] = {'p', 'k', '.', 'l', 's', 't', 'm', 0};
 inline constexpr int64_t kHeaderBytes = 128;
 static_assert(sizeof(LstmHeader) <= kHeaderBytes);
 
-// Byte offsets of one layer and direction within the packed block.
+// Byte offsets of one layer and direction within the packed block, with `weights` of that dtype.
 struct PackedOffsets {
-  int64_t w_ih, w_hh, bias, end;
+  int64_t w_ih, w_hh, bias, s_ih, s_hh, end;  // int8 alone has scales
 };
 
-inline PackedOffsets packed_offsets(const LstmShape& s, int lanes, int layer, int direction) {
-  const int64_t padded = round_up(s.hidden, lanes), element = static_cast<int64_t>(size_of(s.dtype));
+inline PackedOffsets packed_offsets(const LstmShape& s, DType weights, int lanes, int layer, int direction) {
+  const int64_t padded = round_up(s.hidden, lanes), element = static_cast<int64_t>(size_of(weights));
+  const int64_t table = round_up(4 * padded * 4, 64), tables = weights == DType::i8 ? 3 : 1;
   const auto bytes = [&](int l) {
     return round_up(4 * padded * lstm_input(s, l) * element, 64) + round_up(4 * padded * s.hidden * element, 64) +
-           round_up(4 * padded * 4, 64);
+           tables * table;
   };
   int64_t begin = kHeaderBytes;
   if (layer) begin += s.directions * (bytes(0) + (layer - 1) * bytes(1));
@@ -37,12 +38,14 @@ inline PackedOffsets packed_offsets(const LstmShape& s, int lanes, int layer, in
   o.w_ih = begin;
   o.w_hh = o.w_ih + round_up(4 * padded * lstm_input(s, layer) * element, 64);
   o.bias = o.w_hh + round_up(4 * padded * s.hidden * element, 64);
+  o.s_ih = o.bias + table;
+  o.s_hh = o.s_ih + table;
   o.end = begin + bytes(layer);
   return o;
 }
 
-inline int64_t packed_bytes_of(const LstmShape& s, int lanes) {
-  return packed_offsets(s, lanes, s.layers - 1, s.directions - 1).end;
+inline int64_t packed_bytes_of(const LstmShape& s, DType weights, int lanes) {
+  return packed_offsets(s, weights, lanes, s.layers - 1, s.directions - 1).end;
 }
 
 // Lays a workspace out in 64-byte aligned parts.

@@ -7,23 +7,14 @@
 //
 // W_ih and W_hh are int8 with a float32 scale a row, s_ih and s_hh. The sums are exact, and each float32 operation
 // rounds by itself: the bits are the same on every ISA, for any number of threads, any batch, and if a sequence is cut
-// into several calls. States and sequences are float32 or bfloat16; inside, all that is not int8 is float32.
+// into several calls. (Int8 weights on rows that stay float: lstm.h's int8 blocks.) States and sequences are float32 or
+// bfloat16; inside, all that is not int8 is float32.
 #pragma once
 
 #include "pykernels/int8_matmul.h"
 #include "pykernels/lstm.h"
 
 namespace pk {
-
-// Of one layer and direction.
-struct Int8LstmWeights {
-  const int8_t* w_ih = nullptr;  // (4h, I_l), contiguous
-  const int8_t* w_hh = nullptr;  // (4h, h)
-  const float* s_ih = nullptr;   // (4h)
-  const float* s_hh = nullptr;   // (4h)
-  const float* b_ih = nullptr;   // (4h), read if shape.bias
-  const float* b_hh = nullptr;   // (4h)
-};
 
 struct Int8LstmArgs {
   LstmShape shape;               // dtype is that of x, states and results: f32 or bf16

@@ -6,7 +6,9 @@
 //
 // Shapes: t steps, b sequences, `rows` = t * b time steps in all (packed sequences: the sum of batch_sizes), i input
 // features, h hidden units, d directions, l layers. Layer 0 reads i features, every other d * h.
-// float32 throughout, or bfloat16 for every tensor with float32 arithmetic and state inside.
+// float32 throughout, or bfloat16 for every tensor with float32 arithmetic and state inside. Packed weights may also be
+// int8 with a float32 scale a row (weight-only quantisation): nothing else is rounded, so it computes what the float32
+// weights W * s give, from a quarter of their bytes.
 //
 //   LstmForwardArgs args;  // shape, inputs, weights or packed weights
 //   LstmForwardPlan plan;
@@ -62,6 +64,16 @@ struct LstmSequence {
   int64_t row = 0;
 };
 
+// int8 weights of one layer and direction, with a scale a row.
+struct Int8LstmWeights {
+  const int8_t* w_ih = nullptr;  // (4h, I_l), contiguous
+  const int8_t* w_hh = nullptr;  // (4h, h)
+  const float* s_ih = nullptr;   // (4h)
+  const float* s_hh = nullptr;   // (4h)
+  const float* b_ih = nullptr;   // (4h), read if shape.bias
+  const float* b_hh = nullptr;   // (4h)
+};
+
 // A forward pass's tensors, on every device.
 struct LstmForwardArgs {
   LstmShape shape;
@@ -99,15 +111,20 @@ struct LstmBackwardArgs {
 struct LstmKernels;  // one ISA's: csrc/cpu/lstm/kernels.h
 
 // Packed weights of every layer and direction in one block: a header, then for each W_ih (h/v, I_l, 4, v), W_hh
-// (h/v, h, 4, v) in `dtype` and the sum of the biases (h/v, 4, v) in float32, v being the lanes of the active ISA.
+// (h/v, h, 4, v) in `weights` and the sum of the biases (h/v, 4, v) in float32, v being the lanes of the active ISA;
+// with int8 weights also their scales, as the biases.
 struct LstmPackingPlan {
   LstmShape shape;
+  DType weights;  // shape.dtype, or i8, which goes with either dtype
   const LstmKernels* kernels;
   int64_t packed_bytes;
 };
 PK_API Status make_packing_plan(const LstmShape& shape, LstmPackingPlan* plan);
 // weights: per layer and direction w_ih (4h, I_l), w_hh (4h, h) and, with bias, b_ih (4h), b_hh (4h), contiguous.
 PK_API void pack(const LstmPackingPlan& plan, const void* const* weights, void* packed, const Executor& executor);
+// The same for int8. weights: layers * directions of them.
+PK_API Status make_int8_packing_plan(const LstmShape& shape, LstmPackingPlan* plan);
+PK_API void pack(const LstmPackingPlan& plan, const Int8LstmWeights* weights, void* packed, const Executor& executor);
 
 // Plain data, valid as long as the call's arrays are; may run any number of times, each with a workspace of its own.
 template <class Args, class Parts>
@@ -118,8 +135,9 @@ struct LstmPlan {
   // Of `reserve`, in float32: per layer and direction (rows, 5, h), the four gates and c; then the outputs of all
   // layers but the last (layers - 1, rows, d * h).
   int64_t reserve_elements = 0;
-  // The rest is the kernels' own: rows in all, hidden units rounded up to whole vectors or panels, shares of a step,
-  // and where in the workspace things lie, in bytes; -1 for what the call doesn't need.
+  // The rest is the kernels' own: the weights' dtype, rows in all, hidden units rounded up to whole vectors or panels,
+  // shares of a step, and where in the workspace things lie, in bytes; -1 for what the call doesn't need.
+  DType weights = DType::f32;
   int64_t rows = 0, padded = 0;
   int team = 1;
   Parts at{};

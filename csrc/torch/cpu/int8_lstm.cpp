@@ -49,12 +49,21 @@ struct Weights {
   }
 };
 
-Tensor pack_weights(const Call& c, const Weights& weights) {
+// A block of int8_lstm's, or one of lstm's: weight_only.
+Tensor pack_weights(const Call& c, const Weights& weights, bool weight_only) {
+  const auto by = [&](const auto& plan) {
+    const Tensor packed = c.on.empty_packed(plan.packed_bytes, ScalarType::Byte);
+    c.on.pack_by(plan, weights.cells.data(), packed.mutable_data_ptr());
+    return packed;
+  };
+  if (weight_only) {
+    LstmPackingPlan plan;
+    check_status(make_int8_packing_plan(c.shape, &plan), c.op);
+    return by(plan);
+  }
   Int8LstmPackingPlan plan;
   check_status(make_packing_plan(c.shape, &plan), c.op);
-  const Tensor packed = c.on.empty_packed(plan.packed_bytes, ScalarType::Byte);
-  c.on.pack_by(plan, weights.cells.data(), packed.mutable_data_ptr());
-  return packed;
+  return by(plan);
 }
 
 // A cell has no output but h_n and c_n.
@@ -63,8 +72,9 @@ struct Results {
   Tensor h_n, c_n;
 };
 
-Results forward(const Call& c, const Tensor& packed) {
-  Int8LstmArgs args;
+template <class Args, class Plan>
+Results forward_by(const Call& c, const Tensor& packed) {
+  Args args;
   args.shape = c.shape;
   args.x = c.input(c.x);
   args.h0 = c.h0.const_data_ptr();
@@ -75,7 +85,7 @@ Results forward(const Call& c, const Tensor& packed) {
   const Tensor kept = dense(packed);
   args.packed = packed_data(kept);
   args.packed_bytes = kept.numel();
-  Int8LstmPlan plan;
+  Plan plan;
   c.on.plan(args, &plan);
   Results to{{}, c.empty(c.state_shape()), c.empty(c.state_shape())};
   plan.args.h_n = to.h_n.mutable_data_ptr();
@@ -88,16 +98,22 @@ Results forward(const Call& c, const Tensor& packed) {
   return to;
 }
 
+Results forward(const Call& c, const Tensor& packed, bool weight_only = false) {
+  return weight_only ? forward_by<LstmForwardArgs, LstmForwardPlan>(c, packed)
+                     : forward_by<Int8LstmArgs, Int8LstmPlan>(c, packed);
+}
+
 std::tuple<Tensor, Tensor, Tensor> int8_lstm(Tensor x, Tensor h0, Tensor c0, Tensors weights, Tensors scales,
                                              MaybeTensor batch_sizes, int64_t num_layers, bool bidirectional,
-                                             bool batch_first, bool has_bias) {
+                                             bool batch_first, bool has_bias, bool weight_only) {
   Call call("int8_lstm", x, h0, c0, batch_sizes, {num_layers, bidirectional, batch_first});
   call.shape.bias = has_bias;
-  const Results r = forward(call, pack_weights(call, Weights(call, weights, scales)));
+  const Results r = forward(call, pack_weights(call, Weights(call, weights, scales), weight_only), weight_only);
   return {*r.output, r.h_n, r.c_n};
 }
 
-Tensor int8_lstm_pack(Tensors weights, Tensors scales, int64_t num_layers, bool bidirectional, bool has_bias) {
+Tensor int8_lstm_pack(Tensors weights, Tensors scales, int64_t num_layers, bool bidirectional, bool has_bias,
+                      bool weight_only) {
   static const char* const op = "int8_lstm_pack";
   check(weights.size() >= 2, op, "weights", "expected w_ih, w_hh and so on, got ", weights.size(), " tensors");
   check(weights[0].dim() == 2 && weights[1].dim() == 2, op, "weights", "expected w_ih (4H, I) and w_hh (4H, H), got ",
@@ -109,7 +125,7 @@ Tensor int8_lstm_pack(Tensors weights, Tensors scales, int64_t num_layers, bool 
       torch::stable::empty({num_layers * (bidirectional ? 2 : 1), 0, weights[1].size(1)}, ScalarType::Float);
   Call call(op, x, h, h, std::nullopt, LstmFlags{num_layers, bidirectional, false});
   call.shape.bias = has_bias;
-  return pack_weights(call, Weights(call, weights, scales));
+  return pack_weights(call, Weights(call, weights, scales), weight_only);
 }
 
 std::tuple<Tensor, Tensor, Tensor> int8_lstm_packed(Tensor x, Tensor h0, Tensor c0, Tensor packed, int64_t input_size,
@@ -122,13 +138,14 @@ std::tuple<Tensor, Tensor, Tensor> int8_lstm_packed(Tensor x, Tensor h0, Tensor 
 }
 
 std::tuple<Tensor, Tensor> int8_lstm_cell(Tensor x, Tensor h, Tensor c, Tensor w_ih, Tensor w_hh, Tensor s_ih,
-                                          Tensor s_hh, MaybeTensor b_ih, MaybeTensor b_hh) {
+                                          Tensor s_hh, MaybeTensor b_ih, MaybeTensor b_hh, bool weight_only) {
   Call call("int8_lstm_cell", x, h, c);
   check(b_ih.has_value() == b_hh.has_value(), call.op, "b_hh", "expected both biases or none, got one");
   call.shape.bias = b_ih.has_value();
   Tensors weights = {w_ih, w_hh};
   if (b_ih) weights.insert(weights.end(), {*b_ih, *b_hh});
-  const Results r = forward(call, pack_weights(call, Weights(call, weights, {s_ih, s_hh})));
+  const Tensor packed = pack_weights(call, Weights(call, weights, {s_ih, s_hh}), weight_only);
+  const Results r = forward(call, packed, weight_only);
   return {r.h_n, r.c_n};
 }
 
@@ -146,17 +163,18 @@ std::tuple<Tensor, Tensor> int8_lstm_cell_packed(Tensor x, Tensor h, Tensor c, T
 STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, m) {
   m.def(
       "int8_lstm(Tensor x, Tensor h0, Tensor c0, Tensor[] weights, Tensor[] scales, Tensor? batch_sizes, "
-      "int num_layers, bool bidirectional, bool batch_first, bool has_bias) -> (Tensor output, Tensor h_n, Tensor "
-      "c_n)");
+      "int num_layers, bool bidirectional, bool batch_first, bool has_bias, bool weight_only=False) -> (Tensor output, "
+      "Tensor h_n, Tensor c_n)");
   m.def(
-      "int8_lstm_pack(Tensor[] weights, Tensor[] scales, int num_layers, bool bidirectional, bool has_bias) -> Tensor");
+      "int8_lstm_pack(Tensor[] weights, Tensor[] scales, int num_layers, bool bidirectional, bool has_bias, "
+      "bool weight_only=False) -> Tensor");
   m.def(
       "int8_lstm_packed(Tensor x, Tensor h0, Tensor c0, Tensor packed, int input_size, int hidden_size, "
       "Tensor? batch_sizes, int num_layers, bool bidirectional, bool batch_first) "
       "-> (Tensor output, Tensor h_n, Tensor c_n)");
   m.def(
       "int8_lstm_cell(Tensor x, Tensor h, Tensor c, Tensor w_ih, Tensor w_hh, Tensor s_ih, Tensor s_hh, Tensor? b_ih, "
-      "Tensor? b_hh) -> (Tensor h_out, Tensor c_out)");
+      "Tensor? b_hh, bool weight_only=False) -> (Tensor h_out, Tensor c_out)");
   m.def(
       "int8_lstm_cell_packed(Tensor x, Tensor h, Tensor c, Tensor packed, int input_size, int hidden_size) "
       "-> (Tensor, Tensor)");

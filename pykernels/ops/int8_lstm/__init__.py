@@ -1,7 +1,7 @@
 """LSTM with int8 weights: one step, and whole sequences with layers, both directions and packed data; for inference.
 
 Weights are int8 with a scale a row. Rows of x and h become int8 by their own largest magnitude. The sums are exact, and
-the gates are computed in float32.
+the gates are computed in float32. With ``weight_only`` rows and sums are float32 too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from pykernels.ops._dispatch import choose, kernels
 from pykernels.ops.int8_lstm import autograd as autograd
 from pykernels.ops.int8_lstm import reference
 from pykernels.ops.int8_lstm.arguments import check_int8_cell, check_int8_lstm, tensors
-from pykernels.ops.int8_lstm.op import INT8_LSTM, INT8_LSTM_CELL
+from pykernels.ops.int8_lstm.op import (
+    INT8_LSTM,
+    INT8_LSTM_CELL,
+    INT8_LSTM_CELL_WEIGHT_ONLY,
+    INT8_LSTM_WEIGHT_ONLY,
+)
 from pykernels.ops.lstm.arguments import LSTMCall, States, two_states
 
 
@@ -31,6 +36,7 @@ def int8_lstm_cell(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
     *,
+    weight_only: bool = False,
     backend: str | None = None,
 ) -> States:
     """Runs one step of an LSTM with int8 weights.
@@ -49,6 +55,7 @@ def int8_lstm_cell(
         s_hh: (4H,), those of ``w_hh``.
         b_ih: (4H,) or None.
         b_hh: (4H,) or None.
+        weight_only: Whether ``x`` and ``h`` stay float, as in `int8_lstm`.
         backend: "auto", "cpu" or "reference" ("cuda" and "triton" have no kernels); None means that of the
             `pykernels.backend` block.
 
@@ -79,14 +86,15 @@ def int8_lstm_cell(
         b_ih = torch.zeros_like(s_ih) if b_ih is None else b_ih
         b_hh = torch.zeros_like(s_ih) if b_hh is None else b_hh
     with autocast_off(dtype, x):
-        where = choose(INT8_LSTM_CELL, x.device, x.dtype, backend)
+        form = INT8_LSTM_CELL_WEIGHT_ONLY if weight_only else INT8_LSTM_CELL
+        where = choose(form, x.device, x.dtype, backend, op)
         if where == "reference":
-            return reference.int8_lstm_cell(x, (h, c), w_ih, w_hh, s_ih, s_hh, b_ih, b_hh)
+            return reference.int8_lstm_cell(x, (h, c), w_ih, w_hh, s_ih, s_hh, b_ih, b_hh, weight_only=weight_only)
         unbatched = x.dim() == 1
         if unbatched:
             x, h, c = x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0)
         floats = [None if t is None else t.float() for t in (s_ih, s_hh, b_ih, b_hh)]
-        h, c = kernels(where, INT8_LSTM_CELL).int8_lstm_cell.default(x, h, c, w_ih, w_hh, *floats)
+        h, c = kernels(where, form).int8_lstm_cell.default(x, h, c, w_ih, w_hh, *floats, weight_only)
         return (h.squeeze(0), c.squeeze(0)) if unbatched else (h, c)
 
 
@@ -100,6 +108,7 @@ def int8_lstm(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
+    weight_only: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, States]:
     """Runs an LSTM with int8 weights over whole sequences.
@@ -121,6 +130,8 @@ def int8_lstm(
         batch_first: Whether the batch is the first dimension of ``x`` and of the output; unbatched and packed input
             ignores it.
         batch_sizes: (T,) int64 on the CPU, not rising: PackedSequence.batch_sizes.
+        weight_only: Whether ``x`` and h stay float: then it is `lstm` of the weights times their scales, to a few
+            float32 roundings, from a quarter of the bytes. Results for one sequence and several differ by roundings.
         backend: "auto", "cpu" or "reference" ("cuda" and "triton" have no kernels); None means that of the
             `pykernels.backend` block.
 
@@ -151,16 +162,17 @@ def int8_lstm(
     named = {f"weights[{i}]": w for i, w in enumerate(flat)} | {f"scales[{i}]": s for i, s in enumerate(flat_scales)}
     refuse_gradient(op, x=x, h0=h0, c0=c0, **named)
     with autocast_off(dtype, x):
-        where = choose(INT8_LSTM, x.device, x.dtype, backend)
+        form = INT8_LSTM_WEIGHT_ONLY if weight_only else INT8_LSTM
+        where = choose(form, x.device, x.dtype, backend, op)
         if where == "reference":
-            return reference.sequences(x, (h0, c0), flat, flat_scales, batch_sizes, call)
+            return reference.sequences(x, (h0, c0), flat, flat_scales, batch_sizes, call, weight_only)
         unbatched = x.dim() == 2 and batch_sizes is None
         if unbatched:
             x, h0, c0, call = x.unsqueeze(1), h0.unsqueeze(1), c0.unsqueeze(1), call._replace(batch_first=False)
         flat = [w.float() if w.is_floating_point() else w for w in flat]
         flat_scales = [s.float() for s in flat_scales]
-        run = kernels(where, INT8_LSTM).int8_lstm.default
-        output, h_n, c_n = run(x, h0, c0, flat, flat_scales, batch_sizes, *call)
+        run = kernels(where, form).int8_lstm.default
+        output, h_n, c_n = run(x, h0, c0, flat, flat_scales, batch_sizes, *call, weight_only)
         if unbatched:
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
         return output, (h_n, c_n)

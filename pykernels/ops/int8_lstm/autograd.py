@@ -29,7 +29,8 @@ def _fake(
 
 
 def _fake_pack(
-    weights: list[Tensor], scales: Any, num_layers: int, bidirectional: bool, has_bias: bool
+    weights: list[Tensor], scales: Any, num_layers: int, bidirectional: bool, has_bias: bool,
+    weight_only: bool = False,
 ) -> Tensor:  # fmt: skip
     # csrc/cpu/int8_lstm/layout.h: hidden units are rounded up to the vectors of the instruction set, which a trace does
     # not know.

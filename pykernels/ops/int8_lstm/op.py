@@ -11,3 +11,6 @@ _DTYPES = {"cpu": FLOATS["cpu"]}
 
 INT8_LSTM = Op("int8_lstm", "int8_lstm", _BACKENDS, _DTYPES)
 INT8_LSTM_CELL = Op("int8_lstm_cell", "int8_lstm", _BACKENDS, _DTYPES)
+#: The same with ``weight_only``.
+INT8_LSTM_WEIGHT_ONLY = Op("int8_lstm_weight_only", "int8_lstm", _BACKENDS, _DTYPES)
+INT8_LSTM_CELL_WEIGHT_ONLY = Op("int8_lstm_cell_weight_only", "int8_lstm", _BACKENDS, _DTYPES)

@@ -7,6 +7,8 @@
 The sums are exact. All that is not int8 is float32, whatever the dtype of x, and each operation below rounds once: so
 the kernels (csrc/cpu/int8_lstm/gates.h) have the same bits. A state that differed in its last bit could round to
 another int8 at the next step.
+
+With ``weight_only`` it is lstm's reference on W' s, in float32 or float64.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pykernels.ops.int8_matmul.reference import quantize_int8_reference
+from pykernels.ops.lstm import reference as float_reference
 from pykernels.ops.lstm.arguments import LSTMCall, States
 from pykernels.ops.lstm.reference import over_layers, over_steps
 
@@ -67,11 +70,23 @@ def _step(gates: Tensor, c: Tensor) -> States:
     return exact_sigmoid(o) * exact_tanh(c), c
 
 
+def scaled(weights: Sequence[Tensor], scales: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """``weights`` in floats: matrices times the scales of their rows, which come in the same order."""
+    steps = iter(scales)
+    return [w.to(dtype) * next(steps).to(dtype)[:, None] if w.dim() == 2 else w.to(dtype) for w in weights]
+
+
 def int8_lstm_cell(
     x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, s_ih: Tensor, s_hh: Tensor, b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
+    b_hh: Tensor | None = None, *, weight_only: bool = False,
 ) -> States:  # fmt: skip
     """One step. See `pykernels.ops.int8_lstm_cell`."""
+    if weight_only:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        w_ih, w_hh = scaled([w_ih, w_hh], [s_ih, s_hh], wide)
+        h, c = states
+        h, c = float_reference.lstm_cell(x.to(wide), (h.to(wide), c.to(wide)), w_ih, w_hh, b_ih, b_hh)
+        return h.to(x.dtype), c.to(x.dtype)
     rows, h, c = (t if t.dim() == 2 else t.unsqueeze(0) for t in (x, *states))
     weights = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
     _, h, c = _direction(rows, [rows.shape[0]], h, c, weights, (s_ih, s_hh), reverse=False)
@@ -104,16 +119,25 @@ def int8_lstm(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
+    weight_only: bool = False,
 ) -> tuple[Tensor, States]:
     """Whole sequences. See `pykernels.ops.int8_lstm`."""
-    return sequences(x, states, weights, scales, batch_sizes, LSTMCall(num_layers, bidirectional, batch_first))
+    call = LSTMCall(num_layers, bidirectional, batch_first)
+    return sequences(x, states, weights, scales, batch_sizes, call, weight_only)
 
 
 def sequences(
     x: Tensor, states: States, weights: Sequence[Tensor], scales: Sequence[Tensor], batch_sizes: Tensor | None,
-    call: LSTMCall,
+    call: LSTMCall, weight_only: bool = False,
 ) -> tuple[Tensor, States]:  # fmt: skip
     """The same by its `LSTMCall`."""
+    if weight_only:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        floats = scaled(weights, scales, wide)
+        output, (h_n, c_n) = float_reference.sequences(
+            x.to(wide), (states[0].to(wide), states[1].to(wide)), floats, batch_sizes, call
+        )
+        return output.to(x.dtype), (h_n.to(x.dtype), c_n.to(x.dtype))
     each = len(weights) // (call.num_layers * call.directions)
 
     def direction(rows: Tensor, sizes: Sequence[int], h: Tensor, c: Tensor, at: int) -> tuple[Tensor, Tensor, Tensor]:

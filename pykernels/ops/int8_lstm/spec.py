@@ -1,4 +1,7 @@
-"""The specs of `int8_lstm_cell` and `int8_lstm`: lstm's samples with rounded weights. float32 results are exact."""
+"""The specs of `int8_lstm_cell` and `int8_lstm`: lstm's samples with rounded weights.
+
+float32 results are exact, except with ``weight_only``, where they are lstm's.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,12 @@ from torch import Tensor
 
 from pykernels.ops._spec import OpSpec, Sample
 from pykernels.ops.int8_lstm import int8_lstm, int8_lstm_cell, reference
-from pykernels.ops.int8_lstm.op import INT8_LSTM, INT8_LSTM_CELL
+from pykernels.ops.int8_lstm.op import (
+    INT8_LSTM,
+    INT8_LSTM_CELL,
+    INT8_LSTM_CELL_WEIGHT_ONLY,
+    INT8_LSTM_WEIGHT_ONLY,
+)
 from pykernels.ops.int8_matmul.reference import quantize_int8_reference
 from pykernels.ops.lstm.spec import LSTM_CELL_SPEC, LSTM_SPEC
 
@@ -27,16 +35,18 @@ def quantized(weights: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     return flat, scales
 
 
-def _rounded(sample: Sample, cell: bool) -> Sample:
+def _rounded(sample: Sample, cell: bool, weight_only: bool = False) -> Sample:
     def make(dtype: torch.dtype, generator: torch.Generator) -> tuple[tuple[Any, ...], dict[str, Any]]:
         (x, states, *rest), named = sample.make(dtype, generator)
+        named |= {"weight_only": True} if weight_only else {}
         if cell:
             weights, scales = quantized(rest)
             return (x, states, *weights[:2], *scales, *weights[2:]), named
         return (x, states, *quantized(rest[0])), named
 
-    # There is no sum to round. A quarter of the bytes is moved.
-    return replace(sample, make=make, reduction=1, bytes=sample.bytes // 4)
+    # A quarter of the bytes is moved. There is no sum to round, or lstm's with a factor more in each term.
+    reduction = sample.reduction + 1 if weight_only else 1
+    return replace(sample, make=make, reduction=reduction, bytes=sample.bytes // 4)
 
 
 #: float32 results are the reference's to the bit; bfloat16 ones are rounded once. tests/ops/int8_lstm compares bits.
@@ -60,4 +70,20 @@ INT8_LSTM_SPEC = OpSpec(
     has_int8=True,
 )
 
-SPECS: tuple[OpSpec, ...] = (INT8_LSTM_CELL_SPEC, INT8_LSTM_SPEC)
+INT8_LSTM_CELL_WEIGHT_ONLY_SPEC = replace(
+    INT8_LSTM_CELL_SPEC,
+    op=INT8_LSTM_CELL_WEIGHT_ONLY,
+    samples=tuple(_rounded(sample, True, True) for sample in LSTM_CELL_SPEC.samples),
+    growth=LSTM_CELL_SPEC.growth,
+)
+
+INT8_LSTM_WEIGHT_ONLY_SPEC = replace(
+    INT8_LSTM_SPEC,
+    op=INT8_LSTM_WEIGHT_ONLY,
+    samples=tuple(_rounded(sample, False, True) for sample in LSTM_SPEC.samples),
+    growth=LSTM_SPEC.growth,
+)
+
+#: The specs whose float32 results are exact; and all.
+EXACT: tuple[OpSpec, ...] = (INT8_LSTM_CELL_SPEC, INT8_LSTM_SPEC)
+SPECS: tuple[OpSpec, ...] = (*EXACT, INT8_LSTM_CELL_WEIGHT_ONLY_SPEC, INT8_LSTM_WEIGHT_ONLY_SPEC)

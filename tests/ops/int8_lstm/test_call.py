@@ -10,8 +10,9 @@ from torch.library import opcheck
 
 import pykernels as pk
 from pykernels.ops.int8_lstm import reference
-from pykernels.ops.int8_lstm.spec import SPECS, quantized
+from pykernels.ops.int8_lstm.spec import EXACT, quantized
 from pykernels.ops.lstm import reference as float_reference
+from pykernels.ops.lstm import spec as lstm_spec
 from pykernels.ops.lstm.spec import flat_weights
 from tests.harness import (
     assert_one_graph,
@@ -29,7 +30,7 @@ from tests.harness import (
 OPS = torch.ops.pykernels
 CASES = [
     pytest.param(spec, sample, id=f"{spec.name}-{sample.name}")
-    for spec in SPECS
+    for spec in EXACT
     for sample in spec.samples
     if not sample.bench
 ]
@@ -311,3 +312,67 @@ def test_bad_arguments_of_the_native_ops():
             OPS.int8_lstm_packed(x, h, c, bad, 6, 8, None, 1, False, False)
     with pytest.raises(RuntimeError, match="int8_lstm_packed: x: expected 7 features"):
         OPS.int8_lstm_packed(x, h, c, packed, 7, 8, None, 1, False, False)
+
+
+# weight_only: tests/ops/test_specs.py compares its samples with the reference
+
+
+@native
+@settings(max_examples=50, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 30), st.integers(0, 14), st.integers(0, 40), st.integers(1, 40)),
+    layers=st.integers(1, 2), both=st.booleans(), bias=st.booleans(), batch_first=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]), isa=st.sampled_from(host_isas()), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_weight_only_is_lstm_of_what_the_weights_stand_for(
+    sizes, layers, both, bias, batch_first, dtype, isa, seed
+):  # fmt: skip
+    (x, states, weights, scales), named = problem(*sizes, layers=layers, both=both, bias=bias, dtype=dtype, seed=seed)
+    floats = reference.scaled(weights, scales, torch.float64)
+    expected = float_reference.lstm(x.double(), map_tensors(states, torch.Tensor.double), floats, **named)
+    if batch_first:
+        x, expected = x.transpose(0, 1).contiguous(), (expected[0].transpose(0, 1), expected[1])
+    with forced_isa(isa):
+        got = pk.ops.int8_lstm(
+            x, states, weights, scales, **named, batch_first=batch_first, weight_only=True, backend="cpu"
+        )
+    limit = lstm_spec.bound((x, states, floats), named)
+    for g, e in zip(tensors_of(got), tensors_of(expected), strict=True):
+        assert (g.shape, g.dtype) == (e.shape, dtype)
+        assert relative_l2(g, e) <= limit
+
+
+@native
+@isas
+def test_strides_and_threads_change_no_bit_of_weight_only(isa):
+    (x, states, *rest), named = problem(30, 6, 9, 260, both=True)
+    named["weight_only"] = True
+    with forced_isa(isa):
+        expected = pk.ops.int8_lstm(x, states, *rest, **named)
+        assert_threads_change_nothing(lambda: pk.ops.int8_lstm(x, states, *rest, **named), (1, 3))
+        wide = torch.full((30, 6, 12), torch.nan)
+        wide[..., :9] = x
+        assert_equal(pk.ops.int8_lstm(wide[..., :9], states, *rest, **named), expected)
+
+
+@native
+def test_a_weight_only_step_is_a_cell():
+    (x, (h, c), weights, scales), _ = problem(1, 3, 5, 21)
+    got = pk.ops.int8_lstm_cell(x[0], (h[0], c[0]), *weights[:2], *scales, *weights[2:], weight_only=True)
+    output, (h_n, c_n) = pk.ops.int8_lstm(x, (h, c), weights, scales, weight_only=True)
+    assert_equal(got, (h_n[0], c_n[0]))
+    assert_equal(output[0], got[0])
+    rounded, _ = pk.ops.int8_lstm_cell(x[0], (h[0], c[0]), *weights[:2], *scales, *weights[2:])
+    assert not torch.equal(rounded, got[0])
+
+
+@native
+def test_opcheck_of_weight_only():
+    (x, (h, c), weights, scales), _ = problem(layers=2, both=True)
+    opcheck(OPS.int8_lstm.default, (x, h, c, weights, scales, None, 2, True, False, True, True))
+    packed = OPS.int8_lstm_pack(weights, scales, 2, True, True, True)
+    opcheck(OPS.lstm_packed.default, (x, h, c, packed, 6, 8, None, 2, True, False))
+    with pytest.raises(RuntimeError, match=r"int8_lstm_packed: packed: .*the first bytes are others"):
+        OPS.int8_lstm_packed(x, h, c, packed, 6, 8, None, 2, True, False)
+    with pytest.raises(RuntimeError, match="lstm_packed: packed: not a block"):
+        OPS.lstm_packed(x, h, c, OPS.int8_lstm_pack(weights, scales, 2, True, True), 6, 8, None, 2, True, False)
