@@ -21,7 +21,7 @@ from pykernels.ops.group_norm_act.reference import reference as group_norm_act
 from pykernels.ops.layer_norm.reference import reference as layer_norm
 from pykernels.ops.pool2d.reference import reference as pool2d
 from pykernels.ops.shuffle.reference import reference as shuffle
-from pykernels.optimize._export import _TURNS, _for_real
+from pykernels.optimize._export import TURNS, for_real
 from pykernels.optimize._graph import Step
 from pykernels.optimize._group_norms import GroupNorm
 from pykernels.optimize._layer_norms import LayerNorm
@@ -43,7 +43,7 @@ class InONNX(Simulation):
     def __init__(self, program: Program) -> None:
         super().__init__(program, lambda t: t)
         self._plan = program.graph.rewritten
-        with _for_real():
+        with for_real():
             self._constants = program.current().values
 
     def _fold(self) -> None:
@@ -51,7 +51,7 @@ class InONNX(Simulation):
 
     def rounded(self, x: Tensor, grid: Grid) -> Tensor:
         """``x`` on ``grid``."""
-        with _for_real():
+        with for_real():
             scale, zero = torch.tensor(grid.scale, dtype=torch.float32), torch.tensor(grid.zero_point, dtype=torch.int8)
         onnx = torch.onnx.ops.symbolic
         q = onnx("::QuantizeLinear", (x, scale, zero), dtype=torch.int8, shape=x.shape)
@@ -67,10 +67,10 @@ class InONNX(Simulation):
         """The filters of a layer, int8 where it is, and the bias, with the batch norm in both."""
         per_channel = getattr(layer, "per_channel", None)
         if per_channel is None:
-            with _for_real():
+            with for_real():
                 return super().weights(layer)
         parts = layer.weight, layer.bias, *(layer.norm or (None,) * 4)
-        with _for_real():
+        with for_real():
             tensors = [self.leaf(v) for v in parts]
             q, steps, shift = folded(
                 [layer.filters(tensors[0]), *tensors[1:]], layer.eps, per_channel, getattr(layer, "tuning", UNTUNED)
@@ -120,7 +120,7 @@ def _dequantized(q: Tensor, scale: Tensor | None) -> Tensor:
 def _moved(step: Step, args: Any, kwargs: dict[str, Any]) -> Any:
     """A step in torch's functions."""
     function: Any = step.function
-    if function in _TURNS:  # memory formats, which ONNX lacks
+    if function in TURNS:  # memory formats, which ONNX lacks
         return args[0]
     if isinstance(function, Pool):
         if function.pool == WHOLE:

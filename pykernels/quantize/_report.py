@@ -8,8 +8,8 @@ from html import escape
 from typing import Any
 
 from pykernels.nn.int8_conv import Grid
+from pykernels.optimize._face import family_of
 from pykernels.optimize._report import Report
-from pykernels.quantize._calibrate import family_of
 
 _WIDTH, _HEIGHT, _EDGE = 760, 420, 56
 _UNCALIBRATED = "no batch of the calibration made a call of this kind"

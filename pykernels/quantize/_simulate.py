@@ -19,7 +19,7 @@ from pykernels.ops._activation import ACTIVATIONS, apply_activation
 from pykernels.ops.conv_bn_act.arguments import padded
 from pykernels.optimize._activations import Act
 from pykernels.optimize._calls import OurCall
-from pykernels.optimize._export import _made
+from pykernels.optimize._export import realised
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Step, Value, mapped
 from pykernels.optimize._norms import bind_norm, is_norm
@@ -54,7 +54,7 @@ class Simulation:
             if step in alone:  # a gradient may need what is overwritten
                 self.values[step.args[0]] = self.values[step.args[0]].clone()
             self._spread(step.outputs, self._run(step))
-        return _made(mapped(graph.result, self.leaf))
+        return realised(mapped(graph.result, self.leaf))
 
     def leaf(self, x: Any) -> Any:
         """What a value is now; all else itself."""
@@ -111,8 +111,8 @@ class Simulation:
             return self._norm(step)
         if isinstance(step.function, Affine):
             return self._affine(step)
-        args: Any = _made(mapped(step.args, self.leaf))
-        kwargs: dict[str, Any] = _made(mapped(step.kwargs, self.leaf))
+        args: Any = realised(mapped(step.args, self.leaf))
+        kwargs: dict[str, Any] = realised(mapped(step.kwargs, self.leaf))
         if isinstance(function, FusedTransposed):
             return self._transposed(function, *args)
         if isinstance(function, FusedConv):
