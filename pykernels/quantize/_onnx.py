@@ -57,12 +57,6 @@ class InONNX(Simulation):
         q = onnx("::QuantizeLinear", (x, scale, zero), dtype=torch.int8, shape=x.shape)
         return onnx("::DequantizeLinear", (q, scale, zero), dtype=torch.float32, shape=x.shape)
 
-    def rounded_rows(self, x: Tensor) -> Tensor:
-        """Rows (..., C), each by its own largest magnitude."""
-        scale = x.abs().amax(-1, keepdim=True) / 127
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        return (x / scale).round() * scale
-
     def weights(self, layer: Any) -> tuple[Tensor, Tensor | None]:
         """The filters of a layer, int8 where it is, and the bias, with the batch norm in both."""
         per_channel = getattr(layer, "per_channel", None)

@@ -22,6 +22,7 @@ from pykernels.optimize._calls import OurCall
 from pykernels.optimize._export import realised
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Step, Value, mapped
+from pykernels.optimize._int8_tensors import rounded_rows
 from pykernels.optimize._norms import bind_norm, is_norm
 from pykernels.optimize._program import Program
 from pykernels.optimize._squeeze import is_squeeze
@@ -79,13 +80,6 @@ class Simulation:
     def rounded(self, x: Tensor, grid: Grid) -> Tensor:
         """``x`` on ``grid``; the gradient is that of the part which is not clamped."""
         return torch.fake_quantize_per_tensor_affine(x, grid.scale, grid.zero_point, -128, 127)
-
-    def rounded_rows(self, x: Tensor) -> Tensor:
-        """Rows (..., C), each by its own largest magnitude."""
-        rows = x.reshape(-1, x.shape[-1])
-        scale = _scale(rows.detach().abs().amax(1))
-        zero = torch.zeros_like(scale, dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(rows, scale, zero, 0, -127, 127).view(x.shape)
 
     def weights(self, layer: Any) -> tuple[Tensor, Tensor | None]:
         """The filters of a layer, rounded where they are int8, and the bias, with the batch norm in both."""
@@ -154,7 +148,7 @@ class Simulation:
     def _layer(self, layer: Any, x: Tensor, residual: Tensor | None) -> Tensor:
         weight, bias = self.weights(layer)
         if isinstance(layer, DynamicLinear):
-            x = self.rounded_rows(x)
+            x = rounded_rows(x)  # in ONNX: nobody trains one
         if layer.rank == 2:
             y = F.linear(x, weight.flatten(1), bias)
         else:
