@@ -146,7 +146,7 @@ def quantize(
         if budget is not None:
             keep_within(twin, plan, kept, float(budget), score)
         measure(twin, plan, kept)
-    return QuantAware(model, plan) if qat else twin
+    return QuantAware(model, plan, observer) if qat else twin
 
 
 def _spread(calls: Iterable[Call], kept: list[Call]) -> Iterator[Call]:

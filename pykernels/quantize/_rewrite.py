@@ -143,6 +143,13 @@ class Rewriter:
         self.graph.steps = self.steps
         return {q: (v, self._grid(v)) for v, q in self.in8.items()}
 
+    def joined(self, places: Mapping[Value, int]) -> dict[Value, tuple[int, ...]]:
+        """By int8 value: the ``places`` of the values that lie on one grid with what it stands for."""
+        found: dict[Value, list[int]] = {}
+        for v in self.ranges:
+            found.setdefault(self._root(v), []).append(places[v])
+        return {q: tuple(found[self._root(v)]) for v, q in self.in8.items()}
+
     def _why_not(self, step: Step, why_float: Callable[[Step], str]) -> str:
         why = why_no_kernel(step.function) or why_float(step)
         if not why and step.args[0] not in self.fit:
