@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any
 
 from pykernels.nn.int8_conv import Grid
 from pykernels.optimize._face import family_of
-from pykernels.optimize._report import Report
+from pykernels.optimize._report import Left, Report
 
 _WIDTH, _HEIGHT, _EDGE = 760, 420, 56
 _UNCALIBRATED = "no batch of the calibration made a call of this kind"
@@ -156,7 +156,14 @@ def with_layers(report: Report, twin: Any) -> QuantReport:
             ratio = ratios.get(at)
             what = step.note or step.name()
             layers.append(Layer(step.where, what, x, out, ratio, why, times.pop(0) if times else None))
-    return QuantReport(**vars(report), layers=layers)
+    # Why a layer is not in int8, and why then it is torch's, is one answer.
+    floats = {(x.where or "the model", x.what): x.why for x in layers if x.why}
+    told = {**vars(report), "left": [_with_reason(x, floats.get((x.where, x.what), "")) for x in report.left]}
+    return QuantReport(**told, layers=layers)
+
+
+def _with_reason(left: Left, why: str) -> Left:
+    return replace(left, why=f"{why}, and in float {left.why}") if why and why not in left.why else left
 
 
 def _in_order(family: Any) -> list[Any]:
