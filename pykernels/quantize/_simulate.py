@@ -7,6 +7,7 @@ training of neural networks for efficient integer-arithmetic-only inference", 20
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ from pykernels.optimize._norms import bind_norm, is_norm
 from pykernels.optimize._program import Program
 from pykernels.optimize._squeeze import is_squeeze
 from pykernels.optimize._transposed import FusedTransposed
+from pykernels.optimize._watch import SKIPPED, kind_of
 from pykernels.quantize._dynamic import DynamicLinear
 from pykernels.quantize._glue import Affine, Dequantize, Lookup, Mean, Quantize, Squeeze, Sum, bind_affine
 from pykernels.quantize._recurrent import Followed
@@ -140,7 +142,7 @@ class Simulation:
     def called(self, function: Any, weights: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a module, in float, with these ``weights``."""
         module = function.source if isinstance(function, Followed) else function
-        result = torch.func.functional_call(module, weights, args, kwargs)
+        result = torch.func.functional_call(_apart(module), weights, args, kwargs)
         if isinstance(function, Followed) and function.is_last_step:
             return result[0][:, -1] if module.batch_first else result[0][-1]
         return result
@@ -198,6 +200,17 @@ class Simulation:
         function: Any = step.function
         _, _, code, slope = function.numbers.tolist()
         return self.rounded(apply_activation(y, ACTIVATIONS[int(code)], slope), function.out, step.outputs)
+
+
+def _apart(module: nn.Module) -> nn.Module:
+    """A copy of ``module`` with its tensors, which may get others for a while: of an optimised model nobody may change
+    a list, and nothing stands in front of the calls of the copy.
+    """
+    made: Any = object.__new__(kind_of(module))
+    kept = {k: v for k, v in vars(module).items() if k not in SKIPPED}
+    vars(made).update({k: copy.copy(v) if type(v) in (dict, list) else v for k, v in kept.items()})
+    made._modules = {name: None if m is None else _apart(m) for name, m in module._modules.items()}
+    return made
 
 
 def rounded_filters(weight: Tensor, per_channel: bool) -> Tensor:

@@ -210,3 +210,35 @@ def test_grids_narrow_slowly():
         wide(x)
     with torch.no_grad():
         assert error(wide(x), exact) < (before + error(fit(x), exact)) / 2
+
+
+class Tagger(nn.Module):
+    """Embeddings, an LSTM from states that train, and a class for each word."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.scale = nn.Embedding(50, 16), nn.Parameter(torch.ones(16))
+        self.lstm, self.fc = nn.LSTM(16, 12, batch_first=True, bidirectional=True), nn.Linear(24, 5)
+        self.h, self.c = (nn.Parameter(torch.zeros(2, 1, 12)) for _ in range(2))
+
+    def forward(self, x):
+        states = [s.expand(-1, x.shape[0], -1).contiguous() for s in (self.h, self.c)]
+        return self.fc(self.lstm(self.words(x) * self.scale, tuple(states))[0])
+
+
+def test_a_tagger_trains_step_by_step():
+    torch.manual_seed(0)
+    x = torch.randint(50, (4, 9))
+    aware = pk.quantize(Tagger(), [x], qat=True)
+    optimizer = torch.optim.Adam(aware.parameters(), 0.02)
+    losses = []
+    for _ in range(20):  # the second one was refused: "an input requires gradients"
+        optimizer.zero_grad()
+        loss = F.cross_entropy(aware(x).flatten(0, 1), x.flatten() % 5)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(p.grad is not None and bool(p.grad.any()) for p in aware.parameters())
+    with torch.no_grad():
+        assert error(run(aware.convert(), x), aware(x)) < rounding(2)
