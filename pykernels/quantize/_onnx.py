@@ -22,7 +22,7 @@ from pykernels.ops.layer_norm.reference import reference as layer_norm
 from pykernels.ops.pool2d.reference import reference as pool2d
 from pykernels.ops.shuffle.reference import reference as shuffle
 from pykernels.optimize._export import TURNS, for_real
-from pykernels.optimize._graph import Step, Value
+from pykernels.optimize._graph import Step
 from pykernels.optimize._group_norms import GroupNorm
 from pykernels.optimize._layer_norms import LayerNorm
 from pykernels.optimize._pools import WHOLE, Pool
@@ -49,7 +49,7 @@ class InONNX(Simulation):
     def _fold(self) -> None:
         self.values.update((v, t) for v, t in self._constants.items() if v not in self.values)
 
-    def rounded(self, x: Tensor, grid: Grid, _: Value) -> Tensor:
+    def rounded(self, x: Tensor, grid: Grid, _: Step) -> Tensor:
         """``x`` on ``grid``."""
         with for_real():
             scale, zero = torch.tensor(grid.scale, dtype=torch.float32), torch.tensor(grid.zero_point, dtype=torch.int8)
@@ -86,12 +86,10 @@ class InONNX(Simulation):
         result = (self._module if is_module else _moved)(step, args, kwargs)
         grids = [self._plan.grid(v) for v in step.results()]
         if isinstance(result, Tensor):
-            return result if grids[0] is None else self.rounded(result, grids[0], step.outputs)
+            return result if grids[0] is None else self.rounded(result, grids[0], step)
         if all(g is None for g in grids):
             return result
-        return [
-            t if g is None else self.rounded(t, g, v) for t, g, v in zip(result, grids, step.results(), strict=True)
-        ]
+        return [t if g is None else self.rounded(t, g, step) for t, g in zip(result, grids, strict=True)]
 
     def _module(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a module gives, with its weights in int8 if those are what it computes with."""

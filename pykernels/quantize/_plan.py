@@ -205,8 +205,8 @@ class Rewritten:
     aliases: dict[Value, Value] = field(default_factory=dict)
     #: Values whose channels have other scales in int8.
     scaled: dict[Value, Factors] = field(default_factory=dict)
-    #: By int8 value: the places of the values that lie on its grid.
-    joined: dict[Value, tuple[int, ...]] = field(default_factory=dict)
+    #: By what a step calls that rounds: the places of the values that lie on the grid of what it gives.
+    joined: dict[Any, tuple[int, ...]] = field(default_factory=dict)
     #: What an equalisation may scale.
     pairs: list[Pair] = field(default_factory=list)
     #: By value: the dimension of the channels that layers read.
@@ -224,7 +224,7 @@ class Rewritten:
 
     def position(self, v: Value) -> int | None:
         """Which of its values ``v`` is, in float or in int8."""
-        v = self.unaliased(v)
+        v = self.aliases.get(v, v)
         return self.positions.get(self.int8[v][0] if v in self.int8 else v)
 
     def in_float(self, v: Value, t: Tensor) -> Tensor:
@@ -236,13 +236,9 @@ class Rewritten:
         giver = next(s for s, at in self.of_layers_by_step.items() if at == self.positions[float_value])
         return along(y, factors.tensor, giver)
 
-    def unaliased(self, v: Value) -> Value:
-        """What ``v`` stood for before formats were settled."""
-        return self.aliases.get(v, v)
-
     def grid(self, v: Value) -> Grid | None:
         """That of an int8 value; None of others."""
-        found = self.int8.get(self.unaliased(v)) if v.dtype is torch.int8 else None
+        found = self.int8.get(self.aliases.get(v, v)) if v.dtype is torch.int8 else None
         return None if found is None else found[1]
 
     def in_onnx(self, program: Program, inputs: list[Tensor]) -> tuple[Any] | None:

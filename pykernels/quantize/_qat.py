@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from pykernels.nn.int8_conv import Grid
 from pykernels.optimize._face import face
-from pykernels.optimize._graph import Value
+from pykernels.optimize._graph import Step
 from pykernels.optimize._program import Program
 from pykernels.quantize._calibrate import OP
 from pykernels.quantize._grid import Observer, grid_of
@@ -35,12 +35,12 @@ class _Training(Simulation):
         self._table, self._factors = (of.get(self._graph.name, {}) for of in (plan.tables, plan.factors))
         self._scaled = {self._graph.positions[v] for v in self._graph.scaled}
 
-    def rounded(self, x: Tensor, grid: Grid, v: Value) -> Tensor:
-        """``x`` on the grid of ``v``."""
-        joined = self._graph.joined[self._graph.unaliased(v)]
+    def rounded(self, x: Tensor, grid: Grid, step: Step) -> Tensor:
+        """``x`` on the grid of what ``step`` gives."""
+        joined = self._graph.joined[step.function]
         if self._follows:
             self._follow(joined, x.detach())
-        return super().rounded(x, grid_of(*self._range(joined)), v)
+        return super().rounded(x, grid_of(*self._range(joined)), step)
 
     def _range(self, joined: tuple[int, ...]) -> tuple[float, float]:
         """What the grid of the values at these places covers."""

@@ -143,12 +143,14 @@ class Rewriter:
         self.graph.steps = self.steps
         return {q: (v, self._grid(v)) for v, q in self.in8.items()}
 
-    def joined(self, places: Mapping[Value, int]) -> dict[Value, tuple[int, ...]]:
-        """By int8 value: the ``places`` of the values that lie on one grid with what it stands for."""
+    def joined(self, places: Mapping[Value, int]) -> dict[Any, tuple[int, ...]]:
+        """By what a step calls that rounds: the ``places`` of the values that lie on the grid of what it gives."""
         found: dict[Value, list[int]] = {}
         for v in self.ranges:
             found.setdefault(self._root(v), []).append(places[v])
-        return {q: tuple(found[self._root(v)]) for v, q in self.in8.items()}
+        stands_for = {q: v for v, q in self.in8.items()}
+        rounds = (s for s in self.steps if isinstance(s.outputs, Value) and s.outputs in stands_for)
+        return {s.function: tuple(found[self._root(stands_for[s.outputs])]) for s in rounds}
 
     def _why_not(self, step: Step, why_float: Callable[[Step], str]) -> str:
         why = why_no_kernel(step.function) or why_float(step)

@@ -79,8 +79,8 @@ class Simulation:
             for part, got in zip(outputs, result, strict=True):
                 self._spread(part, got)
 
-    def rounded(self, x: Tensor, grid: Grid, _: Value) -> Tensor:
-        """``x``, which stands for an int8 value, on ``grid``; the gradient is that of the part that is not clamped."""
+    def rounded(self, x: Tensor, grid: Grid, _: Step) -> Tensor:
+        """``x``, which a step gives, on ``grid``; the gradient is that of the part that is not clamped."""
         return torch.fake_quantize_per_tensor_affine(x, grid.scale, grid.zero_point, -128, 127)
 
     def weights(self, layer: Any) -> tuple[Tensor, Tensor | None]:
@@ -114,16 +114,16 @@ class Simulation:
         if isinstance(function, FusedConv):
             return self._layer(step, *args)
         if isinstance(function, Quantize):
-            return self.rounded(args[0], function.grid, step.outputs)
+            return self.rounded(args[0], function.grid, step)
         if isinstance(function, Dequantize):
             return args[0]
         if isinstance(function, Squeeze):
             x, w1, b1, w2, b2 = args
-            return self.rounded(_squeeze(x, w1, b1, w2, b2, *function.codes), function.out, step.outputs)
+            return self.rounded(_squeeze(x, w1, b1, w2, b2, *function.codes), function.out, step)
         if isinstance(function, Mean):
             return function.simulate(args[0])
         if isinstance(function, Sum | Lookup):
-            return self.rounded(function.simulate(*args), function.out, step.outputs)
+            return self.rounded(function.simulate(*args), function.out, step)
         if is_squeeze(step):
             return _squeeze(*args)
         return self.other(step, args, kwargs)
@@ -160,7 +160,7 @@ class Simulation:
             y = F.conv2d(x, weight, bias, g.stride, padding, g.dilation, g.groups)
         y = self._activated(y if residual is None else y + residual, layer)
         is_int8 = isinstance(layer, Int8Layer) and layer.out is not None
-        return self.rounded(y, layer.out, step.outputs) if is_int8 else y
+        return self.rounded(y, layer.out, step) if is_int8 else y
 
     def _transposed(self, layer: FusedTransposed, x: Tensor, residual: Tensor | None) -> Tensor:
         weight = self.leaf(layer.weight)
@@ -199,7 +199,7 @@ class Simulation:
         y = F.batch_norm(x, leaf(mean), leaf(var), leaf(weight), leaf(bias), False, 0.0, eps)
         function: Any = step.function
         _, _, code, slope = function.numbers.tolist()
-        return self.rounded(apply_activation(y, ACTIVATIONS[int(code)], slope), function.out, step.outputs)
+        return self.rounded(apply_activation(y, ACTIVATIONS[int(code)], slope), function.out, step)
 
 
 def _apart(module: nn.Module) -> nn.Module:

@@ -242,3 +242,14 @@ def test_a_tagger_trains_step_by_step():
     assert all(p.grad is not None and bool(p.grad.any()) for p in aware.parameters())
     with torch.no_grad():
         assert error(run(aware.convert(), x), aware(x)) < rounding(2)
+
+
+def test_sequences_train():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(8, 12, 3), nn.ReLU(), nn.Conv1d(12, 4, 3, groups=2), nn.ReLU(), nn.Conv1d(4, 4, 1))
+    x = torch.randn(2, 8, 40)
+    aware = pk.quantize(model, [x], qat=True)
+    aware(x).square().sum().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in aware.parameters())
+    with torch.no_grad():
+        assert error(run(aware.convert(), x), aware(x)) < neighbours(3)
