@@ -63,3 +63,11 @@ def test_zoo(monkeypatch, tmp_path):
     assert all(row["status"] == "ok" and row["ratio"] > 0 for row in rows)
     assert [row["name"] for row in rows] == ["pk:tcn"]
     assert [path.name for path in steps.iterdir()] == ["pk-tcn.txt"]
+
+
+def test_tuning(monkeypatch, tmp_path):
+    rows = run("tuning", monkeypatch, tmp_path, "--spreads", "0", "--size", "32")
+    assert [(row["activation"], row["per_channel"]) for row in rows] == [
+        (activation, per_channel) for activation in ("relu6", "relu") for per_channel in (True, False)
+    ]
+    assert all(0 < row[name] < 0.1 for row in rows for name in ("neither", "equalize", "correct_bias", "both"))
