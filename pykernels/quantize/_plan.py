@@ -140,7 +140,7 @@ class Plan:
         factors = {values[at]: found for at, found in self.factors.get(name, {}).items()}
         means = {values[at]: found for at, found in self.means.get(name, {}).items()}
         rewriter = Rewriter(graph, known, self.why_float, self.per_channel, factors, means, folded)
-        graph.rewritten.int8 = rewriter.rewrite()
+        graph.rewritten.int8 = rewriter.rewrite(known)
         graph.rewritten.scaled = rewriter.scaled
         graph.rewritten.joined = rewriter.joined(graph.rewritten.positions)
         graph.rewritten.made = rewriter.made
