@@ -106,6 +106,8 @@ def quantize(
         ...     y = q(x)
         >>> q.report().worst(5)
     """
+    if not isinstance(model, nn.Module):
+        fail(TypeError, OP, "model", "a torch.nn.Module", type(model).__name__)
     _check_model(model)
     patterns = _patterns(model, skip)
     _check_options(batches, dynamic, observer, budget, score, qat, {"equalize": equalize, "correct_bias": correct_bias})
@@ -129,9 +131,7 @@ def quantize(
     return QuantAware(model, plan, observer) if qat else twin
 
 
-def _check_model(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        fail(TypeError, OP, "model", "a torch.nn.Module", type(model).__name__)
+def _check_model(model: nn.Module) -> None:
     if isinstance(model, Optimized):
         fail(TypeError, OP, "model", "an original model", "one that is optimised already")
     if _native.error is not None:

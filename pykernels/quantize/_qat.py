@@ -32,7 +32,7 @@ class _Training(Simulation):
     ) -> None:
         super().__init__(program, live)
         self._graph, self._method, self._follows = program.graph.rewritten, method, follows
-        self._table, self._factors = (of.get(self._graph.name, {}) for of in (plan.tables, plan.factors))
+        self._table, self._factors = plan.tables.get(self._graph.name, []), plan.factors.get(self._graph.name, {})
         self._scaled = {self._graph.positions[v] for v in self._graph.scaled}
 
     def rounded(self, x: Tensor, grid: Grid, step: Step) -> Tensor:

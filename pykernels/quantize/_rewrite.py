@@ -116,7 +116,7 @@ class Rewriter:
         self.next = graph.next_index()
 
     def rewrite(self, ranges: Mapping[Value, tuple[float, float]]) -> dict[Value, tuple[Value, Grid]]:
-        """Rewrites the graph for the ``ranges`` of what was seen. Returns what int8 values stand for, and their grids."""
+        """Rewrites the graph for the ``ranges`` of what was seen. Returns what int8 values stand for, with grids."""
         self.ranges = ranges
         wanted = self._wanted()
         #: Values that there are in int8 alone.
