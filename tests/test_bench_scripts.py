@@ -71,3 +71,11 @@ def test_weights(monkeypatch, tmp_path):
     for subject in ("linear_1x512x512", "lstm_128_b1_t64"):
         assert errors[subject, "float"] < 1e-5 < errors[subject, "weight-only"] < errors[subject, "dynamic"]
     assert all(row["best_ms"] > 0 for row in rows)
+
+
+def test_tuning(monkeypatch, tmp_path):
+    rows = run("tuning", monkeypatch, tmp_path, "--spreads", "0", "--size", "32")
+    assert [(row["activation"], row["per_channel"]) for row in rows] == [
+        (activation, per_channel) for activation in ("relu6", "relu") for per_channel in (True, False)
+    ]
+    assert all(0 < row[name] < 0.1 for row in rows for name in ("neither", "equalize", "correct_bias", "both"))

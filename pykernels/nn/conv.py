@@ -223,7 +223,7 @@ class ConvBNAct(PacksWeights):
         # Torch's batch norm writes to its statistics without counting a version, but it counts its batches.
         batches = None if bn is None else bn._buffers.get("num_batches_tracked")
         seen = None if batches is None or batches.is_inference() else batches._version
-        geometry = _frozen(conv.stride), _frozen(conv.padding), _frozen(conv.dilation), conv.groups, conv.padding_mode
+        geometry = frozen(conv.stride), frozen(conv.padding), frozen(conv.dilation), conv.groups, conv.padding_mode
         return conv, bn, eps, self.activation, self.negative_slope, (geometry, seen)
 
     def _new_pack(self, slots: Sequence[Slot], dtype: torch.dtype, key: Any) -> Pack | None:
@@ -340,7 +340,7 @@ class ConvBNAct2d(ConvBNAct):
         self._assemble(conv, bn, activation, negative_slope)
 
 
-def _frozen(value: Any) -> Any:
+def frozen(value: Any) -> Any:
     """``value`` as it is now: a list that is changed in place equals itself afterwards too."""
     return tuple(value) if type(value) is list else value
 
@@ -403,18 +403,18 @@ class ConvPack(Pack):
             folded = fold_batch_norm(bias, mean, var, bn_weight, bn_bias, eps)
             if self.index < 0:
                 return folded
-            return self._packed(_DIRECT), tuple(_filters(weight).shape), *folded
+            return self._packed(_DIRECT), tuple(filters_of(weight).shape), *folded
 
         super().__init__(slots, dtype, key, make)
         ops = torch.ops.pykernels
         self.op = (ops.conv_bn_act_bound if self.index < 0 else ops.conv_bn_act_packed).default
 
     def _packed(self, algorithm: int) -> torch.Tensor:
-        weight = _filters(self.twins[0])
+        weight = filters_of(self.twins[0])
         return torch.ops.pykernels.conv_pack(weight.to(self.dtype), self.geometry.groups, algorithm)
 
     def _bind(self, algorithm: int) -> torch.Tensor:
-        weight = _filters(self.twins[0]).to(self.dtype)
+        weight = filters_of(self.twins[0]).to(self.dtype)
         return torch.ops.pykernels.conv_pack_bound(weight, algorithm, *self.value, *self.calls[False], self.own)
 
     def tensors(self) -> list[torch.Tensor]:
@@ -428,7 +428,7 @@ class ConvPack(Pack):
 
     def _algorithm(self, x: torch.Size) -> int:
         """The one to pack for, for an input of shape ``x``."""
-        weight = _filters(self.twins[0])
+        weight = filters_of(self.twins[0])
         if len(x) != 4:
             return _DIRECT
         try:
@@ -439,7 +439,7 @@ class ConvPack(Pack):
 
     def bound_for(self, x: torch.Size) -> torch.Tensor:
         """What ``conv_bn_act_bound`` is to run for an input of shape ``x`` on the CPU."""
-        weight = _filters(self.twins[0])
+        weight = filters_of(self.twins[0])
         algorithm = self._algorithm(x)
         bound = self.by_algorithm.get(algorithm)
         if bound is None:
@@ -455,7 +455,7 @@ class ConvPack(Pack):
         return bound
 
 
-def _filters(weight: Any) -> torch.Tensor:
+def filters_of(weight: Any) -> torch.Tensor:
     """(K, C / groups, R, S), in the same memory: those for sequences are of one row."""
     return weight if weight.dim() == 4 else weight.unsqueeze(2)
 

@@ -11,7 +11,7 @@ from torch._prims_common import suggest_memory_format
 
 from pykernels.nn._packed import Pack, Slot
 from pykernels.nn._phases import BoundTransposed, fit, pack_phases
-from pykernels.nn.conv import ConvBNAct, Epilogue, _frozen
+from pykernels.nn.conv import ConvBNAct, Epilogue, frozen
 from pykernels.ops._activation import activation_code, apply_activation
 from pykernels.ops._arguments import pair
 from pykernels.ops.conv_bn_act.transposed import OP, TransposedCall, conv_transpose_bn_act
@@ -123,7 +123,7 @@ class ConvTransposeBNAct2d(ConvBNAct):
     def _key(self) -> Hashable:
         key: Any = super()._key()
         conv: Any = self._modules["conv"]
-        return *key[:-1], (*key[-1], _frozen(conv.output_padding))
+        return *key[:-1], (*key[-1], frozen(conv.output_padding))
 
     def _features(self, weight: torch.Tensor) -> int:
         return weight.shape[1] * self.conv.groups

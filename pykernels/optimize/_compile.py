@@ -71,7 +71,7 @@ def _quantized_already(graph: Graph) -> Any:
     """What puts int8 steps into ``graph``, if it comes with grids; takes them."""
     from pykernels.quantize import _follow  # which imports this package
 
-    return _follow if _follow.taken(graph) else None
+    return _follow if _follow.take_grids(graph) else None
 
 
 def _fold(graph: Graph) -> list[Step]:

@@ -32,7 +32,7 @@ from pykernels.optimize._layout import FIXES, as_channels_last, as_contiguous, a
 from pykernels.optimize._linear import FusedLinear, on_rows
 from pykernels.optimize._program import Program
 from pykernels.optimize._torchs import batch_norm_, norm_into
-from pykernels.optimize._watch import ANY, Watch, _said, looked_up, snapshot
+from pykernels.optimize._watch import ANY, Watch, looked_up, snapshot, traits
 
 if TYPE_CHECKING:
     from pykernels.optimize._stub import Stub
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _PLAIN = int, float, bool, str
 #: Of a fused step: what runs it, from x and the residual.
 Run = Callable[[Tensor, "Tensor | None"], Tensor]
-_TURNS = {
+TURNS = {
     **{fix: layout for layout, fix in FIXES.items()}, as_contiguous: "contiguous", as_time_major: "time_major",
     as_channels_last: "channels_last",
 }  # fmt: skip
@@ -58,7 +58,7 @@ def exported(stub: Stub, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
     if for_onnx and plan is None:
         return None
     grad = torch.is_grad_enabled()
-    with _for_real():
+    with for_real():
         real: dict[int, Tensor] = {id(t): _real(t) for t in fakes}
         inputs = {id(real[id(t)]): t for t in fakes}
         given = pytree.tree_map_only(Tensor, lambda t: real[id(t)], (args, kwargs))
@@ -78,7 +78,7 @@ def exported(stub: Stub, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
             _warn(for_onnx, f"a step cannot be written in ONNX: {problem}")
             return None
         return written
-    with _for_real():
+    with for_real():
         runs = _chosen(program)
         constants = {v: t for v, t in program.current().values.items() if isinstance(t, Tensor)}
     return (_evaluated(program, read, constants, stands_for.fakes, runs),)
@@ -106,7 +106,7 @@ def _why_not(program: Program | None, fakes: list[Any], stands_for: _Fakes) -> s
 
 
 @contextmanager
-def _for_real() -> Iterator[None]:
+def for_real() -> Iterator[None]:
     """Computes with tensors as they are, whoever traces."""
     with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.inference_mode(False), torch.no_grad():
         yield
@@ -167,7 +167,7 @@ class _Fakes:
                 now = tuple(x for k, v in zip(now[::2], now[1::2], strict=True) if not _is_tracers(v) for x in (k, v))
             if len(now) != len(then) or not all(map(self._same, now, then)):
                 return False
-        if any(live != then for live, then in watch.sets) or any(_said(t) != then for t, then in watch.asked.values()):
+        if any(live != then for live, then in watch.sets) or any(traits(t) != then for t, then in watch.asked.values()):
             return False
         found = ((looked_up(owner, name), then) for owner, name, then in watch.entries.values())
         return all(now is then or (_is_tracers(now) and now.__wrapped__ is then) for now, then in found)
@@ -223,7 +223,7 @@ def _evaluated(
         return x
 
     for step in program.graph.steps:
-        args, kwargs = _made(mapped(step.args, leaf)), _made(mapped(step.kwargs, leaf))
+        args, kwargs = realised(mapped(step.args, leaf)), realised(mapped(step.kwargs, leaf))
         if isinstance(step.function, FusedConv):
             conv = step.function
             x, residual = args
@@ -232,7 +232,7 @@ def _evaluated(
         else:
             result = _function(step)(*args, **kwargs)
         _spread(step.outputs, result, values)
-    return _made(mapped(program.graph.result, leaf))
+    return realised(mapped(program.graph.result, leaf))
 
 
 def _turned(layout: str, t: Tensor) -> Tensor:
@@ -246,8 +246,8 @@ def _turned(layout: str, t: Tensor) -> Tensor:
 
 def _function(step: Step) -> Callable[..., Any]:
     """What a step that isn't fused calls."""
-    if step.function in _TURNS:  # which asks for sizes
-        return partial(_turned, _TURNS[step.function])
+    if step.function in TURNS:  # which asks for sizes
+        return partial(_turned, TURNS[step.function])
     if isinstance(step.function, OurCall):
         return step.function.in_trace
     if not isinstance(step.function, PacksWeights):
@@ -256,7 +256,7 @@ def _function(step: Step) -> Callable[..., Any]:
     weights = [owner.get(name) for owner, name in slots]
     if any(type(t) is FakeTensor for t in weights):  # one of the model's own: its plain op
         return step.function
-    with _for_real():
+    with for_real():
         module: Any = copy.copy(step.function)
         pack = module._new_pack(slots, weights[0].dtype, module._key())  # type: ignore[union-attr]
         # A file would keep what lies around a view.
@@ -265,16 +265,16 @@ def _function(step: Step) -> Callable[..., Any]:
     return module
 
 
-def _made(nest: Any) -> Any:
+def realised(nest: Any) -> Any:
     """``nest`` with the objects that each `Made` in it stands for."""
     if isinstance(nest, Made):
-        return Made.make(nest.kind, _made(nest.items), _made(nest.attributes))
+        return Made.make(nest.kind, realised(nest.items), realised(nest.attributes))
     if isinstance(nest, list):
-        return [_made(x) for x in nest]
+        return [realised(x) for x in nest]
     if isinstance(nest, dict):
-        return {k: _made(v) for k, v in nest.items()}
+        return {k: realised(v) for k, v in nest.items()}
     if type(nest) is tuple or hasattr(nest, "_fields"):
-        return tuple.__new__(type(nest), [_made(x) for x in nest])
+        return tuple.__new__(type(nest), [realised(x) for x in nest])
     return nest
 
 

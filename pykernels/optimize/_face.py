@@ -68,7 +68,7 @@ class Optimized(_Module[P, R]):
         Args:
             time: Whether to time each step too: a few times, on random inputs of the last call's sizes.
         """
-        return report_of(_family(self), time)
+        return report_of(family_of(self), time)
 
     def train(self, mode: bool = True) -> Any:
         """Stays in evaluation mode, so that a larger model that contains this one may train.
@@ -100,7 +100,7 @@ class Optimized(_Module[P, R]):
         return super()._call_impl(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        family = _family(self)
+        family = family_of(self)
         above = getattr(super(), "__getstate__", None)
         kept = dict(above() if callable(above) else vars(self))
         kept.pop("_compiled_call_impl", None)
@@ -109,7 +109,7 @@ class Optimized(_Module[P, R]):
         return _restored, (*made, family.outside, family.inside, family.keep, family.plan), kept
 
     def __setstate__(self, kept: Any) -> None:
-        made = _family(self)  # when there was nothing as yet
+        made = family_of(self)  # when there was nothing as yet
         super().__setstate__(kept)
         vars(self).pop("_compiled_call_impl", None)
         family = _family_of(self, made.outside, made.inside, made.keep, made.plan)
@@ -118,7 +118,7 @@ class Optimized(_Module[P, R]):
         family.install()
 
 
-def _family(model: nn.Module) -> Family:
+def family_of(model: nn.Module) -> Family:
     """A part that was cut out of an optimised model, such as ``fast[1:]``, has one of its own."""
     stub = vars(model).get("_compiled_call_impl")
     found = stub.family if isinstance(stub, Stub) else vars(type(model)).get("_pykernels_family")

@@ -12,18 +12,13 @@ import torch
 import torch.nn.functional as F
 
 from pykernels.optimize._graph import Graph, Step, Value, is_torchs, strides_in, values_in
-from pykernels.optimize._kinds import PASSES, PASSES_BY_LAYOUT, name_of
+from pykernels.optimize._kinds import PASSES, PASSES_BY_LAYOUT, WITH_FLAG, name_of
 from pykernels.optimize._simplify import is_fresh
 
 _METHODS: dict[str, Callable[..., Any]] = {
     "add_": torch.add, "__iadd__": torch.add, "mul_": torch.mul, "__imul__": torch.mul, "relu_": torch.relu,
     "sigmoid_": torch.sigmoid, "tanh_": torch.tanh, "hardtanh_": F.hardtanh, "leaky_relu_": F.leaky_relu,
     "elu_": F.elu, "clamp_": torch.clamp, "clamp_min_": torch.clamp_min, "clamp_max_": torch.clamp_max,
-}  # fmt: skip
-#: Functions that write where they are called with ``inplace=True``, and where that stands among their arguments.
-_WITH_FLAG = {
-    "relu": 1, "relu6": 1, "silu": 1, "hardswish": 1, "hardsigmoid": 1, "mish": 1, "hardtanh": 3, "leaky_relu": 2,
-    "elu": 2, "celu": 2, "selu": 1,
 }  # fmt: skip
 #: Give their own argument for some sizes, and a copy for others.
 _MAY_ALIAS = PASSES | PASSES_BY_LAYOUT | {"view", "type", "expand", "permute"}
@@ -83,9 +78,9 @@ def _pure(step: Step) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, An
     if name in _METHODS:
         # elu_ has scales too, which F.elu hasn't.
         return None if name == "elu_" and len(step.args) > 2 else (_METHODS[name], step.args, step.kwargs)
-    if name not in _WITH_FLAG or step.function is not getattr(F, name):
+    if name not in WITH_FLAG or step.function is not getattr(F, name):
         return None
-    return step.function, step.args[: _WITH_FLAG[name]], {k: v for k, v in step.kwargs.items() if k != "inplace"}
+    return step.function, step.args[: WITH_FLAG[name]], {k: v for k, v in step.kwargs.items() if k != "inplace"}
 
 
 def _keeps_strides(step: Step, x: Value, out: Value) -> bool:

@@ -27,10 +27,15 @@ class RoundRows:
         return hash(RoundRows)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Each row with its own scale."""
-        scale = x.abs().amax(-1, keepdim=True) / 127
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        return (x / scale).round() * scale
+        """`rounded_rows`."""
+        return rounded_rows(x)
+
+
+def rounded_rows(x: Tensor) -> Tensor:
+    """Rows (..., C), each on the int8 grid of its own largest magnitude."""
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return (x / scale).round() * scale
 
 
 class KeepRows:

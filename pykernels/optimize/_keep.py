@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pykernels import _native
-from pykernels.nn.conv import ConvPack, _filters
+from pykernels.nn.conv import ConvPack, filters_of
 from pykernels.ops._activation import activation_code
 from pykernels.ops.conv_bn_act.arguments import ConvCall, Geometry, geometry
 from pykernels.optimize._graph import is_torchs, suggests_channels_last, values_in
@@ -127,7 +127,7 @@ class HeldPack(ConvPack):
         return self.held.blob(algorithm)[1]
 
     def _bind(self, algorithm: int) -> Tensor:
-        packed, shape = self._packed(algorithm), tuple(_filters(self.twins[0]).shape)
+        packed, shape = self._packed(algorithm), tuple(filters_of(self.twins[0]).shape)
         return torch.ops.pykernels.conv_bind(packed, shape, *self.value, *self.calls[False], self.own)
 
     def bound_for(self, x: torch.Size) -> Tensor:

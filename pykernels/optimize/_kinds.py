@@ -95,6 +95,16 @@ PURE = frozenset(
     "hardswish", "conv2d", "fake_quantize", "dequantize_rows", *ROUNDINGS]
 )  # fmt: skip
 _WRITES_FIRST = frozenset(("__setitem__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__", "__idiv__"))
+#: Functions that write where they are called with ``inplace=True``, and where that stands among their arguments.
+WITH_FLAG = {
+    "relu": 1, "relu6": 1, "silu": 1, "hardswish": 1, "hardsigmoid": 1, "mish": 1, "hardtanh": 3, "leaky_relu": 2,
+    "elu": 2, "celu": 2, "selu": 1,
+}  # fmt: skip
+#: Those that always write to their first argument, element by element.
+WRITES_ELEMENTS = frozenset(
+    ["sigmoid_", "relu_", "tanh_", "add_", "mul_", "sub_", "div_", "__iadd__", "__imul__", "__isub__", "hardtanh_",
+    "clamp_", "neg_", "abs_", "sqrt_", "square_", "exp_"]
+)  # fmt: skip
 _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -105,6 +115,12 @@ def name_of(func: Any) -> str:
         owner = getattr(func, "__self__", None)
         return str(getattr(owner, "__name__", name))
     return name
+
+
+def rounding_of(func: Any) -> str:
+    """Which of `ROUNDINGS` it is; "" of others."""
+    name = str(getattr(func, "__name__", ""))
+    return name if getattr(func, "namespace", "") == "quantized_decomposed" and name in ROUNDINGS else ""
 
 
 def is_metadata(func: Any, name: str, args: tuple[Any, ...]) -> bool:

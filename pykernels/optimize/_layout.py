@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pykernels.optimize._calls import OurCall
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Step, Value, bound, mapped, strides_in, values_in
-from pykernels.optimize._kinds import name_of
+from pykernels.optimize._kinds import WITH_FLAG, WRITES_ELEMENTS, name_of
 from pykernels.optimize._norms import is_norm
 from pykernels.optimize._squeeze import is_squeeze
 
@@ -41,15 +41,10 @@ _FREE = frozenset(
     "maximum", "minimum", "where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge", "__eq__", "__ne__", "__lt__",
     "__le__", "__gt__", "__ge__", "argmax", "argmin",
     "batch_norm", "conv2d", "conv_transpose2d", "group_norm", "layer_norm", "linear", "matmul", "__matmul__",
-    "sigmoid_", "relu_", "tanh_", "add_", "mul_", "sub_", "div_", "__iadd__", "__imul__", "__isub__", "hardtanh_",
-    "clamp_", "neg_", "abs_", "sqrt_", "square_", "exp_"]
+    *WRITES_ELEMENTS]
 )  # fmt: skip
 #: Those of them that may write, and then return what they wrote to.
-_IN_PLACE = frozenset(
-    ("relu", "relu_", "relu6", "sigmoid_", "tanh_", "add_", "mul_", "sub_", "div_", "__iadd__", "__imul__", "__isub__",
-     "silu", "hardswish", "hardsigmoid", "hardtanh", "hardtanh_", "elu", "leaky_relu", "clamp_", "mish", "dropout",
-     "celu", "selu", "threshold", "neg_", "abs_", "sqrt_", "square_", "exp_")
-)  # fmt: skip
+_IN_PLACE = WRITES_ELEMENTS | {*WITH_FLAG, "dropout", "threshold"}
 
 
 def as_contiguous(t: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import itertools
+import re
 import sys
 import threading
 import weakref
@@ -16,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
@@ -31,6 +33,8 @@ from pykernels.optimize._watch import Watch, kind_of
 
 _PLAIN = (torch.Tensor, nn.Parameter)
 _CALL = nn.Module._call_impl.__code__
+#: The name of a module: not that of an expression, as Dynamo's are.
+_PATH = re.compile(r"\w+(\.\w+)*")
 
 
 class _State(threading.local):
@@ -58,6 +62,15 @@ class _Mode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.recorder.call(func, args, kwargs or {})
+
+
+def _exported_as(graph: fx.GraphModule, line: int) -> str:
+    """The module that a line of the graph's code was a call of, when it was exported; "" where nobody knows."""
+    at = getattr(graph, "_lineno_map", {}).get(line - getattr(graph, "_prologue_start", 0))
+    node = None if at is None else next(itertools.islice(graph.graph.nodes, at, None), None)
+    stack = () if node is None else tuple(node.meta.get("nn_module_stack", {}).values())
+    path = stack[-1][0] if stack and type(stack[-1]) is tuple else ""
+    return path if isinstance(path, str) and _PATH.fullmatch(path) else ""
 
 
 class Recorder:
@@ -282,11 +295,14 @@ class Recorder:
 
     def _where(self) -> str:
         """The name of the innermost module that is being called."""
-        frame = sys._getframe(1)
+        frame, inner = sys._getframe(1), None
         while frame is not None and frame.f_code is not _CALL:
-            frame = frame.f_back  # type: ignore[assignment]
+            frame, inner = frame.f_back, frame  # type: ignore[assignment]
         module = None if frame is None else frame.f_locals.get("self")
-        return self.names.get(id(module), self.scopes[-1].path)
+        name = self.names.get(id(module), self.scopes[-1].path)
+        if isinstance(module, fx.GraphModule) and inner is not None:
+            return ".".join(filter(None, (name, _exported_as(module, inner.f_lineno))))
+        return name
 
     def _reads_metadata(self, name: str, given: Any) -> None:
         values = list(Step(len, given[0], given[1], None).reads())

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Graph, Step, Value, is_torchs, mapped, values_in
 from pykernels.optimize._group_norms import GroupNorm
-from pykernels.optimize._kinds import PARTS, PURE, name_of
+from pykernels.optimize._kinds import PARTS, PURE, WITH_FLAG, name_of
 from pykernels.optimize._layer_norms import LayerNorm
 from pykernels.optimize._norms import is_norm
 from pykernels.optimize._patterns import constant_norm
@@ -35,7 +35,6 @@ _NEVER_RAISE = frozenset(
     "__rtruediv__", "__neg__", "__pow__", "size", "silu", "gelu", "hardswish"]
 )  # fmt: skip
 _UNARY = {"relu": torch.relu_, "sigmoid": torch.sigmoid_, "tanh": torch.tanh_}
-_WITH_FLAG = ("relu6", "silu", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "mish")
 _BINARY = {
     "add": torch.Tensor.add_, "__add__": torch.Tensor.add_, "mul": torch.Tensor.mul_, "__mul__": torch.Tensor.mul_,
 }  # fmt: skip
@@ -157,7 +156,7 @@ def _in_place(step: Step) -> Any:
         return batch_norm_
     if name in _UNARY and len(step.args) == 1 and not step.kwargs:
         return _UNARY[name]
-    if name in _WITH_FLAG and step.function is getattr(F, name) and set(step.kwargs) <= {"inplace", *_OPTIONS}:
+    if name in WITH_FLAG and step.function is getattr(F, name) and set(step.kwargs) <= {"inplace", *_OPTIONS}:
         options = {k: v for k, v in step.kwargs.items() if k != "inplace"}
         names = ("input", *_OPTIONS_OF.get(name, ()))
         if len(step.args) > len(names):

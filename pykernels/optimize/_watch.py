@@ -252,7 +252,7 @@ class Watch:
 
     def asks(self, t: torch.Tensor) -> None:
         """Watches what the model's tensor ``t`` says of itself."""
-        self.asked[id(t)] = t, _said(t)
+        self.asked[id(t)] = t, traits(t)
 
     def flat(self) -> tuple[Any, ...]:
         """What the comparison takes."""
@@ -269,7 +269,7 @@ class Watch:
 
     def unchanged(self) -> bool:
         """Whether all of it is as it was."""
-        return compare()(*self.flat()) and (not self.asked or all(_said(t) == then for t, then in self.asked.values()))
+        return compare()(*self.flat()) and (not self.asked or all(traits(t) == then for t, then in self.asked.values()))
 
     def changes(self) -> list[tuple[nn.Module | None, str]]:
         """Whose attributes are not as they were: the module that has them (or None) and their names."""
@@ -307,7 +307,7 @@ class Watch:
         return names
 
 
-def _said(t: torch.Tensor) -> tuple[Any, ...]:
+def traits(t: torch.Tensor) -> tuple[Any, ...]:
     strides = t.stride() if t.layout is torch.strided else ()
     return t.shape, strides, t.dtype, t.device, t.requires_grad
 

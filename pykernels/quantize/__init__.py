@@ -9,6 +9,7 @@ steps in float, for `_qat` and `_onnx`. `_given`, `_given_layers` and `_follow` 
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from pykernels import _native
+from pykernels.nn import LSTM, LSTMCell
 from pykernels.ops._arguments import check_number, fail
-from pykernels.optimize._face import Optimized, face
+from pykernels.optimize._face import Optimized, face, family_of
 from pykernels.quantize._calibrate import OP, Call, buffers_kept, calibrate, calls_of, nothing_given
 from pykernels.quantize._grid import OBSERVERS
-from pykernels.quantize._measure import keep_within, measure
+from pykernels.quantize._measure import keep_within, layer_names, measure
 from pykernels.quantize._model import Quantized
 from pykernels.quantize._plan import Plan
 from pykernels.quantize._qat import QuantAware
@@ -34,6 +36,9 @@ __all__ = ["Layer", "QuantAware", "QuantReport", "Quantized", "quantize"]
 
 #: The most batches that errors are measured on, spread over all: the results of layers are kept of each.
 _MEASURED_BATCHES = 8
+#: What runs in int8 if it is calibrated, and what without.
+_FOR_BATCHES = nn.Conv1d, nn.Conv2d
+_DYNAMIC = nn.Linear, nn.MultiheadAttention, nn.LSTM, nn.LSTMCell, LSTM, LSTMCell
 
 
 def quantize(
@@ -106,42 +111,18 @@ def quantize(
     """
     if not isinstance(model, nn.Module):
         fail(TypeError, OP, "model", "a torch.nn.Module", type(model).__name__)
-    if isinstance(model, Optimized):
-        fail(TypeError, OP, "model", "an original model", "one that is optimised already")
-    if _native.error is not None:
-        raise RuntimeError(f"pykernels.{OP}: there are no kernels: {_native.error}")
-    for name, p in model.named_parameters():
-        if p.is_floating_point() and p.dtype != torch.float32:
-            fail(TypeError, OP, "model", "parameters of torch.float32", f"{p.dtype} in {name}")
-    if observer not in OBSERVERS:
-        fail(ValueError, OP, "observer", f"one of {', '.join(map(repr, OBSERVERS))}", repr(observer))
+    _check_model(model)
     patterns = _patterns(model, skip)
-    if score is not None and not callable(score):
-        fail(TypeError, OP, "score", "a function from a model to a number", type(score).__name__)
-    if score is not None and budget is None:
-        fail(ValueError, OP, "score", "a budget beside it", None)
     if dynamic and weight_only:
         fail(ValueError, OP, "weight_only", "False, because of dynamic=True", True)
     without_data = "dynamic" if dynamic else "weight_only" if weight_only else ""
-    if qat and without_data:
-        fail(ValueError, OP, "qat", f"False, because of {without_data}=True", True)
-    if budget is not None:
-        check_number(OP, "budget", budget)
-        if not budget >= 0:
-            fail(ValueError, OP, "budget", "a number of at least 0", budget)
-        if batches is None:
-            fail(ValueError, OP, "budget", "batches to measure on", "none")
-    if without_data and batches is not None and budget is None:
-        expected = f"None, because {without_data}=True needs no ranges"
-        fail(ValueError, OP, "batches", expected, type(batches).__name__)
-    for name, given in (("equalize", equalize), ("correct_bias", correct_bias)):
-        if given and (without_data or batches is None):
-            fail(ValueError, OP, name, "False, because there is nothing to calibrate on", True)
-    if qat and batches is None:
-        fail(ValueError, OP, "qat", "batches to calibrate on", "none")
+    tunes = {"equalize": equalize, "correct_bias": correct_bias}
+    _check_options(batches, without_data, observer, budget, score, qat, tunes)
     plan = Plan(per_channel=per_channel, skip=patterns, dynamic=bool(without_data), weight_only=weight_only)
     twin = face(model, torch.float32, torch.float32, None, Quantized, plan)
     if batches is None:
+        if without_data:
+            _warn_of_convolutions(model, without_data)
         return twin
     kept: list[Call] = []
     calls = _spread(calls_of(model, batches), kept)
@@ -153,7 +134,63 @@ def quantize(
         if budget is not None:
             keep_within(twin, plan, kept, float(budget), score)
         measure(twin, plan, kept)
-    return QuantAware(model, plan) if qat else twin
+        _warn_of_floats(twin)
+    return QuantAware(model, plan, observer) if qat else twin
+
+
+def _check_model(model: nn.Module) -> None:
+    if isinstance(model, Optimized):
+        fail(TypeError, OP, "model", "an original model", "one that is optimised already")
+    if _native.error is not None:
+        raise RuntimeError(f"pykernels.{OP}: there are no kernels: {_native.error}")
+    for name, p in model.named_parameters():
+        if p.is_floating_point() and p.dtype != torch.float32:
+            fail(TypeError, OP, "model", "parameters of torch.float32", f"{p.dtype} in {name}")
+
+
+def _check_options(
+    batches: Any, without_data: str, observer: Any, budget: Any, score: Any, qat: bool, tunes: dict[str, bool]
+) -> None:
+    if observer not in OBSERVERS:
+        fail(ValueError, OP, "observer", f"one of {', '.join(map(repr, OBSERVERS))}", repr(observer))
+    if score is not None and not callable(score):
+        fail(TypeError, OP, "score", "a function from a model to a number", type(score).__name__)
+    if score is not None and budget is None:
+        fail(ValueError, OP, "score", "a budget beside it", None)
+    if qat and without_data:
+        fail(ValueError, OP, "qat", f"False, because of {without_data}=True", True)
+    if budget is not None:
+        check_number(OP, "budget", budget)
+        if not budget >= 0:
+            fail(ValueError, OP, "budget", "a number of at least 0", budget)
+        if batches is None:
+            fail(ValueError, OP, "budget", "batches to measure on", "none")
+    if without_data and batches is not None and budget is None:
+        expected = f"None, because {without_data}=True needs no ranges"
+        fail(ValueError, OP, "batches", expected, type(batches).__name__)
+    for name, given in tunes.items():
+        if given and (without_data or batches is None):
+            fail(ValueError, OP, name, "False, because there is nothing to calibrate on", True)
+    if qat and batches is None:
+        fail(ValueError, OP, "qat", "batches to calibrate on", "none")
+
+
+def _warn_of_convolutions(model: nn.Module, without_data: str) -> None:
+    """Warns if ``model`` has convolutions, and nothing that a quantisation without data is for."""
+    kinds = [type(m).__mro__ for m in model.modules()]
+    has = [any(any(k in mro for k in of) for mro in kinds) for of in (_FOR_BATCHES, _DYNAMIC)]
+    if has == [True, False]:
+        told = f"the model has no linear layer and no LSTM, and {without_data}=True quantises nothing else"
+        warnings.warn(f"pykernels.{OP}: {told}; give batches to quantise its convolutions", stacklevel=3)
+
+
+def _warn_of_floats(twin: nn.Module) -> None:
+    """Warns if no layer of ``twin``, which has been called, runs in int8."""
+    if not layer_names(twin):
+        graphs = (p.graph.rewritten for p in family_of(twin).programs())
+        reasons = dict.fromkeys(why for g in graphs if g is not None for why in g.reasons.values())
+        told = "; ".join(reasons) or "no convolution, linear layer or LSTM in it can be followed"
+        warnings.warn(f"pykernels.{OP}: nothing in the model runs in int8: {told}", stacklevel=3)
 
 
 def _spread(calls: Iterable[Call], kept: list[Call]) -> Iterator[Call]:

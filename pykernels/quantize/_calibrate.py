@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from pykernels.ops._arguments import fail
+from pykernels.optimize._face import family_of
 from pykernels.optimize._graph import Value
 from pykernels.quantize._grid import Observer
 from pykernels.quantize._plan import Plan, Ranges
@@ -190,13 +191,6 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
             for t, version, value in before:
                 if t._version != version:
                     t.copy_(value)
-
-
-def family_of(twin: Any) -> Any:
-    """What the stubs of a twin share."""
-    from pykernels.optimize._face import _family
-
-    return _family(twin)
 
 
 def _check(twin: nn.Module, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -44,8 +44,8 @@ def follow(graph: Graph, folded: list[Step]) -> list[Step]:
     return kept[::-1]
 
 
-def taken(graph: Graph) -> bool:
-    """Has ``graph`` grids of its own? Then they are in it as roundings from now on."""
+def take_grids(graph: Graph) -> bool:
+    """Puts roundings in the place of the grids that ``graph`` brings; False if it brings none."""
     if not is_given(graph):
         return False
     take(graph)
@@ -61,8 +61,8 @@ class Follower(Rewriter):
     """One graph."""
 
     def __init__(self, graph: Graph, folded: list[Step]) -> None:
-        ranges = {v: (0.0, 0.0) for s in graph.steps for v in (*s.reads(), *s.results())}
-        super().__init__(graph, ranges, _never, True, {}, {}, folded)
+        seen = {v for s in graph.steps for v in (*s.reads(), *s.results())}
+        super().__init__(graph, seen, _never, True, {}, {}, folded)
         self.users = graph.users()
         found = ((s.outputs, weight_of(s)) for s in folded if isinstance(s.outputs, Value))
         self.weights: dict[Value, Weight] = {v: w for v, w in found if w is not None}

@@ -18,6 +18,7 @@ from torch import Tensor
 from pykernels.nn.int8_conv import Grid
 from pykernels.optimize._graph import Graph, Step, Value, mapped, values_in
 from pykernels.optimize._int8_tensors import KeepRows, RoundRows
+from pykernels.optimize._kinds import rounding_of
 from pykernels.quantize._rewrite import selects
 
 #: By dtype: the whole range, and what of it stands for -128.
@@ -109,8 +110,7 @@ def take(graph: Graph) -> None:
 
 def _op(step: Step) -> str:
     """The name of its op, if that is one of those that round."""
-    space = getattr(step.function, "namespace", "")
-    return str(step.function.__name__) if space == "quantized_decomposed" and step.kind == "call" else ""
+    return rounding_of(step.function) if step.kind == "call" else ""
 
 
 def _rounding(step: Step, makers: dict[Value, Step]) -> Round | RoundAsItComes | None:

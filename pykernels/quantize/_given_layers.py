@@ -16,6 +16,7 @@ from pykernels.ops.conv_bn_act import fold_batch_norm
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Step, Value
 from pykernels.optimize._int8_tensors import KeepRows, RoundRows, dequantize_rows
+from pykernels.optimize._kinds import rounding_of
 from pykernels.optimize._linear import FusedLinear
 from pykernels.quantize._dynamic import DynamicLinear, WeightOnlyLinear
 from pykernels.quantize._given import RoundAsItComes
@@ -41,8 +42,8 @@ def weight_of(step: Step) -> Weight | None:
     """The weight that ``step`` makes floats of."""
     if step.function is dequantize_rows:
         return Weight(*step.args)
-    name = getattr(step.function, "__name__", "")
-    if getattr(step.function, "namespace", "") != "quantized_decomposed" or not isinstance(step.args[0], Value):
+    name = rounding_of(step.function)
+    if not name or not isinstance(step.args[0], Value):
         return None
     q, scale, zeros = step.args[:3]
     if q.dtype is not torch.int8 or step.outputs.dtype is not torch.float32:

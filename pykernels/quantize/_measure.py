@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pykernels.ops._arguments import fail
+from pykernels.optimize._face import family_of
 from pykernels.optimize._graph import Value
-from pykernels.quantize._calibrate import OP, Call, Watcher, family_of, run_all
+from pykernels.quantize._calibrate import OP, Call, Watcher, run_all
 from pykernels.quantize._plan import Plan
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from pykernels.optimize._face import Optimized, P, R
-from pykernels.quantize._calibrate import family_of
+from pykernels.optimize._face import Optimized, P, R, family_of
 from pykernels.quantize._report import QuantReport, with_layers
 
 _KEY = "_extra_state"

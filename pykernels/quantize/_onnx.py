@@ -21,7 +21,7 @@ from pykernels.ops.group_norm_act.reference import reference as group_norm_act
 from pykernels.ops.layer_norm.reference import reference as layer_norm
 from pykernels.ops.pool2d.reference import reference as pool2d
 from pykernels.ops.shuffle.reference import reference as shuffle
-from pykernels.optimize._export import _TURNS, _for_real
+from pykernels.optimize._export import TURNS, for_real
 from pykernels.optimize._graph import Step
 from pykernels.optimize._group_norms import GroupNorm
 from pykernels.optimize._layer_norms import LayerNorm
@@ -43,34 +43,28 @@ class InONNX(Simulation):
     def __init__(self, program: Program) -> None:
         super().__init__(program, lambda t: t)
         self._plan = program.graph.rewritten
-        with _for_real():
+        with for_real():
             self._constants = program.current().values
 
     def _fold(self) -> None:
         self.values.update((v, t) for v, t in self._constants.items() if v not in self.values)
 
-    def rounded(self, x: Tensor, grid: Grid) -> Tensor:
+    def rounded(self, x: Tensor, grid: Grid, _: Step) -> Tensor:
         """``x`` on ``grid``."""
-        with _for_real():
+        with for_real():
             scale, zero = torch.tensor(grid.scale, dtype=torch.float32), torch.tensor(grid.zero_point, dtype=torch.int8)
         onnx = torch.onnx.ops.symbolic
         q = onnx("::QuantizeLinear", (x, scale, zero), dtype=torch.int8, shape=x.shape)
         return onnx("::DequantizeLinear", (q, scale, zero), dtype=torch.float32, shape=x.shape)
 
-    def rounded_rows(self, x: Tensor) -> Tensor:
-        """Rows (..., C), each by its own largest magnitude."""
-        scale = x.abs().amax(-1, keepdim=True) / 127
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        return (x / scale).round() * scale
-
     def weights(self, layer: Any) -> tuple[Tensor, Tensor | None]:
         """The filters of a layer, int8 where it is, and the bias, with the batch norm in both."""
         per_channel = getattr(layer, "per_channel", None)
         if per_channel is None:
-            with _for_real():
+            with for_real():
                 return super().weights(layer)
         parts = layer.weight, layer.bias, *(layer.norm or (None,) * 4)
-        with _for_real():
+        with for_real():
             tensors = [self.leaf(v) for v in parts]
             q, steps, shift = folded(
                 [layer.filters(tensors[0]), *tensors[1:]], layer.eps, per_channel, getattr(layer, "tuning", UNTUNED)
@@ -92,10 +86,10 @@ class InONNX(Simulation):
         result = (self._module if is_module else _moved)(step, args, kwargs)
         grids = [self._plan.grid(v) for v in step.results()]
         if isinstance(result, Tensor):
-            return result if grids[0] is None else self.rounded(result, grids[0])
+            return result if grids[0] is None else self.rounded(result, grids[0], step)
         if all(g is None for g in grids):
             return result
-        return [t if g is None else self.rounded(t, g) for t, g in zip(result, grids, strict=True)]
+        return [t if g is None else self.rounded(t, g, step) for t, g in zip(result, grids, strict=True)]
 
     def _module(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a module gives, with its weights in int8 if those are what it computes with."""
@@ -120,7 +114,7 @@ def _dequantized(q: Tensor, scale: Tensor | None) -> Tensor:
 def _moved(step: Step, args: Any, kwargs: dict[str, Any]) -> Any:
     """A step in torch's functions."""
     function: Any = step.function
-    if function in _TURNS:  # memory formats, which ONNX lacks
+    if function in TURNS:  # memory formats, which ONNX lacks
         return args[0]
     if isinstance(function, Pool):
         if function.pool == WHOLE:

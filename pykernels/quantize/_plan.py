@@ -144,8 +144,9 @@ class Plan:
         factors = {values[at]: found for at, found in self.factors.get(name, {}).items()}
         means = {values[at]: found for at, found in self.means.get(name, {}).items()}
         rewriter = Rewriter(graph, known, self.why_float, self.per_channel, factors, means, folded)
-        graph.rewritten.int8 = rewriter.rewrite()
+        graph.rewritten.int8 = rewriter.rewrite(known)
         graph.rewritten.scaled = rewriter.scaled
+        graph.rewritten.joined = rewriter.joined(graph.rewritten.positions)
         graph.rewritten.made = rewriter.made
         graph.rewritten.reasons |= rewriter.reasons
 
@@ -210,6 +211,8 @@ class Rewritten:
     aliases: dict[Value, Value] = field(default_factory=dict)
     #: Values whose channels have other scales in int8.
     scaled: dict[Value, Factors] = field(default_factory=dict)
+    #: By what a step calls that rounds: the places of the values that lie on the grid of what it gives.
+    joined: dict[Any, tuple[int, ...]] = field(default_factory=dict)
     #: What an equalisation may scale.
     pairs: list[Pair] = field(default_factory=list)
     #: By value: the dimension of the channels that layers read.

@@ -3,17 +3,66 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from pykernels.nn.int8_conv import Grid
 from pykernels.optimize._face import face
+from pykernels.optimize._graph import Step
+from pykernels.optimize._program import Program
 from pykernels.quantize._calibrate import OP
+from pykernels.quantize._grid import Observer, grid_of
 from pykernels.quantize._model import Quantized
 from pykernels.quantize._plan import Plan
 from pykernels.quantize._simulate import Simulation
+
+#: How much of the way a range shrinks in a step to what the batch has.
+_SHRINKS = 0.01
+
+
+class _Training(Simulation):
+    """Evaluates ``program`` on the grids that ``plan`` has now; if ``follows``, these cover what they get."""
+
+    def __init__(
+        self, program: Program, live: Callable[[Tensor], Tensor], plan: Plan, method: str, follows: bool
+    ) -> None:
+        super().__init__(program, live)
+        self._graph, self._method, self._follows = program.graph.rewritten, method, follows
+        self._table, self._factors = plan.tables.get(self._graph.name, []), plan.factors.get(self._graph.name, {})
+        self._scaled = {self._graph.positions[v] for v in self._graph.scaled}
+
+    def rounded(self, x: Tensor, grid: Grid, step: Step) -> Tensor:
+        """``x`` on the grid of what ``step`` gives."""
+        joined = self._graph.joined[step.function]
+        if self._follows:
+            self._follow(joined, x.detach())
+        return super().rounded(x, grid_of(*self._range(joined)), step)
+
+    def _range(self, joined: tuple[int, ...]) -> tuple[float, float]:
+        """What the grid of the values at these places covers."""
+        if joined[0] in self._scaled:  # the result of one layer, whose channels are scaled
+            return self._factors[joined[0]][:2]
+        known = [r for at in joined if (r := self._table[at]) is not None]
+        return min(low for low, _ in known), max(high for _, high in known)
+
+    def _follow(self, joined: tuple[int, ...], x: Tensor) -> None:
+        """Lets that grow to what ``x`` has, and shrink some way to it."""
+        observer = Observer(self._method)
+        observer.see(x)
+        found, (low, high) = observer.range(), self._range(joined)
+        if found is None:  # it has no elements, or not only finite ones
+            return
+        low = min(found[0], low + _SHRINKS * (found[0] - low))
+        high = max(found[1], high + _SHRINKS * (found[1] - high))
+        if joined[0] in self._scaled:
+            self._factors[joined[0]] = self._factors[joined[0]]._replace(low=low, high=high)
+        else:
+            for at in joined:
+                self._table[at] = low, high
 
 
 class QuantAware(nn.Module):
@@ -23,13 +72,16 @@ class QuantAware(nn.Module):
     model would, in float; gradients pass through the rounding as if it were not there, and stop where a grid clamps.
     Batch norms take their running statistics, and their weights and biases train. Dropout does nothing.
 
-    `convert` gives the int8 model of the parameters as they are then.
+    The grids follow what they have to cover: a call in training mode that records gradients widens a range to all that
+    the batch has, and narrows it by a hundredth of the way. After ``eval()``, or under ``torch.no_grad()``, they stay.
+
+    `convert` gives the int8 model of the parameters and grids as they are then.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, observer: str = "minmax") -> None:
         super().__init__()
         self.model = copy.deepcopy(model)
-        self.plan = plan
+        self.plan, self.observer = plan, observer
         self._remake()
 
     def _remake(self) -> None:
@@ -65,7 +117,9 @@ class QuantAware(nn.Module):
         if program is None or not program.again:
             raise RuntimeError(f"pykernels.{OP}: qat: the model cannot be followed as a whole:\n{twin.report()}")
         live = self._live(twin)
-        return Simulation(program, lambda t: live.get(id(t), t)).evaluate([given[id(t)] for t in tensors])
+        follows = self.training and torch.is_grad_enabled()
+        run = _Training(program, lambda t: live.get(id(t), t), self.plan, self.observer, follows)
+        return run.evaluate([given[id(t)] for t in tensors])
 
     def _live(self, twin: nn.Module) -> dict[int, Tensor]:
         """By the twin's tensors: the parameters and buffers that train."""
@@ -73,11 +127,11 @@ class QuantAware(nn.Module):
         return {id(t): own[name] for name, t in _tensors(twin).items()}
 
     def convert(self) -> Quantized:
-        """Returns the int8 model of the parameters as they are, on the grids of the calibration; it shares them."""
+        """Returns the int8 model of the parameters and grids as they are; it shares the parameters."""
         return face(self.model, torch.float32, torch.float32, None, Quantized, copy.deepcopy(self.plan))
 
     def get_extra_state(self) -> Any:
-        """Returns what the calibration found."""
+        """Returns what the calibration found, and the training since."""
         return self.plan.to_bytes()
 
     def set_extra_state(self, state: Any) -> None:
@@ -98,7 +152,8 @@ class QuantAware(nn.Module):
         return self
 
     def __deepcopy__(self, memo: Any) -> QuantAware:
-        return QuantAware(copy.deepcopy(self.model, memo), copy.deepcopy(self.plan, memo)).train(self.training)
+        made = QuantAware(copy.deepcopy(self.model, memo), copy.deepcopy(self.plan, memo), self.observer)
+        return made.train(self.training)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_twin"}

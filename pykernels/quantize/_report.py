@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any
 
 from pykernels.nn.int8_conv import Grid
-from pykernels.optimize._report import Report
-from pykernels.quantize._calibrate import family_of
+from pykernels.optimize._face import family_of
+from pykernels.optimize._report import Left, Report
 
 _WIDTH, _HEIGHT, _EDGE = 760, 420, 56
 _UNCALIBRATED = "no batch of the calibration made a call of this kind"
@@ -37,6 +37,32 @@ class Layer:
     seconds: float | None = None
 
 
+class Layers(list[Layer]):
+    """Layers, which print as a table."""
+
+    def __repr__(self) -> str:
+        """A line for each: its noise, its time where there is one, its name, what it computes, and its grids."""
+        if not self:
+            return "no layers in int8 whose noise was measured"
+        rows = [("dB", "us", "layer", "computes", "input: scale, zero point", "output")]
+        for x in self:
+            ratio = "-" if x.sqnr is None else f"{x.sqnr:.1f}"
+            time = "-" if x.seconds is None else f"{x.seconds * 1e6:.0f}"
+            rows.append((ratio, time, x.where or "the model", x.why or x.what, _told(x.x), _told(x.out)))
+        kept = [i for i, cells in enumerate(zip(*rows, strict=True)) if i != 1 or set(cells[1:]) != {"-"}]
+        widths = [max(len(row[i]) for row in rows) for i in kept]
+        lines = ("  ".join(_aligned(row[i], w, i) for i, w in zip(kept, widths, strict=True)) for row in rows)
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def _told(grid: Grid | None) -> str:
+    return "float32" if grid is None else f"{grid.scale:.3g}, {grid.zero_point}"
+
+
+def _aligned(cell: str, width: int, column: int) -> str:
+    return cell.rjust(width) if column < 2 else cell.ljust(width)
+
+
 @dataclass(repr=False)
 class QuantReport(Report):
     """What a quantised model runs and why. `Quantized.report` makes it: ``print`` it, or read its attributes.
@@ -49,14 +75,14 @@ class QuantReport(Report):
 
     layers: list[Layer] = field(default_factory=list)
 
-    def worst(self, n: int = 10) -> list[Layer]:
-        """Returns the layers in int8 with the least signal-to-noise ratio, the worst first.
+    def worst(self, n: int = 10) -> Layers:
+        """Returns the layers in int8 with the least signal-to-noise ratio, the worst first: a list, printed as a table.
 
         Args:
             n: How many, at most.
         """
         known = [x for x in self.layers if not x.why and x.sqnr is not None]
-        return sorted(known, key=lambda x: x.sqnr if x.sqnr is not None else math.inf)[:n]
+        return Layers(sorted(known, key=lambda x: x.sqnr if x.sqnr is not None else math.inf)[:n])
 
     def __str__(self) -> str:
         """As `Report`'s, after a summary of the layers."""
@@ -130,7 +156,14 @@ def with_layers(report: Report, twin: Any) -> QuantReport:
             ratio = ratios.get(at)
             what = step.note or step.name()
             layers.append(Layer(step.where, what, x, out, ratio, why, times.pop(0) if times else None))
-    return QuantReport(**vars(report), layers=layers)
+    # Why a layer is not in int8, and why then it is torch's, is one answer.
+    floats = {(x.where or "the model", x.what): x.why for x in layers if x.why}
+    told = {**vars(report), "left": [_with_reason(x, floats.get((x.where, x.what), "")) for x in report.left]}
+    return QuantReport(**told, layers=layers)
+
+
+def _with_reason(left: Left, why: str) -> Left:
+    return replace(left, why=f"{why}, and in float {left.why}") if why and why not in left.why else left
 
 
 def _in_order(family: Any) -> list[Any]:

@@ -8,7 +8,7 @@ numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -84,20 +84,20 @@ def why_no_kernel(layer: FusedConv) -> str:
 
 
 class Rewriter:
-    """One graph. ``ranges`` are those of its values; ``why_float`` says why a layer is to stay in float, or "".
+    """One graph. ``seen`` are the values that may be int8; ``why_float`` says why a layer is to stay in float, or "".
 
     ``folded`` are the steps that make its constants.
     """
 
     def __init__(
-        self, graph: Graph, ranges: Mapping[Value, tuple[float, float]], why_float: Callable[[Step], str],
-        per_channel: bool, factors: Mapping[Value, Factors], means: Mapping[Value, Tensor], folded: list[Step],
+        self, graph: Graph, seen: Iterable[Value], why_float: Callable[[Step], str], per_channel: bool,
+        factors: Mapping[Value, Factors], means: Mapping[Value, Tensor], folded: list[Step],
     ) -> None:  # fmt: skip
-        self.graph, self.ranges, self.per_channel, self.folded = graph, ranges, per_channel, folded
+        self.graph, self.per_channel, self.folded = graph, per_channel, folded
         self._factors, self._means = factors, means
         written = {v.storage for s in graph.steps for v in s.writes}
-        #: Values that no write changes, with a range.
-        self.fit = {v for v in ranges if v.storage not in written}
+        #: Those that no write changes.
+        self.fit = {v for v in seen if v.storage not in written}
         #: Why layers stay in float.
         self.reasons: dict[Step, str] = {}
         self.layers = {s for s in layers_in(graph) if not self._why_not(s, why_float)}
@@ -115,8 +115,9 @@ class Rewriter:
         self.steps: list[Step] = []
         self.next = graph.next_index()
 
-    def rewrite(self) -> dict[Value, tuple[Value, Grid]]:
-        """Rewrites the graph. Returns what each int8 value stands for, and its grid."""
+    def rewrite(self, ranges: Mapping[Value, tuple[float, float]]) -> dict[Value, tuple[Value, Grid]]:
+        """Rewrites the graph for the ``ranges`` of what was seen. Returns what int8 values stand for, with grids."""
+        self.ranges = ranges
         wanted = self._wanted()
         #: Values that there are in int8 alone.
         self.has = self._had(wanted)
@@ -142,6 +143,15 @@ class Rewriter:
         self.graph.result = mapped(self.graph.result, self._as_float)
         self.graph.steps = self.steps
         return {q: (v, self._grid(v)) for v, q in self.in8.items()}
+
+    def joined(self, places: Mapping[Value, int]) -> dict[Any, tuple[int, ...]]:
+        """By what a step calls that rounds: the ``places`` of the values that lie on the grid of what it gives."""
+        found: dict[Value, list[int]] = {}
+        for v in self.ranges:
+            found.setdefault(self._root(v), []).append(places[v])
+        stands_for = {q: v for v, q in self.in8.items()}
+        rounds = (s for s in self.steps if isinstance(s.outputs, Value) and s.outputs in stands_for)
+        return {s.function: tuple(found[self._root(stands_for[s.outputs])]) for s in rounds}
 
     def _why_not(self, step: Step, why_float: Callable[[Step], str]) -> str:
         why = why_no_kernel(step.function) or why_float(step)

@@ -7,6 +7,7 @@ training of neural networks for efficient integer-arithmetic-only inference", 20
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,13 +20,15 @@ from pykernels.ops._activation import ACTIVATIONS, apply_activation
 from pykernels.ops.conv_bn_act.arguments import padded
 from pykernels.optimize._activations import Act
 from pykernels.optimize._calls import OurCall
-from pykernels.optimize._export import _made
+from pykernels.optimize._export import realised
 from pykernels.optimize._fused import FusedConv
 from pykernels.optimize._graph import Step, Value, mapped
+from pykernels.optimize._int8_tensors import rounded_rows
 from pykernels.optimize._norms import bind_norm, is_norm
 from pykernels.optimize._program import Program
 from pykernels.optimize._squeeze import is_squeeze
 from pykernels.optimize._transposed import FusedTransposed
+from pykernels.optimize._watch import SKIPPED, kind_of
 from pykernels.quantize._dynamic import DynamicLinear
 from pykernels.quantize._glue import Affine, Dequantize, Lookup, Mean, Quantize, Squeeze, Sum, bind_affine
 from pykernels.quantize._recurrent import Followed
@@ -54,7 +57,7 @@ class Simulation:
             if step in alone:  # a gradient may need what is overwritten
                 self.values[step.args[0]] = self.values[step.args[0]].clone()
             self._spread(step.outputs, self._run(step))
-        return _made(mapped(graph.result, self.leaf))
+        return realised(mapped(graph.result, self.leaf))
 
     def leaf(self, x: Any) -> Any:
         """What a value is now; all else itself."""
@@ -76,16 +79,9 @@ class Simulation:
             for part, got in zip(outputs, result, strict=True):
                 self._spread(part, got)
 
-    def rounded(self, x: Tensor, grid: Grid) -> Tensor:
-        """``x`` on ``grid``; the gradient is that of the part which is not clamped."""
+    def rounded(self, x: Tensor, grid: Grid, _: Step) -> Tensor:
+        """``x``, which a step gives, on ``grid``; the gradient is that of the part that is not clamped."""
         return torch.fake_quantize_per_tensor_affine(x, grid.scale, grid.zero_point, -128, 127)
-
-    def rounded_rows(self, x: Tensor) -> Tensor:
-        """Rows (..., C), each by its own largest magnitude."""
-        rows = x.reshape(-1, x.shape[-1])
-        scale = _scale(rows.detach().abs().amax(1))
-        zero = torch.zeros_like(scale, dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(rows, scale, zero, 0, -127, 127).view(x.shape)
 
     def weights(self, layer: Any) -> tuple[Tensor, Tensor | None]:
         """The filters of a layer, rounded where they are int8, and the bias, with the batch norm in both."""
@@ -111,23 +107,23 @@ class Simulation:
             return self._norm(step)
         if isinstance(step.function, Affine):
             return self._affine(step)
-        args: Any = _made(mapped(step.args, self.leaf))
-        kwargs: dict[str, Any] = _made(mapped(step.kwargs, self.leaf))
+        args: Any = realised(mapped(step.args, self.leaf))
+        kwargs: dict[str, Any] = realised(mapped(step.kwargs, self.leaf))
         if isinstance(function, FusedTransposed):
             return self._transposed(function, *args)
         if isinstance(function, FusedConv):
-            return self._layer(function, *args)
+            return self._layer(step, *args)
         if isinstance(function, Quantize):
-            return self.rounded(args[0], function.grid)
+            return self.rounded(args[0], function.grid, step)
         if isinstance(function, Dequantize):
             return args[0]
         if isinstance(function, Squeeze):
             x, w1, b1, w2, b2 = args
-            return self.rounded(_squeeze(x, w1, b1, w2, b2, *function.codes), function.out)
+            return self.rounded(_squeeze(x, w1, b1, w2, b2, *function.codes), function.out, step)
         if isinstance(function, Mean):
             return function.simulate(args[0])
         if isinstance(function, Sum | Lookup):
-            return self.rounded(function.simulate(*args), function.out)
+            return self.rounded(function.simulate(*args), function.out, step)
         if is_squeeze(step):
             return _squeeze(*args)
         return self.other(step, args, kwargs)
@@ -146,15 +142,16 @@ class Simulation:
     def called(self, function: Any, weights: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a module, in float, with these ``weights``."""
         module = function.source if isinstance(function, Followed) else function
-        result = torch.func.functional_call(module, weights, args, kwargs)
+        result = torch.func.functional_call(_apart(module), weights, args, kwargs)
         if isinstance(function, Followed) and function.is_last_step:
             return result[0][:, -1] if module.batch_first else result[0][-1]
         return result
 
-    def _layer(self, layer: Any, x: Tensor, residual: Tensor | None) -> Tensor:
+    def _layer(self, step: Step, x: Tensor, residual: Tensor | None) -> Tensor:
+        layer: Any = step.function
         weight, bias = self.weights(layer)
         if isinstance(layer, DynamicLinear) and layer.rounds_rows:
-            x = self.rounded_rows(x)
+            x = rounded_rows(x)  # in ONNX: nobody trains one
         if layer.rank == 2:
             y = F.linear(x, weight.flatten(1), bias)
         else:
@@ -162,7 +159,8 @@ class Simulation:
             x, padding = padded(x, g)
             y = F.conv2d(x, weight, bias, g.stride, padding, g.dilation, g.groups)
         y = self._activated(y if residual is None else y + residual, layer)
-        return self.rounded(y, layer.out) if isinstance(layer, Int8Layer) and layer.out is not None else y
+        is_int8 = isinstance(layer, Int8Layer) and layer.out is not None
+        return self.rounded(y, layer.out, step) if is_int8 else y
 
     def _transposed(self, layer: FusedTransposed, x: Tensor, residual: Tensor | None) -> Tensor:
         weight = self.leaf(layer.weight)
@@ -201,7 +199,18 @@ class Simulation:
         y = F.batch_norm(x, leaf(mean), leaf(var), leaf(weight), leaf(bias), False, 0.0, eps)
         function: Any = step.function
         _, _, code, slope = function.numbers.tolist()
-        return self.rounded(apply_activation(y, ACTIVATIONS[int(code)], slope), function.out)
+        return self.rounded(apply_activation(y, ACTIVATIONS[int(code)], slope), function.out, step)
+
+
+def _apart(module: nn.Module) -> nn.Module:
+    """A copy of ``module`` with its tensors, which may get others for a while: of an optimised model nobody may change
+    a list, and nothing stands in front of the calls of the copy.
+    """
+    made: Any = object.__new__(kind_of(module))
+    kept = {k: v for k, v in vars(module).items() if k not in SKIPPED}
+    vars(made).update({k: copy.copy(v) if type(v) in (dict, list) else v for k, v in kept.items()})
+    made._modules = {name: None if m is None else _apart(m) for name, m in module._modules.items()}
+    return made
 
 
 def rounded_filters(weight: Tensor, per_channel: bool) -> Tensor:

@@ -428,3 +428,17 @@ def test_torchaos_own_tensors():
     for got in results:
         assert error(got, exact) < 1.3 * error(expected, exact)
     assert _all_in_int8(report), report
+
+
+def test_layers_of_a_graph_have_the_names_of_the_modules_that_it_was_made_of():
+    model, x = worn(Residual()), batches(1)[0]
+    graph = torch.export.export(model, (x,)).module()
+    for candidate, prefix in ((graph, ""), (nn.Sequential(graph), "0.")):
+        q = pk.quantize(candidate, [x])
+        with torch.inference_mode():
+            q(x)
+        assert {prefix + name for name in ("stem", "wide", "fc")} <= {layer.where for layer in q.report().layers}
+    given = pk.optimize(converted(model, x))
+    with torch.inference_mode():
+        given(x)
+    assert {"stem", "wide", "fc"} <= {name for r in given.report().replaced for name in r.where}

@@ -152,3 +152,104 @@ def test_a_last_time_step_trains_too():
     assert y.shape == (64, 10)
     assert [name for name, p in aware.named_parameters() if p.grad is None] == []
     assert error(run(aware.convert(), x), y) < rounding(2)
+
+
+@pytest.mark.parametrize("options", [{}, {"equalize": True}, {"observer": "mse"}])
+def test_grids_follow_what_they_have_to_cover(options):
+    model, data = residual(), batches()
+    aware = pk.quantize(model, data, qat=True, **options)
+    with torch.no_grad():
+        for p in aware.parameters():
+            p.mul_(2)  # what is trained for long moves as far
+    exact = copy.deepcopy(aware.model)
+    x = data[0]
+    aware(x)
+    with torch.no_grad():
+        expected, y = exact(x), aware(x)
+        assert error(y, expected) < 2 * rounding(8)  # channels that were made equal are not quite so any more
+        assert error(run(aware.convert(), x), y) < neighbours(8)
+
+
+def test_grids_stay_where_nothing_trains():
+    model, data = residual(), batches()
+    aware = pk.quantize(model, data, qat=True)
+    before = aware.get_extra_state()
+    with torch.no_grad():
+        aware(data[0] * 3)
+    aware.eval()(data[0] * 3)
+    assert torch.equal(aware.get_extra_state(), before)
+    aware.train()(data[0] * 3)
+    assert not torch.equal(aware.get_extra_state(), before)
+
+
+def test_it_trains_as_the_float_model_does():
+    labels = [torch.randint(7, (len(x),), generator=torch.Generator().manual_seed(i)) for i, x in enumerate(batches(4))]
+    losses = {}
+    for qat in (True, False):
+        model = residual()
+        trained = pk.quantize(model, batches(4), qat=True) if qat else model.requires_grad_(True)
+        optimizer = torch.optim.Adam([p for p in trained.parameters() if p.requires_grad], 0.003)
+        for step in range(40):
+            optimizer.zero_grad()
+            loss = sum(F.cross_entropy(trained(x), y) for x, y in zip(batches(4), labels, strict=True))
+            loss.backward()
+            optimizer.step()
+            losses[qat, step] = float(loss.detach())
+    first, last = losses[False, 0], losses[False, 39]
+    assert last < 0.7 * first
+    assert losses[True, 39] < last + 0.2 * (first - last)
+
+
+def test_grids_narrow_slowly():
+    data = batches()
+    wide, fit = (pk.quantize(residual(), [x * scale for x in data], qat=True) for scale in (3, 1))
+    with torch.no_grad():
+        x, exact = data[0], residual()(data[0])
+        before = error(wide(x), exact)
+    for _ in range(100):
+        wide(x)
+    with torch.no_grad():
+        assert error(wide(x), exact) < (before + error(fit(x), exact)) / 2
+
+
+class Tagger(nn.Module):
+    """Embeddings, an LSTM from states that train, and a class for each word."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.scale = nn.Embedding(50, 16), nn.Parameter(torch.ones(16))
+        self.lstm, self.fc = nn.LSTM(16, 12, batch_first=True, bidirectional=True), nn.Linear(24, 5)
+        self.h, self.c = (nn.Parameter(torch.zeros(2, 1, 12)) for _ in range(2))
+
+    def forward(self, x):
+        states = [s.expand(-1, x.shape[0], -1).contiguous() for s in (self.h, self.c)]
+        return self.fc(self.lstm(self.words(x) * self.scale, tuple(states))[0])
+
+
+def test_a_tagger_trains_step_by_step():
+    torch.manual_seed(0)
+    x = torch.randint(50, (4, 9))
+    aware = pk.quantize(Tagger(), [x], qat=True)
+    optimizer = torch.optim.Adam(aware.parameters(), 0.02)
+    losses = []
+    for _ in range(20):  # the second one was refused: "an input requires gradients"
+        optimizer.zero_grad()
+        loss = F.cross_entropy(aware(x).flatten(0, 1), x.flatten() % 5)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(p.grad is not None and bool(p.grad.any()) for p in aware.parameters())
+    with torch.no_grad():
+        assert error(run(aware.convert(), x), aware(x)) < rounding(2)
+
+
+def test_sequences_train():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(8, 12, 3), nn.ReLU(), nn.Conv1d(12, 4, 3, groups=2), nn.ReLU(), nn.Conv1d(4, 4, 1))
+    x = torch.randn(2, 8, 40)
+    aware = pk.quantize(model, [x], qat=True)
+    aware(x).square().sum().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in aware.parameters())
+    with torch.no_grad():
+        assert error(run(aware.convert(), x), aware(x)) < neighbours(3)

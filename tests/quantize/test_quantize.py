@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
+import warnings
 
 import pytest
 import torch
@@ -680,3 +681,26 @@ def test_linear_layers_of_a_model_that_cannot_be_followed():
     for quantized in (pk.quantize(model, dynamic=True), pk.quantize(model, [(x, torch.tensor(2.0))])):
         assert 0 < error(run(quantized, x), model(x)) < rounding(2)
         assert {layer.where for layer in _layers(quantized) if not layer.why} == {"a", "b"}
+
+
+def test_where_nothing_is_quantised_a_warning_says_so():
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), batches(1)[0]
+    with pytest.warns(UserWarning, match="no linear layer and no LSTM, and dynamic=True quantises nothing else"):
+        pk.quantize(model, dynamic=True)
+    with pytest.warns(UserWarning, match="nothing in the model runs in int8: it is named in skip"):
+        pk.quantize(model, [x], skip="0")
+    with pytest.warns(UserWarning, match="nothing in the model runs in int8: no convolution, linear layer or LSTM"):
+        pk.quantize(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)).eval(), [x])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pk.quantize(model, [x])
+        pk.quantize(nn.Sequential(nn.Linear(24, 4), nn.ReLU()).eval(), dynamic=True)
+
+
+def test_the_report_tells_one_reason_for_a_layer():
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 4, 3, 2)).eval(), batches(1)[0]
+    quantized = pk.quantize(model, [x])
+    run(quantized, x)
+    report = quantized.report()
+    (layer,) = [layer for layer in report.layers if layer.why]
+    assert [left.why.startswith(f"{layer.why}, and in float ") for left in report.left] == [True]

@@ -26,6 +26,10 @@ def test_the_layers_tell_their_grids_and_noise():
     assert math.isclose(layers["fc"].sqnr, -20 * math.log10(error(got, exact)), abs_tol=0.1)
     worst = report.worst(3)
     assert [layer.sqnr for layer in worst] == sorted(layer.sqnr for layer in report.layers)[:3]
+    table = [line.split() for line in str(worst).splitlines()]
+    assert table[0][:3] == ["dB", "layer", "computes"]
+    assert [row[:2] for row in table[1:]] == [[f"{layer.sqnr:.1f}", layer.where] for layer in worst]
+    assert str(report.worst(0)) == "no layers in int8 whose noise was measured"
     assert str(report).startswith("8 of 8 layers in int8; the least signal to noise: ")
 
 
@@ -35,6 +39,7 @@ def test_times_and_the_picture():
     run(quantized, data[0])
     report = quantized.report(time=True)
     assert all(layer.seconds > 0 for layer in report.layers)
+    assert str(report.worst(1)).split()[:3] == ["dB", "us", "layer"]
     picture = report.to_svg()
     root = ElementTree.fromstring(picture)
     dots = [e for e in root if e.tag.endswith("circle")]
