@@ -19,19 +19,19 @@ namespace pk {
 namespace PK_ISA {
 namespace {
 
-inline constexpr int kByteMr = 4;  // its sums and two vectors of two quads fill the registers
+inline constexpr int kByteMr = kByteTile;  // its sums and two vectors of two quads fill the registers
 
-// Excess of a quad of x that an output reads: which of the panel's, where the output's sums are in the run's.
+// Excess of a quad of x that an output reads: which of the panel's.
 struct ExcessItem {
-  int32_t sums, quad;
+  int32_t quad;
   uint32_t bytes;  // without its sign
   uint32_t sign;   // 1, 1 or -1, -1 as words
 };
-// Pixels of the output done together, and their items.
+// Pixels of the output done together, and their first tile and item.
 struct ByteRun {
   int64_t first, pixels;
   Taps lines;
-  int64_t items, items_end;
+  int64_t tile, item;
 };
 static_assert(sizeof(ExcessItem) == kItemBytes && sizeof(ByteRun) == kRunBytes);
 
@@ -91,9 +91,13 @@ template <int kRows>
 using ByteSpot = SpotOf<uint8_t>;
 using ByteTapSpot = TapSpotOf<uint8_t>;
 
-// kRows pixels over some lines of the filter, from the sums in c: to the epilogue, or to c where `direct` is false.
-template <int kRows, Kind kind>
-inline void byte_tile(const ByteSpot* spots, const BytePanel& panel, const Taps& lines, int32_t* c, bool direct) {
+// kRows pixels over some lines of the filter: added to the sums in c.
+template <int kRows = kByteMr>
+inline void run_byte_tile(int64_t rows, const ByteSpot* spots, const BytePanel& panel, const Taps& lines, int32_t* c) {
+  if (rows != kRows) {
+    if constexpr (kRows > 1) run_byte_tile<kRows - 1>(rows, spots, panel, lines, c);
+    return;
+  }
   I32 sum[kRows][kNrVectors];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) sum[r][0] = load<I32>(c + r * kNr), sum[r][1] = load<I32>(c + r * kNr + kLanes);
@@ -110,21 +114,8 @@ inline void byte_tile(const ByteSpot* spots, const BytePanel& panel, const Taps&
       add_quads<kRows>(sum, x, b, order, *chained, quads);
     }
   }
-  if constexpr (is_short(kind)) {
-    if (direct) return put_tile<kind>(sum, spots, panel);
-  }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) store(c + r * kNr, sum[r][0]), store(c + r * kNr + kLanes, sum[r][1]);
-}
-
-template <Kind kind, int kRows = kByteMr>
-inline void run_byte_tile(int64_t rows, const ByteSpot* spots, const BytePanel& panel, const Taps& lines, int32_t* c,
-                          bool direct) {
-  if (rows == kRows) {
-    byte_tile<kRows, kind>(spots, panel, lines, c, direct);
-  } else if constexpr (kRows > 1) {
-    run_byte_tile<kind, kRows - 1>(rows, spots, panel, lines, c, direct);
-  }
 }
 
 // sums, kNr a pixel of the block, plus those of a tap, which start from `start`.
@@ -162,7 +153,8 @@ struct DirectBytes : Direct {
     int32_t *firsts, *quads;
     uint32_t *bytes, *signs;
     ByteRun* runs;
-    ExcessItem* items;
+    int32_t* counts;    // of each tile of kByteMr pixels
+    ExcessItem* items;  // so many for each of the tile's pixels in turn
   };
 
   template <Kind kind>
@@ -177,7 +169,8 @@ struct DirectBytes : Direct {
     s.bytes = reinterpret_cast<uint32_t*>(s.quads + cut.excess);
     s.signs = s.bytes + cut.excess;
     s.runs = reinterpret_cast<ByteRun*>(memory += conv_lines(kExcessBytes * cut.excess));
-    s.items = reinterpret_cast<ExcessItem*>(memory + conv_lines(kRunBytes * cut.runs));
+    s.counts = reinterpret_cast<int32_t*>(memory += conv_lines(kRunBytes * cut.runs));
+    s.items = reinterpret_cast<ExcessItem*>(memory + conv_lines(4 * cut.tiles));
     const int64_t tasks = shape.groups * cut.row_blocks * cut.column_blocks * cut.chunks;
     int64_t gathered = -1, runs = -1;  // -1: the block is in words
     for (int64_t t = share(tasks, i, cut.slots); t < share(tasks, i + 1, cut.slots); ++t) {
@@ -201,7 +194,7 @@ struct DirectBytes : Direct {
   int64_t firsts_of_line(const Block& block) const { return line_pixels(shape, block.columns()) + 1; }
 
   // Low parts of a block's lines, and entries for the excess. False: there are too many.
-  bool gather_bytes(int64_t group, const Block& block, const ByteSlot& slot) const {
+  [[gnu::noinline]] bool gather_bytes(int64_t group, const Block& block, const ByteSlot& slot) const {
     const int32_t zero = plan.options.x_zero_point, padding = zero + byte_offset(zero);  // within [0, 127]
     const Lines lines{shape, cut, x + group * channels(), stride, 0};
     int32_t count = 0;
@@ -271,7 +264,7 @@ struct DirectBytes : Direct {
   }
 
   // The block's runs and their items. Returns the runs' number, or -1 if there are too many items.
-  int64_t deal(const Block& block, const ByteSlot& slot) const {
+  [[gnu::noinline]] int64_t deal(const Block& block, const ByteSlot& slot) const {
     const int64_t width = block.columns(), pixels = block.pixels();
     int64_t runs = 0;
     const auto add_runs = [&](int64_t first, int64_t count, int64_t most, const Taps& lines) {
@@ -285,34 +278,51 @@ struct DirectBytes : Direct {
         add_runs((row - block.row) * width, width, kByteRun, taps_within(y, shape.dilation_h, shape.r, shape.h));
       }
     }
-    int64_t count = 0;
+    int64_t tiles = 0, items = 0;
     for (int64_t i = 0; i < runs; ++i) {
       ByteRun& run = slot.runs[i];
-      run.items = count;
-      for (int64_t j = 0; j < run.pixels && count >= 0; ++j) {
-        count = deal_pixel(block, run.first + j, static_cast<int32_t>(j * kNr), count, slot);
+      run.tile = tiles, run.item = items;
+      for (int64_t j = 0; j < run.pixels; j += kByteMr) {
+        const int64_t count = deal_tile(block, run.first + j, min(kByteMr, run.pixels - j), slot.items + items,
+                                        (cut.items - items) / kByteMr, slot);
+        if (count < 0) return -1;
+        slot.counts[tiles++] = static_cast<int32_t>(count);
+        items += count * kByteMr;
       }
-      if (count < 0) return -1;
-      run.items_end = count;
     }
     return runs;
   }
 
-  // The items of a pixel of the block: their new number.
-  int64_t deal_pixel(const Block& block, int64_t pixel, int32_t sums, int64_t count, const ByteSlot& slot) const {
+  // The items of `rows` pixels of the block, kByteMr side by side: how many for each, or -1 if that is more than `most`.
+  int64_t deal_tile(const Block& block, int64_t pixel, int64_t rows, ExcessItem* items, int64_t most,
+                    const ByteSlot& slot) const {
+    int64_t counts[kByteMr] = {}, count = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+      counts[r] = deal_pixel(block, pixel + r, items + r, most, slot);
+      if (counts[r] < 0) return -1;
+      count = max(count, counts[r]);
+    }
+    for (int64_t r = 0; r < kByteMr; ++r) {
+      for (int64_t i = counts[r]; i < count; ++i) items[i * kByteMr + r] = {};
+    }
+    return count;
+  }
+
+  int64_t deal_pixel(const Block& block, int64_t pixel, ExcessItem* items, int64_t most, const ByteSlot& slot) const {
     const int64_t row = block.row + pixel / block.columns(), column = pixel % block.columns();
     const int64_t line = first_line(shape, row) - first_line(shape, block.row);
     const int64_t x_pixel = shape.s == 1 ? column : column * shape.stride_w;
     const int64_t quads = channels() / 4, together = shape.dilation_w == 1 ? shape.s : 1;  // taps side by side
+    int64_t count = 0;
     for (int64_t r = 0; r < shape.r; ++r) {
       const int32_t* const firsts = slot.firsts + (line + r * shape.dilation_h) * firsts_of_line(block);
       for (int64_t s = 0; s < shape.s; s += together) {
         const int64_t at = x_pixel + s * shape.dilation_w;
         const int32_t begin = firsts[at], end = firsts[at + together];
-        if (count + end - begin > cut.items) return -1;
+        if (count + end - begin > most) return -1;
         const auto move = static_cast<int32_t>((r * shape.s + s) * quads - at * quads);
         for (int32_t i = begin; i < end; ++i) {
-          slot.items[count++] = {sums, slot.quads[i] + move, slot.bytes[i], slot.signs[i]};
+          items[count++ * kByteMr] = {slot.quads[i] + move, slot.bytes[i], slot.signs[i]};
         }
       }
     }
@@ -328,33 +338,29 @@ struct DirectBytes : Direct {
   }
 
   // What the sums of a run start from: what the weights ask for, unless taps do, and the products of excess.
-  void start(const BytePanel& panel, const ByteRun& run, const ByteSlot& slot) const {
+  [[gnu::noinline]] void start(const BytePanel& panel, const ByteRun& run, const ByteSlot& slot) const {
     I32 start[kNrVectors] = {};
     if (!cut.by_taps) starts_of(panel, run.lines.begin * panel.pieces, run.lines.end * panel.pieces, start);
-    for (int64_t j = 0; j < run.pixels; ++j) {
-      store(slot.sums + j * kNr, start[0]), store(slot.sums + j * kNr + kLanes, start[1]);
-    }
-    // Not one after the other: those of one pixel would wait for each other's sums.
-    const int64_t n = run.items_end - run.items, step = n / kItemsAtOnce;
-    const ExcessItem* const items = slot.items + run.items;
-    for (int64_t i = 0; i < step; ++i) {
-#pragma GCC unroll 8
-      for (int j = 0; j < kItemsAtOnce; ++j) add_excess(panel, items[i + j * step], slot.sums);
-    }
-    for (int64_t i = step * kItemsAtOnce; i < n; ++i) add_excess(panel, items[i], slot.sums);
-  }
-
-  static constexpr int kItemsAtOnce = 8;
-
-  static void add_excess(const BytePanel& panel, const ExcessItem& item, int32_t* run_sums) {
-    int32_t* const sums = run_sums + item.sums;
-    const int8_t* const b = panel.weights + panel.byte_order.position[item.quad] * int64_t{4 * kNr};
-    const auto a = bit_cast<I8>(broadcast_at(&item.bytes));
-    const auto sign = bit_cast<I16>(broadcast_at(&item.sign));
-#pragma GCC unroll 2
-    for (int v = 0; v < kNrVectors; ++v) {
-      const I16 words = multiply_bytes(a, load<I8>(b + v * kVecBytes));
-      store(sums + v * kLanes, load<I32>(sums + v * kLanes) + sum_words(words, sign));
+    const ExcessItem* item = slot.items + run.item;
+    const int32_t* count = slot.counts + run.tile;
+    for (int64_t j = 0; j < run.pixels; j += kByteMr, ++count) {
+      I32 sum[kByteMr][kNrVectors];
+#pragma GCC unroll 4
+      for (auto& of_pixel : sum) of_pixel[0] = start[0], of_pixel[1] = start[1];
+      for (int32_t i = 0; i < *count; ++i, item += kByteMr) {
+#pragma GCC unroll 4
+        for (int r = 0; r < kByteMr; ++r) {
+          const int8_t* const b = panel.weights + panel.byte_order.position[item[r].quad] * int64_t{4 * kNr};
+          const auto bytes = bit_cast<I8>(broadcast_at(&item[r].bytes));
+          const auto sign = bit_cast<I16>(broadcast_at(&item[r].sign));
+          sum[r][0] += sum_words(multiply_bytes(bytes, load<I8>(b)), sign);
+          sum[r][1] += sum_words(multiply_bytes(bytes, load<I8>(b + kVecBytes)), sign);
+        }
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < kByteMr; ++r) {
+        store(slot.sums + (j + r) * kNr, sum[r][0]), store(slot.sums + (j + r) * kNr + kLanes, sum[r][1]);
+      }
     }
   }
 
@@ -383,19 +389,16 @@ struct DirectBytes : Direct {
   }
 
   template <Kind kind>
-  void run_tiles(const BytePanel& panel, const ByteRun& run, const ByteSlot& slot) const {
-    constexpr Kind short_kind = is_short(kind) ? kind : Kind::any;
-    const bool direct = is_short(kind) && panel.count >= kNr;
+  [[gnu::noinline]] void run_tiles(const BytePanel& panel, const ByteRun& run, const ByteSlot& slot) const {
     const ByteSpot* const spots = slot.spots + run.first;
     for (int64_t j = 0; j < run.pixels; j += kByteMr) {
-      const int64_t rows = min(kByteMr, run.pixels - j);
-      run_byte_tile<short_kind>(rows, spots + j, panel, run.lines, slot.sums + j * kNr, direct);
+      run_byte_tile(min(kByteMr, run.pixels - j), spots + j, panel, run.lines, slot.sums + j * kNr);
     }
-    if (!direct) put_sums<kind>(panel, slot.sums, spots, run.pixels);
+    put_sums<kind>(panel, slot.sums, spots, run.pixels);
   }
 
   template <Kind kind>
-  void run_taps(const BytePanel& panel, const ByteRun& run, const ByteSlot& slot) const {
+  [[gnu::noinline]] void run_taps(const BytePanel& panel, const ByteRun& run, const ByteSlot& slot) const {
     const int64_t quads = panel.groups;
     for (int64_t tap = 0; tap < shape.r * shape.s; ++tap) {
       const ByteTapSpot* const spots = slot.tap_spots + tap * run.pixels;

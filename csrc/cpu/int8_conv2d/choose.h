@@ -19,11 +19,11 @@ constexpr int64_t kConvWorth = 30000;
 
 // Of the kernels' own structures, for they are in the workspace: a pointer to a tap, Pixel, Spot, TapSpot.
 constexpr int64_t kTapBytes = 8, kPixelBytes = 16, kSpotBytes = 24, kTapSpotBytes = 16;
-constexpr int64_t kExcessBytes = 12, kRunBytes = 48, kItemBytes = 16;
+constexpr int64_t kExcessBytes = 12, kRunBytes = 48, kItemBytes = 12;
 
-// Pixels that byte_pairs.h has at once, and of its quads those in 16 that may be beyond 7 bits: with more, words are
-// as fast.
-constexpr int64_t kByteRun = 32, kExcessShare = 3;
+// Pixels that byte_pairs.h has at once, in tiles of four, and of its quads those in 16 that may be beyond 7 bits: with
+// more, words are as fast.
+constexpr int64_t kByteRun = 32, kByteTile = 4, kExcessShare = 4;
 
 constexpr int64_t conv_lines(int64_t bytes) { return round_up(bytes, 64); }
 
@@ -168,7 +168,7 @@ inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, bool winograd
   c.x_bytes = conv_lines(lines * c.line * t.value_bytes + 64);
   const int64_t pixels = c.rows * c.columns;
   c.bytes = t.bytes && l.byte_pairs;
-  c.sums_bytes = conv_lines(4 * (c.by_taps ? pixels : c.bytes ? kByteRun : t.mr) * t.nr);
+  c.sums_bytes = conv_lines(4 * (c.by_taps ? round_up(pixels, kByteTile) : c.bytes ? kByteRun : t.mr) * t.nr);
   c.spots_bytes = conv_lines(kSpotBytes * pixels);
   const int64_t panel_bytes = max(1, l.depth() * t.nr * t.value_bytes);
   c.together = max(1, kConvL1Bytes / panel_bytes);
@@ -181,9 +181,10 @@ inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, bool winograd
     // A pixel more, which is the last one to be looked at.
     c.excess = lines * width * channels / 4 * kExcessShare / 16 + channels / 2 + 8;
     c.runs = c.by_taps ? 1 : c.rows * ceil_div(c.columns, kByteRun);
-    c.items = pixels * l.depth() / 4 * kExcessShare / 16;
+    c.tiles = c.by_taps ? ceil_div(pixels, kByteTile) : c.runs * (kByteRun / kByteTile);
+    c.items = pixels * l.depth() / 4 * kExcessShare / 16 + 64;
     c.slot_bytes += conv_lines(4 * c.firsts) + conv_lines(kExcessBytes * c.excess) + conv_lines(kRunBytes * c.runs) +
-                    conv_lines(kItemBytes * c.items);
+                    conv_lines(4 * c.tiles) + conv_lines(kItemBytes * c.items);
   }
   return c;
 }

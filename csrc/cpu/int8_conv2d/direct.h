@@ -72,23 +72,6 @@ struct Panel {
   }
 };
 
-// The sums of kRows pixels, to the output.
-template <Kind kind, int kRows, class Value, class Panel>
-[[gnu::always_inline]] inline void put_tile(const I32 (&sum)[kRows][kNrVectors], const SpotOf<Value>* spots,
-                                            const Panel& panel) {
-#pragma GCC unroll 2
-  for (int v = 0; v < kNrVectors; ++v) {
-    const Channels<kind> channels = panel.template channels<kind>(v);
-#pragma GCC unroll 4
-    for (int r = 0; r + 4 <= kRows; r += 4) {
-      channels.put_four(sum[r][v], sum[r + 1][v], sum[r + 2][v], sum[r + 3][v],
-                        [&](int i) { return spots[r + i].pixel; });
-    }
-#pragma GCC unroll 3
-    for (int r = kRows / 4 * 4; r < kRows; ++r) channels.put_whole(sum[r][v], spots[r].pixel);
-  }
-}
-
 // The sums of kRows pixels over some lines of the filter: to the epilogue while they are in registers, or to c, kNr
 // columns a pixel.
 template <int kRows, Kind kind, class BValue>
@@ -114,7 +97,20 @@ inline void direct_tile(const Spot* spots, const Panel<BValue>& panel, const Tap
     }
   }
   if constexpr (is_short(kind)) {
-    if (c == nullptr) return put_tile<kind>(sum, spots, panel);
+    if (c == nullptr) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kNrVectors; ++v) {
+        const Channels<kind> channels = panel.template channels<kind>(v);
+#pragma GCC unroll 4
+        for (int r = 0; r + 4 <= kRows; r += 4) {
+          channels.put_four(sum[r][v], sum[r + 1][v], sum[r + 2][v], sum[r + 3][v],
+                            [&](int i) { return spots[r + i].pixel; });
+        }
+#pragma GCC unroll 3
+        for (int r = kRows / 4 * 4; r < kRows; ++r) channels.put_whole(sum[r][v], spots[r].pixel);
+      }
+      return;
+    }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {

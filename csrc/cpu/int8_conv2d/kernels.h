@@ -44,7 +44,8 @@ static constexpr bool is_depthwise(const ConvShape& s) { return s.groups == s.c 
 // May byte_pairs.h do it, on the ISAs that have it? Quads of channels then never lie in two pixels, and there are enough
 // for what a pixel costs.
 static constexpr bool has_byte_pairs(const ConvShape& s) {
-  return !is_depthwise(s) && s.c / s.groups >= 64 && s.c / s.groups % 4 == 0;
+  const int64_t channels = s.c / s.groups;
+  return !is_depthwise(s) && channels >= 64 && channels % 4 == 0 && channels * s.r * s.s >= 128;
 }
 
 namespace {  // what it has is compiled for each ISA

@@ -67,7 +67,7 @@ struct Int8ConvBlocking {
   int64_t chunks, slots;              // of panels; threads that have workspace
   int64_t pixel, line;                // values of a block's x from one to the next; winograd.h: of m and of v
   int64_t turned_bytes, slot_bytes, x_bytes, sums_bytes, wide_bytes, spots_bytes;  // of workspace
-  int64_t firsts, excess, runs, items;  // of byte_pairs.h: how many of each fit the workspace
+  int64_t firsts, excess, runs, tiles, items;  // of byte_pairs.h: how many of each fit the workspace
 };
 
 struct Int8ConvPlan {
