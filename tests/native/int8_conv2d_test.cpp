@@ -32,7 +32,7 @@ struct Case {
   ConvShape s;
   Int8ConvOptions o;
   bool scale = true, bias = true, table = false, extremes = false;
-  int residual = 0;  // 1: int8, 2: float
+  int residual = 0;   // 1: int8, 2: float
   int beyond = 1000;  // so many of 1000 values of x are anything, the others near its zero point
   bool x_planes = false, y_planes = false, residual_planes = false;
   unsigned seed = 1;
@@ -86,7 +86,8 @@ Data data_of(const Case& t) {
   std::mt19937 generator(t.seed + 7);
   for (int8_t& x : d.x) {
     if (static_cast<int>(generator() % 1000) >= t.beyond) {
-      x = static_cast<int8_t>(std::max(-128, std::min(127, t.o.x_zero_point + static_cast<int>(generator() % 61) - 30)));
+      x = static_cast<int8_t>(
+          std::max(-128, std::min(127, t.o.x_zero_point + static_cast<int>(generator() % 61) - 30)));
     }
   }
   d.weight = test::random_bytes(size(s.k * terms), t.seed + 1, t.extremes);

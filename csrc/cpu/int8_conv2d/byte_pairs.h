@@ -7,7 +7,7 @@
 //
 // The product of low and the weights is dense. Excess is rare: after a ReLU it is what is beyond half of the range, one
 // value in a hundred of a normal distribution whose largest is at 4.5 sigma. It is listed as x is copied, four channels
-// an item, then once for each pixel of the output that it belongs to, and its products are added before the dense ones.
+// an item, then for each pixel of the output that it belongs to, and its products are added after the dense ones.
 // A block that has more than 3 quads in 16 with excess is done as direct.h does it, with words, which are faster then.
 #pragma once
 
@@ -91,16 +91,17 @@ template <int kRows>
 using ByteSpot = SpotOf<uint8_t>;
 using ByteTapSpot = TapSpotOf<uint8_t>;
 
-// kRows pixels over some lines of the filter: added to the sums in c.
+// The sums of kRows pixels over some lines of the filter, from `start`, to c.
 template <int kRows = kByteMr>
-inline void run_byte_tile(int64_t rows, const ByteSpot* spots, const BytePanel& panel, const Taps& lines, int32_t* c) {
+inline void run_byte_tile(int64_t rows, const ByteSpot* spots, const BytePanel& panel, const Taps& lines,
+                          const I32 (&start)[kNrVectors], int32_t* c) {
   if (rows != kRows) {
-    if constexpr (kRows > 1) run_byte_tile<kRows - 1>(rows, spots, panel, lines, c);
+    if constexpr (kRows > 1) run_byte_tile<kRows - 1>(rows, spots, panel, lines, start, c);
     return;
   }
   I32 sum[kRows][kNrVectors];
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) sum[r][0] = load<I32>(c + r * kNr), sum[r][1] = load<I32>(c + r * kNr + kLanes);
+  for (int r = 0; r < kRows; ++r) sum[r][0] = start[0], sum[r][1] = start[1];
   const int64_t quads = panel.groups, line_quads = panel.segments * quads;
   const int8_t* b = panel.weights + lines.begin * line_quads * 4 * kNr;
   const uint16_t* order = panel.byte_order.order + lines.begin * line_quads;
@@ -293,7 +294,8 @@ struct DirectBytes : Direct {
     return runs;
   }
 
-  // The items of `rows` pixels of the block, kByteMr side by side: how many for each, or -1 if that is more than `most`.
+  // The items of `rows` pixels of the block, kByteMr side by side: how many for each, or -1 if that is more than
+  // `most`.
   int64_t deal_tile(const Block& block, int64_t pixel, int64_t rows, ExcessItem* items, int64_t most,
                     const ByteSlot& slot) const {
     int64_t counts[kByteMr] = {}, count = 0;
@@ -337,16 +339,18 @@ struct DirectBytes : Direct {
     }
   }
 
-  // What the sums of a run start from: what the weights ask for, unless taps do, and the products of excess.
-  [[gnu::noinline]] void start(const BytePanel& panel, const ByteRun& run, const ByteSlot& slot) const {
-    I32 start[kNrVectors] = {};
-    if (!cut.by_taps) starts_of(panel, run.lines.begin * panel.pieces, run.lines.end * panel.pieces, start);
+  // The products of excess. They come last, when the panel is near: they read it here and there.
+  [[gnu::noinline]] void add_excess(const BytePanel& panel, const ByteRun& run, const ByteSlot& slot) const {
     const ExcessItem* item = slot.items + run.item;
     const int32_t* count = slot.counts + run.tile;
     for (int64_t j = 0; j < run.pixels; j += kByteMr, ++count) {
+      if (*count == 0) continue;
       I32 sum[kByteMr][kNrVectors];
 #pragma GCC unroll 4
-      for (auto& of_pixel : sum) of_pixel[0] = start[0], of_pixel[1] = start[1];
+      for (int r = 0; r < kByteMr; ++r) {
+        const int32_t* const at = slot.sums + (j + r) * kNr;
+        sum[r][0] = load<I32>(at), sum[r][1] = load<I32>(at + kLanes);
+      }
       for (int32_t i = 0; i < *count; ++i, item += kByteMr) {
 #pragma GCC unroll 4
         for (int r = 0; r < kByteMr; ++r) {
@@ -381,7 +385,6 @@ struct DirectBytes : Direct {
         const ByteRun& run = slot.runs[i];
         for (int64_t p = j; p < last; ++p) {
           const BytePanel panel = panel_of(p);
-          start(panel, run, slot);
           cut.by_taps ? run_taps<kind>(panel, run, slot) : run_tiles<kind>(panel, run, slot);
         }
       }
@@ -391,15 +394,19 @@ struct DirectBytes : Direct {
   template <Kind kind>
   [[gnu::noinline]] void run_tiles(const BytePanel& panel, const ByteRun& run, const ByteSlot& slot) const {
     const ByteSpot* const spots = slot.spots + run.first;
+    I32 start[kNrVectors];
+    starts_of(panel, run.lines.begin * panel.pieces, run.lines.end * panel.pieces, start);
     for (int64_t j = 0; j < run.pixels; j += kByteMr) {
-      run_byte_tile(min(kByteMr, run.pixels - j), spots + j, panel, run.lines, slot.sums + j * kNr);
+      run_byte_tile(min(kByteMr, run.pixels - j), spots + j, panel, run.lines, start, slot.sums + j * kNr);
     }
+    add_excess(panel, run, slot);
     put_sums<kind>(panel, slot.sums, spots, run.pixels);
   }
 
   template <Kind kind>
   [[gnu::noinline]] void run_taps(const BytePanel& panel, const ByteRun& run, const ByteSlot& slot) const {
     const int64_t quads = panel.groups;
+    std::memset(slot.sums, 0, static_cast<size_t>(round_up(run.pixels, kByteMr) * kNr) * sizeof(int32_t));
     for (int64_t tap = 0; tap < shape.r * shape.s; ++tap) {
       const ByteTapSpot* const spots = slot.tap_spots + tap * run.pixels;
       I32 start[kNrVectors];
@@ -409,6 +416,7 @@ struct DirectBytes : Direct {
                      panel.byte_order.order + tap * quads, panel.byte_order.chained[tap], quads, start, slot.sums);
       }
     }
+    add_excess(panel, run, slot);
     put_sums<kind>(panel, slot.sums, slot.spots, run.pixels);
   }
 };

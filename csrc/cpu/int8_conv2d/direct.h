@@ -373,9 +373,10 @@ inline void pack_direct(const ConvShape& s, int32_t x_zero_point, const int8_t* 
   const Int8ConvLayout l(s);
   const int64_t columns = s.k / s.groups, dense = s.c / s.groups * s.s / l.pieces;  // of a piece
   const int64_t panels = l.columns / kNr, pieces = l.lines * l.pieces;
-  const auto offset = static_cast<uint32_t>(kAOffset + x_zero_point);  // modulo 2^32, as the sums are
+  const auto offset = static_cast<uint32_t>(kAOffset + x_zero_point);   // modulo 2^32, as the sums are
   for (int64_t group = 0; l.byte_pairs && group < s.groups; ++group) {  // what byte_pairs.h would have there
-    std::memset(body + group * l.group_bytes() + l.orders_at(), 0, static_cast<size_t>(l.group_bytes() - l.orders_at()));
+    std::memset(body + group * l.group_bytes() + l.orders_at(), 0,
+                static_cast<size_t>(l.group_bytes() - l.orders_at()));
   }
   parallel_for(executor, 0, s.groups * panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {

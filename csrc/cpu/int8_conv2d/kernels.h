@@ -41,11 +41,11 @@ static constexpr bool has_taps(const ConvShape& s) {
   return channels >= 128 && channels % kPackedRows == 0;
 }
 static constexpr bool is_depthwise(const ConvShape& s) { return s.groups == s.c && s.k == s.c && s.c > 1; }
-// May byte_pairs.h do it, on the ISAs that have it? Quads of channels then never lie in two pixels, and there are enough
-// for what a pixel costs.
+// May byte_pairs.h do it, on the ISAs that have it? Quads of channels then never lie in two pixels, and there are
+// enough products for what a pixel costs.
 static constexpr bool has_byte_pairs(const ConvShape& s) {
   const int64_t channels = s.c / s.groups;
-  return !is_depthwise(s) && channels >= 64 && channels % 4 == 0 && channels * s.r * s.s >= 128;
+  return !is_depthwise(s) && channels >= 64 && channels % 4 == 0 && channels * s.r * s.s >= 128 && s.k / s.groups >= 64;
 }
 
 namespace {  // what it has is compiled for each ISA
