@@ -32,7 +32,8 @@ struct Case {
   ConvShape s;
   Int8ConvOptions o;
   bool scale = true, bias = true, table = false, extremes = false;
-  int residual = 0;  // 1: int8, 2: float
+  int residual = 0;   // 1: int8, 2: float
+  int beyond = 1000;  // so many of 1000 values of x are anything, the others near its zero point
   bool x_planes = false, y_planes = false, residual_planes = false;
   unsigned seed = 1;
 };
@@ -82,6 +83,13 @@ Data data_of(const Case& t) {
   Data d;
   const int64_t outputs = s.n * s.k * s.p() * s.q(), terms = s.c / s.groups * s.r * s.s;
   d.x = test::random_bytes(size(s.n * s.c * s.h * s.w), t.seed, t.extremes);
+  std::mt19937 generator(t.seed + 7);
+  for (int8_t& x : d.x) {
+    if (static_cast<int>(generator() % 1000) >= t.beyond) {
+      x = static_cast<int8_t>(
+          std::max(-128, std::min(127, t.o.x_zero_point + static_cast<int>(generator() % 61) - 30)));
+    }
+  }
   d.weight = test::random_bytes(size(s.k * terms), t.seed + 1, t.extremes);
   d.residual = test::random_bytes(size(outputs), t.seed + 2, false);
   d.table = test::random_bytes(256, t.seed + 3, false);
@@ -274,11 +282,17 @@ void every_shape(const Executor& executor) {
     t.o.out_dtype = DType::i32, t.scale = t.bias = false, t.seed = ++seed;
     t.o.x_zero_point = seed % 2 ? 0 : static_cast<int>(seed * 37 % 256) - 128;
     run_case(t, executor);
-    t.extremes = t.x_planes = true;
+    t.beyond = 10;
+    run_case(t, executor);
+    t.extremes = true;
+    run_case(t, executor);
+    t.beyond = 1000, t.x_planes = true;
     run_case(t, executor);
     t = Case{s, {}};
     t.seed = seed;
     t.o.out_dtype = DType::i8, t.o.x_zero_point = -128, t.o.out_zero_point = -100, t.o.activation = Activation::relu;
+    run_case(t, executor);
+    t.beyond = 20;
     run_case(t, executor);
     t.residual = 1, t.o.residual_scale = 0.37f, t.o.residual_zero_point = 11, t.o.out_scale = 1.7f;
     run_case(t, executor);
@@ -311,6 +325,7 @@ void random_cases(int count) {
     o.x_zero_point = zero();
     const int64_t kind = upto(4);
     o.out_dtype = kind == 0 ? DType::i32 : kind == 1 ? DType::f32 : DType::i8;
+    t.beyond = upto(1) ? 1000 : static_cast<int>(upto(100));
     t.extremes = upto(3) == 0, t.seed = static_cast<unsigned>(i), t.x_planes = upto(2) == 0, t.y_planes = upto(2) == 0;
     t.scale = t.bias = false;
     if (kind != 0) {

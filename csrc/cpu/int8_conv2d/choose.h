@@ -21,6 +21,11 @@ constexpr int64_t kConvWorth = 30000;
 
 // Of the kernels' own structures, for they are in the workspace: a pointer to a tap, Pixel, Spot, TapSpot.
 constexpr int64_t kTapBytes = 8, kPixelBytes = 16, kSpotBytes = 24, kTapSpotBytes = 16;
+constexpr int64_t kExcessBytes = 12, kRunBytes = 48, kItemBytes = 12;
+
+// Pixels that byte_pairs.h has at once, in tiles of four, and of its quads those in 16 that may be beyond 7 bits: with
+// more, words are as fast.
+constexpr int64_t kByteRun = 32, kByteTile = 4, kExcessShare = 4;
 
 constexpr int64_t conv_lines(int64_t bytes) { return round_up(bytes, 64); }
 
@@ -169,16 +174,28 @@ inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, bool winograd
   // The last segment is filled up, with what follows.
   const int64_t images = c.rows > 1 ? (c.rows - 2) / s.p() + 2 : 1;
   const int64_t apart = max(0, block_lines(s, 1) - s.stride_h);  // lines more from an image to the next
-  c.x_bytes = conv_lines((block_lines(s, c.rows) + (images - 1) * apart) * c.line * t.value_bytes + 64);
+  const int64_t lines = block_lines(s, c.rows) + (images - 1) * apart;
+  c.x_bytes = conv_lines(lines * c.line * t.value_bytes + 64);
   const int64_t pixels = c.rows * c.columns;
-  c.sums_bytes = conv_lines(4 * (c.by_taps ? pixels : t.mr) * t.nr);
+  c.bytes = t.bytes && l.byte_pairs;
+  c.sums_bytes = conv_lines(4 * (c.by_taps ? round_up(pixels, kByteTile) : c.bytes ? kByteRun : t.mr) * t.nr);
   c.spots_bytes = conv_lines(kSpotBytes * pixels);
   const int64_t panel_bytes = max(1, l.depth() * t.nr * t.value_bytes);
   c.together = max(1, kConvL1Bytes / panel_bytes);
   const int64_t wide = conv_lines(min(c.together, c.panels) * panel_bytes);
-  c.wide_bytes = t.widens && wide <= kConvWideBytes ? wide : 0;
+  c.wide_bytes = t.widens && (c.bytes || wide <= kConvWideBytes) ? wide : 0;
   c.slot_bytes = c.x_bytes + c.sums_bytes + c.wide_bytes + c.spots_bytes;
   if (c.by_taps) c.slot_bytes += conv_lines(8 * l.taps) + conv_lines(kTapSpotBytes * l.taps * pixels);
+  if (c.bytes) {
+    c.firsts = lines * (width + 1);
+    // A pixel more, which is the last one to be looked at.
+    c.excess = lines * width * channels / 4 * kExcessShare / 16 + channels / 2 + 8;
+    c.runs = c.by_taps ? 1 : c.rows * ceil_div(c.columns, kByteRun);
+    c.tiles = c.by_taps ? ceil_div(pixels, kByteTile) : c.runs * (kByteRun / kByteTile);
+    c.items = pixels * l.depth() / 4 * kExcessShare / 16 + 64;
+    c.slot_bytes += conv_lines(4 * c.firsts) + conv_lines(kExcessBytes * c.excess) + conv_lines(kRunBytes * c.runs) +
+                    conv_lines(4 * c.tiles) + conv_lines(kItemBytes * c.items);
+  }
   return c;
 }
 

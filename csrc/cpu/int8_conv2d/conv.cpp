@@ -1,4 +1,5 @@
 // int8 convolution on one ISA: x to adjacent channels where they are not, then the product (direct.h) or depthwise.
+#include "cpu/int8_conv2d/byte_pairs.h"
 #include "cpu/int8_conv2d/direct.h"
 // direct.h first: depthwise.h shares its division of work.
 #include "cpu/int8_conv2d/depthwise.h"
@@ -44,6 +45,10 @@ void run(const Int8ConvPlan& plan, char* workspace, const Executor& executor) {
     run_on(Depthwise{call}, cut, workspace, executor);
   } else if (cut.winograd) {
     run_on(Winograd{call, packed + Int8ConvLayout(s).winograd_at()}, cut, workspace, executor);
+#if defined(__AVX2__) && PK_LANES == 8
+  } else if (cut.bytes) {
+    run_on(DirectBytes{call}, cut, workspace, executor);
+#endif
   } else {
     run_on(Direct{call}, cut, workspace, executor);
   }
@@ -54,6 +59,10 @@ void pack(const ConvShape& s, int32_t x_zero_point, const int8_t* weight, char* 
     pack_quads(s, x_zero_point, weight, body);
   } else if (is_depthwise(s)) {
     pack_depthwise(s, x_zero_point, weight, body);
+#if defined(__AVX2__) && PK_LANES == 8
+  } else if (has_byte_pairs(s)) {
+    pack_bytes(s, x_zero_point, weight, body, executor);
+#endif
   } else {
     pack_direct(s, x_zero_point, weight, body, executor);
   }

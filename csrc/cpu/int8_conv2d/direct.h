@@ -10,6 +10,7 @@
 // the filter is done tap by tap instead, each for the pixels for which it lies in x, with the sums in L1.
 #pragma once
 
+#include "cpu/int8_conv2d/byte_panels.h"
 #include "cpu/int8_conv2d/epilogue.h"
 #include "cpu/int8_conv2d/lines.h"
 #include "cpu/int8_matmul/microkernel.h"
@@ -30,19 +31,23 @@ inline constexpr int kConvMr = kDot4 && kRegisters == 32 ? 14 : kMr;
 // fours.
 constexpr int64_t kWordCost = kDot4 ? (kDot4Offset == 0 ? 8 : 2) : 1;
 
-inline constexpr Int8ConvTiling kConvTiling = {kConvMr, kNr, kGroup, sizeof(AValue), !kDot4, kWordCost};
+inline constexpr Int8ConvTiling kConvTiling = {kConvMr, kNr, kGroup, sizeof(AValue), !kDot4, kWordCost, kBytePairs};
 
 // A pixel that a tap reads: its values of x, and which of the block's it is.
-struct TapSpot {
-  const AValue* x;
+template <class Value>
+struct TapSpotOf {
+  const Value* x;
   int64_t pixel;
 };
+using TapSpot = TapSpotOf<AValue>;
 
 // A pixel of the output: its place, and the values that its first line reads.
-struct Spot {
+template <class Value>
+struct SpotOf {
   Pixel pixel;
-  const AValue* x;
+  const Value* x;
 };
+using Spot = SpotOf<AValue>;
 
 static_assert(sizeof(Spot) == kSpotBytes && sizeof(TapSpot) == kTapSpotBytes);
 
@@ -194,32 +199,38 @@ struct Direct : Int8Conv {
   }
 
   void gather(int64_t group, const Block& block, const Slot& slot) const {
-    const auto padding = static_cast<AValue>(plan.options.x_zero_point + kAOffset);
-    Lines{shape, cut, x + group * (shape.c / shape.groups), stride, padding}.copy(block, slot.x);
+    const int32_t offset = cut.bytes ? byte_offset(plan.options.x_zero_point) : kAOffset;
+    const auto padding = static_cast<AValue>(plan.options.x_zero_point + offset);
+    Lines{shape, cut, x + group * (shape.c / shape.groups), stride, padding, offset}.copy(block, slot.x);
+    point(block, slot.x, slot.spots);
+    if (cut.by_taps) list_taps(block, slot.spots, slot.tap_counts, slot.tap_spots);
+  }
+
+  template <class Value>
+  void point(const Block& block, const Value* from, SpotOf<Value>* spot) const {
     const int64_t step = (shape.s == 1 ? 1 : shape.stride_w) * cut.pixel, first = first_line(shape, block.row);
-    Spot* spot = slot.spots;
     for (int64_t row = block.row; row < block.row_end; ++row) {
-      const AValue* at = slot.x + (first_line(shape, row) - first) * cut.line;
+      const Value* at = from + (first_line(shape, row) - first) * cut.line;
       const int64_t n = row / shape.p(), p = row % shape.p();
       for (int64_t q = block.column; q < block.column_end; ++q, at += step) *spot++ = {pixel_at(plan, n, p, q), at};
     }
-    if (cut.by_taps) list_taps(block, slot);
   }
 
   // The pixels for which each tap is within x.
-  void list_taps(const Block& block, const Slot& slot) const {
+  template <class Value>
+  void list_taps(const Block& block, const SpotOf<Value>* spots, int64_t* counts, TapSpotOf<Value>* to) const {
     const int64_t p = shape.p(), pixels = block.pixels();
     for (int64_t tap = 0; tap < shape.r * shape.s; ++tap) {
       const int64_t r = tap / shape.s, s = tap % shape.s;
-      TapSpot* const list = slot.tap_spots + tap * pixels;
+      TapSpotOf<Value>* const list = to + tap * pixels;
       int64_t count = 0;
       for (int64_t i = 0; i < pixels; ++i) {
         const int64_t y = (block.row + i / block.columns()) % p * shape.stride_h - shape.pad_top + r * shape.dilation_h;
         const int64_t z = i % block.columns() * shape.stride_w - shape.pad_left + s * shape.dilation_w;
         if (y < 0 || y >= shape.h || z < 0 || z >= shape.w) continue;
-        list[count++] = {slot.spots[i].x + r * line_distance() + s * tap_distance(), i};
+        list[count++] = {spots[i].x + r * line_distance() + s * tap_distance(), i};
       }
-      slot.tap_counts[tap] = count;
+      counts[tap] = count;
     }
   }
 
@@ -257,8 +268,8 @@ struct Direct : Int8Conv {
     put_sums<kind>(panel, slot.sums, slot.spots, pixels);
   }
 
-  template <Kind kind, class BValue>
-  void put_sums(const Panel<BValue>& panel, const int32_t* sums, const Spot* spots, int64_t pixels) const {
+  template <Kind kind, class BValue, class Value>
+  void put_sums(const Panel<BValue>& panel, const int32_t* sums, const SpotOf<Value>* spots, int64_t pixels) const {
     for (int v = 0; v < kNrVectors && v * kLanes < panel.count; ++v) {
       const Channels<kind> channels = panel.template channels<kind>(v);
       channels.put_all(sums + v * kLanes, kNr, pixels, [&](int64_t i) { return spots[i].pixel; });
@@ -292,33 +303,47 @@ struct Direct : Int8Conv {
     }
   }
 
+  // Panels from the j-th on, whose weights are at `weights`.
+  template <class BValue>
+  Panel<BValue> panel_at(int64_t group, int64_t j, const BValue* weights) const {
+    const Int8ConvLayout l(shape);
+    const int64_t columns = shape.k / shape.groups, segments = shape.dilation_w == 1 ? 1 : shape.s;
+    const auto* const starts = reinterpret_cast<const int32_t*>(body + group * l.group_bytes());
+    return {weights,
+            starts + j * kNr,
+            l.columns,
+            l.pieces,
+            segments,
+            l.line_depth() / segments / kGroup,
+            line_distance(),
+            tap_distance(),
+            epilogue,
+            group * l.columns + j * kNr,
+            group * columns + j * kNr,
+            columns - j * kNr};
+  }
+
   template <Kind kind>
   void run_task(int64_t group, const Block& block, int64_t chunk, const Slot& slot) const {
     const Int8ConvLayout l(shape);
     const char* const packed = body + group * l.group_bytes();
-    const auto* const starts = reinterpret_cast<const int32_t*>(packed);
     const auto* const weights = reinterpret_cast<const int8_t*>(packed + l.starts_bytes());
-    const int64_t columns = shape.k / shape.groups, end = share(cut.panels, chunk + 1, cut.chunks);
-    const int64_t segments = shape.dilation_w == 1 ? 1 : shape.s;
+    const int64_t end = share(cut.panels, chunk + 1, cut.chunks);
     const bool widen = cut.wide_bytes > 0 && ceil_div(block.pixels(), kConvMr) >= kConvTilesToWiden;
     for (int64_t j = share(cut.panels, chunk, cut.chunks); j < end; j += cut.together) {
       const int64_t count = min(cut.together, end - j);
       const int8_t* const packed_panel = weights + j * kNr * l.depth();
-      const auto run = [&](const auto* from) {
-        const Panel<std::remove_cvref_t<decltype(*from)>> panels{from,
-                                                                 starts + j * kNr,
-                                                                 l.columns,
-                                                                 l.pieces,
-                                                                 segments,
-                                                                 l.line_depth() / segments / kGroup,
-                                                                 line_distance(),
-                                                                 tap_distance(),
-                                                                 epilogue,
-                                                                 group * l.columns + j * kNr,
-                                                                 group * columns + j * kNr,
-                                                                 columns - j * kNr};
-        tiles<kind>(panels, count, block, slot);
-      };
+      const auto run = [&](const auto* from) { tiles<kind>(panel_at(group, j, from), count, block, slot); };
+#if defined(__AVX2__) && PK_LANES == 8
+      if (cut.bytes) {
+        for (int64_t p = 0; p < count; ++p) {
+          const int64_t at = p * kNr * l.depth();
+          words_of_quads(l, ReadByteOrder(l, packed, j + p), packed_panel + at, slot.wide + at);
+        }
+        run(slot.wide);
+        continue;
+      }
+#endif
       if (!kDot4 && widen) {
         widen_panel(packed_panel, count * l.depth(), slot.wide);
         run(slot.wide);
@@ -328,15 +353,23 @@ struct Direct : Int8Conv {
     }
   }
 
-  template <Kind kind>
-  void run_slot(int64_t i, char* memory) const {
+  // `memory` moves on.
+  Slot slot_at(char*& memory) const {
     Slot slot;
     slot.x = reinterpret_cast<AValue*>(memory);
     slot.sums = reinterpret_cast<int32_t*>(memory += cut.x_bytes);
     slot.wide = reinterpret_cast<int16_t*>(memory += cut.sums_bytes);
     slot.spots = reinterpret_cast<Spot*>(memory += cut.wide_bytes);
     slot.tap_counts = reinterpret_cast<int64_t*>(memory += cut.spots_bytes);
-    slot.tap_spots = reinterpret_cast<TapSpot*>(memory + conv_lines(8 * shape.r * shape.s));
+    if (!cut.by_taps) return slot;
+    slot.tap_spots = reinterpret_cast<TapSpot*>(memory += conv_lines(8 * shape.r * shape.s));
+    memory += conv_lines(kTapSpotBytes * shape.r * shape.s * cut.rows * cut.columns);
+    return slot;
+  }
+
+  template <Kind kind>
+  void run_slot(int64_t i, char* memory) const {
+    const Slot slot = slot_at(memory);
     const int64_t tasks = shape.groups * cut.row_blocks * cut.column_blocks * cut.chunks;
     int64_t gathered = -1;
     for (int64_t t = share(tasks, i, cut.slots); t < share(tasks, i + 1, cut.slots); ++t) {
@@ -357,7 +390,11 @@ inline void pack_direct(const ConvShape& s, int32_t x_zero_point, const int8_t* 
   const Int8ConvLayout l(s);
   const int64_t columns = s.k / s.groups, dense = s.c / s.groups * s.s / l.pieces;  // of a piece
   const int64_t panels = l.columns / kNr, pieces = l.lines * l.pieces;
-  const auto offset = static_cast<uint32_t>(kAOffset + x_zero_point);  // modulo 2^32, as the sums are
+  const auto offset = static_cast<uint32_t>(kAOffset + x_zero_point);   // modulo 2^32, as the sums are
+  for (int64_t group = 0; l.byte_pairs && group < s.groups; ++group) {  // what byte_pairs.h would have there
+    std::memset(body + group * l.group_bytes() + l.orders_at(), 0,
+                static_cast<size_t>(l.group_bytes() - l.orders_at()));
+  }
   parallel_for(executor, 0, s.groups * panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t group = i / panels, j = i % panels;

@@ -171,7 +171,14 @@ class Channels {
           break;
       }
     }
-    for (int64_t i = 0; i < pixels; ++i) put(load<I32>(sums + i * step), pixel(i));
+    int64_t i = 0;
+    if constexpr (is_short(kind)) {
+      for (; full_ && i + 4 <= pixels; i += 4, sums += 4 * step) {
+        put_four(load<I32>(sums), load<I32>(sums + step), load<I32>(sums + 2 * step), load<I32>(sums + 3 * step),
+                 [&](int64_t j) { return pixel(i + j); });
+      }
+    }
+    for (; i < pixels; ++i, sums += step) put(load<I32>(sums), pixel(i));
   }
 
   // Of kLanes channels, and not for Kind::any.

@@ -33,7 +33,7 @@ struct Int8ConvHeader {
 static_assert(sizeof(Int8ConvHeader) == 256);
 
 inline constexpr char kInt8ConvMagic[8] = {'P', 'K', 'I', '8', 'C', 'O', 'N', 'V'};
-inline constexpr uint32_t kInt8ConvVersion = 3;
+inline constexpr uint32_t kInt8ConvVersion = 4;
 
 // May an algorithm go through the filter tap by tap?
 static constexpr bool has_taps(const ConvShape& s) {
@@ -41,6 +41,12 @@ static constexpr bool has_taps(const ConvShape& s) {
   return channels >= 128 && channels % kPackedRows == 0;
 }
 static constexpr bool is_depthwise(const ConvShape& s) { return s.groups == s.c && s.k == s.c && s.c > 1; }
+// May byte_pairs.h do it, on the ISAs that have it? Quads of channels then never lie in two pixels, and there are
+// enough products for what a pixel costs.
+static constexpr bool has_byte_pairs(const ConvShape& s) {
+  const int64_t channels = s.c / s.groups;
+  return !is_depthwise(s) && channels >= 64 && channels % 4 == 0 && channels * s.r * s.s >= 128 && s.k / s.groups >= 64;
+}
 
 namespace {  // what it has is compiled for each ISA
 
@@ -71,11 +77,12 @@ struct WinogradTiles {
 
 // Where the parts of a blob lie.
 struct Int8ConvLayout {
-  bool depthwise;
+  bool depthwise, byte_pairs;
   int64_t groups, taps, lines, pieces, piece, columns;  // pieces of a line, a piece's depth; of a group, rounded up
 
   constexpr explicit Int8ConvLayout(const ConvShape& s)
       : depthwise(is_depthwise(s)),
+        byte_pairs(has_byte_pairs(s)),
         groups(depthwise ? 1 : s.groups),
         taps(s.r * s.s),
         lines(s.r),
@@ -91,8 +98,11 @@ struct Int8ConvLayout {
   constexpr int64_t depth() const { return lines * line_depth(); }
   constexpr int64_t starts_bytes() const { return 4 * columns * (lines * pieces + 1); }
   constexpr int64_t group_bytes() const {
-    return depthwise ? 4 * columns * (1 + taps) : starts_bytes() + columns * depth();
+    return depthwise ? 4 * columns * (1 + taps) : orders_at() + (byte_pairs ? columns / 16 * order_bytes() : 0);
   }
+  // Of a group: how byte_pairs.h orders the quads of each panel of 16 columns.
+  constexpr int64_t orders_at() const { return starts_bytes() + columns * depth(); }
+  constexpr int64_t order_bytes() const { return 4 * (lines * pieces + depth() / 4); }
   constexpr int64_t winograd_at() const { return body_at() + groups * group_bytes(); }
 };
 
@@ -120,6 +130,7 @@ struct Int8ConvTiling {
   int64_t mr, nr, group, value_bytes;  // of a value of x, as the product reads it
   bool widens;                         // a panel to 16 bits before many tiles read it
   int64_t word_cost;                   // of a product of 16-bit words, in products of what direct.h multiplies
+  bool bytes;                          // has byte_pairs.h
 };
 
 struct Int8ConvKernels {

@@ -17,30 +17,30 @@ struct Run {
 };
 
 template <int n>
-inline void convert(const int8_t* from, AValue* to) {
+inline void convert(const int8_t* from, AValue* to, int offset) {
   const auto bytes = load<typename Run<n>::Bytes>(from);
   if constexpr (kDot4) {
     store(to, with_offset(bytes));
   } else {
-    store(to, __builtin_convertvector(bytes, typename Run<n>::Words));
+    store(to, __builtin_convertvector(bytes, typename Run<n>::Words) + static_cast<int16_t>(offset));
   }
 }
 
 // n bytes, n at least `size`: the last ones with those before them.
 template <int size>
-inline void convert_run(const int8_t* from, int64_t n, AValue* to) {
+inline void convert_run(const int8_t* from, int64_t n, AValue* to, int offset) {
   int64_t i = 0;
-  for (; i + size <= n; i += size) convert<size>(from + i, to + i);
-  if (i < n) convert<size>(from + n - size, to + n - size);
+  for (; i + size <= n; i += size) convert<size>(from + i, to + i, offset);
+  if (i < n) convert<size>(from + n - size, to + n - size, offset);
 }
 
-inline void convert_some(const int8_t* from, int64_t n, AValue* to) {
+inline void convert_some(const int8_t* from, int64_t n, AValue* to, int offset) {
   constexpr int most = kDot4 ? kVecBytes : 2 * kLanes;
-  if (n >= most) return convert_run<most>(from, n, to);
-  if (most > 32 && n >= 32) return convert_run<32>(from, n, to);
-  if (most > 16 && n >= 16) return convert_run<16>(from, n, to);
-  if (n >= 8) return convert_run<8>(from, n, to);
-  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<AValue>(from[i] + kAOffset);
+  if (n >= most) return convert_run<most>(from, n, to, offset);
+  if (most > 32 && n >= 32) return convert_run<32>(from, n, to, offset);
+  if (most > 16 && n >= 16) return convert_run<16>(from, n, to, offset);
+  if (n >= 8) return convert_run<8>(from, n, to, offset);
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<AValue>(from[i] + offset);
 }
 
 inline void fill(AValue* to, int64_t n, AValue value) {
@@ -83,40 +83,59 @@ struct Lines {
   const int8_t* x;             // the group's first channel
   const int64_t (&stride)[4];  // of x, with adjacent channels
   AValue padding;              // what x_zero_point is
+  int offset = kAOffset;       // of words: what is added to x
 
   void copy(const Block& block, AValue* to) const {
+    each(block, [&](int64_t line, const int8_t* from) {
+      AValue* const at = to + line * cut.line;
+      if (from != nullptr) {
+        copy_line(from, block, at);
+      } else if (!cut.in_rows) {  // else no tile reads it
+        fill(at, cut.line, padding);
+      }
+    });
+  }
+
+  // body(line, x's or null beyond the edges) for each line of a block, from 0 on.
+  template <class Body>
+  void each(const Block& block, const Body& body) const {
     const int64_t first = first_line(shape, block.row), height = lines_of_image(shape);
     const int64_t step = shape.r == 1 ? shape.stride_h : 1;  // of x's lines
     for (int64_t row = block.row, next = first; row < block.row_end; ++row) {
       const int64_t begin = first_line(shape, row);
       for (int64_t line = max(next, begin); line < begin + block_lines(shape, 1); ++line) {
         const int64_t n = line / height, y = line % height * step - shape.pad_top;
-        AValue* const at = to + (line - first) * cut.line;
-        if (y >= 0 && y < shape.h) {
-          copy_line(x + n * stride[0] + y * stride[2], block, at);
-        } else if (!cut.in_rows) {  // else no tile reads it
-          fill(at, cut.line, padding);
-        }
+        body(line - first, y >= 0 && y < shape.h ? x + n * stride[0] + y * stride[2] : nullptr);
       }
       next = begin + block_lines(shape, 1);
     }
   }
 
+  // The pixels of a line that a block reads: those of [begin, end) lie in x, `step` values apart, the others beyond.
+  struct Span {
+    int64_t begin, end, count, step;
+    const int8_t* from;
+  };
+  Span span(const int8_t* line, const Block& block) const {
+    const int64_t step = shape.s == 1 ? shape.stride_w : 1, count = line_pixels(shape, block.columns());
+    const int64_t first = block.column * shape.stride_w - shape.pad_left;  // of x, may be in the padding
+    const int64_t begin = first < 0 ? min(count, ceil_div(-first, step)) : 0;
+    const int64_t end = first >= shape.w ? begin : max(begin, min(count, ceil_div(shape.w - first, step)));
+    return {begin, end, count, step * stride[3], line + (first + begin * step) * stride[3]};
+  }
+
  private:
-  void copy_line(const int8_t* from, const Block& block, AValue* to) const {
-    const int64_t channels = shape.c / shape.groups, step = shape.s == 1 ? shape.stride_w : 1;
-    const int64_t count = line_pixels(shape, block.columns());
-    const int64_t begin = block.column * shape.stride_w - shape.pad_left;  // of x, may be in the padding
-    int64_t left = begin < 0 ? min(count, ceil_div(-begin, step)) : 0;
-    const int64_t end = begin >= shape.w ? left : min(count, ceil_div(shape.w - begin, step));
-    if (left > 0) fill(to, left * cut.pixel, padding);
-    if (end < count) fill(to + max(left, end) * cut.pixel, (count - max(left, end)) * cut.pixel, padding);
-    if (left >= end) return;
-    const int64_t pixel = step * stride[3];
-    from += (begin + left * step) * stride[3];
-    to += left * cut.pixel;
-    if (pixel == channels && cut.pixel == channels) return convert_some(from, (end - left) * channels, to);
-    for (; left < end; ++left, from += pixel, to += cut.pixel) convert_some(from, channels, to);
+  void copy_line(const int8_t* line, const Block& block, AValue* to) const {
+    const int64_t channels = shape.c / shape.groups;
+    Span s = span(line, block);
+    fill(to, s.begin * cut.pixel, padding);
+    fill(to + s.end * cut.pixel, (s.count - s.end) * cut.pixel, padding);
+    to += s.begin * cut.pixel;
+    if (s.step == channels && cut.pixel == channels) {
+      if (s.begin < s.end) convert_some(s.from, (s.end - s.begin) * channels, to, offset);
+      return;
+    }
+    for (; s.begin < s.end; ++s.begin, s.from += s.step, to += cut.pixel) convert_some(s.from, channels, to, offset);
   }
 };
 

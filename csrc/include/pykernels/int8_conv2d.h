@@ -60,12 +60,14 @@ struct Int8ConvArgs {
 struct Int8ConvBlocking {
   bool depthwise, winograd, turn;     // a channel a group; winograd.h; x is copied to adjacent channels first
   bool in_rows, by_taps;              // a tile has pixels of one row; a filter is done tap by tap
+  bool bytes;                         // byte_pairs.h
   int64_t rows, columns;              // of a block of pixels, at the most
   int64_t row_blocks, column_blocks;  // of all images together
   int64_t panels, together;           // of a group's columns; panels that a tile goes through at once
   int64_t chunks, slots;              // of panels; threads that have workspace
   int64_t pixel, line;                // values of a block's x from one to the next; winograd.h: of m and of v
   int64_t turned_bytes, slot_bytes, x_bytes, sums_bytes, wide_bytes, spots_bytes;  // of workspace
+  int64_t firsts, excess, runs, tiles, items;  // of byte_pairs.h: how many of each fit the workspace
 };
 
 struct Int8ConvPlan {
