@@ -69,7 +69,9 @@ inline void tile(const float* a, int64_t a_row, const W* b, int64_t k, const flo
     j = part * kStreams;
   }
   for (; j < k; ++j) {
-    if constexpr (kIsScaled<W>) {  // a weight at a time needs fewer registers: else g++ keeps a sum in memory
+    // With 16 registers a weight at a time: else g++ keeps a sum in memory. With 32 that would be so the other way
+    // round.
+    if constexpr (kIsScaled<W> && kRegisters < 32) {
       F32 x[R];
       for (int r = 0; r < R; ++r) x[r] = broadcast(a[r * a_row + j]);
       for (int g = 0; g < 4; ++g) {
