@@ -10,7 +10,8 @@ namespace PK_ISA {
 namespace {
 namespace neon {
 
-inline void pause() { __asm__ __volatile__("isb"); }  // yield does nothing on most cores
+// g++ 12 has no intrinsic for isb or yield; a barrier takes about as long.
+inline void pause() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 inline float32x4_t fma(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
 inline float32x2_t fma(float32x2_t a, float32x2_t b, float32x2_t c) { return vfma_f32(c, a, b); }

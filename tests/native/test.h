@@ -67,7 +67,7 @@ double relative_l2(const std::vector<A>& a, const std::vector<B>& b) {
   return norm > 0 ? std::sqrt(difference / norm) : std::sqrt(difference);
 }
 
-// PK_NATIVE_TESTS=quick, for emulators: without wide512, and fewer random calls.
+// PK_NATIVE_TESTS=quick, for emulators: without wide512, with fewer random calls and combinations.
 inline bool is_quick() {
   const char* set = std::getenv("PK_NATIVE_TESTS");
   return set != nullptr && std::string(set) == "quick";
