@@ -56,6 +56,13 @@ inline constexpr int32_t kDot4Offset = 0;
 inline constexpr int32_t kDot4Offset = 128;
 #endif
 
+// Does it multiply bytes in pairs (multiply_pairs) and not in fours?
+#if defined(__AVX2__) && PK_LANES == 8
+inline constexpr bool kBytePairs = true;
+#else
+inline constexpr bool kBytePairs = false;
+#endif
+
 // For loops that wait for another thread: leaves the core to its sibling for a moment.
 inline void pause() {
 #if defined(__SSE2__)
@@ -358,6 +365,27 @@ inline I32 dot2(I32 acc, I16 a, I16 b) {
 #else
   const I32 x = bit_cast<I32>(a), y = bit_cast<I32>(b);
   return acc + (x >> 16) * (y >> 16) + ((x << 16) >> 16) * ((y << 16) >> 16);
+#endif
+}
+
+// a[2i] * b[2i] + a[2i+1] * b[2i+1], a unsigned and b signed bytes, where that fits 16 bits.
+inline I16 multiply_pairs(I8 a, I8 b) {
+#if defined(__AVX2__) && PK_LANES == 8
+  return (I16)_mm256_maddubs_epi16((__m256i)a, (__m256i)b);
+#else
+  const I16 x = bit_cast<I16>(a), y = bit_cast<I16>(b);
+  return (x & 255) * ((y << 8) >> 8) + ((x >> 8) & 255) * (y >> 8);
+#endif
+}
+
+// Bit i: is lane i not 0?
+inline unsigned lanes_set(I32 v) {
+#if defined(__AVX2__) && PK_LANES == 8
+  return static_cast<unsigned>(_mm256_movemask_ps((__m256)(v != 0)));
+#else
+  unsigned bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= static_cast<unsigned>(v[i] != 0) << i;
+  return bits;
 #endif
 }
 

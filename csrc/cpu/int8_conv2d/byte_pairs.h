@@ -13,13 +13,13 @@
 
 #include "cpu/int8_conv2d/direct.h"
 
-#if defined(__AVX2__) && PK_LANES == 8
-
 namespace pk {
 namespace PK_ISA {
 namespace {
 
 inline constexpr int kByteMr = kByteTile;  // its sums and two vectors of two quads fill the registers
+
+using U8 = uint8_t __attribute__((vector_size(kVecBytes)));
 
 // Excess of a quad of x that an output reads: which of the panel's.
 struct ExcessItem {
@@ -63,8 +63,7 @@ inline I32 broadcast_at(const void* four) {
 template <int kRows>
 [[gnu::always_inline]] inline void add_quads(I32 (&sum)[kRows][kNrVectors], const uint8_t* const (&x)[kRows],
                                              const int8_t* b, const uint16_t* order, int64_t chained, int64_t quads) {
-  I16 ones = I16{} + 1;
-  asm("" : "+x"(ones));  // else it is made anew for each use
+  const I16 ones = I16{} + 1;
   for (int64_t i = 0; i < chained; ++i, order += 2, b += 4 * kVecBytes) {
     const I8 b0 = load<I8>(b), b1 = load<I8>(b + kVecBytes);
     const I8 c0 = load<I8>(b + 2 * kVecBytes), c1 = load<I8>(b + 3 * kVecBytes);
@@ -72,8 +71,8 @@ template <int kRows>
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const I8 xp = bit_cast<I8>(broadcast_at(x[r] + p)), xq = bit_cast<I8>(broadcast_at(x[r] + q));
-      sum[r][0] += sum_words(multiply_bytes(xp, b0) + multiply_bytes(xq, c0), ones);
-      sum[r][1] += sum_words(multiply_bytes(xp, b1) + multiply_bytes(xq, c1), ones);
+      sum[r][0] = dot2(sum[r][0], multiply_pairs(xp, b0) + multiply_pairs(xq, c0), ones);
+      sum[r][1] = dot2(sum[r][1], multiply_pairs(xp, b1) + multiply_pairs(xq, c1), ones);
     }
   }
   for (int64_t i = 2 * chained; i < quads; ++i, ++order, b += 2 * kVecBytes) {
@@ -82,8 +81,8 @@ template <int kRows>
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const I8 xp = bit_cast<I8>(broadcast_at(x[r] + p));
-      sum[r][0] += sum_words(multiply_bytes(xp, b0), ones);
-      sum[r][1] += sum_words(multiply_bytes(xp, b1), ones);
+      sum[r][0] = dot2(sum[r][0], multiply_pairs(xp, b0), ones);
+      sum[r][1] = dot2(sum[r][1], multiply_pairs(xp, b1), ones);
     }
   }
 }
@@ -232,34 +231,31 @@ struct DirectBytes : Direct {
   // on, and their new number.
   int32_t split(const int8_t* from, uint8_t* to, int32_t quad, int32_t count, const ByteSlot& slot) const {
     const int32_t zero = plan.options.x_zero_point, below = 128 - byte_offset(zero);
-    const __m256i flip = _mm256_set1_epi8(-128), down = _mm256_set1_epi8(static_cast<char>(below));
-    const __m256i most = _mm256_set1_epi8(127);
-    const auto note = [&](__m256i bytes, int sign) {
-      const auto none = static_cast<unsigned>(
-          _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(bytes, _mm256_setzero_si256()))));
-      const unsigned some = none ^ 255;
-      const __m256i lanes =
-          _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(kLaneLists.lanes[some])));
-      store(slot.bytes + count, _mm256_permutevar8x32_epi32(bytes, lanes));
-      store(slot.quads + count, bit_cast<I32>(lanes) + quad);
+    const U8 down = U8{} + static_cast<uint8_t>(below), most = U8{} + 127;
+    const auto above = [](U8 a, U8 b) { return (a > b ? a : b) - b; };  // or 0
+    const auto note = [&](U8 bytes, int sign) {
+      const unsigned some = lanes_set(bit_cast<I32>(bytes));
+      const I32 lanes = to_i32(load<I8Quarter>(kLaneLists.lanes[some & 255]));
+      store(slot.bytes + count, __builtin_shuffle(bit_cast<I32>(bytes), lanes));
+      store(slot.quads + count, lanes + quad);
       store(slot.signs + count, I16{} + static_cast<int16_t>(sign));
       count += __builtin_popcount(some);
     };
-    for (int64_t c = 0; c < channels(); c += 32, quad += 8) {
+    for (int64_t c = 0; c < channels(); c += kVecBytes, quad += kLanes) {
       I8 bytes;
-      if (channels() - c >= 32) {
+      if (channels() - c >= kVecBytes) {
         bytes = load<I8>(from + c);
       } else {
-        int8_t some[32];
+        int8_t some[kVecBytes];
         std::memset(some, zero, sizeof some);
         for (int64_t j = 0; j < channels() - c; j += 4) std::memcpy(some + j, from + c + j, 4);
         bytes = load<I8>(some);
       }
-      const __m256i high = _mm256_xor_si256((__m256i)bytes, flip);  // x + 128
-      const __m256i least = _mm256_subs_epu8(high, down);
-      store(to + c, _mm256_min_epu8(least, most));
-      note(_mm256_subs_epu8(least, most), 1);
-      if (below != 0) note(_mm256_subs_epu8(down, high), -1);
+      const auto high = bit_cast<U8>(bytes ^ static_cast<int8_t>(-128));  // x + 128
+      const U8 least = above(high, down);
+      store(to + c, least < most ? least : most);
+      note(above(least, most), 1);
+      if (below != 0) note(above(down, high), -1);
     }
     return count;
   }
@@ -357,8 +353,8 @@ struct DirectBytes : Direct {
           const int8_t* const b = panel.weights + panel.byte_order.position[item[r].quad] * int64_t{4 * kNr};
           const auto bytes = bit_cast<I8>(broadcast_at(&item[r].bytes));
           const auto sign = bit_cast<I16>(broadcast_at(&item[r].sign));
-          sum[r][0] += sum_words(multiply_bytes(bytes, load<I8>(b)), sign);
-          sum[r][1] += sum_words(multiply_bytes(bytes, load<I8>(b + kVecBytes)), sign);
+          sum[r][0] = dot2(sum[r][0], multiply_pairs(bytes, load<I8>(b)), sign);
+          sum[r][1] = dot2(sum[r][1], multiply_pairs(bytes, load<I8>(b + kVecBytes)), sign);
         }
       }
 #pragma GCC unroll 4
@@ -424,5 +420,3 @@ struct DirectBytes : Direct {
 }  // namespace
 }  // namespace PK_ISA
 }  // namespace pk
-
-#endif

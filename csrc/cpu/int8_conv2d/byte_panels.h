@@ -15,12 +15,6 @@ namespace pk {
 namespace PK_ISA {
 namespace {
 
-#if defined(__AVX2__) && PK_LANES == 8
-inline constexpr bool kBytePairs = true;
-#else
-inline constexpr bool kBytePairs = false;
-#endif
-
 // What is added to x before its lowest 7 bits are taken: x_zero_point becomes 0 if it is the least value (ReLU), else
 // it comes to the middle or as near as x stays within a byte.
 constexpr int32_t byte_offset(int32_t x_zero_point) {
@@ -46,10 +40,6 @@ struct ByteOrder {
 using ReadByteOrder = ByteOrder<const int32_t, const uint16_t>;
 using WriteByteOrder = ByteOrder<int32_t, uint16_t>;
 
-#if defined(__AVX2__) && PK_LANES == 8
-inline I16 multiply_bytes(I8 a, I8 b) { return (I16)_mm256_maddubs_epi16((__m256i)a, (__m256i)b); }
-inline I32 sum_words(I16 a, I16 b) { return (I32)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
-
 // Four bytes of each of up to 16 columns, `stride` bytes apart, and zeros.
 struct Quad {
   int8_t bytes[4 * kNr] = {};
@@ -58,13 +48,14 @@ struct Quad {
     for (int64_t v = 0; v < columns; ++v) std::memcpy(bytes + 4 * v, from + v * stride, 4);
   }
   I16 absolutes(int v) const {
-    return multiply_bytes((I8)_mm256_abs_epi8((__m256i)load<I8>(bytes + v * kVecBytes)), I8{} + 1);
+    const auto v8 = load<I8>(bytes + v * kVecBytes);
+    return multiply_pairs(v8 < 0 ? -v8 : v8, I8{} + 1);
   }
 };
 
 inline bool may_chain(const Quad& a, const Quad& b) {
   const I16 beyond = (a.absolutes(0) + b.absolutes(0) > 258) | (a.absolutes(1) + b.absolutes(1) > 258);
-  return _mm256_testz_si256((__m256i)beyond, (__m256i)beyond) != 0;
+  return lanes_set(bit_cast<I32>(beyond)) == 0;
 }
 
 // source(quad of the piece) is a Quad; `first` the piece's first quad in the panel.
@@ -132,19 +123,15 @@ inline void pack_bytes(const ConvShape& s, int32_t x_zero_point, const int8_t* w
 // A panel as words in pairs, as Direct reads it.
 inline void words_of_quads(const Int8ConvLayout& l, const ReadByteOrder& order, const int8_t* panel, int16_t* to) {
   const int64_t quads = l.piece / 4;
-  const __m256i halves = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,  //
-                                          0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
   for (int64_t i = 0; i < l.depth() / 4; ++i) {
     int16_t* const pairs = to + (i / quads * quads + order.order[i]) * 4 * kNr;
     for (int v = 0; v < kNrVectors; ++v, panel += kVecBytes) {
-      const __m256i split = _mm256_shuffle_epi8((__m256i)load<I8>(panel), halves);
-      const __m256i both = _mm256_permute4x64_epi64(split, 0xd8);  // the first pairs of all columns, the second ones
-      store(pairs + v * 2 * kLanes, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(both)));
-      store(pairs + 2 * kNr + v * 2 * kLanes, _mm256_cvtepi8_epi16(_mm256_extracti128_si256(both, 1)));
+      const auto v4 = load<I32>(panel);
+      store(pairs + v * 2 * kLanes, ((v4 << 24) >> 24 & 0xffff) | (v4 << 16 >> 24 << 16));
+      store(pairs + 2 * kNr + v * 2 * kLanes, ((v4 << 8) >> 24 & 0xffff) | (v4 >> 24 << 16));
     }
   }
 }
-#endif
 
 }  // namespace
 }  // namespace PK_ISA

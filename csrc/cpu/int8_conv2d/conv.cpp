@@ -45,10 +45,8 @@ void run(const Int8ConvPlan& plan, char* workspace, const Executor& executor) {
     run_on(Depthwise{call}, cut, workspace, executor);
   } else if (cut.winograd) {
     run_on(Winograd{call, packed + Int8ConvLayout(s).winograd_at()}, cut, workspace, executor);
-#if defined(__AVX2__) && PK_LANES == 8
-  } else if (cut.bytes) {
-    run_on(DirectBytes{call}, cut, workspace, executor);
-#endif
+  } else if (kBytePairs && cut.bytes) {
+    if constexpr (kBytePairs) run_on(DirectBytes{call}, cut, workspace, executor);
   } else {
     run_on(Direct{call}, cut, workspace, executor);
   }
@@ -59,10 +57,8 @@ void pack(const ConvShape& s, int32_t x_zero_point, const int8_t* weight, char* 
     pack_quads(s, x_zero_point, weight, body);
   } else if (is_depthwise(s)) {
     pack_depthwise(s, x_zero_point, weight, body);
-#if defined(__AVX2__) && PK_LANES == 8
-  } else if (has_byte_pairs(s)) {
+  } else if (kBytePairs && has_byte_pairs(s)) {
     pack_bytes(s, x_zero_point, weight, body, executor);
-#endif
   } else {
     pack_direct(s, x_zero_point, weight, body, executor);
   }

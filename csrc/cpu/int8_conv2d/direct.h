@@ -334,8 +334,7 @@ struct Direct : Int8Conv {
       const int64_t count = min(cut.together, end - j);
       const int8_t* const packed_panel = weights + j * kNr * l.depth();
       const auto run = [&](const auto* from) { tiles<kind>(panel_at(group, j, from), count, block, slot); };
-#if defined(__AVX2__) && PK_LANES == 8
-      if (cut.bytes) {
+      if (kBytePairs && cut.bytes) {
         for (int64_t p = 0; p < count; ++p) {
           const int64_t at = p * kNr * l.depth();
           words_of_quads(l, ReadByteOrder(l, packed, j + p), packed_panel + at, slot.wide + at);
@@ -343,7 +342,6 @@ struct Direct : Int8Conv {
         run(slot.wide);
         continue;
       }
-#endif
       if (!kDot4 && widen) {
         widen_panel(packed_panel, count * l.depth(), slot.wide);
         run(slot.wide);

@@ -5,8 +5,9 @@
 // with the whole depth. The depth is cut into pieces, filled up to kPackedRows: the lines of the filter, or its taps
 // where those are dilated, or where there are so many channels that taps beyond x may be left out one by one. Starts
 // are those of the filter's first i pieces: -(offset + x_zero_point) * the sum of their weights; so some can be left
-// out. For depthwise it is the starts and then the taps, a channel a 32-bit lane, or quads of them. The columns of a
-// group are rounded up to kPackedColumns. Behind all that there may be what winograd.h packs: starts and filters.
+// out. Where byte_pairs.h may do it, the order of the panels' quads follows. For depthwise it is the starts and then
+// the taps, a channel a 32-bit lane, or quads of them. The columns of a group are rounded up to kPackedColumns. Behind
+// all that there may be what winograd.h packs: starts and filters.
 #pragma once
 
 #include "cpu/dispatch.h"

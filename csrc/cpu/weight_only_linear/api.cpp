@@ -12,7 +12,7 @@ namespace {
 Status pick(const WeightOnlyLinearKernels** kernels) {
   Isa isa;
   PK_TRY(active_isa(&isa));
-  *kernels = PK_VNNI_TABLE_OF(weight_only_linear_kernels, isa);
+  *kernels = PK_DOT4_TABLE_OF(weight_only_linear_kernels, isa);
   return kOk;
 }
 

@@ -48,7 +48,8 @@ inline RowScale split(const float* x, int64_t k, int64_t stride, AValue* to) {
     // Digits + 128: those of v + 0x808080 without signs.
     const I32 v = truncate(y + (y < 0.0f ? F32{} - 0.5f : F32{} + 0.5f)) + 0x808080;
     for (int64_t d = 0; d < kDigits; ++d) {
-      const I8Quarter bytes = to_i8(v >> static_cast<int32_t>(16 - 8 * d));
+      const I8Quarter digit = to_i8(v >> static_cast<int32_t>(16 - 8 * d)) ^ static_cast<int8_t>(-128);
+      const I8Quarter bytes = with_offset(digit);
       std::memcpy(to + d * stride + i, &bytes, static_cast<size_t>(count));
     }
   }

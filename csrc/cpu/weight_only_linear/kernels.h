@@ -17,6 +17,6 @@ struct WeightOnlyLinearKernels {
 };
 
 PK_DECLARE_TABLES(WeightOnlyLinearKernels, weight_only_linear_kernels)
-PK_DECLARE_VNNI_TABLE(WeightOnlyLinearKernels, weight_only_linear_kernels)
+PK_DECLARE_DOT4_TABLE(WeightOnlyLinearKernels, weight_only_linear_kernels)
 
 }  // namespace pk
