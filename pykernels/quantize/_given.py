@@ -143,6 +143,7 @@ def _move_forward(graph: Graph) -> None:
     users = graph.users()
     makers = {s.outputs: s for s in graph.steps if isinstance(s.outputs, Value)}
     written = {v.storage for s in graph.steps for v in s.writes}
+    handed_out = {v.storage for v in values_in(graph.result)}
     index = graph.next_index()
     for step in list(reversed(graph.steps)):
         while isinstance(step.function, Round):
@@ -155,6 +156,8 @@ def _move_forward(graph: Graph) -> None:
             if users[whole] != [before] or maker is None or type(maker.function) is Round:
                 break
             if written & {whole.storage, x.storage, step.outputs.storage}:
+                break
+            if x.storage == whole.storage and step.outputs.storage in handed_out:  # the caller gets memory of its own
                 break
             rounded = whole.like(index)
             rounded.storage, index = -2 - index, index + 1

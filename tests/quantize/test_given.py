@@ -442,3 +442,22 @@ def test_layers_of_a_graph_have_the_names_of_the_modules_that_it_was_made_of():
     with torch.inference_mode():
         given(x)
     assert {"stem", "wide", "fc"} <= {name for r in given.report().replaced for name in r.where}
+
+
+def test_a_rounded_part_that_is_handed_out_has_memory_of_its_own():
+    class Rounds(nn.Module):
+        def forward(self, x):
+            ops = torch.ops.quantized_decomposed
+            grid = 0.03, 128, 0, 255, torch.uint8
+            parts = x.relu()[:, :2], (x + 1).relu()[:, 1:]
+            return tuple(
+                ops.dequantize_per_tensor.default(ops.quantize_per_tensor.default(p, *grid), *grid) for p in parts
+            )
+
+    x = torch.randn(2, 4, 5, 6)
+    graph = torch.export.export(Rounds(), (x,)).module()
+    given = pk.optimize(graph)
+    for _ in range(2):
+        got, expected = given(x), graph(x)
+        assert [y.stride() for y in got] == [y.stride() for y in expected]
+        assert all(map(torch.equal, got, expected))
