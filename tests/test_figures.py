@@ -115,3 +115,19 @@ def test_what_did_not_run_is_said(figures, peers):
     run = "two rounds at commit 0123456789ab"
     assert f"2 January 2026, {run} and {run}. The largest relative L2 error of ours is 2.0e-07." in said
     assert said.endswith("OpenVINO, ncnn and ExecuTorch did not run.")
+
+
+def test_of_folds_the_means_and_the_spread_are_told(figures, monkeypatch, tmp_path):
+    scores = {"float32": (99.0, 98.0), "int8": (98.5, 98.5)}
+    rows = [
+        {"task": "digits", "unit": "points", "form": form, "fold": fold, "score": score}
+        for form, found in scores.items()
+        for fold, score in enumerate(found)
+    ]
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    (tmp_path / "int8-accuracy.json").write_text(json.dumps({"results": rows}))
+    lines = figures.accuracy_table()
+    assert lines[2] == "| digits, points | 98.50 | +0.00 (-0.50 to +0.50) |"
+    assert "means over 2 folds" in " ".join(lines)
+    (tmp_path / "int8-accuracy.json").write_text(json.dumps({"results": [r for r in rows if r["fold"] == 0]}))
+    assert figures.accuracy_table()[2] == "| digits, points | 99.00 | -0.50 |"
