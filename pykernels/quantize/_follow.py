@@ -13,7 +13,7 @@ from typing import Any
 from pykernels.nn.int8_conv import Grid
 from pykernels.optimize._activations import Act
 from pykernels.optimize._fused import FusedConv
-from pykernels.optimize._graph import Graph, Step, Value, mapped
+from pykernels.optimize._graph import Graph, Step, Value, mapped, values_in
 from pykernels.optimize._int8_tensors import KeepRows, RoundRows
 from pykernels.optimize._linear import FusedLinear
 from pykernels.optimize._norms import is_join
@@ -64,6 +64,7 @@ class Follower(Rewriter):
         seen = {v for s in graph.steps for v in (*s.reads(), *s.results())}
         super().__init__(graph, seen, _never, True, {}, {}, folded)
         self.users = graph.users()
+        self.handed_out = {v.storage for v in values_in(graph.result)}
         found = ((s.outputs, weight_of(s)) for s in folded if isinstance(s.outputs, Value))
         self.weights: dict[Value, Weight] = {v: w for v, w in found if w is not None}
         self.grids: dict[Value, Grid] = {}
@@ -175,6 +176,8 @@ class Follower(Rewriter):
         (x,) = set(step.reads())
         if x not in self.in8:
             return False
+        if any(v.storage == x.storage and v.storage in self.handed_out for v in step.results()):
+            return False  # the caller gets a view of float numbers, as in eager mode
         if selects(step):
             for v in step.results():
                 self._on(v, self.grids[x])

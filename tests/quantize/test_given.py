@@ -444,15 +444,14 @@ def test_layers_of_a_graph_have_the_names_of_the_modules_that_it_was_made_of():
     assert {"stem", "wide", "fc"} <= {name for r in given.report().replaced for name in r.where}
 
 
-def test_a_rounded_part_that_is_handed_out_has_memory_of_its_own():
+@pytest.mark.parametrize("first", ["rounds", "slices"])
+def test_a_rounded_part_that_is_handed_out_has_eagers_strides(first):
     class Rounds(nn.Module):
         def forward(self, x):
-            ops = torch.ops.quantized_decomposed
-            grid = 0.03, 128, 0, 255, torch.uint8
-            parts = x.relu()[:, :2], (x + 1).relu()[:, 1:]
-            return tuple(
-                ops.dequantize_per_tensor.default(ops.quantize_per_tensor.default(p, *grid), *grid) for p in parts
-            )
+            ops, grid = torch.ops.quantized_decomposed, (0.03, 128, 0, 255, torch.uint8)
+            x = x.relu() if first == "rounds" else x.relu()[:, 1:3]
+            y = ops.dequantize_per_tensor.default(ops.quantize_per_tensor.default(x, *grid), *grid)
+            return (y[:, 1:3] if first == "rounds" else y), y + 1
 
     x = torch.randn(2, 4, 5, 6)
     graph = torch.export.export(Rounds(), (x,)).module()
