@@ -11,9 +11,7 @@ inline I32 load_bytes(const int8_t* from) { return to_i32(load<I8Quarter>(from))
 // The first `count` lanes; the rest is 0.
 inline I32 load_bytes(const int8_t* from, int64_t count) {
   if (count == kLanes) return load_bytes(from);
-  int8_t lanes[kLanes] = {};
-  copy_partial(lanes, from, count);
-  return load_bytes(lanes);
+  return to_i32(load_partial(from, count));
 }
 // The low bytes.
 inline void store_bytes(int8_t* to, I32 v) { store(to, to_i8(v)); }

@@ -109,6 +109,14 @@ inline F32 load_partial(const float* p, int64_t count) {
   copy_partial(whole, p, count);
   return load<F32>(whole);
 }
+inline I8Quarter load_partial(const int8_t* p, int64_t count) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__) && PK_LANES == 16
+  return (I8Quarter)_mm_maskz_loadu_epi8(static_cast<__mmask16>((1u << count) - 1), p);
+#endif
+  int8_t whole[kLanes] = {};
+  copy_partial(whole, p, count);
+  return load<I8Quarter>(whole);
+}
 // Lanes [begin, end), begin <= end; the rest reads as zero.
 inline F32 load_lanes(const float* p, int64_t begin, int64_t end) {
 #if defined(__AVX512F__) && PK_LANES == 16
@@ -311,18 +319,36 @@ inline I8 to_i8(I32 a, I32 b, I32 c, I32 d) {
 #endif
 }
 
-// The lanes of four vectors, plus add's words, as bytes, one vector after the other. Each step saturates.
-inline I8 to_i8_saturated(I32 a, I32 b, I32 c, I32 d, I16 add) {
+// The lanes of four vectors, plus add's words, as bytes: each 16 bytes are four of a, of b, of c and of d. Each step
+// saturates.
+inline I8 to_i8_quartered(I32 a, I32 b, I32 c, I32 d, I16 add) {
 #if defined(__AVX512BW__) && PK_LANES == 16
   const __m512i ab = _mm512_adds_epi16(_mm512_packs_epi32((__m512i)a, (__m512i)b), (__m512i)add);
   const __m512i cd = _mm512_adds_epi16(_mm512_packs_epi32((__m512i)c, (__m512i)d), (__m512i)add);
-  const I32 order = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
-  return (I8)_mm512_maskz_permutexvar_epi32(0xffff, (__m512i)order, _mm512_packs_epi16(ab, cd));
+  return (I8)_mm512_packs_epi16(ab, cd);
 #elif defined(__AVX2__) && PK_LANES == 8
   const __m256i ab = _mm256_adds_epi16(_mm256_packs_epi32((__m256i)a, (__m256i)b), (__m256i)add);
   const __m256i cd = _mm256_adds_epi16(_mm256_packs_epi32((__m256i)c, (__m256i)d), (__m256i)add);
+  return (I8)_mm256_packs_epi16(ab, cd);
+#else
+  const I32 from[4] = {a, b, c, d};
+  I8 bytes;
+  for (int i = 0; i < kVecBytes; ++i) {
+    int32_t x = from[i / 4 % 4][i / 16 * 4 + i % 4];
+    x = (x < -32768 ? -32768 : x > 32767 ? 32767 : x) + add[0];
+    bytes[i] = static_cast<int8_t>(x < -128 ? -128 : x > 127 ? 127 : x);
+  }
+  return bytes;
+#endif
+}
+// The same, one vector after the other.
+inline I8 to_i8_saturated(I32 a, I32 b, I32 c, I32 d, I16 add) {
+#if defined(__AVX512BW__) && PK_LANES == 16
+  const I32 order = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+  return (I8)_mm512_maskz_permutexvar_epi32(0xffff, (__m512i)order, (__m512i)to_i8_quartered(a, b, c, d, add));
+#elif defined(__AVX2__) && PK_LANES == 8
   const I32 order = {0, 4, 1, 5, 2, 6, 3, 7};
-  return (I8)_mm256_permutevar8x32_epi32(_mm256_packs_epi16(ab, cd), (__m256i)order);
+  return (I8)_mm256_permutevar8x32_epi32((__m256i)to_i8_quartered(a, b, c, d, add), (__m256i)order);
 #elif defined(PK_NEON)
   return (I8)neon::to_i8_saturated((int32x4_t)a, (int32x4_t)b, (int32x4_t)c, (int32x4_t)d, (int16x8_t)add);
 #else
@@ -332,6 +358,21 @@ inline I8 to_i8_saturated(I32 a, I32 b, I32 c, I32 d, I16 add) {
     return x < -128 ? I32{} - 128 : x > 127 ? I32{} + 127 : x;
   };
   return to_i8(byte(a), byte(b), byte(c), byte(d));
+#endif
+}
+
+// Four rows of bytes to groups of four, one of each row. Of each 16 columns vector v has the groups 4v to 4v + 3.
+inline void interleave_quartered(const I8 (&row)[4], I8 (&to)[4]) {
+#if defined(__AVX512BW__) && PK_LANES == 16
+  const __m512i a = (__m512i)row[0], b = (__m512i)row[1], c = (__m512i)row[2], d = (__m512i)row[3];
+  const __m512i low = _mm512_unpacklo_epi8(a, b), high = _mm512_unpackhi_epi8(a, b);
+  const __m512i low2 = _mm512_unpacklo_epi8(c, d), high2 = _mm512_unpackhi_epi8(c, d);
+  to[0] = (I8)_mm512_unpacklo_epi16(low, low2), to[1] = (I8)_mm512_unpackhi_epi16(low, low2);
+  to[2] = (I8)_mm512_unpacklo_epi16(high, high2), to[3] = (I8)_mm512_unpackhi_epi16(high, high2);
+#else
+  for (int i = 0; i < kVecBytes; ++i) {
+    for (int r = 0; r < 4; ++r) to[i / 4 % 4][i / 16 * 16 + i % 4 * 4 + r] = row[r][i];
+  }
 #endif
 }
 

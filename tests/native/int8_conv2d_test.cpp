@@ -273,6 +273,20 @@ const ConvShape kShapes[] = {
     shape(1, 17, 13, 13, 17, 7, 7, 1, 3, 1, 17),
     shape(1, 24, 12, 12, 24, 3, 3, 2, 1, 2, 24),
     shape(1, 32, 12, 12, 32, 9, 3, 1, 4, 1, 32),
+    // Blocks of 64 channels, and of 32 and 16 of several pixels, at each stride; parts of a row; dilation at a stride.
+    shape(1, 64, 6, 67, 64, 3, 3, 1, 1, 1, 64),
+    shape(1, 96, 7, 9, 96, 3, 3, 2, 1, 1, 96),
+    shape(2, 144, 5, 11, 144, 3, 3, 1, 1, 1, 144),
+    shape(1, 80, 9, 66, 80, 3, 3, 2, 1, 1, 80),
+    shape(1, 120, 6, 5, 120, 5, 5, 1, 2, 1, 120),
+    shape(1, 48, 11, 31, 48, 5, 5, 2, 2, 1, 48),
+    shape(1, 32, 9, 70, 32, 3, 3, 1, 1, 1, 32),
+    shape(1, 96, 13, 14, 96, 3, 5, 3, 2, 2, 96),
+    // As many columns as one vector, or a part of a panel.
+    shape(1, 12, 5, 9, 16, 1, 1),
+    shape(1, 40, 6, 7, 24, 1, 1),
+    shape(1, 20, 4, 9, 56, 3, 3, 1, 1),
+    shape(1, 16, 5, 5, 7, 1, 1),
 };
 
 void every_shape(const Executor& executor) {

@@ -59,17 +59,29 @@ inline bool pays_by_taps(const ConvShape& s) {
 
 inline int64_t most_threads(int64_t cycles, int threads) { return min(max(1, cycles / kConvWorth), threads); }
 
-// Pixels of the output that depthwise_quads.h has at once.
-constexpr int64_t kQuadColumns = 128;
+// Of depthwise_quads.h: what the interleaved lines of a block of channels take at the most (in L1); the values of x of
+// a plane, of one phase; the pixels of a row of the output that it has at once.
+constexpr int64_t kQuadBytes = 16 << 10;
+
+inline int64_t quad_positions(const QuadShape& quads, int64_t columns) { return columns + quads.reach + 8; }
+inline int64_t quad_columns(const ConvShape& s) {
+  const QuadShape quads(s);
+  const int64_t fit = kQuadBytes / (256 * quads.quads * quads.phases) - quads.reach;
+  return min(s.q(), round_up(ceil_div(s.q(), ceil_div(s.q(), max(fit, 8))), 4));
+}
 
 inline void choose_quads(const ConvShape& s, int threads, Int8ConvBlocking* c) {
   const QuadShape quads(s);
   c->row_blocks = s.n * ceil_div(s.p(), quads.rows);
-  const int64_t products = s.q() * quads.rows * (quads.quads * s.s + 6);
-  const int64_t cycles = c->row_blocks * ceil_div(s.c, 16) * (products + 12 * quads.quads * columns_read(s, s.q()));
+  // Of 64 channels: products, the epilogue, and to interleave the lines.
+  const int64_t products = s.q() * quads.rows * (quads.quads * s.s + 4) * 4;
+  const int64_t cycles = c->row_blocks * quads.blocks * (products + 12 * quads.quads * columns_read(s, s.q()));
   c->slots = min(most_threads(cycles, threads), c->row_blocks);
-  c->x_bytes = quads.quads * columns_read(s, min(s.q(), kQuadColumns)) * 64;
-  c->slot_bytes = c->x_bytes + conv_lines(kPixelBytes * quads.rows * kQuadColumns);
+  c->columns = quad_columns(s);
+  c->line = conv_lines(64 * quad_positions(quads, c->columns));  // of a plane
+  c->x_bytes = 4 * quads.quads * quads.phases * c->line;
+  c->sums_bytes = 512 * quads.blocks;  // scales and biases
+  c->slot_bytes = c->x_bytes + c->sums_bytes;
 }
 
 inline void choose_depthwise(const ConvShape& s, int threads, Int8ConvBlocking* c) {
@@ -125,7 +137,7 @@ inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, bool winograd
   c.turn = turn;
   c.turned_bytes = turn ? conv_lines(s.n * s.h * s.w * s.c) : 0;
   if (l.depthwise) {
-    takes_quads(s, t.group) ? choose_quads(s, threads, &c) : choose_depthwise(s, threads, &c);
+    t.quads && has_quads(s) ? choose_quads(s, threads, &c) : choose_depthwise(s, threads, &c);
     return c;
   }
   if (winograd && pays_winograd(s, t.word_cost)) {

@@ -39,8 +39,8 @@ void run(const Int8ConvPlan& plan, char* workspace, const Executor& executor) {
   const auto* const packed = static_cast<const char*>(plan.args.packed);
   const char* const body = packed + Int8ConvLayout(s).body_at();
   const Int8Conv call{plan, s, cut, x, {stride[0], stride[1], stride[2], stride[3]}, body, Epilogue(plan, packed)};
-  if (kDot4 && takes_quads(s, kGroup)) {
-    if constexpr (kDot4) run_on(DepthwiseQuads{call}, cut, workspace, executor);
+  if (kQuads && has_quads(s)) {
+    if constexpr (kQuads) run_on(DepthwiseQuads{call}, cut, workspace, executor);
   } else if (cut.depthwise) {
     run_on(Depthwise{call}, cut, workspace, executor);
   } else if (cut.winograd) {
@@ -53,7 +53,7 @@ void run(const Int8ConvPlan& plan, char* workspace, const Executor& executor) {
 }
 
 void pack(const ConvShape& s, int32_t x_zero_point, const int8_t* weight, char* body, const Executor& executor) {
-  if (takes_quads(s, kGroup)) {
+  if (kQuads && has_quads(s)) {
     pack_quads(s, x_zero_point, weight, body);
   } else if (is_depthwise(s)) {
     pack_depthwise(s, x_zero_point, weight, body);

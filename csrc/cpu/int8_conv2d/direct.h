@@ -31,7 +31,10 @@ inline constexpr int kConvMr = kDot4 && kRegisters == 32 ? 14 : kMr;
 // fours.
 constexpr int64_t kWordCost = kDot4 ? (kDot4Offset == 0 ? 8 : 2) : 1;
 
-inline constexpr Int8ConvTiling kConvTiling = {kConvMr, kNr, kGroup, sizeof(AValue), !kDot4, kWordCost, kBytePairs};
+// depthwise_quads.h deals the bytes of vectors of this size.
+constexpr bool kQuads = kDot4 && kVecBytes == 64;
+
+inline constexpr Int8ConvTiling kConvTiling = {kConvMr, kNr, sizeof(AValue), !kDot4, kWordCost, kQuads, kBytePairs};
 
 // A pixel that a tap reads: its values of x, and which of the block's it is.
 template <class Value>
@@ -76,13 +79,29 @@ struct Panel {
   }
 };
 
+// Column v of the sums of a tile, whole or not, to the epilogue.
+template <bool whole, Kind kind, int kRows, int kVectors, class BValue, class PixelOf>
+[[gnu::always_inline]] inline void put_tile(const I32 (&sum)[kRows][kVectors], int v, const Panel<BValue>& panel,
+                                            const PixelOf& pixel) {
+  const Channels<kind> channels = panel.template channels<kind>(v);
+#pragma GCC unroll 4
+  for (int r = 0; r + 4 <= kRows; r += 4) {
+    channels.template put_four<whole>(sum[r][v], sum[r + 1][v], sum[r + 2][v], sum[r + 3][v],
+                                      [&](int i) { return pixel(r + i); });
+  }
+#pragma GCC unroll 3
+  for (int r = kRows / 4 * 4; r < kRows; ++r) {
+    whole ? channels.put_whole(sum[r][v], pixel(r)) : channels.put(sum[r][v], pixel(r));
+  }
+}
+
 // The sums of kRows pixels over some lines of the filter: to the epilogue while they are in registers, or to c, kNr
-// columns a pixel.
-template <int kRows, Kind kind, class BValue>
+// columns a pixel. kVectors: as many of the panel's as have columns.
+template <int kRows, int kVectors, Kind kind, class BValue>
 inline void direct_tile(const Spot* spots, const Panel<BValue>& panel, const Taps& lines, int32_t* c) {
-  I32 sum[kRows][kNrVectors];
+  I32 sum[kRows][kVectors];
 #pragma GCC unroll 2
-  for (int v = 0; v < kNrVectors; ++v) {
+  for (int v = 0; v < kVectors; ++v) {
     const int32_t* const starts = panel.starts + v * kLanes;
     const U32 start = load<U32>(starts + lines.end * panel.pieces * panel.columns) -
                       load<U32>(starts + lines.begin * panel.pieces * panel.columns);
@@ -102,24 +121,16 @@ inline void direct_tile(const Spot* spots, const Panel<BValue>& panel, const Tap
   }
   if constexpr (is_short(kind)) {
     if (c == nullptr) {
-#pragma GCC unroll 2
-      for (int v = 0; v < kNrVectors; ++v) {
-        const Channels<kind> channels = panel.template channels<kind>(v);
-#pragma GCC unroll 4
-        for (int r = 0; r + 4 <= kRows; r += 4) {
-          channels.put_four(sum[r][v], sum[r + 1][v], sum[r + 2][v], sum[r + 3][v],
-                            [&](int i) { return spots[r + i].pixel; });
-        }
-#pragma GCC unroll 3
-        for (int r = kRows / 4 * 4; r < kRows; ++r) channels.put_whole(sum[r][v], spots[r].pixel);
-      }
-      return;
+      const auto pixel = [&](int r) { return spots[r].pixel; };
+      if constexpr (kVectors == 2) put_tile<true, kind>(sum, 0, panel, pixel);
+      if (panel.count >= kVectors * kLanes) return put_tile<true, kind>(sum, kVectors - 1, panel, pixel);
+      return put_tile<false, kind>(sum, kVectors - 1, panel, pixel);
     }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-    for (int v = 0; v < kNrVectors; ++v) store(c + r * kNr + v * kLanes, sum[r][v]);
+    for (int v = 0; v < kVectors; ++v) store(c + r * kNr + v * kLanes, sum[r][v]);
   }
 }
 
@@ -127,7 +138,11 @@ template <Kind kind, class BValue, int kRows = kConvMr>
 inline void run_direct_tile(int64_t rows, const Spot* spots, const Panel<BValue>& panel, const Taps& lines,
                             int32_t* c) {
   if (rows == kRows) {
-    direct_tile<kRows, kind>(spots, panel, lines, c);
+    if (panel.count > kLanes) {
+      direct_tile<kRows, 2, kind>(spots, panel, lines, c);
+    } else {
+      direct_tile<kRows, 1, kind>(spots, panel, lines, c);
+    }
   } else if constexpr (kRows > 1) {
     run_direct_tile<kind, BValue, kRows - 1>(rows, spots, panel, lines, c);
   }
@@ -212,7 +227,12 @@ struct Direct : Int8Conv {
     for (int64_t row = block.row; row < block.row_end; ++row) {
       const Value* at = from + (first_line(shape, row) - first) * cut.line;
       const int64_t n = row / shape.p(), p = row % shape.p();
-      for (int64_t q = block.column; q < block.column_end; ++q, at += step) *spot++ = {pixel_at(plan, n, p, q), at};
+      Pixel pixel = pixel_at(plan, n, p, block.column);
+      const int64_t y = plan.args.y_stride[3], residual = plan.args.residual.stride[3];
+      for (int64_t q = block.column; q < block.column_end; ++q, at += step) {
+        *spot++ = {pixel, at};
+        pixel.y += y, pixel.residual += residual;
+      }
     }
   }
 
@@ -245,9 +265,8 @@ struct Direct : Int8Conv {
     const int64_t depth = Int8ConvLayout(shape).depth();
     Panel<BValue> panel = first;
     for (int64_t i = 0; i < count; ++i) {
-      const bool direct = is_short(kind) && panel.count >= kNr;
-      run_direct_tile<is_short(kind) ? kind : Kind::any>(rows, spots, panel, lines, direct ? nullptr : sums);
-      if (!direct) put_sums<kind>(panel, sums, spots, rows);
+      run_direct_tile<is_short(kind) ? kind : Kind::any>(rows, spots, panel, lines, is_short(kind) ? nullptr : sums);
+      if (!is_short(kind)) put_sums<kind>(panel, sums, spots, rows);
       panel.next(depth);
     }
   }

@@ -184,12 +184,13 @@ class Channels {
   // Of kLanes channels, and not for Kind::any.
   void put_whole(I32 sum, const Pixel& pixel) const { store(y_ + pixel.y, bytes_of(sum, pixel, kLanes, activation_)); }
 
-  // The same of four pixels, where the numbers fit int32, in half the instructions: saturation takes the bounds' place.
-  // at(i) is the pixel.
-  template <class At>
+  // Of four pixels, of whole vectors or not, where the numbers fit int32, in half the instructions: saturation takes
+  // the bounds' place. at(i) is the pixel.
+  template <bool whole = true, class At>
   [[gnu::always_inline]] void put_four(I32 a, I32 b, I32 c, I32 d, const At& at) const {
-    F32 t[4] = {value_of(a, at(0), kLanes, activation_), value_of(b, at(1), kLanes, activation_),
-                value_of(c, at(2), kLanes, activation_), value_of(d, at(3), kLanes, activation_)};
+    const int64_t count = whole ? kLanes : count_;
+    F32 t[4] = {value_of(a, at(0), count, activation_), value_of(b, at(1), count, activation_),
+                value_of(c, at(2), count, activation_), value_of(d, at(3), count, activation_)};
     if (cut_) {
 #pragma GCC unroll 4
       for (F32& v : t) v = min(high_, max(low_, v));
@@ -198,7 +199,13 @@ class Channels {
     I8Quarter quarters[4];
     store(quarters, bytes);
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) store(y_ + at(i).y, quarters[i]);
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (whole) {
+        store(y_ + at(i).y, quarters[i]);
+      } else {
+        copy_partial(y_ + at(i).y, reinterpret_cast<const int8_t*>(&quarters[i]), count_);
+      }
+    }
   }
 
  private:

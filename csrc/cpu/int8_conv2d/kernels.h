@@ -99,7 +99,9 @@ struct Int8ConvLayout {
   constexpr int64_t depth() const { return lines * line_depth(); }
   constexpr int64_t starts_bytes() const { return 4 * columns * (lines * pieces + 1); }
   constexpr int64_t group_bytes() const {
-    return depthwise ? 4 * columns * (1 + taps) : orders_at() + (byte_pairs ? columns / 16 * order_bytes() : 0);
+    // depthwise_quads.h has two blocks of 64 numbers for fewer than 64 channels.
+    return depthwise ? 4 * (columns <= 64 ? 128 : round_up(columns, 64)) * (1 + taps)
+                     : orders_at() + (byte_pairs ? columns / 16 * order_bytes() : 0);
   }
   // Of a group: how byte_pairs.h orders the quads of each panel of 16 columns.
   constexpr int64_t orders_at() const { return starts_bytes() + columns * depth(); }
@@ -107,18 +109,41 @@ struct Int8ConvLayout {
   constexpr int64_t winograd_at() const { return body_at() + groups * group_bytes(); }
 };
 
-// How depthwise_quads.h cuts a depthwise filter: into quads of lines, for some rows of the output that share them.
+// How depthwise_quads.h cuts a depthwise filter: into quads of lines, for some rows of the output that share them; and
+// its channels, into blocks. `phases`: which columns of x, modulo the stride, it reads; `reach`: how many strides the
+// last tap is behind the first one.
 struct QuadShape {
-  int64_t quads, rows, s;
+  int64_t quads, rows, s, blocks, phases, reach;
 
-  constexpr explicit QuadShape(const ConvShape& shape) : quads(ceil_div(shape.r, 4)), rows(1), s(shape.s) {
+  constexpr explicit QuadShape(const ConvShape& shape)
+      : quads(ceil_div(shape.r, 4)),
+        rows(1),
+        s(shape.s),
+        blocks(shape.c >= 64  ? ceil_div(shape.c, 64)
+               : shape.c > 32 ? 2
+                              : ceil_div(shape.c, shape.c == 32 ? 32 : 16)),
+        phases((s - 1) * shape.dilation_w + 1),
+        reach((s - 1) * shape.dilation_w / shape.stride_w) {
     if (shape.dilation_h == 1 && 4 * quads - shape.r >= shape.stride_h) rows = 2;
+    if (phases > shape.stride_w) phases = shape.stride_w;
   }
-  constexpr int64_t bytes() const { return rows * quads * s * 64; }  // of 16 channels; fits 4 * r * s * 16
+  constexpr int64_t bytes() const { return 256 * (1 + rows * quads * s); }  // of a block, whose starts come first
 };
-static constexpr bool takes_quads(const ConvShape& s, int64_t group) {
-  return group == 4 && is_depthwise(s) && s.r >= 3 && s.c >= 16;
+// Channels that a block has: 64 of a pixel, or 32 or 16 of each of two or four pixels. The last block of a line begins
+// earlier, and writes some channels twice.
+struct QuadBlock {
+  int64_t channel, unit;
+};
+constexpr QuadBlock quad_block(int64_t c, int64_t block) {
+  if (64 * (block + 1) <= c) return {64 * block, 64};
+  if (c < 64) {
+    const int64_t unit = c >= 32 ? 32 : 16;
+    return {block == 0 ? 0 : c - unit, unit};
+  }
+  const int64_t left = c % 64, unit = left <= 16 ? 16 : left <= 32 ? 32 : 64;
+  return {c - unit, unit};
 }
+static constexpr bool has_quads(const ConvShape& s) { return is_depthwise(s) && s.r >= 3 && s.c >= 16; }
 
 constexpr int64_t packed_bytes(const ConvShape& s, WinogradForm winograd) {
   return Int8ConvLayout(s).winograd_at() + (winograd == WinogradForm::none ? 0 : winograd_bytes(s));
@@ -128,10 +153,10 @@ constexpr int64_t packed_bytes(const ConvShape& s, WinogradForm winograd) {
 
 // What choose.h must know of an ISA.
 struct Int8ConvTiling {
-  int64_t mr, nr, group, value_bytes;  // of a value of x, as the product reads it
-  bool widens;                         // a panel to 16 bits before many tiles read it
-  int64_t word_cost;                   // of a product of 16-bit words, in products of what direct.h multiplies
-  bool bytes;                          // has byte_pairs.h
+  int64_t mr, nr, value_bytes;  // of a value of x, as the product reads it
+  bool widens;                  // a panel to 16 bits before many tiles read it
+  int64_t word_cost;            // of a product of 16-bit words, in products of what direct.h multiplies
+  bool quads, bytes;            // has depthwise_quads.h, byte_pairs.h
 };
 
 struct Int8ConvKernels {

@@ -23,25 +23,25 @@ inline auto load_b(const BValue* b, int64_t g, int v) {
 inline I32 dot(I32 sum, Repeated a, I8 b) { return dot4(sum, a, b); }
 inline I32 dot(I32 sum, I32 a, I16 b) { return dot2(sum, bit_cast<I16>(a), b); }
 
-// sum[r] += the products of `groups` groups of row(r) and b; ahead(g) fetches what is read later.
-template <int kRows, class BValue, class RowOf, class Ahead>
-[[gnu::always_inline]] inline void add_products(I32 (&sum)[kRows][kNrVectors], const RowOf& row, const BValue* b,
+// sum[r] += the products of `groups` groups of row(r) and the first kVectors of b; ahead(g) fetches what is read later.
+template <int kRows, int kVectors, class BValue, class RowOf, class Ahead>
+[[gnu::always_inline]] inline void add_products(I32 (&sum)[kRows][kVectors], const RowOf& row, const BValue* b,
                                                 int64_t groups, const Ahead& ahead) {
   for (int64_t g = 0; g < groups; ++g) {
     ahead(g);
-    const auto b0 = load_b(b, g, 0), b1 = load_b(b, g, 1);
+    const auto b0 = load_b(b, g, 0), b1 = load_b(b, g, kVectors - 1);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       int32_t group;
       std::memcpy(&group, row(r) + g * kGroup, sizeof group);
       const auto ar = repeated(group);
       sum[r][0] = dot(sum[r][0], ar, b0);
-      sum[r][1] = dot(sum[r][1], ar, b1);
+      if constexpr (kVectors == 2) sum[r][1] = dot(sum[r][1], ar, b1);
     }
   }
 }
-template <int kRows, class BValue, class RowOf>
-[[gnu::always_inline]] inline void add_products(I32 (&sum)[kRows][kNrVectors], const RowOf& row, const BValue* b,
+template <int kRows, int kVectors, class BValue, class RowOf>
+[[gnu::always_inline]] inline void add_products(I32 (&sum)[kRows][kVectors], const RowOf& row, const BValue* b,
                                                 int64_t groups) {
   add_products<kRows>(sum, row, b, groups, [](int64_t) {});
 }
