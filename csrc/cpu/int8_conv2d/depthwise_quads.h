@@ -44,13 +44,6 @@ inline I8 join(const Unit* unit) {
   }
 }
 
-// In a register: g++ would read it from memory for each product, and reading is what bounds these loops.
-inline void keep([[maybe_unused]] I8& v) {
-#if defined(__AVX512F__) && PK_LANES == 16
-  asm("" : "+v"(v));
-#endif
-}
-
 // The part of a task that a block of channels has.
 struct QuadTask {
   const QuadShape& quads;
@@ -202,10 +195,7 @@ struct DepthwiseQuads : Int8Conv {
         for (int v = 0; v < 4; ++v) {
           I8 weight[kRows];
 #pragma GCC unroll 2
-          for (int r = 0; r < kRows; ++r) {
-            weight[r] = load<I8>(tap + (4 * r + v) * kVecBytes);
-            keep(weight[r]);
-          }
+          for (int r = 0; r < kRows; ++r) weight[r] = load<I8>(tap + (4 * r + v) * kVecBytes);
 #pragma GCC unroll 4
           for (int g = 0; g < kGroups; ++g) {
             const auto quad_of = load<I8>(at + v * line + g * kVecBytes);
