@@ -94,6 +94,9 @@ inline void pack_bytes(const ConvShape& s, int32_t x_zero_point, const int8_t* w
   const Int8ConvLayout l(s);
   const int64_t columns = s.k / s.groups, panels = l.columns / kNr, pieces = l.lines * l.pieces, quads = l.piece / 4;
   const auto offset = static_cast<uint32_t>(byte_offset(x_zero_point) + x_zero_point);
+  for (int64_t group = 0; group < s.groups; ++group) {  // what fills the orders up to a cache line
+    std::memset(body + (group + 1) * l.group_bytes() - 64, 0, 64);
+  }
   parallel_for(executor, 0, s.groups * panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t group = i / panels, panel = i % panels, valid = max(0, min(kNr, columns - panel * kNr));

@@ -101,7 +101,7 @@ struct Int8ConvLayout {
   constexpr int64_t group_bytes() const {
     // depthwise_quads.h has two blocks of 64 numbers for fewer than 64 channels.
     return depthwise ? 4 * (columns <= 64 ? 128 : round_up(columns, 64)) * (1 + taps)
-                     : orders_at() + (byte_pairs ? columns / 16 * order_bytes() : 0);
+                     : orders_at() + (byte_pairs ? round_up(columns / 16 * order_bytes(), 64) : 0);
   }
   // Of a group: how byte_pairs.h orders the quads of each panel of 16 columns.
   constexpr int64_t orders_at() const { return starts_bytes() + columns * depth(); }
