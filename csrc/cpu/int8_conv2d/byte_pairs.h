@@ -6,9 +6,9 @@
 //   x + offset = low + excess, low = x + offset where that is in [0, 127], else the bound that is nearer
 //
 // The product of low and the weights is dense. Excess is rare: after a ReLU it is what is beyond half of the range, 0.4
-// to 5 % of the values in ResNets. It is listed as x is copied, four channels an item, then for each pixel of the output
-// that it belongs to, and its products are added after the dense ones. A block with excess in more than a quarter of its
-// quads is done as direct.h does it, with words, which are faster then.
+// to 5 % of the values in ResNets. It is listed as x is copied, four channels an item, then for each pixel of the
+// output that it belongs to, and its products are added after the dense ones. A block with excess in more than a
+// quarter of its quads is done as direct.h does it, with words, which are faster then.
 #pragma once
 
 #include "cpu/int8_conv2d/direct.h"

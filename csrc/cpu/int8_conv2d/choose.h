@@ -137,7 +137,7 @@ inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, bool winograd
   c.turn = turn;
   c.turned_bytes = turn ? conv_lines(s.n * s.h * s.w * s.c) : 0;
   if (l.depthwise) {
-    t.quads && has_quads(s) ? choose_quads(s, threads, &c) : choose_depthwise(s, threads, &c);
+    t.quads&& has_quads(s) ? choose_quads(s, threads, &c) : choose_depthwise(s, threads, &c);
     return c;
   }
   if (winograd && pays_winograd(s, t.word_cost)) {
