@@ -197,6 +197,8 @@ struct DirectBytes : Direct {
   [[gnu::noinline]] bool gather_bytes(int64_t group, const Block& block, const ByteSlot& slot) const {
     const int32_t zero = plan.options.x_zero_point, padding = zero + byte_offset(zero);  // within [0, 127]
     const Lines lines{shape, cut, x + group * channels(), stride, 0};
+    // Entries that the pixels so far may have: their share, and an eighth of all. Else most of a block would be in vain.
+    int64_t allowed = cut.excess / 8;
     int32_t count = 0;
     bool fit = true;
     lines.each(block, [&](int64_t line, const int8_t* from) {
@@ -215,7 +217,8 @@ struct DirectBytes : Direct {
         pad(0, span.begin);
         for (int64_t j = span.begin; j < span.end && fit; ++j, span.from += span.step) {
           first[j] = count;
-          fit = count + channels() / 2 + 8 <= cut.excess;
+          fit = count <= allowed && count + channels() / 2 + 8 <= cut.excess;
+          allowed += channels() * kExcessShare / 64;
           if (fit) count = split(span.from, to + j * cut.pixel, static_cast<int32_t>(j * channels() / 4), count, slot);
         }
         pad(span.end, width);
