@@ -264,9 +264,6 @@ def accuracy_table() -> list[str]:
     told = (
         "The first column of figures is float32's score, larger is better; the others say what is gained or lost: "
         f"means over {folds} folds, each trained from scratch and tested on the rest, then the least and the largest."
-        if folds > 1
-        else "The first column of figures is float32's score, larger is better; the others say what is gained or lost. "
-        "600 digits are the test, so 0.17 points are one of them."
     )
     return [*lines, "", *textwrap.wrap(told, 120, break_long_words=False, break_on_hyphens=False)]
 

@@ -60,6 +60,13 @@ class Draw:
         t = torch.randint(-128, 128, shape, generator=self.generator, dtype=torch.int8)
         return t if self.random.random() < 0.8 else torch.where(t < 0, -128, 127).to(torch.int8)
 
+    def narrow(self, zero_point: int, *shape: int) -> Tensor:
+        """Numbers as they are in a network: within 7 bits of ``zero_point``, and a few of all."""
+        least = -128 if zero_point < -64 else 0 if zero_point > 64 else zero_point - 64
+        near = torch.randint(least, least + 128, shape, generator=self.generator)
+        is_far = torch.rand(shape, generator=self.generator) < self.one_of(0.0, 0.01, 0.1)
+        return torch.where(is_far, self.int8(*shape), near.to(torch.int8))
+
     def floats(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Normally distributed, of any size from 1e-3 to 1e3."""
         return (torch.randn(shape, generator=self.generator) * 10.0 ** self.random.randint(-3, 3)).to(dtype)
@@ -141,8 +148,9 @@ def bound_conv(draw: Draw) -> Call:
 
 def geometry(draw: Draw) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """An image, a weight, and the arguments that say how the one goes over the other."""
-    groups = draw.one_of(1, 1, 1, 2, 3)
-    c, k, r, s = draw.size(70), draw.size(70), draw.size(5), draw.size(5)
+    groups, many = draw.one_of(1, 1, 1, 2, 3), draw.random.random() < 0.2
+    c, k = (draw.random.randint(64, 132) if many else draw.size(70) for _ in "ck")
+    r, s = draw.size(5), draw.size(5)
     if draw.one_of(True, False):
         r = s = draw.one_of(1, 3)
     if draw.random.random() < 0.25:
@@ -152,9 +160,10 @@ def geometry(draw: Draw) -> tuple[Tensor, Tensor, dict[str, Any]]:
     padding, dilation = (draw.size(2, 0), draw.size(2, 0)), (draw.size(2), draw.size(2))
     stride = (draw.size(3), draw.size(3)) if draw.one_of(True, False) else (1, 1)
     h, w = (draw.size(20, max(1, d * (f - 1) + 1 - 2 * p)) for d, f, p in zip(dilation, (r, s), padding, strict=True))
-    x = lay_out(draw.int8(draw.size(2), c, h, w), draw.one_of(*LAYOUTS))
+    zero, shape = draw.zero_point(), (draw.size(2), c, h, w)
+    x = lay_out(draw.one_of(draw.int8(*shape), draw.narrow(zero, *shape)), draw.one_of(*LAYOUTS))
     given = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return x, draw.int8(k, c // groups, r, s), given | {"x_zero_point": draw.zero_point()}
+    return x, draw.int8(k, c // groups, r, s), given | {"x_zero_point": zero}
 
 
 def epilogue(

@@ -1,10 +1,10 @@
-// Vectors of the ISA that this object is compiled for: the one file that knows intrinsics.
+// Vectors of the ISA that this object is compiled for: with vec_neon.h all that knows intrinsics.
 //
 // Everything is built on the compiler's vector types (operators, comparisons, `mask ? a : b`), which g++ and clang
 // lower to the instructions one would write by hand: `a > b ? a : b` becomes vmaxps, a masked choice a blend.
-// Intrinsics are left for what has no operator: the fused multiply-add and the integer dot products. So the same
-// kernels compile for any width, 64 bytes included, without AVX-512: that is how the native tests run the AVX-512
-// tilings on any machine.
+// Intrinsics are left for what has no operator (fused multiply-adds, dot products, packing), with a plain form beside
+// each. So the same kernels compile for any width, 64 bytes included, without AVX-512: that is how the native tests run
+// the AVX-512 tilings on any machine.
 //
 // Built with -ffp-contract=fast (fused multiply-add) and without -ffast-math: NaN, infinities and -0 keep their
 // meaning. All names have internal linkage: a linker that merged an AVX-512 copy into the baseline would kill older

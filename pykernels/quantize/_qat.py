@@ -72,8 +72,9 @@ class QuantAware(nn.Module):
     model would, in float; gradients pass through the rounding as if it were not there, and stop where a grid clamps.
     Batch norms take their running statistics, and their weights and biases train. Dropout does nothing.
 
-    The grids follow what they have to cover: a call in training mode that records gradients widens a range to all that
-    the batch has, and narrows it by a hundredth of the way. After ``eval()``, or under ``torch.no_grad()``, they stay.
+    The grids follow what they have to cover: a call in training mode that records gradients widens a range to what the
+    observer finds in the batch, and narrows it by a hundredth of the way. After ``eval()``, or under
+    ``torch.no_grad()``, they stay.
 
     `convert` gives the int8 model of the parameters and grids as they are then.
     """

@@ -203,8 +203,10 @@ class Simulation:
 
 
 def _apart(module: nn.Module) -> nn.Module:
-    """A copy of ``module`` with its tensors, which may get others for a while: of an optimised model nobody may change
-    a list, and nothing stands in front of the calls of the copy.
+    """A copy of ``module`` that shares its tensors.
+
+    ``functional_call`` swaps them for a while, which nobody may do to an optimised model; and calls of the copy go past
+    what stands in front of the model's.
     """
     made: Any = object.__new__(kind_of(module))
     kept = {k: v for k, v in vars(module).items() if k not in SKIPPED}

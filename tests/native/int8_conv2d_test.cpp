@@ -287,6 +287,14 @@ const ConvShape kShapes[] = {
     shape(1, 40, 6, 7, 24, 1, 1),
     shape(1, 20, 4, 9, 56, 3, 3, 1, 1),
     shape(1, 16, 5, 5, 7, 1, 1),
+    // Byte pairs (AVX2): one line; runs and tails; strides, dilation, groups; columns of a row; tap by tap.
+    shape(1, 132, 9, 37, 70, 1, 1),
+    shape(2, 256, 7, 6, 96, 1, 1, 2),
+    shape(1, 68, 11, 13, 65, 3, 3, 2, 1),
+    shape(1, 64, 9, 9, 64, 3, 3, 1, 2, 2),
+    shape(1, 128, 19, 40, 130, 3, 3, 2, 1, 1, 2),
+    shape(1, 64, 3, 1100, 64, 1, 3, 1, 1),
+    shape(1, 128, 7, 7, 80, 3, 3, 2, 1),
 };
 
 void every_shape(const Executor& executor) {

@@ -89,8 +89,10 @@ bool fits_int32(const Int8ConvPacking& args) {
   return true;
 }
 
-WinogradForm winograd_form(const Int8ConvPacking& args) {
-  return has_winograd(args.shape) && !args.once ? WinogradForm::packed : WinogradForm::none;
+// An ISA whose products of words cost four of bytes never goes by Winograd's algorithm (pays_winograd).
+WinogradForm winograd_form(const Int8ConvPacking& args, const Int8ConvKernels& kernels) {
+  const bool packed = has_winograd(args.shape) && !args.once && kernels.tiling.word_cost < 4;
+  return packed ? WinogradForm::packed : WinogradForm::none;
 }
 
 // The size of an image that any filter fits is not known here.
@@ -112,7 +114,7 @@ Status make_packing_plan(const Int8ConvPacking& args, Int8ConvPackingPlan* plan)
   PK_TRY(check_options(args.shape, args.options, args.table != nullptr, plain));
   ConvShape s = args.shape;
   s.groups /= merged_groups(s);
-  plan->packed_bytes = packed_bytes(s, winograd_form(args));
+  plan->packed_bytes = packed_bytes(s, winograd_form(args, *plan->kernels));
   return kOk;
 }
 
@@ -130,7 +132,7 @@ void pack(const Int8ConvPackingPlan& plan, void* packed, const Executor& executo
   header.shape = s;
   header.options = args.options;
   header.has_table = args.table != nullptr;
-  header.winograd = winograd_form(args);
+  header.winograd = winograd_form(args, *plan.kernels);
   header.fits_int32 = fits_int32(args);
   auto* const to = static_cast<char*>(packed);
   std::memset(to, 0, static_cast<size_t>(layout.body_at()));

@@ -197,7 +197,7 @@ struct DirectBytes : Direct {
   [[gnu::noinline]] bool gather_bytes(int64_t group, const Block& block, const ByteSlot& slot) const {
     const int32_t zero = plan.options.x_zero_point, padding = zero + byte_offset(zero);  // within [0, 127]
     const Lines lines{shape, cut, x + group * channels(), stride, 0};
-    // Entries that the pixels so far may have: their share, and an eighth of all. Else most of a block would be in vain.
+    // Entries that the pixels so far may have: their share, and an eighth of all. A block with too many is left early.
     int64_t allowed = cut.excess / 8;
     int32_t count = 0;
     bool fit = true;

@@ -137,7 +137,12 @@ inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, bool winograd
   c.turn = turn;
   c.turned_bytes = turn ? conv_lines(s.n * s.h * s.w * s.c) : 0;
   if (l.depthwise) {
-    t.quads&& has_quads(s) ? choose_quads(s, threads, &c) : choose_depthwise(s, threads, &c);
+    c.quads = t.quads && has_quads(s);
+    if (c.quads) {
+      choose_quads(s, threads, &c);
+    } else {
+      choose_depthwise(s, threads, &c);
+    }
     return c;
   }
   if (winograd && pays_winograd(s, t.word_cost)) {
@@ -189,16 +194,16 @@ inline Int8ConvBlocking choose_conv(const ConvShape& s, bool turn, bool winograd
   const int64_t lines = block_lines(s, c.rows) + (images - 1) * apart;
   c.x_bytes = conv_lines(lines * c.line * t.value_bytes + 64);
   const int64_t pixels = c.rows * c.columns;
-  c.bytes = t.bytes && l.byte_pairs;
-  c.sums_bytes = conv_lines(4 * (c.by_taps ? round_up(pixels, kByteTile) : c.bytes ? kByteRun : t.mr) * t.nr);
+  c.byte_pairs = t.byte_pairs && l.byte_pairs;
+  c.sums_bytes = conv_lines(4 * (c.by_taps ? round_up(pixels, kByteTile) : c.byte_pairs ? kByteRun : t.mr) * t.nr);
   c.spots_bytes = conv_lines(kSpotBytes * pixels);
   const int64_t panel_bytes = max(1, l.depth() * t.nr * t.value_bytes);
   c.together = max(1, kConvL1Bytes / panel_bytes);
   const int64_t wide = conv_lines(min(c.together, c.panels) * panel_bytes);
-  c.wide_bytes = t.widens && (c.bytes || wide <= kConvWideBytes) ? wide : 0;
+  c.wide_bytes = t.widens && (c.byte_pairs || wide <= kConvWideBytes) ? wide : 0;
   c.slot_bytes = c.x_bytes + c.sums_bytes + c.wide_bytes + c.spots_bytes;
   if (c.by_taps) c.slot_bytes += conv_lines(8 * l.taps) + conv_lines(kTapSpotBytes * l.taps * pixels);
-  if (c.bytes) {
+  if (c.byte_pairs) {
     c.firsts = lines * (width + 1);
     // A pixel more, which is the last one to be looked at.
     c.excess = lines * width * channels / 4 * kExcessShare / 16 + channels / 2 + 8;

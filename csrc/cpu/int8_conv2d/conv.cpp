@@ -1,7 +1,7 @@
-// int8 convolution on one ISA: x to adjacent channels where they are not, then the product (direct.h) or depthwise.
-#include "cpu/int8_conv2d/byte_pairs.h"
+// int8 convolution on one ISA: x to adjacent channels where they are not, then the algorithm that choose.h takes.
 #include "cpu/int8_conv2d/direct.h"
-// direct.h first: depthwise.h shares its division of work.
+// direct.h first: the others share its division of work.
+#include "cpu/int8_conv2d/byte_pairs.h"
 #include "cpu/int8_conv2d/depthwise.h"
 #include "cpu/int8_conv2d/depthwise_quads.h"
 #include "cpu/int8_conv2d/winograd.h"
@@ -39,13 +39,13 @@ void run(const Int8ConvPlan& plan, char* workspace, const Executor& executor) {
   const auto* const packed = static_cast<const char*>(plan.args.packed);
   const char* const body = packed + Int8ConvLayout(s).body_at();
   const Int8Conv call{plan, s, cut, x, {stride[0], stride[1], stride[2], stride[3]}, body, Epilogue(plan, packed)};
-  if (kQuads && has_quads(s)) {
+  if (cut.quads) {
     if constexpr (kQuads) run_on(DepthwiseQuads{call}, cut, workspace, executor);
   } else if (cut.depthwise) {
     run_on(Depthwise{call}, cut, workspace, executor);
   } else if (cut.winograd) {
     run_on(Winograd{call, packed + Int8ConvLayout(s).winograd_at()}, cut, workspace, executor);
-  } else if (kBytePairs && cut.bytes) {
+  } else if (cut.byte_pairs) {
     if constexpr (kBytePairs) run_on(DirectBytes{call}, cut, workspace, executor);
   } else {
     run_on(Direct{call}, cut, workspace, executor);

@@ -1,6 +1,7 @@
-// Depthwise where the ISA multiplies bytes in fours: the four bytes of a 32-bit lane are those of four lines of x, one
-// below the other, of one channel and column. So a column of a filter of 3 lines is one product, and where its stride
-// is 1 the same bytes serve two rows of the output, with the filter one byte further for the second.
+// Depthwise where the ISA multiplies bytes in fours, in vectors of 64 (VNNI): the four bytes of a 32-bit lane are those
+// of four lines of x, one below the other, of one channel and column. So a column of a filter of 3 lines is one
+// product, and where its stride is 1 the same bytes serve two rows of the output, with the filter one byte further for
+// the second.
 //
 // A task is one or two rows of the output. For 64 channels at a time, or 32 or 16 of two or four pixels side by side:
 // the lines are interleaved once, with the padding, then each column of the filter is a product for some pixels and the

@@ -63,8 +63,8 @@ struct Panel {
   int64_t segments, groups;  // of a line of the filter; of a segment
   int64_t line, tap;         // values of x between lines and between segments
   const Epilogue& epilogue;
-  int64_t padded, channel,
-      count;  // of its first column: where scale and bias are, and in y; this and the following columns
+  int64_t padded, channel;  // of its first column: where scale and bias are, and in y
+  int64_t count;            // it and the columns that follow
 
   // To the one after it.
   void next(int64_t depth) {
@@ -214,7 +214,7 @@ struct Direct : Int8Conv {
   }
 
   void gather(int64_t group, const Block& block, const Slot& slot) const {
-    const int32_t offset = cut.bytes ? byte_offset(plan.options.x_zero_point) : kAOffset;
+    const int32_t offset = cut.byte_pairs ? byte_offset(plan.options.x_zero_point) : kAOffset;
     const auto padding = static_cast<AValue>(plan.options.x_zero_point + offset);
     Lines{shape, cut, x + group * (shape.c / shape.groups), stride, padding, offset}.copy(block, slot.x);
     point(block, slot.x, slot.spots);
@@ -353,7 +353,7 @@ struct Direct : Int8Conv {
       const int64_t count = min(cut.together, end - j);
       const int8_t* const packed_panel = weights + j * kNr * l.depth();
       const auto run = [&](const auto* from) { tiles<kind>(panel_at(group, j, from), count, block, slot); };
-      if (kBytePairs && cut.bytes) {
+      if (kBytePairs && cut.byte_pairs) {
         for (int64_t p = 0; p < count; ++p) {
           const int64_t at = p * kNr * l.depth();
           words_of_quads(l, ReadByteOrder(l, packed, j + p), packed_panel + at, slot.wide + at);

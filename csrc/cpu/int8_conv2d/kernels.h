@@ -156,7 +156,7 @@ struct Int8ConvTiling {
   int64_t mr, nr, value_bytes;  // of a value of x, as the product reads it
   bool widens;                  // a panel to 16 bits before many tiles read it
   int64_t word_cost;            // of a product of 16-bit words, in products of what direct.h multiplies
-  bool quads, bytes;            // has depthwise_quads.h, byte_pairs.h
+  bool quads, byte_pairs;       // has depthwise_quads.h, byte_pairs.h
 };
 
 struct Int8ConvKernels {

@@ -4,7 +4,7 @@
 // i, f, g, o of kLanes units, so a tile ends with all that the cell needs.
 //
 // B is float32, bfloat16, or int8 with a scale for each column of the panel: C = init + scale[n] * the sum. int8 is
-// widened at each load, by instructions that have execution units of their own, or a chunk at a time: see kWidens.
+// widened at each load, or a chunk at a time: see kWidens.
 #pragma once
 
 #include "cpu/elements.h"

@@ -1,7 +1,7 @@
 // The same product on an ISA that multiplies bytes in fours: a row of x becomes integers of 24 bits, relative to its
 // largest magnitude, in three signed digits of 8 bits. Their products with q are exact in int32, and put together in
 // float32 only at the end. So 64 weights take three instructions, where widening and multiplying takes twelve, and what
-// is rounded is x, to 2^-24 of the largest of its row: less than float32's sums round.
+// is rounded is x, to 2^-24 of the largest of its row: as a rule less than float32's sums round.
 //
 //   v = round(x * most / max|x|), most = 127 * 2^16;   v = 2^16 d0 + 2^8 d1 + d2, each in [-128, 127]
 //   y = (2^16 (d0 q) + 2^8 (d1 q) + d2 q) * (max|x| / most) * s + bias

@@ -1,6 +1,7 @@
 // The packed block: a header; scales and biases, zeros where there are none, of n rounded up to whole panels; then the
 // panels. With group 1 they are those of csrc/cpu/lstm/tile.h, (n / panel, k, panel). With group 4 they are those of
-// csrc/cpu/int8_lstm/tile.h, (n / panel, k / 4, panel, 4), and 128 times the sums of their columns stand before them.
+// csrc/cpu/int8_lstm/tile.h, (n / panel, k / 4, panel, 4), and kAOffset times the sums of their columns stand before
+// them.
 #pragma once
 
 #include "common/rounding.h"

@@ -59,8 +59,8 @@ struct Int8ConvArgs {
 // How it is cut, by csrc/cpu/int8_conv2d/choose.h: the business of the kernels alone.
 struct Int8ConvBlocking {
   bool depthwise, winograd, turn;     // a channel a group; winograd.h; x is copied to adjacent channels first
+  bool quads, byte_pairs;             // depthwise_quads.h; byte_pairs.h
   bool in_rows, by_taps;              // a tile has pixels of one row; a filter is done tap by tap
-  bool bytes;                         // byte_pairs.h
   int64_t rows, columns;              // of a block of pixels, at the most
   int64_t row_blocks, column_blocks;  // of all images together
   int64_t panels, together;           // of a group's columns; panels that a tile goes through at once

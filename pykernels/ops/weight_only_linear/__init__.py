@@ -44,8 +44,8 @@ def weight_only_linear(
         (*, N), contiguous, of ``x``'s dtype (autocast's, inside autocast).
 
     Sums, scales, bias and activation are float32, and the result is rounded once. With VNNI the sums are exact, of
-    rows rounded to 24 bits relative to their largest magnitude: that is less than float32's sums round. K may be 131071
-    at most. The bits depend on the shape, but not on strides or the number of threads. There is no gradient.
+    rows rounded to 24 bits relative to their largest magnitude: that is as a rule less than float32's sums round. K may
+    be 131071 at most. The bits depend on the shape, but not on strides or the number of threads. There is no gradient.
 
     A few rows take the time in which the weight is read, a quarter of what float32 weights take. Many rows take that
     of a float32 layer, or three quarters of it with VNNI. Up to four rows read ``weight`` as it lies; for more the op
