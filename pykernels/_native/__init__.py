@@ -39,6 +39,7 @@ OPS = (
     *("int8_quantize", "int8_quantize_out", "int8_dequantize", "int8_dequantize_out"),
     *("int8_add", "int8_add_out", "int8_lookup", "int8_lookup_out", "int8_affine", "int8_affine_out"),
     *("int8_lstm", "int8_lstm_pack", "int8_lstm_packed", "int8_lstm_cell", "int8_lstm_cell_packed"),
+    *("weight_only_linear", "weight_only_linear_pack", "weight_only_linear_packed"),
     *("note_tensors", "are_as_noted", "kept_weight_bytes", "forget_kept_weights", "on_huge_pages"),
 )
 

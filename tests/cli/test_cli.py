@@ -136,6 +136,7 @@ def test_check_names_the_dtypes_of_its_tensors():
     pools, shuffles = {"max_pool2d", "avg_pool2d", "global_avg_pool2d"}, {"channel_shuffle", "pixel_shuffle"}
     named_for_it = {"int8_dequantize", "int8_add", "int8_affine", "int8_lookup", "int8_squeeze_excite"}
     products = {"int8_matmul", "int8_matmul_scaled", "int8_conv2d", "int8_lstm_cell", "int8_lstm"}
+    products |= {"int8_lstm_cell_weight_only", "int8_lstm_weight_only", "weight_only_linear"}
     assert of_int8 == products | named_for_it | pools | shuffles | {"pixel_unshuffle", "upsample2d"}
 
 

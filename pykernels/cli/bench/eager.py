@@ -88,15 +88,23 @@ def _dequantized(weights: Any, scales: Any) -> list[torch.Tensor]:
     return [w if w.is_floating_point() else w * next(scale).unsqueeze(1) for w in weights]
 
 
-def _int8_lstm(x: torch.Tensor, states: Any, weights: Any, scales: Any, **named: Any) -> Any:
+def _int8_lstm(
+    x: torch.Tensor, states: Any, weights: Any, scales: Any, *, weight_only: bool = False, **named: Any
+) -> Any:  # fmt: skip
     return _lstm(x, states, _dequantized(weights, scales), **named)
 
 
 def _int8_lstm_cell(
     x: torch.Tensor, states: Any, w_ih: torch.Tensor, w_hh: torch.Tensor, s_ih: torch.Tensor, s_hh: torch.Tensor,
-    *biases: Any,
+    *biases: Any, weight_only: bool = False,
 ) -> Any:  # fmt: skip
     return torch.lstm_cell(x, states, *_dequantized((w_ih, w_hh), (s_ih, s_hh)), *biases)
+
+
+def _weight_only_linear(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: Any = None, activation: str = "none"
+) -> torch.Tensor:
+    return apply_activation(F.linear(x, (weight * scale.reshape(-1, 1)).to(x.dtype), bias), activation)
 
 
 def _int8_matmul(
@@ -216,6 +224,9 @@ _EAGER: dict[str, Callable[..., Any]] = {
     "lstm": _lstm,
     "int8_lstm_cell": _int8_lstm_cell,
     "int8_lstm": _int8_lstm,
+    "int8_lstm_cell_weight_only": _int8_lstm_cell,
+    "int8_lstm_weight_only": _int8_lstm,
+    "weight_only_linear": _weight_only_linear,
     "int8_matmul": _int8_matmul,
     "int8_matmul_scaled": _int8_matmul,
     "int8_conv2d": _int8_conv2d,
