@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 import pykernels as pk
 from pykernels import _native
 from pykernels._measure import Call, interleaved, relative_l2
+from pykernels.cli.bench.machine import cpu_name
 
 RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 1e-5
@@ -177,7 +177,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     isa = _native.introspect().active_isa()
-    machine = {"cpu": platform.processor(), "isa": isa, "threads": 1, "torch": torch.__version__}
+    machine = {"cpu": cpu_name(), "isa": isa, "threads": 1, "torch": torch.__version__}
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 
 from pykernels import _native
 from pykernels._measure import relative_l2
+from pykernels.cli.bench.machine import cpu_name
 from pykernels.nn._packed import slots_of
 from pykernels.nn.conv import ConvPack, Epilogue
 from pykernels.ops.conv_bn_act.arguments import geometry
@@ -119,7 +119,7 @@ def main() -> None:
 
 def write(rows: list[dict[str, Any]], out: Path) -> None:
     """A row a line, for whoever compares two of the files."""
-    machine = {"cpu": platform.processor(), "isa": _native.introspect().active_isa(), "threads": 1}
+    machine = {"cpu": cpu_name(), "isa": _native.introspect().active_isa(), "threads": 1}
     head = json.dumps({"schema": 1, "machine": machine | {"torch": torch.__version__}})[:-1]
     lines = ",\n".join(json.dumps(row) for row in rows)
     out.write_text(f'{head}, "results": [\n{lines}\n]}}\n')

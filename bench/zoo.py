@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 import pykernels as pk
 from pykernels import _native
 from pykernels._measure import Call, interleaved, relative_l2
+from pykernels.cli.bench.machine import cpu_name
 
 RESULTS = Path(__file__).parent / "results"
 #: The largest relative error against float64, unless eager's own is more than half of it.
@@ -219,7 +219,7 @@ def main() -> None:
 
 def write(rows: list[dict[str, Any]], out: Path) -> None:
     """A row a line, for whoever compares two of the files."""
-    machine = {"cpu": platform.processor(), "isa": _native.introspect().active_isa(), "threads": 1}
+    machine = {"cpu": cpu_name(), "isa": _native.introspect().active_isa(), "threads": 1}
     head = json.dumps({"schema": 1, "machine": machine | {"torch": torch.__version__}})[:-1]
     lines = ",\n".join(json.dumps(row) for row in rows)
     out.write_text(f'{head}, "results": [\n{lines}\n]}}\n')

@@ -38,7 +38,7 @@ __all__ = ["Layer", "QuantAware", "QuantReport", "Quantized", "quantize"]
 _MEASURED_BATCHES = 8
 #: What runs in int8 if it is calibrated, and what without.
 _FOR_BATCHES = nn.Conv1d, nn.Conv2d
-_DYNAMIC = nn.Linear, nn.MultiheadAttention, nn.LSTM, nn.LSTMCell, LSTM, LSTMCell
+_DYNAMIC = nn.Linear, nn.LSTM, nn.LSTMCell, LSTM, LSTMCell
 
 
 def quantize(
@@ -71,8 +71,8 @@ def quantize(
             an update of these the twin rounds them anew, on the same grids.
         batches: Some tens of typical inputs: any iterable, such as a DataLoader. A tuple or list holds the arguments of
             a call, a dict those by name, and all else is the one argument. In a tuple one more than ``forward`` takes,
-            or a tensor of integers more than it requires, is a label, and dropped. None for ``dynamic``, for
-            ``weight_only``, or for a model that gets its ranges by ``load_state_dict`` and until then runs in float.
+            or a tensor of integers more than it requires, is a label, and dropped. None for ``dynamic``
+            and ``weight_only`` unless there is a budget, or for a model that gets its ranges by ``load_state_dict`` and until then runs in float.
         dynamic: Quantises linear layers and LSTMs only, each row by its own largest magnitude as it comes.
         weight_only: Rounds the weights of linear layers and LSTMs only; what they read, and their sums, stay float. It
             pays where few rows read large weights from memory, and costs the least accuracy.
@@ -153,6 +153,8 @@ def _check_options(
 ) -> None:
     if observer not in OBSERVERS:
         fail(ValueError, OP, "observer", f"one of {', '.join(map(repr, OBSERVERS))}", repr(observer))
+    if observer != "minmax" and without_data:
+        fail(ValueError, OP, "observer", f"'minmax', because {without_data}=True finds no ranges", repr(observer))
     if score is not None and not callable(score):
         fail(TypeError, OP, "score", "a function from a model to a number", type(score).__name__)
     if score is not None and budget is None:
@@ -166,7 +168,7 @@ def _check_options(
         if batches is None:
             fail(ValueError, OP, "budget", "batches to measure on", "none")
     if without_data and batches is not None and budget is None:
-        expected = f"None, because {without_data}=True needs no ranges"
+        expected = f"None, because {without_data}=True needs no ranges and there is no budget"
         fail(ValueError, OP, "batches", expected, type(batches).__name__)
     for name, given in tunes.items():
         if given and (without_data or batches is None):
@@ -177,9 +179,11 @@ def _check_options(
 
 def _warn_of_convolutions(model: nn.Module, without_data: str) -> None:
     """Warns if ``model`` has convolutions, and nothing that a quantisation without data is for."""
-    kinds = [type(m).__mro__ for m in model.modules()]
-    has = [any(any(k in mro for k in of) for mro in kinds) for of in (_FOR_BATCHES, _DYNAMIC)]
-    if has == [True, False]:
+
+    def has(kinds: tuple[type, ...]) -> bool:
+        return any(isinstance(m, kinds) for m in model.modules())
+
+    if has(_FOR_BATCHES) and not has(_DYNAMIC):
         told = f"the model has no linear layer and no LSTM, and {without_data}=True quantises nothing else"
         warnings.warn(f"pykernels.{OP}: {told}; give batches to quantise its convolutions", stacklevel=3)
 

@@ -14,6 +14,7 @@ from pykernels.nn.int8_conv import Grid
 from pykernels.optimize._face import face
 from pykernels.optimize._graph import Step
 from pykernels.optimize._program import Program
+from pykernels.optimize._watch import SKIPPED
 from pykernels.quantize._calibrate import OP
 from pykernels.quantize._grid import Observer, grid_of
 from pykernels.quantize._model import Quantized
@@ -36,11 +37,11 @@ class _Training(Simulation):
         self._scaled = {self._graph.positions[v] for v in self._graph.scaled}
 
     def rounded(self, x: Tensor, grid: Grid, step: Step) -> Tensor:
-        """``x`` on the grid of what ``step`` gives."""
+        """``x`` on the grid of what ``step`` gives; NaN stays, so that the loss tells of it."""
         joined = self._graph.joined[step.function]
         if self._follows:
             self._follow(joined, x.detach())
-        return super().rounded(x, grid_of(*self._range(joined)), step)
+        return torch.where(x.isnan(), x, super().rounded(x, grid_of(*self._range(joined)), step))
 
     def _range(self, joined: tuple[int, ...]) -> tuple[float, float]:
         """What the grid of the values at these places covers."""
@@ -87,6 +88,7 @@ class QuantAware(nn.Module):
 
     def _remake(self) -> None:
         self.__dict__["_twin"] = face(self.model, torch.float32, torch.float32, None, Quantized, self.plan)
+        self.__dict__["_made_of"] = _parts(self.model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Computes what the model does, in the numbers of int8.
@@ -98,6 +100,9 @@ class QuantAware(nn.Module):
         Raises:
             RuntimeError: The model cannot be followed for these arguments as a whole.
         """
+        parts = _parts(self.model)
+        if len(parts) != len(self._made_of) or any(a is not b for a, b in zip(parts, self._made_of, strict=True)):
+            self._remake()  # hooks, patches or attributes are others now
         twin: Any = self._twin
         stub = vars(twin).get("_compiled_call_impl")
         if stub is None:
@@ -157,11 +162,23 @@ class QuantAware(nn.Module):
         return made.train(self.training)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_twin"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_twin", "_made_of")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._remake()
+
+
+def _parts(model: nn.Module) -> list[Any]:
+    """What the modules hold besides tensors: attributes, children, hooks, methods that are patched."""
+    found: list[Any] = []
+    for module in model.modules():
+        found += [module, type(module)]
+        for key, value in vars(module).items():
+            if key in ("_parameters", "_buffers", "training", *SKIPPED):
+                continue
+            found += [key, *(x for item in value.items() for x in item)] if isinstance(value, dict) else [key, value]
+    return found
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

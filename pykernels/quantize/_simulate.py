@@ -225,8 +225,8 @@ def rounded_filters(weight: Tensor, per_channel: bool) -> Tensor:
 
 
 def _scale(largest: Tensor) -> Tensor:
-    """The scales of grids for numbers up to ``largest``."""
-    return torch.where(largest > 0, largest / 127, torch.ones_like(largest))
+    """The scales of grids for numbers up to ``largest``; NaN of NaN."""
+    return torch.where(largest == 0, torch.ones_like(largest), largest / 127)
 
 
 def _alone(steps: list[Step]) -> set[Step]:

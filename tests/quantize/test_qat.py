@@ -253,3 +253,46 @@ def test_sequences_train():
     assert all(p.grad is not None and bool(p.grad.any()) for p in aware.parameters())
     with torch.no_grad():
         assert error(run(aware.convert(), x), aware(x)) < neighbours(3)
+
+
+def patched(model):
+    model[0].forward = lambda x: x[:, :1, 2:, 2:].expand(-1, 8, -1, -1) * 0
+
+
+def restrided(model):
+    model[0].stride = (2, 2)
+
+
+@pytest.mark.parametrize("edit", [patched, restrided])
+def test_what_is_changed_about_the_model_is_followed(edit):
+    x = batches(1)[0]
+    aware = pk.quantize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)), [x], qat=True)
+    with torch.no_grad():
+        before = aware(x)
+        edit(aware.model)
+        y = aware(x)
+        assert y.shape != before.shape or error(y, before) > 0.1
+        assert error(run(aware.convert(), x), y) < rounding(2)
+
+
+def test_a_hook_is_refused():
+    x = batches(1)[0]
+    aware = pk.quantize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)), [x], qat=True)
+    aware(x)
+    hook = aware.model[0].register_forward_hook(lambda module, given, result: result * 0)
+    with pytest.raises(RuntimeError, match="cannot be followed as a whole"):
+        aware(x)
+    hook.remove()
+    aware(x)
+
+
+@pytest.mark.parametrize("of", ["weight", "input"])
+def test_nan_is_seen_in_the_loss(of):
+    x = batches(1)[0]
+    aware = pk.quantize(residual(), [x], qat=True)
+    if of == "weight":
+        with torch.no_grad():
+            next(aware.parameters()).fill_(math.nan)
+    else:
+        x = torch.full_like(x, math.nan)
+    assert bool(aware(x).isnan().all())
