@@ -71,8 +71,9 @@ def quantize(
             an update of these the twin rounds them anew, on the same grids.
         batches: Some tens of typical inputs: any iterable, such as a DataLoader. A tuple or list holds the arguments of
             a call, a dict those by name, and all else is the one argument. In a tuple one more than ``forward`` takes,
-            or a tensor of integers more than it requires, is a label, and dropped. None for ``dynamic``
-            and ``weight_only`` unless there is a budget, or for a model that gets its ranges by ``load_state_dict`` and until then runs in float.
+            or a tensor of integers more than it requires, is a label, and dropped. None for ``dynamic`` and
+            ``weight_only`` unless there is a budget, or for a model that gets its ranges by ``load_state_dict`` and
+            until then runs in float.
         dynamic: Quantises linear layers and LSTMs only, each row by its own largest magnitude as it comes.
         weight_only: Rounds the weights of linear layers and LSTMs only; what they read, and their sums, stay float. It
             pays where few rows read large weights from memory, and costs the least accuracy.
