@@ -100,8 +100,8 @@ class QuantAware(nn.Module):
         Raises:
             RuntimeError: The model cannot be followed for these arguments as a whole.
         """
-        parts = _parts(self.model)
-        if len(parts) != len(self._made_of) or any(a is not b for a, b in zip(parts, self._made_of, strict=True)):
+        parts, before = _parts(self.model), self.__dict__["_made_of"]
+        if len(parts) != len(before) or any(a is not b for a, b in zip(parts, before, strict=True)):
             self._remake()  # hooks, patches or attributes are others now
         twin: Any = self._twin
         stub = vars(twin).get("_compiled_call_impl")
